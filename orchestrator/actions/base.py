@@ -1,0 +1,77 @@
+"""What an action is: the contract of the entry point group `orchestrator.actions`.
+
+An action is a class with the attributes of `Action`. It is found by name through entry points, so
+that a package of somebody else's adds one without touching this repository.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from orchestrator.grants.credential import Credential
+from orchestrator.jsontypes import JsonObject, JsonValue
+
+
+class Params(BaseModel):
+    """Base of every action's parameters: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+@dataclass(frozen=True, slots=True)
+class GrantRef:
+    """Marks a parameter that names a grant of the step (`Annotated[str, GrantRef("token")]`).
+
+    `kinds` are the kinds it may be of. Where a parameter may name one field of the grant it is
+    written `grant.field`.
+    """
+
+    kinds: tuple[str, ...]
+
+    def __init__(self, *kinds: str) -> None:
+        object.__setattr__(self, "kinds", kinds)
+
+
+@dataclass(frozen=True, slots=True)
+class StepContext:
+    """What an action is told besides its parameters: its own credentials, and nothing of anybody else's.
+
+    `idempotency_key` is the same for every attempt of one step of one run. `deadline` is a value of
+    the monotonic clock, in seconds. `endpoints` are addresses without secrets, by name.
+    """
+
+    run_id: str
+    workflow: str
+    step: str
+    attempt: int
+    agent: str
+    idempotency_key: str
+    deadline: float
+    credentials: Mapping[str, Credential] = field(default_factory=dict)
+    endpoints: Mapping[str, str] = field(default_factory=dict)
+
+    def remaining(self) -> float:
+        """Seconds until the deadline, never below a tenth of one."""
+        return max(0.1, self.deadline - time.monotonic())
+
+
+class Action(Protocol):
+    """One thing that a step can do.
+
+    `run` returns JSON, usually an object. It raises `StepFailed` with a stable `kind`. It is
+    cancelled at the deadline, and must leave nothing running when it is.
+    """
+
+    summary: ClassVar[str]
+    params: ClassVar[type[Params]]
+
+    def view(self, params: Any) -> JsonObject:
+        """What policies and people may see of these parameters; never contents, never secrets."""
+        ...
+
+    async def run(self, params: Any, context: StepContext) -> JsonValue: ...

@@ -1,0 +1,138 @@
+"""The one tree of errors.
+
+Every error says what happened, where, why, and what to do next (`hint`). None of them ever holds a
+secret: whoever builds one from foreign text redacts that text first.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What the process answers to its scheduler."""
+
+    DONE = 0
+    INVALID = 2
+    """Usage, or a workflow that is not valid: nothing ran."""
+    REFUSED = 3
+    """A policy or Vault refused a grant."""
+    STEP_FAILED = 4
+    UNREACHABLE = 5
+    """A service that the run needs did not answer."""
+    UNCONFIRMED = 6
+    """The work is done, but a revocation is not confirmed yet."""
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+class OrchestratorError(Exception):
+    """Base of all errors raised on purpose.
+
+    `hint` is one sentence that says what to do next; `exit_code` is what the command line answers.
+    """
+
+    exit_code: ExitCode = ExitCode.STEP_FAILED
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
+
+
+class UsageError(OrchestratorError):
+    """Something given on the command line, in the settings or in a file is wrong."""
+
+    exit_code = ExitCode.INVALID
+
+
+class InvalidExpression(UsageError):
+    """A `${{ }}` expression cannot be parsed or evaluated."""
+
+
+class Refused(OrchestratorError):
+    """Somebody who may say no said no. `by` names them: `policy`, `vault`, `orchestrator`."""
+
+    exit_code = ExitCode.REFUSED
+
+    def __init__(self, message: str, *, by: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.by = by
+
+
+class PolicyDenied(Refused):
+    """The policy engine did not allow the step, or gave no answer that can be obeyed."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, by="policy", hint=hint)
+
+
+class GrantRefused(Refused):
+    """A grant of a step was not issued. `grant` is its name in the workflow, `path` what was asked for."""
+
+    def __init__(self, message: str, *, grant: str, path: str, by: str = "vault", hint: str | None = None) -> None:
+        super().__init__(message, by=by, hint=hint)
+        self.grant = grant
+        self.path = path
+
+
+class Unreachable(OrchestratorError):
+    """A service did not answer, or answered that it cannot serve now. Trying later may help."""
+
+    exit_code = ExitCode.UNREACHABLE
+
+
+class VaultUnreachable(Unreachable):
+    """Vault refused the connection, is sealed, is a standby, or kept failing until the deadline."""
+
+
+class StepFailed(OrchestratorError):
+    """The action of a step failed.
+
+    `kind` is a short stable word that `retry.on` in a workflow can name, such as `timeout`,
+    `connection`, `http_status`, `exit_status`, `rate_limited`, `output`.
+    `retry_after` is in seconds, where the service said how long to wait.
+    """
+
+    exit_code = ExitCode.STEP_FAILED
+
+    def __init__(
+        self, message: str, *, kind: str = "error", retry_after: float | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.kind = kind
+        self.retry_after = retry_after
+
+
+class OutputRefused(StepFailed):
+    """A step's output is not JSON, is too large, or contains an issued secret."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, kind="output", hint=hint)
+
+
+class LedgerError(OrchestratorError):
+    """The ledger cannot be read or written: nothing may be issued that cannot be recorded."""
+
+    exit_code = ExitCode.UNREACHABLE
+
+
+class FenceLost(LedgerError):
+    """Another process has taken over this run: this one may not write, issue or finish anything."""
+
+
+class UnknownRun(UsageError):
+    """No run, attempt or lease with this id is in the ledger."""
+
+
+class IllegalTransition(OrchestratorError):
+    """A lease was to be moved to a state that its present state does not lead to: a defect of ours."""
+
+
+class ProvisionError(OrchestratorError):
+    """The desired state could not be installed in Vault or in a database."""
+
+    exit_code = ExitCode.UNREACHABLE

@@ -1,0 +1,113 @@
+"""What a step may declare that it needs: the kinds of grant, as data.
+
+A grant says nothing about how it is issued; `orchestrator.credentials.issuers` knows that.
+Durations are written `90s`, `5m`, `1h` and are seconds in code.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+
+
+def parse_duration(value: object) -> int:
+    """Seconds of `90s`, `5m`, `1h30m`, or of a plain positive integer.
+
+    Raises ValueError for anything else, zero included.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError("a duration is written like 90s, 5m or 1h30m")
+    if isinstance(value, int):
+        seconds = value
+    else:
+        match = _DURATION.fullmatch(value.strip())
+        if match is None or not any(match.groups()):
+            raise ValueError(f"{value!r} is not a duration; write it like 90s, 5m or 1h30m")
+        hours, minutes, rest = (int(part or 0) for part in match.groups())
+        seconds = hours * 3600 + minutes * 60 + rest
+    if seconds <= 0:
+        raise ValueError("a duration is longer than zero")
+    return seconds
+
+
+def format_duration(seconds: float) -> str:
+    """`5400` as `1h30m`: the inverse of `parse_duration`."""
+    whole = round(seconds)
+    hours, rest = divmod(whole, 3600)
+    minutes, rest = divmod(rest, 60)
+    text = "".join(f"{n}{unit}" for n, unit in ((hours, "h"), (minutes, "m"), (rest, "s")) if n)
+    return text or "0s"
+
+
+Duration = Annotated[
+    int,
+    BeforeValidator(parse_duration),
+    Field(json_schema_extra={"type": ["string", "integer"], "examples": ["90s", "5m", "1h30m"]}),
+]
+"""Seconds, written as in `parse_duration`."""
+
+
+def _vault_path(value: str) -> str:
+    if value != value.strip("/") or "//" in value or not value:
+        raise ValueError("a Vault path has no leading, trailing or double slash")
+    if any(part in (".", "..") for part in value.split("/")) or not re.fullmatch(r"[\w\-./@:+]+", value):
+        raise ValueError(f"{value!r} is not a plain Vault path")
+    return value
+
+
+VaultPath = Annotated[str, AfterValidator(_vault_path)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
+"""A name that people choose: workflow, step, grant, connection."""
+
+
+class _Grant(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ttl: Duration | None = Field(
+        default=None,
+        description="How long the credential must live, and the longest it may. Default: the step's timeout plus 30s.",
+    )
+
+
+class DatabaseGrant(_Grant):
+    """A short-lived database login, issued by Vault's database secrets engine."""
+
+    kind: Literal["database"]
+    connection: Name = Field(description="The database, by the name of its Vault connection and of its endpoint.")
+    role: Annotated[str, Field(pattern=r"^[\w-]{1,128}$")] = Field(description="The provisioned Vault database role.")
+    mount: VaultPath = Field(default="database", description="Mount path of the database secrets engine.")
+
+
+class SecretGrant(_Grant):
+    """Chosen keys of one secret in a KV version 2 engine. Such a secret cannot be revoked, only its access ended."""
+
+    kind: Literal["secret"]
+    path: VaultPath = Field(description="Path of the secret inside its mount.")
+    keys: Annotated[list[str], Field(min_length=1)] = Field(description="The keys the step sees; no others.")
+    mount: VaultPath = Field(default="secret", description="Mount path of the KV version 2 engine.")
+
+
+class DynamicGrant(_Grant):
+    """Any Vault path that answers with a lease, such as `rabbitmq/creds/NAME` or `aws/creds/NAME`."""
+
+    kind: Literal["dynamic"]
+    path: VaultPath = Field(description="The full path to read.")
+
+
+class TokenGrant(_Grant):
+    """A signed JWT access token (RFC 9068) for one audience; the key never leaves Vault's transit engine."""
+
+    kind: Literal["token"]
+    audience: Annotated[str, Field(min_length=1)] = Field(description="The `aud` claim: the one service it is for.")
+    scope: Annotated[list[Annotated[str, Field(pattern=r"^[\x21\x23-\x5B\x5D-\x7E]+$")]], Field(min_length=1)] = Field(
+        description="OAuth scopes (RFC 6749, 3.3), nothing broader."
+    )
+    key: Name = Field(default="orchestrator-token", description="The transit key that signs.")
+    mount: VaultPath = Field(default="transit", description="Mount path of the transit engine.")
+
+
+Grant = Annotated[DatabaseGrant | SecretGrant | DynamicGrant | TokenGrant, Field(discriminator="kind")]

@@ -1,0 +1,216 @@
+"""What can happen in a run, as data. The ledger keeps these and derives everything else from them.
+
+No event holds a secret. `lease_id` is the orchestrator's own id; `vault_lease_id` and `accessor` are
+Vault's handles, which open nothing. Durations are seconds; times are UTC and stamped by the ledger.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import ClassVar
+
+from orchestrator.jsontypes import JsonObject, JsonValue
+from orchestrator.ledger.lease import LeaseState
+
+
+class RunState(StrEnum):
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    REFUSED = "refused"
+    CANCELLED = "cancelled"
+
+
+class StepState(StrEnum):
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    REFUSED = "refused"
+    SKIPPED = "skipped"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted:
+    kind: ClassVar[str] = "run.started"
+    workflow: str
+    digest: str
+    agent: str
+    trigger: str
+    inputs: JsonObject
+    """As policies may see them; secret inputs are `***`."""
+    steps: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFinished:
+    kind: ClassVar[str] = "run.finished"
+    state: RunState
+    exit_code: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptStarted:
+    kind: ClassVar[str] = "attempt.started"
+    step: str
+    attempt: int
+    step_key: str
+    """Unique per attempt; part of the name of every database role issued for it."""
+    action: str
+    timeout: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decided:
+    kind: ClassVar[str] = "decision"
+    step: str
+    attempt: int
+    engine: str
+    revision: str
+    input_digest: str
+    allow: bool
+    reasons: tuple[str, ...]
+    max_ttl: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptFinished:
+    kind: ClassVar[str] = "attempt.finished"
+    step: str
+    attempt: int
+    state: StepState
+    error_kind: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepFinished:
+    """The step is decided, after its last attempt or without any (skipped)."""
+
+    kind: ClassVar[str] = "step.finished"
+    step: str
+    state: StepState
+    reason: str = ""
+    outputs: JsonValue = None
+    """Only the keys that `outputs:` of the step names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseRequested:
+    kind: ClassVar[str] = "lease.requested"
+    to: ClassVar[LeaseState] = LeaseState.REQUESTED
+    lease_id: str
+    step: str
+    attempt: int
+    grant: str
+    grant_kind: str
+    """A grant kind, or `step-token` for the child token that the attempt's leases hang from."""
+    resource: str
+    scope: JsonObject
+    ttl: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseDenied:
+    kind: ClassVar[str] = "lease.denied"
+    to: ClassVar[LeaseState] = LeaseState.DENIED
+    lease_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseFailed:
+    kind: ClassVar[str] = "lease.failed"
+    to: ClassVar[LeaseState] = LeaseState.FAILED
+    lease_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseIssued:
+    kind: ClassVar[str] = "lease.issued"
+    to: ClassVar[LeaseState] = LeaseState.ISSUED
+    lease_id: str
+    ttl: int
+    expires_at: datetime
+    vault_lease_id: str = ""
+    accessor: str = ""
+    subject: str = ""
+    """Who the credential is: a database role name, a token's `jti`, a secret's version."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseRenewed:
+    kind: ClassVar[str] = "lease.renewed"
+    to: ClassVar[LeaseState] = LeaseState.ISSUED
+    lease_id: str
+    ttl: int
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseRevoking:
+    kind: ClassVar[str] = "lease.revoking"
+    to: ClassVar[LeaseState] = LeaseState.REVOKING
+    lease_id: str
+    reason: str
+    """`step ended`, or `outcome unknown: ...`, or what else made it go."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseRevocationFailed:
+    kind: ClassVar[str] = "lease.revocation_failed"
+    to: ClassVar[LeaseState] = LeaseState.REVOKING
+    lease_id: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseRevoked:
+    kind: ClassVar[str] = "lease.revoked"
+    to: ClassVar[LeaseState] = LeaseState.REVOKED
+    lease_id: str
+    confirmed_by: str
+    """`vault` (synchronous revocation answered) or `database` (the catalog was asked)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseExpired:
+    kind: ClassVar[str] = "lease.expired"
+    to: ClassVar[LeaseState] = LeaseState.EXPIRED
+    lease_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseEnded:
+    kind: ClassVar[str] = "lease.ended"
+    to: ClassVar[LeaseState] = LeaseState.ENDED
+    lease_id: str
+    valid_until: datetime | None
+    """None: the secret stays valid until its owner changes it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrphansSwept:
+    kind: ClassVar[str] = "orphans.swept"
+    step_key: str
+    connection: str
+    roles: tuple[str, ...] = field(default=())
+
+
+LeaseEvent = (
+    LeaseRequested
+    | LeaseDenied
+    | LeaseFailed
+    | LeaseIssued
+    | LeaseRenewed
+    | LeaseRevoking
+    | LeaseRevocationFailed
+    | LeaseRevoked
+    | LeaseExpired
+    | LeaseEnded
+)
+Event = RunStarted | RunFinished | AttemptStarted | Decided | AttemptFinished | StepFinished | OrphansSwept | LeaseEvent

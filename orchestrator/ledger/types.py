@@ -1,0 +1,137 @@
+"""What the ledger offers to those who write it, and the rows that it gives to those who read it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from orchestrator.jsontypes import JsonObject, JsonValue
+from orchestrator.ledger.events import Event, RunStarted, RunState, StepState
+from orchestrator.ledger.lease import LeaseState
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    run_id: str
+    workflow: str
+    digest: str
+    agent: str
+    trigger: str
+    inputs: JsonObject
+    state: RunState
+    started_at: datetime
+    finished_at: datetime | None
+    exit_code: int | None
+    reason: str
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    run_id: str
+    step: str
+    state: StepState
+    attempts: int
+    action: str
+    started_at: datetime | None
+    finished_at: datetime | None
+    reason: str
+    outputs: JsonValue
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRecord:
+    lease_id: str
+    run_id: str
+    workflow: str
+    agent: str
+    step: str
+    attempt: int
+    step_key: str
+    grant: str
+    grant_kind: str
+    resource: str
+    scope: JsonObject
+    state: LeaseState
+    ttl: int
+    requested_at: datetime
+    issued_at: datetime | None
+    expires_at: datetime | None
+    closed_at: datetime | None
+    """When it reached a final state."""
+    vault_lease_id: str
+    accessor: str
+    subject: str
+    reason: str
+    """Why it was denied, failed or is still being revoked; for `ended`, how long it stays valid."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventRecord:
+    run_id: str
+    seq: int
+    time: datetime
+    kind: str
+    data: JsonObject
+    digest: str
+    """SHA-256 over the previous event's digest and this event's canonical JSON."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseFilter:
+    """All given parts must match. `resource` matches as a prefix; times bound `requested_at`."""
+
+    run: str | None = None
+    workflow: str | None = None
+    step: str | None = None
+    agent: str | None = None
+    states: frozenset[LeaseState] | None = None
+    resource: str | None = None
+    grant_kind: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    limit: int = 200
+
+
+class LedgerWriter(Protocol):
+    """The writing side. What `append` was given is durable when it returns; events of one call are one transaction."""
+
+    async def begin_run(self, run_id: str, started: RunStarted) -> int:
+        """Record a new run and return its fence number. Raises UsageError if the id is taken."""
+        ...
+
+    async def append(self, run_id: str, fence: int, events: Sequence[Event]) -> None:
+        """Commit the events. Raises FenceLost, LedgerError or IllegalTransition; then none of them is recorded."""
+        ...
+
+    async def aclose(self) -> None: ...
+
+
+class LedgerReader(Protocol):
+    """The reading side, synchronous: the command line and tests use it."""
+
+    def run(self, run_id: str) -> RunRecord | None: ...
+
+    def runs(
+        self, *, workflow: str | None = None, state: RunState | None = None, limit: int = 50
+    ) -> Sequence[RunRecord]:
+        """Newest first."""
+        ...
+
+    def steps(self, run_id: str) -> Sequence[StepRecord]: ...
+
+    def lease(self, lease_id: str) -> LeaseRecord | None: ...
+
+    def leases(self, query: LeaseFilter) -> Sequence[LeaseRecord]:
+        """Newest first."""
+        ...
+
+    def events(self, run_id: str, *, lease_id: str | None = None) -> Sequence[EventRecord]:
+        """In order of their sequence number."""
+        ...
+
+    def verify(self, run_id: str) -> int | None:
+        """The sequence number of the first event that breaks the hash chain or is missing, or None."""
+        ...

@@ -1,0 +1,64 @@
+"""How to reach Vault and who to be there. Built from the settings; nothing here reads the environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator.secret import Secret
+
+
+@dataclass(frozen=True, slots=True)
+class AppRoleAuth:
+    role_id: str
+    secret_id: Secret
+    mount: str = "approle"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenAuth:
+    token: Secret
+
+
+@dataclass(frozen=True, slots=True)
+class TokenFileAuth:
+    """A file that somebody else keeps fresh, such as the sink of Vault Agent; read at every login."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class KubernetesAuth:
+    role: str
+    jwt_file: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+    mount: str = "kubernetes"
+
+
+@dataclass(frozen=True, slots=True)
+class JwtAuth:
+    """A workload identity token (OIDC) in a file, exchanged at Vault's JWT auth method."""
+
+    role: str
+    jwt_file: Path
+    mount: str = "jwt"
+
+
+Auth = AppRoleAuth | TokenAuth | TokenFileAuth | KubernetesAuth | JwtAuth
+
+
+@dataclass(frozen=True, slots=True)
+class VaultConfig:
+    """`connect_timeout` and `read_timeout` are seconds of one HTTP request.
+
+    The read time-out is longer than Vault's own limit of 90 s per request on purpose: an issuance
+    whose connection we close leaves a database role behind that Vault does not know of.
+    """
+
+    address: str
+    auth: Auth = field(repr=False)
+    namespace: str | None = None
+    ca_cert: Path | None = None
+    token_role: str = "orchestrator-step"
+    connect_timeout: float = 5.0
+    read_timeout: float = 100.0
+    connections: int = 16
