@@ -1,0 +1,372 @@
+"""Opens and closes all credentials of one step attempt, in the right order.
+
+Opening: the intent is committed to the ledger, a child token is minted, each lease is issued and
+committed before the step may see it. Closing, in reverse: each lease is revoked synchronously, then
+the child token by its accessor; what is not confirmed by Vault is looked for in the database. An
+issuance in flight is never abandoned: closing waits for its answer, then revokes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Protocol
+
+from orchestrator.clock import Clock
+from orchestrator.credentials.closing import close_lease
+from orchestrator.credentials.types import (
+    STEP_TOKEN_KIND,
+    Attempt,
+    Issued,
+    Issuer,
+    IssueRequest,
+    LeaseHandle,
+)
+from orchestrator.errors import GrantRefused, OrchestratorError, Refused, VaultUnreachable
+from orchestrator.grants.credential import Credential
+from orchestrator.grants.scope import Scope
+from orchestrator.ledger.events import (
+    Event,
+    LeaseDenied,
+    LeaseEvent,
+    LeaseFailed,
+    LeaseIssued,
+    LeaseRequested,
+    LeaseRevocationFailed,
+    LeaseRevoked,
+    LeaseRevoking,
+    OrphansSwept,
+)
+from orchestrator.ledger.ids import new_lease_id
+from orchestrator.ledger.types import LedgerWriter
+from orchestrator.secret import Secret
+from orchestrator.vault.faults import Outcome, VaultRefused, VaultUnavailable
+from orchestrator.vault.session import StepToken, VaultSession
+
+STEP_TOKEN_GRANT = "(step token)"  # noqa: S105 -- how the ledger names the child token among the grants
+
+
+class Sweeper(Protocol):
+    """Looks in a database for logins of a step key, drops them, and returns their names.
+
+    Returning means that none is left. Raises OrchestratorError where that cannot be said.
+    """
+
+    async def sweep(self, attempt: Attempt, connection: str, *, deadline: float) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Broker:
+    """What is needed to open credentials. `grace` bounds, in seconds, how long closing tries to confirm."""
+
+    vault: VaultSession
+    ledger: LedgerWriter
+    issuer: Callable[[str], Issuer]
+    remember: Callable[[Secret], None]
+    clock: Clock
+    grace: float = 30.0
+    token_issuer: str | None = None
+    sweeper: Sweeper | None = None
+
+    def open(self, attempt: Attempt, *, prelude: Sequence[Event] = ()) -> StepLeases:
+        """The credentials of an attempt, as an asynchronous context manager.
+
+        `prelude` is committed in the same transaction as the intent. Entering raises GrantRefused,
+        VaultUnreachable or LedgerError after everything already opened has been closed again.
+        """
+        return StepLeases(self, attempt, prelude)
+
+
+class StepLeases:
+    """The open credentials of one attempt. Leaving the context takes them back, however it is left.
+
+    After that `pending` holds the ids of leases whose end is not confirmed yet.
+    """
+
+    def __init__(self, broker: Broker, attempt: Attempt, prelude: Sequence[Event]) -> None:
+        self._broker = broker
+        self._attempt = attempt
+        self._prelude = tuple(prelude)
+        self._held: list[LeaseHandle] = []
+        self._unasked: dict[str, Scope] = {}
+        self._in_flight: tuple[str, Scope] | None = None
+        self._opening: asyncio.Task[dict[str, Credential]] | None = None
+        self._stop = asyncio.Event()
+        self.epilogue: tuple[Event, ...] = ()
+        """Committed together with the beginning of the revocation; set it before leaving the context."""
+        self.pending: tuple[str, ...] = ()
+
+    async def __aenter__(self) -> Mapping[str, Credential]:
+        self._opening = asyncio.create_task(self._open(), name=f"open {self._attempt.step_key}")
+        try:
+            return await asyncio.shield(self._opening)
+        except BaseException as error:
+            self._stop.set()
+            await _to_the_end(self._close(_why(error)))
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await _to_the_end(self._close("step ended" if error is None else _why(error)))
+
+    async def _open(self) -> dict[str, Credential]:
+        if not self._attempt.scopes:
+            await self._record(*self._prelude)
+            return {}
+        token_id = new_lease_id()
+        self._unasked = {new_lease_id(): scope for scope in self._attempt.scopes}
+        await self._record(
+            *self._prelude,
+            self._requested(token_id, self._token_scope()),
+            *(self._requested(lease_id, scope) for lease_id, scope in self._unasked.items()),
+        )
+        self._in_flight = (token_id, self._token_scope())
+        token = await self._mint(token_id)
+        credentials: dict[str, Credential] = {}
+        for lease_id, scope in list(self._unasked.items()):
+            if self._stop.is_set():
+                break
+            del self._unasked[lease_id]
+            self._in_flight = (lease_id, scope)
+            credentials[scope.name] = await self._issue(lease_id, scope, token)
+            self._in_flight = None
+        return credentials
+
+    async def _mint(self, lease_id: str) -> StepToken:
+        attempt, scope = self._attempt, self._token_scope()
+        try:
+            token = await self._broker.vault.create_step_token(
+                policy=attempt.policy,
+                display_name=attempt.step_key,
+                ttl=scope.ttl,
+                metadata={"run": attempt.run_id, "step": attempt.step, "attempt": str(attempt.number)},
+                deadline=attempt.deadline,
+                stop=self._stop,
+            )
+        except (VaultRefused, VaultUnavailable) as error:
+            raise await self._not_issued(lease_id, scope, error) from error
+        await self._hold(
+            LeaseHandle(lease_id, scope.name, scope.kind, scope.resource, accessor=token.accessor),
+            self._issued_event(lease_id, ttl=token.ttl, accessor=token.accessor, subject=attempt.step_key),
+        )
+        return token
+
+    async def _issue(self, lease_id: str, scope: Scope, token: StepToken) -> Credential:
+        broker = self._broker
+        request = IssueRequest(
+            scope=scope,
+            attempt=self._attempt,
+            lease_id=lease_id,
+            token=token.token,
+            vault=broker.vault,
+            clock=broker.clock,
+            stop=self._stop,
+            remember=broker.remember,
+            token_issuer=broker.token_issuer,
+        )
+        try:
+            issued = await broker.issuer(scope.kind).issue(request)
+        except OrchestratorError as error:
+            raise await self._not_issued(lease_id, scope, error) from error
+        except (KeyError, TypeError, ValueError) as error:
+            garbled = VaultUnavailable(
+                f"Vault's answer to {scope.resource} cannot be understood", outcome=Outcome.UNKNOWN, path=scope.resource
+            )
+            raise await self._not_issued(lease_id, scope, garbled) from error
+        ttl = min(issued.ttl, token.ttl)
+        await self._hold(
+            LeaseHandle(
+                lease_id,
+                scope.name,
+                scope.kind,
+                scope.resource,
+                vault_lease_id=issued.vault_lease_id,
+                connection=scope.connection,
+                valid_until=issued.valid_until,
+            ),
+            self._issued_event(lease_id, ttl=ttl, vault_lease_id=issued.vault_lease_id, subject=issued.subject),
+        )
+        self._check(scope, issued, ttl)
+        return replace(issued.credential, ttl=ttl)
+
+    def _check(self, scope: Scope, issued: Issued, ttl: int) -> None:
+        """Refuse what was issued but does not serve: it is on record by now and is closed like any other."""
+        left = self._attempt.deadline - self._broker.clock.monotonic()
+        if ttl < int(left):
+            raise GrantRefused(
+                f"{self._where(scope)}: Vault issued it for {ttl}s, but the step may take another {int(left)}s",
+                grant=scope.name,
+                path=scope.resource,
+                hint="shorten the step's timeout, or raise the TTL of the role and of the grant",
+            )
+        if scope.kind == "database" and self._attempt.step_key not in issued.subject:
+            raise GrantRefused(
+                f"{self._where(scope)}: the name of the issued login does not carry the step key",
+                grant=scope.name,
+                path=scope.resource,
+                by="orchestrator",
+                hint=f"the Vault connection `{scope.connection}` lacks the orchestrator's username_template; "
+                "run `orchestrator provision apply`",
+            )
+
+    async def _not_issued(self, lease_id: str, scope: Scope, error: OrchestratorError) -> OrchestratorError:
+        """Record that a grant was not issued, and turn the reason into the error that the step fails with."""
+        where = self._where(scope)
+        if isinstance(error, VaultUnavailable):
+            if error.outcome is Outcome.UNKNOWN:
+                self._held.append(
+                    LeaseHandle(
+                        lease_id,
+                        scope.name,
+                        scope.kind,
+                        scope.resource,
+                        connection=scope.connection,
+                        unknown=True,
+                        answered=error.status != 0,
+                    )
+                )
+                await self._record(LeaseRevoking(lease_id=lease_id, reason=f"outcome unknown: {error.message}"))
+            else:
+                await self._record(LeaseFailed(lease_id=lease_id, reason=error.message))
+            if error.status == 429:
+                return GrantRefused(
+                    f"{where} was refused by vault: {error.message}",
+                    grant=scope.name,
+                    path=scope.resource,
+                    hint=error.hint,
+                )
+            return VaultUnreachable(f"{where} could not be issued: {error.message}", hint=error.hint)
+        if isinstance(error, Refused):
+            await self._record(LeaseDenied(lease_id=lease_id, reason=error.message))
+            return GrantRefused(
+                f"{where} was refused by {error.by}: {error.message}",
+                grant=scope.name,
+                path=scope.resource,
+                by=error.by,
+                hint=error.hint,
+            )
+        await self._record(LeaseFailed(lease_id=lease_id, reason=error.message))
+        return error
+
+    async def _hold(self, handle: LeaseHandle, event: LeaseIssued) -> None:
+        """Held first and recorded second: if the record fails, closing still knows what to revoke."""
+        self._held.append(handle)
+        await self._record(event)
+
+    async def _close(self, reason: str) -> None:
+        deadline = self._broker.clock.monotonic() + self._broker.grace
+        await self._settle_opening()
+        held = [*reversed(self._held)]
+        self._held = []
+        beginning = self._record(
+            *self.epilogue,
+            *(LeaseFailed(lease_id=lease_id, reason=f"not asked for: {reason}") for lease_id in self._unasked),
+            *(LeaseRevoking(lease_id=handle.lease_id, reason=reason) for handle in held if not handle.unknown),
+        )
+        self._unasked = {}
+        recorded, ends = await asyncio.gather(beginning, self._take_back(held, deadline), return_exceptions=True)
+        if isinstance(ends, BaseException):
+            raise ends
+        self.pending = tuple(end.lease_id for end in ends if isinstance(end, LeaseRevocationFailed))
+        if isinstance(recorded, BaseException):
+            raise recorded
+        await self._record(*ends)
+
+    async def _settle_opening(self) -> None:
+        """Wait for an issuance in flight. One that outlasts even the grace is recorded as of unknown outcome."""
+        if self._opening is None:
+            return
+        await asyncio.wait({self._opening}, timeout=self._broker.grace)
+        if self._opening.done():
+            if not self._opening.cancelled():
+                self._opening.exception()
+            return
+        self._opening.cancel()
+        if self._in_flight is not None:
+            lease_id, scope = self._in_flight
+            self._held.append(LeaseHandle(lease_id, scope.name, scope.kind, scope.resource, unknown=True))
+            await self._record(LeaseRevoking(lease_id=lease_id, reason="outcome unknown: no answer within the grace"))
+
+    async def _take_back(self, held: Sequence[LeaseHandle], deadline: float) -> list[LeaseEvent | OrphansSwept]:
+        vault = self._broker.vault
+        ends: list[LeaseEvent | OrphansSwept] = [await close_lease(handle, vault, deadline=deadline) for handle in held]
+        unconfirmed = {end.lease_id for end in ends if isinstance(end, LeaseRevocationFailed)}
+        suspects = [handle for handle in held if handle.connection and handle.lease_id in unconfirmed]
+        for connection in sorted({handle.connection for handle in suspects if handle.connection}):
+            swept = await self._sweep(connection, deadline)
+            if swept is None:
+                continue
+            gone = {
+                handle.lease_id
+                for handle in suspects
+                if handle.connection == connection and (swept.roles or handle.answered or not handle.unknown)
+            }
+            ends = [end for end in ends if getattr(end, "lease_id", None) not in gone]
+            ends += [swept, *(LeaseRevoked(lease_id=lease_id, confirmed_by="database") for lease_id in sorted(gone))]
+        return ends
+
+    async def _sweep(self, connection: str, deadline: float) -> OrphansSwept | None:
+        if self._broker.sweeper is None:
+            return None
+        try:
+            roles = await self._broker.sweeper.sweep(self._attempt, connection, deadline=deadline)
+        except OrchestratorError:
+            return None
+        return OrphansSwept(step_key=self._attempt.step_key, connection=connection, roles=roles)
+
+    async def _record(self, *events: Event) -> None:
+        if events:
+            await self._broker.ledger.append(self._attempt.run_id, self._attempt.fence, events)
+
+    def _token_scope(self) -> Scope:
+        return Scope(
+            STEP_TOKEN_GRANT,
+            STEP_TOKEN_KIND,
+            self._attempt.policy,
+            max(scope.ttl for scope in self._attempt.scopes),
+        )
+
+    def _requested(self, lease_id: str, scope: Scope) -> LeaseRequested:
+        return LeaseRequested(
+            lease_id=lease_id,
+            step=self._attempt.step,
+            attempt=self._attempt.number,
+            grant=scope.name,
+            grant_kind=scope.kind,
+            resource=scope.resource,
+            scope=scope.as_json(),  # type: ignore[arg-type]  # an object of JSON values, typed as object
+            ttl=scope.ttl,
+        )
+
+    def _issued_event(self, lease_id: str, *, ttl: int, **rest: Any) -> LeaseIssued:
+        expires = self._broker.clock.now() + timedelta(seconds=ttl)
+        return LeaseIssued(lease_id=lease_id, ttl=ttl, expires_at=expires, **rest)
+
+    def _where(self, scope: Scope) -> str:
+        return f"step `{self._attempt.step}`: grant `{scope.name}` ({scope.resource})"
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Run clean-up that a cancellation of the caller must not cut off; the cancellation is raised afterwards."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, asyncio.CancelledError):
+        return "cancelled"
+    if isinstance(error, TimeoutError):
+        return "timed out"
+    return f"step failed: {type(error).__name__}"

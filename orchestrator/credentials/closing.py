@@ -1,0 +1,35 @@
+"""Taking credentials back: one lease at a time, and never calling "revoked" what is not confirmed.
+
+Used at the end of every step attempt and, from the ledger's records alone, by recovery.
+"""
+
+from __future__ import annotations
+
+from orchestrator.credentials.types import STEP_TOKEN_KIND, LeaseHandle
+from orchestrator.ledger.events import LeaseEnded, LeaseEvent, LeaseRevocationFailed, LeaseRevoked
+from orchestrator.vault.faults import VaultRefused, VaultUnavailable
+from orchestrator.vault.session import VaultSession
+
+
+async def close_lease(handle: LeaseHandle, vault: VaultSession, *, deadline: float) -> LeaseEvent:
+    """Take one lease back and say what became of it. Never raises for what Vault or the network does.
+
+    Step tokens go by accessor and leases by their Vault lease id, synchronously. A handle that has
+    neither although its kind needs one is of unknown outcome and cannot be confirmed here.
+    """
+    try:
+        if handle.grant_kind == STEP_TOKEN_KIND:
+            if not handle.accessor:
+                return LeaseRevocationFailed(
+                    lease_id=handle.lease_id, error="outcome unknown: no accessor was received"
+                )
+            await vault.revoke_accessor(handle.accessor, deadline=deadline)
+            return LeaseRevoked(lease_id=handle.lease_id, confirmed_by="vault")
+        if handle.vault_lease_id:
+            await vault.revoke_lease(handle.vault_lease_id, deadline=deadline)
+            return LeaseRevoked(lease_id=handle.lease_id, confirmed_by="vault")
+    except (VaultRefused, VaultUnavailable) as error:
+        return LeaseRevocationFailed(lease_id=handle.lease_id, error=error.message)
+    if handle.unknown:
+        return LeaseRevocationFailed(lease_id=handle.lease_id, error="outcome unknown: no lease id was received")
+    return LeaseEnded(lease_id=handle.lease_id, valid_until=handle.valid_until)

@@ -1,0 +1,36 @@
+"""Credentials from any Vault path that answers with a lease."""
+
+from __future__ import annotations
+
+from orchestrator.credentials.types import Issued, IssueRequest
+from orchestrator.errors import GrantRefused
+from orchestrator.grants.credential import Credential
+from orchestrator.secret import Secret
+
+
+class DynamicIssuer:
+    """Reads the path; every text in `data` becomes a field of the credential."""
+
+    async def issue(self, request: IssueRequest) -> Issued:
+        scope = request.scope
+        body = await request.vault.request(
+            "get",
+            scope.resource,
+            token=request.token,
+            deadline=request.attempt.deadline,
+            repeatable=False,
+            stop=request.stop,
+        )
+        fields = {key: Secret(value) for key, value in (body.get("data") or {}).items() if isinstance(value, str)}
+        for secret in fields.values():
+            request.remember(secret)
+        if not body.get("lease_id"):
+            raise GrantRefused(
+                f"`{scope.resource}` answered without a lease, so it could not be revoked",
+                grant=scope.name,
+                path=scope.resource,
+                by="orchestrator",
+                hint="for a static secret declare a grant of kind `secret`",
+            )
+        ttl = int(body["lease_duration"])
+        return Issued(Credential(scope.name, scope.kind, ttl, fields=fields), ttl, vault_lease_id=body["lease_id"])

@@ -1,0 +1,35 @@
+"""Chosen keys of a secret in Vault's KV version 2 engine."""
+
+from __future__ import annotations
+
+from orchestrator.credentials.types import Issued, IssueRequest
+from orchestrator.errors import GrantRefused
+from orchestrator.grants.credential import Credential
+from orchestrator.secret import Secret
+
+
+class SecretIssuer:
+    """Reads the secret and passes on only the declared keys. It cannot be revoked, only its access ended."""
+
+    async def issue(self, request: IssueRequest) -> Issued:
+        scope = request.scope
+        body = await request.vault.request(
+            "get", scope.resource, token=request.token, deadline=request.attempt.deadline, stop=request.stop
+        )
+        data = body["data"]["data"]
+        for value in data.values():
+            if isinstance(value, str):
+                request.remember(Secret(value))
+        missing = [key for key in scope.keys if not isinstance(data.get(key), str)]
+        if missing:
+            raise GrantRefused(
+                f"the secret `{scope.resource}` has no text under {', '.join(f'`{key}`' for key in missing)}",
+                grant=scope.name,
+                path=scope.resource,
+                hint="correct `keys` of the grant, or store the key in Vault",
+            )
+        version = body["data"].get("metadata", {}).get("version")
+        fields = {key: Secret(data[key]) for key in scope.keys}
+        return Issued(
+            Credential(scope.name, scope.kind, scope.ttl, fields=fields), scope.ttl, subject=f"version {version}"
+        )

@@ -1,0 +1,97 @@
+"""Access tokens for other services: JWTs after RFC 9068, signed inside Vault's transit engine."""
+
+from __future__ import annotations
+
+import base64
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from orchestrator.credentials.types import Issued, IssueRequest
+from orchestrator.errors import GrantRefused
+from orchestrator.grants.credential import Credential
+from orchestrator.secret import Secret
+from orchestrator.vault.jwks import algorithm_of, key_id
+
+_CLOCK_SKEW = 5
+"""Seconds by which `nbf` lies in the past, for services whose clock is a little behind."""
+
+
+class TokenIssuer:
+    """Builds the claims, has Vault sign them. The private key never leaves Vault.
+
+    A JWT cannot be revoked, so it expires with the step: `exp` is never later than the deadline.
+    """
+
+    def __init__(self) -> None:
+        self._keys: dict[str, tuple[int, str, str]] = {}
+
+    async def issue(self, request: IssueRequest) -> Issued:
+        scope = request.scope
+        if request.token_issuer is None:
+            raise GrantRefused(
+                "no token issuer is configured",
+                grant=scope.name,
+                path=scope.resource,
+                by="orchestrator",
+                hint="set ORCHESTRATOR_TOKEN_ISSUER to the URL under which the public keys are served",
+            )
+        left = request.attempt.deadline - request.clock.monotonic()
+        issued_at = int(request.clock.now().timestamp())
+        expires = issued_at + max(1, int(min(left, scope.ttl)))
+        claims = {
+            "iss": request.token_issuer,
+            "sub": request.attempt.agent,
+            "aud": scope.audience,
+            "client_id": request.attempt.workflow,
+            "scope": " ".join(scope.scopes),
+            "iat": issued_at,
+            "nbf": issued_at - _CLOCK_SKEW,
+            "exp": expires,
+            "jti": request.lease_id,
+        }
+        token = await self._sign(request, claims)
+        request.remember(token)
+        ttl = expires - issued_at
+        return Issued(
+            Credential(scope.name, scope.kind, ttl, fields={"token": token}),
+            ttl,
+            subject=request.lease_id,
+            valid_until=datetime.fromtimestamp(expires, UTC),
+        )
+
+    async def _sign(self, request: IssueRequest, claims: dict[str, Any]) -> Secret:
+        version, kid, algorithm = await self._latest_key(request)
+        while True:
+            header = {"alg": algorithm, "typ": "at+jwt", "kid": kid}
+            signing_input = f"{_base64url(header)}.{_base64url(claims)}"
+            body = await request.vault.request(
+                "post",
+                request.scope.resource,
+                token=request.token,
+                deadline=request.attempt.deadline,
+                stop=request.stop,
+                payload={
+                    "input": base64.b64encode(signing_input.encode()).decode(),
+                    "hash_algorithm": "sha2-256",
+                    "marshaling_algorithm": "jws",
+                },
+            )
+            _, signed_by, signature = body["data"]["signature"].split(":", 2)
+            if signed_by == f"v{version}":
+                return Secret(f"{signing_input}.{signature}")
+            version, kid, algorithm = await self._latest_key(request, refresh=True)
+
+    async def _latest_key(self, request: IssueRequest, *, refresh: bool = False) -> tuple[int, str, str]:
+        """Version, `kid` and `alg` of the key that signs now; asked for once, and again after a rotation."""
+        mount, _, name = request.scope.resource.partition("/sign/")
+        if refresh or name not in self._keys:
+            body = await request.vault.runtime_request("get", f"{mount}/keys/{name}", deadline=request.attempt.deadline)
+            version = int(body["data"]["latest_version"])
+            self._keys[name] = (version, key_id(name, body, version), algorithm_of(body))
+        return self._keys[name]
+
+
+def _base64url(value: dict[str, Any]) -> str:
+    text = json.dumps(value, separators=(",", ":"), sort_keys=True)
+    return base64.urlsafe_b64encode(text.encode()).rstrip(b"=").decode()

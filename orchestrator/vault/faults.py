@@ -1,0 +1,110 @@
+"""What Vault's answers and silences mean: refused, try again, or outcome unknown.
+
+Status codes: Vault's HTTP API manual, "HTTP status codes". The distinction that matters here is
+whether an issuance may have happened although no usable answer came.
+"""
+
+from __future__ import annotations
+
+import re
+from email.utils import parsedate_to_datetime
+from enum import Enum
+
+from orchestrator.errors import Refused, VaultUnreachable
+
+_NEVER_REACHED_DATABASE = re.compile(
+    r"connect(?:ion)? refused|failed to connect|no such host|no such file or directory|the database system is "
+    r"(?:starting up|shutting down)|error verifying connection|dial (?:tcp|unix)",
+    re.IGNORECASE,
+)
+
+
+class Outcome(Enum):
+    """What is known of a request that did not succeed."""
+
+    REFUSED = "refused"
+    """Answered with a definite no."""
+    NOT_DONE = "not done"
+    """It was certainly not carried out; it may be tried again."""
+    UNKNOWN = "unknown"
+    """It may have been carried out, whole or in part."""
+
+
+class VaultRefused(Refused):
+    """Vault answered no. `status` is the HTTP status, `path` what was asked."""
+
+    def __init__(self, message: str, *, status: int, path: str, hint: str | None = None) -> None:
+        super().__init__(message, by="vault", hint=hint)
+        self.status = status
+        self.path = path
+
+
+class VaultUnavailable(VaultUnreachable):
+    """Vault did not serve the request. `retry_after` is in seconds, where Vault said so; `status` 0 is no answer."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        outcome: Outcome,
+        path: str,
+        status: int = 0,
+        retry_after: float | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.outcome = outcome
+        self.path = path
+        self.status = status
+        self.retry_after = retry_after
+
+
+def outcome_of(status: int, errors: str) -> Outcome:
+    """Classify an answer that is not 2xx. `errors` is the text of Vault's `errors` list."""
+    if status in (307, 412, 429, 472, 473):
+        return Outcome.NOT_DONE
+    if status == 503:
+        return Outcome.NOT_DONE if "sealed" in errors.lower() else Outcome.UNKNOWN
+    if status >= 500:
+        return Outcome.NOT_DONE if _NEVER_REACHED_DATABASE.search(errors) else Outcome.UNKNOWN
+    return Outcome.REFUSED
+
+
+def retry_after_seconds(header: str | None, now: float) -> float | None:
+    """`Retry-After` (RFC 9110, 10.2.3) in seconds; `now` is a POSIX timestamp. None if absent or malformed."""
+    if not header:
+        return None
+    try:
+        return max(0.0, float(header))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(header).timestamp() - now)
+    except ValueError:
+        return None
+
+
+def error_text(errors: object) -> str:
+    """Vault's `errors` list as one line."""
+    if not isinstance(errors, list):
+        return ""
+    text = "; ".join(str(error) for error in errors)
+    text = re.sub(r"\d+ errors? occurred:", "", text)
+    return re.sub(r"\s+", " ", text.replace("* ", "")).strip()
+
+
+def hint_for(status: int, errors: str, path: str) -> str | None:
+    """What a person can do about this answer."""
+    if status == 403:
+        return (
+            f"the step's Vault policy does not allow `{path}`; run `orchestrator provision plan` to see what is missing"
+        )
+    if status == 404:
+        return f"nothing is mounted or stored at `{path}`"
+    if status == 400 and "unknown role" in errors:
+        return "the role is not provisioned; run `orchestrator provision plan`"
+    if status == 429:
+        return "a quota of Vault's is exhausted; lower the parallelism of the workflow or raise the quota"
+    if status == 503:
+        return "Vault is sealed or not ready; unseal it, then run again"
+    return None

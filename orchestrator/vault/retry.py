@@ -1,0 +1,67 @@
+"""When a request to Vault is tried again: a decision over the error and the time that is left."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
+
+from orchestrator.clock import Clock
+from orchestrator.vault.faults import Outcome, VaultUnavailable
+
+T = TypeVar("T")
+
+_BACKOFF = wait_exponential_jitter(initial=0.1, max=5.0, jitter=0.1)
+
+
+def is_retryable(error: BaseException, *, repeatable: bool) -> bool:
+    """Whether to try again. What is not `repeatable` is only tried again if it was certainly not done."""
+    if not isinstance(error, VaultUnavailable):
+        return False
+    return error.outcome is Outcome.NOT_DONE or repeatable
+
+
+def wait_before_retry(state: RetryCallState) -> float:
+    """Seconds to wait: exponential with jitter, capped, and never less than Vault's own `Retry-After`."""
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.retry_after if isinstance(error, VaultUnavailable) else None
+    return max(_BACKOFF(state), asked or 0.0)
+
+
+async def retrying(
+    call: Callable[[], Awaitable[T]],
+    *,
+    clock: Clock,
+    deadline: float,
+    repeatable: bool,
+    stop: asyncio.Event | None = None,
+) -> T:
+    """Call until it succeeds, is refused, would outlast `deadline` (monotonic seconds), or `stop` is set.
+
+    Raises the last error. A call that runs is never interrupted from here.
+    """
+
+    def exhausted(state: RetryCallState) -> bool:
+        return (stop is not None and stop.is_set()) or clock.monotonic() + state.upcoming_sleep >= deadline
+
+    async def pause(seconds: float) -> None:
+        if stop is None:
+            await asyncio.sleep(seconds)
+            return
+        try:
+            await asyncio.wait_for(stop.wait(), seconds)
+        except TimeoutError:
+            pass
+
+    async for attempt in AsyncRetrying(
+        retry=retry_if_exception(lambda error: is_retryable(error, repeatable=repeatable)),
+        wait=wait_before_retry,
+        stop=exhausted,
+        sleep=pause,
+        reraise=True,
+    ):
+        with attempt:
+            return await call()
+    raise AssertionError("unreachable: the last error is raised again")

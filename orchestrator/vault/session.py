@@ -1,0 +1,251 @@
+"""The one Vault session of a runner: login, child tokens, issuance, revocation.
+
+Every request runs in a thread and is never abandoned: whoever cancels the awaiting task leaves the
+request running, and `Broker` waits for its answer. See `orchestrator.credentials.broker`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from orchestrator.clock import Clock
+from orchestrator.errors import UsageError
+from orchestrator.secret import Secret
+from orchestrator.vault.config import (
+    AppRoleAuth,
+    Auth,
+    JwtAuth,
+    KubernetesAuth,
+    TokenAuth,
+    TokenFileAuth,
+    VaultConfig,
+)
+from orchestrator.vault.faults import VaultRefused
+from orchestrator.vault.retry import retrying
+from orchestrator.vault.transport import Transport
+
+_PARENT_MARGIN = 5.0
+"""Seconds that the runtime's token must outlive a child token; a child dies with its parent."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepToken:
+    """A child token for one step attempt. `ttl` in seconds from its creation."""
+
+    token: Secret
+    accessor: str
+    ttl: int
+
+
+@dataclass(slots=True)
+class _RuntimeToken:
+    token: Secret
+    expires: float | None
+    """Monotonic seconds, or None if it never expires."""
+    renewable: bool
+    own: bool
+    """We obtained it by logging in, so we give it back at the end."""
+
+
+class VaultSession:
+    """Logged in as the runtime. Create it, use it from one event loop, then `await aclose()`.
+
+    `remember` is called with every secret that arrives, before anybody else sees it, so that a
+    redactor knows it.
+    """
+
+    def __init__(self, config: VaultConfig, *, clock: Clock, remember: Callable[[Secret], None]) -> None:
+        self._config = config
+        self._clock = clock
+        self._remember = remember
+        self._transport = Transport(config)
+        self._threads = ThreadPoolExecutor(max_workers=config.connections, thread_name_prefix="vault")
+        self._runtime: _RuntimeToken | None = None
+        self._retired: list[Secret] = []
+        self._login_lock = asyncio.Lock()
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        token: Secret | None,
+        deadline: float,
+        payload: Mapping[str, Any] | None = None,
+        repeatable: bool = True,
+        stop: asyncio.Event | None = None,
+    ) -> dict[str, Any]:
+        """One request with retries until `deadline` (monotonic seconds).
+
+        `repeatable=False` for what creates something: it is then tried again only if it was
+        certainly not done. Raises VaultRefused or VaultUnavailable.
+        """
+        call = partial(self._transport.request, method, path, token=token, payload=payload)
+        return await retrying(
+            partial(self._in_thread, call), clock=self._clock, deadline=deadline, repeatable=repeatable, stop=stop
+        )
+
+    async def _in_thread(self, call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+    async def login(self, *, deadline: float) -> None:
+        """Become the runtime identity, if not done yet. Raises VaultRefused, VaultUnavailable or UsageError."""
+        async with self._login_lock:
+            if self._runtime is None:
+                self._runtime = await self._log_in(deadline)
+
+    async def runtime_request(
+        self, method: str, path: str, *, deadline: float, payload: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """A repeatable request as the runtime identity."""
+        await self.login(deadline=deadline)
+        assert self._runtime is not None
+        return await self.request(method, path, token=self._runtime.token, deadline=deadline, payload=payload)
+
+    async def create_step_token(
+        self,
+        *,
+        policy: str,
+        display_name: str,
+        ttl: int,
+        metadata: Mapping[str, str],
+        deadline: float,
+        stop: asyncio.Event | None = None,
+    ) -> StepToken:
+        """A child token with exactly one policy, through the token role.
+
+        The runtime's own token is renewed or obtained again first where it would not outlive the child.
+        """
+        parent = await self._parent_for(ttl, deadline)
+        body = await self.request(
+            "post",
+            f"auth/token/create/{self._config.token_role}",
+            token=parent,
+            deadline=deadline,
+            repeatable=False,
+            stop=stop,
+            payload={
+                "policies": [policy],
+                "display_name": display_name,
+                "ttl": f"{ttl}s",
+                "explicit_max_ttl": f"{ttl}s",
+                "meta": dict(metadata),
+                "renewable": True,
+            },
+        )
+        auth = body["auth"]
+        token = Secret(auth["client_token"])
+        self._remember(token)
+        return StepToken(token, auth["accessor"], int(auth["lease_duration"]))
+
+    async def revoke_lease(self, vault_lease_id: str, *, deadline: float) -> None:
+        """Revoke and wait until it is done (`sync`). A lease that is already gone counts as revoked."""
+        try:
+            await self.runtime_request(
+                "put", "sys/leases/revoke", deadline=deadline, payload={"lease_id": vault_lease_id, "sync": True}
+            )
+        except VaultRefused as refusal:
+            if not (refusal.status in (400, 404) and "lease not found" in refusal.message):
+                raise
+
+    async def revoke_accessor(self, accessor: str, *, deadline: float) -> None:
+        """Revoke a child token. Its remaining leases are queued by Vault, not yet gone, when this returns."""
+        try:
+            await self.runtime_request(
+                "post", "auth/token/revoke-accessor", deadline=deadline, payload={"accessor": accessor}
+            )
+        except VaultRefused as refusal:
+            if not (refusal.status in (400, 403, 404) and "invalid accessor" in refusal.message):
+                raise
+
+    async def aclose(self, *, deadline: float | None = None) -> None:
+        """Give the runtime's own tokens back and close. Whatever still hangs from them goes with them."""
+        own = list(self._retired)
+        if self._runtime is not None and self._runtime.own:
+            own.append(self._runtime.token)
+        self._runtime, self._retired = None, []
+        until = deadline if deadline is not None else self._clock.monotonic() + 5
+        try:
+            for token in own:
+                await self.request("post", "auth/token/revoke-self", token=token, deadline=until)
+        finally:
+            self._threads.shutdown(wait=False)
+            self._transport.close()
+
+    async def _parent_for(self, ttl: int, deadline: float) -> Secret:
+        """The runtime's token, made to live longer than a child of `ttl` seconds."""
+        await self.login(deadline=deadline)
+        async with self._login_lock:
+            assert self._runtime is not None
+            if self._outlives(self._runtime, ttl):
+                return self._runtime.token
+            if self._runtime.renewable:
+                self._runtime.expires = await self._renew(self._runtime, deadline)
+            if not self._outlives(self._runtime, ttl) and not isinstance(self._config.auth, TokenAuth):
+                if self._runtime.own:
+                    self._retired.append(self._runtime.token)
+                self._runtime = await self._log_in(deadline)
+            if not self._outlives(self._runtime, ttl):
+                raise VaultRefused(
+                    f"the orchestrator's own Vault token expires before a step token of {ttl}s would",
+                    status=0,
+                    path=f"auth/token/create/{self._config.token_role}",
+                    hint="shorten the step's timeout, or give the runtime identity a longer token_ttl or token_period",
+                )
+            return self._runtime.token
+
+    def _outlives(self, runtime: _RuntimeToken, ttl: int) -> bool:
+        return runtime.expires is None or runtime.expires - self._clock.monotonic() >= ttl + _PARENT_MARGIN
+
+    async def _renew(self, runtime: _RuntimeToken, deadline: float) -> float | None:
+        try:
+            body = await self.request("post", "auth/token/renew-self", token=runtime.token, deadline=deadline)
+        except VaultRefused:
+            return runtime.expires
+        return self._expiry(body["auth"]["lease_duration"])
+
+    def _expiry(self, seconds: int) -> float | None:
+        return self._clock.monotonic() + seconds if seconds else None
+
+    async def _log_in(self, deadline: float) -> _RuntimeToken:
+        auth = self._config.auth
+        if isinstance(auth, TokenAuth | TokenFileAuth):
+            token = auth.token if isinstance(auth, TokenAuth) else _read_secret(auth.path, "Vault token file")
+            self._remember(token)
+            body = await self.request("get", "auth/token/lookup-self", token=token, deadline=deadline)
+            return _RuntimeToken(
+                token, self._expiry(body["data"]["ttl"]), bool(body["data"].get("renewable")), own=False
+            )
+        path, payload = _login_request(auth)
+        body = await self.request("post", path, token=None, deadline=deadline, payload=payload)
+        token = Secret(body["auth"]["client_token"])
+        self._remember(token)
+        return _RuntimeToken(
+            token, self._expiry(body["auth"]["lease_duration"]), bool(body["auth"]["renewable"]), own=True
+        )
+
+
+def _login_request(auth: Auth) -> tuple[str, dict[str, str]]:
+    match auth:
+        case AppRoleAuth():
+            return f"auth/{auth.mount}/login", {"role_id": auth.role_id, "secret_id": auth.secret_id.reveal()}
+        case KubernetesAuth() | JwtAuth():
+            jwt = _read_secret(auth.jwt_file, "workload identity token")
+            return f"auth/{auth.mount}/login", {"role": auth.role, "jwt": jwt.reveal()}
+        case _:
+            raise AssertionError(f"{type(auth).__name__} has no login request")
+
+
+def _read_secret(path: Any, what: str) -> Secret:
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise UsageError(f"the {what} {path} cannot be read: {error.strerror}") from error
+    if not text:
+        raise UsageError(f"the {what} {path} is empty")
+    return Secret(text)
