@@ -1,0 +1,138 @@
+"""Puts the parts together for one process, and takes them apart again in reverse order."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cache
+
+from orchestrator import extensions
+from orchestrator.actions.catalog import action
+from orchestrator.clock import Clock, SystemClock
+from orchestrator.credentials.broker import Broker
+from orchestrator.credentials.sweep import DatabaseSweeper
+from orchestrator.credentials.types import Issuer
+from orchestrator.errors import ExitCode
+from orchestrator.ledger.store import open_ledger
+from orchestrator.policy.types import PolicyEngine
+from orchestrator.redaction import Redactor
+from orchestrator.runtime.observed import ObservedLedger, Observer
+from orchestrator.runtime.runner import Runner
+from orchestrator.runtime.types import Interruption, RunOutcome, RunRequest, Services
+from orchestrator.vault.config import VaultConfig
+from orchestrator.vault.session import VaultSession
+
+_GIVE_BACK_SECONDS = 5.0
+"""How long giving the runtime's own token back may take at the very end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerConfig:
+    """What a runner is told from outside. `grace` is in seconds; see `orchestrator.settings` for the meanings."""
+
+    vault: VaultConfig
+    ledger_url: str
+    policy: PolicyEngine
+    endpoints: Mapping[str, str] = field(default_factory=dict)
+    token_issuer: str | None = None
+    grace: float = 30.0
+    max_output_bytes: int = 1 << 20
+    max_parallel: int = 8
+    clock: Clock = field(default_factory=SystemClock)
+
+
+@asynccontextmanager
+async def open_services(
+    config: RunnerConfig, *, redactor: Redactor, observer: Observer | None = None
+) -> AsyncIterator[Services]:
+    """The services of this process. Leaving the context gives the runtime's Vault token back."""
+    ledger = open_ledger(config.ledger_url, clock=config.clock)
+    writer = ObservedLedger(ledger, observer, config.clock) if observer else ledger
+    vault = VaultSession(config.vault, clock=config.clock, remember=redactor.add)
+    broker = Broker(
+        vault=vault,
+        ledger=writer,
+        issuer=_issuers(),
+        remember=redactor.add,
+        clock=config.clock,
+        grace=config.grace,
+        token_issuer=config.token_issuer,
+    )
+    try:
+        yield Services(
+            ledger=writer,
+            reader=ledger,
+            broker=replace(broker, sweeper=DatabaseSweeper(broker, config.endpoints)),
+            policy=config.policy,
+            redactor=redactor,
+            action=action,
+            endpoints=config.endpoints,
+            clock=config.clock,
+            max_output_bytes=config.max_output_bytes,
+            max_parallel=config.max_parallel,
+        )
+    finally:
+        try:
+            await vault.aclose(deadline=config.clock.monotonic() + _GIVE_BACK_SECONDS)
+        finally:
+            await ledger.aclose()
+
+
+async def run_workflow(
+    config: RunnerConfig,
+    request: RunRequest,
+    *,
+    redactor: Redactor,
+    observer: Observer | None = None,
+    notice: Callable[[str], None] = lambda text: None,
+) -> RunOutcome:
+    """Carry out one run in this process, obeying SIGINT and SIGTERM: first revoke, then end.
+
+    `notice` is told in one sentence when a signal arrives.
+    """
+    async with open_services(config, redactor=redactor, observer=observer) as services:
+        interruption = Interruption()
+        task = asyncio.ensure_future(Runner(services).run(request, interruption))
+        with _signals(task, interruption, notice):
+            return await task
+
+
+@contextmanager
+def _signals(
+    task: asyncio.Future[RunOutcome], interruption: Interruption, notice: Callable[[str], None]
+) -> Iterator[None]:
+    """Turn the first signal into a cancellation. Later ones change nothing: revocation goes on, within its grace."""
+    loop = asyncio.get_running_loop()
+    received: list[signal.Signals] = []
+
+    def on_signal(number: signal.Signals, code: ExitCode) -> None:
+        received.append(number)
+        if len(received) > 1:
+            notice("still revoking what was issued; what cannot be confirmed will be listed at the end")
+            return
+        interruption.exit_code, interruption.reason = code, f"interrupted by {number.name}"
+        notice(f"{number.name}: stopping the steps and revoking their credentials")
+        task.cancel()
+
+    handled = {signal.SIGINT: ExitCode.INTERRUPTED, signal.SIGTERM: ExitCode.TERMINATED}
+    for number, code in handled.items():
+        loop.add_signal_handler(number, on_signal, number, code)
+    try:
+        yield
+    finally:
+        for number in handled:
+            loop.remove_signal_handler(number)
+
+
+def _issuers() -> Callable[[str], Issuer]:
+    """One issuer of each kind per process, made when first needed."""
+
+    @cache
+    def issuer(kind: str) -> Issuer:
+        made: Issuer = extensions.load("orchestrator.issuers", kind)()
+        return made
+
+    return issuer

@@ -1,0 +1,100 @@
+"""What the parts of the runner share: the services of a process, one run, and how it came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.actions.base import Action
+from orchestrator.clock import Clock
+from orchestrator.credentials.broker import Broker
+from orchestrator.errors import ExitCode, OrchestratorError
+from orchestrator.jsontypes import JsonObject, JsonValue
+from orchestrator.ledger.events import RunState, StepState
+from orchestrator.ledger.types import LeaseRecord, LedgerReader, LedgerWriter
+from orchestrator.policy.types import PolicyEngine
+from orchestrator.redaction import Redactor
+from orchestrator.secret import Secret
+from orchestrator.workflow.loader import LoadedWorkflow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """Everything a runner needs from outside, behind protocols. One per process, for any number of runs."""
+
+    ledger: LedgerWriter
+    reader: LedgerReader
+    broker: Broker
+    policy: PolicyEngine
+    redactor: Redactor
+    action: Callable[[str], Action]
+    endpoints: Mapping[str, str]
+    clock: Clock
+    max_output_bytes: int = 1 << 20
+    max_parallel: int = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequest:
+    """One run to carry out. `inputs` are bound and typed; secret ones are `Secret`."""
+
+    run_id: str
+    loaded: LoadedWorkflow
+    inputs: Mapping[str, JsonValue | Secret]
+    trigger: str = "manual"
+
+
+@dataclass(slots=True)
+class Interruption:
+    """Why the run is being cancelled from outside, set before the task is cancelled."""
+
+    exit_code: ExitCode = ExitCode.INTERRUPTED
+    reason: str = "cancelled"
+
+
+@dataclass(slots=True)
+class RunProgress:
+    """What is known of a run while it goes on: how steps ended, their kept outputs, and the failures."""
+
+    request: RunRequest
+    fence: int
+    context: JsonObject
+    public_inputs: JsonObject
+    states: dict[str, StepState] = field(default_factory=dict)
+    outputs: dict[str, JsonObject] = field(default_factory=dict)
+    errors: dict[str, OrchestratorError] = field(default_factory=dict)
+
+    def ended(self, step: str, state: StepState, output: JsonObject | None) -> None:
+        """Remember how a step ended and what its dependents may use of it."""
+        self.states[step] = state
+        self.outputs[step] = output or {}
+
+    def failed(self, step: str, error: OrchestratorError) -> None:
+        """Remember why a step failed."""
+        self.errors[step] = error
+
+    def expression_context(self, endpoints: Mapping[str, str]) -> dict[str, Any]:
+        """What `${{ }}` may refer to now. Secret inputs are `Secret` objects and are only passed on whole."""
+        return {
+            "inputs": dict(self.request.inputs),
+            "context": dict(self.context),
+            "run": {"id": self.request.run_id},
+            "endpoints": dict(endpoints),
+            "steps": {
+                step: {"state": state.value, "output": self.outputs[step]} for step, state in self.states.items()
+            },
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOutcome:
+    """How a run came out. `unconfirmed` are the leases whose end nobody has confirmed yet."""
+
+    run_id: str
+    state: RunState
+    exit_code: ExitCode
+    reason: str = ""
+    steps: Mapping[str, StepState] = field(default_factory=dict)
+    errors: Mapping[str, OrchestratorError] = field(default_factory=dict)
+    unconfirmed: tuple[LeaseRecord, ...] = ()
