@@ -191,7 +191,7 @@ class StepAttempt:
     def _denied(self, decision: Decision) -> PolicyDenied:
         return PolicyDenied(
             f"step `{self.step_id}` was denied by policy ({decision.engine}): {'; '.join(decision.reasons)}",
-            hint="narrow what the step asks for, or ask the owner of the policy; `orchestrator plan` shows the decision",
+            hint="narrow what the step asks for, or ask the owner of the policy; see `orchestrator plan`",
         )
 
     def _attempt(self, step_key: str, decision: Decision, deadline: float) -> Attempt:

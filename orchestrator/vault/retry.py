@@ -13,7 +13,7 @@ from orchestrator.vault.faults import Outcome, VaultUnavailable
 
 T = TypeVar("T")
 
-_BACKOFF = wait_exponential_jitter(initial=0.1, max=5.0, jitter=0.1)
+_BACKOFF = wait_exponential_jitter(multiplier=0.1, max=5.0, jitter=0.1)
 
 
 def is_retryable(error: BaseException, *, repeatable: bool) -> bool:

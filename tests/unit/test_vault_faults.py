@@ -1,0 +1,54 @@
+"""What Vault's answers mean for a credential that may or may not have been issued."""
+
+import pytest
+
+from orchestrator.vault.faults import (
+    Outcome,
+    VaultRefused,
+    VaultUnavailable,
+    error_text,
+    outcome_of,
+    retry_after_seconds,
+)
+from orchestrator.vault.retry import is_retryable
+
+
+@pytest.mark.parametrize(
+    ("status", "errors", "outcome"),
+    [
+        (400, "unknown role: x", Outcome.REFUSED),
+        (403, "permission denied", Outcome.REFUSED),
+        (404, "", Outcome.REFUSED),
+        (429, 'request path "database/creds/x": rate limit quota exceeded', Outcome.NOT_DONE),
+        (473, "", Outcome.NOT_DONE),
+        (503, "Vault is sealed", Outcome.NOT_DONE),
+        (503, "", Outcome.UNKNOWN),
+        (500, "failed to connect to `host=/x`: dial error: connect: connection refused", Outcome.NOT_DONE),
+        (500, "failed to persist lease entry: context canceled", Outcome.UNKNOWN),
+        (500, "internal error", Outcome.UNKNOWN),
+        (502, "", Outcome.UNKNOWN),
+    ],
+)
+def test_an_answer_says_whether_the_request_may_have_been_done(status: int, errors: str, outcome: Outcome) -> None:
+    assert outcome_of(status, errors) is outcome
+
+
+def test_what_may_have_been_issued_is_not_simply_asked_for_again() -> None:
+    unknown = VaultUnavailable("cut", outcome=Outcome.UNKNOWN, path="database/creds/x")
+    not_done = VaultUnavailable("sealed", outcome=Outcome.NOT_DONE, path="database/creds/x", status=503)
+    assert not is_retryable(unknown, repeatable=False)
+    assert is_retryable(unknown, repeatable=True)
+    assert is_retryable(not_done, repeatable=False)
+    assert not is_retryable(VaultRefused("no", status=403, path="x"), repeatable=True)
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("7", 7.0), (None, None), ("soon", None), ("Thu, 01 Jan 1970 00:00:20 GMT", 10.0), ("-3", 0.0)],
+)
+def test_retry_after_is_read_in_both_of_its_forms(header: str | None, seconds: float | None) -> None:
+    assert retry_after_seconds(header, now=10.0) == seconds
+
+
+def test_vaults_error_list_becomes_one_line() -> None:
+    assert error_text(["1 error occurred:\n\t* permission denied\n\n"]) == "permission denied"
