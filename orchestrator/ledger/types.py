@@ -102,6 +102,10 @@ class LedgerWriter(Protocol):
         """Record a new run and return its fence number. Raises UsageError if the id is taken."""
         ...
 
+    async def take_over(self, run_id: str) -> int:
+        """Become the only writer of a run whose process is gone: a new fence number, and FenceLost for the old one."""
+        ...
+
     async def append(self, run_id: str, fence: int, events: Sequence[Event]) -> None:
         """Commit the events. Raises FenceLost, LedgerError or IllegalTransition; then none of them is recorded."""
         ...

@@ -27,6 +27,9 @@ class ObservedLedger:
         self.observer(run_id, self.clock.now(), started)
         return fence
 
+    async def take_over(self, run_id: str) -> int:
+        return await self.ledger.take_over(run_id)
+
     async def append(self, run_id: str, fence: int, events: Sequence[Event]) -> None:
         await self.ledger.append(run_id, fence, events)
         now = self.clock.now()
