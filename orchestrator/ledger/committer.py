@@ -8,7 +8,8 @@ and where nothing can be written every job of the batch is told so.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from sqlalchemy import Engine, PoolProxiedConnection
@@ -19,7 +20,7 @@ from orchestrator.ledger.faults import Blame, blame, ledger_error
 from orchestrator.ledger.jobs import Job
 from orchestrator.ledger.location import Location
 from orchestrator.ledger.statements import compile_statements
-from orchestrator.ledger.transaction import Transaction, Views
+from orchestrator.ledger.transaction import Pipeline, Transaction, Views
 
 MAX_VIEWS = 1024
 """Runs that the writer remembers; a run that it forgot is read again."""
@@ -96,7 +97,7 @@ class Committer:
         try:
             if self._statements.begin is not None:
                 cursor.execute(self._statements.begin)
-            transaction = Transaction(cursor, self._statements, self._views)
+            transaction = Transaction(cursor, self._statements, self._views, _pipeline(connection))
             for outcome in outcomes:
                 self._execute(outcome, transaction)
             transaction.flush()
@@ -148,6 +149,18 @@ class Committer:
                 del self._views[outcome.job.run_id]
         while len(self._views) > MAX_VIEWS:
             del self._views[next(iter(self._views))]
+
+
+def _pipeline(connection: PoolProxiedConnection) -> Callable[[], Pipeline]:
+    """psycopg's pipeline mode, where the driver and its libpq have it."""
+    driver = connection.driver_connection
+    if driver is not None and hasattr(driver, "pipeline"):
+        from psycopg import capabilities
+
+        if capabilities.has_pipeline():
+            pipeline: Callable[[], Pipeline] = driver.pipeline
+            return pipeline
+    return nullcontext
 
 
 def _file_id(location: Location) -> tuple[int, int] | None:

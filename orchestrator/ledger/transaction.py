@@ -7,7 +7,8 @@ UPDATE is also the check of the fence.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from sqlalchemy.engine.interfaces import DBAPICursor
@@ -40,15 +41,22 @@ class RunView:
 
 
 Views = MutableMapping[str, RunView]
+Pipeline = AbstractContextManager[object]
 
 
 class Transaction:
-    """One transaction, over a driver's cursor. `views` is changed along; if it is not committed, drop them."""
+    """One transaction, over a driver's cursor. `views` is changed along; if it is not committed, drop them.
 
-    def __init__(self, cursor: DBAPICursor, statements: Statements, views: Views) -> None:
+    `pipeline` makes a context in which statements are sent without waiting for each one's answer.
+    """
+
+    def __init__(
+        self, cursor: DBAPICursor, statements: Statements, views: Views, pipeline: Callable[[], Pipeline] = nullcontext
+    ) -> None:
         self._cursor = cursor
         self._sql = statements
         self._views = views
+        self._pipeline = pipeline
         self._written: dict[str, list[Row]] = {}
 
     def begin_run(self, run_id: str, entry: Entry) -> Head:
@@ -103,19 +111,23 @@ class Transaction:
         """Write what was collected; a row is inserted before it is updated."""
         written, self._written = self._written, {}
         sql = self._sql
-        for statement in (
+        order = (
             sql.insert_event,
             sql.update_run,
             sql.insert_step,
             sql.update_step,
             sql.insert_lease,
             sql.update_lease,
-        ):
-            rows = written.get(statement, ())
-            if len(rows) == 1:
-                self._cursor.execute(statement, rows[0])
-            elif rows:
-                self._cursor.executemany(statement, rows)
+        )
+        if not written:
+            return
+        with self._pipeline():
+            for statement in order:
+                rows = written.get(statement, ())
+                if len(rows) == 1:
+                    self._cursor.execute(statement, rows[0])
+                elif rows:
+                    self._cursor.executemany(statement, rows)
 
     def _extend(self, run_id: str, view: RunView, entries: Sequence[Entry]) -> bool:
         """False if the run's head is not the view's any more."""
