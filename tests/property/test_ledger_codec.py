@@ -14,8 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import LedgerError
-from orchestrator.ledger.codec import EVENT_TYPES, canonical_json, event_from_json, event_to_json, event_to_text
-from orchestrator.ledger.codec import text_to_time, time_to_text
+from orchestrator.ledger.codec import (
+    EVENT_TYPES,
+    canonical_json,
+    event_from_json,
+    event_to_json,
+    event_to_text,
+    text_to_time,
+    time_to_text,
+)
 from orchestrator.ledger.queries import after_prefix
 
 zones = st.sampled_from([UTC, timezone(timedelta(hours=5, minutes=45)), timezone(timedelta(hours=-11))])
@@ -70,7 +77,7 @@ def test_an_event_with_a_field_too_many_or_too_few_is_refused(kind: str) -> None
 
 
 def test_a_kind_that_nobody_knows_is_refused() -> None:
-    with pytest.raises(LedgerError, match="no event is called 'run.exploded'"):
+    with pytest.raises(LedgerError, match=r"no event is called 'run\.exploded'"):
         event_from_json("run.exploded", {})
 
 

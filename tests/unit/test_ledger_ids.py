@@ -10,9 +10,10 @@ from orchestrator.ledger.ids import CROCKFORD, new_lease_id, new_run_id, new_ste
 
 
 def test_run_ids_sort_by_the_time_they_were_made() -> None:
-    ids = [
-        new_run_id(now_ms=lambda ms=ms: ms, entropy=lambda size: bytes([255 - ms % 256]) * size) for ms in range(500)
-    ]
+    def made_at(milliseconds: int) -> str:
+        return new_run_id(now_ms=lambda: milliseconds, entropy=lambda size: bytes([255 - milliseconds % 256]) * size)
+
+    ids = [made_at(milliseconds) for milliseconds in range(500)]
     assert ids == sorted(ids)
     assert len(set(ids)) == len(ids)
 
