@@ -23,7 +23,7 @@ from sqlalchemy import Engine, create_engine, event, text
 
 from orchestrator.clock import SystemClock
 from orchestrator.errors import FenceLost, LedgerError
-from orchestrator.ledger.events import LeaseIssued, LeaseRequested, RunStarted
+from orchestrator.ledger.events import LeaseIssued, LeaseRequested, OrphansSwept, RunStarted
 from orchestrator.ledger.location import locate
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.store import Ledger
@@ -284,9 +284,11 @@ async def test_a_commit_whose_answer_was_lost_is_neither_lost_nor_repeated(url: 
         await ledger.append("run_1", 1, [requested("L0"), issued])
         proxy.armed.set()
         await asyncio.gather(*(ledger.append("run_1", 1, [requested(f"L{n}")]) for n in range(1, 6)))
-        assert proxy.cuts == 3
+        proxy.armed.set()
+        await ledger.append("run_1", 1, [OrphansSwept(step_key="s-1", connection="support")])
+        assert proxy.cuts == 4
         assert lease_ids(ledger) == {f"L{n}" for n in range(6)}
-        assert len(ledger.events("run_1")) == 1 + 2 + 5
+        assert len(ledger.events("run_1")) == 1 + 2 + 5 + 1
         assert ledger.verify("run_1") is None
 
 

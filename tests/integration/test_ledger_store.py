@@ -22,7 +22,8 @@ from sqlalchemy import Executable, create_engine, text
 
 from orchestrator.errors import FenceLost, IllegalTransition, LedgerError, UnknownRun, UsageError
 from orchestrator.ledger import migrations
-from orchestrator.ledger.codec import event_from_json
+from orchestrator.ledger.codec import event_from_json, event_to_text
+from orchestrator.ledger.committer import Committer
 from orchestrator.ledger.connect import connect
 from orchestrator.ledger.events import (
     AttemptFinished,
@@ -42,6 +43,7 @@ from orchestrator.ledger.events import (
     StepFinished,
     StepState,
 )
+from orchestrator.ledger.jobs import Append
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.location import locate
 from orchestrator.ledger.opening import open_ledger
@@ -57,6 +59,7 @@ from orchestrator.ledger.queries import (
 from orchestrator.ledger.schema import CURRENT, REVISIONS
 from orchestrator.ledger.store import Ledger
 from orchestrator.ledger.tables import metadata
+from orchestrator.ledger.transaction import Entry
 from orchestrator.ledger.types import LeaseFilter, LedgerReader, LedgerWriter
 
 START = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -279,6 +282,26 @@ async def test_of_many_concurrent_appends_only_the_wrong_ones_fail(ledger: Ledge
     leases = {lease.run_id for lease in ledger.leases(LeaseFilter()) if lease.lease_id != "taken"}
     assert leases == set(runs) - {lost, illegal, taken}
     assert all(ledger.verify(run) is None for run in runs)
+
+
+async def test_in_one_batch_a_lost_fence_does_not_disturb_the_appends_around_it(ledger: Ledger, url: str) -> None:
+    await ledger.begin_run("run_1", started())
+    location = locate(url)
+    engine = connect(location)
+    committer = Committer(engine, location)
+
+    def append(fence: int, event: Event) -> Append:
+        return Append("run_1", fence, [Entry("2026-01-31T12:00:00.000000Z", event, event_to_text(event))])
+
+    batch = [append(1, requested("L1")), append(9, requested("L2")), append(1, issued("L1")), append(1, revoking("L1"))]
+    outcomes = committer.commit(batch)
+    assert [type(outcome.error) for outcome in outcomes] == [type(None), FenceLost, type(None), type(None)]
+    committer.close()
+    engine.dispose()
+    lease = ledger.lease("L1")
+    assert lease is not None
+    assert lease.state is LeaseState.REVOKING
+    assert ledger.verify("run_1") is None
 
 
 async def test_concurrent_appends_to_one_run_keep_their_order(ledger: Ledger) -> None:
