@@ -89,9 +89,7 @@ class Redactor:
         needles = self._forms()
         if any(needle.text in text for needle in needles):
             return True
-        joined = text.replace("
-", "").replace("", "") if "
-" in text else ""
+        joined = text.replace("\n", "").replace("\r", "") if "\n" in text else ""
         if any(needle.wraps and needle.text in joined for needle in needles):
             return True
         return any(needle.text in view for view in _views(text) for needle in needles)
