@@ -188,3 +188,44 @@ async def test_what_is_known_already_is_decided_in_a_dry_run() -> None:
 async def test_an_action_cannot_give_itself_another_name() -> None:
     decision = await ENGINE.decide(request("exec", {"name": "slack.post_message", "channel": "#support"}))
     assert not decision.allow
+
+
+def without(name: str, replacement: str) -> RegoEngine:
+    """The sample policies with one file exchanged."""
+    text = f"package orchestrator\n{replacement}\n"
+    return RegoEngine.from_sources(
+        [replace(source, text=text) if source.name.endswith(name) else source for source in ENGINE.sources]
+    )
+
+
+@pytest.mark.parametrize("case", DENIED)
+async def test_what_is_not_permitted_is_denied_even_where_no_reason_is_written_for_it(case: str) -> None:
+    speechless = without("reasons.rego", "denials := set()")
+    assert (await speechless.decide(QUERY)).allow
+    decision = await speechless.decide(DENIED[case][0])
+    assert decision.reasons == ("no rule of the policy allows it",)
+
+
+@pytest.mark.parametrize(
+    ("action", "view", "allowed"),
+    [
+        ("exec", {"command": "pg_dump"}, True),
+        ("exec", {"command": "sh"}, False),
+        ("exec", {}, False),
+        ("python", {"callable": "etl:load"}, True),
+        ("python", {"callable": "os:system"}, False),
+        ("slack.post_message", {"channel": "#support"}, False),
+    ],
+)
+async def test_commands_and_functions_run_only_where_the_agents_entry_names_them(
+    action: str, view: JsonObject, allowed: bool
+) -> None:
+    entry = '{"actions": {"exec", "python"}, "commands": {"pg_dump"}, "callables": {"etl:load"}}'
+    engine = without("agents.rego", f'agents := {{"batch": {entry}}}')
+    assert (await engine.decide(request(action, view, agent="batch"))).allow is allowed
+
+
+async def test_one_grant_too_many_denies_the_step() -> None:
+    decision = await ENGINE.decide(replace(QUERY, grants=(READ, replace(READ, name="more", role="admin"))))
+    assert not decision.allow
+    assert "(grant `more`)" in decision.reasons[0]
