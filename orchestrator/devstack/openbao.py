@@ -136,20 +136,20 @@ class OpenBao:
 
     def seal(self) -> None:
         """Seal it: it answers 503 until it is started again."""
-        self._request("PUT", "sys/seal")
+        self.request("PUT", "sys/seal")
 
     def wait_active(self) -> None:
         """Wait until it serves requests (after a restart of a persistent one)."""
         self._wait({200})
 
     def _initialise(self) -> None:
-        answer = self._request("PUT", "sys/init", {"recovery_shares": 1, "recovery_threshold": 1})
+        answer = self.request("PUT", "sys/init", {"recovery_shares": 1, "recovery_threshold": 1})
         self.root_token = Secret(answer["root_token"])
         self.wait_active()
         for path in ("secret",):
-            self._request("POST", f"sys/mounts/{path}", {"type": "kv", "options": {"version": "2"}})
+            self.request("POST", f"sys/mounts/{path}", {"type": "kv", "options": {"version": "2"}})
 
-    def _request(self, method: str, path: str, payload: dict[str, Any] | None = None) -> dict[str, Any]:
+    def request(self, method: str, path: str, payload: dict[str, Any] | None = None) -> dict[str, Any]:
         import httpx
 
         response = httpx.request(

@@ -23,7 +23,10 @@ def free_port() -> int:
 
 
 def die_with_parent() -> None:
-    """Have the kernel end this process when its parent ends (prctl(2), Linux only; elsewhere nothing happens)."""
+    """Have the kernel end this process when its parent ends (prctl(2), Linux only; elsewhere nothing happens).
+
+    The parent, to the kernel, is the thread that started it: start servers from a thread that stays.
+    """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 

@@ -26,7 +26,7 @@ from orchestrator.ledger.events import AttemptFinished, AttemptStarted, Decided,
 from orchestrator.ledger.ids import new_step_key
 from orchestrator.planning.requests import policy_request
 from orchestrator.policy.types import Decision, PolicyRequest
-from orchestrator.redaction import safe_text
+from orchestrator.redaction import redact_exception
 from orchestrator.runtime.decisions import state_after
 from orchestrator.runtime.types import RunProgress, Services
 from orchestrator.workflow.expressions import evaluate
@@ -106,7 +106,7 @@ class StepAttempt:
             except OrchestratorError as error:
                 result = self._failed(error)
             except Exception as error:  # noqa: BLE001 -- whatever an action raises, its step has failed
-                result = self._failed(StepFailed(safe_text(error, self.services.redactor), kind="error"))
+                result = self._failed(StepFailed(redact_exception(error, self.services.redactor), kind="error"))
             await self._finish(leases, result, opened)
         return result
 

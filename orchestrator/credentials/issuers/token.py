@@ -88,7 +88,7 @@ class TokenIssuer:
         if refresh or name not in self._keys:
             body = await request.vault.runtime_request("get", f"{mount}/keys/{name}", deadline=request.attempt.deadline)
             version = int(body["data"]["latest_version"])
-            self._keys[name] = (version, key_id(name, body, version), algorithm_of(body))
+            self._keys[name] = (version, key_id(name, version), algorithm_of(body))
         return self._keys[name]
 
 

@@ -1,0 +1,77 @@
+"""The hash chain of a run: what makes a changed, removed, reordered or inserted event visible.
+
+Each digest is SHA-256 over the previous event's digest and this event's canonical JSON; the first
+event follows a genesis digest made from the run's id. The head (last sequence number and digest)
+is kept apart from the events, so that a cut tail is seen too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from orchestrator.ledger.codec import canonical_json
+
+DOMAIN = b"credential-orchestrator:ledger:run:v1\0"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """An event as the database holds it; `data` is canonical JSON, unless somebody changed it."""
+
+    run_id: str
+    seq: int
+    time: str
+    kind: str
+    data: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Where a run's chain ends."""
+
+    seq: int
+    digest: str
+
+
+def genesis(run_id: str) -> Head:
+    """The head of a run without events."""
+    return Head(0, hashlib.sha256(DOMAIN + run_id.encode("utf-8", "surrogatepass")).hexdigest())
+
+
+def link(previous: str, *, run_id: str, seq: int, time: str, kind: str, data: str) -> str:
+    """The digest, in hex, of an event that follows `previous`. `data` must be canonical JSON already."""
+    text = (
+        f'{{"data":{data},"kind":{json.dumps(kind)},"run":{json.dumps(run_id)},"seq":{seq},"time":{json.dumps(time)}}}'
+    )
+    return hashlib.sha256(bytes.fromhex(previous) + text.encode()).hexdigest()
+
+
+def first_break(run_id: str, events: Iterable[StoredEvent], head: Head) -> int | None:
+    """The sequence number of the first event, in the order given, that is missing, foreign or changed, or None."""
+    last = genesis(run_id)
+    for event in events:
+        expected = last.seq + 1
+        if event.seq != expected or expected > head.seq or not _is_intact(event, last.digest):
+            return expected
+        last = Head(expected, event.digest)
+    if last.seq < head.seq:
+        return last.seq + 1
+    return None if last.digest == head.digest else head.seq
+
+
+def _is_intact(event: StoredEvent, previous: str) -> bool:
+    """Whether the event's fields give its digest. Its text must be canonical, so that one digest has one reading."""
+    fields = (event.time, event.kind, event.data, event.digest)
+    if not all(isinstance(text, str) for text in fields):
+        return False  # SQLite stores a value of any type in any column
+    try:
+        canonical = canonical_json(json.loads(event.data))
+    except (ValueError, RecursionError):
+        return False
+    return canonical == event.data and event.digest == link(
+        previous, run_id=event.run_id, seq=event.seq, time=event.time, kind=event.kind, data=event.data
+    )

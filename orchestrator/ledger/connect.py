@@ -1,0 +1,92 @@
+"""The engine of a ledger: how each connection is set up so that a commit is on disk when it returns."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine.interfaces import DBAPIConnection
+
+from orchestrator.errors import LedgerError
+from orchestrator.ledger.location import Location
+
+BEGIN = "ledger_begin"
+"""Execution option: how a transaction begins on SQLite (`BEGIN IMMEDIATE` where it is going to write)."""
+
+LOCK_WAIT_SECONDS = 10
+
+SQLITE_SETUP = (
+    f"PRAGMA busy_timeout = {LOCK_WAIT_SECONDS * 1000}",
+    "PRAGMA synchronous = FULL",
+    "PRAGMA fullfsync = ON",  # macOS: fsync alone does not reach the disk
+    "PRAGMA foreign_keys = ON",
+)
+
+# A stopped process must not hold a run's row for ever, and a commit must be on disk.
+POSTGRESQL_SETUP = (
+    f"SET lock_timeout = '{LOCK_WAIT_SECONDS}s'",
+    "SET idle_in_transaction_session_timeout = '30s'",
+    "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'",
+)
+
+# A peer that vanished is noticed within half a minute (libpq, "Parameter Key Words"); milliseconds and seconds.
+POSTGRESQL_CONNECT = {
+    "application_name": "orchestrator-ledger",
+    "connect_timeout": 10,
+    "tcp_user_timeout": 20_000,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}
+
+
+def connect(location: Location) -> Engine:
+    """An engine for the location; nothing is opened yet, but an SQLite file is created (0600, directories 0700)."""
+    if location.path is None:
+        defaults: dict[str, Any] = {
+            name: value for name, value in POSTGRESQL_CONNECT.items() if name not in location.url.query
+        }
+        engine = create_engine(location.url, hide_parameters=True, pool_pre_ping=True, connect_args=defaults)
+        event.listen(engine, "connect", _set_up_postgresql)
+        return engine
+    _create_file(location.path)
+    engine = create_engine(location.url, hide_parameters=True, paramstyle="named")
+    event.listen(engine, "connect", _set_up_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _create_file(path: Path) -> None:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError as error:
+        raise LedgerError(
+            f"the ledger file {path} cannot be opened: {error.strerror}",
+            hint="Check that its directory exists and that this user may write to both.",
+        ) from error
+
+
+def _set_up_sqlite(connection: DBAPIConnection, _record: object) -> None:
+    connection.isolation_level = None  # sqlite3 begins no transaction by itself; _begin_sqlite does
+    _run(connection, SQLITE_SETUP)
+
+
+def _set_up_postgresql(connection: DBAPIConnection, _record: object) -> None:
+    _run(connection, POSTGRESQL_SETUP)
+    connection.commit()
+
+
+def _run(connection: DBAPIConnection, statements: tuple[str, ...]) -> None:
+    cursor = connection.cursor()
+    try:
+        for statement in statements:
+            cursor.execute(statement)
+    finally:
+        cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    connection.exec_driver_sql(connection.get_execution_options().get(BEGIN, "BEGIN"))

@@ -1,0 +1,42 @@
+"""The names of runs, leases and step attempts.
+
+A run id is a ULID (https://github.com/ulid/spec): 48 bits of time, 80 of randomness, in Crockford's
+base 32, so that ids sort by time. A lease id is all randomness, so that its first six characters
+tell it from nearly every other and a person can type them.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+import time
+from collections.abc import Callable
+
+CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+Entropy = Callable[[int], bytes]
+
+
+def new_run_id(
+    *, now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000, entropy: Entropy = secrets.token_bytes
+) -> str:
+    """`run_` and a ULID. Ids made in different milliseconds sort by time."""
+    value = (now_ms() & (1 << 48) - 1) << 80 | int.from_bytes(entropy(10))
+    return "run_" + "".join(CROCKFORD[value >> shift & 31] for shift in range(125, -1, -5))
+
+
+def new_lease_id(*, entropy: Entropy = secrets.token_bytes) -> str:
+    """`lease_` and 20 characters of lower-case base 32 (100 bits)."""
+    return "lease_" + _base32(entropy(13), 20)
+
+
+def new_step_key(step_id: str, *, entropy: Entropy = secrets.token_bytes) -> str:
+    """A name for one attempt at a step, such as `translate-k3v9w2m7q4xa`: at most 33 characters of `[a-z0-9-]`.
+
+    It becomes part of a PostgreSQL role name (63 bytes at most) and of a Vault display name.
+    """
+    return f"{step_id[:20].replace('_', '-')}-{_base32(entropy(8), 12)}"
+
+
+def _base32(raw: bytes, length: int) -> str:
+    return base64.b32encode(raw).decode().lower()[:length]

@@ -1,0 +1,50 @@
+"""Where a ledger is: its URL or path, without ever showing a password."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from orchestrator.errors import UsageError
+
+HINT = "Give a path, sqlite:////absolute/path/ledger.db or postgresql://user@host/database."
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """`label` names the ledger in errors; `path` is the file of an SQLite ledger."""
+
+    url: URL
+    label: str
+    path: Path | None
+
+
+def locate(text: str) -> Location:
+    """Read a ledger's URL or bare path. Raises UsageError, which shows at most the scheme."""
+    if "://" not in text:
+        return _file(text)
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        raise UsageError("the ledger URL cannot be read", hint=HINT) from None  # the cause would show the URL
+    scheme = url.drivername
+    if scheme == "sqlite":
+        return _file(url.database or "")
+    if scheme in ("postgresql", "postgres", "postgresql+psycopg"):
+        return Location(url.set(drivername="postgresql+psycopg"), _postgresql_label(url), None)
+    raise UsageError(f"a ledger cannot be kept in {scheme}", hint=HINT)
+
+
+def _file(text: str) -> Location:
+    if text in ("", ":memory:"):
+        raise UsageError("an SQLite ledger needs a file", hint=HINT)
+    path = Path(text).absolute()
+    return Location(URL.create("sqlite", database=str(path)), f"ledger file {path}", path)
+
+
+def _postgresql_label(url: URL) -> str:
+    host = url.host or url.query.get("host") or "the default host"
+    return f"PostgreSQL ledger {url.database or '(default database)'} at {host}"

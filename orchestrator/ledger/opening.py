@@ -1,0 +1,36 @@
+"""How a ledger is opened. Importing this costs nothing; SQLAlchemy is imported by opening."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from orchestrator.clock import Clock
+
+if TYPE_CHECKING:
+    from orchestrator.ledger.store import Ledger
+
+
+def open_ledger(url: str, *, clock: Clock) -> Ledger:
+    """Open the ledger at a path, `sqlite:////path/file.db` or `postgresql://...`, creating or upgrading its tables.
+
+    Raises UsageError for a URL that is none, and LedgerError if it cannot be opened or is newer than this version.
+    """
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from orchestrator.ledger.connect import connect
+    from orchestrator.ledger.faults import ledger_error
+    from orchestrator.ledger.location import locate
+    from orchestrator.ledger.migrate import ensure_schema
+    from orchestrator.ledger.store import Ledger
+
+    location = locate(url)
+    engine = connect(location)
+    try:
+        ensure_schema(engine, location)
+    except SQLAlchemyError as error:
+        engine.dispose()
+        raise ledger_error(error, location.label) from error
+    except BaseException:
+        engine.dispose()
+        raise
+    return Ledger(engine, location, clock)

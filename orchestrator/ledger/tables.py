@@ -1,0 +1,117 @@
+"""The tables as SQLAlchemy knows them. `migrations/` creates them; a test holds the two together.
+
+Only text and whole numbers are stored, so that a value is the same text in both databases: times as
+ISO 8601 in UTC, JSON in its canonical form. On PostgreSQL text sorts by code point (collation "C"), as
+in SQLite, which prefix searches and times rely on.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, MetaData, PrimaryKeyConstraint, Table, Text
+
+metadata = MetaData()
+
+TEXT = Text().with_variant(Text(collation="C"), "postgresql")
+
+run = Table(
+    "run",
+    metadata,
+    Column("run_id", TEXT, primary_key=True),
+    Column("fence", Integer, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("head", TEXT, nullable=False),
+    Column("workflow", TEXT, nullable=False),
+    Column("digest", TEXT, nullable=False),
+    Column("agent", TEXT, nullable=False),
+    Column("trigger", TEXT, nullable=False),
+    Column("inputs", TEXT, nullable=False),
+    Column("steps", TEXT, nullable=False),
+    Column("state", TEXT, nullable=False),
+    Column("started_at", TEXT, nullable=False),
+    Column("finished_at", TEXT),
+    Column("exit_code", Integer),
+    Column("reason", TEXT, nullable=False),
+    Index("run_by_time", "started_at", "run_id"),
+    Index("run_by_workflow", "workflow", "started_at", "run_id"),
+    Index("run_by_state", "state", "started_at", "run_id"),
+    sqlite_with_rowid=False,
+)
+"""One row a run. `fence`, `seq` and `head` are the chain's; the rest follows from the events."""
+
+event = Table(
+    "event",
+    metadata,
+    Column("run_id", TEXT, ForeignKey("run.run_id"), nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("time", TEXT, nullable=False),
+    Column("kind", TEXT, nullable=False),
+    Column("data", TEXT, nullable=False),
+    Column("digest", TEXT, nullable=False),
+    PrimaryKeyConstraint("run_id", "seq"),
+    sqlite_with_rowid=False,
+)
+"""Append-only: triggers refuse to change, replace or remove a row."""
+
+step = Table(
+    "step",
+    metadata,
+    Column("run_id", TEXT, ForeignKey("run.run_id"), nullable=False),
+    Column("step", TEXT, nullable=False),
+    Column("state", TEXT, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("step_key", TEXT, nullable=False),
+    Column("action", TEXT, nullable=False),
+    Column("started_at", TEXT),
+    Column("finished_at", TEXT),
+    Column("reason", TEXT, nullable=False),
+    Column("outputs", TEXT, nullable=False),
+    PrimaryKeyConstraint("run_id", "step"),
+    sqlite_with_rowid=False,
+)
+
+lease = Table(
+    "lease",
+    metadata,
+    Column("lease_id", TEXT, primary_key=True),
+    Column("run_id", TEXT, ForeignKey("run.run_id"), nullable=False),
+    Column("workflow", TEXT, nullable=False),
+    Column("agent", TEXT, nullable=False),
+    Column("step", TEXT, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("step_key", TEXT, nullable=False),
+    Column("grant", TEXT, nullable=False),
+    Column("grant_kind", TEXT, nullable=False),
+    Column("resource", TEXT, nullable=False),
+    Column("scope", TEXT, nullable=False),
+    Column("state", TEXT, nullable=False),
+    Column("ttl", Integer, nullable=False),
+    Column("requested_at", TEXT, nullable=False),
+    Column("issued_at", TEXT),
+    Column("expires_at", TEXT),
+    Column("closed_at", TEXT),
+    Column("vault_lease_id", TEXT, nullable=False),
+    Column("accessor", TEXT, nullable=False),
+    Column("subject", TEXT, nullable=False),
+    Column("reason", TEXT, nullable=False),
+    Index("lease_by_time", "requested_at", "lease_id"),
+    Index("lease_by_run", "run_id", "requested_at", "lease_id"),
+    Index("lease_by_workflow", "workflow", "requested_at", "lease_id"),
+    Index("lease_by_step", "step", "requested_at", "lease_id"),
+    Index("lease_by_agent", "agent", "requested_at", "lease_id"),
+    Index("lease_by_state", "state", "requested_at", "lease_id"),
+    Index("lease_by_resource", "resource", "requested_at", "lease_id"),
+    Index("lease_by_grant_kind", "grant_kind", "requested_at", "lease_id"),
+)
+
+LEASE_CHANGES = (
+    "state",
+    "ttl",
+    "issued_at",
+    "expires_at",
+    "closed_at",
+    "vault_lease_id",
+    "accessor",
+    "subject",
+    "reason",
+)
+"""The columns of `lease` that may change after the request."""

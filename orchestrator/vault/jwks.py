@@ -1,0 +1,44 @@
+"""The public keys of a transit key, as the JWKS (RFC 7517) under which services verify our tokens."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.errors import UsageError
+
+_ALGORITHMS = {"ecdsa-p256": "ES256", "ed25519": "EdDSA"}
+
+
+def algorithm_of(answer: Mapping[str, Any]) -> str:
+    """The JWS `alg` (RFC 7518, RFC 8037) of a transit key, from the answer to `transit/keys/NAME`."""
+    kind = answer["data"]["type"]
+    if kind not in _ALGORITHMS:
+        raise UsageError(
+            f"a transit key of type {kind} cannot sign access tokens", hint="use ecdsa-p256 (ES256) or ed25519 (EdDSA)"
+        )
+    return _ALGORITHMS[kind]
+
+
+def key_id(name: str, version: int) -> str:
+    """The `kid` of one version of a transit key: readable, and different after every rotation."""
+    return f"{name}:v{version}"
+
+
+def jwks_from_transit(name: str, answer: Mapping[str, Any]) -> dict[str, Any]:
+    """The JWKS of every version that is still there, newest first, so that tokens outlive a rotation."""
+    from joserfc.jwk import ECKey, OKPKey
+
+    algorithm = algorithm_of(answer)
+    keys = []
+    for version, entry in sorted(answer["data"]["keys"].items(), key=lambda item: -int(item[0])):
+        if algorithm == "ES256":
+            public: dict[str, Any] = dict(ECKey.import_key(entry["public_key"]).as_dict(private=False))
+        else:
+            raw = base64.b64decode(entry["public_key"])
+            text = base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+            public = dict(OKPKey.import_key({"kty": "OKP", "crv": "Ed25519", "x": text}).as_dict(private=False))
+        public |= {"kid": key_id(name, int(version)), "use": "sig", "alg": algorithm}
+        keys.append(public)
+    return {"keys": keys}

