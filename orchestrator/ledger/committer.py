@@ -109,13 +109,15 @@ class Committer:
     def _execute(self, outcome: Outcome, transaction: Transaction) -> None:
         """Do one job, unless it was done by a commit whose answer was lost."""
         job = outcome.job
-        if job.head is not None and transaction.holds(job.run_id, job.head):
+        sent = job.head
+        if sent is not None and transaction.holds(job.run_id, sent):
             return
-        job.head = None
         try:
             outcome.fence = job.execute(transaction)
         except OrchestratorError as error:
-            outcome.error = error
+            # A run that the lost commit begins cannot be seen, or waited for, before its id is found taken.
+            if sent is None or not transaction.holds(job.run_id, sent):
+                outcome.error = error
 
     def _check_file(self) -> None:
         """SQLite goes on writing to a file that was deleted or replaced, where nobody will ever find it."""

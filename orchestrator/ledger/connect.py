@@ -43,7 +43,7 @@ POSTGRESQL_CONNECT = {
 
 
 def connect(location: Location) -> Engine:
-    """An engine for the location; nothing is opened yet, but an SQLite file is created (0600, directories 0700)."""
+    """An engine for the location; nothing is opened yet, but an SQLite file is created (0600, its directory 0700)."""
     if location.path is None:
         defaults: dict[str, Any] = {
             name: value for name, value in POSTGRESQL_CONNECT.items() if name not in location.url.query

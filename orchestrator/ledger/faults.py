@@ -20,6 +20,7 @@ SQLITE_HINTS = (
     ("unable to open", "Check that the directory exists and that this user may write to it."),
     ("disk I/O", "Check the disk and the file system, then run again."),
     ("malformed", "The file is damaged: restore it from a backup, then run `history verify`."),
+    ("decode to UTF-8", "Something else has written to the file: restore it from a backup."),
     ("not a database", "The path names another kind of file: give the ledger another path."),
 )
 """By a part of SQLite's message (https://sqlite.org/rescode.html)."""

@@ -37,14 +37,15 @@ def ensure_schema(engine: Engine, location: Location) -> None:
 
 def _revision(engine: Engine, label: str) -> str | None:
     """The installed revision, or None where there is no schema."""
+    query = text("SELECT version_num FROM alembic_version")
     with engine.connect() as connection:
         try:
-            revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+            revision = connection.execute(query).scalar()
         except (OperationalError, ProgrammingError):
             connection.rollback()
-            if inspect(connection).has_table("alembic_version"):
-                raise
-            return None
+            if not inspect(connection).has_table("alembic_version"):
+                return None
+            revision = connection.execute(query).scalar()  # another process has made it meanwhile
     if revision is not None and revision not in REVISIONS:
         raise LedgerError(
             f"the {label} has the schema {revision}, which is newer than this version knows ({CURRENT})",

@@ -27,7 +27,7 @@ def open_ledger(url: str, *, clock: Clock) -> Ledger:
     engine = connect(location)
     try:
         ensure_schema(engine, location)
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, engine.dialect.loaded_dbapi.Error, OSError) as error:
         engine.dispose()
         raise ledger_error(error, location.label) from error
     except BaseException:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from orchestrator.errors import UnknownRun
+from orchestrator.errors import LedgerError, UnknownRun
 from orchestrator.ledger import queries
 from orchestrator.ledger.chain import Head, StoredEvent, first_break, genesis
 from orchestrator.ledger.events import RunState
@@ -31,7 +31,7 @@ class Reader:
         """The run, or None."""
         with self._reading() as connection:
             row = connection.execute(queries.run_by_id(run_id)).mappings().first()
-        return None if row is None else run_record(row)
+            return None if row is None else run_record(row)
 
     def runs(
         self, *, workflow: str | None = None, state: RunState | None = None, limit: int = 50
@@ -39,17 +39,17 @@ class Reader:
         """Newest first."""
         with self._reading() as connection:
             rows = connection.execute(queries.recent_runs(workflow, state, limit)).mappings().all()
-        return [run_record(row) for row in rows]
+            return [run_record(row) for row in rows]
 
     def steps(self, run_id: str) -> Sequence[StepRecord]:
         """The steps that were tried or decided, in the order in which the run declared them."""
         with self._reading() as connection:
             run = connection.execute(queries.run_by_id(run_id)).mappings().first()
             rows = connection.execute(queries.steps_of(run_id)).mappings().all()
-        declared = [] if run is None else json.loads(run["steps"])
-        position = {step: number for number, step in enumerate(declared)}
-        ordered = sorted(rows, key=lambda row: (position.get(row["step"], len(position)), row["step"]))
-        return [step_record(row) for row in ordered]
+            declared = [] if run is None else json.loads(run["steps"])
+            position = {step: number for number, step in enumerate(declared)}
+            ordered = sorted(rows, key=lambda row: (position.get(row["step"], len(position)), row["step"]))
+            return [step_record(row) for row in ordered]
 
     def lease(self, lease_id: str) -> LeaseRecord | None:
         """The lease with this id, or the only one whose id starts so (6 characters or more, with or without `lease_`).
@@ -61,21 +61,21 @@ class Reader:
             by_prefix = queries.leases_by_prefix(lease_id)
             if not rows and by_prefix is not None:
                 rows = connection.execute(by_prefix).mappings().all()
-        if len(rows) > 1:
-            raise UnknownRun(f"more than one lease begins with {lease_id}", hint="Give more characters of its id.")
-        return lease_record(rows[0]) if rows else None
+            if len(rows) > 1:
+                raise UnknownRun(f"more than one lease begins with {lease_id}", hint="Give more characters of its id.")
+            return lease_record(rows[0]) if rows else None
 
     def leases(self, query: LeaseFilter) -> Sequence[LeaseRecord]:
         """Newest first; `since` is included, `until` is not."""
         with self._reading() as connection:
             rows = connection.execute(queries.filtered_leases(query)).mappings().all()
-        return [lease_record(row) for row in rows]
+            return [lease_record(row) for row in rows]
 
     def events(self, run_id: str, *, lease_id: str | None = None) -> Sequence[EventRecord]:
         """In order of their sequence number; of one lease only, if its whole id is given."""
         with self._reading() as connection:
             rows = connection.execute(queries.events_of(run_id)).mappings().all()
-        records = (event_record(row) for row in rows)
+            records = [event_record(row) for row in rows]
         return [record for record in records if lease_id is None or record.data.get("lease_id") == lease_id]
 
     def verify(self, run_id: str) -> int | None:
@@ -103,3 +103,7 @@ class Reader:
                 yield connection
         except SQLAlchemyError as error:
             raise ledger_error(error, self._label) from error
+        except (ValueError, TypeError) as error:
+            raise LedgerError(
+                f"the {self._label} holds a row that was not written by this ledger", hint="Run `history verify`."
+            ) from error

