@@ -46,7 +46,7 @@ class PolicyRequest:
             "context": self.context,
             "step": {"id": self.step, "attempt": self.attempt},
             "agent": self.agent,
-            "action": {"name": self.action, **self.action_view},
+            "action": {**self.action_view, "name": self.action},
             "grants": [grant.as_json() for grant in self.grants],  # type: ignore[misc]  # objects of JSON scalars
             "time": self.time.isoformat() if self.time else None,
         }
@@ -100,16 +100,18 @@ def decision_from(answer: object, *, engine: str, revision: str) -> Decision:
     obligations = answer.get("obligations", {})
     if not isinstance(allow, bool):
         return denied("the policy's answer has no boolean `allow`")
+    if unknown := sorted(map(str, set(answer) - {"allow", "reasons", "obligations"})):
+        return denied(f"the policy's answer has parts that are not understood: {', '.join(unknown)}")
+    if not isinstance(reasons, list | tuple | set | frozenset) or not all(isinstance(text, str) for text in reasons):
+        return denied("the policy's `reasons` are not a list of strings")
     if isinstance(reasons, set | frozenset):
         reasons = sorted(reasons)
-    if not isinstance(reasons, list | tuple) or not all(isinstance(reason, str) for reason in reasons):
-        return denied("the policy's `reasons` are not a list of strings")
     if not isinstance(obligations, Mapping):
         return denied("the policy's `obligations` are not an object")
-    if unknown := sorted(set(obligations) - {"max_ttl"}):
-        return denied(f"the policy demands what this version cannot do: {', '.join(map(str, unknown))}")
+    if unknown := sorted(map(str, set(obligations) - {"max_ttl"})):
+        return denied(f"the policy demands what this version cannot do: {', '.join(unknown)}")
     max_ttl = obligations.get("max_ttl")
-    if max_ttl is not None and (isinstance(max_ttl, bool) or not isinstance(max_ttl, int) or max_ttl <= 0):
+    if "max_ttl" in obligations and (isinstance(max_ttl, bool) or not isinstance(max_ttl, int) or max_ttl <= 0):
         return denied("the policy's obligation `max_ttl` is not a positive whole number of seconds")
     if not allow and not reasons:
         reasons = ["the policy does not allow it"]

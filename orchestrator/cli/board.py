@@ -1,0 +1,168 @@
+"""What is known of a run while its events come in: a plain reduction, tested without any terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from orchestrator.ledger.events import (
+    AttemptFinished,
+    AttemptStarted,
+    Decided,
+    Event,
+    LeaseDenied,
+    LeaseEnded,
+    LeaseExpired,
+    LeaseFailed,
+    LeaseIssued,
+    LeaseRenewed,
+    LeaseRequested,
+    LeaseRevocationFailed,
+    LeaseRevoked,
+    LeaseRevoking,
+    RunFinished,
+    RunStarted,
+    RunState,
+    StepFinished,
+    StepState,
+)
+from orchestrator.ledger.lease import OPEN, LeaseState
+
+_LEASE_EVENTS = (
+    LeaseDenied
+    | LeaseFailed
+    | LeaseIssued
+    | LeaseRenewed
+    | LeaseRevoking
+    | LeaseRevocationFailed
+    | LeaseRevoked
+    | LeaseExpired
+    | LeaseEnded
+)
+
+
+@dataclass(slots=True)
+class LeaseLine:
+    """One lease; `issued` says whether it ever was."""
+
+    grant: str
+    grant_kind: str
+    resource: str
+    attempt: int
+    state: LeaseState = LeaseState.REQUESTED
+    issued: bool = False
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class StepLine:
+    """One step. `state` is None until it begins; `denials` are the policy's reasons against it."""
+
+    action: str = ""
+    state: StepState | None = None
+    attempt: int = 0
+    started: datetime | None = None
+    finished: datetime | None = None
+    reason: str = ""
+    denials: tuple[str, ...] = ()
+    leases: dict[str, LeaseLine] = field(default_factory=dict)
+
+    def leases_now(self) -> list[LeaseLine]:
+        """The leases of the present attempt, in the order in which they were asked for."""
+        return [lease for lease in self.leases.values() if lease.attempt == self.attempt]
+
+
+@dataclass(slots=True)
+class Board:
+    """The state of one run. Feed it every event in order."""
+
+    run_id: str = ""
+    workflow: str = ""
+    agent: str = ""
+    started: datetime | None = None
+    finished: datetime | None = None
+    state: RunState = RunState.RUNNING
+    exit_code: int | None = None
+    reason: str = ""
+    steps: dict[str, StepLine] = field(default_factory=dict)
+    _of_lease: dict[str, LeaseLine] = field(default_factory=dict)
+
+    def apply(self, run_id: str, time: datetime, event: Event) -> None:
+        """Take in one event."""
+        match event:
+            case RunStarted():
+                self.run_id, self.started = run_id, time
+                self.workflow, self.agent = event.workflow, event.agent
+                self.steps = {step: StepLine() for step in event.steps}
+            case RunFinished():
+                self.state, self.exit_code, self.reason, self.finished = (
+                    event.state,
+                    event.exit_code,
+                    event.reason,
+                    time,
+                )
+            case AttemptStarted():
+                step = self._step(event.step)
+                step.action, step.attempt, step.state = event.action, event.attempt, StepState.RUNNING
+                step.started = step.started or time
+            case Decided(allow=False):
+                self._step(event.step).denials = event.reasons
+            case AttemptFinished() | StepFinished():
+                step = self._step(event.step)
+                step.state, step.reason, step.finished = event.state, event.reason, time
+            case LeaseRequested():
+                lease = LeaseLine(event.grant, event.grant_kind, event.resource, event.attempt)
+                self._step(event.step).leases[event.lease_id] = self._of_lease[event.lease_id] = lease
+            case _ if isinstance(event, _LEASE_EVENTS):
+                self._lease(event)
+
+    def _step(self, name: str) -> StepLine:
+        return self.steps.setdefault(name, StepLine())
+
+    def _lease(self, event: _LEASE_EVENTS) -> None:
+        lease = self._of_lease.get(event.lease_id)
+        if lease is None:
+            return
+        lease.state = event.to
+        lease.issued = lease.issued or event.to is LeaseState.ISSUED
+        lease.reason = getattr(event, "reason", "") or getattr(event, "error", "")
+
+    def lease_of(self, lease_id: str) -> tuple[str, LeaseLine] | None:
+        """The step that a lease belongs to, and the lease."""
+        for name, step in self.steps.items():
+            if lease_id in step.leases:
+                return name, step.leases[lease_id]
+        return None
+
+    def count(self) -> LeaseCount:
+        """How many leases were issued, and what became of them."""
+        states = Counter(lease.state for lease in self._of_lease.values())
+        return LeaseCount(
+            issued=sum(lease.issued for lease in self._of_lease.values()),
+            revoked=states[LeaseState.REVOKED] + states[LeaseState.EXPIRED],
+            ended=states[LeaseState.ENDED],
+            refused=states[LeaseState.DENIED] + states[LeaseState.FAILED],
+            pending=sum(states[state] for state in OPEN),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseCount:
+    """`revoked` counts what is confirmed gone; `pending` what nobody has confirmed gone yet."""
+
+    issued: int
+    revoked: int
+    ended: int
+    refused: int
+    pending: int
+
+    def words(self) -> str:
+        """`5 issued, 4 confirmed gone, 1 ended (secret still valid)`, without the zeros after the first."""
+        parts = (
+            (self.revoked, "confirmed gone"),
+            (self.ended, "ended (secret still valid)"),
+            (self.refused, "refused"),
+            (self.pending, "NOT CONFIRMED GONE"),
+        )
+        return ", ".join([f"{self.issued} issued", *(f"{number} {word}" for number, word in parts if number)])

@@ -1,0 +1,72 @@
+"""From the settings to the parts that the commands work with."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from orchestrator.ledger.types import LedgerReader
+    from orchestrator.policy.types import PolicyEngine
+    from orchestrator.redaction import Redactor
+    from orchestrator.runtime.service import RunnerConfig
+    from orchestrator.settings import Settings
+
+
+@cache
+def redactor() -> Redactor:
+    """The one redactor of this process: it learns every secret that is issued."""
+    from orchestrator.redaction import Redactor
+
+    return Redactor()
+
+
+@contextmanager
+def ledger_reader() -> Iterator[LedgerReader]:
+    """The ledger that the settings name, for reading."""
+    from orchestrator.clock import SystemClock
+    from orchestrator.ledger.opening import open_ledger
+    from orchestrator.settings import load_settings
+
+    ledger = open_ledger(load_settings().ledger_location(), clock=SystemClock())
+    try:
+        yield ledger
+    finally:
+        ledger.close()
+
+
+def policy_engine(settings: Settings) -> PolicyEngine:
+    """The policy engine that the settings name."""
+    from orchestrator.policy.opening import open_engine
+
+    return open_engine(settings.policy, path=settings.policy_path)
+
+
+def runner_config(settings: Settings) -> RunnerConfig:
+    """Everything a runner is told from outside."""
+    from orchestrator.runtime.service import RunnerConfig
+
+    return RunnerConfig(
+        vault=settings.vault_config(),
+        ledger_url=settings.ledger_location(),
+        policy=policy_engine(settings),
+        endpoints=settings.endpoints,
+        token_issuer=settings.token_issuer,
+        grace=settings.grace,
+        max_output_bytes=settings.max_output_bytes,
+        max_parallel=settings.max_parallel,
+    )
+
+
+def log_to_stderr(level: str) -> None:
+    """Send log records of this level and above to standard error, with every issued secret taken out."""
+    from orchestrator.redaction import RedactingFilter
+
+    to_stderr = logging.StreamHandler(sys.stderr)
+    to_stderr.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    to_stderr.addFilter(RedactingFilter(redactor()))
+    logging.basicConfig(level=level.upper(), handlers=[to_stderr], force=True)

@@ -1,0 +1,173 @@
+"""`orchestrator leases`: who held which scope, when, and when it was gone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli import options
+from orchestrator.errors import ExitCode, UnknownRun
+from orchestrator.ledger.lease import LeaseState
+
+if TYPE_CHECKING:
+    from orchestrator.ledger.types import LeaseFilter, LeaseRecord
+    from orchestrator.runtime.leftovers import Leftover
+
+app = typer.Typer(help="Who held which scope, when, and when it was gone.", no_args_is_help=True, rich_markup_mode=None)
+
+_Time = typer.Option(metavar="TIME", help="2026-03-02, 2026-03-02T12:00+07:00, or how long ago: 2h, 3d.")
+
+
+@app.command("list")
+def list_leases(
+    run: Annotated[str | None, typer.Option(help="Only of this run.")] = None,
+    workflow: Annotated[str | None, typer.Option(help="Only of this workflow.")] = None,
+    step: Annotated[str | None, typer.Option(help="Only of this step.")] = None,
+    agent: Annotated[str | None, typer.Option(help="Only of this agent.")] = None,
+    state: Annotated[list[LeaseState] | None, typer.Option(help="Only in this state; may be given again.")] = None,
+    resource: Annotated[str | None, typer.Option(help="Only where the Vault path begins so.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only of this kind of grant, or step-token.")] = None,
+    since: Annotated[str | None, _Time] = None,
+    until: Annotated[str | None, _Time] = None,
+    limit: options.Limit = 200,
+    as_json: options.Json = False,
+) -> None:
+    """List leases, newest first."""
+    from orchestrator.cli.connect import ledger_reader
+    from orchestrator.cli.json_output import print_json
+    from orchestrator.cli.moments import parse_moment
+    from orchestrator.clock import SystemClock
+    from orchestrator.ledger.types import LeaseFilter
+
+    now = SystemClock().now()
+    query = LeaseFilter(
+        run=run,
+        workflow=workflow,
+        step=step,
+        agent=agent,
+        states=frozenset(state) if state else None,
+        resource=resource,
+        grant_kind=kind,
+        since=parse_moment(since, now=now) if since else None,
+        until=parse_moment(until, now=now) if until else None,
+        limit=limit,
+    )
+    with ledger_reader() as reader:
+        found = reader.leases(query)
+    if as_json:
+        print_json(found)
+    else:
+        _print_leases(found, query)
+
+
+@app.command("show")
+def show(
+    lease_id: Annotated[str, typer.Argument(metavar="ID", help="The lease's id, or the beginning of it.")],
+    as_json: options.Json = False,
+) -> None:
+    """Show one lease and its life, from the request to its confirmed end."""
+    from orchestrator.cli.connect import ledger_reader
+    from orchestrator.cli.json_output import print_json
+    from orchestrator.cli.run_view import life_line
+    from orchestrator.cli.terminal import console, facts
+
+    with ledger_reader() as reader:
+        lease = reader.lease(lease_id)
+        if lease is None:
+            raise UnknownRun(f"no lease {lease_id} is in the ledger", hint="`orchestrator leases list` shows them")
+        events = reader.events(lease.run_id, lease_id=lease.lease_id)
+    if as_json:
+        print_json({"lease": lease, "events": events})
+        return
+    screen = console()
+    screen.print(facts(_facts(lease)))
+    screen.print()
+    screen.print(life_line(lease, events))
+
+
+@app.command("sweep")
+def sweep(as_json: options.Json = False) -> None:
+    """Close what earlier runs could not confirm closed; the exit code is 6 while something is left."""
+    import asyncio
+
+    from orchestrator.cli.json_output import print_json
+    from orchestrator.cli.terminal import console, table
+
+    found = asyncio.run(_sweep())
+    rows = [
+        (
+            item.lease.lease_id,
+            f"{item.lease.step}.{item.lease.grant}",
+            "gone" if item.confirmed else "left",
+            item.detail,
+        )
+        for item in found
+    ]
+    if as_json:
+        print_json(found)
+    elif rows:
+        console().print(table(("LEASE", "GRANT", "NOW", "DETAIL"), rows, fold=("GRANT", "DETAIL")))
+    else:
+        console().print("nothing is left over")
+    if not all(item.confirmed for item in found):
+        raise typer.Exit(int(ExitCode.UNCONFIRMED))
+
+
+async def _sweep() -> Sequence[Leftover]:
+    from orchestrator.cli.connect import log_to_stderr, redactor, runner_config
+    from orchestrator.runtime.leftovers import close_left_over, left_over
+    from orchestrator.runtime.service import open_services
+    from orchestrator.settings import load_settings
+
+    settings = load_settings()
+    log_to_stderr(settings.log_level)
+    async with open_services(runner_config(settings), redactor=redactor()) as services:
+        return await close_left_over(services, left_over(services))
+
+
+def _print_leases(found: Sequence[LeaseRecord], query: LeaseFilter) -> None:
+    from orchestrator.cli.terminal import LEASE_MARKS, console, local, table
+
+    screen = console()
+    if not found:
+        screen.print("no leases")
+        return
+    columns = ("LEASE", "STATE", "STEP.GRANT", "REQUESTED", "RESOURCE", "AGENT", "RUN")
+    rows = [
+        (
+            lease.lease_id,
+            f"{LEASE_MARKS[lease.state]} {lease.state.value}",
+            f"{lease.step}.{lease.grant}",
+            local(lease.requested_at),
+            lease.resource,
+            lease.agent,
+            lease.run_id,
+        )
+        for lease in found
+    ]
+    kept = 4 if screen.width < 110 else 5 if screen.width < 160 else len(columns)
+    screen.print(table(columns[:kept], [row[:kept] for row in rows], fold=("STEP.GRANT", "RESOURCE", "AGENT")))
+    if len(found) == query.limit:
+        screen.print(f"the newest {query.limit}; --limit shows more", style="dim")
+
+
+def _facts(lease: LeaseRecord) -> list[tuple[str, str]]:
+    from orchestrator.cli.terminal import lease_words, local, scope_words, took
+
+    return [
+        ("lease", lease.lease_id),
+        ("state", lease_words(lease.state)),
+        ("scope", scope_words(lease.scope)),
+        ("resource", lease.resource),
+        ("held by", lease.subject),
+        ("step", f"{lease.step}, attempt {lease.attempt}, key {lease.step_key}"),
+        ("run", f"{lease.run_id} of {lease.workflow}"),
+        ("agent", lease.agent),
+        ("expires", local(lease.expires_at) if lease.expires_at else ""),
+        ("held for", took(lease.issued_at, lease.closed_at) if lease.issued_at and lease.closed_at else ""),
+        ("Vault lease", lease.vault_lease_id),
+        ("accessor", lease.accessor),
+        ("reason", lease.reason),
+    ]

@@ -1,0 +1,96 @@
+"""The command `orchestrator`. Importing this must stay cheap: what a command needs is imported inside it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from orchestrator import __version__
+from orchestrator.cli import dev, failures, leases, provision, run, runs, workflow
+from orchestrator.errors import ExitCode, OrchestratorError
+
+_EPILOG = """\
+\b
+Exit codes:
+  0         done, and every credential confirmed gone
+  2         usage, or the workflow is not valid: nothing ran
+  3         refused by a policy or by Vault
+  4         a step failed
+  5         a service did not answer (Vault, a database, the ledger)
+  6         done, but a revocation is not confirmed yet
+  130, 143  interrupted by SIGINT, SIGTERM, after revoking
+  1         a defect of the orchestrator
+"""
+
+BROKEN_PIPE = 141
+"""What a shell calls a program that SIGPIPE ended: the reader went away."""
+
+app = typer.Typer(
+    name="orchestrator",
+    help="Run workflows in which no step owns a standing secret: just-in-time credentials from Vault, "
+    "for one step only, revoked when it ends.",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+workflow.register(app)
+run.register(app)
+app.add_typer(runs.app, name="runs")
+app.add_typer(leases.app, name="leases")
+app.add_typer(provision.app, name="provision")
+dev.register(app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"orchestrator {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and answer its exit code. Errors are reported here, and only here."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in given
+    _write_what_can_be_written()
+    try:
+        answer = app(args=given, prog_name="orchestrator", standalone_mode=False)
+        sys.stdout.flush()
+    except OrchestratorError as error:
+        return failures.expected(error, as_json=as_json)
+    except typer.TyperException as error:
+        return failures.misused(error, as_json=as_json)
+    except (typer.Abort, KeyboardInterrupt):
+        return int(ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        return _reader_went_away()
+    except Exception as error:  # noqa: BLE001 -- reported as the defect it is, and the process ends
+        return failures.unexpected(error, as_json=as_json)
+    return answer if isinstance(answer, int) else 0
+
+
+def _write_what_can_be_written() -> None:
+    """A terminal that cannot show a character gets a question mark instead of a crash."""
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="replace")
+
+
+def _reader_went_away() -> int:
+    """Python would complain again when it flushes at exit: give it somewhere to write to."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return BROKEN_PIPE

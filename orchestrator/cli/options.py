@@ -1,0 +1,63 @@
+"""Options that several commands share, and reading what they were given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.errors import UsageError
+from orchestrator.jsontypes import JsonObject, JsonValue
+
+if TYPE_CHECKING:
+    from orchestrator.workflow.models import Workflow
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Limit = Annotated[int, typer.Option(min=1, max=100_000, help="The most rows to show, newest first.")]
+WorkflowFile = Annotated[Path, typer.Argument(metavar="FILE", help="The workflow, a YAML file.")]
+Inputs = Annotated[
+    list[str] | None, typer.Option("--input", "-i", metavar="NAME=VALUE", help="One input; may be given again.")
+]
+InputsFile = Annotated[
+    Path | None, typer.Option("--inputs", metavar="FILE", help="A JSON or YAML file with inputs; --input wins over it.")
+]
+
+
+def inputs_from(pairs: Sequence[str] | None, file: Path | None) -> dict[str, JsonValue]:
+    """The inputs that were given, by name; values of `--input` are texts. Raises UsageError, showing no value."""
+    given: dict[str, JsonValue] = dict(_from_file(file)) if file else {}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise UsageError("an input is written NAME=VALUE", hint="for example --input limit=5")
+        given[name] = value
+    return given
+
+
+def _from_file(file: Path) -> JsonObject:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        content = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise UsageError(f"{file}: the inputs cannot be read: {reason}") from None
+    except YAMLError:
+        raise UsageError(f"{file}: is neither JSON nor YAML") from None  # the cause quotes the file
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise UsageError(f"{file}: inputs are names with values", hint="for example: limit: 5")
+    return content
+
+
+def refuse_secrets_among_arguments(workflow: Workflow, pairs: Sequence[str] | None) -> None:
+    """A secret input may not be an argument: every user of the machine can read those. Raises UsageError."""
+    for name in (pair.partition("=")[0] for pair in pairs or ()):
+        declared = workflow.inputs.get(name)
+        if declared is not None and declared.secret:
+            raise UsageError(
+                f"the input `{name}` is secret, and arguments can be read by everybody on this machine",
+                hint="put it into a file that only you can read, and give that with --inputs FILE",
+            )

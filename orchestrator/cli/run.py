@@ -1,0 +1,91 @@
+"""`orchestrator run`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli import options
+
+if TYPE_CHECKING:
+    from orchestrator.jsontypes import JsonObject
+    from orchestrator.cli.live import View
+    from orchestrator.runtime.types import RunOutcome, RunRequest
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("run")(run)
+
+
+def run(
+    file: options.WorkflowFile,
+    inputs: options.Inputs = None,
+    inputs_file: options.InputsFile = None,
+    run_id: Annotated[str | None, typer.Option("--run-id", help="The run's id; taken only once.")] = None,
+    trigger: Annotated[str, typer.Option(help="What started it: manual, cron, ...; policies see it.")] = "manual",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something went wrong.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Run a workflow, each step with its own credentials.
+
+    They are issued when the step begins and revoked when it ends, however it ends.
+    """
+    request = _request(file, options.inputs_from(inputs, inputs_file), inputs, run_id, trigger)
+    with _view(quiet=quiet, as_json=as_json) as view:
+        outcome = _carry_out(request, view)
+    _conclude(outcome, view, quiet=quiet, as_json=as_json)
+    raise typer.Exit(int(outcome.exit_code))
+
+
+def _request(file: Path, given: JsonObject, pairs: list[str] | None, run_id: str | None, trigger: str) -> RunRequest:
+    from orchestrator.actions.catalog import catalog
+    from orchestrator.ledger.ids import new_run_id
+    from orchestrator.runtime.types import RunRequest
+    from orchestrator.workflow.inputs import bind_inputs
+    from orchestrator.workflow.loader import load
+
+    loaded = load(file, actions=catalog)
+    options.refuse_secrets_among_arguments(loaded.workflow, pairs)
+    bound = bind_inputs(loaded.workflow, given)
+    return RunRequest(run_id=run_id or new_run_id(), loaded=loaded, inputs=bound, trigger=trigger)
+
+
+def _view(*, quiet: bool, as_json: bool) -> View:
+    from orchestrator.cli.live import JsonLines, LiveTable, PlainLines
+
+    if as_json:
+        return JsonLines()
+    if sys.stdout.isatty() and not quiet:
+        return LiveTable()
+    return PlainLines(quiet=quiet)
+
+
+def _carry_out(request: RunRequest, view: View) -> RunOutcome:
+    import asyncio
+
+    from orchestrator.cli.connect import log_to_stderr, redactor, runner_config
+    from orchestrator.runtime.service import run_workflow
+    from orchestrator.settings import load_settings
+
+    settings = load_settings()
+    log_to_stderr(settings.log_level)
+    return asyncio.run(
+        run_workflow(runner_config(settings), request, redactor=redactor(), observer=view.observe, notice=view.notice)
+    )
+
+
+def _conclude(outcome: RunOutcome, view: View, *, quiet: bool, as_json: bool) -> None:
+    from orchestrator.cli.json_output import json_line
+    from orchestrator.cli.live import LiveTable, Outlet
+    from orchestrator.cli.summary import outcome_json, print_summary, problems
+
+    if as_json:
+        Outlet(sys.stdout).line(json_line(outcome_json(outcome, view.board)))
+    elif not quiet:
+        print_summary(outcome, view.board, steps=not isinstance(view, LiveTable))
+    if text := problems(outcome, view.board):
+        Outlet(sys.stderr).line(text.rstrip("\n"))

@@ -1,0 +1,95 @@
+"""`orchestrator runs`: what was run, and what happened in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli import options
+from orchestrator.errors import ExitCode, UnknownRun
+from orchestrator.ledger.events import RunState
+
+if TYPE_CHECKING:
+    from orchestrator.ledger.types import LedgerReader, RunRecord
+
+app = typer.Typer(help="What was run, and what happened in it.", no_args_is_help=True, rich_markup_mode=None)
+
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="The id of the run.")]
+
+
+@app.command("list")
+def list_runs(
+    workflow: Annotated[str | None, typer.Option(help="Only runs of this workflow.")] = None,
+    state: Annotated[RunState | None, typer.Option(help="Only runs in this state.")] = None,
+    limit: options.Limit = 50,
+    as_json: options.Json = False,
+) -> None:
+    """List runs, newest first."""
+    from orchestrator.cli.connect import ledger_reader
+    from orchestrator.cli.json_output import print_json
+
+    with ledger_reader() as reader:
+        found = reader.runs(workflow=workflow, state=state, limit=limit)
+    if as_json:
+        print_json(found)
+    else:
+        _print_runs(found)
+
+
+@app.command("show")
+def show(run: RunId, as_json: options.Json = False) -> None:
+    """Show one run: its steps, its leases and its history in order."""
+    from orchestrator.cli.connect import ledger_reader
+    from orchestrator.cli.json_output import print_json
+    from orchestrator.cli.run_view import RunStory, print_story
+
+    with ledger_reader() as reader:
+        story = RunStory.read(reader, _record(reader, run))
+    if as_json:
+        print_json(story)
+    else:
+        print_story(story)
+
+
+@app.command("verify")
+def verify(run: RunId, as_json: options.Json = False) -> None:
+    """Check that no event of the run was changed, removed or added since it was recorded."""
+    from orchestrator.cli.connect import ledger_reader
+    from orchestrator.cli.json_output import print_json
+    from orchestrator.cli.terminal import console
+
+    with ledger_reader() as reader:
+        broken = reader.verify(run)
+    if as_json:
+        print_json({"run": run, "whole": broken is None, "first_broken_event": broken})
+    elif broken is None:
+        console().print(f"{run}: the history is whole")
+    else:
+        console().print(f"{run}: the history is broken from event {broken} on", style="red")
+    if broken is not None:
+        raise typer.Exit(int(ExitCode.STEP_FAILED))
+
+
+def _record(reader: LedgerReader, run: str) -> RunRecord:
+    record = reader.run(run)
+    if record is None:
+        raise UnknownRun(f"no run {run} is in the ledger", hint="`orchestrator runs list` shows those that are")
+    return record
+
+
+def _print_runs(found: Sequence[RunRecord]) -> None:
+    from orchestrator.cli.terminal import console, local, table, took
+
+    if not found:
+        console().print("no runs")
+        return
+    screen = console()
+    rows = [
+        (run.run_id, run.workflow, run.state.value, local(run.started_at), took(run.started_at, run.finished_at))
+        for run in found
+    ]
+    columns = ("RUN", "WORKFLOW", "STATE", "STARTED", "TOOK")
+    kept = columns if screen.width >= 100 else columns[:-1]
+    screen.print(table(kept, [row[: len(kept)] for row in rows], fold=("WORKFLOW",)))

@@ -1,0 +1,148 @@
+"""How things look on a terminal: sober tables, local times with their offset, marks for states.
+
+Rich is imported when something is printed, never at the start of the command.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, TextIO
+
+from orchestrator.grants.scope import Scope
+from orchestrator.jsontypes import JsonObject, JsonValue
+from orchestrator.ledger.events import RunState, StepState
+from orchestrator.ledger.lease import LeaseState
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+PIPED_WIDTH = 400
+"""Columns when nobody looks: wide enough that no line is folded and `grep` finds what it looks for."""
+
+LEASE_MARKS = {
+    LeaseState.REQUESTED: "·",
+    LeaseState.ISSUED: "●",
+    LeaseState.REVOKING: "◐",
+    LeaseState.REVOKED: "✓",
+    LeaseState.EXPIRED: "✓",
+    LeaseState.ENDED: "○",
+    LeaseState.DENIED: "✗",
+    LeaseState.FAILED: "✗",
+}
+
+LEASE_WORDS = {LeaseState.ENDED: "ended (secret still valid)"}
+
+_STYLES: dict[str, str] = {
+    RunState.RUNNING: "cyan",
+    RunState.SUCCEEDED: "green",
+    RunState.FAILED: "red",
+    RunState.REFUSED: "red",
+    RunState.CANCELLED: "yellow",
+    StepState.SKIPPED: "dim",
+    LeaseState.ISSUED: "cyan",
+    LeaseState.REVOKING: "yellow",
+    LeaseState.REVOKED: "green",
+    LeaseState.EXPIRED: "green",
+    LeaseState.ENDED: "default",
+    LeaseState.DENIED: "red",
+}
+
+
+def console(stream: TextIO | None = None) -> Console:
+    """A console that obeys NO_COLOR and TERM, writes text as it is, and is wide where it is no terminal."""
+    from rich.console import Console
+
+    target = stream or sys.stdout
+    width = None if target.isatty() else PIPED_WIDTH
+    return Console(file=target, width=width, highlight=False, markup=False, emoji=False, soft_wrap=False)
+
+
+def style_of(state: str) -> str:
+    """The colour that a state is shown in; the word itself always says it too."""
+    return _STYLES.get(state, "default")
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, fold: Sequence[str] = ()) -> Table:
+    """A table without lines. Columns named in `fold` may be broken; the others stay whole, to be copied."""
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in headings:
+        made.add_column(heading, no_wrap=heading not in fold, overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(cell, style=style_of(cell.split(" ")[-1])) for cell in row))
+    return made
+
+
+def facts(pairs: Iterable[tuple[str, str]]) -> Table:
+    """Names and values under each other, without the empty ones."""
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    made.add_column(no_wrap=True, style="dim")
+    made.add_column(overflow="fold")
+    for name, value in pairs:
+        if value:
+            made.add_row(name, Text(value))
+    return made
+
+
+def lease_words(state: LeaseState) -> str:
+    """`✓ revoked`, `○ ended (secret still valid)`."""
+    return f"{LEASE_MARKS[state]} {LEASE_WORDS.get(state, state.value)}"
+
+
+def local(moment: datetime | None) -> str:
+    """`2026-03-02 12:00:05+07`: the local time with its offset, or `-`."""
+    if moment is None:
+        return "-"
+    there = moment.astimezone()
+    offset = there.strftime("%z")
+    return there.strftime("%Y-%m-%d %H:%M:%S") + (offset[:3] if offset.endswith("00") else f"{offset[:3]}:{offset[3:]}")
+
+
+def took(start: datetime | None, end: datetime | None) -> str:
+    """How long something took: `0.42s`, `12.3s`, `3m05s`, `2h05m`, or `-`."""
+    return "-" if start is None or end is None else lasting(end - start)
+
+
+def lasting(span: timedelta) -> str:
+    """A length of time in the two units that matter."""
+    seconds = max(0.0, span.total_seconds())
+    if seconds < 10:
+        return f"{seconds:.2f}s"
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s"
+
+
+def scope_words(scope: JsonObject) -> str:
+    """A recorded scope in one line: `database support as feedback-read, 2m`."""
+
+    def text(key: str) -> str | None:
+        value = scope.get(key)
+        return None if value is None else str(value)
+
+    def texts(key: str) -> tuple[str, ...]:
+        value: JsonValue = scope.get(key, [])
+        return tuple(map(str, value)) if isinstance(value, list | tuple) else ()
+
+    ttl = scope.get("ttl")
+    return Scope(
+        name=text("name") or "",
+        kind=text("kind") or "",
+        resource=text("resource") or "",
+        ttl=ttl if isinstance(ttl, int) else 0,
+        connection=text("connection"),
+        role=text("role"),
+        audience=text("audience"),
+        keys=texts("keys"),
+        scopes=texts("scopes"),
+    ).describe()

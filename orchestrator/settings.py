@@ -1,0 +1,176 @@
+"""What the process is told from outside: the environment, and one TOML file.
+
+Variables begin with `ORCHESTRATOR_`; parts of a table are joined by two underscores, as in
+`ORCHESTRATOR_ENDPOINTS__SUPPORT`. The file is the one that `ORCHESTRATOR_CONFIG` names, else
+`orchestrator.toml` in the working directory where there is one; variables win over it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+from orchestrator.errors import UsageError
+from orchestrator.vault.config import VaultConfig
+from orchestrator.vault_login import PREFIX, Method, vault_config
+
+_PASSWORD = re.compile(r"(?i)(?:^|[\s?&;])(?:password|passwd|pwd)\s*=")
+
+
+def _without_password(value: str) -> str:
+    if urlsplit(value).password is not None or _PASSWORD.search(value):
+        raise ValueError(
+            "this address contains a password; addresses are shown and recorded, "
+            "and the login comes from Vault: declare a grant for it"
+        )
+    return value
+
+
+def _http(value: str) -> str:
+    if urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).netloc:
+        raise ValueError("an address begins with https:// or http://")
+    return _without_password(value).rstrip("/")
+
+
+Address = Annotated[str, AfterValidator(_without_password)]
+HttpAddress = Annotated[str, AfterValidator(_http)]
+
+
+def _or_vaults(name: str, field: str) -> AliasChoices:
+    """The variable of ours, else the one that Vault's own command line reads."""
+    return AliasChoices(f"{PREFIX}{field.upper()}", name)
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Made by `load_settings`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        populate_by_name=True,
+        hide_input_in_errors=True,
+    )
+
+    vault_addr: HttpAddress | None = Field(default=None, validation_alias=_or_vaults("VAULT_ADDR", "vault_addr"))
+    vault_namespace: str | None = Field(default=None, validation_alias=_or_vaults("VAULT_NAMESPACE", "vault_namespace"))
+    vault_cacert: Path | None = Field(default=None, validation_alias=_or_vaults("VAULT_CACERT", "vault_cacert"))
+    token_role: str = "orchestrator-step"  # noqa: S105 -- the name of a role
+    auth_method: Method | None = None
+    """None: the first of approle, token and token file for which something is set."""
+    auth_role_id: str | None = None
+    auth_secret_id: SecretStr | None = None
+    auth_secret_id_file: Path | None = None
+    auth_token: SecretStr | None = Field(default=None, validation_alias=_or_vaults("VAULT_TOKEN", "auth_token"))
+    auth_token_file: Path | None = None
+    auth_role: str | None = None
+    auth_jwt_file: Path | None = None
+    auth_mount: str | None = None
+
+    endpoints: dict[str, Address] = Field(default_factory=dict)
+    """Addresses of services and databases without any secret, by the name that workflows use."""
+    token_issuer: HttpAddress | None = None
+    """The `iss` of the tokens that are issued; None: grants of the kind `token` are refused."""
+    ledger_url: SecretStr | None = None
+    """None: an SQLite file in the user's state folder."""
+    policy: str = "rego"
+    policy_path: Path = Path("workflows/policies")
+    grace: Annotated[float, Field(gt=0)] = 30.0
+    """Seconds that revocation may take when a run ends."""
+    max_output_bytes: Annotated[int, Field(gt=0)] = 1 << 20
+    max_parallel: Annotated[int, Field(gt=0)] = 8
+    log_level: Literal["debug", "info", "warning", "error"] = "warning"
+    provision_databases: dict[str, SecretStr] = Field(default_factory=dict)
+    """DSNs of the administrators' logins, by connection; only `provision` uses them."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment, then the TOML file. No `.env` is read: what a folder contains must not choose a Vault."""
+        file = config_file()
+        from_file = (TomlConfigSettingsSource(settings_cls, file),) if file else ()
+        return (init_settings, env_settings, *from_file)
+
+    def vault_config(self) -> VaultConfig:
+        """How to reach Vault and who to be there. Raises UsageError, naming the variable that is missing."""
+        return vault_config(self)
+
+    def ledger_location(self) -> str:
+        """The ledger's URL. The folder of the default one is made, readable by its owner only."""
+        if self.ledger_url is not None:
+            return self.ledger_url.get_secret_value()
+        from platformdirs import user_state_path
+
+        folder = user_state_path("orchestrator", appauthor=False)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"the ledger's folder {folder} cannot be made: {error.strerror}",
+                hint=f"say with {PREFIX}LEDGER_URL where the history is to be kept",
+            ) from error
+        return f"sqlite:///{folder / 'ledger.db'}"
+
+
+def config_file() -> Path | None:
+    """The settings file, if any. Raises UsageError when the one that was named does not exist."""
+    if named := os.environ.get(f"{PREFIX}CONFIG"):
+        if not (path := Path(named)).is_file():
+            raise UsageError(f"{PREFIX}CONFIG names {named}, which is not a file")
+        return path
+    return path if (path := Path("orchestrator.toml")).is_file() else None
+
+
+def load_settings() -> Settings:
+    """The settings of this process. Raises UsageError, which names the variable and never shows its value."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = [f"{_variable(problem['loc'])}: {_said(problem['msg'])}" for problem in error.errors(include_url=False)]
+        raise UsageError("\n".join(lines), hint=_where_from()) from None  # the cause may show the value
+    except SettingsError as error:
+        field = re.search(r'field "(\w+)"', str(error))
+        name = f"{PREFIX}{field[1].upper()}" if field else "the environment"
+        example = f"{name}__NAME=value"
+        raise UsageError(f"{name}: is not a JSON object", hint=f"set its parts one by one: {example}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{config_file()}: is not valid TOML: {error}") from error
+
+
+def _variable(location: tuple[int | str, ...]) -> str:
+    """The variable that a setting is read from: `('endpoints', 'support')` is ORCHESTRATOR_ENDPOINTS__SUPPORT."""
+    first, *rest = (str(part).upper() for part in location)
+    if first not in {"VAULT_ADDR", "VAULT_NAMESPACE", "VAULT_CACERT", "VAULT_TOKEN"}:
+        first = PREFIX + first.removeprefix(PREFIX)
+    return "__".join([first, *rest])
+
+
+def _said(message: str) -> str:
+    known = {"Extra inputs are not permitted": "there is no such setting"}
+    return known.get(message, message.removeprefix("Value error, "))
+
+
+def _where_from() -> str | None:
+    file = config_file()
+    return f"variables are read first, then {file}" if file else None

@@ -1,0 +1,231 @@
+"""The sample policies: what they allow, what they deny, and the reasons people read."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from orchestrator.grants.scope import Scope
+from orchestrator.jsontypes import JsonObject
+from orchestrator.policy.rego import RegoEngine
+from orchestrator.policy.types import PolicyRequest
+
+ENGINE = RegoEngine.from_directory(Path(__file__).parents[2] / "workflows" / "policies")
+READ = Scope("db", "database", "database/creds/feedback-read", 120, connection="support", role="feedback-read")
+TOKEN = Scope("api", "token", "transit/sign/orchestrator-token", 60, audience="translation-api", scopes=("translate",))
+BOT = Scope("bot", "secret", "secret/data/slack/support-bot", 60, keys=("token",))
+NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
+
+
+def request(action: str, view: JsonObject, *grants: Scope, agent: str = "feedback-assistant") -> PolicyRequest:
+    return PolicyRequest(
+        workflow="customer_feedback",
+        workflow_digest="sha256:00",
+        run="run-1",
+        trigger="manual",
+        inputs={"limit": 5},
+        context={},
+        step="a_step",
+        attempt=1,
+        agent=agent,
+        action=action,
+        action_view=view,
+        grants=grants,
+        time=NOON,
+    )
+
+
+QUERY = request("postgres.query", {"verbs": ["select"]}, READ)
+TRANSLATE = request("http.request", {"method": "POST", "origin": "http://127.0.0.1:4711", "path": "/v1/x"}, TOKEN)
+NOTIFY = request("slack.post_message", {"channel": "#support"}, BOT)
+RECORD = request(
+    "postgres.execute",
+    {"verbs": ["insert"]},
+    replace(READ, role="translation-write", resource="database/creds/translation-write"),
+)
+
+
+@pytest.mark.parametrize("asked", [QUERY, TRANSLATE, NOTIFY, RECORD], ids=["read", "translate", "notify", "record"])
+async def test_every_step_of_the_sample_workflow_is_allowed(asked: PolicyRequest) -> None:
+    decision = await ENGINE.decide(asked)
+    assert decision.allow, decision.reasons
+    assert decision.reasons == ("permitted to agent `feedback-assistant`",)
+    assert decision.revision == ENGINE.revision
+
+
+def with_grant(grant: Scope, **changes: object) -> PolicyRequest:
+    return replace(QUERY, grants=(replace(grant, **changes),))
+
+
+AGENT = "agent `feedback-assistant` may not "
+DENIED = {
+    "a verb that destroys": (
+        replace(QUERY, action_view={"verbs": ["delete"]}),
+        "SQL verb `delete` is forbidden to every agent",
+    ),
+    "truncate": (
+        replace(QUERY, action_view={"verbs": ["truncate"]}),
+        "SQL verb `truncate` is forbidden to every agent",
+    ),
+    "ddl": (replace(QUERY, action_view={"verbs": ["ddl"]}), "SQL verb `ddl` is forbidden to every agent"),
+    "other": (replace(QUERY, action_view={"verbs": ["other"]}), "SQL verb `other` is forbidden to every agent"),
+    "unknown": (replace(QUERY, action_view={"verbs": ["unknown"]}), "SQL verb `unknown` is forbidden to every agent"),
+    "a verb hidden behind an allowed one": (
+        replace(QUERY, action_view={"verbs": ["select", "delete"]}),
+        "SQL verb `delete` is forbidden to every agent",
+    ),
+    "a verb of other agents": (
+        replace(QUERY, action_view={"verbs": ["update"]}),
+        AGENT + "use the SQL verb `update`",
+    ),
+    "no verb at all": (
+        replace(QUERY, action_view={}),
+        "the action `postgres.query` does not say what it is about to do",
+    ),
+    "a long life": (
+        with_grant(READ, ttl=901),
+        "grant `db` lives 901s, longer than the 900s that are allowed",
+    ),
+    "another database role": (
+        with_grant(READ, role="admin", resource="database/creds/admin"),
+        AGENT + "have the database role `admin` of `support` from database/creds/admin (grant `db`)",
+    ),
+    "another database": (
+        with_grant(READ, connection="billing"),
+        AGENT + "have the database role `feedback-read` of `billing` from database/creds/feedback-read (grant `db`)",
+    ),
+    "the same role of another mount": (
+        with_grant(READ, resource="payroll/creds/feedback-read"),
+        AGENT + "have the database role `feedback-read` of `support` from payroll/creds/feedback-read (grant `db`)",
+    ),
+    "another audience": (
+        with_grant(TOKEN, audience="billing-api"),
+        AGENT + "have a token for `billing-api` with the scope `translate` "
+        "from transit/sign/orchestrator-token (grant `api`)",
+    ),
+    "a broader scope": (
+        with_grant(TOKEN, scopes=("admin", "translate")),
+        AGENT + "have a token for `translation-api` with the scope `admin translate` "
+        "from transit/sign/orchestrator-token (grant `api`)",
+    ),
+    "a token signed by another key": (
+        with_grant(TOKEN, resource="transit/sign/root"),
+        AGENT + "have a token for `translation-api` with the scope `translate` from transit/sign/root (grant `api`)",
+    ),
+    "another secret": (
+        with_grant(BOT, resource="secret/data/slack/admin"),
+        AGENT + "have the keys `token` of secret/data/slack/admin (grant `bot`)",
+    ),
+    "another key of its secret": (
+        with_grant(BOT, keys=("signing_secret", "token")),
+        AGENT + "have the keys `signing_secret, token` of secret/data/slack/support-bot (grant `bot`)",
+    ),
+    "a dynamic path": (
+        replace(QUERY, grants=(Scope("mq", "dynamic", "rabbitmq/creds/x", 60),)),
+        AGENT + "have rabbitmq/creds/x (grant `mq`)",
+    ),
+    "another channel": (
+        replace(NOTIFY, action_view={"channel": "#general"}),
+        AGENT + "post to the channel #general",
+    ),
+    "another host": (
+        replace(TRANSLATE, action_view={"origin": "https://evil.example"}),
+        AGENT + "send requests to https://evil.example",
+    ),
+    "a host that only begins like its own": (
+        replace(TRANSLATE, action_view={"origin": "http://127.0.0.1:80.evil.example"}),
+        AGENT + "send requests to http://127.0.0.1:80.evil.example",
+    ),
+    "a command": (
+        request("exec", {"command": "psql"}),
+        AGENT + "run the command `psql`",
+    ),
+    "a Python function": (request("python", {"callable": "os:system"}), AGENT + "call `os:system`"),
+    "an action that nobody listed": (request("smtp.send", {}), AGENT + "use the action `smtp.send`"),
+    "an agent that nobody knows": (
+        replace(QUERY, agent="mallory"),
+        "agent `mallory` is not known to this policy",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DENIED)
+async def test_denied_with_its_reason(case: str) -> None:
+    asked, reason = DENIED[case]
+    decision = await ENGINE.decide(asked)
+    assert not decision.allow
+    assert reason in decision.reasons
+
+
+async def test_the_longest_life_that_is_allowed_is_allowed() -> None:
+    assert (await ENGINE.decide(with_grant(READ, ttl=900))).allow
+
+
+async def test_every_reason_is_given_once_and_in_order() -> None:
+    asked = replace(with_grant(READ, ttl=3600), action_view={"verbs": ["truncate", "delete", "delete"]})
+    decision = await ENGINE.decide(asked)
+    assert decision.reasons == (
+        "SQL verb `delete` is forbidden to every agent",
+        "SQL verb `truncate` is forbidden to every agent",
+        "grant `db` lives 3600s, longer than the 900s that are allowed",
+    )
+
+
+@pytest.mark.parametrize("asked", [QUERY, TRANSLATE, NOTIFY], ids=["verbs", "origin", "channel"])
+async def test_what_is_not_known_yet_is_left_open_in_a_dry_run_only(asked: PolicyRequest) -> None:
+    partial = replace(asked, action_view={"partial": True})
+    assert (await ENGINE.decide(replace(partial, time=None))).allow
+    assert not (await ENGINE.decide(partial)).allow
+
+
+async def test_what_is_known_already_is_decided_in_a_dry_run() -> None:
+    asked = replace(NOTIFY, time=None, action_view={"partial": True, "channel": "#general"})
+    decision = await ENGINE.decide(asked)
+    assert decision.reasons == ("agent `feedback-assistant` may not post to the channel #general",)
+
+
+async def test_an_action_cannot_give_itself_another_name() -> None:
+    decision = await ENGINE.decide(request("exec", {"name": "slack.post_message", "channel": "#support"}))
+    assert not decision.allow
+
+
+def without(name: str, replacement: str) -> RegoEngine:
+    """The sample policies with one file exchanged."""
+    text = f"package orchestrator\n{replacement}\n"
+    return RegoEngine.from_sources(
+        [replace(source, text=text) if source.name.endswith(name) else source for source in ENGINE.sources]
+    )
+
+
+@pytest.mark.parametrize("case", DENIED)
+async def test_what_is_not_permitted_is_denied_even_where_no_reason_is_written_for_it(case: str) -> None:
+    speechless = without("reasons.rego", "denials := set()")
+    assert (await speechless.decide(QUERY)).allow
+    decision = await speechless.decide(DENIED[case][0])
+    assert decision.reasons == ("no rule of the policy allows it",)
+
+
+@pytest.mark.parametrize(
+    ("action", "view", "allowed"),
+    [
+        ("exec", {"command": "pg_dump"}, True),
+        ("exec", {"command": "sh"}, False),
+        ("exec", {}, False),
+        ("python", {"callable": "etl:load"}, True),
+        ("python", {"callable": "os:system"}, False),
+        ("slack.post_message", {"channel": "#support"}, False),
+    ],
+)
+async def test_commands_and_functions_run_only_where_the_agents_entry_names_them(
+    action: str, view: JsonObject, allowed: bool
+) -> None:
+    entry = '{"actions": {"exec", "python"}, "commands": {"pg_dump"}, "callables": {"etl:load"}}'
+    engine = without("agents.rego", f'agents := {{"batch": {entry}}}')
+    assert (await engine.decide(request(action, view, agent="batch"))).allow is allowed
+
+
+async def test_one_grant_too_many_denies_the_step() -> None:
+    decision = await ENGINE.decide(replace(QUERY, grants=(READ, replace(READ, name="more", role="admin"))))
+    assert not decision.allow
+    assert "(grant `more`)" in decision.reasons[0]

@@ -1,0 +1,210 @@
+"""What the process is told from outside, and how it is told that something is wrong."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import UsageError
+from orchestrator.settings import Settings, load_settings
+from orchestrator.vault.config import AppRoleAuth, JwtAuth, KubernetesAuth, TokenAuth, TokenFileAuth
+
+PASSWORD = "canary-5f2c"
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An environment with nothing of ours in it, an empty home and an empty working directory."""
+    import os
+
+    for name in os.environ:
+        if name.startswith(("ORCHESTRATOR_", "VAULT_")):
+            monkeypatch.delenv(name)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.chdir(tmp_path / "work")
+
+
+def load(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Settings:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return load_settings()
+
+
+def test_nothing_need_be_set_to_plan() -> None:
+    settings = load_settings()
+    assert settings.policy == "rego"
+    assert settings.policy_path == Path("workflows/policies")
+    assert settings.grace == 30
+    assert settings.max_output_bytes == 1024 * 1024
+
+
+def test_vaults_own_variables_are_understood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ca = tmp_path / "ca.pem"
+    ca.touch()
+    settings = load(
+        monkeypatch,
+        VAULT_ADDR="https://vault.example:8200/",
+        VAULT_NAMESPACE="team",
+        VAULT_CACERT=str(ca),
+        VAULT_TOKEN=PASSWORD,
+    )
+    config = settings.vault_config()
+    assert config.address == "https://vault.example:8200"
+    assert config.namespace == "team"
+    assert config.ca_cert == ca
+    assert isinstance(config.auth, TokenAuth)
+    assert config.auth.token.reveal() == PASSWORD
+
+
+def test_our_own_variables_win_over_vaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, VAULT_ADDR="http://theirs", ORCHESTRATOR_VAULT_ADDR="http://ours")
+    assert settings.vault_addr == "http://ours"
+
+
+def test_the_file_in_the_working_directory_is_read_and_variables_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("orchestrator.toml").write_text(
+        'vault_addr = "http://from-file"\ngrace = 5\n[endpoints]\nsupport = "postgresql://db/a"\nother = "http://o"\n'
+    )
+    settings = load(monkeypatch, ORCHESTRATOR_GRACE="7", ORCHESTRATOR_ENDPOINTS__SUPPORT="postgresql://db/b")
+    assert settings.vault_addr == "http://from-file"
+    assert settings.grace == 7
+    assert settings.endpoints == {"support": "postgresql://db/b", "other": "http://o"}
+
+
+def test_a_file_elsewhere_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "my.toml").write_text("max_parallel = 3\n")
+    Path("orchestrator.toml").write_text("max_parallel = 4\n")
+    assert load(monkeypatch, ORCHESTRATOR_CONFIG=str(tmp_path / "my.toml")).max_parallel == 3
+
+
+def test_a_named_file_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="ORCHESTRATOR_CONFIG names nowhere"):
+        load(monkeypatch, ORCHESTRATOR_CONFIG="nowhere.toml")
+
+
+def test_no_env_file_is_read() -> None:
+    Path(".env").write_text("VAULT_ADDR=http://planted\nORCHESTRATOR_VAULT_ADDR=http://planted\n")
+    assert load_settings().vault_addr is None
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"ORCHESTRATOR_GRACE": "soon"}, "ORCHESTRATOR_GRACE: "),
+        ({"ORCHESTRATOR_MAX_PARALLEL": "0"}, "ORCHESTRATOR_MAX_PARALLEL: "),
+        ({"ORCHESTRATOR_LOG_LEVEL": "loud"}, "ORCHESTRATOR_LOG_LEVEL: "),
+        ({"ORCHESTRATOR_AUTH_METHOD": "magic"}, "ORCHESTRATOR_AUTH_METHOD: "),
+        ({"ORCHESTRATOR_ENDPOINTS": "{"}, "ORCHESTRATOR_ENDPOINTS: "),
+        ({"VAULT_ADDR": "vault.example"}, "VAULT_ADDR: an address begins with https://"),
+    ],
+)
+def test_a_wrong_value_is_told_by_the_name_of_its_variable(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], told: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(monkeypatch, **variables)
+    assert told in caught.value.message
+
+
+def test_a_setting_that_does_not_exist_is_found_in_the_file() -> None:
+    Path("orchestrator.toml").write_text("max_paralel = 3\n")
+    with pytest.raises(UsageError, match="ORCHESTRATOR_MAX_PARALEL: there is no such setting"):
+        load_settings()
+
+
+def test_a_file_that_is_not_toml_is_told_by_name() -> None:
+    Path("orchestrator.toml").write_text("grace 3\n")
+    with pytest.raises(UsageError, match=r"orchestrator\.toml: is not valid TOML"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"postgresql://user:{PASSWORD}@db/support",
+        f"https://user:{PASSWORD}@api.example",
+        f"postgresql://db/support?user=u&password={PASSWORD}",
+        f"host=db user=u password={PASSWORD}",
+        f"host=db user=u password = '{PASSWORD}'",
+    ],
+)
+def test_an_address_with_a_password_in_it_is_refused_without_showing_it(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    with pytest.raises(UsageError, match="ORCHESTRATOR_ENDPOINTS__SUPPORT: this address contains a password") as caught:
+        load(monkeypatch, ORCHESTRATOR_ENDPOINTS__SUPPORT=address)
+    assert PASSWORD not in str(caught.value)
+
+
+def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(
+        monkeypatch,
+        ORCHESTRATOR_AUTH_TOKEN=PASSWORD,
+        ORCHESTRATOR_AUTH_SECRET_ID=PASSWORD,
+        ORCHESTRATOR_LEDGER_URL=f"postgresql://u:{PASSWORD}@db/ledger",
+        ORCHESTRATOR_PROVISION_DATABASES__SUPPORT=f"postgresql://u:{PASSWORD}@db/support",
+    )
+    assert PASSWORD not in repr(settings)
+    assert PASSWORD not in settings.model_dump_json()
+    assert settings.provision_databases["support"].get_secret_value().startswith("postgresql://u:")
+
+
+def test_logging_in_by_role_comes_before_a_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    secret_id = tmp_path / "secret-id"
+    secret_id.write_text(f"{PASSWORD}\n")
+    settings = load(
+        monkeypatch,
+        VAULT_ADDR="http://v",
+        VAULT_TOKEN="t",
+        ORCHESTRATOR_AUTH_ROLE_ID="role",
+        ORCHESTRATOR_AUTH_SECRET_ID_FILE=str(secret_id),
+    )
+    auth = settings.vault_config().auth
+    assert isinstance(auth, AppRoleAuth)
+    assert (auth.role_id, auth.secret_id.reveal(), auth.mount) == ("role", PASSWORD, "approle")
+
+
+def test_the_token_file_of_vaults_own_command_is_the_last_resort(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, VAULT_ADDR="http://v")
+    with pytest.raises(UsageError, match="not known how to log in") as caught:
+        settings.vault_config()
+    assert "ORCHESTRATOR_AUTH_ROLE_ID" in (caught.value.hint or "")
+    (Path.home() / ".vault-token").write_text(PASSWORD)
+    assert settings.vault_config().auth == TokenFileAuth(Path.home() / ".vault-token")
+
+
+def test_workload_identities_need_a_role(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    settings = load(monkeypatch, VAULT_ADDR="http://v", ORCHESTRATOR_AUTH_METHOD="kubernetes")
+    with pytest.raises(UsageError, match="ORCHESTRATOR_AUTH_ROLE is not set"):
+        settings.vault_config()
+    assert load(monkeypatch, ORCHESTRATOR_AUTH_ROLE="runner").vault_config().auth == KubernetesAuth("runner")
+    settings = load(monkeypatch, ORCHESTRATOR_AUTH_METHOD="jwt", ORCHESTRATOR_AUTH_MOUNT="ci")
+    with pytest.raises(UsageError, match="ORCHESTRATOR_AUTH_JWT_FILE is not set"):
+        settings.vault_config()
+    settings = load(monkeypatch, ORCHESTRATOR_AUTH_JWT_FILE=str(tmp_path / "id"))
+    assert settings.vault_config().auth == JwtAuth("runner", tmp_path / "id", mount="ci")
+
+
+def test_not_knowing_where_vault_is_says_which_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="VAULT_ADDR is not set"):
+        load(monkeypatch, VAULT_TOKEN="t").vault_config()
+
+
+def test_a_secret_id_file_that_cannot_be_read_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(
+        monkeypatch, VAULT_ADDR="http://v", ORCHESTRATOR_AUTH_ROLE_ID="r", ORCHESTRATOR_AUTH_SECRET_ID_FILE="nowhere"
+    )
+    with pytest.raises(UsageError, match="ORCHESTRATOR_AUTH_SECRET_ID_FILE: nowhere cannot be read"):
+        settings.vault_config()
+
+
+def test_the_default_ledger_is_in_a_folder_that_only_its_owner_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    location = load_settings().ledger_location()
+    assert location.startswith(f"sqlite:///{Path.home()}")
+    folder = Path(location.removeprefix("sqlite:///")).parent
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    settings = load(monkeypatch, ORCHESTRATOR_LEDGER_URL="sqlite:////elsewhere/l.db")
+    assert settings.ledger_location() == "sqlite:////elsewhere/l.db"

@@ -1,0 +1,158 @@
+# The one question before a step gets credentials: may it? The table in agents.rego says who may do what.
+#
+# A step is allowed where every part of it is known and permitted, never because nothing spoke against
+# it: a field that is missing makes a permitting rule undefined, and undefined is a denial.
+package orchestrator
+
+import rego.v1
+
+default decision := {"allow": false, "reasons": ["no rule of the policy allows it"]}
+
+decision := {"allow": true, "reasons": [sprintf("permitted to agent `%s`", [input.agent])]} if {
+	permitted
+	count(denials) == 0
+}
+
+decision := {"allow": false, "reasons": sort(denials)} if count(denials) > 0
+
+max_ttl := 900
+
+# SQL verbs that no agent may use, whatever its entry says.
+forbidden_sql := {"delete", "truncate", "ddl", "other", "unknown"}
+
+agent := agents[input.agent]
+
+# In a dry run (`plan`) some parameters are only known at run time: the view then says `partial`, and what
+# is missing from it is decided later. At run time, when there is a time, nothing may be missing.
+partial if {
+	input.action.partial == true
+	input.time == null
+}
+
+permitted if {
+	input.action.name in agent.actions
+	action_permitted
+	is_array(input.grants)
+	every grant in input.grants {
+		grant_permitted(grant)
+	}
+}
+
+# --- what the step does ---------------------------------------------------------------------------
+
+shows_sql if startswith(input.action.name, "postgres.")
+
+# An action of somebody else's package shows nothing that could be looked at: its name has to do.
+action_permitted if {
+	not shows_sql
+	not input.action.name in {"http.request", "slack.post_message", "exec", "python"}
+}
+
+action_permitted if {
+	shows_sql
+	sql_permitted
+}
+
+action_permitted if {
+	input.action.name == "http.request"
+	origin_permitted
+}
+
+action_permitted if {
+	input.action.name == "slack.post_message"
+	channel_permitted
+}
+
+action_permitted if {
+	input.action.name == "exec"
+	command_permitted
+}
+
+action_permitted if {
+	input.action.name == "python"
+	callable_permitted
+}
+
+sql_permitted if {
+	count(input.action.verbs) > 0
+	every verb in input.action.verbs {
+		verb in agent.sql
+		not verb in forbidden_sql
+	}
+}
+
+sql_permitted if known_later("verbs")
+
+origin_permitted if {
+	some pattern in agent.origins
+	origin_matches(pattern, input.action.origin)
+}
+
+origin_permitted if known_later("origin")
+
+origin_matches(pattern, origin) if pattern == origin
+
+origin_matches(pattern, origin) if {
+	endswith(pattern, ":*")
+	stem := trim_suffix(pattern, "*")
+	startswith(origin, stem)
+	regex.match(`^[0-9]+$`, trim_prefix(origin, stem))
+}
+
+channel_permitted if input.action.channel in agent.channels
+
+channel_permitted if known_later("channel")
+
+command_permitted if input.action.command in agent.commands
+
+command_permitted if known_later("command")
+
+callable_permitted if input.action.callable in agent.callables
+
+callable_permitted if known_later("callable")
+
+known_later(field) if {
+	partial
+	not field in object.keys(input.action)
+}
+
+# --- what the step is to hold ---------------------------------------------------------------------
+
+grant_permitted(grant) if {
+	within_ttl(grant)
+	grant.kind == "database"
+	grant.role in agent.databases[grant.connection]
+	grant.resource == sprintf("database/creds/%s", [grant.role])
+}
+
+grant_permitted(grant) if {
+	within_ttl(grant)
+	grant.kind == "token"
+	grant.resource == "transit/sign/orchestrator-token"
+	count(grant.scopes) > 0
+	every scope in grant.scopes {
+		scope in agent.tokens[grant.audience]
+	}
+}
+
+grant_permitted(grant) if {
+	within_ttl(grant)
+	grant.kind == "secret"
+	startswith(grant.resource, "secret/data/")
+	count(grant.keys) > 0
+	every key in grant.keys {
+		key in agent.secrets[trim_prefix(grant.resource, "secret/data/")]
+	}
+}
+
+grant_permitted(grant) if {
+	within_ttl(grant)
+	grant.kind == "dynamic"
+	grant.resource in agent.dynamic
+}
+
+within_ttl(grant) if {
+	is_number(grant.ttl)
+	grant.ttl > 0
+	grant.ttl <= max_ttl
+}

@@ -1,0 +1,90 @@
+# Why a step is denied, in words for the person who reads the refusal. Every rule here only explains:
+# `permitted` in orchestrator.rego decides.
+package orchestrator
+
+import rego.v1
+
+denials contains sprintf("agent `%s` is not known to this policy", [input.agent]) if not agent
+
+denials contains sprintf("agent `%s` may not use the action `%s`", [input.agent, input.action.name]) if {
+	agent
+	not input.action.name in agent.actions
+}
+
+denials contains sprintf("SQL verb `%s` is forbidden to every agent", [verb]) if {
+	some verb in input.action.verbs
+	verb in forbidden_sql
+}
+
+denials contains sprintf("agent `%s` may not use the SQL verb `%s`", [input.agent, verb]) if {
+	agent
+	some verb in input.action.verbs
+	not verb in forbidden_sql
+	not verb in agent.sql
+}
+
+denials contains sprintf("agent `%s` may not send requests to %s", [input.agent, input.action.origin]) if {
+	agent
+	input.action.name == "http.request"
+	input.action.origin
+	not origin_permitted
+}
+
+denials contains sprintf("agent `%s` may not post to the channel %s", [input.agent, input.action.channel]) if {
+	agent
+	input.action.name == "slack.post_message"
+	input.action.channel
+	not channel_permitted
+}
+
+denials contains sprintf("agent `%s` may not run the command `%s`", [input.agent, input.action.command]) if {
+	agent
+	input.action.name == "exec"
+	input.action.command
+	not command_permitted
+}
+
+denials contains sprintf("agent `%s` may not call `%s`", [input.agent, input.action.callable]) if {
+	agent
+	input.action.name == "python"
+	input.action.callable
+	not callable_permitted
+}
+
+denials contains sprintf("the action `%s` does not say what it is about to do", [input.action.name]) if {
+	agent
+	input.action.name in agent.actions
+	not action_permitted
+	every field in {"verbs", "origin", "channel", "command", "callable"} {
+		not field in object.keys(input.action)
+	}
+}
+
+denials contains sprintf("grant `%s` lives %ds, longer than the %ds that are allowed", [grant.name, grant.ttl, max_ttl]) if {
+	some grant in input.grants
+	grant.ttl > max_ttl
+}
+
+denials contains sprintf("agent `%s` may not have %s (grant `%s`)", [input.agent, what(grant), grant.name]) if {
+	agent
+	some grant in input.grants
+	within_ttl(grant)
+	not grant_permitted(grant)
+}
+
+what(grant) := text if {
+	grant.kind == "database"
+	text := sprintf("the database role `%s` of `%s` from %s", [grant.role, grant.connection, grant.resource])
+}
+
+what(grant) := text if {
+	grant.kind == "token"
+	text := sprintf("a token for `%s` with the scope `%s` from %s", [grant.audience, concat(" ", grant.scopes), grant.resource])
+}
+
+what(grant) := text if {
+	grant.kind == "secret"
+	text := sprintf("the keys `%s` of %s", [concat(", ", grant.keys), grant.resource])
+}
+
+what(grant) := grant.resource if not grant.kind in {"database", "token", "secret"}
