@@ -21,11 +21,7 @@ import psycopg
 import pytest
 from orchestrator.actions.catalog import catalog
 from orchestrator.devstack.provisioned import Provisioned, provision_stack
-from orchestrator.policy.allow_all import AllowAllEngine
 from orchestrator.provision.step_policies import step_policy
-from orchestrator.redaction import Redactor
-from orchestrator.workflow.inputs import bind_inputs
-from orchestrator.workflow.loader import load_text
 
 from orchestrator.devstack.stack import DevStack, StackInfo
 from orchestrator.grants.policy_names import step_policy_name
@@ -33,10 +29,14 @@ from orchestrator.grants.scope import normalise
 from orchestrator.ledger.events import Event
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.store import open_ledger
+from orchestrator.policy.allow_all import AllowAllEngine
 from orchestrator.policy.types import PolicyEngine
+from orchestrator.redaction import Redactor
 from orchestrator.runtime.runner import Runner
 from orchestrator.runtime.service import RunnerConfig, open_services
 from orchestrator.runtime.types import RunOutcome, RunRequest
+from orchestrator.workflow.inputs import bind_inputs
+from orchestrator.workflow.loader import load_text
 from orchestrator.workflow.models import Workflow
 
 ROOT = Path(__file__).parents[2]

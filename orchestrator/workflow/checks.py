@@ -1,0 +1,267 @@
+"""What must hold between the parts of a workflow: references, dependencies, actions and their parameters.
+
+The checks work on the plain data, so that they say what they can even where the shape is wrong
+elsewhere: all errors of a file at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from orchestrator.errors import InvalidExpression
+from orchestrator.workflow.expressions import Expression, condition_of, parse_template, references
+from orchestrator.workflow.parameters import grant_references
+from orchestrator.workflow.problems import suggestion
+from orchestrator.workflow.shape import report_errors
+from orchestrator.workflow.source import Path, Source
+
+if TYPE_CHECKING:
+    from orchestrator.workflow.loader import ActionCatalog
+
+_STEP_PARTS = ("output", "state")
+
+
+def check(source: Source, actions: ActionCatalog) -> None:
+    """Add every problem between the parts of the workflow to `source.problems`."""
+    from orchestrator.workflow.inputs import check_default
+
+    data = source.data
+    inputs, steps = _map(data.get("inputs")), _map(data.get("steps"))
+    for name, declared in inputs.items():
+        if isinstance(declared, dict) and (wrong := check_default(declared)):
+            source.report(("inputs", name, "default"), wrong)
+    _context(source, inputs, steps)
+    for step_id, step in steps.items():
+        if isinstance(step, dict):
+            _step(source, str(step_id), step, inputs, steps, actions)
+    _misplaced(source, data, (), allowed=False)
+    _cycles(source, steps)
+
+
+def _context(source: Source, inputs: Mapping[str, Any], steps: Mapping[str, Any]) -> None:
+    for path, expression in _expressions(source, _map(source.data.get("context")), ("context",)):
+        for reference in _references(source, path, expression):
+            if reference[0] not in ("inputs", "run"):
+                source.report(path, f"`context` may refer to inputs and run, not to `{reference[0]}`")
+            else:
+                _reference(source, path, reference, expression, inputs, steps, None, whole=False)
+
+
+def _step(
+    source: Source,
+    step_id: str,
+    step: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    steps: Mapping[str, Any],
+    actions: ActionCatalog,
+) -> None:
+    base: Path = ("steps", step_id)
+    needs = step.get("needs")
+    for index, needed in enumerate(needs if isinstance(needs, list) else []):
+        if needed == step_id:
+            source.report((*base, "needs", index), f"step `{step_id}` needs itself")
+        elif isinstance(needed, str) and needed not in steps:
+            source.report((*base, "needs", index), f"there is no step `{needed}`", suggestion(needed, map(str, steps)))
+    for path, expression in _expressions(source, step.get("with"), (*base, "with")):
+        whole = _whole(source, path)
+        for reference in _references(source, path, expression):
+            _reference(source, path, reference, expression, inputs, steps, step_id, whole=whole)
+    if isinstance(step.get("if"), str):
+        _condition(source, step_id, step["if"], inputs, steps)
+    _action(source, base, step, actions)
+
+
+def _condition(source: Source, step_id: str, text: str, inputs: Mapping[str, Any], steps: Mapping[str, Any]) -> None:
+    path: Path = ("steps", step_id, "if")
+    try:
+        expression = Expression(condition_of(text), 0)
+    except InvalidExpression as error:
+        source.report(path, error.message, error.hint or "")
+        return
+    for reference in _references(source, path, expression):
+        _reference(source, path, reference, expression, inputs, steps, step_id, whole=False)
+
+
+def _reference(
+    source: Source,
+    path: Path,
+    reference: tuple[str, ...],
+    expression: Expression,
+    inputs: Mapping[str, Any],
+    steps: Mapping[str, Any],
+    step_id: str | None,
+    *,
+    whole: bool,
+) -> None:
+    root, *rest = reference
+    name = rest[0] if rest else ""
+    if root == "inputs":
+        if name not in inputs:
+            source.report(
+                path, f"there is no input `{name}`", suggestion(name, inputs, otherwise="declare it in `inputs`")
+            )
+        elif _map(inputs[name]).get("secret") is True and not (whole and expression.cel == f"inputs.{name}"):
+            source.report(
+                path,
+                f"the secret input `{name}` may only be passed on whole",
+                f"let the value be exactly ${{{{ inputs.{name} }}}}",
+            )
+    elif root == "context" and name not in _map(source.data.get("context")):
+        source.report(path, f"`context` has no `{name}`", suggestion(name, _map(source.data.get("context"))))
+    elif root == "run" and rest != ["id"]:
+        source.report(path, f"`{'.'.join(reference)}` is not known", "there is `run.id`")
+    elif root == "endpoints" and not name:
+        source.report(path, "name one endpoint", "write `endpoints.NAME`")
+    elif root == "steps":
+        _step_reference(source, path, rest, steps, step_id)
+
+
+def _step_reference(source: Source, path: Path, rest: list[str], steps: Mapping[str, Any], step_id: str | None) -> None:
+    name = rest[0] if rest else ""
+    if name not in steps:
+        source.report(path, f"there is no step `{name}`", suggestion(name, map(str, steps)))
+    elif name == step_id:
+        source.report(path, f"step `{name}` refers to itself")
+    elif len(rest) < 2 or rest[1] not in _STEP_PARTS:
+        source.report(path, f"`steps.{name}` has `output` and `state`", f"write `steps.{name}.output.KEY`")
+    elif rest[1] == "output":
+        outputs = _map(steps[name]).get("outputs")
+        kept = [str(key) for key in outputs] if isinstance(outputs, list) else []
+        if len(rest) < 3:
+            source.report(path, f"name one key of the output of `{name}`", f"it keeps: {', '.join(kept) or 'nothing'}")
+        elif rest[2] not in kept:
+            source.report(
+                path,
+                f"step `{name}` does not keep `{rest[2]}` of its output",
+                suggestion(rest[2], kept) if kept else f"add `outputs: [{rest[2]}]` to step `{name}`",
+            )
+
+
+def _action(source: Source, base: Path, step: Mapping[str, Any], actions: ActionCatalog) -> None:
+    name = step.get("action")
+    if not isinstance(name, str):
+        return
+    model = actions.params_of(name)
+    if model is None:
+        source.report((*base, "action"), f"there is no action `{name}`", suggestion(name, actions.names()))
+        return
+    given = step.get("with", {})
+    if isinstance(given, dict):
+        try:
+            model.model_validate(given)
+        except ValidationError as error:
+            literal = [finding for finding in error.errors(include_url=False) if not _dynamic(given, finding["loc"])]
+            if literal:
+                known = ValidationError.from_exception_data(model.__name__, [_again(finding) for finding in literal])
+                report_errors(source, known, (*base, "with"), model=model)
+        _grants(source, base, step, grant_references(model, given))
+
+
+def _grants(source: Source, base: Path, step: Mapping[str, Any], used: list[tuple[Path, str, tuple[str, ...]]]) -> None:
+    declared = _map(step.get("grants"))
+    for path, text, kinds in used:
+        name = text.partition(".")[0]
+        kind = _map(declared.get(name)).get("kind")
+        if name not in declared:
+            hint = suggestion(name, declared, otherwise="declare it in `grants` of the step")
+            source.report((*base, "with", *path), f"the step has no grant `{name}`", hint)
+        elif isinstance(kind, str) and kind not in kinds:
+            source.report(
+                (*base, "with", *path), f"the grant `{name}` is of kind {kind}", f"this takes: {', '.join(kinds)}"
+            )
+
+
+def _again(finding: Any) -> Any:
+    """An error of pydantic's in the form in which one is raised."""
+    from pydantic_core import PydanticCustomError
+
+    context = finding.get("ctx") or {}
+    if finding["type"] in ("value_error", "assertion_error"):
+        problem: Any = PydanticCustomError(
+            "value_error", "{error}", {"error": str(context.get("error", finding["msg"]))}
+        )
+        return {"type": problem, "loc": finding["loc"], "input": None}
+    again = {"type": finding["type"], "loc": finding["loc"], "input": finding.get("input")}
+    return {**again, "ctx": context} if context else again
+
+
+def _dynamic(given: Any, location: tuple[str | int, ...]) -> bool:
+    """Whether the value at a location, or anything it lies in or holds, comes from an expression."""
+    value = given
+    for part in location:
+        if isinstance(value, dict) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        else:
+            return isinstance(value, str) and "${{" in value
+    return _holds_expression(value)
+
+
+def _holds_expression(value: Any) -> bool:
+    if isinstance(value, str):
+        return "${{" in value
+    if isinstance(value, dict):
+        return any(_holds_expression(item) for item in value.values())
+    return isinstance(value, list) and any(_holds_expression(item) for item in value)
+
+
+def _expressions(source: Source, value: Any, path: Path) -> Iterator[tuple[Path, Expression]]:
+    if isinstance(value, str) and "${{" in value:
+        try:
+            template = parse_template(value)
+        except InvalidExpression as error:
+            source.report(path, error.message, error.hint or "")
+            return
+        for expression in template.expressions:
+            yield path, expression
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _expressions(source, item, (*path, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _expressions(source, item, (*path, index))
+
+
+def _references(source: Source, path: Path, expression: Expression) -> list[tuple[str, ...]]:
+    try:
+        return sorted(reference.path for reference in references(expression.cel))
+    except InvalidExpression as error:
+        source.report(path, error.message, error.hint or "")
+        return []
+
+
+def _whole(source: Source, path: Path) -> bool:
+    from orchestrator.workflow.shape import value_at
+
+    value = value_at(source.data, path)
+    return isinstance(value, str) and parse_template(value).whole is not None
+
+
+def _misplaced(source: Source, value: Any, path: Path, *, allowed: bool) -> None:
+    """Expressions belong into `with`, `if` and `context` only."""
+    here = allowed or path[:1] == ("context",) or (len(path) > 2 and path[0] == "steps" and path[2] in ("with", "if"))
+    if isinstance(value, str) and "${{" in value and not here:
+        source.report(path, "an expression has no effect here", "expressions belong into `with`, `if` and `context`")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _misplaced(source, item, (*path, key), allowed=here)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _misplaced(source, item, (*path, index), allowed=here)
+
+
+def _cycles(source: Source, steps: Mapping[str, Any]) -> None:
+    from orchestrator.workflow.dependencies import find_cycle, raw_dependencies
+
+    cycle = find_cycle(raw_dependencies(steps))
+    if cycle:
+        shown = " -> ".join(cycle)
+        source.report(("steps", cycle[0]), f"the steps wait for each other: {shown}", "take one of them out", key=True)
+
+
+def _map(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,76 @@
+"""What each step waits for: `needs`, and every step that its expressions refer to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from orchestrator.errors import InvalidExpression
+from orchestrator.workflow.expressions import condition_of, parse_template, references
+
+
+def raw_dependencies(steps: Mapping[str, Any]) -> dict[str, frozenset[str]]:
+    """From the plain data of `steps`, in declaration order; what does not exist is left out."""
+    found = {}
+    for step_id, step in steps.items():
+        step = step if isinstance(step, dict) else {}
+        needs = step.get("needs")
+        named = {name for name in (needs if isinstance(needs, list) else []) if isinstance(name, str)}
+        for cel in _cel_texts(step):
+            try:
+                named |= {
+                    path[1] for path in (each.path for each in references(cel)) if path[0] == "steps" and path[1:]
+                }
+            except InvalidExpression:
+                continue
+        found[str(step_id)] = frozenset(named & {str(name) for name in steps} - {str(step_id)})
+    return found
+
+
+def _cel_texts(step: Mapping[str, Any]) -> Iterator[str]:
+    for text in _texts(step.get("with")):
+        try:
+            yield from (expression.cel for expression in parse_template(text).expressions)
+        except InvalidExpression:
+            continue
+    if isinstance(step.get("if"), str):
+        try:
+            yield condition_of(step["if"])
+        except InvalidExpression:
+            return
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str) and "${{" in value:
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+
+
+def find_cycle(graph: Mapping[str, frozenset[str]]) -> list[str]:
+    """One cycle as `[a, b, a]`, the first in declaration order, or an empty list."""
+    done: set[str] = set()
+    for start in graph:
+        trail: list[str] = []
+        stack: list[tuple[str, Iterator[str]]] = []
+        node: str | None = start
+        while node is not None or stack:
+            if node is not None:
+                if node in trail:
+                    return [*trail[trail.index(node) :], node]
+                if node in done:
+                    node = None
+                    continue
+                trail.append(node)
+                stack.append((node, iter(sorted(graph.get(node, frozenset())))))
+            current, following = stack[-1]
+            node = next(following, None)
+            if node is None:
+                done.add(current)
+                stack.pop()
+                trail.pop()
+    return []

@@ -1,0 +1,76 @@
+"""Reading a workflow file: all that is wrong with it at once, or a workflow that can be run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ValidationError
+
+from orchestrator.errors import UsageError
+from orchestrator.workflow.checks import check
+from orchestrator.workflow.models import Workflow
+from orchestrator.workflow.problems import InvalidWorkflow, Problem
+from orchestrator.workflow.shape import report_errors, shape_problems
+from orchestrator.workflow.source import Source, parse
+
+
+class ActionCatalog(Protocol):
+    """What the language needs to know of actions: their names, and the model of each one's parameters."""
+
+    def names(self) -> Sequence[str]: ...
+
+    def params_of(self, name: str) -> type[BaseModel] | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedWorkflow:
+    """A valid workflow, with the digest of its text (`sha256:HEX`) and the positions of everything in it."""
+
+    workflow: Workflow
+    digest: str
+    source: Source
+
+    def problem(self, path: Sequence[str | int], message: str, hint: str = "", *, warning: bool = False) -> Problem:
+        """A finding at a place of the file, for whoever checks more than the language does."""
+        return self.source.problem(path, message, hint, warning=warning)
+
+
+def load(path: Path, *, actions: ActionCatalog) -> LoadedWorkflow:
+    """Read a file. Raises InvalidWorkflow with all that is wrong, or UsageError if it cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text") from error
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read: {error.strerror}", hint="`orchestrator init` writes a starter workflow"
+        ) from error
+    return load_text(text, filename=str(path), actions=actions)
+
+
+def load_text(text: str, *, filename: str, actions: ActionCatalog) -> LoadedWorkflow:
+    """Read a workflow from text. Raises InvalidWorkflow with everything that is wrong with it."""
+    source = parse(text, filename)
+    workflow = _validated(source) if source.data is not None else None
+    if isinstance(source.data, dict):
+        check(source, actions)
+    if source.problems:
+        raise InvalidWorkflow(source.problems)
+    if workflow is None:
+        raise InvalidWorkflow([source.at(1, 1, "a workflow is a map with `version`, `name`, `agent` and `steps`")])
+    digest = "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return LoadedWorkflow(workflow, digest, source)
+
+
+def _validated(source: Source) -> Workflow | None:
+    shape_problems(source)
+    data: Any = source.data
+    try:
+        return Workflow.model_validate(data)
+    except ValidationError as error:
+        report_errors(source, error, ())
+        return None
