@@ -33,7 +33,8 @@ _SETTINGS = {
     "log_min_error_statement": "panic",
     "log_min_messages": "log",
 }
-_UNSAFE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+_UNSAFE = {"fsync": "off", "full_page_writes": "off"}
+"""Not `synchronous_commit`: without it a crash of the process alone loses what was committed."""
 
 
 @dataclass
@@ -126,11 +127,10 @@ class Postgres(PostgresAdmin):
         user = server_user()
         give_folder(self.directory, user)
         read_end, write_end = os.pipe()
+        os.fchown(read_end, self.directory.stat().st_uid, -1)
         try:
-            if user is not None:
-                os.fchown(read_end, self.directory.stat().st_uid, -1)
-            os.write(write_end, self.password.reveal().encode())
-            os.close(write_end)
+            with os.fdopen(write_end, "wb") as pipe:
+                pipe.write(self.password.reveal().encode())
             process = start(
                 [
                     *(str(binary("initdb")), "-D", str(self.data_dir), "-U", "postgres", "-E", "UTF8"),
