@@ -10,7 +10,6 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -27,52 +26,37 @@ POSTGRES_IMAGE = "postgres:18"
 _READY_SECONDS = 60.0
 
 
-@dataclass
-class VaultInContainer(VaultAdmin):
-    port: int = field(default_factory=free_port)
-    root_token: Secret = field(default_factory=lambda: Secret("root-" + secrets.token_hex(16)))
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def container(self) -> DockerContainer:
-        return (
-            DockerContainer(VAULT_IMAGE)
-            .with_env("VAULT_DEV_ROOT_TOKEN_ID", self.root_token.reveal())
-            .with_env("VAULT_DEV_LISTEN_ADDRESS", f"127.0.0.1:{self.port}")
-            .with_env("SKIP_SETCAP", "1")
-            .with_kwargs(network_mode="host")
-        )
-
-    def wait(self) -> None:
-        """Until the KV engine answers. Raises TimeoutError."""
-        until = time.monotonic() + _READY_SECONDS
-        while time.monotonic() < until:
-            try:
-                self.request("GET", "secret/config")
-            except httpx.HTTPError:
-                time.sleep(0.1)
-            else:
-                return
-        raise TimeoutError(f"{VAULT_IMAGE} did not become ready on {self.address}")
+def _vault_container(admin: VaultAdmin) -> DockerContainer:
+    return (
+        DockerContainer(VAULT_IMAGE)
+        .with_env("VAULT_DEV_ROOT_TOKEN_ID", admin.root_token.reveal())
+        .with_env("VAULT_DEV_LISTEN_ADDRESS", admin.address.removeprefix("http://"))
+        .with_env("SKIP_SETCAP", "1")
+        .with_kwargs(network_mode="host")
+    )
 
 
-@dataclass
-class PostgresInContainer(PostgresAdmin):
-    host: str
-    port: int
-    password: Secret
+def _wait_for(vault: VaultAdmin) -> None:
+    """Until the KV engine answers. Raises TimeoutError."""
+    until = time.monotonic() + _READY_SECONDS
+    while time.monotonic() < until:
+        try:
+            vault.request("GET", "secret/config")
+        except httpx.HTTPError:
+            time.sleep(0.1)
+        else:
+            return
+    raise TimeoutError(f"{VAULT_IMAGE} did not become ready on {vault.address}")
 
 
 @contextmanager
 def container_stack(directory: Path) -> Iterator[StackInfo]:
     """Start both containers, fill them, and run the sample services beside them."""
-    vault = VaultInContainer()
+    vault = VaultAdmin(f"http://127.0.0.1:{free_port()}", Secret("root-" + secrets.token_hex(16)))
     password = Secret(secrets.token_urlsafe(24))
     database = PostgresContainer(POSTGRES_IMAGE, username="postgres", password=password.reveal(), dbname="postgres")
-    with vault.container(), database:
-        vault.wait()
-        postgres = PostgresInContainer("127.0.0.1", int(database.get_exposed_port(5432)), password)
+    with _vault_container(vault), database:
+        _wait_for(vault)
+        postgres = PostgresAdmin("127.0.0.1", int(database.get_exposed_port(5432)), password)
         with furnished(vault, postgres, directory) as info:
             yield info

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from orchestrator.devstack.admin import VaultAdmin
 from orchestrator.devstack.ports import free_port
@@ -50,7 +50,7 @@ listener "tcp" {{
 
 
 @dataclass
-class OpenBao(VaultAdmin):
+class OpenBao:
     """One server on a free port of 127.0.0.1, with all its files below `directory`.
 
     By default a development server in memory with an audit log. `persistent=True` gives raft storage
@@ -70,6 +70,11 @@ class OpenBao(VaultAdmin):
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def admin(self) -> VaultAdmin:
+        """The server with its root token."""
+        return VaultAdmin(self.address, self.root_token)
 
     @property
     def audit_log(self) -> Path:
@@ -151,6 +156,10 @@ class OpenBao(VaultAdmin):
             self._initialised = True
         # Health says 200 before the root token and the KV engine are there.
         self._wait("secret/config", 200)
+
+    def request(self, method: str, path: str, payload: dict[str, Any] | None = None) -> dict[str, Any]:
+        """One call with the root token, and its JSON answer. Raises httpx.HTTPError."""
+        return self.admin.request(method, path, payload)
 
     def _prepare_storage(self) -> None:
         (self.directory / "raft").mkdir(exist_ok=True, mode=0o700)

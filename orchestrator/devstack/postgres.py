@@ -38,7 +38,7 @@ _UNSAFE = {"fsync": "off", "full_page_writes": "off"}
 
 
 @dataclass
-class Postgres(PostgresAdmin):
+class Postgres:
     """One server on a free port of 127.0.0.1, with all its files below `directory`.
 
     Every login, over TCP or the local socket, needs a password (SCRAM). `durable=False` trades crash
@@ -54,6 +54,19 @@ class Postgres(PostgresAdmin):
     @property
     def host(self) -> str:
         return "127.0.0.1"
+
+    @property
+    def admin(self) -> PostgresAdmin:
+        """The server with its superuser's password."""
+        return PostgresAdmin(self.host, self.port, self.password)
+
+    def dsn(self, database: str = "postgres") -> Secret:
+        """How the superuser connects."""
+        return self.admin.dsn(database)
+
+    def endpoint(self, database: str) -> str:
+        """The address of a database, without any credentials."""
+        return self.admin.endpoint(database)
 
     @property
     def data_dir(self) -> Path:

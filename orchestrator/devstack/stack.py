@@ -121,7 +121,7 @@ class DevStack:
         with ExitStack() as undo:
             undo.enter_context(self.openbao)
             undo.enter_context(self.postgres)
-            info = undo.enter_context(furnished(self.openbao, self.postgres, self.directory))
+            info = undo.enter_context(furnished(self.openbao.admin, self.postgres.admin, self.directory))
             self._cleanup = undo.pop_all()
         return info
 

@@ -31,7 +31,7 @@ _PASSWORD = "canary-9f31c7"
 
 def _is_alive(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
@@ -130,10 +130,13 @@ def test_postgres_wants_a_scram_password_over_tcp_and_over_its_socket(
     server = postgres_server()
     assert server.socket_dir is not None
     for host in (server.host, str(server.socket_dir)):
-        address = {"host": host, "port": server.port, "user": "postgres", "dbname": "postgres"}
+
+        def connect(password: str, host: str = host) -> psycopg.Connection:
+            return psycopg.connect(host=host, port=server.port, user="postgres", dbname="postgres", password=password)
+
         with pytest.raises(psycopg.OperationalError, match="password"):
-            psycopg.connect(**address, password="wrong")
-        with psycopg.connect(**address, password=server.password.reveal()) as session:
+            connect("wrong")
+        with connect(server.password.reveal()) as session:
             stored = session.execute("SELECT rolpassword FROM pg_authid WHERE rolname = 'postgres'").fetchone()
         assert stored is not None
         assert stored[0].startswith("SCRAM-SHA-256$")
@@ -162,7 +165,7 @@ def test_a_password_never_lands_in_the_log_even_when_its_statement_fails(
     with psycopg.connect(server.dsn().reveal(), autocommit=True) as session:
         session.execute(sql.SQL("CREATE ROLE taken PASSWORD {}").format(sql.Literal(_PASSWORD)))
         with pytest.raises(psycopg.Error):
-            session.execute(statement)  # type: ignore[call-overload] -- a text that is not a literal
+            session.execute(statement.encode())
     server.stop()
     log = server.log.read_text()
     assert "database system is ready" in log
