@@ -67,6 +67,9 @@ class OpenBao:
     _process: subprocess.Popen[bytes] | None = None
     _initialised: bool = False
 
+    def __post_init__(self) -> None:
+        self.directory = self.directory.absolute()
+
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.port}"

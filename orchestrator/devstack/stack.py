@@ -117,7 +117,7 @@ class DevStack:
         self._cleanup = ExitStack()
 
     def __enter__(self) -> StackInfo:
-        self.directory.mkdir(parents=True, exist_ok=True, mode=0o711)
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         with ExitStack() as undo:
             undo.enter_context(self.openbao)
             undo.enter_context(self.postgres)

@@ -142,6 +142,17 @@ def test_postgres_wants_a_scram_password_over_tcp_and_over_its_socket(
         assert stored[0].startswith("SCRAM-SHA-256$")
 
 
+def test_postgres_needs_no_way_through_the_folders_above_its_own(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    with Postgres(closed / "postgres", durable=False) as server:
+        server.kill()
+        server.start()
+        assert server.socket_dir is not None
+        assert (server.socket_dir / f".s.PGSQL.{server.port}").is_socket()
+    assert stat.S_IMODE(closed.stat().st_mode) == 0o700
+
+
 def test_a_socket_path_that_is_too_long_is_done_without(tmp_path: Path) -> None:
     directory = tmp_path / ("long-" * 20)
     with Postgres(directory, durable=False) as server:
@@ -188,10 +199,11 @@ def test_a_stopped_stack_leaves_no_process_and_nothing_outside_its_folder(
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("TMPDIR", str(scratch))
     stack = DevStack(tmp_path / "stack")
+    already_there = set(psutil.Process().children())
     with stack as info:
-        family = [pid for pid in _family(os.getpid()) if pid != os.getpid()]
-        assert stack.openbao.pid in family
-        assert stack.postgres.pid in family
+        servers = [child.pid for child in psutil.Process().children() if child not in already_there]
+        assert len(servers) == 3
+        family = [pid for server in servers for pid in _family(server)]
         addresses = [info.vault_address, info.translation_url, info.issuer_url, info.slack_url]
     assert _wait_until_gone(family) == []
     for address in addresses:
@@ -262,6 +274,26 @@ def test_a_process_that_ignores_the_request_to_end_is_killed(tmp_path: Path) -> 
     assert process.stdout.readline() == b"ready\n"
     stop(process, patience=0.1)
     assert process.returncode == -signal.SIGKILL
+
+
+def test_a_server_hears_signals_that_its_parent_has_blocked(tmp_path: Path) -> None:
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        process = start([sys.executable, "-c", "import signal; signal.pause()"], log=tmp_path / "log", environment={})
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+    stop(process)
+    assert process.returncode == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("server", [OpenBao, Postgres])
+def test_a_folder_may_be_named_relative_to_where_we_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: type[OpenBao | Postgres]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with server(Path("here")) as running:
+        assert running.pid
+        assert (tmp_path / "here").is_dir()
 
 
 def test_ports_are_below_those_of_outgoing_connections() -> None:
