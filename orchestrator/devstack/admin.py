@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.secret import Secret
 
 
-class VaultAdmin(Protocol):
+@dataclass(frozen=True, slots=True)
+class VaultAdmin:
     """A Vault-compatible server and its root token."""
 
+    address: str
     root_token: Secret
-
-    @property
-    def address(self) -> str: ...
 
     def request(self, method: str, path: str, payload: dict[str, Any] | None = None) -> dict[str, Any]:
         """One call with the root token, and its JSON answer. Raises httpx.HTTPError."""
@@ -31,14 +31,13 @@ class VaultAdmin(Protocol):
         return dict(response.json()) if response.content else {}
 
 
-class PostgresAdmin(Protocol):
+@dataclass(frozen=True, slots=True)
+class PostgresAdmin:
     """A PostgreSQL server and the password of its superuser `postgres`."""
 
+    host: str
     port: int
     password: Secret
-
-    @property
-    def host(self) -> str: ...
 
     def dsn(self, database: str = "postgres") -> Secret:
         """How the superuser connects."""

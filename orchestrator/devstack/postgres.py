@@ -14,7 +14,7 @@ from typing import Self
 
 from orchestrator.devstack.admin import PostgresAdmin
 from orchestrator.devstack.ports import free_port
-from orchestrator.devstack.postgres_user import binary, give_folder, server_user
+from orchestrator.devstack.postgres_user import binary, reachable, server_user
 from orchestrator.devstack.process import last_lines, start, stop
 from orchestrator.errors import Unreachable, UsageError
 from orchestrator.secret import Secret
@@ -33,11 +33,12 @@ _SETTINGS = {
     "log_min_error_statement": "panic",
     "log_min_messages": "log",
 }
-_UNSAFE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+_UNSAFE = {"fsync": "off", "full_page_writes": "off"}
+"""Not `synchronous_commit`: without it a crash of the process alone loses what was committed."""
 
 
 @dataclass
-class Postgres(PostgresAdmin):
+class Postgres:
     """One server on a free port of 127.0.0.1, with all its files below `directory`.
 
     Every login, over TCP or the local socket, needs a password (SCRAM). `durable=False` trades crash
@@ -50,9 +51,25 @@ class Postgres(PostgresAdmin):
     password: Secret = field(default_factory=lambda: Secret(secrets.token_urlsafe(24)))
     _process: subprocess.Popen[bytes] | None = None
 
+    def __post_init__(self) -> None:
+        self.directory = self.directory.absolute()
+
     @property
     def host(self) -> str:
         return "127.0.0.1"
+
+    @property
+    def admin(self) -> PostgresAdmin:
+        """The server with its superuser's password."""
+        return PostgresAdmin(self.host, self.port, self.password)
+
+    def dsn(self, database: str = "postgres") -> Secret:
+        """How the superuser connects."""
+        return self.admin.dsn(database)
+
+    def endpoint(self, database: str) -> str:
+        """The address of a database, without any credentials."""
+        return self.admin.endpoint(database)
 
     @property
     def data_dir(self) -> Path:
@@ -78,7 +95,7 @@ class Postgres(PostgresAdmin):
     def __enter__(self) -> Self:
         if self.data_dir.exists():
             raise UsageError(f"{self.directory} holds the data of another PostgreSQL", hint="give a new folder")
-        self.directory.mkdir(parents=True, exist_ok=True, mode=0o711)
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._initialise()
         try:
             self.start()
@@ -95,17 +112,23 @@ class Postgres(PostgresAdmin):
     def start(self) -> None:
         """Start it and wait until it accepts connections. Raises Unreachable with the end of its log."""
         user = server_user()
-        give_folder(self.directory, user)
-        settings = {**_SETTINGS, "port": str(self.port), "unix_socket_directories": str(self.socket_dir or "")}
-        if not self.durable:
-            settings |= _UNSAFE
-        command = [str(binary("postgres")), "-D", str(self.data_dir)]
-        for name, value in settings.items():
-            command += ["-c", f"{name}={value}"]
-        # SIGTERM would wait for every session to leave of its own accord (manual, "Shutting Down the Server").
-        self._process = start(
-            command, log=self.log, environment=self._environment(), user=user, death_signal=signal.SIGINT
-        )
+        with reachable(self.directory, user) as (folder, inherit):
+            sockets = folder if self.socket_dir else ""
+            settings = {**_SETTINGS, "port": str(self.port), "unix_socket_directories": sockets}
+            if not self.durable:
+                settings |= _UNSAFE
+            command = [str(binary("postgres")), "-D", f"{folder}/pgdata"]
+            for name, value in settings.items():
+                command += ["-c", f"{name}={value}"]
+            # SIGTERM would wait for every session to leave of its own accord (manual, "Shutting Down the Server").
+            self._process = start(
+                command,
+                log=self.log,
+                environment=self._environment(),
+                user=user,
+                inherit=inherit,
+                death_signal=signal.SIGINT,
+            )
         self._wait()
 
     def stop(self) -> None:
@@ -124,27 +147,27 @@ class Postgres(PostgresAdmin):
     def _initialise(self) -> None:
         """Make the data folder. The superuser's password comes through a pipe and is in no file."""
         user = server_user()
-        give_folder(self.directory, user)
         read_end, write_end = os.pipe()
-        try:
-            if user is not None:
-                os.fchown(read_end, self.directory.stat().st_uid, -1)
-            os.write(write_end, self.password.reveal().encode())
-            os.close(write_end)
+        with (
+            os.fdopen(read_end, "rb"),
+            os.fdopen(write_end, "wb") as pipe,
+            reachable(self.directory, user) as (folder, inherit),
+        ):
+            os.fchown(read_end, self.directory.stat().st_uid, -1)
+            pipe.write(self.password.reveal().encode())
+            pipe.close()
             process = start(
                 [
-                    *(str(binary("initdb")), "-D", str(self.data_dir), "-U", "postgres", "-E", "UTF8"),
+                    *(str(binary("initdb")), "-D", f"{folder}/pgdata", "-U", "postgres", "-E", "UTF8"),
                     *("--no-locale", "--no-sync", "-A", "scram-sha-256", f"--pwfile=/dev/fd/{read_end}"),
                 ],
                 log=self.log,
                 environment=self._environment(),
                 user=user,
-                inherit=[read_end],
+                inherit=[read_end, *inherit],
             )
             if process.wait() != 0:
                 raise Unreachable(f"initdb failed; its log ends:\n{last_lines(self.log)}")
-        finally:
-            os.close(read_end)
 
     def _environment(self) -> dict[str, str]:
         return {"HOME": str(self.directory), "PATH": os.defpath, "LC_ALL": "C.UTF-8", "TZ": "UTC"}

@@ -7,6 +7,8 @@ import os
 import pwd
 import stat
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.errors import UsageError
@@ -36,17 +38,29 @@ def server_user() -> str | None:
     return _SYSTEM_USER
 
 
-def give_folder(directory: Path, user: str | None) -> None:
-    """Let `user` own the folder of its data, and pass through (not read) the folders above it and the binaries.
+@contextmanager
+def reachable(directory: Path, user: str | None) -> Iterator[tuple[str, list[int]]]:
+    """A name of this folder for a process of `user`, and the descriptors that the process must inherit.
 
-    Needed again at every start: another pytest of ours closes the folder that all of them share.
+    As root, the folder is given to `user` and named by an open descriptor (proc_pid_fd(5)): so the
+    folders above it can stay closed to that user, and may even be closed by somebody meanwhile.
     """
     if user is None:
+        yield str(directory), []
         return
     entry = pwd.getpwnam(user)
     os.chown(directory, entry.pw_uid, entry.pw_gid)
-    for place in (directory, binary("postgres")):
-        for parent in place.resolve().parents:
-            mode = parent.stat().st_mode
-            if not mode & stat.S_IXOTH:
-                parent.chmod(mode | stat.S_IXOTH)
+    _let_pass(binary("postgres"))
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{descriptor}", [descriptor]
+    finally:
+        os.close(descriptor)
+
+
+def _let_pass(place: Path) -> None:
+    """Let everybody pass through (not read) the folders above the binaries, as the wheel's own package does."""
+    for parent in place.resolve().parents:
+        mode = parent.stat().st_mode
+        if not mode & stat.S_IXOTH:
+            parent.chmod(mode | stat.S_IXOTH)

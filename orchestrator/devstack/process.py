@@ -24,7 +24,7 @@ def start(
     death_signal: signal.Signals = signal.SIGKILL,
     piped: bool = False,
 ) -> subprocess.Popen[bytes]:
-    """Start a server in a session of its own, what it prints appended to `log`.
+    """Start a server in a session of its own, at `/`, what it prints appended to `log`.
 
     `user` is who it runs as (needs root), `inherit` the file descriptors it keeps. The kernel sends
     it `death_signal` when the thread that called this ends (prctl(2), Linux only): start servers
@@ -36,6 +36,7 @@ def start(
             stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
             stdout=subprocess.PIPE if piped else output,
             stderr=output,
+            cwd="/",
             env=dict(environment),
             start_new_session=True,
             preexec_fn=_before_exec(user, death_signal),
@@ -59,6 +60,7 @@ def _before_exec(user: str | None, death_signal: signal.Signals) -> Callable[[],
             os.setgroups([])
             os.setgid(entry.pw_gid)
             os.setuid(entry.pw_uid)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # what we block, it must still hear
         if libc is not None:
             libc.prctl(_PR_SET_PDEATHSIG, int(death_signal))
             if os.getppid() != parent:  # it died before we asked, and no signal will come

@@ -63,7 +63,8 @@ class SampleServices:
     def __enter__(self) -> Self:
         """Start them and wait until they answer. Raises Unreachable with the end of their log."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        environment = {"PATH": os.defpath, "HOME": str(self.directory), "PYTHONPATH": os.pathsep.join(sys.path)}
+        modules = os.pathsep.join(os.path.abspath(place) for place in sys.path)
+        environment = {"PATH": os.defpath, "HOME": str(self.directory.absolute()), "PYTHONPATH": modules}
         command = [sys.executable, "-m", "orchestrator.devstack.services"]
         process = start(command, log=self.log, environment=environment, piped=True)
         assert process.stdin is not None

@@ -117,11 +117,11 @@ class DevStack:
         self._cleanup = ExitStack()
 
     def __enter__(self) -> StackInfo:
-        self.directory.mkdir(parents=True, exist_ok=True, mode=0o711)
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         with ExitStack() as undo:
             undo.enter_context(self.openbao)
             undo.enter_context(self.postgres)
-            info = undo.enter_context(furnished(self.openbao, self.postgres, self.directory))
+            info = undo.enter_context(furnished(self.openbao.admin, self.postgres.admin, self.directory))
             self._cleanup = undo.pop_all()
         return info
 
