@@ -1,0 +1,100 @@
+"""What may leave a step: JSON, not too large, and free of every issued secret."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+
+from orchestrator.errors import OutputRefused
+from orchestrator.jsontypes import JsonValue
+from orchestrator.redaction import Redactor
+
+_DEPTH = 100
+_PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
+
+
+def check_output(value: object, *, redactor: Redactor, limit_bytes: int) -> JsonValue:
+    """The output as plain lists, dicts and scalars, or OutputRefused with the place in it that is wrong.
+
+    `limit_bytes` bounds its JSON text in UTF-8. The value itself is never part of the error.
+    """
+    plain = _plain(value, "output", 0)
+    size = len(json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode())
+    if size > limit_bytes:
+        raise OutputRefused(
+            f"the output of the step is {size} bytes of JSON; the limit is {limit_bytes}",
+            hint="return less: a LIMIT, fewer columns, or a reference to where the data is",
+        )
+    if redactor.contains(plain):
+        raise OutputRefused(
+            f"{redactor.redact(_secret_at(plain, redactor, 'output'))} contains a secret that was issued to this run",
+            hint="a step must not return its credentials, in any encoding; return only what dependents need",
+        )
+    return plain
+
+
+def keep(value: JsonValue, keys: Iterable[str]) -> dict[str, JsonValue]:
+    """The declared `outputs:` of an output; OutputRefused when one of them is not there."""
+    wanted = list(keys)
+    if not wanted:
+        return {}
+    if not isinstance(value, Mapping):
+        raise OutputRefused(
+            f"`outputs` names {', '.join(wanted)}, but the output is not an object", hint="remove `outputs` of the step"
+        )
+    if missing := [key for key in wanted if key not in value]:
+        there = ", ".join(sorted(key for key in value if _PLAIN_KEY.fullmatch(key))) or "nothing"
+        raise OutputRefused(f"the output has no {', '.join(missing)}", hint=f"there is: {there}")
+    return {key: value[key] for key in wanted}
+
+
+def _plain(value: object, path: str, depth: int) -> JsonValue:
+    if depth > _DEPTH:
+        raise OutputRefused(f"the output is nested deeper than {_DEPTH} levels", hint="return a flatter structure")
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise OutputRefused(f"a key of {path} is a {type(key).__name__}, not a string", hint=_HINT)
+            _check_text(key, f"a key of {path}")
+        return {key: _plain(item, _below(path, key), depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(value)]
+    if isinstance(value, str):
+        return _check_text(str(value), path)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise OutputRefused(f"{path} is not a finite number", hint=_HINT)
+    if value is None or type(value) in (bool, int, float):
+        return value  # type: ignore[return-value]  # narrowed by the line above
+    raise OutputRefused(f"{path} is a {type(value).__name__}, which JSON cannot hold", hint=_HINT)
+
+
+_HINT = "return only objects with string keys, lists, strings, finite numbers, booleans and null"
+
+
+def _check_text(text: str, path: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise OutputRefused(f"{path} is not valid Unicode", hint="encode binary data as base64") from None
+    return text
+
+
+def _below(path: str, key: str) -> str:
+    return f"{path}.{key}" if _PLAIN_KEY.fullmatch(key) else f"{path}[...]"
+
+
+def _secret_at(value: JsonValue, redactor: Redactor, path: str) -> str:
+    """Where the first secret is. A key that is one is not named."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if redactor.find(key):
+                return f"a key of {path}"
+            if redactor.contains(item):
+                return _secret_at(item, redactor, _below(path, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            if redactor.contains(item):
+                return _secret_at(item, redactor, f"{path}[{index}]")
+    return path

@@ -1,0 +1,201 @@
+"""Finding issued secrets in text, however they were encoded, and taking them out.
+
+A secret is looked for as it is and in the forms that programs give it by accident: base64 (standard
+and URL-safe, also in the middle of a longer encoded text, with or without padding and line breaks),
+hexadecimal, percent-encoding and the escapes of JSON and of Python's `repr`. Of a secret of several
+lines every line is a secret too. What is deliberately disguised cannot be found by any such search.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+
+from orchestrator.jsontypes import JsonValue
+from orchestrator.redaction_forms import Needle, lines_of, needles_of, spelled, unescaped, unquoted, whole_forms_of
+from orchestrator.secret import Secret
+
+MASK = "***"
+SHORTEST = 6
+"""Characters. A shorter secret is only recognised where it is the whole of a text: it would destroy all others."""
+
+_SPELLED_LIMIT = 200_000
+"""Characters. Above it the slow search for mixed escapes is not made, and the whole text is masked."""
+
+
+class Redactor:
+    """Knows the secrets that were issued, for as long as the run lasts.
+
+    Not safe for use by several threads while secrets are added, except that a search which runs at the
+    same time sees either the old or the new secrets.
+    """
+
+    def __init__(self, secrets: Iterable[Secret] = ()) -> None:
+        self._plain: frozenset[str] = frozenset()
+        self._whole: frozenset[str] = frozenset()
+        self._needles: tuple[Needle, ...] | None = ()
+        self._spelled: re.Pattern[str] | None = None
+        for secret in secrets:
+            self.add(secret)
+
+    def add(self, secret: Secret) -> None:
+        """Look for this secret too from now on. Adding it again changes nothing."""
+        value = secret.reveal()
+        if len(value) < SHORTEST:
+            self._whole |= whole_forms_of(value)
+            return
+        known = len(self._plain)
+        self._plain |= {value, *lines_of(value)}
+        if len(self._plain) != known:
+            self._needles = self._spelled = None
+
+    @property
+    def reach(self) -> int:
+        """Characters of the longest form of any secret: a text cut anywhere may begin with as much of one."""
+        return max((len(value) * 12 for value in self._plain), default=0)
+
+    def find(self, text: str) -> bool:
+        """Whether the text contains a secret in any form."""
+        return text in self._whole or self._found(text)
+
+    def redact(self, text: str) -> str:
+        """The text with every secret replaced by `***`; afterwards `find` is false.
+
+        Where a secret is seen that cannot be cut out (encoded twice, say) the whole text is replaced.
+        """
+        if text in self._whole:
+            return MASK
+        if not self._found(text):
+            return text
+        text = _cut(text, self._spans(text))
+        if self._found(text) and len(text) <= _SPELLED_LIMIT:
+            text = self._pattern().sub(MASK, text)
+        return MASK if self.find(text) else text
+
+    def contains(self, value: JsonValue) -> bool:
+        """Whether any string, key or number of a JSON value contains a secret."""
+        texts = list(_texts(value))
+        if not self._whole.isdisjoint(texts):
+            return True
+        if len(texts) > 1 and not self._found("\x00".join(texts)):
+            return False
+        return any(self._found(text) for text in texts)
+
+    def _found(self, text: str) -> bool:
+        if not self._plain:
+            return False
+        needles = self._forms()
+        if any(needle.text in text for needle in needles):
+            return True
+        joined = text.replace("\n", "").replace("\r", "") if "\n" in text else ""
+        if any(needle.wraps and needle.text in joined for needle in needles):
+            return True
+        return any(needle.text in view for view in _views(text) for needle in needles)
+
+    def _forms(self) -> tuple[Needle, ...]:
+        if self._needles is None:
+            found = {needle.text: needle for value in self._plain for needle in needles_of(value)}
+            self._needles = tuple(found.values())
+        return self._needles
+
+    def _spans(self, text: str) -> list[tuple[int, int]]:
+        spans = []
+        for needle in self._forms():
+            start = text.find(needle.text)
+            while start >= 0:
+                end = start + len(needle.text)
+                spans.append(needle.widened(text, start, end))
+                start = text.find(needle.text, start + 1)
+        return sorted(spans)
+
+    def _pattern(self) -> re.Pattern[str]:
+        if self._spelled is None:
+            longest_first = sorted(self._plain, key=len, reverse=True)
+            wrapped = [needle.text for needle in self._forms() if needle.wraps]
+            patterns = [*map(spelled, longest_first), *("\r?\n?".join(map(re.escape, text)) for text in wrapped)]
+            self._spelled = re.compile("|".join(patterns))
+        return self._spelled
+
+
+def redact_exception(error: BaseException, redactor: Redactor) -> str:
+    """One safe line about any exception: its type and its redacted message, at most 500 characters."""
+    text = " ".join(redactor.redact(str(error)).split())
+    name = type(error).__name__
+    return f"{name}: {text[:500]}" if text else name
+
+
+class RedactingFilter(logging.Filter):
+    """Takes secrets out of log records: message, arguments, traceback, stack and extra fields.
+
+    Attach it to handlers: the filter of a logger does not see what its children log. Arguments are
+    merged into the message and the traceback becomes text, so that no later formatter can show them.
+    """
+
+    def __init__(self, redactor: Redactor) -> None:
+        super().__init__()
+        self._redactor = redactor
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Always true; the record is changed in place."""
+        redact = self._redactor.redact
+        try:
+            message = record.getMessage()
+        except (TypeError, ValueError, KeyError, IndexError):
+            message = f"{record.msg} (its arguments do not fit)"
+        record.msg, record.args = redact(message), ()
+        if record.exc_info and not record.exc_text:
+            record.exc_text = "".join(traceback.format_exception(*record.exc_info)).rstrip()
+        record.exc_info = None
+        for name, value in list(vars(record).items()):
+            if isinstance(value, str):
+                setattr(record, name, redact(value))
+            elif name not in _STANDARD and not isinstance(value, bool | int | float | None):
+                setattr(record, name, redact(str(value)))
+        return True
+
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({})))
+
+
+def _views(text: str) -> Iterator[str]:
+    """The text as it reads after decoding its escapes, one layer at a time and both kinds in turn."""
+    for _ in range(3):
+        before = text
+        if "\\" in text:
+            text = unescaped(text)
+            yield text
+        if "%" in text:
+            decoded = unquoted(text)
+            yield decoded
+            if "+" in text:
+                yield unquoted(text.replace("+", " "))
+            text = decoded
+        elif "+" in text:
+            yield text.replace("+", " ")
+        if text == before:
+            return
+
+
+def _cut(text: str, spans: list[tuple[int, int]]) -> str:
+    parts, position = [], 0
+    for start, end in spans:
+        if start >= position:
+            parts += [text[position:start], MASK]
+        position = max(position, end)
+    return "".join([*parts, text[position:]])
+
+
+def _texts(value: JsonValue) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield key
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield str(value)

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from orchestrator.redaction import RedactingFilter, Redactor, redact_exception
+from orchestrator.secret import Secret
+
+CANARY = "canary-7f3a9/+!x"
+
+
+@pytest.fixture
+def redactor() -> Redactor:
+    return Redactor([Secret(CANARY)])
+
+
+def logged(record: logging.LogRecord, redactor: Redactor) -> str:
+    assert RedactingFilter(redactor).filter(record)
+    return logging.Formatter("%(message)s %(extra)s").format(record)
+
+
+def test_a_short_secret_is_recognised_only_as_the_whole_text() -> None:
+    redactor = Redactor([Secret("ab1")])
+    assert redactor.redact("ab1") == "***"
+    assert redactor.redact("YWIx") == "***"
+    assert redactor.redact("cab1n") == "cab1n"
+    assert redactor.contains({"pin": "ab1"})
+    assert not redactor.contains({"pin": "cab1n"})
+
+
+def test_an_empty_secret_matches_nothing() -> None:
+    redactor = Redactor([Secret("")])
+    assert not redactor.find("")
+    assert redactor.redact("text") == "text"
+
+
+def test_the_armour_of_a_pem_file_is_not_a_secret() -> None:
+    pem = "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0B\nAQEFAASCBKcwggSj\n-----END PRIVATE KEY-----\n"
+    redactor = Redactor([Secret(pem)])
+    assert redactor.find("x MIIEvQIBADANBgkqhkiG9w0B")
+    assert not redactor.find("-----BEGIN PRIVATE KEY-----")
+
+
+def test_a_secret_that_is_a_number_is_found_in_a_json_number() -> None:
+    assert Redactor([Secret("90210777")]).contains({"pin": 90210777})
+
+
+def test_a_secret_encoded_twice_masks_the_whole_text(redactor: Redactor) -> None:
+    from urllib.parse import quote
+
+    twice = quote(quote(CANARY))
+    assert redactor.redact(f"before {twice} after") == "***"
+
+
+def test_secrets_split_over_two_strings_are_not_confused(redactor: Redactor) -> None:
+    assert not redactor.contains([CANARY[:8], CANARY[8:]])
+
+
+def test_a_secret_added_later_is_found_from_then_on(redactor: Redactor) -> None:
+    assert not redactor.find("another-secret")
+    redactor.add(Secret("another-secret"))
+    assert redactor.find("another-secret")
+    assert redactor.find(CANARY)
+
+
+def test_a_log_record_keeps_its_message_and_loses_the_secret(redactor: Redactor) -> None:
+    record = logging.makeLogRecord({"msg": "login %s as %s", "args": (CANARY, "bob"), "extra": {"token": CANARY}})
+    text = logged(record, redactor)
+    assert "login *** as bob" in text
+    assert CANARY not in text
+    assert record.args == ()
+
+
+def test_a_traceback_in_a_log_record_is_redacted_for_every_formatter(redactor: Redactor) -> None:
+    try:
+        raise ValueError(f"cannot use {CANARY}")
+    except ValueError as error:
+        record = logging.makeLogRecord(
+            {"msg": "failed", "exc_info": (ValueError, error, error.__traceback__), "extra": ""}
+        )
+    text = logged(record, redactor)
+    assert "ValueError: cannot use ***" in text
+    assert record.exc_info is None
+    assert CANARY not in str(vars(record))
+
+
+def test_a_log_record_whose_arguments_do_not_fit_is_still_logged(redactor: Redactor) -> None:
+    record = logging.makeLogRecord({"msg": f"{CANARY} %d", "args": ("x",), "extra": ""})
+    text = logged(record, redactor)
+    assert "do not fit" in text
+    assert CANARY not in text
+
+
+def test_an_exception_becomes_one_safe_line(redactor: Redactor) -> None:
+    line = redact_exception(RuntimeError(f"first {CANARY}\nsecond"), redactor)
+    assert line == "RuntimeError: first *** second"
+    assert redact_exception(KeyboardInterrupt(), redactor) == "KeyboardInterrupt"
