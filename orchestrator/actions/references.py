@@ -1,0 +1,56 @@
+"""What a step's parameters refer to: its credentials, its endpoints, its deadline."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from orchestrator.actions.base import StepContext
+from orchestrator.errors import StepFailed
+from orchestrator.grants.credential import Credential
+from orchestrator.redaction import Redactor
+from orchestrator.secret import Secret
+
+
+def credential_of(context: StepContext, grant: str) -> Credential:
+    """The credential that was issued for this grant of the step."""
+    credential = context.credentials.get(grant)
+    if credential is None:
+        raise StepFailed(
+            f"the step holds no credential for a grant `{grant}`",
+            hint=f"declare it in `grants`; there is: {', '.join(sorted(context.credentials)) or 'none'}",
+        )
+    return credential
+
+
+def secret_of(context: StepContext, reference: str, *, default: str = "token") -> Secret:
+    """The secret that `grant.field` names, or `grant` with the default field."""
+    grant, _, field = reference.partition(".")
+    credential = credential_of(context, grant)
+    secret = credential.fields.get(field or default)
+    if secret is None:
+        raise StepFailed(
+            f"the credential of grant `{grant}` has no field `{field or default}`",
+            hint=f"there is: {', '.join(sorted(credential.fields)) or 'nothing'}; write `grant.field`",
+        )
+    return secret
+
+
+def redactor_for(context: StepContext) -> Redactor:
+    """A redactor that knows what this step holds, for messages that come from outside."""
+    return Redactor(secret for credential in context.credentials.values() for secret in credential.fields.values())
+
+
+@asynccontextmanager
+async def within_deadline(context: StepContext, what: str) -> AsyncIterator[None]:
+    """Stop the block at the step's deadline with StepFailed `timeout`. `what` is the subject of the message."""
+    try:
+        async with asyncio.timeout(context.remaining()):
+            yield
+    except TimeoutError:
+        raise StepFailed(
+            f"{what} took longer than the step may",
+            kind="timeout",
+            hint="raise `timeout` of the step, or do less in it",
+        ) from None

@@ -1,0 +1,247 @@
+"""The small process between the orchestrator and a step's command. Stand-alone: it imports only the standard library.
+
+It starts the command, waits, and does not end before every process that descends from the command is
+dead, also those that moved to another session: it is their subreaper (prctl(2), Linux), so orphans become
+its children. It stops them all when its control pipe closes, and so also when the orchestrator is killed.
+On other systems only the command's own process group is covered.
+
+Control pipe: one line of JSON (`command`, `environment`, `directory`, `files`, `remove`, `grace`), then it
+stays open. Status pipe: lines of JSON, `{"failed": errno}`, `{"exit": code}` or `{"signal": number}`, and
+`{"left": count}` at the end. The credentials travel in that line, so they are in nobody's arguments and in
+no environment but the command's own.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 1, 4, 36
+_KILL_LIMIT = 5.0
+"""Seconds to wait for processes that got SIGKILL; longer means that they hang in the kernel or belong to root."""
+
+
+def _prctl() -> Callable[[int, int], object] | None:
+    if sys.platform != "linux":
+        return None
+    import ctypes
+
+    function = ctypes.CDLL(None).prctl
+    return lambda option, value: function(option, ctypes.c_ulong(value), 0, 0, 0)
+
+
+class _Tree:
+    """The command and all that descends from it."""
+
+    def __init__(self, main: int, wake: int, *, adopts: bool) -> None:
+        self.main, self._wake, self._adopts = main, wake, adopts
+        self.status: int | None = None
+
+    def reap(self) -> bool:
+        """Collect every child that has ended; whether any child is left, which the kernel alone knows for sure."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return False
+            if pid == 0:
+                return True
+            if pid == self.main:
+                self.status = status
+
+    def left(self) -> int:
+        """How many processes still live."""
+        children = self.reap()
+        if self._adopts:
+            return len(_descendants(os.getpid())) or 1 if children else 0
+        try:
+            os.killpg(self.main, 0)
+        except ProcessLookupError:
+            return 0
+        except PermissionError:
+            return 1
+        return 1
+
+    def signal(self, number: int) -> None:
+        if not self._adopts:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.main, number)
+            return
+        for pid in _descendants(os.getpid()):
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, number)
+
+    def wait_until_gone(self, seconds: float, resend: int | None = None) -> bool:
+        """Wait until nothing lives; `resend` is sent again and again to what is born meanwhile."""
+        end = time.monotonic() + seconds
+        while self.left():
+            if time.monotonic() >= end:
+                return False
+            if resend is not None:
+                self.signal(resend)
+            select.select([self._wake], [], [], 0.05)
+            _drain(self._wake)
+        return True
+
+
+def _descendants(root: int) -> list[int]:
+    """Living processes whose chain of parents leads to `root`, from /proc/PID/stat (proc(5)); zombies left out."""
+    parents: dict[int, int] = {}
+    dead = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
+                state, parent = file.read().rpartition(b")")[2].split()[:2]
+                parents[int(name)] = int(parent)
+                if state in (b"Z", b"X"):
+                    dead.add(int(name))
+    found, frontier = [], {root}
+    while frontier:
+        frontier = {pid for pid, parent in parents.items() if parent in frontier}
+        found += [pid for pid in frontier if pid not in dead]
+    return found
+
+
+def _drain(fd: int) -> None:
+    with suppress(BlockingIOError):
+        while os.read(fd, 512):
+            pass
+
+
+def _read_order(control: int) -> dict[str, Any] | None:
+    data = b""
+    while not data.endswith(b"\n"):
+        chunk = os.read(control, 65536)
+        if not chunk:
+            return None
+        data += chunk
+    order: dict[str, Any] = json.loads(data)
+    return order
+
+
+def _start(order: dict[str, Any], prctl: Callable[[int, int], object] | None) -> tuple[int, int]:
+    """Fork and execute; the command's process id, and 0 or the errno of what prevented it."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in (
+                signal.SIGTERM,
+                signal.SIGINT,
+                signal.SIGHUP,
+                signal.SIGCHLD,
+                signal.SIGPIPE,
+                signal.SIGXFSZ,
+            ):
+                signal.signal(number, signal.SIG_DFL)
+            os.setsid()
+            if prctl is not None:
+                prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            os.chdir(order["directory"])
+            os.execvpe(order["command"][0], order["command"], order["environment"])  # noqa: S606 -- its purpose
+        except OSError as error:
+            os.write(writer, str(error.errno or errno.EINVAL).encode())
+        except ValueError:
+            os.write(writer, str(errno.EINVAL).encode())
+        finally:
+            os._exit(127)
+    os.close(writer)
+    problem = os.read(reader, 32)
+    os.close(reader)
+    return pid, int(problem or 0)
+
+
+def _write_files(files: dict[str, str]) -> None:
+    for path, content in files.items():
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(content.encode("utf-8", "surrogateescape"))
+
+
+def remove_private(directories: list[str], files: list[str]) -> None:
+    """Overwrite and remove credential files, then remove the directories with all that is in them."""
+    for path in files:
+        with suppress(OSError):
+            with open(os.open(path, os.O_WRONLY | os.O_NOFOLLOW), "wb") as file:
+                file.write(b"\0" * os.fstat(file.fileno()).st_size)
+                file.flush()
+                os.fsync(file.fileno())
+            os.unlink(path)
+    for directory in directories:
+        if os.path.isdir(directory):
+            import shutil
+
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _supervise(order: dict[str, Any], control: int, report: Callable[[str, int], None]) -> None:
+    prctl = _prctl()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if prctl is not None:
+        prctl(_PR_SET_DUMPABLE, 0)
+        prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    wake, waker = os.pipe()
+    for fd in (wake, waker):
+        os.set_blocking(fd, False)
+    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    stopped = []
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda number, _frame: stopped.append(number))
+    signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+    _write_files(order["files"])
+    pid, problem = _start(order, prctl)
+    if problem:
+        report("failed", problem)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(nowhere, fd)
+    tree = _Tree(pid, wake, adopts=prctl is not None)
+    tree.reap()
+    while tree.status is None and not stopped:
+        ready, _, _ = select.select([control, wake], [], [])
+        if control in ready:
+            break
+        _drain(wake)
+        tree.reap()
+    if tree.left():
+        tree.signal(signal.SIGTERM)
+        tree.signal(signal.SIGCONT)
+        if not tree.wait_until_gone(order["grace"]):
+            tree.wait_until_gone(_KILL_LIMIT, resend=signal.SIGKILL)
+    remaining = tree.left()
+    if tree.status is not None and not problem:
+        code = os.waitstatus_to_exitcode(tree.status)
+        report(*(("exit", code) if code >= 0 else ("signal", -code)))
+    report("left", remaining)
+
+
+def main() -> None:
+    """Entry point; the arguments are the numbers of the control and of the status descriptor."""
+    control, status = int(sys.argv[1]), int(sys.argv[2])
+    for fd in (control, status):
+        os.set_inheritable(fd, False)
+
+    def report(what: str, value: int) -> None:
+        with suppress(BrokenPipeError):
+            os.write(status, json.dumps({what: value}).encode() + b"\n")
+
+    order = _read_order(control)
+    if order is None:
+        return
+    try:
+        _supervise(order, control, report)
+    finally:
+        remove_private(order["remove"], list(order["files"]))
+
+
+if __name__ == "__main__":
+    main()

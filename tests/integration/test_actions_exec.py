@@ -1,0 +1,329 @@
+"""Real programs: what they see, how they end, and that nothing of them is left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from pydantic import ValidationError
+
+from orchestrator.actions.base import StepContext
+from orchestrator.actions.exec import Exec, ExecParams
+from orchestrator.errors import StepFailed
+from orchestrator.grants.credential import Credential
+from orchestrator.secret import Secret
+
+CANARY = "canary-pw-4711-%/+"
+PYTHON = sys.executable
+
+
+def context(seconds: float = 60) -> StepContext:
+    credential = Credential("db", "database", 60, fields={"username": Secret("u-step-1"), "password": Secret(CANARY)})
+    return StepContext(
+        run_id="r1",
+        workflow="w",
+        step="s",
+        attempt=1,
+        agent="a",
+        idempotency_key="r1:s",
+        deadline=time.monotonic() + seconds,
+        credentials={"db": credential},
+    )
+
+
+async def run(seconds: float = 60, **params: object) -> dict[str, object]:
+    output = await Exec().run(ExecParams.model_validate(params), context(seconds))
+    assert isinstance(output, dict)
+    return output
+
+
+def python(code: str) -> list[str]:
+    return [PYTHON, "-I", "-S", "-c", code]
+
+
+def private_directories() -> set[str]:
+    parents = [Path("/dev/shm"), Path("/tmp"), Path(os.environ.get("TMPDIR", "/tmp"))]
+    return {str(path) for parent in parents for path in parent.glob("orchestrator-step-*")}
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    directories = private_directories()
+    children = {child.pid for child in psutil.Process().children(recursive=True)}
+    yield
+    assert private_directories() <= directories
+    assert {child.pid for child in psutil.Process().children(recursive=True)} <= children
+
+
+async def pids_from(file: Path, count: int) -> list[int]:
+    """The process ids that the command has written, as soon as there are so many."""
+    async with asyncio.timeout(30):
+        while not file.exists() or len(file.read_text().split()) < count:
+            await asyncio.sleep(0.02)
+    return [int(word) for word in file.read_text().split()]
+
+
+def alive(pids: list[int]) -> list[int]:
+    """Those that still run; a zombie is dead and only waits to be collected."""
+
+    def runs(pid: int) -> bool:
+        try:
+            return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    return [pid for pid in pids if runs(pid)]
+
+
+STUBBORN_FAMILY = """
+import os, signal, sys, time
+out = open({file!r}, "a")
+def note():
+    out.write(f"{{os.getpid()}}\\n"); out.flush()
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+note()
+if os.fork() == 0:
+    note()
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.setsid()
+            note()
+            time.sleep(600)
+        os._exit(0)
+    time.sleep(600)
+{then}
+"""
+
+
+async def test_the_environment_holds_only_what_is_declared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VAULT_TOKEN", "must-not-be-inherited")
+    output = await run(command=["env"], environment={"A": "1"}, credentials={"env": {"PGPASSWORD": "db.password"}})
+    assert sorted(str(output["stdout"]).splitlines()) == [
+        "A=1",
+        "PATH=/usr/local/bin:/usr/bin:/bin",
+        f"PGPASSWORD={CANARY}",
+    ]
+
+
+async def test_no_other_process_holds_the_credential_in_arguments_or_environment(tmp_path: Path) -> None:
+    code = (
+        "import os\n"
+        "for pid in filter(str.isdigit, os.listdir('/proc')):\n"
+        "    for name in ('cmdline', 'environ'):\n"
+        "        try:\n"
+        "            if os.environ['PW'].encode() in open(f'/proc/{pid}/{name}', 'rb').read():\n"
+        "                print(name, int(pid) == os.getpid())\n"
+        "        except OSError: pass\n"
+    )
+    output = await run(command=python(code), credentials={"env": {"PW": "db.password"}})
+    assert output["stdout"] == "environ True\n"
+
+
+async def test_a_credential_file_is_private_in_memory_and_gone_afterwards() -> None:
+    code = (
+        "import os, stat\n"
+        "path = os.environ['PW_FILE']\n"
+        "mode = lambda path: oct(stat.S_IMODE(os.stat(path).st_mode))\n"
+        "print(path, mode(path), mode(os.path.dirname(path)))\n"
+        "print(len(open(path).read()))"
+    )
+    output = await run(command=python(code), credentials={"files": {"PW_FILE": "db.password"}})
+    path, mode, directory_mode, length = str(output["stdout"]).split()
+    assert (mode, directory_mode, int(length)) == ("0o600", "0o700", len(CANARY))
+    assert path.startswith("/dev/shm/") or not os.path.isdir("/dev/shm")
+    assert not os.path.exists(path)
+
+
+async def test_a_credential_file_goes_even_when_the_program_fails_or_moves_into_its_directory() -> None:
+    code = "import os, sys; os.chdir(os.path.dirname(os.environ['F'])); open('more', 'w').write('x'); sys.exit(3)"
+    with pytest.raises(StepFailed) as caught:
+        await run(command=python(code), credentials={"files": {"F": "db.password"}})
+    assert caught.value.kind == "exit_status"
+
+
+async def test_the_working_directory_is_fresh_private_and_removed() -> None:
+    code = "import os; print(os.getcwd(), os.listdir(), oct(os.stat('.').st_mode & 0o777)); open('left', 'w')"
+    path, listing, mode = str((await run(command=python(code)))["stdout"]).split()
+    assert (listing, mode) == ("[]", "0o700")
+    assert not os.path.exists(path)
+
+
+async def test_a_declared_directory_is_used_and_stays(tmp_path: Path) -> None:
+    assert (await run(command=["pwd"], cwd=str(tmp_path)))["stdout"] == f"{tmp_path}\n"
+    assert tmp_path.is_dir()
+
+
+async def test_core_files_are_off_and_signals_are_at_their_defaults() -> None:
+    code = (
+        "import resource, signal; print(resource.getrlimit(resource.RLIMIT_CORE));"
+        "print([l for l in open('/proc/self/status') if l.startswith(('SigBlk',))])"
+    )
+    lines = str((await run(command=python(code)))["stdout"]).splitlines()
+    assert lines == ["(0, 0)", "['SigBlk:\\t0000000000000000\\n']"]
+    assert (await run(command=["grep", "SigIgn", "/proc/self/status"]))["stdout"] == "SigIgn:\t0000000000000000\n"
+
+
+async def test_only_the_three_standard_descriptors_are_inherited() -> None:
+    output = await run(command=["ls", "/proc/self/fd"])
+    assert str(output["stdout"]).split() == ["0", "1", "2", "3"], "3 is ls reading the directory"
+
+
+async def test_standard_input_is_text_as_it_is_and_other_values_as_json() -> None:
+    assert (await run(command=["cat"], stdin="Grüße\n"))["stdout"] == "Grüße\n"
+    assert (await run(command=["cat"], stdin={"a": [1]}, output="json"))["json"] == {"a": [1]}
+    assert (await run(command=["cat"]))["stdout"] == ""
+    assert await run(command=["true"], stdin="x" * 3_000_000, output="none") == {"exit_code": 0}
+    assert len(str((await run(command=["cat"], stdin="x" * 3_000_000))["stdout"])) == 3_000_000
+
+
+async def test_arguments_are_never_seen_by_a_shell() -> None:
+    assert (await run(command=["echo", "$HOME; `id` *"]))["stdout"] == "$HOME; `id` *\n"
+
+
+async def test_a_failure_shows_the_redacted_end_of_stderr() -> None:
+    code = "import os, sys; sys.stderr.write('x' * 300000 + '\\nbad password ' + os.environ['PW']); sys.exit(7)"
+    with pytest.raises(StepFailed, match="exit code 7") as caught:
+        await run(command=python(code), credentials={"env": {"PW": "db.password"}})
+    assert caught.value.kind == "exit_status"
+    assert caught.value.message.endswith("bad password ***")
+    assert len(caught.value.message) < 3000
+
+
+async def test_a_program_killed_by_a_signal_is_told_apart() -> None:
+    with pytest.raises(StepFailed, match="killed by signal 9"):
+        await run(command=python("import os; os.kill(os.getpid(), 9)"))
+
+
+@pytest.mark.parametrize("command", [["/no/such/program"], ["no-such-program-anywhere"], ["/etc/passwd"]])
+async def test_a_program_that_cannot_start_says_so(command: list[str]) -> None:
+    with pytest.raises(StepFailed, match="cannot be started") as caught:
+        await run(command=command)
+    assert caught.value.kind == "error"
+
+
+async def test_output_that_is_not_json_is_refused_when_json_was_promised() -> None:
+    with pytest.raises(StepFailed, match="not JSON") as caught:
+        await run(command=["echo", "{"], output="json")
+    assert caught.value.kind == "output"
+
+
+async def test_endless_output_is_stopped_at_the_limit() -> None:
+    with pytest.raises(StepFailed, match="more than 100000 bytes") as caught:
+        await run(command=["yes"], max_bytes=100_000)
+    assert caught.value.kind == "output"
+
+
+async def test_endless_stderr_takes_no_memory_and_ends_at_the_deadline() -> None:
+    with pytest.raises(StepFailed) as caught:
+        await run(seconds=0.5, command=["sh", "-c", "yes >&2"])
+    assert caught.value.kind == "timeout"
+
+
+async def test_at_the_deadline_a_whole_stubborn_family_dies_also_in_sessions_of_their_own(tmp_path: Path) -> None:
+    file = tmp_path / "pids"
+    code = STUBBORN_FAMILY.format(file=str(file), then="time.sleep(600)")
+    with pytest.raises(StepFailed) as caught:
+        await run(seconds=4, command=python(code), credentials={"files": {"F": "db.password"}})
+    assert caught.value.kind == "timeout"
+    pids = await pids_from(file, 3)
+    assert alive(pids) == []
+
+
+async def test_cancellation_kills_the_family_before_it_goes_on_even_when_repeated(tmp_path: Path) -> None:
+    file = tmp_path / "pids"
+    code = STUBBORN_FAMILY.format(file=str(file), then="time.sleep(600)")
+    task = asyncio.create_task(run(command=python(code), credentials={"files": {"F": "db.password"}}))
+    pids = await pids_from(file, 3)
+    task.cancel()
+    await asyncio.sleep(0.1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert alive(pids) == []
+
+
+async def test_a_program_may_finish_cleanly_on_sigterm(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys, time\n"
+        f"finish = lambda *_: (open({str(tmp_path / 'clean')!r}, 'w').write('yes'), sys.exit(0))\n"
+        "signal.signal(signal.SIGTERM, finish)\n"
+        f"open({str(tmp_path / 'pids')!r}, 'w').write(str(os.getpid()))\n"
+        "time.sleep(600)"
+    )
+    task = asyncio.create_task(run(command=python(code)))
+    await pids_from(tmp_path / "pids", 1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (tmp_path / "clean").read_text() == "yes"
+
+
+async def test_a_daemon_left_behind_by_a_finished_program_dies_too(tmp_path: Path) -> None:
+    file = tmp_path / "pids"
+    code = STUBBORN_FAMILY.format(
+        file=str(file), then="\nwhile len(open(out.name).read().split()) < 3: time.sleep(0.02)"
+    )
+    assert (await run(command=python(code)))["exit_code"] == 0
+    assert alive(await pids_from(file, 3)) == []
+
+
+async def test_when_the_orchestrator_is_killed_the_program_and_its_credential_file_go(tmp_path: Path) -> None:
+    file = tmp_path / "pids"
+    family = STUBBORN_FAMILY.format(file=str(file), then="time.sleep(600)")
+    code = (
+        "import asyncio\n"
+        "from orchestrator.actions.process import Command, run_process\n"
+        "from orchestrator.secret import Secret\n"
+        f"command = Command([{PYTHON!r}, '-I', '-S', '-c', {family!r}], files={{'F': Secret('x' * 20)}})\n"
+        "asyncio.run(run_process(command))"
+    )
+    before = private_directories()
+    orchestrator = subprocess.Popen([PYTHON, "-c", code])
+    pids = await pids_from(file, 3)
+    assert len(private_directories() - before) == 2
+    orchestrator.send_signal(signal.SIGKILL)
+    orchestrator.wait()
+    async with asyncio.timeout(30):
+        while alive(pids) or private_directories() - before:
+            await asyncio.sleep(0.05)
+
+
+async def test_a_supervisor_that_is_killed_takes_the_program_along(tmp_path: Path) -> None:
+    code = f"import os, time; open({str(tmp_path / 'pids')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    task = asyncio.create_task(run(command=python(code), credentials={"files": {"F": "db.password"}}))
+    (pid,) = await pids_from(tmp_path / "pids", 1)
+    psutil.Process(pid).parent().kill()  # type: ignore[union-attr]  # it has one
+    with pytest.raises(StepFailed):
+        await task
+    assert alive([pid]) == []
+
+
+def test_a_variable_cannot_be_set_twice_and_a_reference_needs_a_field() -> None:
+    with pytest.raises(ValidationError, match="set more than once: A"):
+        ExecParams.model_validate({"command": ["x"], "environment": {"A": "1"}, "credentials": {"env": {"A": "db.x"}}})
+    with pytest.raises(ValidationError):
+        ExecParams.model_validate({"command": ["x"], "credentials": {"env": {"A": "db"}}})
+    with pytest.raises(ValidationError):
+        ExecParams.model_validate({"command": []})
+
+
+async def test_an_unknown_grant_or_field_is_named() -> None:
+    with pytest.raises(StepFailed, match="no credential for a grant `nope`"):
+        await run(command=["true"], credentials={"env": {"A": "nope.password"}})
+    with pytest.raises(StepFailed, match="no field `nope`") as caught:
+        await run(command=["true"], credentials={"env": {"A": "db.nope"}})
+    assert caught.value.hint is not None
+    assert "password, username" in caught.value.hint
+
+
+def test_the_view_shows_the_program_but_no_argument() -> None:
+    assert Exec().view(ExecParams(command=["curl", "private"])) == {"program": "curl", "arguments": 1}
