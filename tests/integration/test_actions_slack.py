@@ -28,6 +28,7 @@ TOKEN = "xoxb-canary-7f3a9-token"
 class Slack:
     url: str = ""
     status: int = 200
+    hangs_up: bool = False
     headers: dict[str, str] = field(default_factory=dict)
     answer: Any = field(default_factory=lambda: {"ok": True, "channel": "C1", "ts": "1.2", "message": {"text": "hi"}})
     received: list[tuple[str, str | None, dict[str, Any]]] = field(default_factory=list)
@@ -46,6 +47,8 @@ def slack() -> Iterator[Slack]:
             body = {name: values[0] for name, values in parse_qs(raw).items()} if form else json.loads(raw)
             state.received.append((self.path, self.headers.get("authorization"), body))
             state.hold.wait(60)
+            if state.hangs_up:
+                return
             self.send_response(state.status)
             for name, value in {"content-type": "application/json", **state.headers}.items():
                 self.send_header(name, value)
@@ -118,6 +121,12 @@ async def test_a_broken_slack_is_a_connection_error(slack: Slack) -> None:
     assert (await failure(slack)).kind == "connection"
     slack.status, slack.answer = 200, {"ok": False, "error": "internal_error"}
     assert (await failure(slack)).kind == "connection"
+
+
+async def test_a_message_whose_answer_is_lost_is_not_posted_twice(slack: Slack) -> None:
+    slack.hangs_up = True
+    assert (await failure(slack)).kind == "connection"
+    assert len(slack.received) == 1
 
 
 async def test_other_errors_tell_only_the_code(slack: Slack) -> None:
