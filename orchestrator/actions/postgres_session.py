@@ -89,7 +89,7 @@ async def _connect(context: StepContext, credential: Credential) -> psycopg.Asyn
         user=field_of(credential, "username").reveal(),
         password=field_of(credential, "password").reveal(),
         application_name=f"orchestrator {context.workflow}/{context.step} {context.run_id}",
-        connect_timeout=math.ceil(remaining),
+        connect_timeout=min(math.ceil(remaining), int(given.get("connect_timeout") or 3600)),
         options=f"-c TimeZone=UTC {given.get('options') or ''}{settings}",
     )
     load_as_json(connection)

@@ -128,6 +128,12 @@ async def test_no_other_process_holds_the_credential_in_arguments_or_environment
     assert output["stdout"] == "environ True\n"
 
 
+async def test_the_process_that_starts_the_program_has_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VAULT_TOKEN", "must-not-be-inherited")
+    code = "import os\ntry: print(open(f'/proc/{os.getppid()}/environ').read())\nexcept PermissionError: print()\n"
+    assert "VAULT_TOKEN" not in str((await run(command=python(code)))["stdout"])
+
+
 async def test_a_credential_file_is_private_in_memory_and_gone_afterwards() -> None:
     code = (
         "import os, stat\n"

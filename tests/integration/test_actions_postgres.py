@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import socket
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -36,8 +38,8 @@ GRANT SELECT, INSERT, UPDATE ON translation, feedback TO writer;
 
 
 @pytest.fixture(scope="module")
-def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    directory = tmp_path_factory.mktemp("pg")
+def endpoint() -> Iterator[str]:
+    directory = tempfile.mkdtemp(prefix="pg-")  # not below pytest's own, which another session may close to the server
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         server = get_server(directory, cleanup_mode="delete")
@@ -47,6 +49,7 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield f"postgresql:///postgres?host={directory}"
     finally:
         server.cleanup()
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture
@@ -335,6 +338,8 @@ async def test_a_server_that_accepts_and_says_nothing_is_a_timeout() -> None:
         silent.listen()
         url = f"postgresql://127.0.0.1:{silent.getsockname()[1]}/postgres"
         assert (await failure(query(url, "SELECT 1", seconds=0.5))).kind == "timeout"
+        error = await failure(query(f"{url}?connect_timeout=2", "SELECT 1"))
+        assert (error.kind, "cannot connect" in error.message) == ("timeout", True)
 
 
 async def test_an_endpoint_without_a_password_and_a_known_name_are_needed(endpoint: str) -> None:
