@@ -11,8 +11,8 @@ import typer
 from orchestrator.cli import options
 
 if TYPE_CHECKING:
-    from orchestrator.jsontypes import JsonObject
     from orchestrator.cli.live import View
+    from orchestrator.jsontypes import JsonObject
     from orchestrator.runtime.types import RunOutcome, RunRequest
 
 

@@ -137,9 +137,9 @@ DENIED = {
         replace(TRANSLATE, action_view={"origin": "http://127.0.0.1:80.evil.example"}),
         AGENT + "send requests to http://127.0.0.1:80.evil.example",
     ),
-    "a command": (
-        request("exec", {"command": "psql"}),
-        AGENT + "run the command `psql`",
+    "a program": (
+        request("exec", {"program": "psql"}),
+        AGENT + "run the program `psql`",
     ),
     "a Python function": (request("python", {"callable": "os:system"}), AGENT + "call `os:system`"),
     "an action that nobody listed": (request("smtp.send", {}), AGENT + "use the action `smtp.send`"),
@@ -209,18 +209,18 @@ async def test_what_is_not_permitted_is_denied_even_where_no_reason_is_written_f
 @pytest.mark.parametrize(
     ("action", "view", "allowed"),
     [
-        ("exec", {"command": "pg_dump"}, True),
-        ("exec", {"command": "sh"}, False),
+        ("exec", {"program": "pg_dump"}, True),
+        ("exec", {"program": "sh"}, False),
         ("exec", {}, False),
         ("python", {"callable": "etl:load"}, True),
         ("python", {"callable": "os:system"}, False),
         ("slack.post_message", {"channel": "#support"}, False),
     ],
 )
-async def test_commands_and_functions_run_only_where_the_agents_entry_names_them(
+async def test_programs_and_functions_run_only_where_the_agents_entry_names_them(
     action: str, view: JsonObject, allowed: bool
 ) -> None:
-    entry = '{"actions": {"exec", "python"}, "commands": {"pg_dump"}, "callables": {"etl:load"}}'
+    entry = '{"actions": {"exec", "python"}, "programs": {"pg_dump"}, "callables": {"etl:load"}}'
     engine = without("agents.rego", f'agents := {{"batch": {entry}}}')
     assert (await engine.decide(request(action, view, agent="batch"))).allow is allowed
 
