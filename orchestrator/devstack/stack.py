@@ -1,22 +1,24 @@
-"""The whole embedded stack: Vault-compatible server, PostgreSQL with sample data, sample HTTP services."""
+"""The whole embedded stack: Vault-compatible server, PostgreSQL with sample data, sample HTTP services.
+
+What an orchestrator needs besides (its login, its Vault policies, its database roles) is not here:
+that is installed afterwards by provisioning, as in production.
+"""
 
 from __future__ import annotations
 
-import json
 import secrets
-import subprocess
-import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
+from orchestrator.devstack.admin import PostgresAdmin, VaultAdmin
 from orchestrator.devstack.openbao import OpenBao
 from orchestrator.devstack.postgres import Postgres
-from orchestrator.devstack.process import die_with_parent, free_port, stop
+from orchestrator.devstack.sample_services import SampleServices, SlackBot
 from orchestrator.devstack.sampledb import DATABASE, create_sample_database
-from orchestrator.errors import Unreachable, UsageError
+from orchestrator.errors import UsageError
 from orchestrator.secret import Secret
 
 TOKEN_KEY = "orchestrator-token"  # noqa: S105 -- the name of a key
@@ -28,11 +30,17 @@ _JWKS_POLICY = f'path "transit/keys/{TOKEN_KEY}" {{ capabilities = ["read"] }}'
 
 @dataclass(frozen=True, slots=True)
 class StackInfo:
-    """Where everything is. What is secret here are `Secret`s; the endpoints hold no credentials."""
+    """Where everything is. What is secret here are `Secret`s; the endpoints hold no credentials.
+
+    `admin_token` opens `/_admin/...` of the sample services in the header `X-Admin-Token`.
+    """
 
     directory: Path
     vault_address: str
     root_token: Secret
+    postgres_host: str
+    postgres_port: int
+    admin_dsn: Secret
     support_endpoint: str
     support_dsn: Secret
     translation_url: str
@@ -53,10 +61,44 @@ class StackInfo:
     def environment(self) -> dict[str, str]:
         """The variables that point the orchestrator at this stack, without any credentials."""
         return {
-            "ORCHESTRATOR_VAULT_ADDR": self.vault_address,
+            "VAULT_ADDR": self.vault_address,
             "ORCHESTRATOR_TOKEN_ISSUER": self.issuer_url,
             **{f"ORCHESTRATOR_ENDPOINTS__{name.upper()}": url for name, url in self.endpoints.items()},
         }
+
+
+@contextmanager
+def furnished(vault: VaultAdmin, postgres: PostgresAdmin, directory: Path) -> Iterator[StackInfo]:
+    """Fill two empty servers with the sample data and secrets, and run the sample services beside them."""
+    create_sample_database(postgres.dsn(), postgres.dsn(DATABASE), SAMPLE_DATA)
+    slack_token = Secret(f"xoxb-{secrets.randbelow(10**12):012d}-{secrets.token_hex(12)}")
+    admin_token = Secret(secrets.token_hex(16))
+    _install_keys_and_secrets(vault, slack_token)
+    services = SampleServices(
+        directory=directory,
+        vault_address=vault.address,
+        vault_token=_jwks_reader(vault),
+        key=TOKEN_KEY,
+        audience=AUDIENCE,
+        admin_token=admin_token,
+        bots=(SlackBot("support-bot", slack_token),),
+    )
+    with services:
+        yield StackInfo(
+            directory=directory,
+            vault_address=vault.address,
+            root_token=vault.root_token,
+            postgres_host=postgres.host,
+            postgres_port=postgres.port,
+            admin_dsn=postgres.dsn(),
+            support_endpoint=postgres.endpoint(DATABASE),
+            support_dsn=postgres.dsn(DATABASE),
+            translation_url=services.url("translation"),
+            issuer_url=services.url("issuer"),
+            slack_url=services.url("slack"),
+            slack_token=slack_token,
+            admin_token=admin_token,
+        )
 
 
 class DevStack:
@@ -72,7 +114,6 @@ class DevStack:
         self.directory = directory
         self.openbao = OpenBao(directory / "openbao", persistent=persistent)
         self.postgres = Postgres(directory / "postgres", durable=durable)
-        self._services: subprocess.Popen[bytes] | None = None
         self._cleanup = ExitStack()
 
     def __enter__(self) -> StackInfo:
@@ -80,11 +121,7 @@ class DevStack:
         with ExitStack() as undo:
             undo.enter_context(self.openbao)
             undo.enter_context(self.postgres)
-            create_sample_database(self.postgres.dsn(), self.postgres.dsn(DATABASE), SAMPLE_DATA)
-            info = self._info()
-            self._put_secrets(info)
-            undo.callback(self._stop_services)
-            self._start_services(info)
+            info = undo.enter_context(furnished(self.openbao, self.postgres, self.directory))
             self._cleanup = undo.pop_all()
         return info
 
@@ -93,70 +130,17 @@ class DevStack:
     ) -> None:
         self._cleanup.close()
 
-    def _info(self) -> StackInfo:
-        return StackInfo(
-            directory=self.directory,
-            vault_address=self.openbao.address,
-            root_token=self.openbao.root_token,
-            support_endpoint=self.postgres.endpoint(DATABASE),
-            support_dsn=self.postgres.dsn(DATABASE),
-            translation_url=f"http://127.0.0.1:{free_port()}",
-            issuer_url=f"http://127.0.0.1:{free_port()}",
-            slack_url=f"http://127.0.0.1:{free_port()}",
-            slack_token=Secret(f"xoxb-{secrets.randbelow(10**12):012d}-{secrets.token_hex(12)}"),
-            admin_token=Secret(secrets.token_hex(16)),
-        )
 
-    def _put_secrets(self, info: StackInfo) -> None:
-        """What an admin has in Vault before the orchestrator comes: the bot token, and the signing key."""
-        bao = self.openbao
-        bao.request("POST", "secret/data/slack/support-bot", {"data": {"token": info.slack_token.reveal()}})
-        bao.request("POST", "sys/mounts/transit", {"type": "transit"})
-        bao.request("POST", f"transit/keys/{TOKEN_KEY}", {"type": "ecdsa-p256"})
-        bao.request("PUT", "sys/policies/acl/jwks-reader", {"policy": _JWKS_POLICY})
-
-    def _start_services(self, info: StackInfo) -> None:
-        token = self.openbao.request(
-            "POST", "auth/token/create-orphan", {"policies": ["jwks-reader"], "no_default_policy": True, "ttl": "768h"}
-        )
-        config: dict[str, Any] = {
-            "issuer_url": info.issuer_url,
-            "issuer_port": _port(info.issuer_url),
-            "translation_port": _port(info.translation_url),
-            "slack_port": _port(info.slack_url),
-            "audience": AUDIENCE,
-            "vault_address": info.vault_address,
-            "vault_token": token["auth"]["client_token"],
-            "key": TOKEN_KEY,
-            "admin_token": info.admin_token.reveal(),
-            "slack_bots": {
-                info.slack_token.reveal(): {"name": "support-bot", "scopes": ["chat:write"], "channels": ["#support"]}
-            },
-        }
-        with (self.directory / "services.log").open("ab") as log:
-            self._services = subprocess.Popen(
-                [sys.executable, "-m", "orchestrator.devstack.services"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=die_with_parent,
-            )
-        assert self._services.stdin is not None
-        assert self._services.stdout is not None
-        self._services.stdin.write(json.dumps(config).encode() + b"\n")
-        self._services.stdin.close()
-        if self._services.stdout.readline() != b"ready\n":
-            log_text = (self.directory / "services.log").read_text(errors="replace")
-            raise Unreachable(f"the sample services did not start:\n{log_text[-1000:]}")
-
-    def _stop_services(self) -> None:
-        if self._services is not None:
-            stop(self._services)
-            assert self._services.stdout is not None
-            self._services.stdout.close()
-            self._services = None
+def _install_keys_and_secrets(vault: VaultAdmin, slack_token: Secret) -> None:
+    """What an admin has in Vault before the orchestrator comes: the bot token, and the signing key."""
+    vault.request("POST", "secret/data/slack/support-bot", {"data": {"token": slack_token.reveal()}})
+    vault.request("POST", "sys/mounts/transit", {"type": "transit"})
+    vault.request("POST", f"transit/keys/{TOKEN_KEY}", {"type": "ecdsa-p256"})
 
 
-def _port(url: str) -> int:
-    return int(url.rpartition(":")[2])
+def _jwks_reader(vault: VaultAdmin) -> Secret:
+    """A token that may read the public part of the signing key, and nothing else."""
+    vault.request("PUT", "sys/policies/acl/jwks-reader", {"policy": _JWKS_POLICY})
+    wish = {"policies": ["jwks-reader"], "no_default_policy": True, "ttl": "768h"}
+    answer = vault.request("POST", "auth/token/create-orphan", wish)
+    return Secret(answer["auth"]["client_token"])

@@ -86,9 +86,10 @@ class Reader:
         """
         with self._reading(snapshot=True) as connection:
             run = connection.execute(queries.run_by_id(run_id)).mappings().first()
-            stored = connection.execution_options(yield_per=ROWS_AT_ONCE).execute(queries.events_of(run_id)).mappings()
             head = genesis(run_id) if run is None else Head(run["seq"], run["head"])
-            broken = first_break(run_id, (StoredEvent(**row) for row in stored), head)
+            streaming = connection.execution_options(yield_per=ROWS_AT_ONCE)
+            with streaming.execute(queries.events_of(run_id)) as stored:
+                broken = first_break(run_id, (StoredEvent(**row) for row in stored.mappings()), head)
         if run is None and broken is None:
             raise UnknownRun(f"no run {run_id} is in this ledger", hint="See `history` for the runs that it holds.")
         return broken

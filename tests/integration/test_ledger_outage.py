@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -235,10 +236,12 @@ class CuttingProxy:
                     self.cuts += 1
                     client.shutdown(socket.SHUT_RDWR)
                     self._await_a_waiting_session()
-                server.sendall(data)
+                with contextlib.suppress(OSError):
+                    server.sendall(data)
                 if cut:
                     break
-            server.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):  # the server may have closed it first
+                server.shutdown(socket.SHUT_WR)
 
     def _await_a_waiting_session(self) -> None:
         waiting = (
@@ -253,10 +256,8 @@ class CuttingProxy:
     def _answer(self, server: socket.socket, client: socket.socket) -> None:
         with server:
             while data := received(server):
-                try:
+                with contextlib.suppress(OSError):
                     client.sendall(data)
-                except OSError:
-                    pass
 
 
 def received(connection: socket.socket) -> bytes:

@@ -1,7 +1,7 @@
 """`python -m orchestrator.devstack.services`: all sample services in one process, each on its own port.
 
 What it needs comes as one JSON object on standard input, so that no token is among its arguments.
-It prints `ready` when all ports answer.
+Once all of them can be connected to it prints their ports, by name, as one JSON object.
 """
 
 from __future__ import annotations
@@ -21,31 +21,42 @@ from orchestrator.devstack.services.issuer import issuer_app
 from orchestrator.devstack.services.slack import Bot, slack_app
 from orchestrator.devstack.services.translation import translation_app
 
+SERVICES = ("issuer", "translation", "slack")
 
-def apps(config: dict[str, Any]) -> dict[int, Starlette]:
-    """The applications by port."""
-    issuer = config["issuer_url"]
+
+def apps(config: dict[str, Any], issuer: str) -> dict[str, Starlette]:
+    """The applications by name. `issuer` is the address that the issuer is reached at."""
     verifier = BearerVerifier(issuer, config["audience"], f"{issuer}/.well-known/jwks.json")
     bots = {
         token: Bot(bot["name"], frozenset(bot["scopes"]), frozenset(bot["channels"]))
         for token, bot in config["slack_bots"].items()
     }
     return {
-        config["issuer_port"]: issuer_app(issuer, config["vault_address"], config["vault_token"], config["key"]),
-        config["translation_port"]: translation_app(verifier, Backdoor(config["admin_token"])),
-        config["slack_port"]: slack_app(bots, Backdoor(config["admin_token"])),
+        "issuer": issuer_app(issuer, config["vault_address"], config["vault_token"], config["key"]),
+        "translation": translation_app(verifier, Backdoor(config["admin_token"])),
+        "slack": slack_app(bots, Backdoor(config["admin_token"])),
     }
 
 
+def listen() -> socket.socket:
+    """A free port that already takes connections: whoever is early waits, and is not refused."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    return listener
+
+
 async def serve(config: dict[str, Any]) -> None:
+    """Serve until a signal comes."""
+    listeners = {name: listen() for name in SERVICES}
+    ports = {name: listener.getsockname()[1] for name, listener in listeners.items()}
     servers = []
-    for port, app in apps(config).items():
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", port))
-        settings = uvicorn.Config(app, log_level="warning", lifespan="off", access_log=False)
-        servers.append(asyncio.ensure_future(uvicorn.Server(settings).serve(sockets=[listener])))
-    sys.stdout.write("ready\n")
+    for name, app in apps(config, f"http://127.0.0.1:{ports['issuer']}").items():
+        settings = uvicorn.Config(
+            app, log_level="warning", lifespan="off", access_log=False, timeout_graceful_shutdown=2
+        )
+        servers.append(uvicorn.Server(settings).serve(sockets=[listeners[name]]))
+    sys.stdout.write(json.dumps(ports) + "\n")
     sys.stdout.flush()
     await asyncio.gather(*servers)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import httpx
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -19,11 +20,13 @@ def issuer_app(issuer: str, vault_address: str, vault_token: str, key: str) -> S
         )
 
     async def jwks(request: Request) -> Response:
-        import httpx
-
-        async with httpx.AsyncClient(trust_env=False, timeout=5) as client:
-            answer = await client.get(f"{vault_address}/v1/transit/keys/{key}", headers={"X-Vault-Token": vault_token})
-        if answer.status_code != 200:
+        try:
+            async with httpx.AsyncClient(trust_env=False, timeout=5) as client:
+                answer = await client.get(
+                    f"{vault_address}/v1/transit/keys/{key}", headers={"X-Vault-Token": vault_token}
+                )
+            answer.raise_for_status()
+        except httpx.HTTPError:
             return JSONResponse({"error": "the keys cannot be read from Vault"}, 503)
         return JSONResponse(jwks_from_transit(key, answer.json()), headers={"Cache-Control": "max-age=60"})
 

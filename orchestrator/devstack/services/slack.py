@@ -1,6 +1,7 @@
 """A stand-in for Slack's Web API: the real slack-sdk talks to it through its `base_url`.
 
-Shapes and error codes: api.slack.com, methods `chat.postMessage` and `auth.test`, "Rate limits".
+Shapes and error codes: api.slack.com, methods `chat.postMessage`, `conversations.list` and
+`auth.test`, and "Rate limits".
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import parse_qsl
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -19,6 +21,7 @@ from starlette.routing import Route
 from orchestrator.devstack.services.admin import Backdoor
 
 CHANNELS = {"#support": "C0SUPPORT", "#general": "C0GENERAL", "#finance": "C0FINANCE"}
+_FIRST_STAMP = 1_700_000_000
 
 
 @dataclass(frozen=True)
@@ -30,81 +33,102 @@ class Bot:
     channels: frozenset[str]
 
 
-def slack_app(bots: Mapping[str, Bot], backdoor: Backdoor) -> Starlette:
-    """`bots` by token."""
-    messages: list[dict[str, Any]] = []
-    clock = itertools.count(1)
+class SlackProblem(Exception):
+    """The call failed. Slack says so with `ok: false`, and with status 200 unless it limits the rate."""
 
-    def problem(error: str, **more: str) -> Response:
-        return JSONResponse({"ok": False, "error": error, **more})
+    def __init__(self, error: str, *, status: int = 200, retry_after: str | None = None, **details: str) -> None:
+        super().__init__(error)
+        headers = {"Retry-After": retry_after} if retry_after else {}
+        self.response = JSONResponse({"ok": False, "error": error, **details}, status, headers=headers)
 
-    async def authenticated(request: Request) -> tuple[Bot | None, Response | None, dict[str, Any]]:
-        if (failure := backdoor.planned_failure()) is not None:
-            limited = JSONResponse({"ok": False, "error": "ratelimited"}, failure.status_code)
-            if "Retry-After" in failure.headers:
-                limited.headers["Retry-After"] = failure.headers["Retry-After"]
-            return None, limited, {}
-        body = await _body(request)
-        token = request.headers.get("Authorization", "").removeprefix("Bearer ") or body.get("token", "")
-        if not token:
-            return None, problem("not_authed"), body
-        bot = bots.get(token)
-        return (bot, None, body) if bot else (None, problem("invalid_auth"), body)
 
-    async def post_message(request: Request) -> Response:
-        bot, failure, body = await authenticated(request)
-        if bot is None:
-            assert failure is not None
-            return failure
-        if "chat:write" not in bot.scopes:
-            return problem("missing_scope", needed="chat:write", provided=",".join(sorted(bot.scopes)))
-        name = _channel_name(str(body.get("channel", "")))
+@dataclass
+class Workspace:
+    """The state behind the API. `bots` are by token."""
+
+    bots: Mapping[str, Bot]
+    backdoor: Backdoor
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    _clock: itertools.count[int] = field(default_factory=lambda: itertools.count(_FIRST_STAMP))
+
+    async def post_message(self, request: Request) -> Response:
+        bot, arguments = await self._authenticated(request, "chat:write")
+        name = _channel_name(str(arguments.get("channel", "")))
         if name is None:
-            return problem("channel_not_found")
+            raise SlackProblem("channel_not_found")
         if name not in bot.channels:
-            return problem("not_in_channel")
-        if not body.get("text") and not body.get("blocks"):
-            return problem("no_text")
-        stamp = f"{1700000000 + next(clock)}.000100"
-        message = {"bot": bot.name, "channel": name, "text": body.get("text", ""), "ts": stamp}
-        messages.append(message)
-        return JSONResponse(
-            {
-                "ok": True,
-                "channel": CHANNELS[name],
-                "ts": stamp,
-                "message": {"type": "message", "text": message["text"]},
-            }
-        )
+            raise SlackProblem("not_in_channel")
+        text = arguments.get("text", "")
+        if not text and not arguments.get("blocks"):
+            raise SlackProblem("no_text")
+        stamp = f"{next(self._clock)}.000100"
+        self.messages.append({"bot": bot.name, "channel": name, "text": text, "ts": stamp})
+        message = {"type": "message", "text": text, "ts": stamp}
+        return JSONResponse({"ok": True, "channel": CHANNELS[name], "ts": stamp, "message": message})
 
-    async def auth_test(request: Request) -> Response:
-        bot, failure, _ = await authenticated(request)
-        if bot is None:
-            assert failure is not None
-            return failure
+    async def list_conversations(self, request: Request) -> Response:
+        bot, _ = await self._authenticated(request, "channels:read")
+        channels = [
+            {"id": number, "name": name.removeprefix("#"), "is_channel": True, "is_member": name in bot.channels}
+            for name, number in CHANNELS.items()
+        ]
+        return JSONResponse({"ok": True, "channels": channels, "response_metadata": {"next_cursor": ""}})
+
+    async def test_auth(self, request: Request) -> Response:
+        bot, _ = await self._authenticated(request, None)
         return JSONResponse({"ok": True, "user": bot.name, "team": "Sample", "bot_id": "B0" + bot.name.upper()})
 
+    async def _authenticated(self, request: Request, scope: str | None) -> tuple[Bot, dict[str, Any]]:
+        """The bot whose token came with the call, and the arguments. Raises SlackProblem."""
+        if (failure := self.backdoor.planned_failure()) is not None:
+            error = "ratelimited" if failure.status == 429 else "internal_error"
+            raise SlackProblem(error, status=failure.status, retry_after=failure.retry_after)
+        arguments = await _arguments(request)
+        token = request.headers.get("Authorization", "").removeprefix("Bearer ") or str(arguments.get("token", ""))
+        if not token:
+            raise SlackProblem("not_authed")
+        bot = self.bots.get(token)
+        if bot is None:
+            raise SlackProblem("invalid_auth")
+        if scope is not None and scope not in bot.scopes:
+            raise SlackProblem("missing_scope", needed=scope, provided=",".join(sorted(bot.scopes)))
+        return bot, arguments
+
+
+def slack_app(bots: Mapping[str, Bot], backdoor: Backdoor) -> Starlette:
+    """`bots` by token."""
+    workspace = Workspace(bots, backdoor)
     return Starlette(
         routes=[
-            Route("/api/chat.postMessage", post_message, methods=["POST"]),
-            Route("/api/auth.test", auth_test, methods=["POST", "GET"]),
-            *backdoor.routes(lambda: {"messages": messages}),
-        ]
+            Route("/api/chat.postMessage", workspace.post_message, methods=["POST"]),
+            Route("/api/conversations.list", workspace.list_conversations, methods=["GET", "POST"]),
+            Route("/api/auth.test", workspace.test_auth, methods=["GET", "POST"]),
+            *backdoor.routes(lambda: {"messages": workspace.messages}),
+        ],
+        exception_handlers={SlackProblem: _answer},
     )
 
 
-async def _body(request: Request) -> dict[str, Any]:
-    """slack-sdk sends JSON or a form, by method and version."""
-    if request.headers.get("Content-Type", "").startswith("application/json"):
-        return dict(json.loads(await request.body() or b"{}"))
-    from urllib.parse import parse_qsl
+async def _answer(request: Request, error: Exception) -> Response:
+    assert isinstance(error, SlackProblem)
+    return error.response
 
-    return dict(parse_qsl((await request.body()).decode()))
+
+async def _arguments(request: Request) -> dict[str, Any]:
+    """slack-sdk sends JSON, a form or a query, by method and version."""
+    body = await request.body()
+    if not request.headers.get("Content-Type", "").startswith("application/json"):
+        return dict(request.query_params) | dict(parse_qsl(body.decode(errors="replace")))
+    try:
+        arguments = json.loads(body or b"{}")
+    except ValueError as error:
+        raise SlackProblem("invalid_json") from error
+    if not isinstance(arguments, dict):
+        raise SlackProblem("json_not_object")
+    return arguments
 
 
 def _channel_name(given: str) -> str | None:
     by_id = {number: name for name, number in CHANNELS.items()}
-    if given in by_id:
-        return by_id[given]
-    name = given if given.startswith("#") else f"#{given}"
+    name = by_id.get(given, given if given.startswith("#") else f"#{given}")
     return name if name in CHANNELS else None

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import AliasChoices, BaseModel, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from orchestrator.devstack.services.admin import Backdoor
-from orchestrator.devstack.services.bearer import BearerVerifier, Rejected
+from orchestrator.devstack.services.bearer import BearerVerifier, KeysUnavailable, Rejected
 
 _GLOSSARY = {
     "สวัสดี": "hello",
@@ -38,6 +39,26 @@ _GLOSSARY = {
 }
 
 
+class Message(BaseModel):
+    """One text to translate, with the caller's own id for it."""
+
+    id: int | str
+    text: Annotated[str, Field(validation_alias=AliasChoices("text", "comment"))]
+
+
+class Wish(BaseModel):
+    """The body of `POST /v1/translate`."""
+
+    target: str = "en"
+    messages: list[Message]
+
+
+class Meaning(BaseModel):
+    """The body of `PUT /v1/glossary/WORD`."""
+
+    meaning: Annotated[str, Field(min_length=1)]
+
+
 def gloss(text: str, glossary: dict[str, str]) -> str:
     """Known words replaced, longest first, and marked as what it is: no translation by a person or a model."""
     pattern = "|".join(re.escape(word) for word in sorted(glossary, key=len, reverse=True))
@@ -52,35 +73,42 @@ def translation_app(verifier: BearerVerifier, backdoor: Backdoor) -> Starlette:
 
     async def translate(request: Request) -> Response:
         if (failure := backdoor.planned_failure()) is not None:
-            return failure
+            return failure.response()
         claims = await verifier.verify(request, "translate")
-        body = await request.json()
-        calls.append({"sub": claims["sub"], "jti": claims["jti"], "messages": len(body["messages"])})
-        return JSONResponse(
-            {
-                "translations": [
-                    {
-                        "id": message["id"],
-                        "language": body.get("target", "en"),
-                        "text": gloss(message.get("text") or message["comment"], glossary),
-                    }
-                    for message in body["messages"]
-                ]
-            }
-        )
+        wish = Wish.model_validate_json(await request.body())
+        calls.append({"sub": claims["sub"], "jti": claims["jti"], "messages": len(wish.messages)})
+        translations = [
+            {"id": message.id, "language": wish.target, "text": gloss(message.text, glossary)}
+            for message in wish.messages
+        ]
+        return JSONResponse({"translations": translations})
 
     async def define(request: Request) -> Response:
         await verifier.verify(request, "glossary:write")
-        glossary[request.path_params["word"]] = (await request.json())["meaning"]
+        glossary[request.path_params["word"]] = Meaning.model_validate_json(await request.body()).meaning
         return Response(status_code=204)
-
-    async def reject(request: Request, error: Exception) -> Response:
-        assert isinstance(error, Rejected)
-        return error.response
 
     routes = [
         Route("/v1/translate", translate, methods=["POST"]),
         Route("/v1/glossary/{word}", define, methods=["PUT"]),
         *backdoor.routes(lambda: {"calls": calls}),
     ]
-    return Starlette(routes=routes, exception_handlers={Rejected: reject})
+    return Starlette(
+        routes=routes,
+        exception_handlers={Rejected: _reject, KeysUnavailable: _unavailable, ValidationError: _malformed},
+    )
+
+
+async def _reject(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Rejected)
+    return error.response
+
+
+async def _unavailable(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": "the issuer's keys cannot be fetched"}, 503, headers={"Retry-After": "1"})
+
+
+async def _malformed(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ValidationError)
+    problems = [{"where": list(problem["loc"]), "what": problem["msg"]} for problem in error.errors()]
+    return JSONResponse({"error": "invalid_body", "problems": problems}, 400)

@@ -1,0 +1,89 @@
+"""PostgreSQL values as JSON, from the text that the server sends (PostgreSQL manual, chapter 8).
+
+Working on the text keeps what Python's types cannot hold: `infinity` as a date, years BC, 24:00.
+Import it inside `run`: it needs psycopg.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from psycopg import AsyncConnection
+from psycopg.abc import Buffer
+from psycopg.adapt import Loader
+from psycopg.types.json import Jsonb
+
+SESSION = {"datestyle": "ISO, MDY", "intervalstyle": "iso_8601", "bytea_output": "hex", "extra_float_digits": "1"}
+"""Session settings that the texts depend on."""
+
+_EXACT_INTEGER = 2**53
+_SHORT_OFFSET = re.compile(r"([+-]\d\d)$")
+
+
+def decimal_to_json(text: str) -> int | float | str:
+    """A number where a double holds it exactly as written (`12.50` is 12.5), else the text, as for `NaN`."""
+    try:
+        value = Decimal(text)
+    except InvalidOperation:
+        return text
+    if not value.is_finite():
+        return text
+    if "." not in text:
+        return int(value) if abs(value) <= _EXACT_INTEGER else text
+    return float(text) if Decimal(repr(float(text))) == value else text
+
+
+def float_to_json(text: str) -> float | str:
+    """A number, or the text for `NaN`, `Infinity` and `-Infinity`, which JSON has not."""
+    return text if text.lstrip("-") in ("NaN", "Infinity") else float(text)
+
+
+def timestamp_to_json(text: str) -> str:
+    """ISO 8601 with `T` and an offset in minutes. `infinity` and years BC stay as PostgreSQL writes them."""
+    if text.endswith(("infinity", " BC")):
+        return text
+    return _SHORT_OFFSET.sub(r"\1:00", text.replace(" ", "T", 1)) if ":" in text else text
+
+
+def bytea_to_json(text: str) -> str:
+    """Base64 of the bytes, which arrive as `\\x` and hexadecimal digits."""
+    return base64.b64encode(bytes.fromhex(text.removeprefix("\\x"))).decode()
+
+
+_SPANS = ("int4", "int8", "num", "date", "ts", "tstz")
+_RANGES = tuple(f"{span}{kind}" for span in _SPANS for kind in ("range", "multirange"))
+_CONVERSIONS: dict[Callable[[str], Any], tuple[str, ...]] = {
+    decimal_to_json: ("numeric",),
+    float_to_json: ("float4", "float8"),
+    timestamp_to_json: ("timestamp", "timestamptz", "timetz"),
+    bytea_to_json: ("bytea",),
+    str: ("date", "time", "interval", "uuid", "inet", "cidr", "record", *_RANGES),
+}
+
+
+def load_as_json(connection: AsyncConnection[Any]) -> None:
+    """Make this connection return JSON values; arrays become lists of them."""
+    for convert, names in _CONVERSIONS.items():
+        loader = type("JsonLoader", (Loader,), {"load": _load(convert)})
+        for name in names:
+            connection.adapters.register_loader(name, loader)
+
+
+def _load(convert: Callable[[str], Any]) -> Callable[[Loader, Buffer], Any]:
+    def load(_self: Loader, data: Buffer) -> Any:
+        return convert(bytes(data).decode())
+
+    return load
+
+
+def parameter(value: Any) -> Any:
+    """A JSON value as a query parameter: objects and lists with objects become jsonb, other lists arrays."""
+    return Jsonb(value) if _holds_object(value) else value
+
+
+def _holds_object(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and any(map(_holds_object, value)))

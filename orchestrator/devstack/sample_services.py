@@ -1,0 +1,104 @@
+"""The sample HTTP services as a child process: started, told what they need, stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from orchestrator.devstack.process import last_lines, start, stop
+from orchestrator.errors import Unreachable
+from orchestrator.secret import Secret
+
+
+@dataclass(frozen=True, slots=True)
+class SlackBot:
+    """A bot user of the Slack stand-in: its OAuth scopes, and the channels it is a member of."""
+
+    name: str
+    token: Secret
+    scopes: tuple[str, ...] = ("chat:write",)
+    channels: tuple[str, ...] = ("#support",)
+
+
+@dataclass
+class SampleServices:
+    """Token issuer, translation API and Slack stand-in, each on a free port of 127.0.0.1.
+
+    `vault_token` may read the public part of the transit key `key` and nothing else. `admin_token`
+    opens `/_admin/...` of each service. Use as a context manager.
+    """
+
+    directory: Path
+    vault_address: str
+    vault_token: Secret
+    key: str
+    audience: str
+    admin_token: Secret
+    bots: tuple[SlackBot, ...]
+    ports: Mapping[str, int] = field(default_factory=dict)
+    _process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "services.log"
+
+    @property
+    def pid(self) -> int:
+        """The process of the running services. Raises Unreachable when they are stopped."""
+        if self._process is None:
+            raise Unreachable("the sample services are not running")
+        return self._process.pid
+
+    def url(self, service: str) -> str:
+        """The address of `issuer`, `translation` or `slack`."""
+        return f"http://127.0.0.1:{self.ports[service]}"
+
+    def __enter__(self) -> Self:
+        """Start them and wait until they answer. Raises Unreachable with the end of their log."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        environment = {"PATH": os.defpath, "HOME": str(self.directory), "PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, "-m", "orchestrator.devstack.services"]
+        process = start(command, log=self.log, environment=environment, piped=True)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(self._configuration())
+            process.stdin.close()
+            self.ports = json.loads(process.stdout.readline())
+        except (BrokenPipeError, ValueError) as error:
+            stop(process)
+            raise Unreachable(f"the sample services did not start; their log ends:\n{last_lines(self.log)}") from error
+        except BaseException:
+            stop(process)
+            raise
+        self._process = process
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            stop(self._process)
+            self._process = None
+
+    def _configuration(self) -> bytes:
+        """On standard input: neither arguments nor a file would keep a token to themselves."""
+        configuration = {
+            "vault_address": self.vault_address,
+            "vault_token": self.vault_token.reveal(),
+            "key": self.key,
+            "audience": self.audience,
+            "admin_token": self.admin_token.reveal(),
+            "slack_bots": {
+                bot.token.reveal(): {"name": bot.name, "scopes": bot.scopes, "channels": bot.channels}
+                for bot in self.bots
+            },
+        }
+        return json.dumps(configuration).encode() + b"\n"

