@@ -21,4 +21,4 @@ def parse_moment(text: str, *, now: datetime) -> datetime:
         raise UsageError(
             f"{text!r} is not a time", hint="write 2026-03-02, 2026-03-02T12:00:00+07:00, or how long ago: 2h, 3d"
         ) from None
-    return moment if moment.tzinfo else moment.astimezone()
+    return moment.astimezone()
