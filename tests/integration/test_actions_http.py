@@ -1,0 +1,345 @@
+"""http.request against real HTTP servers on this machine."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from orchestrator.actions.base import StepContext
+from orchestrator.actions.http import Request, RequestParams
+from orchestrator.actions.http_transfer import Outgoing, redirected
+from orchestrator.errors import StepFailed
+from orchestrator.grants.credential import Credential
+from orchestrator.secret import Secret
+
+TOKEN = "canary-token.7f3a9-xyz"
+
+
+@dataclass
+class Received:
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass
+class Service:
+    """A server that answers with what its routes say and remembers what it was sent."""
+
+    url: str = ""
+    routes: dict[str, tuple[int, dict[str, str], bytes]] = field(default_factory=dict)
+    received: list[Received] = field(default_factory=list)
+    hold: threading.Event = field(default_factory=threading.Event)
+
+    def answers(self, path: str, status: int = 200, body: bytes = b"", **headers: str) -> None:
+        self.routes[path] = (status, {name.replace("_", "-"): value for name, value in headers.items()}, body)
+
+
+@contextmanager
+def serving() -> Iterator[Service]:
+    service = Service()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            service.received.append(Received(self.command, self.path, headers, body))
+            path = self.path.partition("?")[0]
+            if path == "/hold":
+                service.hold.wait(60)
+            if path == "/endless":
+                self.send_response(200)
+                self.end_headers()
+                try:
+                    while not service.hold.is_set():
+                        self.wfile.write(b"x" * 65536)
+                except OSError:
+                    self.close_connection = True
+                return
+            status, answer_headers, content = service.routes.get(path, (404, {}, b""))
+            self.send_response(status)
+            for name, value in answer_headers.items():
+                self.send_header(name, value)
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(content)
+
+        do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = answer  # noqa: N815 -- the names that http.server wants
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    service.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield service
+    finally:
+        service.hold.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    with serving() as started:
+        yield started
+
+
+@pytest.fixture
+def stranger() -> Iterator[Service]:
+    with serving() as started:
+        yield started
+
+
+def context(seconds: float = 30) -> StepContext:
+    api = Credential("api", "token", 60, fields={"token": Secret(TOKEN), "other": Secret("two words")})
+    return StepContext("r", "w", "s", 1, "a", "k", time.monotonic() + seconds, credentials={"api": api})
+
+
+async def request(seconds: float = 30, **params: Any) -> dict[str, Any]:
+    output = await Request().run(RequestParams.model_validate(params), context(seconds))
+    assert isinstance(output, dict)
+    return output
+
+
+async def failure(seconds: float = 30, **params: Any) -> StepFailed:
+    with pytest.raises(StepFailed) as caught:
+        await request(seconds, **params)
+    assert TOKEN not in str(caught.value)
+    return caught.value
+
+
+async def test_json_goes_out_with_the_token_and_json_comes_back(service: Service) -> None:
+    service.answers("/v1/translate", body=b'{"a": [1]}', content_type="application/json; charset=utf-8", x_secret="1")
+    output = await request(
+        method="POST", url=f"{service.url}/v1/translate", query={"q": ["a", "b"], "n": 1}, json={"t": "ü"}, bearer="api"
+    )
+    assert output == {
+        "status": 200,
+        "headers": {"content-type": "application/json; charset=utf-8"},
+        "body": {"a": [1]},
+    }
+    (seen,) = service.received
+    assert (seen.method, seen.path) == ("POST", "/v1/translate?q=a&q=b&n=1")
+    assert seen.headers["authorization"] == f"Bearer {TOKEN}"
+    assert seen.headers["content-type"] == "application/json"
+    assert json.loads(seen.body) == {"t": "ü"}
+
+
+async def test_forms_plain_bodies_and_headers(service: Service) -> None:
+    service.answers("/")
+    await request(method="POST", url=f"{service.url}/", form={"a": "1&2", "b": 3})
+    await request(method="PUT", url=f"{service.url}/", body="plain", headers={"Content-Type": "text/csv", "X-A": "1"})
+    form, plain = service.received
+    assert (form.body, form.headers["content-type"]) == (b"a=1%262&b=3", "application/x-www-form-urlencoded")
+    assert (plain.body, plain.headers["content-type"], plain.headers["x-a"]) == (b"plain", "text/csv", "1")
+    assert "authorization" not in plain.headers
+
+
+async def test_text_stays_text_and_empty_json_is_null(service: Service) -> None:
+    service.answers("/text", body="größer".encode("latin-1"), content_type="text/plain; charset=latin-1")
+    service.answers("/none", status=204, content_type="application/problem+json")
+    assert (await request(url=f"{service.url}/text"))["body"] == "größer"
+    assert (await request(url=f"{service.url}/none"))["body"] is None
+
+
+@pytest.mark.parametrize("body", [b"{", b'{"a": NaN}', b"[" * 100_000])
+async def test_json_that_is_none_is_refused(service: Service, body: bytes) -> None:
+    service.answers("/", body=body, content_type="application/json")
+    assert (await failure(url=f"{service.url}/")).kind == "output"
+
+
+async def test_an_unexpected_status_is_an_error_without_the_body_or_the_query(service: Service) -> None:
+    service.answers("/gone", status=410, body=b"private details")
+    error = await failure(url=f"{service.url}/gone?key=private")
+    assert (error.kind, error.message) == ("http_status", f"GET {service.url}/gone answered 410")
+    assert (await request(url=f"{service.url}/gone", expect=[410]))["status"] == 410
+    service.answers("/ok")
+    assert (await failure(url=f"{service.url}/ok", expect=[410])).kind == "http_status"
+
+
+async def test_a_refused_token_is_told_with_the_services_error_code(service: Service) -> None:
+    service.answers("/", status=403, www_authenticate='Bearer realm="x", error="insufficient_scope"')
+    error = await failure(url=f"{service.url}/", bearer="api")
+    assert error.message == f"GET {service.url}/ answered 403 (insufficient_scope)"
+
+
+async def test_rate_limits_say_how_long_to_wait_in_seconds_or_as_a_date(service: Service) -> None:
+    service.answers("/seconds", status=429, retry_after="7")
+    later = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
+    service.answers("/date", status=503, retry_after=later)
+    service.answers("/silent", status=429)
+    service.answers("/broken", status=503)
+    seconds, date = await failure(url=f"{service.url}/seconds"), await failure(url=f"{service.url}/date")
+    assert (seconds.kind, seconds.retry_after) == ("rate_limited", 7.0)
+    assert date.kind == "rate_limited"
+    assert date.retry_after is not None
+    assert 3000 < date.retry_after <= 3600
+    silent, broken = await failure(url=f"{service.url}/silent"), await failure(url=f"{service.url}/broken")
+    assert (silent.kind, silent.retry_after, broken.kind) == ("rate_limited", None, "http_status")
+
+
+async def test_an_endless_body_is_cut_off_at_the_limit(service: Service) -> None:
+    error = await failure(url=f"{service.url}/endless", max_bytes=100_000)
+    assert (error.kind, "more than 100000 bytes" in error.message) == ("output", True)
+
+
+async def test_a_service_that_does_not_answer_is_a_timeout(service: Service) -> None:
+    assert (await failure(url=f"{service.url}/hold", seconds=0.5)).kind == "timeout"
+
+
+async def test_a_body_that_never_ends_slowly_is_a_timeout_too(service: Service) -> None:
+    assert (await failure(url=f"{service.url}/endless", seconds=0.5, max_bytes=10**12)).kind == "timeout"
+
+
+async def test_a_service_that_is_not_there_is_a_connection_error() -> None:
+    with serving() as gone:
+        url = gone.url
+    assert (await failure(url=url, bearer="api")).kind == "connection"
+
+
+async def test_redirects_are_not_followed_unless_asked(service: Service) -> None:
+    service.answers("/", status=302, location="/next")
+    output = await request(url=f"{service.url}/", expect=[302])
+    assert output["headers"] == {"location": "/next"}
+    assert (await failure(url=f"{service.url}/")).kind == "http_status"
+
+
+async def test_the_token_follows_to_the_same_origin_and_never_to_another(service: Service, stranger: Service) -> None:
+    service.answers("/", status=302, location="/same")
+    service.answers("/same", status=302, location=f"{stranger.url}/there")
+    stranger.answers("/there", status=302, location=f"{service.url}/back")
+    service.answers("/back", body=b"done")
+    headers = {"X-Api-Key": "private", "Accept": "text/plain"}
+    output = await request(url=f"{service.url}/", bearer="api", follow_redirects=True, headers=headers)
+    assert output["body"] == "done"
+    first, same, back = service.received
+    assert first.headers["authorization"] == same.headers["authorization"] == f"Bearer {TOKEN}"
+    (there,) = stranger.received
+    assert TOKEN not in str(there)
+    assert "x-api-key" not in there.headers
+    assert there.headers["accept"] == "text/plain"
+    assert "authorization" not in back.headers, "a stranger cannot make the token come back either"
+
+
+async def test_cookies_of_one_server_do_not_reach_another(service: Service, stranger: Service) -> None:
+    service.answers("/", status=302, location=f"{stranger.url}/there", set_cookie="session=private")
+    stranger.answers("/there")
+    await request(url=f"{service.url}/", follow_redirects=True)
+    assert "cookie" not in stranger.received[0].headers
+
+
+@pytest.mark.parametrize("status", [307, 308])
+async def test_a_body_is_not_redirected_to_another_origin(service: Service, stranger: Service, status: int) -> None:
+    service.answers("/", status=status, location=f"{stranger.url}/there")
+    error = await failure(method="POST", url=f"{service.url}/", json={}, bearer="api", follow_redirects=True)
+    assert "redirects the request with its body" in error.message
+    assert stranger.received == []
+
+
+async def test_a_body_stays_with_307_on_the_same_origin_and_goes_with_303(service: Service) -> None:
+    service.answers("/keep", status=307, location="/see")
+    service.answers("/see", status=303, location="/final")
+    service.answers("/final")
+    await request(method="POST", url=f"{service.url}/keep", body="b", follow_redirects=True, bearer="api")
+    assert [(seen.method, seen.body) for seen in service.received] == [("POST", b"b"), ("POST", b"b"), ("GET", b"")]
+
+
+async def test_endless_redirects_stop(service: Service) -> None:
+    service.answers("/", status=302, location="/")
+    assert "more than 5 redirects" in (await failure(url=f"{service.url}/", follow_redirects=True)).message
+    assert len(service.received) == 6
+
+
+@pytest.mark.parametrize(
+    "location", ["https://api.example/x", "http://api.example:8080/x", "http://api.example.evil/x", "//other/x"]
+)
+def test_another_scheme_port_or_host_is_another_origin(location: str) -> None:
+    start = Outgoing("GET", "http://api.example/x", {"x-key": "1"}, bearer=Secret(TOKEN))
+    following = redirected(start, 302, location)
+    assert following.bearer is None
+    assert following.headers == {}
+
+
+@pytest.mark.parametrize("location", ["ftp://x/", "http://user:pw@api.example/", "javascript:x", "http://[::1/"])
+def test_a_redirect_to_a_bad_address_is_refused(location: str) -> None:
+    with pytest.raises(StepFailed, match="bad address"):
+        redirected(Outgoing("GET", "http://api.example/x"), 302, location)
+
+
+async def test_proxies_and_netrc_of_the_environment_are_ignored(
+    service: Service, stranger: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login u password p\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, stranger.url)
+    service.answers("/")
+    await request(url=f"{service.url}/")
+    assert stranger.received == []
+    assert "authorization" not in service.received[0].headers
+
+
+async def test_nothing_that_is_logged_contains_the_token(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    service.answers("/")
+    await request(url=f"{service.url}/", bearer="api")
+    assert "127.0.0.1" in caplog.text
+    assert TOKEN not in caplog.text
+
+
+async def test_what_cannot_be_a_token_is_not_sent(service: Service) -> None:
+    assert "cannot be a bearer token" in (await failure(url=f"{service.url}/", bearer="api.other")).message
+    assert service.received == []
+
+
+@pytest.mark.parametrize(
+    ("params", "why"),
+    [
+        ({"url": "http://api.example/", "bearer": "api"}, "not sent over plain http"),
+        ({"url": "http://127.0.0.1.example/", "bearer": "api"}, "not sent over plain http"),
+        ({"url": "https://user:pw@api.example/"}, "user or password"),
+        ({"url": "ftp://api.example/"}, "neither http nor https"),
+        ({"url": "/relative"}, "not absolute"),
+        ({"url": "https://good.example\\@evil.example/"}, "backslash"),
+        ({"url": "https://bücher.example/"}, "punycode"),
+        ({"url": "https://api.example/", "json": 1, "body": "x"}, "at most one"),
+        ({"url": "https://api.example/", "headers": {"Authorization": "Bearer x"}}, "comes from `bearer`"),
+        ({"url": "https://api.example/", "headers": {"A": "x\r\nB: y"}}, "one line"),
+    ],
+)
+def test_unsafe_parameters_are_refused_before_anything_is_sent(params: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValidationError, match=why) as caught:
+        RequestParams.model_validate(params)
+    assert "pw@" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://localhost:1/", "http://127.8.9.1/", "http://[::1]:1/", "https://api.example/"])
+def test_a_token_may_go_over_tls_or_to_this_machine(url: str) -> None:
+    assert RequestParams(url=url, bearer="api").bearer == "api"
+
+
+def test_the_view_has_no_query_and_no_contents() -> None:
+    params = RequestParams.model_validate(
+        {"method": "POST", "url": "https://API.example:443/v1?key=x", "json": {"a": 1}}
+    )
+    assert Request().view(params) == {"method": "POST", "origin": "https://api.example", "path": "/v1"}
