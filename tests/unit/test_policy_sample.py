@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.actions.catalog import action
 from orchestrator.grants.scope import Scope
 from orchestrator.jsontypes import JsonObject
 from orchestrator.policy.rego import RegoEngine
@@ -229,3 +230,41 @@ async def test_one_grant_too_many_denies_the_step() -> None:
     decision = await ENGINE.decide(replace(QUERY, grants=(READ, replace(READ, name="more", role="admin"))))
     assert not decision.allow
     assert "(grant `more`)" in decision.reasons[0]
+
+
+EVERYTHING = """agents := {"batch": {
+    "actions": {"exec", "python", "http.request", "slack.post_message", "postgres.query"},
+    "programs": {"pg_dump"},
+    "callables": {"etl:load"},
+    "origins": {"https://api.example"},
+    "channels": {"#support"},
+    "sql": {"select"},
+}}"""
+
+
+@pytest.mark.parametrize(
+    ("name", "fits", "does_not"),
+    [
+        ("exec", {"command": ["pg_dump", "x"]}, {"command": ["sh"]}),
+        ("python", {"callable": "etl:load"}, {"callable": "os:system"}),
+        (
+            "http.request",
+            {"method": "GET", "url": "https://api.example/v1"},
+            {"method": "GET", "url": "https://api.example:444/v1"},
+        ),
+        (
+            "slack.post_message",
+            {"token": "bot.token", "channel": "#support", "text": "hello"},
+            {"token": "bot.token", "channel": "#general", "text": "hello"},
+        ),
+        ("postgres.query", {"sql": "SELECT 1"}, {"sql": "WITH gone AS (DELETE FROM t RETURNING *) SELECT * FROM gone"}),
+    ],
+)
+async def test_the_policy_reads_what_the_actions_themselves_say(
+    name: str, fits: dict[str, object], does_not: dict[str, object]
+) -> None:
+    engine, known = without("agents.rego", EVERYTHING), action(name)
+    for parameters, allowed in ((fits, True), (does_not, False)):
+        view = known.view(known.params.model_validate(parameters))
+        decision = await engine.decide(request(name, view, agent="batch"))
+        assert decision.allow is allowed, decision.reasons
