@@ -3,15 +3,20 @@
 import io
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import pytest
 from rich.console import Console
 
+from orchestrator.cli.dry_run import decided
 from orchestrator.cli.plan_view import PlanView, StepView, plan_json, print_plan
 from orchestrator.cli.provision import show
 from orchestrator.grants.scope import Scope
-from orchestrator.policy.types import Decision
+from orchestrator.policy.rego import RegoEngine
+from orchestrator.policy.types import Decision, PolicyRequest
+
+ENGINE = RegoEngine.from_directory(Path(__file__).parents[2] / "workflows" / "policies")
 
 ALLOWED = Decision(True, ("permitted",), "rego", "sha256:00")
 READ = StepView(
@@ -114,6 +119,47 @@ def test_the_same_plan_is_the_same_text_for_programs() -> None:
             "max_ttl": None,
         },
     }
+
+
+@dataclass(frozen=True)
+class Planned:
+    request: PolicyRequest
+    needs: tuple[str, ...] = ()
+    condition: str | None = None
+    timeout: int = 30
+    attempts: int = 1
+
+
+@dataclass(frozen=True)
+class Steps:
+    steps: tuple[Planned, ...]
+
+
+async def test_a_dry_run_asks_the_policy_about_every_step() -> None:
+    query = PolicyRequest(
+        workflow="customer_feedback",
+        workflow_digest="sha256:00",
+        run="plan",
+        trigger="plan",
+        inputs={"limit": 5},
+        context={},
+        step="read",
+        attempt=1,
+        agent="feedback-assistant",
+        action="postgres.query",
+        action_view={"verbs": ["select"]},
+        grants=READ.scopes,
+    )
+    later = replace(query, step="notify", action="slack.post_message", action_view={"partial": True}, grants=())
+    worse = replace(query, step="clear", action_view={"verbs": ["delete"]})
+    view = await decided(Steps((Planned(query), Planned(later), Planned(worse))), ENGINE)
+    assert [(step.step, step.decision.allow, step.partial) for step in view.steps] == [
+        ("read", True, False),
+        ("notify", True, True),
+        ("clear", False, False),
+    ]
+    assert [step.step for step in view.denied] == ["clear"]
+    assert "│   └── policy allowed so far, decided at run time" in printed(view)
 
 
 @dataclass(frozen=True)
