@@ -117,7 +117,7 @@ def plan(
 
     loaded = load(file, actions=catalog)
     options.refuse_secrets_among_arguments(loaded.workflow, inputs)
-    bound = bind_inputs(loaded.workflow, options.inputs_from(inputs, inputs_file))
+    bound = bind_inputs(loaded.workflow, options.inputs_from(inputs, inputs_file), from_text=True)
     settings = load_settings()
     planned = build(loaded, bound, action=action, endpoints=settings.endpoints)
     view = asyncio.run(decided(planned, policy_engine(settings)))
