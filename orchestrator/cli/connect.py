@@ -7,9 +7,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from orchestrator.cli.provision import Provisioning
     from orchestrator.ledger.types import LedgerReader
     from orchestrator.policy.types import PolicyEngine
     from orchestrator.redaction import Redactor
@@ -60,6 +62,21 @@ def runner_config(settings: Settings) -> RunnerConfig:
         max_output_bytes=settings.max_output_bytes,
         max_parallel=settings.max_parallel,
     )
+
+
+@contextmanager
+def provisioning(workflows: Path, declarations: Path, *, prune: bool) -> Iterator[Provisioning]:
+    """The work of provisioning, as the admin whom the settings name."""
+    from orchestrator.provision.service import open_provisioning
+    from orchestrator.secret import Secret
+    from orchestrator.settings import load_settings
+
+    settings = load_settings()
+    databases = {name: Secret(dsn.get_secret_value()) for name, dsn in settings.provision_databases.items()}
+    with open_provisioning(
+        settings.vault_config(), databases, workflows=workflows, declarations=declarations, prune=prune
+    ) as work:
+        yield work
 
 
 def log_to_stderr(level: str) -> None:

@@ -23,8 +23,11 @@ def say(message: str, hint: str | None = None) -> None:
 
 
 def expected(error: OrchestratorError, *, as_json: bool) -> int:
-    """Report an error that was raised on purpose."""
-    say(error.message, error.hint)
+    """Report an error that was raised on purpose. What is wrong with a file begins with its place, as in compilers."""
+    if getattr(error, "problems", None):
+        sys.stderr.write(f"{error.message}\n")
+    else:
+        say(error.message, error.hint)
     if as_json:
         _object(type(error).__name__, error.message, error.hint, error.exit_code)
     return int(error.exit_code)

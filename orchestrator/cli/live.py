@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol, TextIO
@@ -158,7 +159,8 @@ class LiveTable:
 
     def __exit__(self, *error: object) -> None:
         if self._live is not None:
-            self._live.stop()
+            with suppress(OSError):
+                self._live.stop()
 
     def observe(self, run_id: str, time: datetime, event: Event) -> None:
         """Take the event in; the table shows it at its next refresh."""
@@ -167,7 +169,8 @@ class LiveTable:
 
     def notice(self, text: str) -> None:
         """A line above the table."""
-        self.screen.print(text, style="yellow")
+        with suppress(OSError):
+            self.screen.print(text, style="yellow")
 
     def table(self) -> Table:
         """The table as it stands now."""

@@ -78,6 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(ExitCode.INTERRUPTED)
     except BrokenPipeError:
         return _reader_went_away()
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):
+            return _reader_went_away()  # Typer ends the process when it meets one
+        raise
     except Exception as error:  # noqa: BLE001 -- reported as the defect it is, and the process ends
         return failures.unexpected(error, as_json=as_json)
     return answer if isinstance(answer, int) else 0
@@ -92,5 +96,6 @@ def _write_what_can_be_written() -> None:
 
 def _reader_went_away() -> int:
     """Python would complain again when it flushes at exit: give it somewhere to write to."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if sys.__stdout__ is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
     return BROKEN_PIPE

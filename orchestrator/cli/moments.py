@@ -13,12 +13,12 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 
 def parse_moment(text: str, *, now: datetime) -> datetime:
     """A time with a zone. Without an offset in the text it is local time. Raises UsageError."""
-    if match := _AGO.fullmatch(text.strip()):
-        return now - timedelta(**{_UNITS[match[2].lower()]: int(match[1])})
     try:
+        if match := _AGO.fullmatch(text.strip()):
+            return now - timedelta(**{_UNITS[match[2].lower()]: int(match[1])})
         moment = datetime.fromisoformat(text.strip())
-    except ValueError:
+    except (ValueError, OverflowError):
         raise UsageError(
             f"{text!r} is not a time", hint="write 2026-03-02, 2026-03-02T12:00:00+07:00, or how long ago: 2h, 3d"
         ) from None
-    return moment if moment.tzinfo else moment.astimezone()
+    return moment.astimezone()

@@ -48,6 +48,13 @@ class Change(Protocol):
     def render(self) -> str: ...
 
 
+class Provisioning(Protocol):
+    """The work itself, connected to Vault and the databases as an admin."""
+
+    def plan(self) -> Sequence[Change]: ...
+    def apply(self, changes: Sequence[Change]) -> None: ...
+
+
 @app.command("plan")
 def plan(
     workflows: Workflows = Path("workflows"),
@@ -56,10 +63,10 @@ def plan(
     as_json: options.Json = False,
 ) -> None:
     """Show what would be changed, and change nothing."""
-    from orchestrator.cli.provisioning import open_provisioning
+    from orchestrator.cli.connect import provisioning
 
-    with open_provisioning(workflows, declarations, prune=prune) as provisioning:
-        show(provisioning.plan(), as_json=as_json)
+    with provisioning(workflows, declarations, prune=prune) as work:
+        show(work.plan(), as_json=as_json)
 
 
 @app.command("apply")
@@ -70,11 +77,11 @@ def apply(
     as_json: options.Json = False,
 ) -> None:
     """Install what is declared; doing it again changes nothing."""
-    from orchestrator.cli.provisioning import open_provisioning
+    from orchestrator.cli.connect import provisioning
 
-    with open_provisioning(workflows, declarations, prune=prune) as provisioning:
-        changes = provisioning.plan()
-        provisioning.apply(changes)
+    with provisioning(workflows, declarations, prune=prune) as work:
+        changes = work.plan()
+        work.apply(changes)
     show(changes, as_json=as_json, done=True)
 
 
@@ -86,10 +93,10 @@ def check(
     as_json: options.Json = False,
 ) -> None:
     """Exit with 4 where what is installed differs from what is declared."""
-    from orchestrator.cli.provisioning import open_provisioning
+    from orchestrator.cli.connect import provisioning
 
-    with open_provisioning(workflows, declarations, prune=prune) as provisioning:
-        changes = provisioning.plan()
+    with provisioning(workflows, declarations, prune=prune) as work:
+        changes = work.plan()
     show(changes, as_json=as_json)
     if changes:
         raise typer.Exit(int(ExitCode.STEP_FAILED))

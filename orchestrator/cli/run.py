@@ -50,7 +50,7 @@ def _request(file: Path, given: JsonObject, pairs: list[str] | None, run_id: str
 
     loaded = load(file, actions=catalog)
     options.refuse_secrets_among_arguments(loaded.workflow, pairs)
-    bound = bind_inputs(loaded.workflow, given)
+    bound = bind_inputs(loaded.workflow, given, from_text=True)
     return RunRequest(run_id=run_id or new_run_id(), loaded=loaded, inputs=bound, trigger=trigger)
 
 

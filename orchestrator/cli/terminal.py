@@ -46,7 +46,7 @@ _STYLES: dict[str, str] = {
     LeaseState.REVOKING: "yellow",
     LeaseState.REVOKED: "green",
     LeaseState.EXPIRED: "green",
-    LeaseState.ENDED: "default",
+    LeaseState.ENDED: "",
     LeaseState.DENIED: "red",
 }
 
@@ -55,18 +55,26 @@ def console(stream: TextIO | None = None) -> Console:
     """A console that obeys NO_COLOR and TERM, writes text as it is, and is wide where it is no terminal."""
     from rich.console import Console
 
+    class Whole(Console):
+        def on_broken_pipe(self) -> None:
+            """Rich would end the process here; whoever prints decides what becomes of it."""
+            raise
+
     target = stream or sys.stdout
     width = None if target.isatty() else PIPED_WIDTH
-    return Console(file=target, width=width, highlight=False, markup=False, emoji=False, soft_wrap=False)
+    return Whole(file=target, width=width, highlight=False, markup=False, emoji=False, soft_wrap=False)
 
 
 def style_of(state: str) -> str:
-    """The colour that a state is shown in; the word itself always says it too."""
-    return _STYLES.get(state, "default")
+    """The colour of a state, given with or without its mark; the word itself always says it too."""
+    return _STYLES.get(state.rpartition(" ")[2], "")
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, fold: Sequence[str] = ()) -> Table:
-    """A table without lines. Columns named in `fold` may be broken; the others stay whole, to be copied."""
+    """A table without lines. Columns named in `fold` may be broken; the others stay whole, to be copied.
+
+    The words in a column `STATE` have the colour of that state.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -74,7 +82,8 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, fold: Seque
     for heading in headings:
         made.add_column(heading, no_wrap=heading not in fold, overflow="fold")
     for row in rows:
-        made.add_row(*(Text(cell, style=style_of(cell.split(" ")[-1])) for cell in row))
+        styles = (style_of(cell) if heading == "STATE" else "" for heading, cell in zip(headings, row, strict=True))
+        made.add_row(*(Text(cell, style=style) for cell, style in zip(row, styles, strict=True)))
     return made
 
 

@@ -99,4 +99,31 @@ def plan(
     inputs_file: options.InputsFile = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show what each step will be allowed to do. Offline: no network, no secrets, the same answer every time."""
+    """Show what each step will be allowed to do.
+
+    Offline: no network, no secrets, the same answer every time. The exit code is 3 where the policy denies a step.
+    """
+    import asyncio
+
+    from orchestrator.actions.catalog import action, catalog
+    from orchestrator.cli.connect import policy_engine
+    from orchestrator.cli.dry_run import decided
+    from orchestrator.cli.json_output import print_json
+    from orchestrator.cli.plan_view import plan_json, print_plan
+    from orchestrator.planning.plan import build
+    from orchestrator.settings import load_settings
+    from orchestrator.workflow.inputs import bind_inputs
+    from orchestrator.workflow.loader import load
+
+    loaded = load(file, actions=catalog)
+    options.refuse_secrets_among_arguments(loaded.workflow, inputs)
+    bound = bind_inputs(loaded.workflow, options.inputs_from(inputs, inputs_file), from_text=True)
+    settings = load_settings()
+    planned = build(loaded, bound, action=action, endpoints=settings.endpoints)
+    view = asyncio.run(decided(planned, policy_engine(settings)))
+    if as_json:
+        print_json(plan_json(view))
+    else:
+        print_plan(view)
+    if view.denied:
+        raise typer.Exit(int(ExitCode.REFUSED))

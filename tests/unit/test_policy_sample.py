@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.actions.catalog import action
 from orchestrator.grants.scope import Scope
 from orchestrator.jsontypes import JsonObject
 from orchestrator.policy.rego import RegoEngine
@@ -137,9 +138,9 @@ DENIED = {
         replace(TRANSLATE, action_view={"origin": "http://127.0.0.1:80.evil.example"}),
         AGENT + "send requests to http://127.0.0.1:80.evil.example",
     ),
-    "a command": (
-        request("exec", {"command": "psql"}),
-        AGENT + "run the command `psql`",
+    "a program": (
+        request("exec", {"program": "psql"}),
+        AGENT + "run the program `psql`",
     ),
     "a Python function": (request("python", {"callable": "os:system"}), AGENT + "call `os:system`"),
     "an action that nobody listed": (request("smtp.send", {}), AGENT + "use the action `smtp.send`"),
@@ -209,18 +210,18 @@ async def test_what_is_not_permitted_is_denied_even_where_no_reason_is_written_f
 @pytest.mark.parametrize(
     ("action", "view", "allowed"),
     [
-        ("exec", {"command": "pg_dump"}, True),
-        ("exec", {"command": "sh"}, False),
+        ("exec", {"program": "pg_dump"}, True),
+        ("exec", {"program": "sh"}, False),
         ("exec", {}, False),
         ("python", {"callable": "etl:load"}, True),
         ("python", {"callable": "os:system"}, False),
         ("slack.post_message", {"channel": "#support"}, False),
     ],
 )
-async def test_commands_and_functions_run_only_where_the_agents_entry_names_them(
+async def test_programs_and_functions_run_only_where_the_agents_entry_names_them(
     action: str, view: JsonObject, allowed: bool
 ) -> None:
-    entry = '{"actions": {"exec", "python"}, "commands": {"pg_dump"}, "callables": {"etl:load"}}'
+    entry = '{"actions": {"exec", "python"}, "programs": {"pg_dump"}, "callables": {"etl:load"}}'
     engine = without("agents.rego", f'agents := {{"batch": {entry}}}')
     assert (await engine.decide(request(action, view, agent="batch"))).allow is allowed
 
@@ -229,3 +230,41 @@ async def test_one_grant_too_many_denies_the_step() -> None:
     decision = await ENGINE.decide(replace(QUERY, grants=(READ, replace(READ, name="more", role="admin"))))
     assert not decision.allow
     assert "(grant `more`)" in decision.reasons[0]
+
+
+EVERYTHING = """agents := {"batch": {
+    "actions": {"exec", "python", "http.request", "slack.post_message", "postgres.query"},
+    "programs": {"pg_dump"},
+    "callables": {"etl:load"},
+    "origins": {"https://api.example"},
+    "channels": {"#support"},
+    "sql": {"select"},
+}}"""
+
+
+@pytest.mark.parametrize(
+    ("name", "fits", "does_not"),
+    [
+        ("exec", {"command": ["pg_dump", "x"]}, {"command": ["sh"]}),
+        ("python", {"callable": "etl:load"}, {"callable": "os:system"}),
+        (
+            "http.request",
+            {"method": "GET", "url": "https://api.example/v1"},
+            {"method": "GET", "url": "https://api.example:444/v1"},
+        ),
+        (
+            "slack.post_message",
+            {"token": "bot.token", "channel": "#support", "text": "hello"},
+            {"token": "bot.token", "channel": "#general", "text": "hello"},
+        ),
+        ("postgres.query", {"sql": "SELECT 1"}, {"sql": "WITH gone AS (DELETE FROM t RETURNING *) SELECT * FROM gone"}),
+    ],
+)
+async def test_the_policy_reads_what_the_actions_themselves_say(
+    name: str, fits: dict[str, object], does_not: dict[str, object]
+) -> None:
+    engine, known = without("agents.rego", EVERYTHING), action(name)
+    for parameters, allowed in ((fits, True), (does_not, False)):
+        view = known.view(known.params.model_validate(parameters))
+        decision = await engine.decide(request(name, view, agent="batch"))
+        assert decision.allow is allowed, decision.reasons

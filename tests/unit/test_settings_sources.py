@@ -176,6 +176,11 @@ def test_the_token_file_of_vaults_own_command_is_the_last_resort(monkeypatch: py
     assert settings.vault_config().auth == TokenFileAuth(Path.home() / ".vault-token")
 
 
+def test_a_token_file_that_is_named_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, VAULT_ADDR="http://v", ORCHESTRATOR_AUTH_TOKEN_FILE="/run/agent/token")
+    assert settings.vault_config().auth == TokenFileAuth(Path("/run/agent/token"))
+
+
 def test_workload_identities_need_a_role(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     settings = load(monkeypatch, VAULT_ADDR="http://v", ORCHESTRATOR_AUTH_METHOD="kubernetes")
     with pytest.raises(UsageError, match="ORCHESTRATOR_AUTH_ROLE is not set"):

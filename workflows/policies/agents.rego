@@ -4,7 +4,7 @@
 #   sql        the SQL verbs its statements may use
 #   origins    where its HTTP requests may go; a port of `*` is any port
 #   channels   where it may post
-#   commands, callables   what `exec` and `python` may start
+#   programs, callables   what `exec` and `python` may start
 #   databases  the Vault database roles it may log in with, by connection
 #   tokens     the OAuth scopes it may ask for, by audience
 #   secrets    the keys it may read, by secret
@@ -18,7 +18,7 @@ agents := {"feedback-assistant": {
 	"sql": {"select", "insert"},
 	"origins": {"http://127.0.0.1:*", "http://localhost:*", "https://translation.example.com"},
 	"channels": {"#support"},
-	"commands": set(),
+	"programs": set(),
 	"callables": set(),
 	"databases": {"support": {"feedback-read", "translation-write"}},
 	"tokens": {"translation-api": {"translate"}},

@@ -65,7 +65,7 @@ action_permitted if {
 
 action_permitted if {
 	input.action.name == "exec"
-	command_permitted
+	program_permitted
 }
 
 action_permitted if {
@@ -103,9 +103,9 @@ channel_permitted if input.action.channel in agent.channels
 
 channel_permitted if known_later("channel")
 
-command_permitted if input.action.command in agent.commands
+program_permitted if input.action.program in agent.programs
 
-command_permitted if known_later("command")
+program_permitted if known_later("program")
 
 callable_permitted if input.action.callable in agent.callables
 

@@ -37,11 +37,11 @@ denials contains sprintf("agent `%s` may not post to the channel %s", [input.age
 	not channel_permitted
 }
 
-denials contains sprintf("agent `%s` may not run the command `%s`", [input.agent, input.action.command]) if {
+denials contains sprintf("agent `%s` may not run the program `%s`", [input.agent, input.action.program]) if {
 	agent
 	input.action.name == "exec"
-	input.action.command
-	not command_permitted
+	input.action.program
+	not program_permitted
 }
 
 denials contains sprintf("agent `%s` may not call `%s`", [input.agent, input.action.callable]) if {
@@ -55,7 +55,7 @@ denials contains sprintf("the action `%s` does not say what it is about to do", 
 	agent
 	input.action.name in agent.actions
 	not action_permitted
-	every field in {"verbs", "origin", "channel", "command", "callable"} {
+	every field in {"verbs", "origin", "channel", "program", "callable"} {
 		not field in object.keys(input.action)
 	}
 }

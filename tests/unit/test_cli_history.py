@@ -1,0 +1,218 @@
+"""`runs` and `leases` over a real ledger, as a person and as a program sees them."""
+
+import asyncio
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cli_samples import BOT, DB, REFUSED, RUN, START, SUCCEEDED, TOKEN, UNCONFIRMED, Ticking
+
+from orchestrator.cli.main import main
+from orchestrator.ledger.events import Event
+from orchestrator.ledger.opening import open_ledger
+
+SECOND = RUN[:-1] + "T"
+THIRD = RUN[:-1] + "V"
+
+
+async def record(path: Path, runs: dict[str, tuple[str, list[Event]]]) -> None:
+    """Write runs; `mark` keeps the lease ids of one run apart from those of the next."""
+    clock = Ticking()
+    async with open_ledger(str(path), clock=clock) as ledger:
+        for run_id, (mark, (started, *events)) in runs.items():
+            fence = await ledger.begin_run(run_id, started)
+            for event in events:
+                if lease := getattr(event, "lease_id", None):
+                    event = replace(event, lease_id=lease[:-1] + mark)
+                await ledger.append(run_id, fence, [event])
+
+
+@pytest.fixture(scope="module")
+def ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ledger") / "ledger.db"
+    runs = {RUN: ("a", SUCCEEDED), SECOND: ("b", REFUSED), THIRD: ("c", UNCONFIRMED)}
+    asyncio.run(record(path, runs))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _environment(ledger: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setenv("ORCHESTRATOR_LEDGER_URL", str(ledger))
+    monkeypatch.setenv("TZ", "Asia/Bangkok")
+    monkeypatch.chdir(tmp_path)
+    import time
+
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+class Answer:
+    """What one command wrote and answered. Lines come without the spaces that pad them."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], *arguments: str) -> None:
+        self.code = main(list(arguments))
+        captured = capsys.readouterr()
+        self.lines = [line.rstrip() for line in captured.out.splitlines()]
+        self.out, self.err = captured.out, captured.err
+
+    def json(self) -> object:
+        return json.loads(self.out)
+
+
+def lease_of(lease: str, mark: str) -> str:
+    return lease[:-1] + mark
+
+
+def test_runs_are_listed_newest_first_in_local_time_with_its_offset(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = Answer(capsys, "runs", "list")
+    assert [re.split(r"  +", line) for line in answer.lines] == [
+        ["RUN", "WORKFLOW", "STATE", "STARTED", "TOOK"],
+        [THIRD, "customer_feedback", "succeeded", "2026-03-02 12:00:08+07", "2.10s"],
+        [SECOND, "customer_feedback", "refused", "2026-03-02 12:00:07+07", "0.80s"],
+        [RUN, "customer_feedback", "succeeded", "2026-03-02 12:00:05+07", "2.10s"],
+    ]
+
+
+def test_runs_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = Answer(capsys, "runs", "list", "--state", "refused", "--json").json()
+    assert [run["run_id"] for run in chosen] == [SECOND]
+    assert chosen[0]["started_at"] == "2026-03-02T05:00:07.200000Z"
+    assert Answer(capsys, "runs", "list", "--workflow", "another").lines == ["no runs"]
+    assert len(Answer(capsys, "runs", "list", "--limit", "1", "--json").json()) == 1
+
+
+def test_a_run_is_shown_with_its_steps_leases_and_events(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = Answer(capsys, "runs", "show", RUN)
+    for line in (
+        "inputs    channel=\"#support\"  key=\"***\"  limit=5",
+        "state     succeeded, exit code 0",
+        "history   22 events, hash chain whole",
+        "read    postgres.query      succeeded  1      0.70s",
+        f"{lease_of(DB, 'a')}  read.db  ✓ revoked, held 0.40s",
+        "                            database support as feedback-read, 2m",
+        f"{lease_of(BOT, 'a')}  notify.bot  ○ ended (secret still valid), held 0.40s",
+        "3    +0.20s  decision          read allowed by rego: permitted",
+        "11   +1.00s  lease.revoked     read.db: confirmed by vault",
+        "22   +2.10s  run.finished      succeeded, exit code 0",
+    ):  # fmt: skip
+        assert line in answer.lines
+
+
+def test_a_run_is_shown_to_programs_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    story = Answer(capsys, "runs", "show", RUN, "--json").json()
+    assert story["run"]["run_id"] == RUN
+    assert [step["step"] for step in story["steps"]] == ["read", "notify"]
+    assert [lease["grant"] for lease in story["leases"]] == ["step", "db", "bot"]
+    assert [event["seq"] for event in story["events"]] == list(range(1, 23))
+    assert story["broken"] is None
+
+
+def test_a_history_that_was_changed_is_called_broken(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import sqlite3
+
+    path = tmp_path / "changed.db"
+    asyncio.run(record(path, {RUN: ("a", SUCCEEDED)}))
+    with sqlite3.connect(path) as connection:
+        for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            connection.execute(f"DROP TRIGGER {name}")
+        connection.execute("UPDATE event SET data = replace(data, 'permitted', 'permittee') WHERE seq = 3")
+    connection.close()
+    monkeypatch.setenv("ORCHESTRATOR_LEDGER_URL", str(path))
+    assert "history   BROKEN from event 3 on" in Answer(capsys, "runs", "show", RUN).lines
+    answer = Answer(capsys, "runs", "verify", RUN)
+    assert answer.code == 4
+    assert answer.lines == [f"{RUN}: the history is broken from event 3 on"]
+
+
+def test_a_whole_history_is_called_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = Answer(capsys, "runs", "verify", RUN, "--json")
+    assert answer.code == 0
+    assert answer.json() == {"run": RUN, "whole": True, "first_broken_event": None}
+
+
+@pytest.mark.parametrize("command", [["runs", "show"], ["runs", "verify"], ["leases", "show"]])
+def test_what_is_not_in_the_ledger_is_an_error_with_a_hint(
+    capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    answer = Answer(capsys, *command, "nowhere")
+    assert answer.code == 2
+    assert re.match(r"error: no (run|lease) nowhere is in (the|this) ledger\nhint: ", answer.err)
+
+
+def chosen(capsys: pytest.CaptureFixture[str], *options: str) -> set[str]:
+    return {lease["lease_id"] for lease in Answer(capsys, "leases", "list", "--json", *options).json()}
+
+
+def test_leases_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    assert chosen(capsys, "--state", "revoking") == {lease_of(DB, "c")}
+    assert chosen(capsys, "--state", "revoking", "--state", "denied") == {lease_of(DB, "c"), lease_of(DB, "b")}
+    assert chosen(capsys, "--run", RUN) == {lease_of(lease, "a") for lease in (DB, TOKEN, BOT)}
+    assert chosen(capsys, "--kind", "secret") == {lease_of(BOT, "a"), lease_of(BOT, "c")}
+    assert chosen(capsys, "--resource", "database/creds/", "--run", RUN) == {lease_of(DB, "a")}
+    assert chosen(capsys, "--step", "notify", "--run", RUN) == {lease_of(BOT, "a")}
+    assert chosen(capsys, "--agent", "mallory") == set()
+    assert chosen(capsys, "--until", START.isoformat()) == set()
+    assert chosen(capsys, "--since", START.isoformat(), "--limit", "2") == {lease_of(BOT, "c"), lease_of(DB, "c")}
+    assert chosen(capsys, "--until", "100000h ago") == set()
+
+
+def test_leases_are_listed_with_their_ids_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = Answer(capsys, "leases", "list", "--run", THIRD)
+    assert [re.split(r"  +", line)[:4] for line in answer.lines] == [
+        ["LEASE", "STATE", "STEP.GRANT", "REQUESTED"],
+        [lease_of(BOT, "c"), "○ ended", "notify.bot", "2026-03-02 12:00:09+07"],
+        [lease_of(DB, "c"), "◐ revoking", "read.db", "2026-03-02 12:00:08+07"],
+        [lease_of(TOKEN, "c"), "✓ revoked", "read.step", "2026-03-02 12:00:08+07"],
+    ]
+
+
+def test_at_eighty_columns_ids_and_times_stay_whole(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.cli.terminal.PIPED_WIDTH", 80)
+    for command in (["runs", "list"], ["runs", "show", RUN], ["leases", "list"], ["leases", "show", lease_of(DB, "a")]):
+        answer = Answer(capsys, *command)
+        assert max(map(len, answer.lines)) <= 80
+        assert any(RUN in line or lease_of(DB, "a") in line for line in answer.lines)
+        assert "…" not in answer.out
+
+
+def test_a_lease_is_shown_with_its_life(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = Answer(capsys, "leases", "show", lease_of(DB, "a"))
+    assert f"lease     {lease_of(DB, 'a')}" in answer.lines
+    assert "scope     database support as feedback-read, 2m" in answer.lines
+    assert "held for  0.40s" in answer.lines
+    life = answer.lines[answer.lines.index("") + 1 :]
+    assert [re.split(r"  +", line)[1:] for line in life] == [
+        ["✓ LIFE", "WHAT"],
+        ["lease.requested", "read db: database support as feedback-read, 2m"],
+        ["lease.issued", "orc_read-k3v9w2m7q4xa_Xy12 for 60s"],
+        ["lease.revoking", "step ended"],
+        ["lease.revoked", "confirmed by vault"],
+    ]
+
+
+def test_a_lease_may_be_named_by_the_beginning_of_its_id(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = Answer(capsys, "leases", "show", "lease_aaaaaaaaaaaaaaaaaaaa"[6:], "--json").json()
+    assert answer["lease"]["state"] == "revoked"
+    assert [event["kind"] for event in answer["events"]][-1] == "lease.revoked"
+
+
+def test_in_json_mode_an_error_is_an_object_too(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = Answer(capsys, "runs", "show", "nowhere", "--json")
+    assert answer.code == 2
+    assert answer.json()["error"]["kind"] == "UnknownRun"
+    assert answer.err.startswith("error: ")
+
+
+def test_a_time_that_is_none_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = Answer(capsys, "leases", "list", "--since", "yesterday")
+    assert answer.code == 2
+    assert "'yesterday' is not a time" in answer.err

@@ -1,0 +1,156 @@
+"""The command as a process: exit codes, streams, and what its start may import."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMAND = [sys.executable, "-c", "import sys; from orchestrator.cli.main import main; sys.exit(main())"]
+
+
+def orchestrator(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=60,
+        env={"PATH": os.environ["PATH"], "HOME": str(cwd or "/nonexistent"), "LC_ALL": "C.UTF-8", **environment},
+    )
+
+
+def test_help_names_every_command_and_every_exit_code() -> None:
+    shown = orchestrator("--help")
+    assert shown.returncode == 0
+    for word in ("init", "validate", "plan", "schema", "run", "runs", "leases", "provision", "dev", "130, 143"):
+        assert word in shown.stdout
+    assert "\x1b" not in shown.stdout
+
+
+@pytest.mark.parametrize("command", ["init", "validate", "plan", "schema", "run", "dev"])
+def test_every_command_explains_itself(command: str) -> None:
+    shown = orchestrator(command, "--help")
+    assert shown.returncode == 0
+    assert f"Usage: orchestrator {command}" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["runs", "list"],
+        ["runs", "show"],
+        ["runs", "verify"],
+        ["leases", "list"],
+        ["leases", "show"],
+        ["leases", "sweep"],
+        ["provision", "plan"],
+        ["provision", "apply"],
+        ["provision", "check"],
+    ],
+)
+def test_every_noun_has_its_verbs(command: list[str]) -> None:
+    assert orchestrator(*command, "--help").returncode == 0
+
+
+def test_the_start_imports_nothing_heavy() -> None:
+    heavy = ("rich", "pydantic", "sqlalchemy", "hvac", "psycopg", "httpx", "regorus", "aiohttp", "slack_sdk", "asyncio")
+    code = f"import sys, orchestrator.cli.main; print([name for name in {heavy!r} if name in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+def test_the_version_is_told() -> None:
+    assert orchestrator("--version").stdout.startswith("orchestrator ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["unknown"], "unknown"),
+        (["runs", "list", "--state", "sleeping"], "sleeping"),
+        (["runs", "show"], "RUN"),
+        (["leases", "list", "--limit", "0"], "--limit"),
+    ],
+)
+def test_a_command_line_that_is_wrong_answers_two(arguments: list[str], told: str) -> None:
+    shown = orchestrator(*arguments)
+    assert shown.returncode == 2
+    assert shown.stderr.startswith("error: ")
+    assert told in shown.stderr
+    assert "--help`" in shown.stderr.splitlines()[-1]
+    assert shown.stdout == ""
+
+
+def test_in_json_mode_a_wrong_command_line_is_an_object_too() -> None:
+    shown = orchestrator("runs", "show", "--json")
+    assert json.loads(shown.stdout)["error"]["exit_code"] == 2
+
+
+def test_a_wrong_setting_is_told_by_name(tmp_path: Path) -> None:
+    shown = orchestrator("runs", "list", cwd=tmp_path, ORCHESTRATOR_GRACE="soon")
+    assert shown.returncode == 2
+    assert shown.stderr.startswith("error: ORCHESTRATOR_GRACE: ")
+
+
+def test_a_ledger_that_cannot_be_opened_answers_five(tmp_path: Path) -> None:
+    (tmp_path / "not-a-folder").touch()
+    shown = orchestrator("runs", "list", cwd=tmp_path, ORCHESTRATOR_LEDGER_URL=str(tmp_path / "not-a-folder" / "l.db"))
+    assert shown.returncode == 5
+    assert "Traceback" not in shown.stderr
+
+
+DEFECT = """
+import sys
+from orchestrator.cli import connect, main
+from orchestrator.secret import Secret
+
+connect.redactor().add(Secret("canary-5f2c-secret"))
+
+def broken():
+    raise KeyError("canary-5f2c-secret is missing")
+
+connect.ledger_reader = broken
+sys.exit(main.main(["runs", "list"]))
+"""
+
+
+@pytest.mark.parametrize("debug", ["", "1"])
+def test_a_defect_is_one_line_and_a_traceback_only_when_asked_for_neither_with_a_secret(debug: str) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-c", DEFECT],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "ORCHESTRATOR_DEBUG": debug},
+    )
+    assert shown.returncode == 1
+    assert "error: unexpected KeyError at <string>:9: '*** is missing'" in shown.stderr
+    assert "canary" not in shown.stderr
+    assert ("Traceback" in shown.stderr) == bool(debug)
+    assert ("ORCHESTRATOR_DEBUG=1" in shown.stderr) != bool(debug)
+
+
+def test_a_reader_who_goes_away_is_no_defect(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    shown = subprocess.run(
+        [*COMMAND, "runs", "list"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={"PATH": os.environ["PATH"], "ORCHESTRATOR_LEDGER_URL": str(tmp_path / "l.db")},
+        cwd=tmp_path,
+    )
+    os.close(writing)
+    assert shown.stderr == ""
+    assert shown.returncode == 141
+
+
+def test_a_terminal_without_unicode_gets_question_marks_instead_of_a_crash(tmp_path: Path) -> None:
+    code = "import sys; from orchestrator.cli import main; main._write_what_can_be_written(); print('\u25d0')"
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}
+    )
+    assert shown.stdout == "?\n"
