@@ -20,11 +20,11 @@ from orchestrator.credentials.types import Attempt
 from orchestrator.errors import InvalidExpression, OrchestratorError, PolicyDenied, StepFailed
 from orchestrator.grants.credential import Credential
 from orchestrator.grants.policy_names import step_policy_name
-from orchestrator.grants.scope import Scope, normalise
+from orchestrator.grants.scope import Scope
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.events import AttemptFinished, AttemptStarted, Decided, Event, StepState
 from orchestrator.ledger.ids import new_step_key
-from orchestrator.planning.requests import policy_request
+from orchestrator.planning.requests import policy_request, scopes_of
 from orchestrator.policy.types import Decision, PolicyRequest
 from orchestrator.redaction import redact_exception
 from orchestrator.runtime.decisions import state_after
@@ -204,14 +204,10 @@ class StepAttempt:
             number=self.number,
             agent=workflow.agent,
             step_key=step_key,
-            scopes=tuple(_capped(scope, decision.obligations.max_ttl) for scope in self._scopes()),
+            scopes=tuple(_capped(scope, decision.obligations.max_ttl) for scope in scopes_of(self._step)),
             policy=step_policy_name(workflow.name, self.step_id),
             deadline=deadline,
         )
-
-    def _scopes(self) -> list[Scope]:
-        step = self._step
-        return [normalise(name, grant, step_timeout=step.timeout) for name, grant in step.grants.items()]
 
     def _context(self, credentials: Mapping[str, Credential], deadline: float) -> StepContext:
         request = self.progress.request

@@ -16,7 +16,7 @@ from orchestrator.credentials.broker import Broker
 from orchestrator.credentials.sweep import DatabaseSweeper
 from orchestrator.credentials.types import Issuer
 from orchestrator.errors import ExitCode
-from orchestrator.ledger.store import open_ledger
+from orchestrator.ledger.opening import open_ledger
 from orchestrator.policy.types import PolicyEngine
 from orchestrator.redaction import Redactor
 from orchestrator.runtime.observed import ObservedLedger, Observer

@@ -23,8 +23,10 @@ _WORDS = {
 HIDDEN = "***"
 
 
-def bind_inputs(workflow: Workflow, given: Mapping[str, JsonValue]) -> dict[str, JsonValue | Secret]:
-    """Every input of the workflow with its value; texts are read as the declared type.
+def bind_inputs(
+    workflow: Workflow, given: Mapping[str, JsonValue], *, from_text: bool = False
+) -> dict[str, JsonValue | Secret]:
+    """Every input of the workflow with its value. `from_text` reads texts as the declared type (`5`, `true`, JSON).
 
     Raises UsageError that names all that is unknown, missing or of the wrong type, and shows no value.
     """
@@ -41,7 +43,7 @@ def bind_inputs(workflow: Workflow, given: Mapping[str, JsonValue]) -> dict[str,
             )
             continue
         try:
-            value = _typed(declared.type, given[name]) if name in given else declared.default
+            value = _typed(declared.type, given[name], from_text) if name in given else declared.default
             if declared.enum is not None and value not in declared.enum:
                 raise ValueError(f"it is one of {', '.join(map(str, declared.enum))}")
         except ValueError as error:
@@ -72,10 +74,10 @@ def check_default(declared: Mapping[str, Any]) -> str:
     return ""
 
 
-def _typed(kind: str, value: JsonValue) -> JsonValue:
+def _typed(kind: str, value: JsonValue, from_text: bool) -> JsonValue:
     if _is(kind, value):
         return value
-    if not isinstance(value, str):
+    if not from_text or not isinstance(value, str):
         raise ValueError(f"expected {_WORDS[kind]}")
     try:
         read = json.loads(value)

@@ -19,10 +19,10 @@ from typing import Any
 import hvac
 import psycopg
 import pytest
-from orchestrator.actions.catalog import catalog
 from orchestrator.devstack.provisioned import Provisioned, provision_stack
 from orchestrator.provision.step_policies import step_policy
 
+from orchestrator.actions.catalog import catalog
 from orchestrator.devstack.stack import DevStack, StackInfo
 from orchestrator.grants.policy_names import step_policy_name
 from orchestrator.grants.scope import normalise

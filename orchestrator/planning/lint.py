@@ -1,0 +1,101 @@
+"""What is allowed by the language and still unwise: warnings, and errors that need more than the file's shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from orchestrator.grants.models import format_duration
+from orchestrator.workflow.loader import LoadedWorkflow
+from orchestrator.workflow.problems import Problem
+
+_LONG_FACTOR = 4
+_LONG_SECONDS = 600
+_IMPLIED_KINDS = frozenset({"database"})
+"""Kinds that an action may use without naming the grant, when the step has only one of them."""
+
+Rule = Callable[[LoadedWorkflow], Iterator[Problem]]
+
+
+def lint(loaded: LoadedWorkflow) -> list[Problem]:
+    """All findings over a valid workflow, in order of their place."""
+    return sorted(problem for rule in _RULES for problem in rule(loaded))
+
+
+def _ttl_is_shorter_than_the_timeout(loaded: LoadedWorkflow) -> Iterator[Problem]:
+    for step_id, step in loaded.workflow.steps.items():
+        for name, grant in step.grants.items():
+            if grant.ttl is not None and grant.ttl < step.timeout:
+                yield loaded.problem(
+                    ("steps", step_id, "grants", name, "ttl"),
+                    f"the credential may end after {format_duration(grant.ttl)}, "
+                    f"but the step may take {format_duration(step.timeout)}",
+                    "raise `ttl`, or shorten `timeout` of the step",
+                )
+
+
+def _ttl_is_far_above_the_timeout(loaded: LoadedWorkflow) -> Iterator[Problem]:
+    for step_id, step in loaded.workflow.steps.items():
+        for name, grant in step.grants.items():
+            if grant.ttl is None:
+                continue
+            if grant.ttl > _LONG_FACTOR * step.timeout and grant.ttl > step.timeout + _LONG_SECONDS:
+                yield loaded.problem(
+                    ("steps", step_id, "grants", name, "ttl"),
+                    f"the credential lives {format_duration(grant.ttl)}, "
+                    f"far longer than the step's {format_duration(step.timeout)}",
+                    "leave `ttl` out: then it is the time-out and a little more",
+                    warning=True,
+                )
+
+
+def _grant_is_not_used(loaded: LoadedWorkflow) -> Iterator[Problem]:
+    for step_id, step in loaded.workflow.steps.items():
+        named = set(_words(step.with_))
+        for name, grant in step.grants.items():
+            if name not in named and grant.kind not in _IMPLIED_KINDS:
+                yield loaded.problem(
+                    ("steps", step_id, "grants", name),
+                    f"the step asks for `{name}` and does not use it",
+                    "take the grant out: what is not issued cannot leak",
+                    warning=True,
+                )
+
+
+def _secret_key_is_not_used(loaded: LoadedWorkflow) -> Iterator[Problem]:
+    for step_id, step in loaded.workflow.steps.items():
+        texts = set(_texts(step.with_))
+        for name, grant in step.grants.items():
+            if grant.kind != "secret" or name in texts or not any(text.startswith(f"{name}.") for text in texts):
+                continue
+            for index, key in enumerate(grant.keys):
+                if f"{name}.{key}" not in texts:
+                    yield loaded.problem(
+                        ("steps", step_id, "grants", name, "keys", index),
+                        f"the step reads `{key}` of the secret and does not use it",
+                        "take the key out",
+                        warning=True,
+                    )
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+
+
+def _words(value: object) -> Iterator[str]:
+    for text in _texts(value):
+        yield text.partition(".")[0]
+
+
+_RULES: tuple[Rule, ...] = (
+    _ttl_is_shorter_than_the_timeout,
+    _ttl_is_far_above_the_timeout,
+    _grant_is_not_used,
+    _secret_key_is_not_used,
+)

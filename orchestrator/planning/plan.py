@@ -1,0 +1,137 @@
+"""What a run would do, step by step, as far as it can be known without any network.
+
+The same workflow, inputs and endpoints give the same plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ValidationError
+
+from orchestrator.errors import InvalidExpression
+from orchestrator.jsontypes import JsonObject, JsonValue
+from orchestrator.planning.graph import dependencies, execution_order
+from orchestrator.planning.requests import policy_request
+from orchestrator.policy.types import PolicyRequest
+from orchestrator.secret import Secret
+from orchestrator.workflow.expressions import evaluate
+from orchestrator.workflow.inputs import public_inputs
+from orchestrator.workflow.loader import LoadedWorkflow
+from orchestrator.workflow.models import Step
+
+PLANNED_RUN = "(planned)"
+"""Stands where a run would have its id."""
+
+UNKNOWN: JsonObject = {"partial": True}
+"""The view of an action whose parameters are not all known before the run."""
+
+
+class ViewedAction(Protocol):
+    """What a plan needs of an action."""
+
+    @property
+    def params(self) -> type[BaseModel]: ...
+
+    def view(self, params: Any) -> JsonObject: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    """One step of a plan. `request` is what the policy would be asked, without a time; durations are seconds."""
+
+    request: PolicyRequest
+    needs: tuple[str, ...]
+    condition: str | None
+    timeout: int
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The steps in an order in which they may run."""
+
+    steps: tuple[PlannedStep, ...]
+
+
+def build(
+    loaded: LoadedWorkflow,
+    inputs: Mapping[str, JsonValue | Secret],
+    *,
+    action: Callable[[str], Any],
+    endpoints: Mapping[str, str],
+) -> Plan:
+    """The plan of a workflow with bound inputs. `action` gives an action (`ViewedAction`) by name."""
+    workflow = loaded.workflow
+    shown = public_inputs(workflow, inputs)
+    known = {"inputs": shown, "run": {"id": PLANNED_RUN}, "endpoints": dict(endpoints)}
+    context = evaluate(workflow.context, known)
+    waits = dependencies(workflow)
+    return Plan(
+        tuple(
+            PlannedStep(
+                request=policy_request(
+                    loaded,
+                    step_id,
+                    run_id=PLANNED_RUN,
+                    trigger="plan",
+                    attempt=1,
+                    inputs=shown,
+                    context=context,
+                    action_view=_view(action(step.action), step, {**known, "inputs": dict(inputs), "context": context}),
+                    time=None,
+                ),
+                needs=tuple(name for name in workflow.steps if name in waits[step_id]),
+                condition=step.if_,
+                timeout=step.timeout,
+                attempts=step.retry.attempts if step.retry else 1,
+            )
+            for step_id in execution_order(workflow)
+            for step in [workflow.steps[step_id]]
+        )
+    )
+
+
+def _view(action: ViewedAction, step: Step, context: Mapping[str, Any]) -> JsonObject:
+    """What the action says of its parameters; without those that only the run will know, what can be said."""
+    known: dict[str, Any] = {}
+    complete = True
+    for name, value in step.with_.items():
+        try:
+            known[name] = evaluate(value, context)
+        except InvalidExpression:
+            complete = False
+    if not complete:
+        known |= {name: _placeholder(action.params, name) for name in step.with_ if name not in known}
+    try:
+        view = dict(action.view(action.params.model_validate(known)))
+    except ValidationError:
+        return UNKNOWN
+    if complete:
+        return view
+    unknown = {name for name in step.with_ if isinstance(known.get(name), _Later)}
+    return {**{name: value for name, value in view.items() if name not in unknown}, "partial": True}
+
+
+class _Later(str):
+    """Stands for a text that only the run will know."""
+
+    __slots__ = ()
+
+
+def _placeholder(params: type[BaseModel], name: str) -> Any:
+    """A value that the parameter's type accepts, as far as a simple one does."""
+    from pydantic import TypeAdapter
+
+    info = params.model_fields.get(name)
+    candidates: tuple[Any, ...] = (_Later("(known at run time)"), [], {}, 1)
+    for candidate in candidates:
+        try:
+            if info is not None:
+                TypeAdapter(info.annotation).validate_python(candidate)
+        except ValidationError:
+            continue
+        return candidate
+    return _Later("(known at run time)")

@@ -1,0 +1,53 @@
+"""The JSON Schema of workflow files, for completion in editors; made from the models themselves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.workflow.models import Workflow
+
+if TYPE_CHECKING:
+    from orchestrator.workflow.loader import ActionCatalog
+
+_EXPRESSION = {"type": "string", "pattern": r"\$\{\{"}
+
+
+def json_schema(actions: ActionCatalog) -> dict[str, Any]:
+    """JSON Schema 2020-12 of a workflow file, with the parameters of every known action."""
+    schema = Workflow.model_json_schema(by_alias=True, mode="validation")
+    definitions = schema["$defs"]
+    step = definitions["Step"]
+    step["properties"]["action"]["enum"] = sorted(actions.names())
+    step["allOf"] = []
+    for name in sorted(actions.names()):
+        model = actions.params_of(name)
+        if model is None:
+            continue
+        parameters = model.model_json_schema(by_alias=True, ref_template="#/$defs/" + name + "/$defs/{model}")
+        definitions[name] = _with_expressions(parameters)
+        step["allOf"].append(
+            {
+                "if": {"properties": {"action": {"const": name}}, "required": ["action"]},
+                "then": {"properties": {"with": {"$ref": f"#/$defs/{name}"}}},
+            }
+        )
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Workflow of the credential orchestrator",
+        **{key: value for key, value in schema.items() if key != "title"},
+    }
+
+
+def _with_expressions(schema: dict[str, Any]) -> dict[str, Any]:
+    """Any parameter may be given by an expression instead."""
+    changed = dict(schema)
+    if "properties" in changed:
+        changed["properties"] = {name: _or_expression(part) for name, part in changed["properties"].items()}
+    if "$defs" in changed:
+        changed["$defs"] = {name: _with_expressions(part) for name, part in changed["$defs"].items()}
+    return changed
+
+
+def _or_expression(part: Any) -> dict[str, Any]:
+    described = {key: part[key] for key in ("title", "description", "default") if key in part}
+    return {**described, "anyOf": [{key: value for key, value in part.items() if key not in described}, _EXPRESSION]}
