@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from orchestrator.cli.provision import Provisioning
     from orchestrator.ledger.types import LedgerReader
     from orchestrator.policy.types import PolicyEngine
+    from orchestrator.provision.service import Provisioning
     from orchestrator.redaction import Redactor
     from orchestrator.runtime.service import RunnerConfig
     from orchestrator.settings import Settings
@@ -74,7 +74,12 @@ def provisioning(workflows: Path, declarations: Path, *, prune: bool) -> Iterato
     settings = load_settings()
     databases = {name: Secret(dsn.get_secret_value()) for name, dsn in settings.provision_databases.items()}
     with open_provisioning(
-        settings.vault_config(), databases, workflows=workflows, declarations=declarations, prune=prune
+        settings.vault_config(),
+        databases,
+        workflows=workflows,
+        declarations=declarations,
+        prune=prune,
+        endpoints=settings.endpoints,
     ) as work:
         yield work
 

@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,8 @@ from orchestrator.jsontypes import JsonObject
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from orchestrator.provision.change import Change
 
 app = typer.Typer(
     help="For an admin: install in Vault what the workflows declare.",
@@ -28,31 +30,6 @@ Declarations = Annotated[
     Path, typer.Option("--declarations", metavar="DIR", help="The folder with what an admin declares.")
 ]
 Prune = Annotated[bool, typer.Option("--prune", help="Also delete what is no longer declared.")]
-
-
-Kind = Literal["create", "change", "delete"]
-
-
-class Change(Protocol):
-    """One thing that differs between what is declared and what is installed."""
-
-    @property
-    def kind(self) -> Kind: ...
-    @property
-    def resource(self) -> str: ...
-    @property
-    def before(self) -> str: ...
-    @property
-    def after(self) -> str: ...
-
-    def render(self) -> str: ...
-
-
-class Provisioning(Protocol):
-    """The work itself, connected to Vault and the databases as an admin."""
-
-    def plan(self) -> Sequence[Change]: ...
-    def apply(self, changes: Sequence[Change]) -> None: ...
 
 
 @app.command("plan")
@@ -115,8 +92,8 @@ def show(changes: Sequence[Change], *, as_json: bool, done: bool = False, screen
     for change in changes:
         for line in change.render().splitlines():
             screen.print(line, style=_DIFF.get(line[:1], "default"), soft_wrap=True)
-    counted = Counter(change.kind for change in changes)
-    words: dict[Kind, str] = {"create": "created", "change": "changed", "delete": "deleted"}
+    counted: Counter[str] = Counter(change.kind for change in changes)
+    words = {"create": "created", "change": "changed", "delete": "deleted"}
     parts = [f"{counted[kind]} {'' if done else 'to be '}{word}" for kind, word in words.items() if counted[kind]]
     screen.print(", ".join(parts) or "nothing to change: what is declared is installed")
 

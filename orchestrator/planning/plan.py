@@ -129,8 +129,8 @@ def _placeholder(params: type[BaseModel], name: str) -> Any:
     candidates: tuple[Any, ...] = (_Later("(known at run time)"), [], {}, 1)
     for candidate in candidates:
         try:
-            if info is not None:
-                TypeAdapter(info.annotation).validate_python(candidate)
+            if info is not None and info.annotation is not None:
+                TypeAdapter[Any](info.annotation).validate_python(candidate)
         except ValidationError:
             continue
         return candidate

@@ -19,10 +19,9 @@ from typing import Any
 import hvac
 import psycopg
 import pytest
-from orchestrator.devstack.provisioned import Provisioned, provision_stack
-from orchestrator.provision.step_policies import step_policy
 
 from orchestrator.actions.catalog import catalog
+from orchestrator.devstack.provisioned import Provisioned, provision_stack
 from orchestrator.devstack.stack import DevStack, StackInfo
 from orchestrator.grants.policy_names import step_policy_name
 from orchestrator.grants.scope import normalise
@@ -31,6 +30,7 @@ from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.store import open_ledger
 from orchestrator.policy.allow_all import AllowAllEngine
 from orchestrator.policy.types import PolicyEngine
+from orchestrator.provision.step_policies import step_policy
 from orchestrator.redaction import Redactor
 from orchestrator.runtime.runner import Runner
 from orchestrator.runtime.service import RunnerConfig, open_services

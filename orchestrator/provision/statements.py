@@ -1,0 +1,80 @@
+"""The SQL that provisioning installs: functions of the schema `orchestrator`, and the statements of Vault's roles."""
+
+from __future__ import annotations
+
+from psycopg import sql
+
+PREFIX = "orc_"
+"""Begins the name of every ephemeral login: `orc_<step key>_<8 characters>`."""
+
+USERNAME_TEMPLATE = '{{ printf "orc_%s_%s" (.DisplayName | replace "token-" "") (random 8) | truncate 63 }}'
+SWEEPER = "orchestrator_sweeper"
+"""The NOLOGIN role whose members may sweep."""
+
+FUNCTIONS: dict[str, str] = {
+    "revoke(name)": """\
+CREATE OR REPLACE FUNCTION orchestrator.revoke(login name) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    login_oid oid;
+BEGIN
+    IF login::text !~ '^orc_[a-z][a-z0-9-]{1,40}_[A-Za-z0-9]{8}$' THEN
+        RAISE EXCEPTION '% is not an ephemeral login of the orchestrator', login;
+    END IF;
+    SELECT oid INTO login_oid FROM pg_roles WHERE rolname = login;
+    IF login_oid IS NULL THEN
+        RETURN;
+    END IF;
+    PERFORM pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usesysid = login_oid;
+    IF EXISTS (SELECT FROM pg_shdepend WHERE refclassid = 'pg_authid'::regclass AND refobjid = login_oid
+               AND deptype IN ('o', 'a')) THEN
+        EXECUTE format('GRANT %I TO CURRENT_USER WITH INHERIT TRUE, SET TRUE', login);
+        EXECUTE format('DROP OWNED BY %I', login);
+    END IF;
+    EXECUTE format('DROP ROLE %I', login);
+    PERFORM pg_terminate_backend(pid) FROM pg_stat_activity WHERE usesysid = login_oid;
+END
+$body$""",
+    "ephemeral_roles(text)": """\
+CREATE OR REPLACE FUNCTION orchestrator.ephemeral_roles(step_key text) RETURNS SETOF text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
+BEGIN
+    IF step_key IS NULL OR step_key !~ '^[a-z][a-z0-9-]{5,40}$' THEN
+        RAISE EXCEPTION 'this is not a step key';
+    END IF;
+    RETURN QUERY SELECT rolname::text FROM pg_roles
+        WHERE rolname ~ '^orc_' AND length(rolname) = length(step_key) + 13
+        AND starts_with(rolname::text, 'orc_' || step_key || '_') AND right(rolname, 8) ~ '^[A-Za-z0-9]{8}$'
+        ORDER BY 1;
+END
+$body$""",
+    "sweep(text)": """\
+CREATE OR REPLACE FUNCTION orchestrator.sweep(step_key text) RETURNS SETOF text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    login text;
+BEGIN
+    FOR login IN SELECT * FROM orchestrator.ephemeral_roles(step_key) LOOP
+        PERFORM orchestrator.revoke(login::name);
+        RETURN NEXT login;
+    END LOOP;
+END
+$body$""",
+}
+"""By signature. They belong to Vault's own login, which made the ephemeral roles and so may drop them."""
+
+SWEEP_FUNCTIONS = ("ephemeral_roles(text)", "sweep(text)")
+"""What the sweeper may call."""
+
+REVOCATION = ["SELECT orchestrator.revoke('{{name}}')"]
+RENEWAL = ["""ALTER ROLE "{{name}}" VALID UNTIL '{{expiration}}'"""]
+ROLLBACK = ['DROP ROLE IF EXISTS "{{name}}"']
+
+
+def creation(scope: str, max_connections: int) -> list[str]:
+    """A login that inherits one scope role and can neither become it nor pass it on (PostgreSQL 16 and newer)."""
+    return [
+        "CREATE ROLE \"{{name}}\" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}' "
+        f"CONNECTION LIMIT {max_connections}",
+        f'GRANT {sql.Identifier(scope).as_string(None)} TO "{{{{name}}}}" WITH ADMIN FALSE, INHERIT TRUE, SET FALSE',
+    ]

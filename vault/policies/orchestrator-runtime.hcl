@@ -1,0 +1,17 @@
+# The runtime may mint child tokens bound to provisioned policies, and take back what it issued. It can neither read a
+# credential itself nor change what a step may get.
+
+# Child tokens, through the one role that allows only the policies step/* and sweep/*.
+path "auth/token/create/orchestrator-step" { capabilities = ["update"] }
+
+# Taking back: a step's token by its accessor, a lease by its id.
+path "auth/token/revoke-accessor" { capabilities = ["update"] }
+path "sys/leases/revoke" { capabilities = ["update"] }
+
+# Its own token: how long it lives, longer, and gone at the end.
+path "auth/token/lookup-self" { capabilities = ["read"] }
+path "auth/token/renew-self" { capabilities = ["update"] }
+path "auth/token/revoke-self" { capabilities = ["update"] }
+
+# The version of the key that signs access tokens; its private part never leaves Vault.
+path "transit/keys/orchestrator-token" { capabilities = ["read"] }
