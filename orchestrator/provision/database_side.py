@@ -36,10 +36,10 @@ class Privilege:
 
     def clause(self) -> sql.Composed:
         """`SELECT (a) ON TABLE s.t`, for GRANT and REVOKE."""
-        verb = sql.SQL(self.verb)
+        verb: sql.Composable = sql.SQL(self.verb)
         if self.column:
             verb = sql.SQL("{} ({})").format(verb, sql.Identifier(self.column))
-        name = sql.Identifier(self.schema, self.name) if self.schema else sql.Identifier(self.name)
+        name: sql.Composable = sql.Identifier(*(part for part in (self.schema, self.name) if part))
         if self.kind == "FUNCTION":
             name = sql.SQL(self.name)  # a signature of ours or of the catalog's own making (regprocedure)
         return sql.SQL("{} ON {} {}").format(verb, sql.SQL(self.kind), name)
