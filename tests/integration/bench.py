@@ -1,0 +1,145 @@
+"""A provisioned stack, seen by a test: it runs workflows, and asks the servers for the truth."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import hvac
+import psycopg
+
+from orchestrator.actions.catalog import catalog
+from orchestrator.clock import SystemClock
+from orchestrator.devstack.provisioned import Provisioned
+from orchestrator.devstack.session import database_leases
+from orchestrator.devstack.stack import StackInfo
+from orchestrator.grants.policy_names import step_policy_name
+from orchestrator.grants.scope import normalise
+from orchestrator.ledger.events import Event
+from orchestrator.ledger.ids import new_run_id
+from orchestrator.ledger.opening import open_ledger
+from orchestrator.ledger.types import LeaseFilter, LeaseRecord
+from orchestrator.policy.allow_all import AllowAllEngine
+from orchestrator.policy.types import PolicyEngine
+from orchestrator.provision.step_policies import step_policy
+from orchestrator.redaction import Redactor
+from orchestrator.runtime.runner import Runner
+from orchestrator.runtime.service import RunnerConfig, open_services
+from orchestrator.runtime.types import RunOutcome, RunRequest
+from orchestrator.workflow.inputs import bind_inputs
+from orchestrator.workflow.loader import load_text
+from orchestrator.workflow.models import Workflow
+
+ROOT = Path(__file__).parents[2]
+PASSWORD_LETTERS = "QXZJ"
+ESCAPED = re.compile(
+    rb"[QXZJ]{20}"
+    rb"|\bs\.[A-Za-z0-9]{24}\b"
+    rb"|eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{20,}"
+    rb"|xoxb-[A-Za-z0-9-]{10,}"
+)
+"""A database password, a Vault token, a signed JWT, or a Slack bot token."""
+
+
+@dataclass
+class Bench:
+    """A provisioned stack seen by a test: it can run workflows, and ask the servers for the truth."""
+
+    info: StackInfo
+    provisioned: Provisioned
+    directory: Path
+    events: list[Event]
+
+    @property
+    def vault(self) -> hvac.Client:
+        """Vault, as its root."""
+        return hvac.Client(self.info.vault_address, token=self.info.root_token.reveal())
+
+    def config(self, **changes: Any) -> RunnerConfig:
+        config = RunnerConfig(
+            vault=self.provisioned.vault_config(),
+            ledger_url=f"sqlite:///{self.directory / 'ledger.db'}",
+            policy=AllowAllEngine(),
+            endpoints=self.provisioned.endpoints,
+            token_issuer=self.info.issuer_url,
+            grace=10.0,
+        )
+        return replace(config, **changes)
+
+    def install(self, workflow: Workflow) -> None:
+        """Give each step of a test's workflow its Vault policy, as provisioning would."""
+        for step_id, step in workflow.steps.items():
+            scopes = [normalise(name, grant, step_timeout=step.timeout) for name, grant in step.grants.items()]
+            if scopes:
+                self.vault.sys.create_or_update_policy(step_policy_name(workflow.name, step_id), step_policy(scopes))
+
+    def run(
+        self,
+        text: str,
+        *,
+        inputs: Mapping[str, Any] | None = None,
+        install: bool = True,
+        policy: PolicyEngine | None = None,
+        run_id: str | None = None,
+        **changes: Any,
+    ) -> RunOutcome:
+        """Run a workflow in this process and wait for it."""
+        loaded = load_text(text, filename="test.yaml", actions=catalog)
+        if install:
+            self.install(loaded.workflow)
+        request = RunRequest(
+            run_id=run_id or new_run_id(),
+            loaded=loaded,
+            inputs=bind_inputs(loaded.workflow, inputs or {}),
+        )
+        config = self.config(**({"policy": policy} if policy else {}), **changes)
+
+        async def go() -> RunOutcome:
+            async with open_services(
+                config, redactor=Redactor(), observer=lambda run, time, event: self.events.append(event)
+            ) as services:
+                return await Runner(services).run(request)
+
+        return asyncio.run(go())
+
+    def logins(self) -> list[str]:
+        """The ephemeral roles that exist now, by the database's own catalog."""
+        return self.sql("SELECT rolname FROM pg_roles WHERE rolname LIKE 'orc\\_%' ORDER BY 1")
+
+    def sessions(self) -> list[str]:
+        """The sessions of ephemeral roles that are open now."""
+        return self.sql("SELECT usename FROM pg_stat_activity WHERE usename LIKE 'orc\\_%'")
+
+    def vault_leases(self) -> list[str]:
+        """Every lease that Vault holds under the database mount."""
+        return database_leases(self.provisioned)
+
+    def sql(self, statement: str, parameters: Sequence[Any] | None = None) -> list[Any]:
+        with psycopg.connect(self.info.support_dsn.reveal(), autocommit=True) as session:
+            cursor = session.execute(statement, parameters)  # type: ignore[arg-type]
+            return [row[0] for row in cursor.fetchall()] if cursor.description else []
+
+    def assert_nothing_left(self) -> None:
+        assert self.logins() == []
+        assert self.sessions() == []
+        assert self.vault_leases() == []
+
+    def history(self, run_id: str) -> list[LeaseRecord]:
+        """The leases of a run as the ledger has them, oldest first."""
+        with open_ledger(self.config().ledger_url, clock=SystemClock()) as ledger:
+            assert ledger.verify(run_id) is None
+            return list(reversed(ledger.leases(LeaseFilter(run=run_id))))
+
+
+def make_recognisable(info: StackInfo) -> None:
+    """Have Vault draw database passwords from four letters, so that one that escaped is found."""
+    vault = hvac.Client(info.vault_address, token=info.root_token.reveal())
+    vault.write(
+        "sys/policies/password/recognisable",
+        policy=f'length = 24\nrule "charset" {{ charset = "{PASSWORD_LETTERS}" }}',
+    )
+    vault.write("database/config/support", password_policy="recognisable")
