@@ -37,9 +37,9 @@ def bench(provisioned_stack: Provisioned, stack: StackInfo, tmp_path: Path) -> I
 
 
 @pytest.fixture
-def own_bench(tmp_path: Path) -> Iterator[tuple[DevStack, Bench]]:
+def own_bench(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[DevStack, Bench]]:
     """A stack of the test's own, whose servers it may seal, stop or kill."""
-    servers = DevStack(tmp_path / "stack", persistent=True)
+    servers = DevStack(tmp_path / "stack", persistent=getattr(request, "param", "") == "persistent")
     with servers as info:
         provisioned = provision_stack(info, declarations=ROOT / "vault", workflows=ROOT / "workflows")
         make_recognisable(info)
