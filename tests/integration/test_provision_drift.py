@@ -1,0 +1,238 @@
+"""Provisioning on real servers: twice is once, drift is found, and the runtime can do none of it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hvac
+import hvac.exceptions
+import pytest
+from bench import ROOT, Bench
+
+from orchestrator.devstack.stack import DevStack
+from orchestrator.provision.service import Provisioning, open_provisioning
+
+Act = Callable[[Bench], Any]
+
+
+@contextmanager
+def provisioning(bench: Bench, *, prune: bool = False, workflows: Path = ROOT / "workflows") -> Iterator[Provisioning]:
+    with open_provisioning(
+        bench.provisioned.admin_config(),
+        {"support": bench.info.support_dsn},
+        workflows=workflows,
+        declarations=ROOT / "vault",
+        endpoints=bench.info.endpoints,
+        prune=prune,
+    ) as work:
+        yield work
+
+
+def planned(bench: Bench, **how: Any) -> list[str]:
+    with provisioning(bench, **how) as work:
+        return [change.resource for change in work.plan()]
+
+
+def repair(bench: Bench, **how: Any) -> None:
+    with provisioning(bench, **how) as work:
+        work.apply(work.plan())
+
+
+def test_what_was_applied_needs_nothing_more(bench: Bench) -> None:
+    assert planned(bench) == []
+
+
+DRIFT: list[tuple[str, Act, str]] = [
+    (
+        "a privilege granted by hand",
+        lambda b: b.sql("GRANT DELETE ON customer_feedback TO scope_feedback_read"),
+        "database support privileges of scope_feedback_read",
+    ),
+    (
+        "a column privilege granted by hand",
+        lambda b: b.sql("GRANT UPDATE (comment) ON customer_feedback TO scope_feedback_read"),
+        "database support privileges of scope_feedback_read",
+    ),
+    (
+        "a privilege on another table",
+        lambda b: b.sql("GRANT SELECT ON payment_card TO scope_feedback_read"),
+        "database support privileges of scope_feedback_read",
+    ),
+    (
+        "a privilege taken away",
+        lambda b: b.sql("REVOKE SELECT ON customer_feedback FROM scope_feedback_read"),
+        "database support privileges of scope_feedback_read",
+    ),
+    (
+        "a membership given to a scope role",
+        lambda b: b.sql("GRANT pg_read_all_data TO scope_feedback_read"),
+        "database support memberships of scope_feedback_read",
+    ),
+    (
+        "a scope role that may log in",
+        lambda b: b.sql("ALTER ROLE scope_feedback_read LOGIN"),
+        "database support role scope_feedback_read",
+    ),
+    (
+        "a superuser of Vault's login",
+        lambda b: b.sql("ALTER ROLE orchestrator_vault SUPERUSER"),
+        "database support role orchestrator_vault",
+    ),
+    (
+        "a function replaced",
+        lambda b: b.sql(
+            "CREATE OR REPLACE FUNCTION orchestrator.sweep(step_key text) RETURNS SETOF text LANGUAGE sql"
+            " SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 'SELECT NULL::text WHERE false'"
+        ),
+        "database support function orchestrator.sweep(text)",
+    ),
+    (
+        "a function that everybody may call",
+        lambda b: b.sql("GRANT EXECUTE ON FUNCTION orchestrator.revoke(name) TO PUBLIC"),
+        "database support function orchestrator.revoke(name)",
+    ),
+    (
+        "a role edited in Vault",
+        lambda b: b.vault.write_data("database/roles/feedback-read", data={"max_ttl": 99999}),
+        "vault database/roles/feedback-read",
+    ),
+    (
+        "statements edited in Vault",
+        lambda b: b.vault.write_data("database/roles/feedback-read", data={"revocation_statements": ["SELECT 1"]}),
+        "vault database/roles/feedback-read",
+    ),
+    (
+        "a step's policy widened",
+        lambda b: b.vault.sys.create_or_update_policy(
+            "step/customer_feedback/read", 'path "database/*" { capabilities = ["read"] }'
+        ),
+        "vault sys/policies/acl/step/customer_feedback/read",
+    ),
+    (
+        "the runtime's policy widened",
+        lambda b: b.vault.sys.create_or_update_policy(
+            "orchestrator-runtime", 'path "*" { capabilities = ["create", "update", "sudo"] }'
+        ),
+        "vault sys/policies/acl/orchestrator-runtime",
+    ),
+    (
+        "the token role widened",
+        lambda b: b.vault.write_data("auth/token/roles/orchestrator-step", data={"allowed_policies_glob": ["*"]}),
+        "vault auth/token/roles/orchestrator-step",
+    ),
+    (
+        "the runtime's login widened",
+        lambda b: b.vault.write_data(
+            "auth/approle/role/orchestrator-runtime", data={"token_policies": ["orchestrator-runtime", "admin"]}
+        ),
+        "vault auth/approle/role/orchestrator-runtime",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("act", "resource"), [(act, where) for _, act, where in DRIFT], ids=[name for name, *_ in DRIFT]
+)
+def test_drift_is_found_and_repaired(bench: Bench, _: str, act: Act, resource: str) -> None:
+    act(bench)
+    try:
+        assert resource in planned(bench)
+    finally:
+        repair(bench)
+    assert planned(bench) == []
+
+
+def test_a_policy_that_no_workflow_needs_goes_only_with_prune(bench: Bench, tmp_path: Path) -> None:
+    folder = tmp_path / "more"
+    shutil.copytree(ROOT / "workflows", folder)
+    text = (folder / "customer_feedback.yaml").read_text()
+    (folder / "other.yaml").write_text(text.replace("name: customer_feedback", "name: other_flow", 1))
+    repair(bench, workflows=folder)
+    mine = "vault sys/policies/acl/step/other_flow/read"
+    assert mine not in planned(bench)
+    assert mine in planned(bench, prune=True)
+    repair(bench, prune=True)
+    assert planned(bench, prune=True) == []
+
+
+def test_an_interrupted_apply_converges_when_it_is_done_again(tmp_path: Path) -> None:
+    class Interrupted(Exception):
+        pass
+
+    from orchestrator.vault.config import TokenAuth, VaultConfig
+
+    with DevStack(tmp_path / "stack") as info:
+        config = VaultConfig(info.vault_address, TokenAuth(info.root_token))
+
+        def attempt(stop_after: int) -> int:
+            done = 0
+
+            def progress(what: str) -> None:
+                nonlocal done
+                done += 1
+                if done == stop_after:
+                    raise Interrupted(what)
+
+            with open_provisioning(
+                config,
+                {"support": info.support_dsn},
+                workflows=ROOT / "workflows",
+                declarations=ROOT / "vault",
+                endpoints=info.endpoints,
+            ) as work:
+                work.apply(work.plan(), progress)
+                return len(work.plan())
+
+        while True:
+            try:
+                left = attempt(2)
+            except Interrupted:
+                continue
+            break
+        assert left == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("put", "sys/policies/acl/step/customer_feedback/read"),
+        ("put", "sys/policies/acl/orchestrator-runtime"),
+        ("post", "auth/token/roles/orchestrator-step"),
+        ("post", "auth/token/create"),
+        ("post", "auth/token/create-orphan"),
+        ("post", "auth/approle/role/orchestrator-runtime"),
+        ("post", "auth/approle/role/orchestrator-runtime/secret-id"),
+        ("post", "database/config/support"),
+        ("post", "database/roles/feedback-read"),
+        ("get", "database/creds/feedback-read"),
+        ("get", "database/creds/orchestrator-sweep-support"),
+        ("get", "secret/data/slack/support-bot"),
+        ("post", "transit/keys/orchestrator-token/config"),
+        ("post", "transit/sign/orchestrator-token"),
+        ("get", "transit/export/signing-key/orchestrator-token"),
+        ("post", "sys/leases/revoke-prefix/database"),
+        ("post", "sys/mounts/other"),
+        ("get", "sys/raw/x"),
+    ],
+)
+def test_the_runtime_can_neither_read_a_credential_nor_widen_itself(bench: Bench, method: str, path: str) -> None:
+    client = runtime(bench)
+    with pytest.raises(hvac.exceptions.Forbidden):
+        client.adapter.request(method, f"/v1/{path}", json={} if method != "get" else None)
+
+
+def test_the_runtime_cannot_mint_a_token_with_any_other_policy(bench: Bench) -> None:
+    client = runtime(bench)
+    for policies in (["root"], ["orchestrator-runtime"], ["jwks-reader"], ["step/customer_feedback/read", "default"]):
+        with pytest.raises(hvac.exceptions.InvalidRequest):
+            client.adapter.post("/v1/auth/token/create/orchestrator-step", json={"policies": policies})
+
+
+def runtime(bench: Bench) -> hvac.Client:
+    client = hvac.Client(bench.info.vault_address)
+    client.auth.approle.login(bench.provisioned.role_id, bench.provisioned.secret_id.reveal())
+    return client
