@@ -137,7 +137,7 @@ DRIFT: list[tuple[str, Act, str]] = [
 @pytest.mark.parametrize(
     ("act", "resource"), [(act, where) for _, act, where in DRIFT], ids=[name for name, *_ in DRIFT]
 )
-def test_drift_is_found_and_repaired(bench: Bench, _: str, act: Act, resource: str) -> None:
+def test_drift_is_found_and_repaired(bench: Bench, act: Act, resource: str) -> None:
     act(bench)
     try:
         assert resource in planned(bench)
