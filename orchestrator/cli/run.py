@@ -68,9 +68,11 @@ def _carry_out(request: RunRequest, view: View) -> RunOutcome:
     import asyncio
 
     from orchestrator.cli.connect import log_to_stderr, redactor, runner_config
+    from orchestrator.hardening import keep_memory_private
     from orchestrator.runtime.service import run_workflow
     from orchestrator.settings import load_settings
 
+    keep_memory_private()
     settings = load_settings()
     log_to_stderr(settings.log_level)
     return asyncio.run(
