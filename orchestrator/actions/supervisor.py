@@ -138,6 +138,7 @@ def _start(order: dict[str, Any], prctl: Callable[[int, int], object] | None) ->
             for number in (
                 signal.SIGTERM,
                 signal.SIGINT,
+                signal.SIGQUIT,
                 signal.SIGHUP,
                 signal.SIGCHLD,
                 signal.SIGPIPE,

@@ -215,7 +215,8 @@ def test_a_stopped_stack_leaves_no_process_and_nothing_outside_its_folder(
 
 
 _PARENT = """
-import json, pathlib, sys
+import json, pathlib, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with SIGINT ignored
 import psutil, psycopg
 from orchestrator.devstack.stack import DevStack
 with DevStack(pathlib.Path(sys.argv[1])) as info:
