@@ -208,8 +208,14 @@ def _columns(value: object) -> object:
     return value
 
 
+def _column(value: str) -> str:
+    if value == "*":
+        raise ValueError("write `columns: all` where every column is meant")
+    return check_identifier(value)
+
+
 TableName = Annotated[str, AfterValidator(_table)]
-ColumnName = Annotated[str, AfterValidator(check_identifier)]
+ColumnName = Annotated[str, AfterValidator(_column)]
 
 
 class DeclaredPrivilege(BaseModel):
