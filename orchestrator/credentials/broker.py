@@ -126,6 +126,13 @@ class StepLeases:
         )
         self._in_flight = (token_id, self._token_scope())
         token = await self._mint(token_id)
+        on_record = asyncio.create_task(self._record(self._token_held(token_id, token)))
+        try:
+            return await self._issue_all(token)
+        finally:
+            await on_record  # while it is written Vault works on the first lease
+
+    async def _issue_all(self, token: StepToken) -> dict[str, Credential]:
         credentials: dict[str, Credential] = {}
         for lease_id, scope in list(self._unasked.items()):
             if self._stop.is_set():
@@ -139,7 +146,7 @@ class StepLeases:
     async def _mint(self, lease_id: str) -> StepToken:
         attempt, scope = self._attempt, self._token_scope()
         try:
-            token = await self._broker.vault.create_step_token(
+            return await self._broker.vault.create_step_token(
                 policy=attempt.policy,
                 display_name=attempt.step_key,
                 ttl=scope.ttl,
@@ -149,11 +156,11 @@ class StepLeases:
             )
         except (VaultRefused, VaultUnavailable) as error:
             raise await self._not_issued(lease_id, scope, error) from error
-        await self._hold(
-            LeaseHandle(lease_id, scope.name, scope.kind, scope.resource, accessor=token.accessor),
-            self._issued_event(lease_id, ttl=token.ttl, accessor=token.accessor, subject=attempt.step_key),
-        )
-        return token
+
+    def _token_held(self, lease_id: str, token: StepToken) -> LeaseIssued:
+        scope = self._token_scope()
+        self._held.append(LeaseHandle(lease_id, scope.name, scope.kind, scope.resource, accessor=token.accessor))
+        return self._issued_event(lease_id, ttl=token.ttl, accessor=token.accessor, subject=self._attempt.step_key)
 
     async def _issue(self, lease_id: str, scope: Scope, token: StepToken) -> Credential:
         broker = self._broker
