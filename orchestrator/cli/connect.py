@@ -67,7 +67,7 @@ def runner_config(settings: Settings) -> RunnerConfig:
 @contextmanager
 def provisioning(workflows: Path, declarations: Path, *, prune: bool) -> Iterator[Provisioning]:
     """The work of provisioning, as the admin whom the settings name."""
-    from orchestrator.provision.service import open_provisioning
+    from orchestrator.provision.service import load_workflows, open_provisioning
     from orchestrator.secret import Secret
     from orchestrator.settings import load_settings
 
@@ -76,7 +76,7 @@ def provisioning(workflows: Path, declarations: Path, *, prune: bool) -> Iterato
     with open_provisioning(
         settings.vault_config(),
         databases,
-        workflows=workflows,
+        workflows=load_workflows(workflows),
         declarations=declarations,
         prune=prune,
         endpoints=settings.endpoints,

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TextIO
 
-from orchestrator.grants.scope import Scope
-from orchestrator.jsontypes import JsonObject, JsonValue
+from orchestrator.grants.scope import scope_from_json
+from orchestrator.jsontypes import JsonObject
 from orchestrator.ledger.events import RunState, StepState
 from orchestrator.ledger.lease import LeaseState
 
@@ -134,24 +134,4 @@ def lasting(span: timedelta) -> str:
 
 def scope_words(scope: JsonObject) -> str:
     """A recorded scope in one line: `database support as feedback-read, 2m`."""
-
-    def text(key: str) -> str | None:
-        value = scope.get(key)
-        return None if value is None else str(value)
-
-    def texts(key: str) -> tuple[str, ...]:
-        value: JsonValue = scope.get(key, [])
-        return tuple(map(str, value)) if isinstance(value, list | tuple) else ()
-
-    ttl = scope.get("ttl")
-    return Scope(
-        name=text("name") or "",
-        kind=text("kind") or "",
-        resource=text("resource") or "",
-        ttl=ttl if isinstance(ttl, int) else 0,
-        connection=text("connection"),
-        role=text("role"),
-        audience=text("audience"),
-        keys=texts("keys"),
-        scopes=texts("scopes"),
-    ).describe()
+    return scope_from_json(scope).describe()

@@ -49,13 +49,19 @@ from orchestrator.vault.session import StepToken, VaultSession
 STEP_TOKEN_GRANT = "(step token)"  # noqa: S105 -- how the ledger names the child token among the grants
 
 
-class Sweeper(Protocol):
-    """Looks in a database for logins of a step key, drops them, and returns their names.
+class Duties(Protocol):
+    """What the broker does in a database itself; see `orchestrator.credentials.duties`."""
 
-    Returning means that none is left. Raises OrchestratorError where that cannot be said.
-    """
+    async def sweep(self, attempt: Attempt, connection: str, *, deadline: float) -> tuple[str, ...]:
+        """Look for logins of the attempt's step key, drop them, and return their names.
 
-    async def sweep(self, attempt: Attempt, connection: str, *, deadline: float) -> tuple[str, ...]: ...
+        Returning means that none is left. Raises OrchestratorError where that cannot be said.
+        """
+
+    async def bind(
+        self, attempt: Attempt, connection: str, login: str, values: Sequence[str], *, deadline: float
+    ) -> None:
+        """Set the values of a login's row limits. Raises OrchestratorError where that did not happen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +75,7 @@ class Broker:
     clock: Clock
     grace: float = 30.0
     token_issuer: str | None = None
-    sweeper: Sweeper | None = None
+    duties: Duties | None = None
 
     def open(self, attempt: Attempt, *, prelude: Sequence[Event] = ()) -> StepLeases:
         """The credentials of an attempt, as an asynchronous context manager.
@@ -198,7 +204,22 @@ class StepLeases:
             self._issued_event(lease_id, ttl=ttl, vault_lease_id=issued.vault_lease_id, subject=issued.subject),
         )
         self._check(scope, issued, ttl)
+        if scope.bindings and scope.connection:
+            await self._bind(scope, scope.connection, issued.subject)
         return replace(issued.credential, ttl=ttl)
+
+    async def _bind(self, scope: Scope, connection: str, login: str) -> None:
+        """Without its values a row limit shows no row at all, so nothing is open before this returns."""
+        if self._broker.duties is None:
+            raise GrantRefused(
+                f"{self._where(scope)}: its row limits cannot be set here",
+                grant=scope.name,
+                path=scope.resource,
+                by="orchestrator",
+            )
+        await self._broker.duties.bind(
+            self._attempt, connection, login, scope.bindings, deadline=self._attempt.deadline
+        )
 
     def _check(self, scope: Scope, issued: Issued, ttl: int) -> None:
         """Refuse what was issued but does not serve: it is on record by now and is closed like any other."""
@@ -317,10 +338,10 @@ class StepLeases:
         return ends
 
     async def _sweep(self, connection: str, deadline: float) -> OrphansSwept | None:
-        if self._broker.sweeper is None:
+        if self._broker.duties is None:
             return None
         try:
-            roles = await self._broker.sweeper.sweep(self._attempt, connection, deadline=deadline)
+            roles = await self._broker.duties.sweep(self._attempt, connection, deadline=deadline)
         except OrchestratorError:
             return None
         return OrphansSwept(step_key=self._attempt.step_key, connection=connection, roles=roles)

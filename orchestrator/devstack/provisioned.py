@@ -7,7 +7,7 @@ from pathlib import Path
 
 from orchestrator.devstack.stack import StackInfo
 from orchestrator.provision.change import Change
-from orchestrator.provision.service import new_secret_id, open_provisioning
+from orchestrator.provision.service import load_workflows, new_secret_id, open_provisioning
 from orchestrator.provision.vault_side import VaultAdmin
 from orchestrator.secret import Secret
 from orchestrator.vault.config import AppRoleAuth, TokenAuth, VaultConfig
@@ -42,7 +42,7 @@ def provision_stack(info: StackInfo, *, declarations: Path, workflows: Path) -> 
     config = VaultConfig(info.vault_address, TokenAuth(info.root_token))
     databases = {"support": info.support_dsn}
     with open_provisioning(
-        config, databases, workflows=workflows, declarations=declarations, endpoints=info.endpoints
+        config, databases, workflows=load_workflows(workflows), declarations=declarations, endpoints=info.endpoints
     ) as provisioning:
         changes = provisioning.plan()
         provisioning.apply(changes)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from orchestrator.grants.privileges import WRITING_VERBS, DeclaredPrivilege, merge
 
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 
@@ -74,12 +76,41 @@ class _Grant(BaseModel):
 
 
 class DatabaseGrant(_Grant):
-    """A short-lived database login, issued by Vault's database secrets engine."""
+    """A short-lived database login that may do exactly what `privileges` says.
+
+    With `role` instead it is a role of Vault's database engine that an admin maintains by hand.
+    """
 
     kind: Literal["database"]
     connection: Name = Field(description="The database, by the name of its Vault connection and of its endpoint.")
-    role: Annotated[str, Field(pattern=r"^[\w-]{1,128}$")] = Field(description="The provisioned Vault database role.")
+    privileges: list[DeclaredPrivilege] = Field(
+        default_factory=list, description="What the login may do; provisioning compiles it."
+    )
+    role: Annotated[str, Field(pattern=r"^[\w-]{1,128}$")] | None = Field(
+        default=None, description="A Vault database role that is maintained by hand, instead of `privileges`."
+    )
+    max_connections: Annotated[int, Field(ge=1, le=100)] = Field(default=2, description="Sessions at the same time.")
+    statement_timeout: Duration | None = Field(
+        default=None, description="The longest that one statement may take unless the step asks for something else."
+    )
+    read_only: bool = Field(
+        default=False, description="No writing privilege may be declared; sessions start read-only."
+    )
     mount: VaultPath = Field(default="database", description="Mount path of the database secrets engine.")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> DatabaseGrant:
+        if (self.role is None) == (not self.privileges):
+            raise ValueError("a database grant has either `privileges` or the `role` that an admin maintains")
+        if self.role is not None and {"max_connections", "statement_timeout", "read_only"} & self.model_fields_set:
+            raise ValueError(
+                "`max_connections`, `statement_timeout` and `read_only` belong to `privileges`, not to `role`"
+            )
+        merge(each.privilege() for each in self.privileges)
+        for each in self.privileges:
+            if self.read_only and each.privilege().verb in WRITING_VERBS:
+                raise ValueError(f"a `read_only` grant cannot `{each.privilege().verb}`")
+        return self
 
 
 class SecretGrant(_Grant):

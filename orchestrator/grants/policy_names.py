@@ -1,6 +1,14 @@
-"""The names under which provisioning installs Vault policies and the runtime asks for them."""
+"""The names under which provisioning installs things in Vault and the runtime asks for them."""
 
 from __future__ import annotations
+
+from typing import Literal
+
+BrokerDuty = Literal["sweep", "bind"]
+"""What the broker itself does in a database, each with a narrow login of its own: looking for leftover logins
+of a step, and telling the database the values of a step's row limits."""
+
+BROKER_DUTIES: tuple[BrokerDuty, ...] = ("sweep", "bind")
 
 
 def step_policy_name(workflow: str, step: str) -> str:
@@ -8,11 +16,11 @@ def step_policy_name(workflow: str, step: str) -> str:
     return f"step/{workflow}/{step}"
 
 
-def sweep_policy_name(connection: str) -> str:
-    """The policy under which leftovers of a step are looked for in one database."""
-    return f"sweep/{connection}"
+def duty_policy_name(duty: BrokerDuty, connection: str) -> str:
+    """The policy under which the broker does its duty in one database."""
+    return f"{duty}/{connection}"
 
 
-def sweep_role_name(connection: str) -> str:
-    """The Vault database role whose logins may call the sweep functions, and do nothing else."""
-    return f"orchestrator-sweep-{connection}"
+def duty_role_name(duty: BrokerDuty, connection: str) -> str:
+    """The Vault database role whose logins may call the functions of that duty, and do nothing else."""
+    return f"orchestrator-{duty}-{connection}"

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
+from orchestrator.grants.compiled import CompiledGrant, compile_grant
 from orchestrator.grants.models import DatabaseGrant, DynamicGrant, SecretGrant, TokenGrant, format_duration
+from orchestrator.grants.privileges import Bound, DeclaredPrivilege, Privilege, RowLimit
 
 AnyGrant = DatabaseGrant | SecretGrant | DynamicGrant | TokenGrant
 
@@ -30,6 +34,9 @@ class Scope:
     audience: str | None = None
     keys: tuple[str, ...] = ()
     scopes: tuple[str, ...] = ()
+    privileges: tuple[Privilege, ...] = ()
+    bindings: tuple[str, ...] = ()
+    """The values of the row limits that the run binds, in the order of `bound_limits`; none in a plan."""
 
     def as_json(self) -> dict[str, object]:
         """A JSON object without the parts that do not apply."""
@@ -41,7 +48,25 @@ class Scope:
             parts["keys"] = list(self.keys)
         if self.scopes:
             parts["scopes"] = list(self.scopes)
+        if self.privileges:
+            parts["privileges"] = [_privilege_json(privilege) for privilege in self.bound_privileges()]
         return parts
+
+    def bound_privileges(self) -> tuple[Privilege, ...]:
+        """The privileges with the values of this run in their row limits, as far as they are known."""
+        if not self.bindings:
+            return self.privileges
+        values = iter(self.bindings)
+        return tuple(
+            replace(
+                privilege,
+                where=tuple(
+                    RowLimit(limit.column, next(values)) if isinstance(limit.value, Bound) else limit
+                    for limit in privilege.where
+                ),
+            )
+            for privilege in self.privileges
+        )
 
     def canonical(self) -> str:
         """The same as text, for digests."""
@@ -50,21 +75,70 @@ class Scope:
     def describe(self) -> str:
         """One line for a terminal: `database support as feedback-read, 2m`."""
         what = {
-            "database": f"database {self.connection} as {self.role}",
+            "database": f"database {self.connection} {self._opens()}",
             "secret": f"secret {self.resource} [{', '.join(self.keys)}]",
             "dynamic": f"dynamic {self.resource}",
             "token": f"token for {self.audience} [{' '.join(self.scopes)}]",
         }.get(self.kind, f"{self.kind} {self.resource}")
         return f"{what}, {format_duration(self.ttl)}"
 
+    def _opens(self) -> str:
+        if not self.privileges:
+            return f"as {self.role}"
+        return "; ".join(privilege.describe() for privilege in self.bound_privileges())
+
+
+def scope_from_json(recorded: Mapping[str, Any]) -> Scope:
+    """The scope that `as_json` recorded, with the values of its row limits as constants."""
+    return Scope(
+        name=str(recorded.get("name", "")),
+        kind=str(recorded.get("kind", "")),
+        resource=str(recorded.get("resource", "")),
+        ttl=int(recorded.get("ttl", 0)),
+        **{key: recorded[key] for key in ("connection", "role", "audience") if key in recorded},
+        keys=tuple(recorded.get("keys", ())),
+        scopes=tuple(recorded.get("scopes", ())),
+        privileges=tuple(
+            DeclaredPrivilege.model_validate(
+                {each["verb"]: each["object"], **{key: each[key] for key in ("columns", "where") if key in each}}
+            ).privilege()
+            for each in recorded.get("privileges", ())
+        ),
+    )
+
+
+def _privilege_json(privilege: Privilege) -> dict[str, object]:
+    """What policies see of a privilege: `verb` and `object` beside the columns and the rows."""
+    parts = privilege.as_json()
+    return {"verb": privilege.verb, "object": parts.pop(privilege.verb), **parts}
+
+
+def ttl_of(grant: AnyGrant, *, step_timeout: int) -> int:
+    """Seconds that the credential lives: as declared, or the time-out of the step and a little more."""
+    return grant.ttl if grant.ttl is not None else step_timeout + STEP_TOKEN_MARGIN
+
+
+def compiled(grant: DatabaseGrant, *, step_timeout: int) -> CompiledGrant | None:
+    """What provisioning installs for a database grant of a step; its maximum TTL lets the step end in any case."""
+    ttl = ttl_of(grant, step_timeout=step_timeout)
+    return compile_grant(grant, ttl=ttl, max_ttl=max(ttl, step_timeout + STEP_TOKEN_MARGIN))
+
 
 def normalise(name: str, grant: AnyGrant, *, step_timeout: int) -> Scope:
     """The scope of a declared grant. `step_timeout` is in seconds and gives the default TTL."""
-    ttl = grant.ttl if grant.ttl is not None else step_timeout + STEP_TOKEN_MARGIN
+    ttl = ttl_of(grant, step_timeout=step_timeout)
     match grant:
         case DatabaseGrant():
+            made = compiled(grant, step_timeout=step_timeout)
+            role = made.vault_role if made else str(grant.role)
             return Scope(
-                name, "database", f"{grant.mount}/creds/{grant.role}", ttl, connection=grant.connection, role=grant.role
+                name,
+                "database",
+                f"{grant.mount}/creds/{role}",
+                ttl,
+                connection=grant.connection,
+                role=role,
+                privileges=made.privileges if made else (),
             )
         case SecretGrant():
             return Scope(name, "secret", f"{grant.mount}/data/{grant.path}", ttl, keys=tuple(sorted(set(grant.keys))))

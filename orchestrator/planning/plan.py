@@ -12,9 +12,10 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ValidationError
 
 from orchestrator.errors import InvalidExpression
+from orchestrator.grants.scope import Scope
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.planning.graph import dependencies, execution_order
-from orchestrator.planning.requests import policy_request
+from orchestrator.planning.requests import bind, policy_request, scopes_of
 from orchestrator.policy.types import PolicyRequest
 from orchestrator.secret import Secret
 from orchestrator.workflow.expressions import evaluate
@@ -81,6 +82,7 @@ def build(
                     inputs=shown,
                     context=context,
                     action_view=_view(action(step.action), step, {**known, "inputs": dict(inputs), "context": context}),
+                    scopes=_scopes(step, {**known, "context": context}),
                     time=None,
                 ),
                 needs=tuple(name for name in workflow.steps if name in waits[step_id]),
@@ -92,6 +94,14 @@ def build(
             for step in [workflow.steps[step_id]]
         )
     )
+
+
+def _scopes(step: Step, context: Mapping[str, Any]) -> tuple[Scope, ...]:
+    scopes = scopes_of(step)
+    try:
+        return bind(scopes, context)
+    except InvalidExpression:
+        return scopes
 
 
 def _view(action: ViewedAction, step: Step, context: Mapping[str, Any]) -> JsonObject:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
+from orchestrator.errors import InvalidExpression
+from orchestrator.grants.privileges import Bound, bound_limits
 from orchestrator.grants.scope import Scope, normalise
 from orchestrator.jsontypes import JsonObject
 from orchestrator.policy.types import PolicyRequest
+from orchestrator.workflow.expressions import evaluate
 from orchestrator.workflow.loader import LoadedWorkflow
 from orchestrator.workflow.models import Step
 
@@ -14,6 +20,30 @@ from orchestrator.workflow.models import Step
 def scopes_of(step: Step) -> tuple[Scope, ...]:
     """The normalised grants of a step, in declaration order."""
     return tuple(normalise(name, grant, step_timeout=step.timeout) for name, grant in step.grants.items())
+
+
+def bind(scopes: tuple[Scope, ...], context: Mapping[str, Any]) -> tuple[Scope, ...]:
+    """The scopes with the values of their row limits, each as the text that the database compares with.
+
+    Raises InvalidExpression where a value is not known, or is not one text, whole number, truth value or UUID.
+    """
+    return tuple(
+        replace(scope, bindings=tuple(_binding(limit.value, context) for _, limit in bound_limits(scope.privileges)))
+        for scope in scopes
+    )
+
+
+def _binding(value: object, context: Mapping[str, Any]) -> str:
+    assert isinstance(value, Bound)
+    found = evaluate(value.expression, context)
+    if isinstance(found, bool):
+        return "true" if found else "false"
+    if isinstance(found, str | int):
+        return str(found)
+    raise InvalidExpression(
+        f"the row limit {value.expression} is {type(found).__name__}, not one text, whole number or truth value",
+        hint="a row limit compares a column with one value that may be on record",
+    )
 
 
 def policy_request(
@@ -26,6 +56,7 @@ def policy_request(
     inputs: JsonObject,
     context: JsonObject,
     action_view: JsonObject,
+    scopes: tuple[Scope, ...],
     time: datetime | None,
 ) -> PolicyRequest:
     """The request for one attempt at a step. `inputs` are those that may be shown; `time` is None in a dry run."""
@@ -43,6 +74,6 @@ def policy_request(
         agent=workflow.agent,
         action=step.action,
         action_view=action_view,
-        grants=scopes_of(step),
+        grants=scopes,
         time=time,
     )

@@ -1,4 +1,4 @@
-"""The desired roles, privileges and functions in a PostgreSQL database, and what is there now.
+"""The desired roles, privileges, row limits and functions in a PostgreSQL database, and what is there now.
 
 Everything is compared by the catalog, so that a privilege that somebody granted by hand is found,
 and applied in one transaction. All names are quoted by the driver.
@@ -6,70 +6,42 @@ and applied in one transaction. All names are quoted by the driver.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
 from orchestrator.errors import ProvisionError
+from orchestrator.grants.compiled import SCOPE_ROLE_PREFIX, CompiledGrant
+from orchestrator.grants.policy_names import BROKER_DUTIES
+from orchestrator.grants.privileges import bound_limits
+from orchestrator.provision.acl import AclEntry, entries, held_by, unexpected_by
 from orchestrator.provision.change import Change, difference
 from orchestrator.provision.declarations import Connection
-from orchestrator.provision.statements import FUNCTIONS, SWEEP_FUNCTIONS, SWEEPER
+from orchestrator.provision.row_limits import RowLimits, row_policies
+from orchestrator.provision.statements import BINDING_TABLE, BOUND, DUTY_FUNCTIONS, DUTY_ROLES, FUNCTIONS
+from orchestrator.provision.targets import Targets, find_targets
 from orchestrator.secret import Secret
 
+_MIN_VERSION = 160000
+_LOCK_WAIT = "10s"
+"""How long `apply` waits for a table that others use, instead of holding everybody up behind it."""
 
-@dataclass(frozen=True, slots=True, order=True)
-class Privilege:
-    """One privilege: on a table (or one column of it), a schema, a database or a function."""
-
-    verb: str
-    kind: str
-    schema: str
-    name: str
-    column: str = ""
-
-    def __str__(self) -> str:
-        where = ".".join(part for part in (self.schema, self.name) if part)
-        return f"{self.verb}{f' ({self.column})' if self.column else ''} ON {self.kind} {where}"
-
-    def clause(self) -> sql.Composed:
-        """`SELECT (a) ON TABLE s.t`, for GRANT and REVOKE."""
-        verb: sql.Composable = sql.SQL(self.verb)
-        if self.column:
-            verb = sql.SQL("{} ({})").format(verb, sql.Identifier(self.column))
-        name: sql.Composable = sql.Identifier(*(part for part in (self.schema, self.name) if part))
-        if self.kind == "FUNCTION":
-            name = sql.SQL(self.name)  # a signature of ours or of the catalog's own making (regprocedure)
-        return sql.SQL("{} ON {} {}").format(verb, sql.SQL(self.kind), name)
-
-
-def desired_privileges(connection: Connection, database: str) -> dict[str, set[Privilege]]:
-    """What each managed NOLOGIN role may do, by role."""
-    wanted: dict[str, set[Privilege]] = {}
-    for scope, tables in connection.scopes.items():
-        held = wanted.setdefault(scope, {Privilege("CONNECT", "DATABASE", "", database)})
-        for table in tables:
-            schema, _, name = table.table.partition(".")
-            held.add(Privilege("USAGE", "SCHEMA", "", schema))
-            for verb in table.privileges:
-                for column in table.columns or [""]:
-                    held.add(Privilege(verb.upper(), "TABLE", schema, name, column))
-    wanted[SWEEPER] = {
-        Privilege("CONNECT", "DATABASE", "", database),
-        Privilege("USAGE", "SCHEMA", "", "orchestrator"),
-        *(Privilege("EXECUTE", "FUNCTION", "", f"orchestrator.{signature}") for signature in SWEEP_FUNCTIONS),
-    }
-    return wanted
+_ONE_AT_A_TIME = 7266342850541213491
+"""Advisory lock under which a database is provisioned."""
 
 
 class DatabaseSide:
-    """One database, as its administrator."""
+    """One database, as its administrator. `grants` are the compiled grants of this connection."""
 
-    def __init__(self, name: str, connection: Connection, admin: Secret) -> None:
+    def __init__(
+        self, name: str, connection: Connection, admin: Secret, grants: Sequence[CompiledGrant], *, prune: bool
+    ) -> None:
         self.name = name
         self._connection = connection
+        self._scopes = {grant.scope_role: grant for grant in grants}
+        self._prune = prune
         try:
             self._session = psycopg.connect(admin.reveal(), connect_timeout=10)
         except psycopg.Error as error:
@@ -77,23 +49,37 @@ class DatabaseSide:
                 f"the database `{name}` cannot be reached as its administrator: {type(error).__name__}",
                 hint=f"set ORCHESTRATOR_PROVISION_DATABASES__{name.upper()} to a DSN of an administrator",
             ) from None
+        if self._session.info.server_version < _MIN_VERSION:
+            raise ProvisionError(
+                f"the database `{name}` is PostgreSQL {self._session.info.server_version // 10000}",
+                hint="PostgreSQL 16 is the first in which a login cannot keep a scope role by SET ROLE",
+            )
         self._database = str(self._session.info.dbname)
 
     def changes(self) -> list[Change]:
-        """Every difference, read in one snapshot."""
-        with self._session.transaction():
-            return [change for change in self._differences() if change is not None]
+        """Every difference, read in one snapshot. Raises ProvisionError where a grant names what is not there."""
+        with self._session.transaction(force_rollback=True):
+            self._begin()
+            return [change for change in self._differences(self._targets()) if change is not None]
 
     def apply(self) -> None:
         """Install everything in one transaction: all of it or nothing. Doing it again changes nothing."""
         try:
             with self._session.transaction():
-                for statement in self._statements():
+                self._begin()
+                self._session.execute("SELECT pg_advisory_xact_lock(%s)", [_ONE_AT_A_TIME])
+                targets = self._targets()
+                for statement in self._statements(targets):
                     self._session.execute(statement)
+        except psycopg.errors.LockNotAvailable as error:
+            raise ProvisionError(
+                f"the database `{self.name}` is busy: a table was not free within {_LOCK_WAIT}",
+                hint="nothing was changed; try again when no long transaction holds the tables of the grants",
+            ) from error
         except psycopg.Error as error:
             raise ProvisionError(
                 f"the database `{self.name}` refused: {error.diag.message_primary or type(error).__name__}",
-                hint="check that the tables and columns of the declarations exist",
+                hint="nothing was changed; the administrator must own the objects that are granted, or be a superuser",
             ) from error
 
     def set_login_password(self, password: Secret) -> None:
@@ -111,47 +97,101 @@ class DatabaseSide:
         """Close the session."""
         self._session.close()
 
-    def _differences(self) -> Iterator[Change | None]:
+    def _begin(self) -> None:
+        self._session.execute("SET LOCAL search_path = pg_catalog, pg_temp")
+        self._session.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(_LOCK_WAIT)))
+
+    def _targets(self) -> Targets:
+        targets = find_targets(self._session, (each for grant in self._scopes.values() for each in grant.privileges))
+        if targets.problems:
+            raise ProvisionError(
+                f"the grants do not fit the database `{self.name}`: {'; '.join(targets.problems)}",
+                hint="names in double quotes are taken exactly, others in lower case; the schema is public if not said",
+            )
+        return targets
+
+    def _wanted(self, targets: Targets) -> dict[str, set[AclEntry]]:
+        """What each managed NOLOGIN role may do, by role."""
+        connect = AclEntry("CONNECT", "DATABASE", "", self._database)
+        wanted = {
+            role: {connect, *entries(grant.privileges, targets.signatures)} for role, grant in self._scopes.items()
+        }
+        for role, grant in self._scopes.items():
+            if bound_limits(grant.privileges):
+                wanted[role].add(AclEntry("EXECUTE", "FUNCTION", "orchestrator", BOUND))
+        for duty in BROKER_DUTIES:
+            wanted[DUTY_ROLES[duty]] = {
+                connect,
+                AclEntry("USAGE", "SCHEMA", "", "orchestrator"),
+                *(AclEntry("EXECUTE", "FUNCTION", "orchestrator", each) for each in DUTY_FUNCTIONS[duty]),
+            }
+        return wanted
+
+    def _row_limits(self, targets: Targets) -> RowLimits:
+        policies = [policy for grant in self._scopes.values() for policy in row_policies(grant, targets.types)]
+        return RowLimits(self._session, policies, prune=self._prune)
+
+    def _differences(self, targets: Targets) -> Iterator[Change | None]:
         place = f"database {self.name}"
-        wanted = desired_privileges(self._connection, self._database)
+        wanted = self._wanted(targets)
         login = self._connection.login
         yield difference(f"{place} role {login}", self._attributes(login), "LOGIN CREATEROLE")
         for role in sorted(wanted):
             yield difference(f"{place} role {role}", self._attributes(role), "NOLOGIN")
-            yield difference(
-                f"{place} privileges of {role}", _lines(self._privileges(role)) or None, _lines(wanted[role])
-            )
+            held = _lines({*map(str, held_by(self._session, role)), *unexpected_by(self._session, role)})
+            yield difference(f"{place} privileges of {role}", held or None, _lines(map(str, wanted[role])))
             yield difference(f"{place} memberships of {role}", _lines(self._memberships(role)) or "none", "none")
         yield difference(
             f"{place} memberships of {login}",
-            _lines(self._memberships(login)) or None,
+            _lines(self._login_memberships()) or None,
             _lines(self._wanted_memberships()),
         )
+        yield difference(f"{place} table orchestrator.binding", self._binding_table(), "private to " + login)
         for signature, text in FUNCTIONS.items():
             yield difference(f"{place} function orchestrator.{signature}", self._function(signature), _body(text))
+        for (schema, table), (now, then) in self._row_limits(targets).tables().items():
+            yield difference(f"{place} row limits of {schema}.{table}", now.text(), then.text())
+        for role in self._superfluous() if self._prune else []:
+            yield Change("delete", f"{place} role {role}", _lines(map(str, held_by(self._session, role))), "")
 
-    def _statements(self) -> Iterator[sql.Composed]:
+    def _statements(self, targets: Targets) -> Iterator[sql.Composed]:
         login = sql.Identifier(self._connection.login)
-        wanted = desired_privileges(self._connection, self._database)
+        wanted = self._wanted(targets)
         yield from self._role(self._connection.login, "LOGIN CREATEROLE")
         for role in sorted(wanted):
             yield from self._role(role, "NOLOGIN NOCREATEROLE")
+            if unexpected_by(self._session, role):
+                yield sql.SQL("DROP OWNED BY {}").format(sql.Identifier(role))
             for member_of in self._memberships(role):
                 yield sql.SQL("REVOKE {} FROM {}").format(sql.Identifier(member_of.split()[0]), sql.Identifier(role))
             yield sql.SQL("GRANT {} TO {} WITH ADMIN TRUE, INHERIT FALSE, SET FALSE").format(
                 sql.Identifier(role), login
             )
         yield sql.SQL("GRANT pg_signal_backend TO {} WITH ADMIN FALSE, INHERIT TRUE, SET FALSE").format(login)
-        for extra in sorted(self._memberships(self._connection.login) - self._wanted_memberships()):
+        for extra in sorted(self._login_memberships() - self._wanted_memberships()):
             if extra.split()[0] not in {*wanted, "pg_signal_backend"}:
                 yield sql.SQL("REVOKE {} FROM {}").format(sql.Identifier(extra.split()[0]), login)
-        yield from self._functions(login)
+        yield from self._own_objects(login)
         for role, privileges in sorted(wanted.items()):
-            held = self._privileges(role)
+            held = held_by(self._session, role)
             for privilege in sorted(held - privileges):
                 yield sql.SQL("REVOKE {} FROM {}").format(privilege.clause(), sql.Identifier(role))
             for privilege in sorted(privileges - held):
                 yield sql.SQL("GRANT {} TO {}").format(privilege.clause(), sql.Identifier(role))
+        yield from self._row_limits(targets).statements()
+        for role in self._superfluous() if self._prune else []:
+            yield sql.SQL("DROP OWNED BY {}").format(sql.Identifier(role))
+            yield sql.SQL("DROP ROLE {}").format(sql.Identifier(role))
+
+    def _superfluous(self) -> list[str]:
+        """Scope roles that no grant needs and that only this database knows of."""
+        rows = self._session.execute(
+            "SELECT rolname FROM pg_roles r WHERE starts_with(rolname, %s) AND NOT rolname = ANY(%s) AND NOT EXISTS"
+            " (SELECT FROM pg_shdepend d WHERE d.refclassid = 'pg_authid'::regclass AND d.refobjid = r.oid"
+            " AND d.dbid NOT IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))) ORDER BY 1",
+            [SCOPE_ROLE_PREFIX, sorted(self._scopes)],
+        )
+        return [str(row[0]) for row in rows]
 
     def _role(self, role: str, attributes: str) -> Iterator[sql.Composed]:
         name = sql.Identifier(role)
@@ -161,20 +201,32 @@ class DatabaseSide:
             name, sql.SQL(attributes)
         )
 
-    def _functions(self, login: sql.Identifier) -> Iterator[sql.Composed]:
+    def _own_objects(self, login: sql.Identifier) -> Iterator[sql.Composed]:
         yield sql.Composed([sql.SQL("CREATE SCHEMA IF NOT EXISTS orchestrator")])
-        yield sql.SQL("GRANT USAGE ON SCHEMA orchestrator TO {}").format(login)
+        yield sql.SQL("GRANT USAGE, CREATE ON SCHEMA orchestrator TO {}").format(login)
+        yield sql.Composed([sql.SQL(BINDING_TABLE)])
+        for row in self._session.execute(_BINDING_GRANTEES).fetchall():
+            grantee = sql.SQL("PUBLIC") if row[0] is None else sql.Identifier(str(row[0]))
+            yield sql.SQL("REVOKE ALL ON TABLE orchestrator.binding FROM {}").format(grantee)
+        yield sql.SQL("ALTER TABLE orchestrator.binding OWNER TO {}").format(login)
         for signature, text in FUNCTIONS.items():
             function = sql.SQL(f"orchestrator.{signature}")
             yield sql.Composed([sql.SQL(text)])
             yield sql.SQL("REVOKE ALL ON FUNCTION {} FROM PUBLIC").format(function)
-            yield sql.SQL("GRANT CREATE ON SCHEMA orchestrator TO {}").format(login)
             yield sql.SQL("ALTER FUNCTION {} OWNER TO {}").format(function, login)
-            yield sql.SQL("REVOKE CREATE ON SCHEMA orchestrator FROM {}").format(login)
+        yield sql.SQL("REVOKE CREATE ON SCHEMA orchestrator FROM {}").format(login)
 
     def _wanted_memberships(self) -> set[str]:
-        roles = [*self._connection.scopes, SWEEPER]
+        roles = [*self._scopes, *DUTY_ROLES.values()]
         return {"pg_signal_backend (INHERIT)", *(f"{role} (ADMIN)" for role in roles)}
+
+    def _login_memberships(self) -> set[str]:
+        """Those of Vault's login, without scope roles that other databases or earlier workflows brought."""
+        return {
+            held
+            for held in self._memberships(self._connection.login)
+            if not held.startswith(SCOPE_ROLE_PREFIX) or held.split()[0] in self._scopes
+        }
 
     def _attributes(self, role: str) -> str | None:
         row = self._one(
@@ -199,9 +251,14 @@ class DatabaseSide:
             )
         }
 
-    def _privileges(self, role: str) -> set[Privilege]:
-        rows = self._session.execute(_PRIVILEGES, {"role": role}).fetchall()
-        return {Privilege(*map(str, row)) for row in rows}
+    def _binding_table(self) -> str | None:
+        owner = self._one(
+            "SELECT tableowner FROM pg_tables WHERE schemaname = 'orchestrator' AND tablename = 'binding'"
+        )
+        if owner is None:
+            return None
+        others = [str(row[0] or "PUBLIC") for row in self._session.execute(_BINDING_GRANTEES)]
+        return f"private to {owner}" + "".join(f"\nopen to {other}" for other in others if other != owner)
 
     def _function(self, signature: str) -> str | None:
         body = self._one(
@@ -219,30 +276,15 @@ class DatabaseSide:
         return None if row is None else row[0]
 
 
-_PRIVILEGES = """
-SELECT a.privilege_type, 'TABLE', n.nspname, c.relname, '' FROM pg_class c
-       JOIN pg_namespace n ON n.oid = c.relnamespace, aclexplode(c.relacl) a
-       WHERE a.grantee = to_regrole(quote_ident(%(role)s))
-UNION SELECT a.privilege_type, 'TABLE', n.nspname, c.relname, t.attname FROM pg_attribute t
-       JOIN pg_class c ON c.oid = t.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace,
-       aclexplode(t.attacl) a WHERE a.grantee = to_regrole(quote_ident(%(role)s))
-UNION SELECT a.privilege_type, 'SCHEMA', '', n.nspname, '' FROM pg_namespace n, aclexplode(n.nspacl) a
-       WHERE a.grantee = to_regrole(quote_ident(%(role)s))
-UNION SELECT a.privilege_type, 'DATABASE', '', d.datname, '' FROM pg_database d, aclexplode(d.datacl) a
-       WHERE a.grantee = to_regrole(quote_ident(%(role)s)) AND d.datname = current_database()
-UNION SELECT a.privilege_type, 'FUNCTION', '', n.nspname || '.' || p.proname || '('
-       || pg_get_function_identity_arguments(p.oid) || ')', ''
-       FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace, aclexplode(p.proacl) a
-       WHERE a.grantee = to_regrole(quote_ident(%(role)s)) AND n.nspname <> 'orchestrator'
-UNION SELECT a.privilege_type, 'FUNCTION', '', 'orchestrator.' || p.proname || '('
-       || coalesce((SELECT string_agg(format_type(t, NULL), ', ') FROM unnest(p.proargtypes) t), '') || ')', ''
-       FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace, aclexplode(p.proacl) a
-       WHERE a.grantee = to_regrole(quote_ident(%(role)s)) AND n.nspname = 'orchestrator'
+_BINDING_GRANTEES = """
+SELECT DISTINCT r.rolname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace, aclexplode(c.relacl) a
+LEFT JOIN pg_roles r ON r.oid = a.grantee
+WHERE n.nspname = 'orchestrator' AND c.relname = 'binding' AND a.grantee <> c.relowner
 """
 
 
-def _lines(items: set[Privilege] | set[str]) -> str:
-    return "\n".join(sorted(map(str, items)))
+def _lines(items: Any) -> str:
+    return "\n".join(sorted(items))
 
 
 def _body(text: str) -> str:

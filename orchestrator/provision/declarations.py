@@ -36,29 +36,11 @@ class Runtime(_Model):
     secret_id_ttl: Duration = 86400
 
 
-class TablePrivileges(_Model):
-    """Privileges on one table or view, written `schema.name`; on some of its columns only where they are named."""
-
-    privileges: Annotated[list[Literal["select", "insert", "update", "delete"]], Field(min_length=1)]
-    table: Annotated[str, Field(pattern=r"^[^.]+\.[^.]+$")]
-    columns: list[Identifier] | None = None
-
-
-class DatabaseRole(_Model):
-    """A Vault database role: short-lived logins that are members of one scope role."""
-
-    scope: Identifier
-    default_ttl: Duration = 300
-    max_ttl: Duration = 900
-    max_connections: Annotated[int, Field(ge=1, le=100)] = 2
-
-
 class Connection(_Model):
-    """A database: Vault's login in it, the scope roles, and the Vault roles that lead to them."""
+    """A database: Vault's login in it, and Vault roles that an admin maintains by hand for it."""
 
     login: Identifier = "orchestrator_vault"
-    scopes: dict[Identifier, list[TablePrivileges]] = Field(default_factory=dict)
-    roles: dict[Annotated[str, Field(pattern=r"^[\w-]{1,128}$")], DatabaseRole] = Field(default_factory=dict)
+    other_roles: list[Annotated[str, Field(pattern=r"^[\w-]{1,128}$")]] = Field(default_factory=list)
 
 
 class Declarations(_Model):
@@ -88,10 +70,4 @@ def load_declarations(folder: Path) -> tuple[Declarations, str]:
     except ValidationError as error:
         found = "\n".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
         raise UsageError(f"{file} is not valid:\n{found}") from error
-    for name, connection in declarations.connections.items():
-        for role, declared in connection.roles.items():
-            if declared.scope not in connection.scopes:
-                raise UsageError(
-                    f"{file}: role `{role}` of `{name}` names the scope `{declared.scope}`, which is not there"
-                )
     return declarations, policy

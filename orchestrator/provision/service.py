@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.errors import ProvisionError, UsageError
+from orchestrator.grants.compiled import CompiledGrant
+from orchestrator.grants.models import DatabaseGrant
+from orchestrator.grants.scope import compiled
 from orchestrator.provision.change import Change
 from orchestrator.provision.database_side import DatabaseSide
 from orchestrator.provision.declarations import Declarations, load_declarations
@@ -35,35 +38,33 @@ class Provisioning:
         admin: VaultAdmin,
         databases: Mapping[str, DatabaseSide],
         objects: Sequence[VaultObject],
-        policies: Mapping[str, str],
         *,
         prune: bool,
     ) -> None:
         self._admin = admin
         self._databases = databases
         self._objects = objects
-        self._policies = policies
         self._prune = prune
 
     def plan(self) -> list[Change]:
         """Every difference between what is declared and what is installed; changes nothing."""
         changes = [change for database in self._databases.values() for change in database.changes()]
         changes += [change for wanted in self._objects if (change := change_of(self._admin, wanted)) is not None]
-        return changes + (undeclared(self._admin, self._policies) if self._prune else [])
+        return changes + (undeclared(self._admin, self._objects) if self._prune else [])
 
     def apply(self, changes: Sequence[Change], progress: Callable[[str], None] = lambda done: None) -> None:
         """Install what `plan` found. Databases first, each in one transaction; safe to interrupt and do again."""
-        pending = {change.resource for change in changes}
+        pending = {change.resource: change for change in changes}
         for name, database in self._databases.items():
             if any(resource.startswith(f"database {name} ") for resource in pending):
                 database.apply()
                 progress(f"database {name}")
         for wanted in self._objects:
-            if f"vault {wanted.path}" in pending:
-                write_object(self._admin, wanted, self._login_password(wanted))
+            if change := pending.get(f"vault {wanted.path}"):
+                write_object(self._admin, wanted, self._login_password(wanted) if change.kind == "create" else None)
                 progress(wanted.path)
         for change in changes:
-            if change.kind == "delete":
+            if change.kind == "delete" and change.resource.startswith("vault "):
                 self._admin.delete(change.resource.removeprefix("vault "))
                 progress(change.resource)
 
@@ -80,7 +81,7 @@ def open_provisioning(
     vault: VaultConfig,
     databases: Mapping[str, Secret],
     *,
-    workflows: Path,
+    workflows: Sequence[Workflow],
     declarations: Path,
     prune: bool = False,
     endpoints: Mapping[str, str] | None = None,
@@ -90,17 +91,40 @@ def open_provisioning(
     Raises UsageError for what is declared wrongly, ProvisionError for what cannot be reached.
     """
     declared, runtime_policy = load_declarations(declarations)
-    policies = step_policies(load_workflows(workflows), list(declared.connections))
-    objects = desired_objects(declared, runtime_policy, policies, endpoints or {})
+    grants = compiled_grants(workflows, set(declared.connections))
+    policies = step_policies(workflows, list(declared.connections))
+    objects = desired_objects(declared, runtime_policy, policies, grants, endpoints or {})
     with ExitStack() as stack:
         admin = VaultAdmin(vault, admin_token(vault))
         stack.callback(admin.close)
-        sides = _database_sides(declared, databases, stack)
-        yield Provisioning(admin, sides, objects, policies, prune=prune)
+        sides = _database_sides(declared, databases, grants, stack, prune=prune)
+        yield Provisioning(admin, sides, objects, prune=prune)
+
+
+def compiled_grants(workflows: Sequence[Workflow], connections: Container[str]) -> list[CompiledGrant]:
+    """The distinct compiled grants of all steps, by name. Raises UsageError for a connection that is not declared."""
+    found: dict[str, CompiledGrant] = {}
+    for workflow in workflows:
+        for step_id, step in workflow.steps.items():
+            for name, grant in step.grants.items():
+                if isinstance(grant, DatabaseGrant) and (made := compiled(grant, step_timeout=step.timeout)):
+                    if grant.connection not in connections:
+                        raise UsageError(
+                            f"grant `{name}` of step `{step_id}` in `{workflow.name}` names the connection "
+                            f"`{grant.connection}`, which is not declared",
+                            hint="add it to `connections` in declarations.yaml",
+                        )
+                    found[made.vault_role] = made
+    return [found[name] for name in sorted(found)]
 
 
 def _database_sides(
-    declared: Declarations, databases: Mapping[str, Secret], stack: ExitStack
+    declared: Declarations,
+    databases: Mapping[str, Secret],
+    grants: Sequence[CompiledGrant],
+    stack: ExitStack,
+    *,
+    prune: bool,
 ) -> dict[str, DatabaseSide]:
     sides: dict[str, DatabaseSide] = {}
     for name, connection in declared.connections.items():
@@ -109,7 +133,8 @@ def _database_sides(
                 f"no administrator's login is known for the database `{name}`",
                 hint=f"set ORCHESTRATOR_PROVISION_DATABASES__{name.upper()} to a DSN",
             )
-        sides[name] = DatabaseSide(name, connection, databases[name])
+        own = [grant for grant in grants if grant.connection == name]
+        sides[name] = DatabaseSide(name, connection, databases[name], own, prune=prune)
         stack.callback(sides[name].close)
     return sides
 

@@ -1,17 +1,52 @@
-"""The SQL that provisioning installs: functions of the schema `orchestrator`, and the statements of Vault's roles."""
+"""The SQL that provisioning installs: objects of the schema `orchestrator`, and the statements of Vault's roles."""
 
 from __future__ import annotations
 
 from psycopg import sql
 
+from orchestrator.grants.compiled import CompiledGrant
+from orchestrator.grants.policy_names import BrokerDuty
+
 PREFIX = "orc_"
 """Begins the name of every ephemeral login: `orc_<step key>_<8 characters>`."""
 
 USERNAME_TEMPLATE = '{{ printf "orc_%s_%s" (.DisplayName | replace "token-" "") (random 8) | truncate 63 }}'
-SWEEPER = "orchestrator_sweeper"
-"""The NOLOGIN role whose members may sweep."""
+
+DUTY_ROLES: dict[BrokerDuty, str] = {"sweep": "orchestrator_sweeper", "bind": "orchestrator_binder"}
+"""The NOLOGIN role of each duty of the broker."""
+
+DUTY_FUNCTIONS: dict[BrokerDuty, tuple[str, ...]] = {
+    "sweep": ("ephemeral_roles(text)", "sweep(text)"),
+    "bind": ("bind(name, integer, text)",),
+}
+"""What the role of each duty may call."""
+
+BOUND = "bound(integer)"
+"""What a scope role with row limits may call: it tells a session its own values and nothing else."""
+
+BINDING_TABLE = """\
+CREATE TABLE IF NOT EXISTS orchestrator.binding (
+    login name NOT NULL, number integer NOT NULL, value text NOT NULL, PRIMARY KEY (login, number)
+)"""
+"""The values of row limits, by login. Nobody but Vault's own login, which owns it, may read or write it."""
 
 FUNCTIONS: dict[str, str] = {
+    "bind(name, integer, text)": """\
+CREATE OR REPLACE FUNCTION orchestrator.bind(login name, number integer, value text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
+BEGIN
+    IF login::text !~ '^orc_[a-z][a-z0-9-]{1,40}_[A-Za-z0-9]{8}$'
+       OR NOT EXISTS (SELECT FROM pg_roles WHERE rolname = login) THEN
+        RAISE EXCEPTION '% is not an ephemeral login of the orchestrator', login;
+    END IF;
+    INSERT INTO orchestrator.binding VALUES (login, number, value);
+END
+$body$""",
+    BOUND: """\
+CREATE OR REPLACE FUNCTION orchestrator.bound(wanted integer) RETURNS text
+LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
+    SELECT value FROM orchestrator.binding WHERE login = session_user AND number = wanted
+$body$""",
     "revoke(name)": """\
 CREATE OR REPLACE FUNCTION orchestrator.revoke(login name) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
@@ -21,6 +56,7 @@ BEGIN
     IF login::text !~ '^orc_[a-z][a-z0-9-]{1,40}_[A-Za-z0-9]{8}$' THEN
         RAISE EXCEPTION '% is not an ephemeral login of the orchestrator', login;
     END IF;
+    DELETE FROM orchestrator.binding WHERE binding.login = revoke.login;
     SELECT oid INTO login_oid FROM pg_roles WHERE rolname = login;
     IF login_oid IS NULL THEN
         RETURN;
@@ -63,18 +99,26 @@ $body$""",
 }
 """By signature. They belong to Vault's own login, which made the ephemeral roles and so may drop them."""
 
-SWEEP_FUNCTIONS = ("ephemeral_roles(text)", "sweep(text)")
-"""What the sweeper may call."""
-
 REVOCATION = ["SELECT orchestrator.revoke('{{name}}')"]
 RENEWAL = ["""ALTER ROLE "{{name}}" VALID UNTIL '{{expiration}}'"""]
 ROLLBACK = ['DROP ROLE IF EXISTS "{{name}}"']
 
 
-def creation(scope: str, max_connections: int) -> list[str]:
+def creation(scope_role: str, max_connections: int) -> list[str]:
     """A login that inherits one scope role and can neither become it nor pass it on (PostgreSQL 16 and newer)."""
+    scope = sql.Identifier(scope_role).as_string(None)
     return [
         "CREATE ROLE \"{{name}}\" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}' "
         f"CONNECTION LIMIT {max_connections}",
-        f'GRANT {sql.Identifier(scope).as_string(None)} TO "{{{{name}}}}" WITH ADMIN FALSE, INHERIT TRUE, SET FALSE',
+        f'GRANT {scope} TO "{{{{name}}}}" WITH ADMIN FALSE, INHERIT TRUE, SET FALSE',
     ]
+
+
+def creation_of(grant: CompiledGrant) -> list[str]:
+    """The same with the defaults of the grant's sessions, which are not limits: a session may set them itself."""
+    statements = creation(grant.scope_role, grant.max_connections)
+    if grant.statement_timeout is not None:
+        statements.append(f"""ALTER ROLE "{{{{name}}}}" SET statement_timeout = '{grant.statement_timeout}s'""")
+    if grant.read_only:
+        statements.append("""ALTER ROLE "{{name}}" SET default_transaction_read_only = on""")
+    return statements

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from orchestrator.errors import UsageError
-from orchestrator.grants.policy_names import step_policy_name, sweep_policy_name, sweep_role_name
+from orchestrator.grants.policy_names import BROKER_DUTIES, duty_policy_name, duty_role_name, step_policy_name
 from orchestrator.grants.scope import Scope, normalise
 from orchestrator.workflow.models import Workflow
 
@@ -41,7 +41,7 @@ def step_policy(scopes: Sequence[Scope]) -> str:
 
 
 def step_policies(workflows: Sequence[Workflow], connections: Sequence[str]) -> dict[str, str]:
-    """The policies of all steps that have grants, and of the sweep of each connection, by name."""
+    """The policies of all steps that have grants, and of the broker's duties in each connection, by name."""
     policies = {
         step_policy_name(workflow.name, step_id): step_policy(
             [normalise(name, grant, step_timeout=step.timeout) for name, grant in step.grants.items()]
@@ -51,6 +51,7 @@ def step_policies(workflows: Sequence[Workflow], connections: Sequence[str]) -> 
         if step.grants
     }
     for connection in connections:
-        scope = Scope("sweep", "database", f"database/creds/{sweep_role_name(connection)}", 60)
-        policies[sweep_policy_name(connection)] = step_policy([scope])
+        for duty in BROKER_DUTIES:
+            role = Scope(duty, "database", f"database/creds/{duty_role_name(duty, connection)}", 60)
+            policies[duty_policy_name(duty, connection)] = step_policy([role])
     return policies

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.errors import ProvisionError
-from orchestrator.grants.policy_names import sweep_role_name
+from orchestrator.grants.compiled import VAULT_ROLE_PREFIX, CompiledGrant
+from orchestrator.grants.policy_names import BROKER_DUTIES, duty_role_name
 from orchestrator.provision.change import Change, difference
 from orchestrator.provision.declarations import Connection, Declarations
-from orchestrator.provision.statements import RENEWAL, REVOCATION, ROLLBACK, SWEEPER, USERNAME_TEMPLATE, creation
+from orchestrator.provision.statements import (
+    DUTY_ROLES,
+    RENEWAL,
+    REVOCATION,
+    ROLLBACK,
+    USERNAME_TEMPLATE,
+    creation,
+    creation_of,
+)
 from orchestrator.provision.step_policies import HEADER
 from orchestrator.secret import Secret
 from orchestrator.vault.config import VaultConfig
 from orchestrator.vault.faults import VaultRefused, VaultUnavailable
 from orchestrator.vault.transport import Transport
 
-_MANAGED_POLICIES = ("step/", "sweep/")
+_MANAGED_POLICIES = ("step/", *(f"{duty}/" for duty in BROKER_DUTIES))
+_DUTY_TTL = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +89,11 @@ class VaultAdmin:
 
 
 def desired_objects(
-    declarations: Declarations, runtime_policy: str, policies: Mapping[str, str], endpoints: Mapping[str, str]
+    declarations: Declarations,
+    runtime_policy: str,
+    policies: Mapping[str, str],
+    grants: Sequence[CompiledGrant],
+    endpoints: Mapping[str, str],
 ) -> list[VaultObject]:
     """Everything that is to be in Vault, in an order in which nothing is usable before what limits it is there."""
     runtime = declarations.runtime
@@ -95,12 +109,13 @@ def desired_objects(
     objects += [VaultObject(f"sys/policies/acl/{name}", {"policy": text}) for name, text in sorted(policies.items())]
     for name, connection in declarations.connections.items():
         objects += _connection_objects(name, connection, endpoints.get(name))
+    objects += [_compiled_role(grant) for grant in grants]
     objects.append(
         VaultObject(
             f"auth/token/roles/{declarations.token_role}",
             {
                 "allowed_policies": [],
-                "allowed_policies_glob": ["step/*", "sweep/*"],
+                "allowed_policies_glob": sorted(f"{folder}*" for folder in _MANAGED_POLICIES),
                 "token_no_default_policy": True,
                 "orphan": False,
                 "renewable": True,
@@ -129,12 +144,12 @@ def _connection_objects(name: str, connection: Connection, endpoint: str | None)
         raise ProvisionError(
             f"no endpoint is known for the connection `{name}`", hint=f"set ORCHESTRATOR_ENDPOINTS__{name.upper()}"
         )
-    sweep = sweep_role_name(name)
+    duties = {duty: duty_role_name(duty, name) for duty in BROKER_DUTIES}
     yield VaultObject(
         f"database/config/{name}",
         {
             "plugin_name": "postgresql-database-plugin",
-            "allowed_roles": sorted([*connection.roles, sweep]),
+            "allowed_roles": sorted([f"{VAULT_ROLE_PREFIX}{name}-*", *duties.values(), *connection.other_roles]),
             "connection_url": endpoint.replace("://", "://{{username}}:{{password}}@", 1),
             "username": connection.login,
             "username_template": USERNAME_TEMPLATE,
@@ -142,17 +157,20 @@ def _connection_objects(name: str, connection: Connection, endpoint: str | None)
         nested="connection_details",
         extra={"password_authentication": "scram-sha-256"},
     )
-    for role, declared in connection.roles.items():
-        yield _role(name, role, declared.scope, declared.max_connections, declared.default_ttl, declared.max_ttl)
-    yield _role(name, sweep, SWEEPER, 1, 60, 120)
+    for duty, role in duties.items():
+        yield _role("database", role, name, creation(DUTY_ROLES[duty], 1), _DUTY_TTL, 2 * _DUTY_TTL)
 
 
-def _role(connection: str, role: str, scope: str, max_connections: int, ttl: int, max_ttl: int) -> VaultObject:
+def _compiled_role(grant: CompiledGrant) -> VaultObject:
+    return _role(grant.mount, grant.vault_role, grant.connection, creation_of(grant), grant.ttl, grant.max_ttl)
+
+
+def _role(mount: str, role: str, connection: str, statements: list[str], ttl: int, max_ttl: int) -> VaultObject:
     return VaultObject(
-        f"database/roles/{role}",
+        f"{mount}/roles/{role}",
         {
             "db_name": connection,
-            "creation_statements": creation(scope, max_connections),
+            "creation_statements": statements,
             "revocation_statements": REVOCATION,
             "renew_statements": RENEWAL,
             "rollback_statements": ROLLBACK,
@@ -174,9 +192,17 @@ def change_of(admin: VaultAdmin, wanted: VaultObject) -> Change | None:
     return difference(f"vault {wanted.path}", _text({name: known.get(name) for name in wanted.payload}), after)
 
 
-def undeclared(admin: VaultAdmin, policies: Mapping[str, str]) -> list[Change]:
-    """Step policies of ours that no workflow needs any more."""
-    changes = []
+def undeclared(admin: VaultAdmin, objects: Sequence[VaultObject]) -> list[Change]:
+    """Policies and database roles of ours that no workflow needs any more."""
+    wanted = {each.path for each in objects}
+    policies = {path.removeprefix("sys/policies/acl/") for path in wanted if path.startswith("sys/policies/acl/")}
+    changes = [
+        Change("delete", f"vault {path}", _text(admin.read(path) or {}), "")
+        for mount in sorted({path.partition("/roles/")[0] for path in wanted if "/roles/orc" in path} | {"database"})
+        for name in admin.keys(f"{mount}/roles")
+        for path in [f"{mount}/roles/{name}"]
+        if name.startswith(VAULT_ROLE_PREFIX) and path not in wanted
+    ]
     for name in _policy_names(admin):
         path = f"sys/policies/acl/{name}"
         if name not in policies and name.startswith(_MANAGED_POLICIES):
@@ -195,8 +221,8 @@ def _policy_names(admin: VaultAdmin) -> list[str]:
     ]
 
 
-def write_object(admin: VaultAdmin, wanted: VaultObject, password: Secret | None) -> None:
-    """Install one object. A connection gets its login's password along, which Vault then replaces by one of its own."""
+def write_object(admin: VaultAdmin, wanted: VaultObject, password: Secret | None = None) -> None:
+    """Install one object. With its login's new password a connection gets it, and Vault then replaces it by its own."""
     payload = {**wanted.payload, **wanted.extra}
     if password is not None:
         payload["password"] = password.reveal()

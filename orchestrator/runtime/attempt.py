@@ -24,7 +24,7 @@ from orchestrator.grants.scope import Scope
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.events import AttemptFinished, AttemptStarted, Decided, Event, StepState
 from orchestrator.ledger.ids import new_step_key
-from orchestrator.planning.requests import policy_request, scopes_of
+from orchestrator.planning.requests import bind, policy_request, scopes_of
 from orchestrator.policy.types import Decision, PolicyRequest
 from orchestrator.redaction import redact_exception
 from orchestrator.runtime.decisions import state_after
@@ -70,14 +70,15 @@ class StepAttempt:
         try:
             action = services.action(self._step.action)
             params = self._parameters(action)
-            request = self._policy_request(action, params)
+            scopes = self._scopes()
+            request = self._policy_request(action, params, scopes)
             decision = await services.policy.decide(request)
         except OrchestratorError as error:
             return await self._end_early(error, started)
         decided = self._decided(decision, request)
         if not decision.allow:
             return await self._end_early(self._denied(decision), started, decided)
-        attempt = self._attempt(started.step_key, decision, deadline)
+        attempt = self._attempt(started.step_key, scopes, decision, deadline)
         leases = services.broker.open(attempt, prelude=(started, decided))
         return await self._act(leases, action, params, deadline)
 
@@ -162,7 +163,13 @@ class StepAttempt:
                 f"step `{self.step_id}`: parameters of {self._step.action} are not valid: {found}", kind="parameters"
             ) from None
 
-    def _policy_request(self, action: Action, params: Params) -> PolicyRequest:
+    def _scopes(self) -> tuple[Scope, ...]:
+        try:
+            return bind(scopes_of(self._step), self.progress.expression_context(self.services.endpoints))
+        except InvalidExpression as error:
+            raise StepFailed(f"step `{self.step_id}`: {error.message}", kind="parameters", hint=error.hint) from error
+
+    def _policy_request(self, action: Action, params: Params, scopes: tuple[Scope, ...]) -> PolicyRequest:
         request = self.progress.request
         return policy_request(
             request.loaded,
@@ -173,6 +180,7 @@ class StepAttempt:
             inputs=self.progress.public_inputs,
             context=self.progress.context,
             action_view=action.view(params),
+            scopes=scopes,
             time=self.services.clock.now(),
         )
 
@@ -194,7 +202,7 @@ class StepAttempt:
             hint="narrow what the step asks for, or ask the owner of the policy; see `orchestrator plan`",
         )
 
-    def _attempt(self, step_key: str, decision: Decision, deadline: float) -> Attempt:
+    def _attempt(self, step_key: str, scopes: tuple[Scope, ...], decision: Decision, deadline: float) -> Attempt:
         workflow, request = self.progress.request.loaded.workflow, self.progress.request
         return Attempt(
             run_id=request.run_id,
@@ -204,7 +212,7 @@ class StepAttempt:
             number=self.number,
             agent=workflow.agent,
             step_key=step_key,
-            scopes=tuple(_capped(scope, decision.obligations.max_ttl) for scope in scopes_of(self._step)),
+            scopes=tuple(_capped(scope, decision.obligations.max_ttl) for scope in scopes),
             policy=step_policy_name(workflow.name, self.step_id),
             deadline=deadline,
         )

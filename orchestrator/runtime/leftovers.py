@@ -108,10 +108,10 @@ async def _sweep(
     services: Services, fence: int, leases: Sequence[LeaseRecord], deadline: float
 ) -> dict[str, OrphansSwept]:
     swept: dict[str, OrphansSwept] = {}
-    sweeper = services.broker.sweeper
+    duties = services.broker.duties
     for lease in leases:
         connection = LeaseHandle.of(lease).connection
-        if sweeper is None or connection is None or connection in swept:
+        if duties is None or connection is None or connection in swept:
             continue
         attempt = Attempt(
             run_id=lease.run_id,
@@ -126,7 +126,7 @@ async def _sweep(
             deadline=deadline,
         )
         try:
-            roles = await sweeper.sweep(attempt, connection, deadline=deadline)
+            roles = await duties.sweep(attempt, connection, deadline=deadline)
         except OrchestratorError:
             continue
         swept[connection] = OrphansSwept(step_key=lease.step_key, connection=connection, roles=roles)

@@ -13,7 +13,7 @@ from orchestrator import extensions
 from orchestrator.actions.catalog import action
 from orchestrator.clock import Clock, SystemClock
 from orchestrator.credentials.broker import Broker
-from orchestrator.credentials.sweep import DatabaseSweeper
+from orchestrator.credentials.duties import DatabaseDuties
 from orchestrator.credentials.types import Issuer
 from orchestrator.errors import ExitCode
 from orchestrator.ledger.opening import open_ledger
@@ -65,7 +65,7 @@ async def open_services(
         yield Services(
             ledger=writer,
             reader=ledger,
-            broker=replace(broker, sweeper=DatabaseSweeper(broker, config.endpoints)),
+            broker=replace(broker, duties=DatabaseDuties(broker, config.endpoints)),
             policy=config.policy,
             redactor=redactor,
             action=action,

@@ -69,6 +69,9 @@ def _step(
         whole = _whole(source, path)
         for reference in _references(source, path, expression):
             _reference(source, path, reference, expression, inputs, steps, step_id, whole=whole)
+    for path, expression in _row_limits(source, step.get("grants"), (*base, "grants")):
+        for reference in _references(source, path, expression):
+            _reference(source, path, reference, expression, inputs, steps, step_id, whole=False)
     if isinstance(step.get("if"), str):
         _condition(source, step_id, step["if"], inputs, steps)
     _action(source, base, step, actions)
@@ -226,6 +229,13 @@ def _expressions(source: Source, value: Any, path: Path) -> Iterator[tuple[Path,
             yield from _expressions(source, item, (*path, index))
 
 
+def _row_limits(source: Source, grants: Any, path: Path) -> Iterator[tuple[Path, Expression]]:
+    for name, grant in _map(grants).items():
+        privileges = _map(grant).get("privileges")
+        for index, privilege in enumerate(privileges if isinstance(privileges, list) else []):
+            yield from _expressions(source, _map(privilege).get("where"), (*path, name, "privileges", index, "where"))
+
+
 def _references(source: Source, path: Path, expression: Expression) -> list[tuple[str, ...]]:
     try:
         return sorted(reference.path for reference in references(expression.cel))
@@ -242,10 +252,14 @@ def _whole(source: Source, path: Path) -> bool:
 
 
 def _misplaced(source: Source, value: Any, path: Path, *, allowed: bool) -> None:
-    """Expressions belong into `with`, `if` and `context` only."""
-    here = allowed or path[:1] == ("context",) or (len(path) > 2 and path[0] == "steps" and path[2] in ("with", "if"))
+    """Expressions belong into `with`, `if`, `context` and the row limits of grants only."""
+    in_step = path[2:] if path[:1] == ("steps",) else ()
+    here = allowed or path[:1] == ("context",) or in_step[:1] in (("with",), ("if",))
+    here = here or (in_step[:1] == ("grants",) and in_step[4:5] == ("where",))
     if isinstance(value, str) and "${{" in value and not here:
-        source.report(path, "an expression has no effect here", "expressions belong into `with`, `if` and `context`")
+        source.report(
+            path, "an expression has no effect here", "expressions belong into `with`, `if`, `context` and `where`"
+        )
     elif isinstance(value, dict):
         for key, item in value.items():
             _misplaced(source, item, (*path, key), allowed=here)

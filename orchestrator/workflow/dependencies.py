@@ -1,4 +1,4 @@
-"""What each step waits for: `needs`, and every step that its expressions refer to."""
+"""What each step waits for: `needs`, and every step that its expressions refer to, row limits included."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def raw_dependencies(steps: Mapping[str, Any]) -> dict[str, frozenset[str]]:
 
 
 def _cel_texts(step: Mapping[str, Any]) -> Iterator[str]:
-    for text in _texts(step.get("with")):
+    for text in (*_texts(step.get("with")), *_texts(step.get("grants"))):
         try:
             yield from (expression.cel for expression in parse_template(text).expressions)
         except InvalidExpression:

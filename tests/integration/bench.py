@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,24 +16,27 @@ import psycopg
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.clock import SystemClock
-from orchestrator.devstack.provisioned import Provisioned
+from orchestrator.devstack.provisioned import Provisioned, provision_stack
 from orchestrator.devstack.session import database_leases
 from orchestrator.devstack.stack import StackInfo
+from orchestrator.grants.compiled import CompiledGrant
+from orchestrator.grants.models import DatabaseGrant
 from orchestrator.grants.policy_names import step_policy_name
-from orchestrator.grants.scope import normalise
+from orchestrator.grants.scope import compiled, normalise
 from orchestrator.ledger.events import Event
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.types import LeaseFilter, LeaseRecord
 from orchestrator.policy.allow_all import AllowAllEngine
 from orchestrator.policy.types import PolicyEngine
+from orchestrator.provision.service import Provisioning, compiled_grants, load_workflows, open_provisioning
 from orchestrator.provision.step_policies import step_policy
 from orchestrator.redaction import Redactor
 from orchestrator.runtime.runner import Runner
 from orchestrator.runtime.service import RunnerConfig, open_services
 from orchestrator.runtime.types import RunOutcome, RunRequest
 from orchestrator.workflow.inputs import bind_inputs
-from orchestrator.workflow.loader import load_text
+from orchestrator.workflow.loader import load, load_text
 from orchestrator.workflow.models import Workflow
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +58,7 @@ class Bench:
     provisioned: Provisioned
     directory: Path
     events: list[Event]
+    declarations: Path
 
     @property
     def vault(self) -> hvac.Client:
@@ -71,11 +77,40 @@ class Bench:
         return replace(config, **changes)
 
     def install(self, workflow: Workflow) -> None:
-        """Give each step of a test's workflow its Vault policy, as provisioning would."""
+        """Provision a test's workflow; where its roles are maintained by hand its Vault policies are enough."""
+        if compiled_grants([workflow], {"support"}):
+            with self.provisioning([workflow]) as work:
+                work.apply(work.plan())
+            return
         for step_id, step in workflow.steps.items():
             scopes = [normalise(name, grant, step_timeout=step.timeout) for name, grant in step.grants.items()]
             if scopes:
                 self.vault.sys.create_or_update_policy(step_policy_name(workflow.name, step_id), step_policy(scopes))
+
+    @contextmanager
+    def provisioning(
+        self, workflows: Sequence[Workflow] | None = None, *, prune: bool = False
+    ) -> Iterator[Provisioning]:
+        """Provisioning of these workflows, or of the samples, as the admin."""
+        with open_provisioning(
+            self.provisioned.admin_config(),
+            {"support": self.info.support_dsn},
+            workflows=load_workflows(ROOT / "workflows") if workflows is None else workflows,
+            declarations=self.declarations,
+            endpoints=self.info.endpoints,
+            prune=prune,
+        ) as work:
+            yield work
+
+    def sample_grant(self, step: str) -> CompiledGrant:
+        """What provisioning installed for a step of the sample workflow."""
+        loaded = load(ROOT / "workflows" / "customer_feedback.yaml", actions=catalog)
+        declared = loaded.workflow.steps[step]
+        grant = declared.grants["db"]
+        assert isinstance(grant, DatabaseGrant)
+        made = compiled(grant, step_timeout=declared.timeout)
+        assert made is not None
+        return made
 
     def run(
         self,
@@ -135,11 +170,27 @@ class Bench:
             return list(reversed(ledger.leases(LeaseFilter(run=run_id))))
 
 
-def make_recognisable(info: StackInfo) -> None:
-    """Have Vault draw database passwords from four letters, so that one that escaped is found."""
-    vault = hvac.Client(info.vault_address, token=info.root_token.reveal())
+BY_HAND = ("feedback-read", "test-role")
+"""Vault roles that an admin maintains by hand in these tests."""
+
+
+def prepare(info: StackInfo, directory: Path) -> Bench:
+    """Provision a stack with the samples, and with a role `feedback-read` that an admin maintains by hand.
+
+    Vault draws database passwords from four letters, so that one that escaped is found.
+    """
+    declarations = directory / "declarations"
+    shutil.copytree(ROOT / "vault", declarations)
+    with (declarations / "declarations.yaml").open("a") as file:
+        file.write(f"    other_roles: [{', '.join(BY_HAND)}]\n")
+    provisioned = provision_stack(info, declarations=declarations, workflows=ROOT / "workflows")
+    bench = Bench(info, provisioned, directory, [], declarations)
+    vault = bench.vault
+    like = vault.read(f"database/roles/{bench.sample_grant('read').vault_role}")["data"]
+    vault.write_data("database/roles/feedback-read", data={**like, "default_ttl": 300, "max_ttl": 900})
     vault.write(
         "sys/policies/password/recognisable",
         policy=f'length = 24\nrule "charset" {{ charset = "{PASSWORD_LETTERS}" }}',
     )
     vault.write("database/config/support", password_policy="recognisable")
+    return bench

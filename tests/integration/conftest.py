@@ -10,27 +10,25 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from bench import ESCAPED, ROOT, Bench, make_recognisable
+from bench import ESCAPED, Bench, prepare
 
-from orchestrator.devstack.provisioned import Provisioned, provision_stack
 from orchestrator.devstack.stack import DevStack, StackInfo
 
 
 @pytest.fixture(scope="session")
-def provisioned_stack(stack: StackInfo) -> Provisioned:
+def prepared(stack: StackInfo, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     """The session's stack with the sample declarations and workflows installed."""
-    provisioned = provision_stack(stack, declarations=ROOT / "vault", workflows=ROOT / "workflows")
-    make_recognisable(stack)
-    return provisioned
+    return prepare(stack, tmp_path_factory.mktemp("prepared"))
 
 
 @pytest.fixture
-def bench(provisioned_stack: Provisioned, stack: StackInfo, tmp_path: Path) -> Iterator[Bench]:
+def bench(prepared: Bench, tmp_path: Path) -> Iterator[Bench]:
     """The session's stack for one test, which must leave no login, session or lease behind."""
-    bench = Bench(stack, provisioned_stack, tmp_path, [])
+    bench = replace(prepared, directory=tmp_path, events=[])
     bench.assert_nothing_left()
     yield bench
     bench.assert_nothing_left()
@@ -41,9 +39,7 @@ def own_bench(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[
     """A stack of the test's own, whose servers it may seal, stop or kill."""
     servers = DevStack(tmp_path / "stack", persistent=getattr(request, "param", "") == "persistent")
     with servers as info:
-        provisioned = provision_stack(info, declarations=ROOT / "vault", workflows=ROOT / "workflows")
-        make_recognisable(info)
-        yield servers, Bench(info, provisioned, tmp_path, [])
+        yield servers, prepare(info, tmp_path)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,21 +14,14 @@ import pytest
 from bench import ROOT, Bench
 
 from orchestrator.devstack.stack import DevStack
-from orchestrator.provision.service import Provisioning, open_provisioning
+from orchestrator.provision.service import Provisioning, load_workflows, open_provisioning
 
 Act = Callable[[Bench], Any]
 
 
 @contextmanager
 def provisioning(bench: Bench, *, prune: bool = False, workflows: Path = ROOT / "workflows") -> Iterator[Provisioning]:
-    with open_provisioning(
-        bench.provisioned.admin_config(),
-        {"support": bench.info.support_dsn},
-        workflows=workflows,
-        declarations=ROOT / "vault",
-        endpoints=bench.info.endpoints,
-        prune=prune,
-    ) as work:
+    with bench.provisioning(load_workflows(workflows), prune=prune) as work:
         yield work
 
 
@@ -42,6 +35,15 @@ def repair(bench: Bench, **how: Any) -> None:
         work.apply(work.plan())
 
 
+def scope(bench: Bench) -> str:
+    """The scope role of the sample's reading step."""
+    return bench.sample_grant("read").scope_role
+
+
+def vault_role(bench: Bench) -> str:
+    return bench.sample_grant("read").vault_role
+
+
 def test_what_was_applied_needs_nothing_more(bench: Bench) -> None:
     assert planned(bench) == []
 
@@ -49,33 +51,55 @@ def test_what_was_applied_needs_nothing_more(bench: Bench) -> None:
 DRIFT: list[tuple[str, Act, str]] = [
     (
         "a privilege granted by hand",
-        lambda b: b.sql("GRANT DELETE ON customer_feedback TO scope_feedback_read"),
-        "database support privileges of scope_feedback_read",
+        lambda b: b.sql(f"GRANT DELETE ON customer_feedback TO {scope(b)}"),
+        "database support privileges of SCOPE",
     ),
     (
         "a column privilege granted by hand",
-        lambda b: b.sql("GRANT UPDATE (comment) ON customer_feedback TO scope_feedback_read"),
-        "database support privileges of scope_feedback_read",
+        lambda b: b.sql(f"GRANT UPDATE (comment) ON customer_feedback TO {scope(b)}"),
+        "database support privileges of SCOPE",
     ),
     (
         "a privilege on another table",
-        lambda b: b.sql("GRANT SELECT ON payment_card TO scope_feedback_read"),
-        "database support privileges of scope_feedback_read",
+        lambda b: b.sql(f"GRANT SELECT ON payment_card TO {scope(b)}"),
+        "database support privileges of SCOPE",
     ),
     (
         "a privilege taken away",
-        lambda b: b.sql("REVOKE SELECT ON customer_feedback FROM scope_feedback_read"),
-        "database support privileges of scope_feedback_read",
+        lambda b: b.sql(f"REVOKE SELECT (comment) ON customer_feedback FROM {scope(b)}"),
+        "database support privileges of SCOPE",
     ),
     (
         "a membership given to a scope role",
-        lambda b: b.sql("GRANT pg_read_all_data TO scope_feedback_read"),
-        "database support memberships of scope_feedback_read",
+        lambda b: b.sql(f"GRANT pg_read_all_data TO {scope(b)}"),
+        "database support memberships of SCOPE",
     ),
     (
         "a scope role that may log in",
-        lambda b: b.sql("ALTER ROLE scope_feedback_read LOGIN"),
-        "database support role scope_feedback_read",
+        lambda b: b.sql(f"ALTER ROLE {scope(b)} LOGIN"),
+        "database support role SCOPE",
+    ),
+    (
+        "a privilege that may be passed on",
+        lambda b: b.sql(f"GRANT SELECT (comment) ON customer_feedback TO {scope(b)} WITH GRANT OPTION"),
+        "database support privileges of SCOPE",
+    ),
+    (
+        "default privileges for tables to come",
+        lambda b: b.sql(f"ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO {scope(b)}"),
+        "database support privileges of SCOPE",
+    ),
+    (
+        "a large object",
+        lambda b: b.sql(
+            f"DO $$ BEGIN PERFORM lo_create(4711); EXECUTE 'GRANT SELECT ON LARGE OBJECT 4711 TO {scope(b)}'; END $$"
+        ),
+        "database support privileges of SCOPE",
+    ),
+    (
+        "the values of row limits opened",
+        lambda b: b.sql(f"GRANT SELECT ON orchestrator.binding TO {scope(b)}"),
+        "database support table orchestrator.binding",
     ),
     (
         "a superuser of Vault's login",
@@ -97,13 +121,13 @@ DRIFT: list[tuple[str, Act, str]] = [
     ),
     (
         "a role edited in Vault",
-        lambda b: b.vault.write_data("database/roles/feedback-read", data={"max_ttl": 99999}),
-        "vault database/roles/feedback-read",
+        lambda b: b.vault.write_data(f"database/roles/{vault_role(b)}", data={"max_ttl": 99999}),
+        "vault database/roles/ROLE",
     ),
     (
         "statements edited in Vault",
-        lambda b: b.vault.write_data("database/roles/feedback-read", data={"revocation_statements": ["SELECT 1"]}),
-        "vault database/roles/feedback-read",
+        lambda b: b.vault.write_data(f"database/roles/{vault_role(b)}", data={"revocation_statements": ["SELECT 1"]}),
+        "vault database/roles/ROLE",
     ),
     (
         "a step's policy widened",
@@ -140,7 +164,8 @@ DRIFT: list[tuple[str, Act, str]] = [
 def test_drift_is_found_and_repaired(bench: Bench, act: Act, resource: str) -> None:
     act(bench)
     try:
-        assert resource in planned(bench)
+        where = resource.replace("SCOPE", scope(bench)).replace("ROLE", vault_role(bench))
+        assert where in planned(bench)
     finally:
         repair(bench)
     assert planned(bench) == []
@@ -180,7 +205,7 @@ def test_an_interrupted_apply_converges_when_it_is_done_again(tmp_path: Path) ->
             with open_provisioning(
                 config,
                 {"support": info.support_dsn},
-                workflows=ROOT / "workflows",
+                workflows=load_workflows(ROOT / "workflows"),
                 declarations=ROOT / "vault",
                 endpoints=info.endpoints,
             ) as work:
@@ -210,6 +235,7 @@ def test_an_interrupted_apply_converges_when_it_is_done_again(tmp_path: Path) ->
         ("post", "database/roles/feedback-read"),
         ("get", "database/creds/feedback-read"),
         ("get", "database/creds/orchestrator-sweep-support"),
+        ("get", "database/creds/orchestrator-bind-support"),
         ("get", "secret/data/slack/support-bot"),
         ("post", "transit/keys/orchestrator-token/config"),
         ("post", "transit/sign/orchestrator-token"),

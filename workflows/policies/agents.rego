@@ -5,7 +5,7 @@
 #   origins    where its HTTP requests may go; a port of `*` is any port
 #   channels   where it may post
 #   programs, callables   what `exec` and `python` may start
-#   databases  the Vault database roles it may log in with, by connection
+#   databases  what its logins may do, by connection and table: the columns of each verb
 #   tokens     the OAuth scopes it may ask for, by audience
 #   secrets    the keys it may read, by secret
 #   dynamic    other Vault paths that answer with a lease
@@ -20,7 +20,10 @@ agents := {"feedback-assistant": {
 	"channels": {"#support"},
 	"programs": set(),
 	"callables": set(),
-	"databases": {"support": {"feedback-read", "translation-write"}},
+	"databases": {"support": {
+		"public.customer_feedback": {"select": {"comment", "created_at", "id", "kind"}},
+		"public.feedback_translation": {"insert": {"feedback_id", "language", "run_id", "translation"}},
+	}},
 	"tokens": {"translation-api": {"translate"}},
 	"secrets": {"slack/support-bot": {"token"}},
 	"dynamic": set(),

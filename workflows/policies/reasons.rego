@@ -74,8 +74,27 @@ denials contains sprintf("agent `%s` may not have %s (grant `%s`)", [input.agent
 
 what(grant) := text if {
 	grant.kind == "database"
+	grant.privileges
+	text := sprintf("%s in the database `%s`", [concat("; ", wishes(grant)), grant.connection])
+}
+
+what(grant) := text if {
+	grant.kind == "database"
+	not grant.privileges
 	text := sprintf("the database role `%s` of `%s` from %s", [grant.role, grant.connection, grant.resource])
 }
+
+wishes(grant) := [wish |
+	some privilege in grant.privileges
+	not privilege_permitted(grant.connection, privilege)
+	wish := sprintf("%s%s on %s", [privilege.verb, columns_of(privilege), privilege.object])
+]
+
+columns_of(privilege) := sprintf(" (%s)", [concat(", ", privilege.columns)]) if is_array(privilege.columns)
+
+columns_of(privilege) := " (all)" if privilege.columns == "all"
+
+columns_of(privilege) := "" if not privilege.columns
 
 what(grant) := text if {
 	grant.kind == "token"

@@ -1,0 +1,98 @@
+"""What the broker itself does in a target database, each duty with a short-lived login of its own.
+
+*Sweep*: Vault can create a login role and lose the lease (its own request was cancelled, it was
+sealed, it crashed in between): no Vault call can remove such a role. Its name carries the step key,
+and the functions `orchestrator.sweep` and `orchestrator.ephemeral_roles` drop and list exactly the
+roles of one step key.
+
+*Bind*: the values of a step's row limits are told to the database by `orchestrator.bind`, once for a
+login, before the step has it. Until then the login sees no row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from orchestrator.credentials.broker import Broker
+from orchestrator.credentials.types import Attempt
+from orchestrator.errors import Unreachable
+from orchestrator.grants.policy_names import BrokerDuty, duty_policy_name, duty_role_name
+from orchestrator.grants.scope import Scope
+from orchestrator.ledger.ids import new_step_key
+
+if TYPE_CHECKING:
+    import psycopg
+
+_DUTY_SECONDS = 30
+"""How long one duty may take; also the life of its login."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseDuties:
+    """Every login goes through the broker and the ledger like any other."""
+
+    broker: Broker
+    endpoints: Mapping[str, str]
+
+    async def sweep(self, attempt: Attempt, connection: str, *, deadline: float) -> tuple[str, ...]:
+        """Drop every login of the attempt's step key and return their names, sorted.
+
+        Raises Unreachable, GrantRefused or VaultUnreachable where it cannot be said that none is left.
+        """
+        step_key = attempt.step_key
+        async with self._session("sweep", attempt, connection, deadline) as session:
+            dropped = await (await session.execute("SELECT orchestrator.sweep(%s)", [step_key])).fetchall()
+            left = await (await session.execute("SELECT orchestrator.ephemeral_roles(%s)", [step_key])).fetchall()
+        if left:
+            raise Unreachable(f"logins of {step_key} are left in `{connection}`")
+        return tuple(sorted(row[0] for row in dropped))
+
+    async def bind(
+        self, attempt: Attempt, connection: str, login: str, values: Sequence[str], *, deadline: float
+    ) -> None:
+        """Set the row limits of a login, numbered from 1. Raises Unreachable, GrantRefused or VaultUnreachable."""
+        async with self._session("bind", attempt, connection, deadline) as session:
+            await session.cursor().executemany(
+                "SELECT orchestrator.bind(%s, %s, %s)",
+                [(login, number, value) for number, value in enumerate(values, 1)],
+            )
+
+    @asynccontextmanager
+    async def _session(
+        self, duty: BrokerDuty, attempt: Attempt, connection: str, deadline: float
+    ) -> AsyncIterator[psycopg.AsyncConnection]:
+        import psycopg
+
+        endpoint = self.endpoints.get(connection)
+        if endpoint is None:
+            raise Unreachable(f"no endpoint is configured for the connection `{connection}`")
+        role = duty_role_name(duty, connection)
+        scope = Scope(f"({duty})", "database", f"database/creds/{role}", _DUTY_SECONDS, connection, role)
+        own = replace(
+            attempt,
+            step_key=new_step_key(duty),
+            scopes=(scope,),
+            policy=duty_policy_name(duty, connection),
+            deadline=min(deadline, self.broker.clock.monotonic() + _DUTY_SECONDS - 1),
+        )
+        async with self.broker.open(own) as credentials:
+            login = credentials[scope.name].fields
+            try:
+                async with await psycopg.AsyncConnection.connect(
+                    endpoint,
+                    user=login["username"].reveal(),
+                    password=login["password"].reveal(),
+                    application_name=f"orchestrator {duty} {attempt.step_key}",
+                    connect_timeout=5,
+                    autocommit=True,
+                    options=f"-c statement_timeout={_DUTY_SECONDS}s",
+                ) as session:
+                    yield session
+            except psycopg.Error as error:
+                raise Unreachable(
+                    f"the orchestrator's own {duty} in `{connection}` failed: {type(error).__name__}",
+                    hint="is the database up, and is it provisioned? run `orchestrator provision check`",
+                ) from None

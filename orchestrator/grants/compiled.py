@@ -1,0 +1,60 @@
+"""From the privileges of a database grant to the names and limits of what provisioning installs for it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from orchestrator.grants.models import DatabaseGrant
+from orchestrator.grants.privileges import Privilege, digest, merge
+
+SCOPE_ROLE_PREFIX = "orchestrator_scope_"
+"""Begins the name of every NOLOGIN role that carries the privileges of a compiled grant."""
+
+VAULT_ROLE_PREFIX = "orc-"
+"""Begins the name of every compiled role of Vault's database engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledGrant:
+    """What one distinct grant needs in the database (`scope_role`) and in Vault (`vault_role`). TTLs in seconds.
+
+    Grants with the same privileges share the scope role, whatever their other limits are.
+    """
+
+    connection: str
+    mount: str
+    vault_role: str
+    scope_role: str
+    privileges: tuple[Privilege, ...]
+    ttl: int
+    max_ttl: int
+    max_connections: int
+    statement_timeout: int | None
+    read_only: bool
+
+
+def compile_grant(grant: DatabaseGrant, *, ttl: int, max_ttl: int) -> CompiledGrant | None:
+    """The compiled form, or None for a grant of a role that an admin maintains.
+
+    The same grant gives the same names, on every machine and in every release.
+    """
+    if not grant.privileges:
+        return None
+    privileges = merge(each.privilege() for each in grant.privileges)
+    scope = digest(privileges)
+    limits = [grant.connection, scope, ttl, max_ttl, grant.max_connections, grant.statement_timeout, grant.read_only]
+    name = hashlib.sha256(json.dumps(limits).encode()).hexdigest()[:16]
+    return CompiledGrant(
+        connection=grant.connection,
+        mount=grant.mount,
+        vault_role=f"{VAULT_ROLE_PREFIX}{grant.connection}-{name}",
+        scope_role=SCOPE_ROLE_PREFIX + scope,
+        privileges=privileges,
+        ttl=ttl,
+        max_ttl=max_ttl,
+        max_connections=grant.max_connections,
+        statement_timeout=grant.statement_timeout,
+        read_only=grant.read_only,
+    )

@@ -1,0 +1,203 @@
+"""Row limits as restrictive row security policies for scope roles, in a way that nobody else notices.
+
+A table with limited scopes gets row level security. Every scope role with a limit gets one
+restrictive policy for each verb, `column = value`: a constant, or what `orchestrator.bound(n)`
+answers for the session's own login. If row level security was off before, a permissive policy
+`orchestrator_everyone` lets everybody else see what they saw; where the owner has policies of its
+own there is none, and the limits come on top of them (PostgreSQL manual, 5.9, "Row Security Policies").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import psycopg
+from psycopg import sql
+
+from orchestrator.grants.compiled import SCOPE_ROLE_PREFIX, CompiledGrant
+from orchestrator.grants.privileges import Bound, Privilege, bound_limits
+
+EVERYONE = "orchestrator_everyone"
+_OURS = "orchestrator\\_%"
+
+Table = tuple[str, str]
+Types = Mapping[tuple[str, str, str], str]
+"""The type of each column with a limit, as the catalog writes it, by schema, table and column."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowPolicy:
+    """One restrictive policy. `condition` is SQL over the columns of the table."""
+
+    table: Table
+    scope_role: str
+    verb: str
+    condition: sql.Composed
+
+    @property
+    def name(self) -> str:
+        return f"orchestrator_{self.scope_role.removeprefix(SCOPE_ROLE_PREFIX)}_{self.verb}"
+
+    def create(self, table: sql.Composable) -> sql.Composed:
+        """CREATE POLICY on the table, or on another one with the same columns."""
+        using = sql.SQL(" USING ({})").format(self.condition) if self.verb != "insert" else sql.SQL("")
+        check = sql.SQL(" WITH CHECK ({})").format(self.condition) if self.verb in ("insert", "update") else sql.SQL("")
+        return sql.SQL("CREATE POLICY {} ON {} AS RESTRICTIVE FOR {} TO {}{}{}").format(
+            sql.Identifier(self.name), table, sql.SQL(self.verb.upper()), sql.Identifier(self.scope_role), using, check
+        )
+
+
+def row_policies(grant: CompiledGrant, types: Types) -> list[RowPolicy]:
+    """The policies that a grant needs."""
+    numbers = {
+        (privilege.key, limit.column): number
+        for number, (privilege, limit) in enumerate(bound_limits(grant.privileges), 1)
+    }
+
+    def condition(privilege: Privilege) -> sql.Composed:
+        parts = []
+        for limit in privilege.where:
+            value: sql.Composable
+            if isinstance(limit.value, Bound):
+                number = numbers[privilege.key, limit.column]
+                value = sql.SQL("(SELECT orchestrator.bound({}))").format(sql.Literal(number))
+            else:
+                constant = str(limit.value).lower() if isinstance(limit.value, bool) else str(limit.value)
+                value = sql.SQL("{}::text").format(sql.Literal(constant))
+            kind = sql.SQL(types[privilege.schema, privilege.name, limit.column])
+            parts.append(sql.SQL("{} = {}::{}").format(sql.Identifier(limit.column), value, kind))
+        return sql.SQL(" AND ").join(parts)
+
+    return [
+        RowPolicy((privilege.schema, privilege.name), grant.scope_role, privilege.verb, condition(privilege))
+        for privilege in grant.privileges
+        if privilege.where
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class TableSecurity:
+    """The row security of one table: our policies as the catalog writes them, by name."""
+
+    policies: Mapping[str, str]
+    switched_on: bool
+    everyone: str | None
+    foreign: int
+    """How many policies somebody else made."""
+
+    def text(self) -> str | None:
+        """For the diff; None where there is nothing of ours."""
+        lines = [*sorted(self.policies.values()), *([self.everyone] if self.everyone else [])]
+        return "\n".join(["row level security " + ("on" if self.switched_on else "off"), *lines]) if lines else None
+
+
+def target(now: TableSecurity, wanted: Mapping[str, str], *, prune: bool) -> TableSecurity:
+    """What a table should become. Policies of scopes that are not asked about stay, unless `prune`."""
+    policies = {**({} if prune else now.policies), **wanted}
+    ours = now.everyone is not None or not now.switched_on
+    switched_on = bool(policies) or (now.switched_on and (now.everyone is None or now.foreign > 0))
+    everyone = EVERYONE_TEXT if policies and ours and not now.foreign else None
+    return TableSecurity(policies, switched_on, everyone, now.foreign)
+
+
+class RowLimits:
+    """The row security of one database: what is wanted, what is there, and the way from one to the other."""
+
+    def __init__(self, session: psycopg.Connection, policies: Iterable[RowPolicy], *, prune: bool) -> None:
+        self._session = session
+        self._wanted: dict[Table, dict[str, RowPolicy]] = {}
+        for policy in policies:
+            self._wanted.setdefault(policy.table, {})[policy.name] = policy
+        self._prune = prune
+
+    def tables(self) -> dict[Table, tuple[TableSecurity, TableSecurity]]:
+        """What is there and what is wanted, for each table that either concerns."""
+        there = {(str(schema), str(name)) for schema, name in self._session.execute(_OUR_TABLES, {"like": _OURS})}
+        found = {}
+        for table in sorted(there | set(self._wanted)):
+            now = self._now(table)
+            found[table] = (now, target(now, self._expected(table), prune=self._prune))
+        return found
+
+    def statements(self) -> Iterator[sql.Composed]:
+        """What makes them equal, to be executed one after the other in one transaction."""
+        for table, (now, then) in self.tables().items():
+            if now == then:
+                continue
+            on = sql.Identifier(*table)
+            dropped = [name for name, text in now.policies.items() if then.policies.get(name) != text]
+            for name in [*sorted(dropped), *([EVERYONE] if now.everyone else [])]:
+                yield sql.SQL("DROP POLICY {} ON {}").format(sql.Identifier(name), on)
+            yield sql.SQL("ALTER TABLE {} {} ROW LEVEL SECURITY").format(
+                on, sql.SQL("ENABLE" if then.switched_on else "DISABLE")
+            )
+            if then.everyone:
+                yield sql.SQL(
+                    "CREATE POLICY {} ON {} AS PERMISSIVE FOR ALL TO PUBLIC USING (true) WITH CHECK (true)"
+                ).format(sql.Identifier(EVERYONE), on)
+            for name, text in sorted(then.policies.items()):
+                if now.policies.get(name) != text:
+                    yield self._wanted[table][name].create(on)
+
+    def _now(self, table: Table) -> TableSecurity:
+        policies: dict[str, str] = {}
+        foreign = 0
+        for name, text, ours in self._session.execute(_POLICIES, {"table": _regclass(table), "like": _OURS}):
+            if ours:
+                policies[str(name)] = str(text)
+            else:
+                foreign += 1
+        row = self._session.execute(
+            "SELECT relrowsecurity FROM pg_class WHERE oid = %s::regclass", [_regclass(table)]
+        ).fetchone()
+        everyone = policies.pop(EVERYONE, None)
+        return TableSecurity(policies, bool(row and row[0]), everyone, foreign)
+
+    def _expected(self, table: Table) -> dict[str, str]:
+        """How the catalog would write the wanted policies: asked of it, with a temporary table of the same columns."""
+        policies = self._wanted.get(table, {})
+        if not policies:
+            return {}
+        with self._session.transaction(force_rollback=True):
+            self._session.execute(
+                sql.SQL("CREATE TEMP TABLE orchestrator_probe (LIKE {})").format(sql.Identifier(*table))
+            )
+            self._prepare({policy.scope_role for policy in policies.values()})
+            probe = sql.Identifier("pg_temp", "orchestrator_probe")
+            for policy in policies.values():
+                self._session.execute(policy.create(probe))
+            found = self._session.execute(_POLICIES, {"table": "pg_temp.orchestrator_probe", "like": _OURS})
+            return {str(name): str(text) for name, text, _ in found}
+
+    def _prepare(self, roles: Iterable[str]) -> None:
+        """Before the first `apply` neither the scope roles nor the function are there; this is rolled back."""
+        for role in sorted(roles):
+            if not self._session.execute("SELECT FROM pg_roles WHERE rolname = %s", [role]).fetchone():
+                self._session.execute(sql.SQL("CREATE ROLE {}").format(sql.Identifier(role)))
+        row = self._session.execute("SELECT to_regprocedure('orchestrator.bound(integer)')").fetchone()
+        if row is None or row[0] is None:
+            self._session.execute("CREATE SCHEMA IF NOT EXISTS orchestrator")
+            self._session.execute(
+                "CREATE FUNCTION orchestrator.bound(integer) RETURNS text LANGUAGE sql AS 'SELECT NULL::text'"
+            )
+
+
+EVERYONE_TEXT = f"{EVERYONE} PERMISSIVE FOR * TO PUBLIC USING (true) WITH CHECK (true)"
+
+_POLICIES = """
+SELECT p.polname, concat_ws(' ', p.polname, CASE WHEN p.polpermissive THEN 'PERMISSIVE' ELSE 'RESTRICTIVE' END,
+       'FOR', p.polcmd, 'TO', (SELECT string_agg(CASE r WHEN 0 THEN 'PUBLIC' ELSE r::regrole::text END, ', '
+       ORDER BY r) FROM unnest(p.polroles) r), 'USING (' || pg_get_expr(p.polqual, p.polrelid) || ')',
+       'WITH CHECK (' || pg_get_expr(p.polwithcheck, p.polrelid) || ')'), p.polname::text LIKE %(like)s
+FROM pg_policy p WHERE p.polrelid = %(table)s::regclass
+"""
+
+_OUR_TABLES = """
+SELECT DISTINCT n.nspname, c.relname FROM pg_policy p JOIN pg_class c ON c.oid = p.polrelid
+JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.polname::text LIKE %(like)s
+"""
+
+
+def _regclass(table: Table) -> str:
+    return sql.Identifier(*table).as_string(None)
