@@ -85,6 +85,8 @@ class TableSecurity:
     everyone: str | None
     foreign: int
     """How many policies somebody else made."""
+    ours: bool
+    """Whether row level security was off before our first policy; a comment on our policies remembers it."""
 
     def text(self) -> str | None:
         """For the diff; None where there is nothing of ours."""
@@ -95,10 +97,10 @@ class TableSecurity:
 def target(now: TableSecurity, wanted: Mapping[str, str], *, prune: bool) -> TableSecurity:
     """What a table should become. Policies of scopes that are not asked about stay, unless `prune`."""
     policies = {**({} if prune else now.policies), **wanted}
-    ours = now.everyone is not None or not now.switched_on
-    switched_on = bool(policies) or (now.switched_on and (now.everyone is None or now.foreign > 0))
+    ours = now.ours or not (now.switched_on or now.policies)
+    switched_on = bool(policies) or (now.switched_on and (not ours or now.foreign > 0))
     everyone = EVERYONE_TEXT if policies and ours and not now.foreign else None
-    return TableSecurity(policies, switched_on, everyone, now.foreign)
+    return TableSecurity(policies, switched_on, everyone, now.foreign, ours and bool(policies))
 
 
 class RowLimits:
@@ -139,20 +141,26 @@ class RowLimits:
             for name, text in sorted(then.policies.items()):
                 if now.policies.get(name) != text:
                     yield self._wanted[table][name].create(on)
+                if then.ours:
+                    yield sql.SQL("COMMENT ON POLICY {} ON {} IS {}").format(
+                        sql.Identifier(name), on, sql.Literal(_SWITCHED_ON)
+                    )
 
     def _now(self, table: Table) -> TableSecurity:
         policies: dict[str, str] = {}
-        foreign = 0
-        for name, text, ours in self._session.execute(_POLICIES, {"table": _regclass(table), "like": _OURS}):
-            if ours:
+        foreign, marked = 0, False
+        rows = self._session.execute(_POLICIES, {"table": _regclass(table), "like": _OURS})
+        for name, text, is_ours, comment in rows:
+            if is_ours:
                 policies[str(name)] = str(text)
+                marked = marked or comment == _SWITCHED_ON
             else:
                 foreign += 1
         row = self._session.execute(
             "SELECT relrowsecurity FROM pg_class WHERE oid = %s::regclass", [_regclass(table)]
         ).fetchone()
         everyone = policies.pop(EVERYONE, None)
-        return TableSecurity(policies, bool(row and row[0]), everyone, foreign)
+        return TableSecurity(policies, bool(row and row[0]), everyone, foreign, marked)
 
     def _expected(self, table: Table) -> dict[str, str]:
         """How the catalog would write the wanted policies: asked of it, with a temporary table of the same columns."""
@@ -168,12 +176,12 @@ class RowLimits:
             for policy in policies.values():
                 self._session.execute(policy.create(probe))
             found = self._session.execute(_POLICIES, {"table": "pg_temp.orchestrator_probe", "like": _OURS})
-            return {str(name): str(text) for name, text, _ in found}
+            return {str(name): str(text) for name, text, *_ in found}
 
     def _prepare(self, roles: Iterable[str]) -> None:
         """Before the first `apply` neither the scope roles nor the function are there; this is rolled back."""
         for role in sorted(roles):
-            if not self._session.execute("SELECT FROM pg_roles WHERE rolname = %s", [role]).fetchone():
+            if not self._session.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [role]).fetchone():
                 self._session.execute(sql.SQL("CREATE ROLE {}").format(sql.Identifier(role)))
         row = self._session.execute("SELECT to_regprocedure('orchestrator.bound(integer)')").fetchone()
         if row is None or row[0] is None:
@@ -183,13 +191,16 @@ class RowLimits:
             )
 
 
+_SWITCHED_ON = "Row level security was off before the orchestrator limited rows of this table."
+
 EVERYONE_TEXT = f"{EVERYONE} PERMISSIVE FOR * TO PUBLIC USING (true) WITH CHECK (true)"
 
 _POLICIES = """
 SELECT p.polname, concat_ws(' ', p.polname, CASE WHEN p.polpermissive THEN 'PERMISSIVE' ELSE 'RESTRICTIVE' END,
        'FOR', p.polcmd, 'TO', (SELECT string_agg(CASE r WHEN 0 THEN 'PUBLIC' ELSE r::regrole::text END, ', '
        ORDER BY r) FROM unnest(p.polroles) r), 'USING (' || pg_get_expr(p.polqual, p.polrelid) || ')',
-       'WITH CHECK (' || pg_get_expr(p.polwithcheck, p.polrelid) || ')'), p.polname::text LIKE %(like)s
+       'WITH CHECK (' || pg_get_expr(p.polwithcheck, p.polrelid) || ')'), p.polname::text LIKE %(like)s,
+       obj_description(p.oid, 'pg_policy')
 FROM pg_policy p WHERE p.polrelid = %(table)s::regclass
 """
 

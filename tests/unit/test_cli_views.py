@@ -12,6 +12,7 @@ from rich.console import Console
 from orchestrator.cli.dry_run import decided
 from orchestrator.cli.plan_view import PlanView, StepView, plan_json, print_plan
 from orchestrator.cli.provision import show
+from orchestrator.grants.privileges import Privilege
 from orchestrator.grants.scope import Scope
 from orchestrator.policy.rego import RegoEngine
 from orchestrator.policy.types import Decision, PolicyRequest
@@ -148,7 +149,9 @@ async def test_a_dry_run_asks_the_policy_about_every_step() -> None:
         agent="feedback-assistant",
         action="postgres.query",
         action_view={"verbs": ["select"]},
-        grants=READ.scopes,
+        grants=(
+            replace(READ.scopes[0], privileges=(Privilege("select", "public", "customer_feedback", ("comment",)),)),
+        ),
     )
     later = replace(query, step="notify", action="slack.post_message", action_view={"partial": True}, grants=())
     worse = replace(query, step="clear", action_view={"verbs": ["delete"]})

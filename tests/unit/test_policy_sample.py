@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 
 from orchestrator.actions.catalog import action
+from orchestrator.grants.privileges import ALL_COLUMNS, Privilege
 from orchestrator.grants.scope import Scope
 from orchestrator.jsontypes import JsonObject
 from orchestrator.policy.rego import RegoEngine
 from orchestrator.policy.types import PolicyRequest
 
 ENGINE = RegoEngine.from_directory(Path(__file__).parents[2] / "workflows" / "policies")
-READ = Scope("db", "database", "database/creds/feedback-read", 120, connection="support", role="feedback-read")
+MESSAGES = Privilege("select", "public", "customer_feedback", ("comment", "id", "kind"))
+TRANSLATIONS = Privilege("insert", "public", "feedback_translation", ("feedback_id", "language", "translation"))
+READ = Scope("db", "database", "database/creds/orc-support-1", 120, connection="support", privileges=(MESSAGES,))
 TOKEN = Scope("api", "token", "transit/sign/orchestrator-token", 60, audience="translation-api", scopes=("translate",))
 BOT = Scope("bot", "secret", "secret/data/slack/support-bot", 60, keys=("token",))
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
@@ -43,7 +46,7 @@ NOTIFY = request("slack.post_message", {"channel": "#support"}, BOT)
 RECORD = request(
     "postgres.execute",
     {"verbs": ["insert"]},
-    replace(READ, role="translation-write", resource="database/creds/translation-write"),
+    replace(READ, privileges=(TRANSLATIONS,)),
 )
 
 
@@ -88,17 +91,33 @@ DENIED = {
         with_grant(READ, ttl=901),
         "grant `db` lives 901s, longer than the 900s that are allowed",
     ),
-    "another database role": (
-        with_grant(READ, role="admin", resource="database/creds/admin"),
+    "a database role that somebody maintains by hand": (
+        with_grant(READ, role="admin", resource="database/creds/admin", privileges=()),
         AGENT + "have the database role `admin` of `support` from database/creds/admin (grant `db`)",
     ),
     "another database": (
         with_grant(READ, connection="billing"),
-        AGENT + "have the database role `feedback-read` of `billing` from database/creds/feedback-read (grant `db`)",
+        AGENT + "have select (comment, id, kind) on public.customer_feedback in the database `billing` (grant `db`)",
     ),
-    "the same role of another mount": (
-        with_grant(READ, resource="payroll/creds/feedback-read"),
-        AGENT + "have the database role `feedback-read` of `support` from payroll/creds/feedback-read (grant `db`)",
+    "another column": (
+        with_grant(READ, privileges=(replace(MESSAGES, columns=("email", "id")),)),
+        AGENT + "have select (email, id) on public.customer_feedback in the database `support` (grant `db`)",
+    ),
+    "every column": (
+        with_grant(READ, privileges=(replace(MESSAGES, columns=ALL_COLUMNS),)),
+        AGENT + "have select (all) on public.customer_feedback in the database `support` (grant `db`)",
+    ),
+    "another verb on its table": (
+        with_grant(READ, privileges=(MESSAGES, replace(MESSAGES, verb="delete", columns=()))),
+        AGENT + "have delete on public.customer_feedback in the database `support` (grant `db`)",
+    ),
+    "another table": (
+        with_grant(READ, privileges=(replace(MESSAGES, name="payment_card"),)),
+        AGENT + "have select (comment, id, kind) on public.payment_card in the database `support` (grant `db`)",
+    ),
+    "the same login of another mount": (
+        with_grant(READ, resource="payroll/creds/orc-support-1"),
+        AGENT + "have a login of `support` from payroll/creds/orc-support-1 (grant `db`)",
     ),
     "another audience": (
         with_grant(TOKEN, audience="billing-api"),
@@ -227,7 +246,7 @@ async def test_programs_and_functions_run_only_where_the_agents_entry_names_them
 
 
 async def test_one_grant_too_many_denies_the_step() -> None:
-    decision = await ENGINE.decide(replace(QUERY, grants=(READ, replace(READ, name="more", role="admin"))))
+    decision = await ENGINE.decide(replace(QUERY, grants=(READ, replace(READ, name="more", connection="billing"))))
     assert not decision.allow
     assert "(grant `more`)" in decision.reasons[0]
 

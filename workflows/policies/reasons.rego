@@ -74,8 +74,15 @@ denials contains sprintf("agent `%s` may not have %s (grant `%s`)", [input.agent
 
 what(grant) := text if {
 	grant.kind == "database"
+	count(excess(grant)) > 0
+	text := sprintf("%s in the database `%s`", [concat("; ", excess(grant)), grant.connection])
+}
+
+what(grant) := text if {
+	grant.kind == "database"
 	grant.privileges
-	text := sprintf("%s in the database `%s`", [concat("; ", wishes(grant)), grant.connection])
+	count(excess(grant)) == 0
+	text := sprintf("a login of `%s` from %s", [grant.connection, grant.resource])
 }
 
 what(grant) := text if {
@@ -84,7 +91,7 @@ what(grant) := text if {
 	text := sprintf("the database role `%s` of `%s` from %s", [grant.role, grant.connection, grant.resource])
 }
 
-wishes(grant) := [wish |
+excess(grant) := [wish |
 	some privilege in grant.privileges
 	not privilege_permitted(grant.connection, privilege)
 	wish := sprintf("%s%s on %s", [privilege.verb, columns_of(privilege), privilege.object])
