@@ -53,6 +53,14 @@ class InvalidExpression(UsageError):
     """A `${{ }}` expression cannot be parsed or evaluated."""
 
 
+class Interrupted(OrchestratorError):
+    """A signal ended the work, after what was issued had been revoked."""
+
+    def __init__(self, message: str, *, exit_code: ExitCode) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class Refused(OrchestratorError):
     """Somebody who may say no said no. `by` names them: `policy`, `vault`, `orchestrator`."""
 

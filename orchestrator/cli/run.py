@@ -34,14 +34,23 @@ def run(
 
     They are issued when the step begins and revoked when it ends, however it ends.
     """
-    request = _request(file, options.inputs_from(inputs, inputs_file), inputs, run_id, trigger)
+    request = request_for(file, options.inputs_from(inputs, inputs_file), inputs, run_id, trigger)
     with _view(quiet=quiet, as_json=as_json) as view:
         outcome = _carry_out(request, view)
     _conclude(outcome, view, quiet=quiet, as_json=as_json)
     raise typer.Exit(int(outcome.exit_code))
 
 
-def _request(file: Path, given: JsonObject, pairs: list[str] | None, run_id: str | None, trigger: str) -> RunRequest:
+def request_for(
+    file: Path,
+    given: JsonObject,
+    pairs: list[str] | None,
+    run_id: str | None,
+    trigger: str,
+    *,
+    placeholders: bool = False,
+) -> RunRequest:
+    """What is to be run. With `placeholders` inputs that are not given are left out instead of refused."""
     from orchestrator.actions.catalog import catalog
     from orchestrator.ledger.ids import new_run_id
     from orchestrator.runtime.types import RunRequest
@@ -50,7 +59,7 @@ def _request(file: Path, given: JsonObject, pairs: list[str] | None, run_id: str
 
     loaded = load(file, actions=catalog)
     options.refuse_secrets_among_arguments(loaded.workflow, pairs)
-    bound = bind_inputs(loaded.workflow, given, from_text=True)
+    bound = bind_inputs(loaded.workflow, given, from_text=True, partial=placeholders)
     return RunRequest(run_id=run_id or new_run_id(), loaded=loaded, inputs=bound, trigger=trigger)
 
 

@@ -104,6 +104,8 @@ class StepLeases:
         self.epilogue: tuple[Event, ...] = ()
         """Committed together with the beginning of the revocation; set it before leaving the context."""
         self.pending: tuple[str, ...] = ()
+        self.step_token: StepToken | None = None
+        """The attempt's own token while its leases are open: for proving what it cannot do, never for a step."""
 
     async def __aenter__(self) -> Mapping[str, Credential]:
         self._opening = asyncio.create_task(self._open(), name=f"open {self._attempt.step_key}")
@@ -131,7 +133,7 @@ class StepLeases:
             *(self._requested(lease_id, scope) for lease_id, scope in self._unasked.items()),
         )
         self._in_flight = (token_id, self._token_scope())
-        token = await self._mint(token_id)
+        token = self.step_token = await self._mint(token_id)
         on_record = asyncio.create_task(self._record(self._token_held(token_id, token)))
         try:
             return await self._issue_all(token)
@@ -288,6 +290,7 @@ class StepLeases:
     async def _close(self, reason: str) -> None:
         deadline = self._broker.clock.monotonic() + self._broker.grace
         await self._settle_opening()
+        self.step_token = None
         held = [*reversed(self._held)]
         self._held = []
         beginning = self._record(

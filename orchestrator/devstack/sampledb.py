@@ -33,7 +33,7 @@ ALTER TABLE payment_card OWNER TO support_owner;
 ALTER TABLE employee OWNER TO support_owner;
 GRANT USAGE ON SCHEMA public TO support_owner;
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
-REVOKE TEMPORARY ON DATABASE support FROM PUBLIC;
+REVOKE ALL ON DATABASE support, postgres, template1 FROM PUBLIC;
 """
 
 _SEED = 20240615

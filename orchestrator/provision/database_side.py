@@ -167,6 +167,7 @@ class DatabaseSide:
             yield sql.SQL("GRANT {} TO {} WITH ADMIN TRUE, INHERIT FALSE, SET FALSE").format(
                 sql.Identifier(role), login
             )
+        yield sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(sql.Identifier(self._database), login)
         yield sql.SQL("GRANT pg_signal_backend TO {} WITH ADMIN FALSE, INHERIT TRUE, SET FALSE").format(login)
         for extra in sorted(self._login_memberships() - self._wanted_memberships()):
             if extra.split()[0] not in {*wanted, "pg_signal_backend"}:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import Any, TypeVar
 
 from orchestrator import extensions
 from orchestrator.actions.catalog import action
@@ -15,7 +16,7 @@ from orchestrator.clock import Clock, SystemClock
 from orchestrator.credentials.broker import Broker
 from orchestrator.credentials.duties import DatabaseDuties
 from orchestrator.credentials.types import Issuer
-from orchestrator.errors import ExitCode
+from orchestrator.errors import ExitCode, Interrupted
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.policy.types import PolicyEngine
 from orchestrator.redaction import Redactor
@@ -24,6 +25,8 @@ from orchestrator.runtime.runner import Runner
 from orchestrator.runtime.types import Interruption, RunOutcome, RunRequest, Services
 from orchestrator.vault.config import VaultConfig
 from orchestrator.vault.session import VaultSession
+
+T = TypeVar("T")
 
 _GIVE_BACK_SECONDS = 5.0
 """How long giving the runtime's own token back may take at the very end."""
@@ -100,10 +103,19 @@ async def run_workflow(
             return await task
 
 
+async def interruptible(work: Coroutine[Any, Any, T]) -> T:
+    """Carry something out that SIGINT and SIGTERM end after it has revoked what it holds. Raises Interrupted."""
+    interruption = Interruption()
+    task = asyncio.ensure_future(work)
+    with _signals(task, interruption, lambda text: None):
+        try:
+            return await task
+        except asyncio.CancelledError:
+            raise Interrupted(interruption.reason, exit_code=interruption.exit_code) from None
+
+
 @contextmanager
-def _signals(
-    task: asyncio.Future[RunOutcome], interruption: Interruption, notice: Callable[[str], None]
-) -> Iterator[None]:
+def _signals(task: asyncio.Future[Any], interruption: Interruption, notice: Callable[[str], None]) -> Iterator[None]:
     """Turn the first signal into a cancellation. Later ones change nothing: revocation goes on, within its grace."""
     loop = asyncio.get_running_loop()
     received: list[signal.Signals] = []

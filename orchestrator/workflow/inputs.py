@@ -24,9 +24,10 @@ HIDDEN = "***"
 
 
 def bind_inputs(
-    workflow: Workflow, given: Mapping[str, JsonValue], *, from_text: bool = False
+    workflow: Workflow, given: Mapping[str, JsonValue], *, from_text: bool = False, partial: bool = False
 ) -> dict[str, JsonValue | Secret]:
     """Every input of the workflow with its value. `from_text` reads texts as the declared type (`5`, `true`, JSON).
+    With `partial` a required input that is not given is left out.
 
     Raises UsageError that names all that is unknown, missing or of the wrong type, and shows no value.
     """
@@ -38,6 +39,8 @@ def bind_inputs(
     bound: dict[str, JsonValue | Secret] = {}
     for name, declared in workflow.inputs.items():
         if name not in given and declared.required:
+            if partial:
+                continue
             wrong.append(
                 f"the input `{name}` is missing ({_WORDS[declared.type]}; {declared.description or 'required'})"
             )

@@ -183,7 +183,7 @@ def test_a_sealed_vault_ends_the_run_as_unreachable_before_anything_is_issued(
 @pytest.mark.parametrize("own_bench", ["persistent"], indirect=True)
 def test_a_run_waits_within_its_deadline_for_a_vault_that_comes_back(own_bench: tuple[DevStack, Bench]) -> None:
     servers, bench = own_bench
-    text = workflow("waits", timeout="25s")
+    text = workflow("waits", timeout="60s")
     assert bench.run(text).exit_code is ExitCode.DONE
     servers.openbao.seal()  # its seal opens by itself after a few seconds
     assert bench.run(text, install=False).exit_code is ExitCode.DONE

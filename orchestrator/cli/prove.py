@@ -1,0 +1,129 @@
+"""`orchestrator prove`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli import options
+from orchestrator.errors import ExitCode
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from orchestrator.proof.report import GrantProof, Proof
+    from orchestrator.runtime.types import RunRequest
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("prove")(prove)
+
+
+def prove(
+    file: options.WorkflowFile,
+    step: Annotated[list[str] | None, typer.Option("--step", "-s", help="Only this step; may be given again.")] = None,
+    inputs: options.Inputs = None,
+    inputs_file: options.InputsFile = None,
+    before: Annotated[
+        str | None, typer.Option("--before", metavar="ROLE", help="The database role that was used before, to compare.")
+    ] = None,
+    allow_public: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-public",
+            metavar="PATTERN",
+            help="Tolerate what everybody holds, such as 'EXECUTE on function public.*'; may be given again.",
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Also write the report as a page.")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Issue each step's credentials for real and show that they can do what is declared, and nothing else.
+
+    Exits with 3 when anything is held that was not declared. Everything issued is revoked afterwards.
+    """
+    from orchestrator.cli.run import request_for
+
+    request = request_for(file, options.inputs_from(inputs, inputs_file), inputs, None, "prove", placeholders=True)
+    proof = _prove(request, tuple(step or ()), tuple(allow_public or ()), before, quiet=as_json)
+    if html is not None:
+        from orchestrator.proof.page import page
+
+        html.write_text(page(proof), encoding="utf-8")
+    if as_json:
+        from orchestrator.cli.json_output import print_json
+
+        print_json(proof.as_json())
+    else:
+        show(proof)
+    if not proof.holds:
+        raise typer.Exit(int(ExitCode.REFUSED))
+    if proof.unconfirmed:
+        raise typer.Exit(int(ExitCode.UNCONFIRMED))
+
+
+def _prove(
+    request: RunRequest, steps: tuple[str, ...], tolerate: tuple[str, ...], before: str | None, *, quiet: bool
+) -> Proof:
+    import asyncio
+
+    from orchestrator.cli.connect import log_to_stderr, redactor, runner_config
+    from orchestrator.hardening import keep_memory_private
+    from orchestrator.proof.examine import Examination
+    from orchestrator.proof.service import Prover
+    from orchestrator.runtime.service import interruptible, open_services
+    from orchestrator.settings import load_settings
+
+    keep_memory_private()
+    settings = load_settings()
+    log_to_stderr(settings.log_level)
+
+    def progress(name: str) -> None:
+        if not quiet and sys.stderr.isatty():
+            sys.stderr.write(f"examining {name}\n")
+
+    async def go() -> Proof:
+        async with open_services(runner_config(settings), redactor=redactor()) as services:
+            prover = Prover(services=services, wish=Examination(tolerate=tolerate, before=before), progress=progress)
+            return await interruptible(prover.prove(request, steps))
+
+    return asyncio.run(go())
+
+
+def show(proof: Proof, screen: Console | None = None) -> None:
+    """The report for people."""
+    from orchestrator.cli.terminal import console
+
+    screen = screen or console(sys.stdout)
+    for grant in proof.grants:
+        mark = "[green]proven[/]" if grant.holds else "[red]NOT PROVEN[/]"
+        screen.print(f"[bold]{grant.step}[/] / {grant.grant}: {mark}", soft_wrap=True)
+        screen.print(f"  {grant.declared}", markup=False, soft_wrap=True)
+        for line in _lines(grant):
+            screen.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+    proven = sum(each.holds for each in proof.grants)
+    screen.print(f"{proven} of {len(proof.grants)} proven; recorded as {proof.run_id}, everything issued was revoked")
+
+
+def _lines(grant: GrantProof) -> list[str]:
+    lines = [f"not issued: {grant.refused}"] if grant.refused else []
+    if grant.comparison is not None:
+        found = grant.comparison
+        lines.append(f"declared and held      {len(found.held)}")
+        lines += [f"declared but missing   {each}" for each in found.missing]
+        lines += [
+            f"held but not declared  {each.holding} through {each.via}{' (tolerated)' if each.tolerated else ''}"
+            for each in found.excess
+        ]
+    for name, share in (("before", grant.before), ("after", grant.after)):
+        if share is not None:
+            lines.append(f"attack surface {name:<7} {share.held} of {share.total} privileges ({share.percent:.2f} %)")
+    for trial in grant.trials:
+        lines.append(f"{trial.verdict.value:<12} {trial.what}: {trial.answer}")
+    return lines

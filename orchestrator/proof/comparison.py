@@ -1,0 +1,76 @@
+"""What a login holds beside what was declared for it: pure set arithmetic over holdings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from orchestrator.grants.privileges import ALL_COLUMNS, Privilege, bound_limits, qualified, quoted
+from orchestrator.proof.holdings import PUBLIC, Holding
+
+
+@dataclass(frozen=True, slots=True)
+class Excess:
+    """A privilege that is held and was not declared. `tolerated` because the caller said so."""
+
+    holding: Holding
+    via: str
+    tolerated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The three parts of the answer. Only an empty `missing` and no untolerated `excess` is a proof."""
+
+    held: tuple[Holding, ...]
+    missing: tuple[Holding, ...]
+    excess: tuple[Excess, ...]
+
+    @property
+    def exact(self) -> bool:
+        return not self.missing and all(each.tolerated for each in self.excess)
+
+
+def expected(
+    privileges: Sequence[Privilege], *, scope_role: str, database: str, signatures: Mapping[str, str]
+) -> set[Holding]:
+    """What a login of a compiled grant must hold: what is declared, and the way to it.
+
+    `signatures` are those of functions as the server writes them, by their declared text.
+    """
+    found = {
+        Holding("role", quoted(scope_role), "INHERIT"),
+        Holding("database", quoted(database), "CONNECT"),
+    }
+    if bound_limits(privileges):
+        found.add(Holding("function", "orchestrator.bound(wanted integer)", "EXECUTE"))
+    for each in privileges:
+        found.add(Holding("schema", quoted(each.schema), "USAGE"))
+        name = qualified(each.schema, each.name, function=each.verb == "execute")
+        if each.verb == "execute":
+            found.add(Holding("function", signatures.get(name, name), "EXECUTE"))
+        elif each.verb == "usage":
+            found.add(Holding("sequence", name, "USAGE"))
+        elif each.columns in ((), ALL_COLUMNS):
+            found.add(Holding("table", name, each.verb.upper()))
+        else:
+            found |= {Holding("column", f"{name}.{quoted(column)}", each.verb.upper()) for column in each.columns}
+    return found
+
+
+def compare(held: Mapping[Holding, str], declared: Iterable[Holding], *, tolerate: Sequence[str] = ()) -> Comparison:
+    """Hold the two sides against each other.
+
+    `tolerate` are patterns (`*` matches anything) over `EXECUTE on function public.f()` that may be held through
+    PUBLIC. Nothing else is ever tolerated.
+    """
+    wanted = set(declared)
+    excess = [
+        Excess(holding, via, via == PUBLIC and any(fnmatchcase(str(holding), pattern) for pattern in tolerate))
+        for holding, via in sorted(held.items())
+        if holding not in wanted
+    ]
+    return Comparison(
+        held=tuple(sorted(wanted & set(held))), missing=tuple(sorted(wanted - set(held))), excess=tuple(excess)
+    )

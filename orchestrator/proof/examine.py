@@ -1,0 +1,144 @@
+"""Examining one issued credential, kind by kind. Synchronous: it runs in a thread while the lease is open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+from orchestrator.errors import Unreachable
+from orchestrator.grants.credential import Credential
+from orchestrator.grants.privileges import qualified
+from orchestrator.grants.scope import Scope
+from orchestrator.proof.comparison import compare, expected
+from orchestrator.proof.forbidden import Trial, Verdict, try_forbidden
+from orchestrator.proof.holdings import holdings, share
+from orchestrator.proof.report import GrantProof
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examination:
+    """What the caller wants to know beside the proof itself."""
+
+    tolerate: tuple[str, ...] = ()
+    before: str | None = None
+    """The role that was used before, for the comparison of the attack surface."""
+
+
+def examine_database(
+    step: str, scope: Scope, scope_role: str, credential: Credential, endpoint: str, wish: Examination
+) -> GrantProof:
+    """Log in with the credential and compare all that it may do with what was declared. Raises Unreachable."""
+    try:
+        with psycopg.connect(
+            endpoint,
+            user=credential.fields["username"].reveal(),
+            password=credential.fields["password"].reveal(),
+            application_name=f"orchestrator prove {step}",
+            connect_timeout=10,
+            autocommit=True,
+        ) as session:
+            session.execute("SET search_path = pg_catalog, pg_temp")
+            privileges = scope.bound_privileges()
+            declared = expected(
+                privileges,
+                scope_role=scope_role,
+                database=session.info.dbname,
+                signatures=_signatures(session, scope),
+            )
+            return GrantProof(
+                step=step,
+                grant=scope.name,
+                declared=scope.describe(),
+                comparison=compare(holdings(session), declared, tolerate=wish.tolerate),
+                trials=tuple(try_forbidden(session, privileges, scope_role)),
+                before=share(session, wish.before) if wish.before else None,
+                after=share(session),
+            )
+    except psycopg.Error as error:
+        raise Unreachable(
+            f"step `{step}`, grant `{scope.name}`: the proof could not be made: "
+            f"{error.diag.message_primary or type(error).__name__}",
+            hint="is the endpoint of the connection right, and does the role named with --before exist?",
+        ) from None
+
+
+def _signatures(session: psycopg.Connection, scope: Scope) -> dict[str, str]:
+    found = {}
+    for privilege in scope.privileges:
+        if privilege.verb == "execute":
+            name = qualified(privilege.schema, privilege.name, function=True)
+            row = session.execute(
+                "SELECT format('%%I.%%I(%%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid))"
+                " FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE p.oid = to_regprocedure(%s)",
+                [name],
+            ).fetchone()
+            if row is not None:
+                found[name] = str(row[0])
+    return found
+
+
+def examine_token(step: str, scope: Scope, credential: Credential, jwks: Mapping[str, Any]) -> GrantProof:
+    """Verify a JWT as its service would, and see that it serves no other audience and no broader scope."""
+    from joserfc import jwt
+    from joserfc.errors import JoseError
+    from joserfc.jwk import KeySet
+
+    keys = KeySet.import_key_set({"keys": [dict(key) for key in jwks["keys"]]})
+    token = jwt.decode(credential.fields["token"].reveal(), keys, algorithms=["ES256", "EdDSA"])
+
+    def refusal(**wanted: Any) -> str:
+        try:
+            jwt.JWTClaimsRegistry(**wanted).validate(token.claims)
+        except JoseError as error:
+            return str(error)
+        return ""
+
+    own = refusal(aud={"essential": True, "value": scope.audience})
+    other = refusal(aud={"essential": True, "value": f"not-{scope.audience}"})
+    held = set(str(token.claims.get("scope", "")).split())
+    more = sorted(held - set(scope.scopes))
+    trials = (
+        _trial("serve as a token for another audience", other),
+        _trial("hold a scope that was not declared", "" if more else f"scope is `{token.claims.get('scope')}`"),
+        _trial("live longer than its step", _lifetime(token.claims, scope.ttl)),
+    )
+    return GrantProof(step=step, grant=scope.name, declared=scope.describe(), trials=trials, refused=own)
+
+
+def _lifetime(claims: Mapping[str, Any], ttl: int) -> str:
+    lives = int(claims["exp"]) - int(claims["iat"])
+    return f"it lives {lives}s of at most {ttl}s" if lives <= ttl else ""
+
+
+def _trial(what: str, refusal: str) -> Trial:
+    return Trial(what, Verdict.REFUSED if refusal else Verdict.ALLOWED, refusal or "nothing spoke against it")
+
+
+def other_paths(own: Sequence[Scope], mine: str, all_scopes: Sequence[Scope]) -> list[tuple[str, str]]:
+    """Paths in Vault that the token of a step must not open: method and path."""
+    opened = {scope.resource for scope in own}
+    foreign = sorted({scope.resource for scope in all_scopes} - opened)
+    ways: list[tuple[str, str]] = [("post" if "/sign/" in path else "get", path) for path in foreign]
+    for scope in own:
+        if scope.kind == "database":
+            ways += [("get", scope.resource.rpartition("/")[0] + "/orchestrator-sweep-probe")]
+            ways += [("post", scope.resource.replace("/creds/", "/roles/", 1))]
+        if scope.kind == "secret":
+            ways += [("get", scope.resource + "-other"), ("post", scope.resource)]
+        if scope.kind == "token":
+            ways += [
+                ("post", scope.resource + "-other"),
+                ("get", scope.resource.replace("/sign/", "/export/signing-key/", 1)),
+            ]
+    return [
+        *ways,
+        ("post", "auth/token/create"),
+        ("get", f"sys/policies/acl/{mine}"),
+        ("post", f"sys/policies/acl/{mine}"),
+        ("get", "sys/mounts"),
+        ("put", "sys/leases/revoke-prefix/database"),
+        ("get", "identity/entity/id"),
+    ]

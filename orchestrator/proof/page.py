@@ -1,0 +1,75 @@
+"""A proof as one self-contained HTML page: no script, nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+
+from orchestrator.proof.forbidden import Verdict
+from orchestrator.proof.report import GrantProof, Proof
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1c2430 }
+h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.5rem } h3 { font-size: 1rem; margin-bottom: .3rem }
+table { border-collapse: collapse; width: 100% } td, th { text-align: left; padding: .25rem .6rem .25rem 0;
+border-bottom: 1px solid #dde3ea; vertical-align: top } code { font-size: .92em } .ok { color: #0a6b3d }
+.bad { color: #b3261e; font-weight: 600 } .mute { color: #5b6776 } .bar { background: #e6ebf1; height: .8rem;
+border-radius: .4rem; overflow: hidden } .bar div { background: #b3261e; height: 100% } .bar .after { background: #0a6b3d }
+@media (prefers-color-scheme: dark) { body { background: #12171f; color: #dfe6ee } td, th { border-color: #2b3542 }
+.ok { color: #5fd69a } .bad { color: #ff8a80 } .mute { color: #97a5b5 } .bar { background: #2b3542 } }
+"""
+
+
+def page(proof: Proof) -> str:
+    """The whole page. Everything that came from elsewhere is escaped."""
+    verdict = (
+        '<p class="ok">Every credential can do what was declared, and nothing else was found.</p>'
+        if proof.holds
+        else '<p class="bad">Something is held, missing or allowed that was not declared so: see below.</p>'
+    )
+    return "".join(
+        (
+            '<!doctype html><html lang="en"><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>Proof of {escape(proof.workflow)}</title><style>{_STYLE}</style>",
+            f"<h1>What the steps of {escape(proof.workflow)} can do</h1>{verdict}",
+            f'<p class="mute">Run <code>{escape(proof.run_id)}</code>, workflow <code>{escape(proof.digest)}</code>. '
+            "Each credential was issued for real, examined on the server, and revoked.</p>",
+            *(_grant(each) for each in proof.grants),
+            "</html>",
+        )
+    )
+
+
+def _grant(grant: GrantProof) -> str:
+    mark = '<span class="ok">proven</span>' if grant.holds else '<span class="bad">not proven</span>'
+    parts = [f"<h2>{escape(grant.step)} / {escape(grant.grant)}: {mark}</h2><p>{escape(grant.declared)}</p>"]
+    if grant.refused:
+        parts.append(f'<p class="bad">Not issued: {escape(grant.refused)}</p>')
+    for name, share in (("before", grant.before), ("after", grant.after)):
+        if share is not None:
+            parts.append(
+                f"<p>{name}: {share.held} of {share.total} privileges ({share.percent:.2f} %)</p>"
+                f'<div class="bar"><div class="{name}" style="width:{share.percent:.2f}%"></div></div>'
+            )
+    if grant.comparison is not None:
+        parts.append(_table("Declared and held", ([str(each)] for each in grant.comparison.held)))
+        parts.append(_table("Declared but missing", ([str(each)] for each in grant.comparison.missing), "bad"))
+        rows = (
+            [str(each.holding), f"through {each.via}", "tolerated" if each.tolerated else "not tolerated"]
+            for each in grant.comparison.excess
+        )
+        parts.append(_table("Held but not declared", rows, "bad"))
+    tried = ([each.what, each.verdict.value, each.answer] for each in grant.trials)
+    parts.append(_table("Tried, and what the server said", tried, allowed=True))
+    return "".join(parts)
+
+
+def _table(title: str, rows: Iterable[list[str]], style: str = "", *, allowed: bool = False) -> str:
+    lines = []
+    for row in rows:
+        kind = "bad" if allowed and Verdict.ALLOWED.value in row else style
+        lines.append(f'<tr class="{kind}">' + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>")
+    if not lines:
+        return ""
+    return f"<h3>{escape(title)} ({len(lines)})</h3><table>{''.join(lines)}</table>"

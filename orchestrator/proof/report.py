@@ -1,0 +1,75 @@
+"""What a proof found, as data: one entry for each grant of each step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.proof.comparison import Comparison
+from orchestrator.proof.forbidden import Trial, Verdict
+from orchestrator.proof.holdings import Share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrantProof:
+    """One grant: what was declared in words, what was found, and what was tried."""
+
+    step: str
+    grant: str
+    declared: str
+    comparison: Comparison | None = None
+    """None for what is not a database login."""
+    trials: tuple[Trial, ...] = ()
+    before: Share | None = None
+    """The share of the login that was used before, if one was named."""
+    after: Share | None = None
+    refused: str = ""
+    """Why the credential was not issued at all; then nothing is proven."""
+
+    @property
+    def holds(self) -> bool:
+        exact = self.comparison is None or self.comparison.exact
+        return not self.refused and exact and all(trial.verdict is not Verdict.ALLOWED for trial in self.trials)
+
+    def as_json(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"step": self.step, "grant": self.grant, "declared": self.declared, "holds": self.holds}
+        if self.refused:
+            found["refused"] = self.refused
+        if self.comparison is not None:
+            found["held"] = [str(each) for each in self.comparison.held]
+            found["missing"] = [str(each) for each in self.comparison.missing]
+            found["excess"] = [
+                {"privilege": str(each.holding), "via": each.via, "tolerated": each.tolerated}
+                for each in self.comparison.excess
+            ]
+        for name, share in (("before", self.before), ("after", self.after)):
+            if share is not None:
+                found[name] = {"held": share.held, "of": share.total, "percent": round(share.percent, 3)}
+        found["tried"] = [{"what": t.what, "verdict": t.verdict.value, "answer": t.answer} for t in self.trials]
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """All grants of a workflow, or of one of its steps. `run_id` is where the ledger has the leases."""
+
+    workflow: str
+    digest: str
+    run_id: str
+    grants: tuple[GrantProof, ...] = field(default=())
+    unconfirmed: int = 0
+    """Leases whose revocation is not confirmed yet."""
+
+    @property
+    def holds(self) -> bool:
+        return all(each.holds for each in self.grants)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "workflow": self.workflow,
+            "digest": self.digest,
+            "run": self.run_id,
+            "holds": self.holds,
+            "unconfirmed": self.unconfirmed,
+            "grants": [each.as_json() for each in self.grants],
+        }
