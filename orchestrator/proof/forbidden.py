@@ -138,7 +138,6 @@ _FIXED = {
     "run a program on the server": "COPY (SELECT 1) TO PROGRAM 'true'",
     "change the server's configuration": "SELECT set_config('log_statement', 'none', false)",
     "read the stored passwords": "SELECT rolpassword FROM pg_authid LIMIT 1",
-    "end other sessions": "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'checkpointer'",
     "look for leftovers of other steps": "SELECT orchestrator.sweep('probe-aaaaaaaaaaaa')",
     "set its own row limits": "SELECT orchestrator.bind(session_user, 1, 'x')",
     "drop another login": "SELECT orchestrator.revoke('orc_probe_12345678')",

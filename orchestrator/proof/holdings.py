@@ -60,6 +60,10 @@ _MINE = "(a.grantee = 0 OR pg_has_role(session_user, a.grantee, 'USAGE'))"
 _VIA = "CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(a.grantee) END"
 
 
+_STANDARD_VIEWS = "n.nspname = 'information_schema' AND n.oid < 16384 AND a.grantee = 0"
+"""The SQL standard's views, which everybody may read and which show nobody more than what is his."""
+
+
 def _beyond_initial(classid: str, oid: str, owner: str, kind: str, subid: str = "0") -> str:
     default = f"acldefault('{kind}', {owner})" if kind else "NULL::aclitem[]"
     return (
@@ -84,7 +88,8 @@ _ACLS = " UNION ALL ".join(
             "format('%I.%I', n.nspname, c.relname)",
             "pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace",
             "coalesce(c.relacl, acldefault(CASE c.relkind WHEN 'S' THEN 's' ELSE 'r' END::\"char\", c.relowner))",
-            "a.grantee <> c.relowner AND c.relkind IN ('r','v','m','p','f','S') AND "
+            "a.grantee <> c.relowner AND c.relkind IN ('r','v','m','p','f','S')"
+            f" AND NOT (a.privilege_type = 'SELECT' AND {_STANDARD_VIEWS}) AND "
             + _beyond_initial("pg_class", "c.oid", "c.relowner", "r"),
         ),
         _acl(
@@ -106,7 +111,8 @@ _ACLS = " UNION ALL ".join(
             "quote_ident(n.nspname)",
             "pg_namespace n",
             "coalesce(n.nspacl, acldefault('n', n.nspowner))",
-            "a.grantee <> n.nspowner AND " + _beyond_initial("pg_namespace", "n.oid", "n.nspowner", "n"),
+            f"a.grantee <> n.nspowner AND NOT (a.privilege_type = 'USAGE' AND {_STANDARD_VIEWS}) AND "
+            + _beyond_initial("pg_namespace", "n.oid", "n.nspowner", "n"),
         ),
         _acl(
             "'database'",

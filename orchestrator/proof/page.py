@@ -14,7 +14,8 @@ h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.5rem } h3 { font
 table { border-collapse: collapse; width: 100% } td, th { text-align: left; padding: .25rem .6rem .25rem 0;
 border-bottom: 1px solid #dde3ea; vertical-align: top } code { font-size: .92em } .ok { color: #0a6b3d }
 .bad { color: #b3261e; font-weight: 600 } .mute { color: #5b6776 } .bar { background: #e6ebf1; height: .8rem;
-border-radius: .4rem; overflow: hidden } .bar div { background: #b3261e; height: 100% } .bar .after { background: #0a6b3d }
+border-radius: .4rem; overflow: hidden } .bar div { background: #b3261e; height: 100% }
+.bar .after { background: #0a6b3d }
 @media (prefers-color-scheme: dark) { body { background: #12171f; color: #dfe6ee } td, th { border-color: #2b3542 }
 .ok { color: #5fd69a } .bad { color: #ff8a80 } .mute { color: #97a5b5 } .bar { background: #2b3542 } }
 """
