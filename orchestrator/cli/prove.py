@@ -98,12 +98,14 @@ def _prove(
 
 def show(proof: Proof, screen: Console | None = None) -> None:
     """The report for people."""
+    from rich.text import Text
+
     from orchestrator.cli.terminal import console
 
     screen = screen or console(sys.stdout)
     for grant in proof.grants:
-        mark = "[green]proven[/]" if grant.holds else "[red]NOT PROVEN[/]"
-        screen.print(f"[bold]{grant.step}[/] / {grant.grant}: {mark}", soft_wrap=True)
+        mark = ("proven", "green") if grant.holds else ("NOT PROVEN", "red")
+        screen.print(Text.assemble((grant.step, "bold"), f" / {grant.grant}: ", mark), soft_wrap=True)
         screen.print(f"  {grant.declared}", markup=False, soft_wrap=True)
         for line in _lines(grant):
             screen.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
