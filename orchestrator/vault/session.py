@@ -172,10 +172,18 @@ class VaultSession:
         until = deadline if deadline is not None else self._clock.monotonic() + 5
         try:
             for token in own:
-                await self.request("post", "auth/token/revoke-self", token=token, deadline=until)
+                await self._give_back(token, until)
         finally:
             self._threads.shutdown(wait=False)
             self._transport.close()
+
+    async def _give_back(self, token: Secret, deadline: float) -> None:
+        """Revoke a token of our own. One that Vault no longer knows (403) has expired: it is gone as well."""
+        try:
+            await self.request("post", "auth/token/revoke-self", token=token, deadline=deadline)
+        except VaultRefused as refusal:
+            if refusal.status != 403:
+                raise
 
     async def _parent_for(self, ttl: int, deadline: float) -> Secret:
         """The runtime's token, made to live longer than a child of `ttl` seconds."""
