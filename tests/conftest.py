@@ -2,16 +2,23 @@
 
 With ORCHESTRATOR_TEST_STACK=containers the shared stack's Vault and PostgreSQL come from container
 images instead (see `stack_containers.py`); servers that a test disturbs are always embedded ones.
+
+Everything issued to a `bench` is recognisable: database passwords are drawn from four letters only,
+Vault tokens and JWTs have prefixes of their own. When the session ends every file that it wrote is
+searched for them (`nothing_escapes`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from bench import ESCAPED, Bench, prepare
 
 from orchestrator.devstack.openbao import OpenBao
 from orchestrator.devstack.postgres import Postgres
@@ -54,3 +61,69 @@ def postgres_server(tmp_path: Path) -> Iterator[Callable[..., Postgres]]:
             return servers.enter_context(server)
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def prepared(stack: StackInfo, tmp_path_factory: pytest.TempPathFactory, nothing_escapes: None) -> Bench:
+    """The session's stack with the sample declarations and workflows installed."""
+    return prepare(stack, tmp_path_factory.mktemp("prepared"))
+
+
+@pytest.fixture
+def bench(prepared: Bench, tmp_path: Path) -> Iterator[Bench]:
+    """The session's stack for one test, which must leave no login, session or lease behind."""
+    bench = replace(prepared, directory=tmp_path, events=[])
+    bench.assert_nothing_left()
+    yield bench
+    bench.assert_nothing_left()
+
+
+@pytest.fixture
+def own_bench(
+    tmp_path: Path, request: pytest.FixtureRequest, nothing_escapes: None
+) -> Iterator[tuple[DevStack, Bench]]:
+    """A stack of the test's own, whose servers it may seal, stop or kill."""
+    servers = DevStack(tmp_path / "stack", persistent=getattr(request, "param", "") == "persistent")
+    with servers as info:
+        yield servers, prepare(info, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def nothing_escapes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Watch process arguments during the session, and search all that was written at its end."""
+    seen: set[bytes] = set()
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.1):
+            for entry in os.listdir("/proc"):
+                if entry.isdigit():
+                    try:
+                        arguments = Path("/proc", entry, "cmdline").read_bytes()
+                    except OSError:
+                        continue
+                    if ESCAPED.search(arguments):
+                        seen.add(arguments)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    yield
+    over.set()
+    watcher.join()
+    assert not seen, f"{len(seen)} processes had a secret among their arguments"
+    written = [tmp_path_factory.getbasetemp(), Path(os.environ.get("ORCHESTRATOR_TEST_OUTPUT", "/nonexistent"))]
+    assert escaped_secrets(written) == []
+
+
+def escaped_secrets(roots: Sequence[Path]) -> list[str]:
+    """The files below these folders that hold a recognisable secret; the servers' own data is theirs to keep."""
+    found = []
+    for root in roots:
+        for path in root.rglob("*"):
+            if path.is_file() and not path.is_symlink() and not {"pgdata", "raft"} & set(path.parts):
+                try:
+                    if ESCAPED.search(path.read_bytes()):
+                        found.append(str(path))
+                except OSError:
+                    continue
+    return found

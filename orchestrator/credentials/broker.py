@@ -43,7 +43,7 @@ from orchestrator.ledger.events import (
 from orchestrator.ledger.ids import new_lease_id
 from orchestrator.ledger.types import LedgerWriter
 from orchestrator.secret import Secret
-from orchestrator.vault.faults import Outcome, VaultRefused, VaultUnavailable
+from orchestrator.vault.faults import Outcome, VaultUnavailable
 from orchestrator.vault.session import StepToken, VaultSession
 
 STEP_TOKEN_GRANT = "(step token)"  # noqa: S105 -- how the ledger names the child token among the grants
@@ -162,7 +162,7 @@ class StepLeases:
                 deadline=attempt.deadline,
                 stop=self._stop,
             )
-        except (VaultRefused, VaultUnavailable) as error:
+        except OrchestratorError as error:
             raise await self._not_issued(lease_id, scope, error) from error
 
     def _token_held(self, lease_id: str, token: StepToken) -> LeaseIssued:
@@ -189,7 +189,10 @@ class StepLeases:
             raise await self._not_issued(lease_id, scope, error) from error
         except (KeyError, TypeError, ValueError) as error:
             garbled = VaultUnavailable(
-                f"Vault's answer to {scope.resource} cannot be understood", outcome=Outcome.UNKNOWN, path=scope.resource
+                f"Vault's answer to {scope.resource} cannot be understood",
+                outcome=Outcome.UNKNOWN,
+                path=scope.resource,
+                status=200,
             )
             raise await self._not_issued(lease_id, scope, garbled) from error
         ttl = min(issued.ttl, token.ttl)

@@ -18,6 +18,9 @@ _NEVER_REACHED_DATABASE = re.compile(
     re.IGNORECASE,
 )
 
+_LOGIN_PATH = re.compile(r"auth/.+/login$")
+_LOGIN = ("auth/token/lookup-self", "auth/token/renew-self")
+
 
 class Outcome(Enum):
     """What is known of a request that did not succeed."""
@@ -95,6 +98,8 @@ def error_text(errors: object) -> str:
 
 def hint_for(status: int, errors: str, path: str) -> str | None:
     """What a person can do about this answer."""
+    if status in (400, 403) and (path in _LOGIN or _LOGIN_PATH.match(path)):
+        return f"Vault did not let the orchestrator log in (`{path}`); check ORCHESTRATOR_AUTH_* and the role's bounds"
     if status == 403:
         return (
             f"the step's Vault policy does not allow `{path}`; run `orchestrator provision plan` to see what is missing"

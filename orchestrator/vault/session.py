@@ -7,6 +7,7 @@ request running, and `Broker` waits for its answer. See `orchestrator.credential
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,20 +15,14 @@ from functools import partial
 from typing import Any
 
 from orchestrator.clock import Clock
-from orchestrator.errors import UsageError
 from orchestrator.secret import Secret
-from orchestrator.vault.config import (
-    AppRoleAuth,
-    Auth,
-    JwtAuth,
-    KubernetesAuth,
-    TokenAuth,
-    TokenFileAuth,
-    VaultConfig,
-)
-from orchestrator.vault.faults import VaultRefused
+from orchestrator.vault.config import TokenAuth, TokenFileAuth, VaultConfig
+from orchestrator.vault.faults import Outcome, VaultRefused, VaultUnavailable
+from orchestrator.vault.login_request import login_request, read_secret
 from orchestrator.vault.retry import retrying
 from orchestrator.vault.transport import Transport
+
+_log = logging.getLogger(__name__)
 
 _PARENT_MARGIN = 5.0
 """Seconds that the runtime's token must outlive a child token; a child dies with its parent."""
@@ -121,10 +116,15 @@ class VaultSession:
 
         The runtime's own token is renewed or obtained again first where it would not outlive the child.
         """
-        parent = await self._parent_for(ttl, deadline)
+        path = f"auth/token/create/{self._config.token_role}"
+        try:
+            parent = await self._parent_for(ttl, deadline)
+        except VaultUnavailable as error:
+            error.outcome = Outcome.NOT_DONE  # whatever became of the login, no child was asked for
+            raise
         body = await self.request(
             "post",
-            f"auth/token/create/{self._config.token_role}",
+            path,
             token=parent,
             deadline=deadline,
             repeatable=False,
@@ -138,10 +138,17 @@ class VaultSession:
                 "renewable": True,
             },
         )
-        auth = body["auth"]
+        token, auth = self._granted(body, path)
+        return StepToken(token, str(auth["accessor"]), int(auth["lease_duration"]))
+
+    def _granted(self, body: Mapping[str, Any], path: str) -> tuple[Secret, Mapping[str, Any]]:
+        """The token of an answer, remembered, and what is said of it. Raises VaultUnavailable if it is not there."""
+        auth = body.get("auth")
+        if not isinstance(auth, dict) or not {"client_token", "accessor", "lease_duration", "renewable"} <= set(auth):
+            raise _not_understood(path)
         token = Secret(auth["client_token"])
         self._remember(token)
-        return StepToken(token, auth["accessor"], int(auth["lease_duration"]))
+        return token, auth
 
     async def revoke_lease(self, vault_lease_id: str, *, deadline: float) -> None:
         """Revoke and wait until it is done (`sync`). A lease that is already gone counts as revoked."""
@@ -172,10 +179,23 @@ class VaultSession:
         until = deadline if deadline is not None else self._clock.monotonic() + 5
         try:
             for token in own:
-                await self.request("post", "auth/token/revoke-self", token=token, deadline=until)
+                await self._give_back(token, until)
         finally:
             self._threads.shutdown(wait=False)
             self._transport.close()
+
+    async def _give_back(self, token: Secret, deadline: float) -> None:
+        """Revoke a token of our own. One that Vault no longer knows (403) has expired: it is gone as well.
+
+        One that Vault does not take back now expires by itself; that must not hide how the run ended.
+        """
+        try:
+            await self.request("post", "auth/token/revoke-self", token=token, deadline=deadline)
+        except VaultRefused as refusal:
+            if refusal.status != 403:
+                raise
+        except VaultUnavailable as error:
+            _log.warning("the orchestrator's own Vault token is not given back, it will expire: %s", error.message)
 
     async def _parent_for(self, ttl: int, deadline: float) -> Secret:
         """The runtime's token, made to live longer than a child of `ttl` seconds."""
@@ -207,7 +227,8 @@ class VaultSession:
             body = await self.request("post", "auth/token/renew-self", token=runtime.token, deadline=deadline)
         except VaultRefused:
             return runtime.expires
-        return self._expiry(body["auth"]["lease_duration"])
+        _, granted = self._granted(body, "auth/token/renew-self")
+        return self._expiry(granted["lease_duration"])
 
     def _expiry(self, seconds: int) -> float | None:
         return self._clock.monotonic() + seconds if seconds else None
@@ -215,37 +236,21 @@ class VaultSession:
     async def _log_in(self, deadline: float) -> _RuntimeToken:
         auth = self._config.auth
         if isinstance(auth, TokenAuth | TokenFileAuth):
-            token = auth.token if isinstance(auth, TokenAuth) else _read_secret(auth.path, "Vault token file")
+            token = auth.token if isinstance(auth, TokenAuth) else read_secret(auth.path, "Vault token file")
             self._remember(token)
-            body = await self.request("get", "auth/token/lookup-self", token=token, deadline=deadline)
-            return _RuntimeToken(
-                token, self._expiry(body["data"]["ttl"]), bool(body["data"].get("renewable")), own=False
-            )
-        path, payload = _login_request(auth)
+            path = "auth/token/lookup-self"
+            body = await self.request("get", path, token=token, deadline=deadline)
+            data = body.get("data")
+            if not isinstance(data, dict) or "ttl" not in data:
+                raise _not_understood(path)
+            return _RuntimeToken(token, self._expiry(data["ttl"]), bool(data.get("renewable")), own=False)
+        path, payload = login_request(auth)
         body = await self.request("post", path, token=None, deadline=deadline, payload=payload)
-        token = Secret(body["auth"]["client_token"])
-        self._remember(token)
-        return _RuntimeToken(
-            token, self._expiry(body["auth"]["lease_duration"]), bool(body["auth"]["renewable"]), own=True
-        )
+        token, granted = self._granted(body, path)
+        return _RuntimeToken(token, self._expiry(granted["lease_duration"]), bool(granted["renewable"]), own=True)
 
 
-def _login_request(auth: Auth) -> tuple[str, dict[str, str]]:
-    match auth:
-        case AppRoleAuth():
-            return f"auth/{auth.mount}/login", {"role_id": auth.role_id, "secret_id": auth.secret_id.reveal()}
-        case KubernetesAuth() | JwtAuth():
-            jwt = _read_secret(auth.jwt_file, "workload identity token")
-            return f"auth/{auth.mount}/login", {"role": auth.role, "jwt": jwt.reveal()}
-        case _:
-            raise AssertionError(f"{type(auth).__name__} has no login request")
-
-
-def _read_secret(path: Any, what: str) -> Secret:
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise UsageError(f"the {what} {path} cannot be read: {error.strerror}") from error
-    if not text:
-        raise UsageError(f"the {what} {path} is empty")
-    return Secret(text)
+def _not_understood(path: str) -> VaultUnavailable:
+    return VaultUnavailable(
+        f"Vault's answer to {path} cannot be understood", outcome=Outcome.UNKNOWN, path=path, status=200
+    )

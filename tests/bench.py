@@ -39,7 +39,7 @@ from orchestrator.workflow.inputs import bind_inputs
 from orchestrator.workflow.loader import load, load_text
 from orchestrator.workflow.models import Workflow
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 PASSWORD_LETTERS = "QXZJ"
 ESCAPED = re.compile(
     rb"[QXZJ]{20}"

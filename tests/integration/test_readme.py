@@ -1,0 +1,285 @@
+"""Every command of the README, run as it stands there, and its tables, compared with the code.
+
+Only the values of `export NAME=value` are replaced: by those of a stack of this module's own, which
+the README's own `provision apply` installs. A new command is run without anybody adding it here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import hvac
+import pytest
+from bench import ROOT
+
+from orchestrator.cli.failures import DEFECT
+from orchestrator.devstack.provisioned import RUNTIME, Provisioned
+from orchestrator.devstack.session import admin_environment, runtime_environment, what_is_left
+from orchestrator.devstack.stack import DevStack
+from orchestrator.errors import ExitCode
+from orchestrator.provision.service import new_secret_id
+from orchestrator.provision.vault_side import VaultAdmin
+from orchestrator.secret import Secret
+from orchestrator.settings import Settings
+from orchestrator.vault_login import PREFIX
+
+README = (ROOT / "README.md").read_text()
+
+NOT_RUN = {
+    "make demo": "starts a stack of its own and shows it at a terminal's pace; `make -n` proves the target",
+    "make test": "would run these very tests again; `make -n` proves the target",
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: the language after its fence, its text, and its line in the README."""
+
+    language: str
+    text: str
+    line: int
+
+    @property
+    def commands(self) -> list[str]:
+        """The commands, without comments; in a `console` block they follow a `$`."""
+        lines = self.text.splitlines()
+        if self.language == "console":
+            lines = [line[2:] for line in lines if line.startswith("$ ")]
+        return [stripped for line in lines if (stripped := re.sub(r"(^|\s)#.*", "", line).strip())]
+
+    @property
+    def output(self) -> list[str]:
+        """What a `console` block shows below its commands."""
+        if self.language != "console":
+            return []
+        return [line for line in self.text.splitlines() if line and not line.startswith("$ ")]
+
+
+def blocks_of(text: str) -> list[Block]:
+    found = re.finditer(r"^```(\S*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [Block(match[1], match[2], text.count("\n", 0, match.start()) + 1) for match in found]
+
+
+BLOCKS = blocks_of(README)
+SHELL = [block for block in BLOCKS if block.language in ("sh", "bash", "console")]
+PROVISIONING = next(block for block in SHELL if "provision apply" in block.text)
+RUN = [block for block in SHELL if block is not PROVISIONING and set(block.commands) - set(NOT_RUN)]
+
+
+@dataclass(frozen=True)
+class Installed:
+    """The module's stack after the README's provisioning, and where its commands are run."""
+
+    provisioned: Provisioned
+    directory: Path
+    provisioning: subprocess.CompletedProcess[str]
+
+    def shell(self, block: Block, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+        return shell(block, environment, self.directory)
+
+
+def shell(block: Block, real: Mapping[str, str], directory: Path) -> subprocess.CompletedProcess[str]:
+    """Run the commands of a block in one shell, which ends at the first that fails, in the checkout.
+
+    `real` are variables with their real values. Those that the block exports reach it only through
+    its own `export`.
+    """
+    exported = set(re.findall(r"([A-Z_]+)=", "\n".join(line for line in block.commands if line.startswith("export"))))
+    assert exported <= set(real), f"line {block.line}: the test knows no value for {exported - set(real)}"
+
+    def with_real_values(line: str) -> str:
+        return re.sub(r"([A-Z_]+)=\S+", r'\1="$REAL_\1"', line) if line.startswith("export") else line
+
+    commands = [with_real_values(line) for line in block.commands if line not in NOT_RUN]
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("ORCHESTRATOR_", "VAULT_"))}
+    environment = {
+        **inherited,
+        **{name: value for name, value in real.items() if name not in exported},
+        **{f"REAL_{name}": value for name, value in real.items() if name in exported},
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{inherited['PATH']}",
+        "HOME": str(directory),
+    }
+    return subprocess.run(
+        ["sh", "-e", "-c", "\n".join(commands)], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
+    """A stack that holds nothing of ours until the README's own commands have installed it."""
+    directory = tmp_path_factory.mktemp("readme")
+    with DevStack(directory / "stack") as info:
+        empty = Provisioned(info, "", Secret(""))
+        ended = shell(PROVISIONING, admin_environment(empty), directory)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        admin = VaultAdmin(empty.admin_config(), info.root_token)
+        role_id, secret_id = new_secret_id(admin, RUNTIME)
+        admin.close()
+        yield Installed(replace(empty, role_id=role_id, secret_id=secret_id), directory, ended)
+
+
+@pytest.fixture
+def runtime(installed: Installed) -> Iterator[dict[str, str]]:
+    """The variables of the runtime, whose secret id is in a file as in the README."""
+    file = installed.directory / "secret-id"
+    file.write_text(installed.provisioned.secret_id.reveal())
+    variables = runtime_environment(installed.provisioned, installed.directory)
+    del variables["ORCHESTRATOR_AUTH_SECRET_ID"]
+    yield {**variables, "ORCHESTRATOR_AUTH_SECRET_ID_FILE": str(file)}
+    file.unlink()
+
+
+def test_every_block_says_what_it_is() -> None:
+    assert {block.language for block in BLOCKS} <= {"sh", "bash", "console", "text", "yaml"}
+    assert len(SHELL) >= 4
+    for block in BLOCKS:
+        if block.language in ("text", "yaml"):
+            assert not re.search(r"^\s*(\$ |orchestrator |make |export )", block.text, re.MULTILINE), block.line
+
+
+def test_commands_are_found_where_they_are_written() -> None:
+    text = "```sh\nmake a   # why\n\norchestrator b\n```\nx\n```console\n$ orchestrator c --input d='#e'\nout\n```\n"
+    first, second = blocks_of(text)
+    assert (first.commands, second.commands) == (
+        ["make a", "orchestrator b"],
+        ["orchestrator c --input d='#e'"],
+    )
+    assert second.output == ["out"]
+    assert (first.line, second.line) == (1, 7)
+
+
+def test_what_is_not_run_is_a_target_of_the_makefile_and_in_the_readme() -> None:
+    everything = {command for block in SHELL for command in block.commands}
+    for command in NOT_RUN:
+        assert command in everything, f"`{command}` is not in the README any more"
+        program, *targets = command.split()
+        assert program == "make"
+        subprocess.run(["make", "-n", *targets], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_the_provisioning_commands_install_an_empty_stack_and_find_it_as_declared(installed: Installed) -> None:
+    assert "database/roles/feedback-read" in installed.provisioning.stdout
+
+
+@pytest.mark.parametrize("block", RUN, ids=lambda block: f"line-{block.line}")
+def test_the_commands_of_a_block_run_as_they_stand_and_leave_nothing(
+    installed: Installed, runtime: dict[str, str], block: Block
+) -> None:
+    ended = installed.shell(block, runtime)
+    shown = re.search(r"exit code (\d+)", "\n".join(block.output))
+    assert ended.returncode == (int(shown[1]) if shown else 0), ended.stdout + ended.stderr
+    real = [masked(line) for line in (ended.stdout + ended.stderr).splitlines()]
+    for line in block.output:
+        assert masked(line) in real, f"{line!r} is not what it says today:\n{ended.stdout}{ended.stderr}"
+    assert what_is_left(installed.provisioned).clean
+
+
+def masked(line: str) -> str:
+    """A line of output without what differs from run to run: ids, durations, widths."""
+    line = re.sub(r"run_[0-9A-Z]{26}", "RUN", line)
+    return re.sub(r"\s+", " ", re.sub(r"\b\d+\.\d+s\b", "0s", line)).strip()
+
+
+def test_the_check_answers_4_on_drift_as_the_readme_says(installed: Installed) -> None:
+    assert "exit 4 on drift" in PROVISIONING.text
+    (check,) = [command for command in PROVISIONING.commands if "provision check" in command]
+    info = installed.provisioned.info
+    vault = hvac.Client(info.vault_address, token=info.root_token.reveal())
+    before = vault.read("database/roles/feedback-read")["data"]
+    vault.write_data("database/roles/feedback-read", data={**before, "max_ttl": 7200})
+    try:
+        ended = installed.shell(Block("sh", check, 0), admin_environment(installed.provisioned))
+    finally:
+        vault.write_data("database/roles/feedback-read", data=before)
+    assert ended.returncode == 4, ended.stdout + ended.stderr
+    assert "feedback-read" in ended.stdout + ended.stderr
+
+
+def rows_of(heading: str) -> list[list[str]]:
+    """The cells of the table that has this first column."""
+    _, _, rest = README.partition(f"| {heading} |")
+    assert rest, f"no table has the column {heading!r}"
+    lines = rest.split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def test_the_exit_codes_are_those_of_the_program() -> None:
+    written = {int(number) for code, *_ in rows_of("code") for number in code.split(",")}
+    assert written == {int(code) for code in ExitCode} | {DEFECT}
+
+
+def names_of(cell: str) -> list[str]:
+    """The variables of a cell; `..._NAME` has the prefix of the one before it."""
+    names = re.findall(r"`([A-Z_.]+)`", cell)
+    return [re.sub(r"^\.\.\._", f"{PREFIX}AUTH_", name) for name in names]
+
+
+def variables_of(name: str) -> set[str]:
+    """The variables from which a setting is read."""
+    alias: Any = Settings.model_fields[name].validation_alias
+    table = Settings.model_fields[name].annotation
+    own = f"{PREFIX}{name.upper()}" + ("__NAME" if getattr(table, "__origin__", None) is dict else "")
+    return {own, *(str(choice) for choice in alias.choices)} if alias else {own}
+
+
+def test_the_settings_are_those_of_the_program() -> None:
+    written = {name for cell, *_ in rows_of("variable") for name in names_of(cell)}
+    for name in Settings.model_fields:
+        assert written & variables_of(name), f"the README does not say what {name} is"
+    known = {variable for name in Settings.model_fields for variable in variables_of(name)}
+    assert written <= known, "the README names settings that there are not"
+
+
+def test_the_defaults_are_those_of_the_program() -> None:
+    said = {name: cells[-1] for cell, *cells in rows_of("variable") for name in names_of(cell)}
+    for name in ("token_role", "policy", "policy_path", "grace", "max_parallel", "log_level"):
+        default = Settings.model_fields[name].default
+        words = f"{default:g}" if isinstance(default, float) else str(default)
+        assert f"`{words}`" in said[f"{PREFIX}{name.upper()}"], name
+    assert Settings.model_fields["max_output_bytes"].default == 1024 * 1024
+    assert "1 MiB" in said[f"{PREFIX}MAX_OUTPUT_BYTES"]
+
+
+def test_the_settings_file_takes_the_same_names_without_the_prefix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in os.environ:
+        if name.startswith(("ORCHESTRATOR_", "VAULT_")):
+            monkeypatch.delenv(name)
+    written = {name for cell, *_ in rows_of("variable") for name in names_of(cell)}
+    for variable in sorted(written):
+        name, _, part = variable.removeprefix(PREFIX).lower().partition("__")
+        field = "auth_token" if name == "vault_token" else name
+        fitting = {"auth_method": '"jwt"', "log_level": '"debug"', "grace": "5", "max_parallel": "2"}
+        value = fitting.get(field, "7" if field.startswith("max_") else '"https://value.test"')
+        file = tmp_path / "orchestrator.toml"
+        file.write_text(f"[{name}]\n{part} = {value}\n" if part else f"{name} = {value}\n")
+        monkeypatch.setenv("ORCHESTRATOR_CONFIG", str(file))
+        assert getattr(Settings(), field) != Settings.model_fields[field].default, variable
+
+
+def test_the_commands_are_those_of_the_program() -> None:
+    from typer.main import get_command
+
+    from orchestrator.cli.main import app
+
+    group: Any = get_command(app)
+    real = set()
+    for name, command in group.commands.items():
+        real |= {f"{name} {sub}" for sub in command.commands} if hasattr(command, "commands") else {name}
+    written = set()
+    for cell, *_ in rows_of("command"):
+        noun = ""
+        for words in re.findall(r"`([^`]+)`", cell):
+            first, *rest = [word for word in words.split() if word.islower()]
+            groups = {name for name, command in group.commands.items() if hasattr(command, "commands")}
+            noun = first if first in groups else noun
+            written.add(f"{noun} {rest[0]}" if first in groups else f"{noun} {first}".strip())
+    assert written == real
