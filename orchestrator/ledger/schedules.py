@@ -6,13 +6,13 @@ A row is read, and written back only if nobody has written it meanwhile (compare
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, Engine, insert, or_, select, update
+from sqlalchemy import Connection, Engine, RowMapping, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from orchestrator.ledger.codec import text_to_time, time_to_text
@@ -131,7 +131,7 @@ def open_schedules(url: str) -> Iterator[ScheduleStore]:
         engine.dispose()
 
 
-def _state(row: Mapping[str, Any]) -> ScheduleState:
+def _state(row: RowMapping) -> ScheduleState:
     return ScheduleState(
         workflow=row["workflow"],
         handled=text_to_time(row["handled"]),

@@ -14,6 +14,7 @@ Six fields are the five with seconds in front: the same minutes, at each of thes
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
@@ -47,11 +48,9 @@ def latest_fire(schedule: Schedule, after: datetime, until: datetime) -> datetim
     window = _FIRST_WINDOW
     while True:
         start = max(after, until - window)
-        found = None
-        for found in takewhile(lambda fire: fire <= until, _fires(schedule, start)):
-            pass
-        if found is not None or start == after:
-            return found
+        newest = deque(takewhile(lambda fire: fire <= until, _fires(schedule, start)), maxlen=1)
+        if newest or start == after:
+            return newest[0] if newest else None
         window *= 4
 
 
