@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from orchestrator.log_format import LogFormat
+
 WorkflowFolder = Annotated[Path, typer.Argument(metavar="[FOLDER]", help="The folder with the workflows.")]
 FOLDER = Path("workflows")
-
-
-class Format(StrEnum):
-    TEXT = "text"
-    JSON = "json"
 
 
 def register(app: typer.Typer) -> None:
@@ -30,7 +26,7 @@ def serve(
         str, typer.Option(metavar="HOST:PORT", help="Where /healthz, /readyz and /metrics are answered.")
     ] = "127.0.0.1:9464",
     no_listen: Annotated[bool, typer.Option("--no-listen", help="Answer nowhere.")] = False,
-    log_format: Annotated[Format, typer.Option(help="How log records on standard error look.")] = Format.TEXT,
+    log_format: Annotated[LogFormat, typer.Option(help="How log records on standard error look.")] = LogFormat.TEXT,
 ) -> None:
     """Run the workflows of a folder when their schedules say so.
 
@@ -42,14 +38,13 @@ def serve(
 
     from orchestrator.cli.connect import log_to_stderr, redactor, runner_config
     from orchestrator.hardening import keep_memory_private
-    from orchestrator.log_format import LogFormat
     from orchestrator.runtime import serve as service
     from orchestrator.settings import load_settings
 
     keep_memory_private()
     settings = load_settings()
     level = settings.log_level if "log_level" in settings.model_fields_set else "info"
-    log_to_stderr(level, LogFormat(log_format.value))
+    log_to_stderr(level, log_format)
     config = service.ServeConfig(folder=folder, max_runs=max_runs, drain=drain, listen=None if no_listen else listen)
     code = asyncio.run(service.serve(runner_config(settings), config, redactor=redactor()))
     raise typer.Exit(int(code))

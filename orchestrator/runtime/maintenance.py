@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from orchestrator.errors import OrchestratorError
 from orchestrator.runtime.schedules.measures import Measures
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,9 @@ async def _again(seconds: float, work: Callable[[], Awaitable[None]], measures: 
     while True:
         try:
             await work()
+        except OrchestratorError as error:
+            measures.failed(name_of(work))
+            log.error("maintenance %s failed; it is tried again in %gs: %s", name_of(work), seconds, error)
         except Exception:  # the hook is tried again, and its failure is counted and told
             measures.failed(name_of(work))
             log.exception("maintenance %s failed; it is tried again in %gs", name_of(work), seconds)

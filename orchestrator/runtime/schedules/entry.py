@@ -13,10 +13,10 @@ from orchestrator.errors import ExitCode, LedgerError, OrchestratorError, UsageE
 from orchestrator.ledger.events import RunState
 from orchestrator.ledger.schedules import ScheduleState, ScheduleStates
 from orchestrator.runtime.runner import Runner
-from orchestrator.runtime.schedules.memory import StateChange, change_state
 from orchestrator.runtime.schedules.fires import TRIGGER_REQUEST, TRIGGER_SCHEDULE, Fire, requested
 from orchestrator.runtime.schedules.launcher import Launched, Launcher
 from orchestrator.runtime.schedules.measures import Measures
+from orchestrator.runtime.schedules.memory import StateChange, change_state
 from orchestrator.runtime.schedules.policy import Decision, Verdict, admit, due, next_due
 from orchestrator.runtime.types import RunRequest, Services
 from orchestrator.workflow.inputs import bind_inputs
@@ -100,6 +100,7 @@ class Entry:
             return
         if found.missed is not None:
             self._skipped(Decision(found.missed, Verdict.SKIP, "missed"))
+            self.seen = max(self.seen, found.missed.at)
         for number, fire in enumerate(found.fires):
             decision = admit(
                 schedule,
