@@ -23,7 +23,7 @@ from orchestrator.devstack.session import runtime_environment
 from orchestrator.ledger.events import RunState
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.opening import open_ledger
-from orchestrator.ledger.types import LeaseFilter, RunRecord
+from orchestrator.ledger.types import RunRecord
 from orchestrator.workflow.loader import load_text
 
 WORKFLOW = """
