@@ -179,8 +179,8 @@ async def _listening(
     from orchestrator.runtime.listener import listener_app, listening
 
     async def health() -> Mapping[str, str]:
-        silent = scheduler.silent_for()
-        return {"loop": "ok" if stop.drain.is_set() or silent < STALLED_SECONDS else "stalled"}
+        turning = not scheduler.loaded or stop.drain.is_set() or scheduler.silent_for() < STALLED_SECONDS
+        return {"loop": "ok" if turning else "stalled"}
 
     async def ready() -> Mapping[str, str]:
         workflows = "draining" if stop.drain.is_set() else "ok" if scheduler.loaded else "loading"

@@ -7,6 +7,7 @@ was started with. What is found wrong is told once for each version of a file.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,44 +43,50 @@ class WorkflowFolder:
     def __init__(self, path: Path, actions: ActionCatalog) -> None:
         self._path = path
         self._actions = actions
-        self._files: dict[Path, _File] = {}
-        self._doubles: frozenset[Path] = frozenset()
+        self._files: dict[str, _File] = {}
+        self._catalogue: Catalogue | None = None
+        self._doubles: frozenset[str] = frozenset()
 
     def read(self) -> Catalogue:
         """Look at every file, load those that changed, and answer what is to be scheduled now.
 
-        Raises UsageError if the folder itself cannot be read.
+        The answer is the same object as before while no file has changed. Raises UsageError if the folder
+        itself cannot be read.
         """
         found = self._stamps()
+        if self._catalogue is not None and found == {path: file.stamp for path, file in self._files.items()}:
+            return self._catalogue
         for path in self._files.keys() - found.keys():
             log.info("%s is gone: its workflow is not scheduled any more", path)
             del self._files[path]
-        for path, stamp in found.items():
+        for path, stamp in sorted(found.items()):
             known = self._files.get(path)
             if known is None or known.stamp != stamp:
                 self._files[path] = self._load(path, stamp, known)
-        return self._catalogue()
+        self._catalogue = self._catalogued()
+        return self._catalogue
 
-    def _stamps(self) -> dict[Path, Stamp]:
+    def _stamps(self) -> dict[str, Stamp]:
         stamps = {}
         try:
-            for path in sorted(self._path.iterdir()):
-                if path.suffix in SUFFIXES and not path.name.startswith("."):
-                    try:
-                        status = path.stat()
-                    except FileNotFoundError:
-                        continue
-                    stamps[path] = (status.st_mtime_ns, status.st_size, status.st_ino)
+            with os.scandir(self._path) as entries:
+                for entry in entries:
+                    if entry.name.endswith(SUFFIXES) and not entry.name.startswith("."):
+                        try:
+                            status = entry.stat()
+                        except FileNotFoundError:
+                            continue
+                        stamps[entry.path] = (status.st_mtime_ns, status.st_size, status.st_ino)
         except OSError as error:
             raise UsageError(
                 f"the folder {self._path} cannot be read: {error.strerror}", hint="name the folder with the workflows"
             ) from error
         return stamps
 
-    def _load(self, path: Path, stamp: Stamp, known: _File | None) -> _File:
+    def _load(self, path: str, stamp: Stamp, known: _File | None) -> _File:
         before = known.loaded if known else None
         try:
-            loaded = load(path, actions=self._actions)
+            loaded = load(Path(path), actions=self._actions)
         except UsageError as error:
             kept = "its last valid version stays scheduled" if before else "it is not scheduled"
             log.error("%s: %s\n%s", path, kept, error.message)
@@ -88,7 +95,7 @@ class WorkflowFolder:
             log.info("%s: loaded %s, %s", path, loaded.workflow.name, loaded.digest)
         return _File(stamp, loaded)
 
-    def _catalogue(self) -> Catalogue:
+    def _catalogued(self) -> Catalogue:
         workflows: dict[str, LoadedWorkflow] = {}
         doubles = set()
         for path, file in sorted(self._files.items()):

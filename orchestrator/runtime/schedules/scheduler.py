@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from functools import partial
 
 from orchestrator.errors import LedgerError, UsageError
 from orchestrator.runtime.schedules.entry import Entry, Means
-from orchestrator.runtime.schedules.folder import WorkflowFolder
+from orchestrator.runtime.schedules.folder import Catalogue, WorkflowFolder
 from orchestrator.runtime.schedules.memory import remember_from
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ class Scheduler:
     def __init__(self, means: Means, folder: WorkflowFolder) -> None:
         self._means = means
         self._folder = folder
+        self._catalogue: Catalogue | None = None
         self._entries: dict[str, Entry] = {}
         self._due: dict[str, datetime | None] = {}
         self._busy: dict[str, asyncio.Task[None]] = {}
@@ -49,16 +50,20 @@ class Scheduler:
 
     async def run(self) -> None:
         """Schedule until cancelled. Raises UsageError if the folder cannot be read at the start."""
-        await self._reload(first=True)
+        await self._reload()
         self.loaded = True
+        log.info("%d workflows are scheduled", len(self._entries))
         next_look = self._means.services.clock.monotonic()
+        look: asyncio.Task[None] | None = None  # beside the loop: many changed files must not hold it up
         while True:
             clock = self._means.services.clock
             self._last_turn = clock.monotonic()
-            if self._last_turn >= next_look:
+            if look is not None and look.done():
+                look.result()
+                look = None
+            if look is None and self._last_turn >= next_look:
                 next_look = self._last_turn + TICK
-                await self._guarded(self._reload)
-                await self._guarded(self._attend)
+                look = asyncio.create_task(self._look(), name="look for changes")
             self._wake.clear()
             self._start_due(clock.now())
             await self._sleep()
@@ -75,15 +80,18 @@ class Scheduler:
         if self._busy:
             await asyncio.wait(self._busy.values())
 
-    async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await work()
-        except (LedgerError, UsageError) as error:
-            log.error("scheduling: %s", error.message)
-            self._means.measures.failed("scheduling")
+    async def _look(self) -> None:
+        for work in (self._reload, self._attend):
+            try:
+                await work()
+            except (LedgerError, UsageError) as error:
+                log.error("scheduling: %s", error.message)
+                self._means.measures.failed("scheduling")
 
-    async def _reload(self, *, first: bool = False) -> None:
+    async def _reload(self) -> None:
         found = await asyncio.to_thread(self._folder.read)
+        if found is self._catalogue:
+            return
         self._means.measures.loaded(len(found.workflows), found.invalid)
         for name in self._entries.keys() - found.workflows.keys():
             del self._entries[name]
@@ -98,13 +106,12 @@ class Scheduler:
                     state = await asyncio.to_thread(remember_from, self._means.store, name, now)
                 entry = Entry(self._means, found.workflows[name], state.handled, state.paused)
                 self._entries[name], self._due[name] = entry, entry.next_due()
+        self._catalogue = found
         for name, loaded in found.workflows.items():
             entry = self._entries[name]
             if entry.loaded is not loaded:
                 entry.replace(loaded, self._means.services.clock.now())
                 self._due[name] = entry.next_due()
-        if first:
-            log.info("%d workflows are scheduled", len(found.workflows))
 
     async def _attend(self) -> None:
         """See who is paused, and which runs people asked for."""
