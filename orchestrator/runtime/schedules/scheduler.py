@@ -39,6 +39,7 @@ class Scheduler:
         self._resting: dict[str, datetime] = {}
         self._requests: dict[str, datetime] = {}
         self._wake = asyncio.Event()
+        self._looking: asyncio.Task[None] | None = None  # beside the loop: many changed files must not hold it up
         self.loaded = False
         """Whether the folder was read at least once."""
         self._last_turn = means.services.clock.monotonic()
@@ -54,16 +55,15 @@ class Scheduler:
         self.loaded = True
         log.info("%d workflows are scheduled", len(self._entries))
         next_look = self._means.services.clock.monotonic()
-        look: asyncio.Task[None] | None = None  # beside the loop: many changed files must not hold it up
         while True:
             clock = self._means.services.clock
             self._last_turn = clock.monotonic()
-            if look is not None and look.done():
-                look.result()
-                look = None
-            if look is None and self._last_turn >= next_look:
+            if self._looking is not None and self._looking.done():
+                self._looking.result()
+                self._looking = None
+            if self._looking is None and self._last_turn >= next_look:
                 next_look = self._last_turn + TICK
-                look = asyncio.create_task(self._look(), name="look for changes")
+                self._looking = asyncio.create_task(self._look(), name="look for changes")
             self._wake.clear()
             self._start_due(clock.now())
             await self._sleep()
@@ -75,10 +75,11 @@ class Scheduler:
     async def stop(self) -> None:
         """Start nothing more. Runs that have begun go on; those that wait for a place are given up."""
         self._means.launcher.drop_waiting()
-        for task in self._busy.values():
+        tasks = [*self._busy.values(), *([self._looking] if self._looking else [])]
+        for task in tasks:
             task.cancel()
-        if self._busy:
-            await asyncio.wait(self._busy.values())
+        if tasks:
+            await asyncio.wait(tasks)
 
     async def _look(self) -> None:
         for work in (self._reload, self._attend):
