@@ -55,6 +55,7 @@ def test_all_missed_times_are_made_up_for_in_portions() -> None:
     assert first.upto == first.fires[-1].at
     second = due(schedule, "w", after=first.fires[-1].at, now=NOON)
     assert second.fires[0].at == first.fires[-1].at + timedelta(seconds=1)
+    assert due(schedule, "w", after=first.fires[-1].at, now=NOON, room=0) == Due()
 
 
 def test_a_schedule_that_is_not_enabled_is_never_due() -> None:

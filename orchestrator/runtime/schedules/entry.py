@@ -17,7 +17,7 @@ from orchestrator.runtime.schedules.fires import TRIGGER_REQUEST, TRIGGER_SCHEDU
 from orchestrator.runtime.schedules.launcher import Launched, Launcher
 from orchestrator.runtime.schedules.measures import Measures
 from orchestrator.runtime.schedules.memory import StateChange, change_state
-from orchestrator.runtime.schedules.policy import Decision, Verdict, admit, due, next_due
+from orchestrator.runtime.schedules.policy import QUEUE_LIMIT, Decision, Verdict, admit, due, next_due
 from orchestrator.runtime.types import RunRequest, Services
 from orchestrator.workflow.inputs import bind_inputs
 from orchestrator.workflow.loader import LoadedWorkflow
@@ -95,7 +95,8 @@ class Entry:
         schedule = self.loaded.workflow.schedule
         if schedule is None:
             return
-        found = due(schedule, self.name, after=self.seen, now=self.means.services.clock.now())
+        room = QUEUE_LIMIT - len(self.waiting)
+        found = due(schedule, self.name, after=self.seen, now=self.means.services.clock.now(), room=room)
         if found.upto is None:
             return
         if found.missed is not None:

@@ -52,15 +52,20 @@ class Due:
     upto: datetime | None = None
 
 
-def due(schedule: Schedule, workflow: str, *, after: datetime, now: datetime) -> Due:
-    """Which fires after the nominal time `after` are to be run now, by `catch_up`."""
+def due(schedule: Schedule, workflow: str, *, after: datetime, now: datetime, room: int = QUEUE_LIMIT) -> Due:
+    """Which fires after the nominal time `after` are to be run now, by `catch_up`.
+
+    With `all`, at most `room` of them: the later ones stay due.
+    """
     if not schedule.enabled:
         return Due()
     until = _last_due(schedule, workflow, after, now)
     if until is None:
         return Due()
     if schedule.catch_up == "all":
-        times = fires_between(schedule, after, until, limit=QUEUE_LIMIT)
+        if room <= 0:
+            return Due()
+        times = fires_between(schedule, after, until, limit=room)
         fires = tuple(scheduled(schedule, workflow, at) for at in times)
         return Due(fires, sum(_late(fire, now) for fire in fires), None, times[-1])
     last = scheduled(schedule, workflow, until)
