@@ -72,7 +72,7 @@ async def serve(
     """
     bound = _bind(config.listen)
     measures = _measures(listening=bound is not None)
-    launcher = Launcher(max_runs=config.max_runs)
+    launcher = Launcher(max_runs=config.max_runs, redactor=redactor)
 
     def observe(run_id: str, time: datetime, event: Event) -> None:
         launcher.observe(run_id, event)
@@ -131,8 +131,8 @@ async def _drained(launcher: Launcher, stop: _Stop, seconds: float) -> bool:
 
 def _ended(services: Services, launcher: Launcher, stop: _Stop, *, cut_short: bool) -> ExitCode:
     still_open = 0
-    for lease in launcher.unconfirmed:
-        record = services.reader.lease(lease.lease_id)
+    for lease_id in launcher.unconfirmed:
+        record = services.reader.lease(lease_id)
         still_open += record is None or record.state in OPEN
     if still_open:
         log.error("%d leases are not confirmed gone; `orchestrator leases sweep` closes them", still_open)

@@ -172,6 +172,21 @@ def test_a_run_that_outlasts_the_drain_is_cancelled_and_revokes_what_it_holds(se
     assert {lease.state for lease in served.bench.history(run.run_id)} == {LeaseState.REVOKED}
 
 
+def test_no_more_runs_go_on_than_are_allowed_and_those_that_wait_are_given_up_at_the_end(served: Served) -> None:
+    for name in ("one", "two", "three"):
+        served.put(name, "{ every: 1s }", SLOW)
+    served.put("triggered", "{ every: 1s, enabled: false }")
+    served.start("--max-runs", "2", "--drain", "0")
+    wait_for(lambda: len(served.bench.sql(SLEEPING)) == 2, "two steps to query")
+    wait_for(lambda: served.get("/readyz").status_code == 200, "readiness")
+    wait_for(lambda: served.schedules("list", str(served.folder)), "the schedules")
+    assert len(served.bench.sql(SLEEPING)) == 2
+    assert served.stop() == 143
+    runs = [run for name in ("one", "two", "three", "triggered") for run in served.runs(name)]
+    assert [run.state for run in runs] == [RunState.CANCELLED] * 2
+    served.bench.assert_nothing_left()
+
+
 def test_a_second_signal_does_not_wait_for_the_drain(served: Served) -> None:
     served.put("slow", "{ every: 1s }", SLOW)
     served.start("--drain", "3600")

@@ -6,11 +6,12 @@ import json
 import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import cast
 
 import pytest
 
 from orchestrator.actions.catalog import catalog
-from orchestrator.errors import UsageError, VaultUnreachable
+from orchestrator.errors import ExitCode, UsageError, VaultUnreachable
 from orchestrator.ledger.events import (
     LeaseIssued,
     LeaseRequested,
@@ -27,8 +28,11 @@ from orchestrator.runtime.event_log import log_event
 from orchestrator.runtime.listener import bind
 from orchestrator.runtime.maintenance import maintained
 from orchestrator.runtime.metrics import PrometheusMeasures
+from orchestrator.runtime.runner import Runner
+from orchestrator.runtime.schedules.launcher import SECRETS_KEPT, Launcher
 from orchestrator.runtime.schedules.measures import Measures
 from orchestrator.runtime.schedules.overview import overview
+from orchestrator.runtime.types import Interruption, RunOutcome, RunRequest
 from orchestrator.secret import Secret
 from orchestrator.workflow.loader import load_text
 
@@ -190,3 +194,75 @@ def test_the_overview_tells_the_state_of_each_schedule() -> None:
     assert lines["new"].next == datetime(2026, 6, 2, 0, 0, tzinfo=UTC)
     assert lines["active"].when == "every 1h +5m"
     assert lines["paused"].next is lines["disabled"].next is None
+
+
+class HeldRunner:
+    """Stands for a runner whose ledger has not answered yet."""
+
+    def __init__(self, launcher: Launcher) -> None:
+        self._launcher = launcher
+        self.asked, self.answer = asyncio.Event(), asyncio.Event()
+        self.cancelled_before_the_answer = False
+
+    async def run(self, request: RunRequest, interruption: Interruption) -> RunOutcome:
+        self.asked.set()
+        try:
+            await self.answer.wait()
+        except asyncio.CancelledError:
+            self.cancelled_before_the_answer = True
+            raise
+        self._launcher.observe(request.run_id, STARTED)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            pass
+        return RunOutcome(run_id=request.run_id, state=RunState.CANCELLED, exit_code=interruption.exit_code)
+
+
+def request(run_id: str) -> RunRequest:
+    text = "version: 1\nname: w\nagent: a\nsteps: { s: { action: exec, with: { command: [x] } } }"
+    return RunRequest(run_id=run_id, loaded=load_text(text, filename="t.yaml", actions=catalog), inputs={})
+
+
+async def test_a_run_is_never_cut_off_between_its_beginning_and_the_ledgers_answer() -> None:
+    launcher = Launcher(max_runs=1, redactor=Redactor())
+    runner = HeldRunner(launcher)
+    launched = launcher.launch(cast(Runner, runner), request("run_1"))
+    await runner.asked.wait()
+    launched.cancel(ExitCode.TERMINATED, "stopped")
+    assert not await launcher.wait([launched], seconds=0)
+    runner.answer.set()
+    assert await launcher.wait([launched], seconds=10)
+    assert not runner.cancelled_before_the_answer
+    assert launched.begun.done()
+
+
+async def test_what_waits_for_a_place_is_given_up_without_having_begun() -> None:
+    launcher = Launcher(max_runs=1, redactor=Redactor())
+    runner = HeldRunner(launcher)
+    first = launcher.launch(cast(Runner, runner), request("run_1"))
+    await runner.asked.wait()
+    second = launcher.launch(cast(Runner, runner), request("run_2"))
+    launcher.drop_waiting()
+    assert await launcher.wait([second], seconds=10)
+    assert launcher.active == (first,)
+    first.cancel(ExitCode.TERMINATED, "stopped")
+    runner.answer.set()
+    assert await launcher.wait([first], seconds=10)
+
+
+async def test_secrets_are_forgotten_when_no_run_can_hold_them_any_more() -> None:
+    redactor = Redactor([Secret(f"password-{number:04}") for number in range(SECRETS_KEPT + 10)])
+    launcher = Launcher(max_runs=2, redactor=redactor)
+    runner = HeldRunner(launcher)
+    launched = launcher.launch(cast(Runner, runner), request("run_1"))
+    await runner.asked.wait()
+    redactor.add(Secret("password-of-the-run"))
+    redactor.add(Secret("password-0000"))  # still in use
+    launched.cancel(ExitCode.TERMINATED, "stopped")
+    runner.answer.set()
+    await launcher.wait([launched], seconds=10)
+    while launcher.active:
+        await asyncio.sleep(0)
+    assert redactor.redact("password-0001 password-0000 password-of-the-run") == "password-0001 *** ***"
+    assert redactor.find(f"password-{SECRETS_KEPT + 9:04}")

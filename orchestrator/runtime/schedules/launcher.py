@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 
 from orchestrator.errors import ExitCode, OrchestratorError
 from orchestrator.ledger.events import Event, RunStarted
-from orchestrator.ledger.types import LeaseRecord
+from orchestrator.redaction import Redactor
 from orchestrator.runtime.runner import Runner
 from orchestrator.runtime.types import Interruption, RunOutcome, RunRequest
 
 log = logging.getLogger(__name__)
+
+SECRETS_KEPT = 64
+"""Issued secrets that the redactor goes on knowing although every run that could hold them has ended."""
 
 
 @dataclass(slots=True, eq=False)
@@ -24,6 +27,8 @@ class Launched:
     workflow: str
     interruption: Interruption
     begun: asyncio.Future[None]
+    issued_before: int
+    """The redactor's position when it was launched: what it holds was added later."""
     placed: bool = False
     """It does not wait for a place any more: the ledger may have its beginning at any moment."""
     task: asyncio.Task[None] = field(init=False)
@@ -45,11 +50,12 @@ class Launched:
 class Launcher:
     """Starts runs and knows those that have not ended. Belongs to one event loop."""
 
-    def __init__(self, *, max_runs: int) -> None:
+    def __init__(self, *, max_runs: int, redactor: Redactor) -> None:
         self._slots = asyncio.Semaphore(max_runs)
+        self._redactor = redactor
         self._launched: dict[str, Launched] = {}
-        self.unconfirmed: list[LeaseRecord] = []
-        """Leases whose end was not confirmed when their run ended."""
+        self.unconfirmed: set[str] = set()
+        """The ids of leases whose end was not confirmed when their run ended."""
 
     @property
     def active(self) -> tuple[Launched, ...]:
@@ -59,7 +65,13 @@ class Launcher:
     def launch(self, runner: Runner, request: RunRequest) -> Launched:
         """Run as soon as there is a place. Raises nothing: see `Launched`."""
         loop = asyncio.get_running_loop()
-        launched = Launched(request.run_id, request.loaded.workflow.name, Interruption(), loop.create_future())
+        launched = Launched(
+            request.run_id,
+            request.loaded.workflow.name,
+            Interruption(),
+            loop.create_future(),
+            self._redactor.position,
+        )
         self._launched[request.run_id] = launched
         launched.task = loop.create_task(self._carry_out(runner, request, launched), name=f"run {request.run_id}")
         launched.task.add_done_callback(lambda _: self._ended(launched))
@@ -96,13 +108,15 @@ class Launcher:
         self._conclude(outcome, launched.workflow)
 
     def _conclude(self, outcome: RunOutcome, workflow: str) -> None:
-        self.unconfirmed += outcome.unconfirmed
+        self.unconfirmed |= {lease.lease_id for lease in outcome.unconfirmed}
         if outcome.exit_code is not ExitCode.DONE:
             about = {"run": outcome.run_id, "workflow": workflow}
             log.warning("run of %s %s: %s", workflow, outcome.state.value, outcome.reason, extra=about)
 
     def _ended(self, launched: Launched) -> None:
         self._launched.pop(launched.run_id, None)
+        oldest = min((one.issued_before for one in self.active), default=self._redactor.position)
+        self._redactor.forget(until=oldest, keep=SECRETS_KEPT)
         if not launched.begun.done():
             launched.begun.cancel()
         elif not launched.begun.cancelled():
