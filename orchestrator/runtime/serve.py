@@ -70,8 +70,7 @@ async def serve(
     and nothing is left. TERMINATED or INTERRUPTED: runs had to be cancelled. UNCONFIRMED: a revocation is
     not confirmed. Raises UsageError and LedgerError if it cannot begin.
     """
-    bound = _bind(config.listen)
-    measures = _measures(listening=bound is not None)
+    bound, measures = _observed(config.listen)
     launcher = Launcher(max_runs=config.max_runs, redactor=redactor)
 
     def observe(run_id: str, time: datetime, event: Event) -> None:
@@ -148,25 +147,19 @@ def _pending_leases(services: Services, measures: Measures) -> Callable[[], Awai
     return pending_leases
 
 
-def _bind(address: str | None) -> socket.socket | None:
+def _observed(address: str | None) -> tuple[socket.socket | None, Measures]:
+    """The socket of the listener and what it shows; nothing is measured for nobody. Raises UsageError."""
     if address is None:
-        return None
+        return None, Measures()
     try:
         from orchestrator.runtime.listener import bind
+        from orchestrator.runtime.metrics import PrometheusMeasures
     except ImportError as error:
         raise UsageError(
             f"the listener needs the package {error.name}",
             hint="pip install 'credential-orchestrator[serve]', or give --no-listen",
         ) from error
-    return bind(address)
-
-
-def _measures(*, listening: bool) -> Measures:
-    if not listening:
-        return Measures()
-    from orchestrator.runtime.metrics import PrometheusMeasures
-
-    return PrometheusMeasures()
+    return bind(address), PrometheusMeasures()
 
 
 @asynccontextmanager
