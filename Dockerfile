@@ -3,7 +3,7 @@ WORKDIR /src
 RUN python -m venv /opt/orchestrator
 COPY pyproject.toml README.md ./
 COPY orchestrator ./orchestrator
-RUN /opt/orchestrator/bin/pip install --no-cache-dir .
+RUN /opt/orchestrator/bin/pip install --no-cache-dir '.[serve]'
 
 FROM python:3.13-slim
 RUN useradd --system --uid 10001 --home-dir /var/lib/orchestrator --shell /usr/sbin/nologin orchestrator \

@@ -26,7 +26,7 @@ _SPELLED_LIMIT = 200_000
 
 
 class Redactor:
-    """Knows the secrets that were issued, for as long as the run lasts.
+    """Knows the secrets that were issued, until they are forgotten: a process that serves for weeks must forget.
 
     Not safe for use by several threads while secrets are added, except that a search which runs at the
     same time sees either the old or the new secrets.
@@ -37,12 +37,19 @@ class Redactor:
         self._whole: frozenset[str] = frozenset()
         self._needles: tuple[Needle, ...] | None = ()
         self._spelled: re.Pattern[str] | None = None
+        self._order: dict[str, int] = {}
+        self._position = 0
         for secret in secrets:
             self.add(secret)
 
     def add(self, secret: Secret) -> None:
-        """Look for this secret too from now on. Adding it again changes nothing."""
+        """Look for this secret too from now on. Adding it again only makes it the newest."""
         value = secret.reveal()
+        self._position += 1
+        known_before = self._order.pop(value, None) is not None
+        self._order[value] = self._position
+        if known_before:
+            return
         if len(value) < SHORTEST:
             self._whole |= whole_forms_of(value)
             return
@@ -50,6 +57,25 @@ class Redactor:
         self._plain |= {value, *lines_of(value)}
         if len(self._plain) != known:
             self._needles = self._spelled = None
+
+    @property
+    def position(self) -> int:
+        """A point in the order of all additions so far, for `forget`."""
+        return self._position
+
+    def forget(self, *, until: int, keep: int) -> None:
+        """Forget what was last added at or before the position `until`, except the `keep` newest of all."""
+        candidates = list(self._order.items())[: max(0, len(self._order) - keep)]
+        old = {value for value, position in candidates if position <= until}
+        if not old:
+            return
+        self._order = {value: position for value, position in self._order.items() if value not in old}
+        long = [value for value in self._order if len(value) >= SHORTEST]
+        self._plain = frozenset(line for value in long for line in (value, *lines_of(value)))
+        self._whole = frozenset(
+            form for value in self._order if len(value) < SHORTEST for form in whole_forms_of(value)
+        )
+        self._needles = self._spelled = None
 
     @property
     def reach(self) -> int:

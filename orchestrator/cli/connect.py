@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.log_format import LogFormat, formatter
+
 if TYPE_CHECKING:
     from orchestrator.ledger.types import LedgerReader
     from orchestrator.policy.types import PolicyEngine
@@ -84,11 +86,14 @@ def provisioning(workflows: Path, declarations: Path, *, prune: bool) -> Iterato
         yield work
 
 
-def log_to_stderr(level: str) -> None:
+def log_to_stderr(level: str, kind: LogFormat = LogFormat.TEXT) -> None:
     """Send log records of this level and above to standard error, with every issued secret taken out."""
     from orchestrator.redaction import RedactingFilter
 
     to_stderr = logging.StreamHandler(sys.stderr)
-    to_stderr.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    to_stderr.setFormatter(formatter(kind))
     to_stderr.addFilter(RedactingFilter(redactor()))
     logging.basicConfig(level=level.upper(), handlers=[to_stderr], force=True)
+    if level == "info":  # what libraries tell of themselves is for those who look for faults
+        for library in ("alembic", "uvicorn", "httpx"):
+            logging.getLogger(library).setLevel(logging.WARNING)

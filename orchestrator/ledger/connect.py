@@ -59,14 +59,26 @@ def connect(location: Location) -> Engine:
 
 
 def _create_file(path: Path) -> None:
+    """Make the file where there is none. One that exists is not opened: closing it again would drop the locks
+    of every connection that this process has to it (https://sqlite.org/howtocorrupt.html, section 2.2)."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        _check_access(path)
     except OSError as error:
         raise LedgerError(
             f"the ledger file {path} cannot be opened: {error.strerror}",
             hint="Check that its directory exists and that this user may write to both.",
         ) from error
+
+
+def _check_access(path: Path) -> None:
+    if not path.is_file() or not os.access(path, os.R_OK | os.W_OK):
+        raise LedgerError(
+            f"the ledger file {path} cannot be opened: it is no file that this user may read and write",
+            hint="Check that its directory exists and that this user may write to both.",
+        )
 
 
 def _set_up_sqlite(connection: DBAPIConnection, _record: object) -> None:

@@ -103,6 +103,18 @@ lease = Table(
     Index("lease_by_grant_kind", "grant_kind", "requested_at", "lease_id"),
 )
 
+schedule = Table(
+    "schedule",
+    metadata,
+    Column("workflow", TEXT, primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("handled", TEXT, nullable=False),
+    Column("paused", Integer, nullable=False),
+    Column("requested", TEXT),
+    sqlite_with_rowid=False,
+)
+"""One row a scheduled workflow: what the scheduler must remember. It is no history and may be changed."""
+
 LEASE_CHANGES = (
     "state",
     "ttl",

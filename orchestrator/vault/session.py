@@ -93,6 +93,8 @@ class VaultSession:
         async with self._login_lock:
             if self._runtime is None:
                 self._runtime = await self._log_in(deadline)
+            else:
+                self._remember(self._runtime.token)  # it is in use: not to be forgotten with older secrets
 
     async def runtime_request(
         self, method: str, path: str, *, deadline: float, payload: Mapping[str, Any] | None = None

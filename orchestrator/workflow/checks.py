@@ -26,13 +26,16 @@ _STEP_PARTS = ("output", "state")
 
 def check(source: Source, actions: ActionCatalog) -> None:
     """Add every problem between the parts of the workflow to `source.problems`."""
-    from orchestrator.workflow.inputs import check_default
+    from orchestrator.workflow.inputs import check_default, check_scheduled
 
     data = source.data
     inputs, steps = _map(data.get("inputs")), _map(data.get("steps"))
     for name, declared in inputs.items():
         if isinstance(declared, dict) and (wrong := check_default(declared)):
             source.report(("inputs", name, "default"), wrong)
+    if isinstance(data.get("schedule"), dict):
+        for path, message, hint in check_scheduled(inputs, data["schedule"]):
+            source.report(path, message, hint, key=True)
     _context(source, inputs, steps)
     for step_id, step in steps.items():
         if isinstance(step, dict):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from orchestrator.errors import UsageError
@@ -74,6 +74,36 @@ def check_default(declared: Mapping[str, Any]) -> str:
         return f"the default is not {_WORDS[kind]}"
     if isinstance(declared.get("enum"), list) and value not in declared["enum"]:
         return "the default is not one of `enum`"
+    return ""
+
+
+def check_scheduled(
+    inputs: Mapping[str, Any], schedule: Mapping[str, Any]
+) -> Iterator[tuple[tuple[str, ...], str, str]]:
+    """What is wrong with the inputs of a schedule: the path of each finding, its message and a hint."""
+    given = schedule.get("inputs", {})
+    if not isinstance(given, dict):
+        return
+    for name, value in given.items():
+        path = ("schedule", "inputs", str(name))
+        declared = inputs.get(name)
+        if declared is None:
+            yield path, f"there is no input `{name}`", suggestion(str(name), map(str, inputs))
+        elif isinstance(declared, dict) and declared.get("secret") is True:
+            yield path, f"the input `{name}` is secret", "a secret does not belong into the file: read it from Vault"
+        elif isinstance(declared, dict) and (wrong := _wrong_value(declared, value)):
+            yield path, f"the input `{name}` is not right: {wrong}", ""
+    for name, declared in inputs.items():
+        if isinstance(declared, dict) and "default" not in declared and name not in given:
+            yield ("schedule",), f"scheduled runs need the input `{name}`", f"add `inputs: {{ {name}: ... }}`"
+
+
+def _wrong_value(declared: Mapping[str, Any], value: Any) -> str:
+    kind = declared.get("type", "string")
+    if kind in _WORDS and not _is(kind, value):
+        return f"expected {_WORDS[kind]}"
+    if isinstance(declared.get("enum"), list) and value not in declared["enum"]:
+        return "it is not one of `enum`"
     return ""
 
 

@@ -55,18 +55,33 @@ def _zone(value: str) -> str:
 
 
 class Schedule(_Model):
-    """When the scheduler runs the workflow: either `cron` or `every`."""
+    """When the scheduler (`orchestrator serve`) runs the workflow: either `cron` or `every`."""
 
     cron: Annotated[str, AfterValidator(_cron)] | None = Field(
         default=None, description="Five fields, or six with seconds first.", examples=["0 7 * * 1-5"]
     )
-    every: Duration | None = Field(default=None, description="An interval, such as 15m.")
+    every: Duration | None = Field(
+        default=None, description="An interval, such as 15m, counted from 1970-01-01T00:00Z."
+    )
     timezone: Annotated[str, AfterValidator(_zone)] = Field(default="UTC", description="IANA zone of `cron`.")
+    jitter: Duration | None = Field(
+        default=None, description="Each start is later by a part of this, always the same for the same time."
+    )
+    overlap: Literal["forbid", "queue", "replace", "allow"] = Field(
+        default="forbid", description="What happens when the time comes while an earlier run is still running."
+    )
+    catch_up: Literal["none", "latest", "all"] = Field(
+        default="none", description="Which of the times that passed while nothing was scheduling are made up for."
+    )
+    enabled: bool = Field(default=True, description="false: the workflow only runs when it is triggered.")
+    inputs: dict[Name, Any] = Field(default_factory=dict, description="Values of the inputs for scheduled runs.")
 
     @model_validator(mode="after")
     def _one_of(self) -> Schedule:
         if (self.cron is None) == (self.every is None):
             raise ValueError("a schedule has either `cron` or `every`")
+        if self.every is not None and self.jitter is not None and self.jitter >= self.every:
+            raise ValueError("`jitter` must be shorter than `every`")
         return self
 
 

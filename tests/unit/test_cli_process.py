@@ -25,12 +25,25 @@ def orchestrator(*arguments: str, cwd: Path | None = None, **environment: str) -
 def test_help_names_every_command_and_every_exit_code() -> None:
     shown = orchestrator("--help")
     assert shown.returncode == 0
-    for word in ("init", "validate", "plan", "schema", "run", "runs", "leases", "provision", "dev", "130, 143"):
+    for word in (
+        "init",
+        "validate",
+        "plan",
+        "schema",
+        "run",
+        "serve",
+        "schedules",
+        "runs",
+        "leases",
+        "provision",
+        "dev",
+        "130, 143",
+    ):
         assert word in shown.stdout
     assert "\x1b" not in shown.stdout
 
 
-@pytest.mark.parametrize("command", ["init", "validate", "plan", "schema", "run", "dev"])
+@pytest.mark.parametrize("command", ["init", "validate", "plan", "schema", "run", "serve", "dev"])
 def test_every_command_explains_itself(command: str) -> None:
     shown = orchestrator(command, "--help")
     assert shown.returncode == 0
@@ -40,6 +53,11 @@ def test_every_command_explains_itself(command: str) -> None:
 @pytest.mark.parametrize(
     "command",
     [
+        ["schedules", "list"],
+        ["schedules", "next"],
+        ["schedules", "trigger"],
+        ["schedules", "pause"],
+        ["schedules", "resume"],
         ["runs", "list"],
         ["runs", "show"],
         ["runs", "verify"],

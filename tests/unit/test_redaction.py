@@ -96,3 +96,17 @@ def test_an_exception_becomes_one_safe_line(redactor: Redactor) -> None:
     line = redact_exception(RuntimeError(f"first {CANARY}\nsecond"), redactor)
     assert line == "RuntimeError: first *** second"
     assert redact_exception(KeyboardInterrupt(), redactor) == "KeyboardInterrupt"
+
+
+def test_old_secrets_can_be_forgotten_but_not_those_added_again_or_among_the_newest() -> None:
+    redactor = Redactor([Secret("first-secret"), Secret("tiny"), Secret("second-secret"), Secret("third-secret")])
+    redactor.add(Secret("first-secret"))
+    before = redactor.position
+    redactor.add(Secret("fourth-secret"))
+    redactor.forget(until=before, keep=2)
+    assert redactor.redact("first-secret second-secret third-secret fourth-secret") == (
+        "*** second-secret third-secret ***"
+    )
+    assert not redactor.find("tiny")
+    redactor.forget(until=before - 1, keep=0)
+    assert redactor.find("first-secret")

@@ -1,0 +1,50 @@
+"""`orchestrator serve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.log_format import LogFormat
+
+WorkflowFolder = Annotated[Path, typer.Argument(metavar="[FOLDER]", help="The folder with the workflows.")]
+FOLDER = Path("workflows")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("serve")(serve)
+
+
+def serve(
+    folder: WorkflowFolder = FOLDER,
+    max_runs: Annotated[int, typer.Option(min=1, help="Runs that may go on at once; others wait.")] = 8,
+    drain: Annotated[float, typer.Option(min=0, help="Seconds that runs may take to end after a signal.")] = 60.0,
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where /healthz, /readyz and /metrics are answered.")
+    ] = "127.0.0.1:9464",
+    no_listen: Annotated[bool, typer.Option("--no-listen", help="Answer nowhere.")] = False,
+    log_format: Annotated[LogFormat, typer.Option(help="How log records on standard error look.")] = LogFormat.TEXT,
+) -> None:
+    """Run the workflows of a folder when their schedules say so.
+
+    Changed files are loaded again. SIGTERM and SIGINT end it: nothing new is started, and what runs may end
+    within --drain seconds; then, or at a second signal, it is cancelled and revokes what it holds. The exit
+    code is 0 if nothing had to be cancelled.
+    """
+    import asyncio
+
+    from orchestrator.cli.connect import log_to_stderr, redactor, runner_config
+    from orchestrator.hardening import keep_memory_private
+    from orchestrator.runtime import serve as service
+    from orchestrator.settings import load_settings
+
+    keep_memory_private()
+    settings = load_settings()
+    level = settings.log_level if "log_level" in settings.model_fields_set else "info"
+    log_to_stderr(level, log_format)
+    config = service.ServeConfig(folder=folder, max_runs=max_runs, drain=drain, listen=None if no_listen else listen)
+    code = asyncio.run(service.serve(runner_config(settings), config, redactor=redactor()))
+    raise typer.Exit(int(code))

@@ -1,0 +1,45 @@
+"""Work that is done again and again beside the runs: recovery, sweeps, samples for the metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from orchestrator.errors import OrchestratorError
+from orchestrator.runtime.schedules.measures import Measures
+
+log = logging.getLogger(__name__)
+
+Maintenance = tuple[float, Callable[[], Awaitable[None]]]
+"""Seconds between the end of one turn and the beginning of the next, and what is done. The first turn is at once."""
+
+
+@contextmanager
+def maintained(hooks: Sequence[Maintenance], measures: Measures) -> Iterator[None]:
+    """Carry out the hooks while the context is open, each by itself; leaving it cancels what is going on."""
+    tasks = [asyncio.create_task(_again(*hook, measures), name=f"maintenance {name_of(hook[1])}") for hook in hooks]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _again(seconds: float, work: Callable[[], Awaitable[None]], measures: Measures) -> None:
+    while True:
+        try:
+            await work()
+        except OrchestratorError as error:
+            measures.failed(name_of(work))
+            log.error("maintenance %s failed; it is tried again in %gs: %s", name_of(work), seconds, error)
+        except Exception:  # the hook is tried again, and its failure is counted and told
+            measures.failed(name_of(work))
+            log.exception("maintenance %s failed; it is tried again in %gs", name_of(work), seconds)
+        await asyncio.sleep(seconds)
+
+
+def name_of(work: Callable[[], Awaitable[None]]) -> str:
+    """The name under which a hook is logged and counted."""
+    return str(getattr(work, "__name__", type(work).__name__)).strip("_")

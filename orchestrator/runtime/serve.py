@@ -1,0 +1,208 @@
+"""`orchestrator serve`: a folder of workflows, each run when its schedule says so, until a signal comes.
+
+The first SIGTERM or SIGINT drains: nothing new is started, what runs may end within `drain` seconds and
+is cancelled then. A second signal cancels at once. A cancelled run revokes what it holds before it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from orchestrator.actions.catalog import catalog
+from orchestrator.errors import ExitCode, UsageError
+from orchestrator.ledger.events import Event
+from orchestrator.ledger.lease import OPEN, LeaseState
+from orchestrator.ledger.schedules import open_schedules
+from orchestrator.ledger.types import LeaseFilter
+from orchestrator.redaction import Redactor
+from orchestrator.runtime.event_log import log_event
+from orchestrator.runtime.maintenance import Maintenance, maintained
+from orchestrator.runtime.readiness import STALLED_SECONDS, Readiness
+from orchestrator.runtime.schedules.entry import Means
+from orchestrator.runtime.schedules.folder import WorkflowFolder
+from orchestrator.runtime.schedules.launcher import Launcher
+from orchestrator.runtime.schedules.measures import Measures
+from orchestrator.runtime.schedules.scheduler import Scheduler
+from orchestrator.runtime.service import RunnerConfig, open_services
+from orchestrator.runtime.types import Services
+
+log = logging.getLogger(__name__)
+
+SAMPLE_SECONDS = 15.0
+"""Between two counts of the leases that are not confirmed gone."""
+
+Hooks = Callable[[Services], Sequence[Maintenance]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    """What the scheduler is told from outside. `drain` in seconds; `listen` is `HOST:PORT` or None."""
+
+    folder: Path
+    max_runs: int = 8
+    drain: float = 60.0
+    listen: str | None = "127.0.0.1:9464"
+
+
+@dataclass(slots=True)
+class _Stop:
+    """What the signals have asked for."""
+
+    drain: asyncio.Event = field(default_factory=asyncio.Event)
+    now: asyncio.Event = field(default_factory=asyncio.Event)
+    code: ExitCode = ExitCode.TERMINATED
+
+
+async def serve(
+    runner: RunnerConfig, config: ServeConfig, *, redactor: Redactor, maintenance: Hooks = lambda services: ()
+) -> ExitCode:
+    """Schedule until a signal comes, and answer how it ended.
+
+    `maintenance` gives the hooks that are carried out beside the runs. DONE: every run had ended by itself
+    and nothing is left. TERMINATED or INTERRUPTED: runs had to be cancelled. UNCONFIRMED: a revocation is
+    not confirmed. Raises UsageError and LedgerError if it cannot begin.
+    """
+    bound, measures = _observed(config.listen)
+    launcher = Launcher(max_runs=config.max_runs, redactor=redactor)
+
+    def observe(run_id: str, time: datetime, event: Event) -> None:
+        launcher.observe(run_id, event)
+        measures.event(run_id, time, event)
+        log_event(run_id, event)
+
+    stop = _Stop()
+    try:
+        with open_schedules(runner.ledger_url) as store, _signals(stop):
+            async with open_services(runner, redactor=redactor, observer=observe) as services:
+                means = Means(services=services, store=store, launcher=launcher, measures=measures)
+                scheduler = Scheduler(means, WorkflowFolder(config.folder, catalog))
+                hooks = [*maintenance(services), (SAMPLE_SECONDS, _pending_leases(services, measures))]
+                async with _listening(bound, scheduler, Readiness(services, store, measures), measures, stop):
+                    with maintained(hooks, measures):
+                        cut_short = await _until_drained(scheduler, launcher, stop, config.drain)
+                return _ended(services, launcher, stop, cut_short=cut_short)
+    finally:
+        if bound is not None:
+            bound.close()
+
+
+async def _until_drained(scheduler: Scheduler, launcher: Launcher, stop: _Stop, seconds: float) -> bool:
+    """Schedule until a signal comes, then let the runs end; whether any had to be cancelled."""
+    loop_task = asyncio.create_task(scheduler.run(), name="scheduler")
+    stopped = asyncio.create_task(stop.drain.wait())
+    try:
+        await asyncio.wait([loop_task, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if loop_task.done():
+            loop_task.result()  # it never ends by itself: this raises what ended it
+    finally:
+        stopped.cancel()
+        loop_task.cancel()
+        await asyncio.wait([loop_task])
+        await scheduler.stop()
+        cut_short = await _drained(launcher, stop, seconds)
+    return cut_short
+
+
+async def _drained(launcher: Launcher, stop: _Stop, seconds: float) -> bool:
+    running = launcher.active
+    if running:
+        log.info("waiting up to %gs for %d runs", seconds, len(running))
+    ended = asyncio.ensure_future(launcher.wait(running, seconds=seconds))
+    hurry = asyncio.ensure_future(stop.now.wait())
+    await asyncio.wait([ended, hurry], return_when=asyncio.FIRST_COMPLETED)
+    hurry.cancel()
+    left = launcher.active
+    for launched in left:
+        log.warning("cancelling run %s", launched.run_id, extra={"run": launched.run_id})
+        launched.cancel(stop.code, "the scheduler was stopped")
+    await launcher.wait(left)
+    await ended
+    return bool(left)
+
+
+def _ended(services: Services, launcher: Launcher, stop: _Stop, *, cut_short: bool) -> ExitCode:
+    still_open = 0
+    for lease_id in launcher.unconfirmed:
+        record = services.reader.lease(lease_id)
+        still_open += record is None or record.state in OPEN
+    if still_open:
+        log.error("%d leases are not confirmed gone; `orchestrator leases sweep` closes them", still_open)
+        return ExitCode.UNCONFIRMED
+    return stop.code if cut_short else ExitCode.DONE
+
+
+def _pending_leases(services: Services, measures: Measures) -> Callable[[], Awaitable[None]]:
+    async def pending_leases() -> None:
+        revoking = LeaseFilter(states=frozenset({LeaseState.REVOKING}), limit=10_000)
+        measures.pending(len(await asyncio.to_thread(services.reader.leases, revoking)))
+
+    return pending_leases
+
+
+def _observed(address: str | None) -> tuple[socket.socket | None, Measures]:
+    """The socket of the listener and what it shows; nothing is measured for nobody. Raises UsageError."""
+    if address is None:
+        return None, Measures()
+    try:
+        from orchestrator.runtime.listener import bind
+        from orchestrator.runtime.metrics import PrometheusMeasures
+    except ImportError as error:
+        raise UsageError(
+            f"the listener needs the package {error.name}",
+            hint="pip install 'credential-orchestrator[serve]', or give --no-listen",
+        ) from error
+    return bind(address), PrometheusMeasures()
+
+
+@asynccontextmanager
+async def _listening(
+    bound: socket.socket | None, scheduler: Scheduler, readiness: Readiness, measures: Measures, stop: _Stop
+) -> AsyncIterator[None]:
+    if bound is None:
+        yield
+        return
+    from orchestrator.runtime.listener import listener_app, listening
+
+    async def health() -> Mapping[str, str]:
+        turning = not scheduler.loaded or stop.drain.is_set() or scheduler.silent_for() < STALLED_SECONDS
+        return {"loop": "ok" if turning else "stalled"}
+
+    async def ready() -> Mapping[str, str]:
+        workflows = "draining" if stop.drain.is_set() else "ok" if scheduler.loaded else "loading"
+        return {**await readiness.check(), "workflows": workflows}
+
+    host, port = bound.getsockname()[:2]
+    async with listening(listener_app(health=health, readiness=ready, measures=measures), bound):
+        log.info("listening at %s:%d", host, port, extra={"address": f"{host}:{port}"})
+        yield
+
+
+@contextmanager
+def _signals(stop: _Stop) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    handled = {signal.SIGINT: ExitCode.INTERRUPTED, signal.SIGTERM: ExitCode.TERMINATED}
+
+    def on_signal(number: signal.Signals, code: ExitCode) -> None:
+        if stop.drain.is_set():
+            stop.now.set()
+            log.warning("%s again: the runs are cancelled, and revoke what they hold", number.name)
+            return
+        stop.code = code
+        stop.drain.set()
+        log.info("%s: no new runs", number.name)
+
+    for number, code in handled.items():
+        loop.add_signal_handler(number, on_signal, number, code)
+    try:
+        yield
+    finally:
+        for number in handled:
+            loop.remove_signal_handler(number)

@@ -1,0 +1,91 @@
+"""The workflows of a folder, and what happens when its files change."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.actions.catalog import catalog
+from orchestrator.errors import UsageError
+from orchestrator.runtime.schedules.folder import WorkflowFolder
+
+TEXT = """version: 1
+name: {name}
+description: {text}
+agent: tester
+schedule: {{ every: 1h }}
+steps:
+  only:
+    action: exec
+    with: {{ command: [/bin/true] }}
+"""
+
+
+def put(folder: Path, file: str, name: str, text: str = "first") -> None:
+    (folder / file).write_text(TEXT.format(name=name, text=text))
+
+
+def descriptions(reading: WorkflowFolder) -> dict[str, str]:
+    return {name: loaded.workflow.description for name, loaded in reading.read().workflows.items()}
+
+
+def test_every_yaml_file_is_a_workflow_but_hidden_files_and_others_are_not(tmp_path: Path) -> None:
+    put(tmp_path, "a.yaml", "first")
+    put(tmp_path, "b.yml", "second")
+    put(tmp_path, ".draft.yaml", "draft")
+    put(tmp_path, "notes.txt", "notes")
+    (tmp_path / "policies").mkdir()
+    assert sorted(WorkflowFolder(tmp_path, catalog).read().workflows) == ["first", "second"]
+
+
+def test_while_no_file_changes_the_answer_is_the_same_object(tmp_path: Path) -> None:
+    put(tmp_path, "a.yaml", "one")
+    reading = WorkflowFolder(tmp_path, catalog)
+    assert reading.read() is reading.read()
+
+
+def test_a_changed_file_is_loaded_again_and_a_removed_one_forgotten(tmp_path: Path) -> None:
+    put(tmp_path, "a.yaml", "one")
+    reading = WorkflowFolder(tmp_path, catalog)
+    assert descriptions(reading) == {"one": "first"}
+    put(tmp_path, "a.yaml", "one", "another")
+    put(tmp_path, "b.yaml", "two")
+    assert descriptions(reading) == {"one": "another", "two": "first"}
+    (tmp_path / "a.yaml").unlink()
+    assert descriptions(reading) == {"two": "first"}
+
+
+def test_a_file_that_is_broken_keeps_its_last_valid_version(tmp_path: Path) -> None:
+    put(tmp_path, "a.yaml", "one")
+    reading = WorkflowFolder(tmp_path, catalog)
+    reading.read()
+    (tmp_path / "a.yaml").write_text("version: 1\nname: [")
+    broken = reading.read()
+    assert list(broken.workflows) == ["one"]
+    assert broken.invalid == 1
+    put(tmp_path, "a.yaml", "one", "mended")
+    mended = reading.read()
+    assert mended.workflows["one"].workflow.description == "mended"
+    assert mended.invalid == 0
+
+
+def test_a_file_that_was_never_valid_is_not_scheduled(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.yaml").write_text("version: 2")
+    found = WorkflowFolder(tmp_path, catalog).read()
+    assert (dict(found.workflows), found.invalid) == ({}, 1)
+    assert "it is not scheduled" in caplog.text
+
+
+def test_of_two_files_with_one_name_only_the_first_is_scheduled(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path, "b.yaml", "same", "in b")
+    put(tmp_path, "a.yaml", "same", "in a")
+    reading = WorkflowFolder(tmp_path, catalog)
+    assert descriptions(reading) == {"same": "in a"}
+    assert reading.read().invalid == 1
+    assert "b.yaml: another file has a workflow same already" in caplog.text
+
+
+def test_a_folder_that_is_none_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        WorkflowFolder(tmp_path / "nowhere", catalog).read()
