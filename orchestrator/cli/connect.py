@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from orchestrator.log_format import LogFormat, formatter
 
 if TYPE_CHECKING:
+    from orchestrator.ledger.store import Ledger
     from orchestrator.ledger.types import LedgerReader
     from orchestrator.policy.types import PolicyEngine
     from orchestrator.provision.service import Provisioning
@@ -32,6 +33,13 @@ def redactor() -> Redactor:
 @contextmanager
 def ledger_reader() -> Iterator[LedgerReader]:
     """The ledger that the settings name, for reading."""
+    with open_store() as ledger:
+        yield ledger
+
+
+@contextmanager
+def open_store() -> Iterator[Ledger]:
+    """The ledger that the settings name."""
     from orchestrator.clock import SystemClock
     from orchestrator.ledger.opening import open_ledger
     from orchestrator.settings import load_settings
@@ -63,6 +71,7 @@ def runner_config(settings: Settings) -> RunnerConfig:
         grace=settings.grace,
         max_output_bytes=settings.max_output_bytes,
         max_parallel=settings.max_parallel,
+        settle=settings.settle,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +15,7 @@ from orchestrator.ledger.lease import LeaseState
 if TYPE_CHECKING:
     from orchestrator.ledger.types import LeaseFilter, LeaseRecord
     from orchestrator.runtime.leftovers import Leftover
+    from orchestrator.runtime.types import Services
 
 app = typer.Typer(help="Who held which scope, when, and when it was gone.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -88,14 +90,54 @@ def show(
 
 
 @app.command("sweep")
-def sweep(as_json: options.Json = False) -> None:
-    """Close what earlier runs could not confirm closed; the exit code is 6 while something is left."""
+def sweep(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be closed.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Close what dead processes left and what ended runs could not confirm; the exit code is 6 while something is left.
+
+    Safe to repeat, and beside other processes that do the same.
+    """
     import asyncio
 
+    if dry_run:
+        _show_left_over(as_json=as_json)
+        return
+    _show_closed(asyncio.run(_sweep()), as_json=as_json)
+
+
+@app.command("revoke")
+def revoke(
+    lease_id: Annotated[str, typer.Argument(metavar="ID", help="The lease's id, or the beginning of it.")],
+    as_json: options.Json = False,
+) -> None:
+    """Take one lease back now, whatever its step is doing."""
+    import asyncio
+
+    _show_closed([asyncio.run(_revoke(lease_id))], as_json=as_json)
+
+
+def _show_left_over(*, as_json: bool) -> None:
+    from orchestrator.cli.connect import open_store
+    from orchestrator.cli.json_output import print_json
+    from orchestrator.cli.terminal import console
+    from orchestrator.ledger.types import LeaseFilter
+    from orchestrator.runtime.leftovers import left_over
+
+    with open_store() as ledger:
+        found = left_over(ledger, ledger.runners)
+    if as_json:
+        print_json(found)
+    elif found:
+        _print_leases(found, LeaseFilter(limit=len(found) + 1))
+    else:
+        console().print("nothing is left over")
+
+
+def _show_closed(found: Sequence[Leftover], *, as_json: bool) -> None:
     from orchestrator.cli.json_output import print_json
     from orchestrator.cli.terminal import console, table
 
-    found = asyncio.run(_sweep())
     rows = [
         (
             item.lease.lease_id,
@@ -116,15 +158,35 @@ def sweep(as_json: options.Json = False) -> None:
 
 
 async def _sweep() -> Sequence[Leftover]:
-    from orchestrator.cli.connect import log_to_stderr, redactor, runner_config
     from orchestrator.runtime.leftovers import close_left_over, left_over
+    from orchestrator.runtime.recovery import Recovery
+
+    async with _services() as services:
+        recovered = await Recovery(services).patiently()
+        closed = [lease for run in recovered for lease in run.leases]
+        seen = {each.lease.lease_id for each in closed}
+        rest = [lease for lease in left_over(services.reader) if lease.lease_id not in seen]
+        return [*closed, *await close_left_over(services, rest)]
+
+
+async def _revoke(lease_id: str) -> Leftover:
+    from orchestrator.runtime.leftovers import revoke_now
+
+    async with _services() as services:
+        lease = services.reader.lease(lease_id)
+        if lease is None:
+            raise UnknownRun(f"no lease {lease_id} is in the ledger", hint="`orchestrator leases list` shows them")
+        return await revoke_now(services, lease)
+
+
+def _services() -> AbstractAsyncContextManager[Services]:
+    from orchestrator.cli.connect import log_to_stderr, redactor, runner_config
     from orchestrator.runtime.service import open_services
     from orchestrator.settings import load_settings
 
     settings = load_settings()
     log_to_stderr(settings.log_level)
-    async with open_services(runner_config(settings), redactor=redactor()) as services:
-        return await close_left_over(services, left_over(services))
+    return open_services(runner_config(settings), redactor=redactor())
 
 
 def _print_leases(found: Sequence[LeaseRecord], query: LeaseFilter) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,7 +26,10 @@ def run(
     file: options.WorkflowFile,
     inputs: options.Inputs = None,
     inputs_file: options.InputsFile = None,
-    run_id: Annotated[str | None, typer.Option("--run-id", help="The run's id; taken only once.")] = None,
+    run_id: Annotated[
+        str | None,
+        typer.Option("--run-id", help="The run's id. Given again, the run is gone on with, or its outcome told."),
+    ] = None,
     trigger: Annotated[str, typer.Option(help="What started it: manual, cron, ...; policies see it.")] = "manual",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something went wrong.")] = False,
     as_json: options.Json = False,
@@ -35,8 +39,15 @@ def run(
     They are issued when the step begins and revoked when it ends, however it ends.
     """
     request = request_for(file, options.inputs_from(inputs, inputs_file), inputs, run_id, trigger)
+    from orchestrator.runtime.service import run_workflow
+
+    carry_out(lambda config, **how: run_workflow(config, request, **how), quiet=quiet, as_json=as_json)
+
+
+def carry_out(work: Callable[..., Coroutine[Any, Any, RunOutcome]], *, quiet: bool, as_json: bool) -> None:
+    """Show a run while it is carried out, and end with its exit code."""
     with _view(quiet=quiet, as_json=as_json) as view:
-        outcome = _carry_out(request, view)
+        outcome = _carry_out(work, view)
     _conclude(outcome, view, quiet=quiet, as_json=as_json)
     raise typer.Exit(int(outcome.exit_code))
 
@@ -73,20 +84,17 @@ def _view(*, quiet: bool, as_json: bool) -> View:
     return PlainLines(quiet=quiet)
 
 
-def _carry_out(request: RunRequest, view: View) -> RunOutcome:
+def _carry_out(work: Callable[..., Coroutine[Any, Any, RunOutcome]], view: View) -> RunOutcome:
     import asyncio
 
     from orchestrator.cli.connect import log_to_stderr, redactor, runner_config
     from orchestrator.hardening import keep_memory_private
-    from orchestrator.runtime.service import run_workflow
     from orchestrator.settings import load_settings
 
     keep_memory_private()
     settings = load_settings()
     log_to_stderr(settings.log_level)
-    return asyncio.run(
-        run_workflow(runner_config(settings), request, redactor=redactor(), observer=view.observe, notice=view.notice)
-    )
+    return asyncio.run(work(runner_config(settings), redactor=redactor(), observer=view.observe, notice=view.notice))
 
 
 def _conclude(outcome: RunOutcome, view: View, *, quiet: bool, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli import options
-from orchestrator.errors import ExitCode, UnknownRun
+from orchestrator.errors import ExitCode, UnknownRun, UsageError
 from orchestrator.ledger.events import RunState
 
 if TYPE_CHECKING:
@@ -70,6 +70,41 @@ def verify(run: RunId, as_json: options.Json = False) -> None:
         console().print(f"{run}: the history is broken from event {broken} on", style="red")
     if broken is not None:
         raise typer.Exit(int(ExitCode.STEP_FAILED))
+
+
+@app.command("resume")
+def resume(
+    run: RunId,
+    inputs_file: options.InputsFile = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something went wrong.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Go on with a run whose process died: finished steps are not run again. Secret inputs are given again."""
+    from orchestrator.cli.run import carry_out
+    from orchestrator.runtime.service import resume_run
+
+    secrets = options.inputs_from(None, inputs_file)
+    carry_out(lambda config, **how: resume_run(config, run, secrets, **how), quiet=quiet, as_json=as_json)
+
+
+@app.command("cancel")
+def cancel(
+    run: RunId, reason: Annotated[str, typer.Option(help="Why, for the record.")] = "cancelled by an operator"
+) -> None:
+    """Ask the process that drives a run to cancel it: its steps are stopped and their credentials revoked.
+
+    A run whose process is dead is ended by the next recovery, such as `orchestrator leases sweep`.
+    """
+    from orchestrator.cli.connect import open_store
+    from orchestrator.cli.terminal import console
+
+    with open_store() as ledger:
+        record = _record(ledger, run)
+        if record.state is not RunState.RUNNING:
+            raise UsageError(f"run {run} has ended already: {record.state.value}")
+        if not ledger.runners.request_cancel(run, reason):
+            raise UsageError(f"nobody drives run {run}", hint="`orchestrator leases sweep` closes what it left")
+    console().print(f"{run}: asked its process to cancel it; `orchestrator runs show {run}` tells when it has ended")
 
 
 def _record(reader: LedgerReader, run: str) -> RunRecord:

@@ -372,6 +372,7 @@ class StepLeases:
             grant=scope.name,
             grant_kind=scope.kind,
             resource=scope.resource,
+            step_key=self._attempt.step_key,
             scope=scope.as_json(),  # type: ignore[arg-type]  # an object of JSON values, typed as object
             ttl=scope.ttl,
         )

@@ -53,6 +53,15 @@ class RunFinished:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunTakenOver:
+    """Another process became the only writer of the run, because the one before was gone or was told to stop."""
+
+    kind: ClassVar[str] = "run.taken_over"
+    runner: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptStarted:
     kind: ClassVar[str] = "attempt.started"
     step: str
@@ -111,6 +120,8 @@ class LeaseRequested:
     resource: str
     scope: JsonObject
     ttl: int
+    step_key: str = ""
+    """What the name of the issued login carries; empty: the step key of the attempt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,4 +224,14 @@ LeaseEvent = (
     | LeaseExpired
     | LeaseEnded
 )
-Event = RunStarted | RunFinished | AttemptStarted | Decided | AttemptFinished | StepFinished | OrphansSwept | LeaseEvent
+Event = (
+    RunStarted
+    | RunTakenOver
+    | RunFinished
+    | AttemptStarted
+    | Decided
+    | AttemptFinished
+    | StepFinished
+    | OrphansSwept
+    | LeaseEvent
+)

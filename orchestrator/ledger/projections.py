@@ -33,6 +33,7 @@ from orchestrator.ledger.events import (
     RunFinished,
     RunStarted,
     RunState,
+    RunTakenOver,
     StepFinished,
     StepState,
 )
@@ -75,7 +76,7 @@ def project(before: RunRows, events: Iterable[tuple[str, Event]]) -> RunRows:
                 changed.steps[event.step] = _step(present, event, time)
             case LeaseRequested():
                 changed.leases[event.lease_id] = _lease_requested(present, event, time)
-            case Decided() | OrphansSwept():
+            case Decided() | OrphansSwept() | RunTakenOver():
                 pass
             case _:
                 changed.leases[event.lease_id] = _lease_moved(present.leases.get(event.lease_id), event, time)
@@ -167,7 +168,7 @@ def _lease_requested(present: RunRows, event: LeaseRequested, time: str) -> Row:
         "agent": present.run["agent"],
         "step": event.step,
         "attempt": event.attempt,
-        "step_key": step.get("step_key", ""),
+        "step_key": storable(event.step_key) or step.get("step_key", ""),
         "grant": storable(event.grant),
         "grant_kind": storable(event.grant_kind),
         "resource": storable(event.resource),

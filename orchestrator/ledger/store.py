@@ -20,6 +20,7 @@ from orchestrator.ledger.jobs import Append, BeginRun, TakeOver
 from orchestrator.ledger.location import Location
 from orchestrator.ledger.reader import Reader
 from orchestrator.ledger.rebuild import rebuild
+from orchestrator.ledger.runners import RunnerStore
 from orchestrator.ledger.transaction import Entry
 
 
@@ -34,6 +35,8 @@ class Ledger(Reader):
         super().__init__(engine, location.label)
         self._clock = clock
         self._writer = GroupCommit(Committer(engine, location))
+        self.runners = RunnerStore(engine, location.label)
+        """The processes that run workflows."""
 
     async def begin_run(self, run_id: str, started: RunStarted) -> int:
         """Record a new run and return its fence. Raises UsageError if the id is taken, or LedgerError."""

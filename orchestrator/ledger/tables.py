@@ -115,6 +115,47 @@ schedule = Table(
 )
 """One row a scheduled workflow: what the scheduler must remember. It is no history and may be changed."""
 
+runner = Table(
+    "runner",
+    metadata,
+    Column("runner_id", TEXT, primary_key=True),
+    Column("process", TEXT, nullable=False),
+    Column("beat", BigInteger, nullable=False),
+    Column("gone", Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""One row a process that runs workflows. `beat` grows while it lives; `gone` is 1 once others may take its runs."""
+
+runner_token = Table(
+    "runner_token",
+    metadata,
+    Column("runner_id", TEXT, nullable=False),
+    Column("accessor", TEXT, nullable=False),
+    PrimaryKeyConstraint("runner_id", "accessor"),
+    sqlite_with_rowid=False,
+)
+"""Accessors of the Vault tokens that a process logged in for: whoever buries it revokes them."""
+
+run_owner = Table(
+    "run_owner",
+    metadata,
+    Column("run_id", TEXT, primary_key=True),
+    Column("runner_id", TEXT, nullable=False),
+    Column("cancel", TEXT),
+    Index("run_owner_by_runner", "runner_id", "run_id"),
+    sqlite_with_rowid=False,
+)
+"""Which process drives a run, written before the run begins, and why somebody wants it cancelled."""
+
+workflow_text = Table(
+    "workflow_text",
+    metadata,
+    Column("digest", TEXT, primary_key=True),
+    Column("text", TEXT, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""The files as they were when their runs began, so that a run goes on with the version that it started with."""
+
 LEASE_CHANGES = (
     "state",
     "ttl",

@@ -29,16 +29,19 @@ class Graph:
     on_failure: Literal["continue", "cancel"] = "continue"
 
 
-async def drive(graph: Graph, call: CallStep, skip: Skip, *, parallel: int) -> dict[str, StepState]:
+async def drive(
+    graph: Graph, call: CallStep, skip: Skip, *, parallel: int, already: Mapping[str, StepState] | None = None
+) -> dict[str, StepState]:
     """Carry out the graph with at most `parallel` steps at once, and return how each step ended.
 
+    `already` are the steps that ended before, in an earlier process.
     `call(step)` runs a step and returns its final state; it raises only to end the whole walk.
     `skip(step, state, reason)` records a step that will not run. When the walk itself is cancelled
     the running steps are cancelled and awaited, and what never started is recorded as cancelled.
     """
-    ended: dict[str, StepState] = {}
+    ended: dict[str, StepState] = dict(already or {})
     running: dict[asyncio.Task[StepState], str] = {}
-    waiting = list(graph.dependencies)
+    waiting = [step for step in graph.dependencies if step not in ended]
     cancelling = False
     try:
         while waiting or running:

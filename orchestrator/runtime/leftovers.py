@@ -7,6 +7,7 @@ was lost is only called gone once Vault cannot be working on it any more.
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from datetime import timedelta
 
 from orchestrator.credentials.closing import close_lease
 from orchestrator.credentials.types import STEP_TOKEN_KIND, Attempt, LeaseHandle
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import FenceLost, IllegalTransition, OrchestratorError
 from orchestrator.ledger.events import (
     Event,
     LeaseExpired,
@@ -25,11 +26,10 @@ from orchestrator.ledger.events import (
     RunState,
 )
 from orchestrator.ledger.lease import OPEN, LeaseState
-from orchestrator.ledger.types import LeaseFilter, LeaseRecord
+from orchestrator.ledger.runners import RunnerStore
+from orchestrator.ledger.types import LeaseFilter, LeaseRecord, LedgerReader
+from orchestrator.runtime.processes import certainly_gone
 from orchestrator.runtime.types import Services
-
-VAULT_REQUEST_LIMIT = timedelta(seconds=95)
-"""After this long Vault has ended any request (its `default_max_request_duration` is 90 s)."""
 
 _ATTEMPT_SECONDS = 30.0
 """How long closing the leases of one attempt may take."""
@@ -44,41 +44,77 @@ class Leftover:
     detail: str
 
 
-def left_over(services: Services) -> list[LeaseRecord]:
-    """Every lease that is not over although its run is, newest first."""
-    records = services.reader.leases(LeaseFilter(states=OPEN, limit=100_000))
-    ended: dict[str, bool] = {}
+def left_over(reader: LedgerReader, runners: RunnerStore | None = None) -> list[LeaseRecord]:
+    """Every lease that is not over although its run is, newest first; with `runners` also those of dead processes."""
+    records = reader.leases(LeaseFilter(states=OPEN, limit=100_000))
+    over: dict[str, bool] = {}
+    gone = (
+        {} if runners is None else {each.runner_id: each.gone or certainly_gone(each.process) for each in runners.all()}
+    )
     for record in records:
-        if record.run_id not in ended:
-            run = services.reader.run(record.run_id)
-            ended[record.run_id] = run is not None and run.state is not RunState.RUNNING
-    return [record for record in records if ended[record.run_id]]
+        if record.run_id not in over:
+            run = reader.run(record.run_id)
+            ended = run is not None and run.state is not RunState.RUNNING
+            over[record.run_id] = ended or (runners is not None and gone.get(runners.owner(record.run_id) or "", False))
+    return [record for record in records if over[record.run_id]]
 
 
 async def close_left_over(services: Services, records: Sequence[LeaseRecord]) -> list[Leftover]:
-    """Close them, attempt by attempt, and record what could be confirmed. Safe to repeat."""
-    attempts: dict[tuple[str, str, int], list[LeaseRecord]] = defaultdict(list)
+    """Close leases of ended runs and record what could be confirmed. Safe to repeat."""
+    runs: dict[str, list[LeaseRecord]] = defaultdict(list)
     for record in records:
-        attempts[record.run_id, record.step, record.attempt].append(record)
+        runs[record.run_id].append(record)
     outcome: list[Leftover] = []
-    for (run_id, _, _), leases in attempts.items():
-        fence = await services.ledger.take_over(run_id)
-        outcome += await _close_attempt(services, fence, leases)
+    for run_id, leases in runs.items():
+        try:
+            fence = await services.ledger.take_over(run_id)
+            outcome += await close_leases(services, fence, leases, "found open after its run had ended")
+        except (FenceLost, IllegalTransition):
+            continue  # another process is closing them at the same time
     return outcome
 
 
-async def _close_attempt(services: Services, fence: int, leases: Sequence[LeaseRecord]) -> list[Leftover]:
+async def revoke_now(services: Services, lease: LeaseRecord) -> Leftover:
+    """Take one lease back at once. Of a run that goes on the run itself records it when the step ends."""
+    run = await asyncio.to_thread(services.reader.run, lease.run_id)
+    if run is not None and run.state is not RunState.RUNNING:
+        found = await close_left_over(services, [lease])
+        return found[0] if found else Leftover(lease, False, "another process is closing it")
+    deadline = services.clock.monotonic() + _ATTEMPT_SECONDS
+    end = await close_lease(LeaseHandle.of(lease), services.broker.vault, deadline=deadline)
+    if isinstance(end, LeaseRevoked):
+        return Leftover(lease, True, "revoked in Vault; its run records it when the step ends")
+    return Leftover(lease, False, getattr(end, "error", "") or "it cannot be revoked: it stays valid until it expires")
+
+
+async def close_leases(
+    services: Services, fence: int, leases: Sequence[LeaseRecord], reason: str, *, parent_revoked: bool = False
+) -> list[Leftover]:
+    """Close open leases of one run, step key by step key, from their records. Safe to repeat.
+
+    `parent_revoked` says that the Vault token from which they hang was revoked before.
+    """
+    keys: dict[str, list[LeaseRecord]] = defaultdict(list)
+    for lease in leases:
+        keys[lease.step_key].append(lease)
+    closed = [await _close_key(services, fence, own, reason, parent_revoked=parent_revoked) for own in keys.values()]
+    return [each for found in closed for each in found]
+
+
+async def _close_key(
+    services: Services, fence: int, leases: Sequence[LeaseRecord], reason: str, *, parent_revoked: bool
+) -> list[Leftover]:
     run_id = leases[0].run_id
     deadline = services.clock.monotonic() + _ATTEMPT_SECONDS
     beginning: list[Event] = [
-        LeaseRevoking(lease_id=lease.lease_id, reason="found open after its run had ended")
+        LeaseRevoking(lease_id=lease.lease_id, reason=reason)
         for lease in leases
         if lease.state is not LeaseState.REVOKING
     ]
     if beginning:
         await services.ledger.append(run_id, fence, beginning)
     ordered = sorted(leases, key=lambda lease: lease.grant_kind == STEP_TOKEN_KIND)
-    ends = {lease.lease_id: await _close(services, lease, deadline) for lease in ordered}
+    ends = {lease.lease_id: await _close(services, lease, deadline, parent_revoked=parent_revoked) for lease in ordered}
     open_ones = [lease for lease in ordered if isinstance(ends[lease.lease_id], LeaseRevocationFailed)]
     swept = await _sweep(services, fence, open_ones, deadline)
     for lease in open_ones:
@@ -94,11 +130,13 @@ async def _close_attempt(services: Services, fence: int, leases: Sequence[LeaseR
 
 
 async def _close(
-    services: Services, lease: LeaseRecord, deadline: float
+    services: Services, lease: LeaseRecord, deadline: float, *, parent_revoked: bool
 ) -> LeaseRevoked | LeaseRevocationFailed | LeaseExpired | Event:
     handle = replace(LeaseHandle.of(lease), unknown=lease.issued_at is None)
     end = await close_lease(handle, services.broker.vault, deadline=deadline)
-    over = lease.requested_at + timedelta(seconds=lease.ttl) + VAULT_REQUEST_LIMIT
+    if isinstance(end, LeaseRevocationFailed) and parent_revoked and handle.grant_kind == STEP_TOKEN_KIND:
+        return LeaseRevoked(lease_id=lease.lease_id, confirmed_by="vault")  # it went with the token above it
+    over = lease.requested_at + timedelta(seconds=lease.ttl + services.settle)
     if isinstance(end, LeaseRevocationFailed) and handle.connection is None and over < services.clock.now():
         return LeaseExpired(lease_id=lease.lease_id)
     return end
@@ -135,4 +173,4 @@ async def _sweep(
 
 def _settled(services: Services, lease: LeaseRecord) -> bool:
     """Whether Vault cannot still be creating it."""
-    return lease.issued_at is not None or lease.requested_at + VAULT_REQUEST_LIMIT < services.clock.now()
+    return lease.issued_at is not None or lease.requested_at + timedelta(seconds=services.settle) < services.clock.now()

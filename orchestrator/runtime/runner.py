@@ -8,15 +8,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from orchestrator.errors import ExitCode, InvalidExpression, LedgerError, StepFailed
+from orchestrator.errors import (
+    ExitCode,
+    InvalidExpression,
+    LedgerError,
+    OrchestratorError,
+    Refused,
+    StepFailed,
+    UsageError,
+)
 from orchestrator.ledger.events import Event, RunFinished, RunStarted, RunState, StepFinished, StepState
 from orchestrator.ledger.lease import OPEN
-from orchestrator.ledger.types import LeaseFilter, LeaseRecord
+from orchestrator.ledger.types import LeaseFilter, LeaseRecord, StepRecord
 from orchestrator.planning.graph import dependencies
 from orchestrator.runtime.attempt import AttemptResult, StepAttempt
 from orchestrator.runtime.decisions import exit_code, retry_delay, run_state
 from orchestrator.runtime.drive import Graph, drive
-from orchestrator.runtime.types import Interruption, RunOutcome, RunProgress, RunRequest, Services
+from orchestrator.runtime.types import Interruption, RunOutcome, RunProgress, RunRequest, Services, TakenRun
 from orchestrator.secret import Secret
 from orchestrator.workflow.expressions import evaluate, holds
 from orchestrator.workflow.inputs import public_inputs
@@ -34,25 +42,57 @@ class Runner:
 
         Raises UsageError if the run id is taken, and LedgerError if not even the beginning can be recorded.
         """
+        services, loaded = self.services, request.loaded
+        progress = self._progress(request)
+        begun = await asyncio.to_thread(services.lifeline.begin, request.run_id, digest=loaded.digest, text=loaded.text)
+        if not begun:
+            raise UsageError(f"run {request.run_id} is in the ledger already", hint="Begin a run under a new id.")
+        progress.fence = await services.ledger.begin_run(
+            request.run_id,
+            RunStarted(
+                workflow=loaded.workflow.name,
+                digest=loaded.digest,
+                agent=loaded.workflow.agent,
+                trigger=request.trigger,
+                inputs=progress.public_inputs,
+                steps=tuple(loaded.workflow.steps),
+            ),
+        )
+        return await self._drive(progress, interruption or Interruption())
+
+    async def resume(self, taken: TakenRun, interruption: Interruption | None = None) -> RunOutcome:
+        """Go on with a run of another process: finished steps are not run again, their outputs come from the ledger."""
+        progress = self._progress(taken.request)
+        progress.fence = taken.fence
+        for record in taken.steps:
+            progress.attempts[record.step] = record.attempts
+            if record.state is StepState.RUNNING:
+                continue
+            progress.ended(record.step, record.state, record.outputs if isinstance(record.outputs, dict) else None)
+            if record.state in (StepState.FAILED, StepState.REFUSED):
+                progress.failed(record.step, recorded_error(record))
+        return await self._drive(progress, interruption or Interruption())
+
+    def _progress(self, request: RunRequest) -> RunProgress:
         workflow = request.loaded.workflow
         shown = public_inputs(workflow, request.inputs)
         for value in request.inputs.values():
             if isinstance(value, Secret):
                 self.services.redactor.add(value)
         context = evaluate(workflow.context, {"inputs": shown, "run": {"id": request.run_id}})
-        fence = await self.services.ledger.begin_run(
-            request.run_id,
-            RunStarted(
-                workflow=workflow.name,
-                digest=request.loaded.digest,
-                agent=workflow.agent,
-                trigger=request.trigger,
-                inputs=shown,
-                steps=tuple(workflow.steps),
-            ),
-        )
-        progress = RunProgress(request=request, fence=fence, context=context, public_inputs=shown)
-        return await self._finish(progress, *await self._walk(progress, interruption or Interruption()))
+        return RunProgress(request=request, fence=0, context=context, public_inputs=shown)
+
+    async def _drive(self, progress: RunProgress, interruption: Interruption) -> RunOutcome:
+        task = asyncio.current_task()
+        assert task is not None
+
+        def cancel(reason: str) -> None:
+            if interruption.reason != reason:
+                interruption.exit_code, interruption.reason = ExitCode.INTERRUPTED, reason
+                task.cancel()
+
+        with self.services.lifeline.watched(progress.request.run_id, cancel):
+            return await self._finish(progress, *await self._walk(progress, interruption))
 
     async def _walk(
         self, progress: RunProgress, interruption: Interruption
@@ -71,6 +111,7 @@ class Runner:
                     partial(self._step, progress),
                     partial(self._skip, progress),
                     parallel=self.services.max_parallel,
+                    already=dict(progress.states),
                 )
         except TimeoutError:
             reason = f"the run took longer than its timeout of {workflow.timeout}s"
@@ -132,7 +173,7 @@ class Runner:
             )
             await self._skip(progress, step_id, StepState.FAILED, error.message)
             return StepState.FAILED
-        number = 0
+        number = progress.attempts.get(step_id, 0)
         while True:
             number += 1
             delay: list[float] = []
@@ -169,3 +210,10 @@ class Runner:
 
     async def _record(self, progress: RunProgress, *events: Event) -> None:
         await self.services.ledger.append(progress.request.run_id, progress.fence, events)
+
+
+def recorded_error(record: StepRecord) -> OrchestratorError:
+    """Why a step failed in an earlier process, as far as the ledger tells."""
+    if record.state is StepState.REFUSED:
+        return Refused(record.reason, by="orchestrator")
+    return StepFailed(record.reason)

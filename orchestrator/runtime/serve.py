@@ -24,8 +24,11 @@ from orchestrator.ledger.schedules import open_schedules
 from orchestrator.ledger.types import LeaseFilter
 from orchestrator.redaction import Redactor
 from orchestrator.runtime.event_log import log_event
+from orchestrator.runtime.leftovers import close_left_over, left_over
 from orchestrator.runtime.maintenance import Maintenance, maintained
 from orchestrator.runtime.readiness import STALLED_SECONDS, Readiness
+from orchestrator.runtime.recovery import Recovery
+from orchestrator.runtime.runner import Runner
 from orchestrator.runtime.schedules.entry import Means
 from orchestrator.runtime.schedules.folder import WorkflowFolder
 from orchestrator.runtime.schedules.launcher import Launcher
@@ -38,6 +41,12 @@ log = logging.getLogger(__name__)
 
 SAMPLE_SECONDS = 15.0
 """Between two counts of the leases that are not confirmed gone."""
+
+RECOVERY_SECONDS = 1.0
+"""Between two looks for dead processes."""
+
+LEFTOVER_SECONDS = 30.0
+"""Between two tries at what ended runs could not confirm closed."""
 
 Hooks = Callable[[Services], Sequence[Maintenance]]
 
@@ -84,7 +93,12 @@ async def serve(
             async with open_services(runner, redactor=redactor, observer=observe) as services:
                 means = Means(services=services, store=store, launcher=launcher, measures=measures)
                 scheduler = Scheduler(means, WorkflowFolder(config.folder, catalog))
-                hooks = [*maintenance(services), (SAMPLE_SECONDS, _pending_leases(services, measures))]
+                hooks = [
+                    (RECOVERY_SECONDS, _recovery(services, launcher)),
+                    (LEFTOVER_SECONDS, _leftovers(services)),
+                    *maintenance(services),
+                    (SAMPLE_SECONDS, _pending_leases(services, measures)),
+                ]
                 async with _listening(bound, scheduler, Readiness(services, store, measures), measures, stop):
                     with maintained(hooks, measures):
                         cut_short = await _until_drained(scheduler, launcher, stop, config.drain)
@@ -137,6 +151,30 @@ def _ended(services: Services, launcher: Launcher, stop: _Stop, *, cut_short: bo
         log.error("%d leases are not confirmed gone; `orchestrator leases sweep` closes them", still_open)
         return ExitCode.UNCONFIRMED
     return stop.code if cut_short else ExitCode.DONE
+
+
+def _recovery(services: Services, launcher: Launcher) -> Callable[[], Awaitable[None]]:
+    """Close what dead processes left, and go on with their runs as far as they may."""
+    recovery = Recovery(services)
+
+    async def recover() -> None:
+        for found in await recovery.once():
+            about = {"run": found.run_id, "workflow": found.workflow}
+            log.warning("took over run %s from %s", found.run_id, found.dead, extra=about)
+            if found.resumable is not None:
+                launcher.launch(Runner(services), found.resumable.request, found.resumable)
+
+    return recover
+
+
+def _leftovers(services: Services) -> Callable[[], Awaitable[None]]:
+    async def leftovers() -> None:
+        records = await asyncio.to_thread(left_over, services.reader)
+        for found in await close_left_over(services, records):
+            if found.confirmed:
+                log.info("lease %s is gone at last", found.lease.lease_id, extra={"lease": found.lease.lease_id})
+
+    return leftovers
 
 
 def _pending_leases(services: Services, measures: Measures) -> Callable[[], Awaitable[None]]:

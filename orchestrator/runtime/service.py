@@ -16,12 +16,15 @@ from orchestrator.clock import Clock, SystemClock
 from orchestrator.credentials.broker import Broker
 from orchestrator.credentials.duties import DatabaseDuties
 from orchestrator.credentials.types import Issuer
-from orchestrator.errors import ExitCode, Interrupted
+from orchestrator.errors import ExitCode, Interrupted, OrchestratorError
+from orchestrator.jsontypes import JsonValue
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.policy.types import PolicyEngine
 from orchestrator.redaction import Redactor
+from orchestrator.runtime.lifeline import Lifeline
 from orchestrator.runtime.observed import ObservedLedger, Observer
-from orchestrator.runtime.runner import Runner
+from orchestrator.runtime.recovery import Recovery
+from orchestrator.runtime.resumption import resume, run_once
 from orchestrator.runtime.types import Interruption, RunOutcome, RunRequest, Services
 from orchestrator.vault.config import VaultConfig
 from orchestrator.vault.session import VaultSession
@@ -44,6 +47,7 @@ class RunnerConfig:
     grace: float = 30.0
     max_output_bytes: int = 1 << 20
     max_parallel: int = 8
+    settle: float = 95.0
     clock: Clock = field(default_factory=SystemClock)
 
 
@@ -54,7 +58,8 @@ async def open_services(
     """The services of this process. Leaving the context gives the runtime's Vault token back."""
     ledger = open_ledger(config.ledger_url, clock=config.clock)
     writer = ObservedLedger(ledger, observer, config.clock) if observer else ledger
-    vault = VaultSession(config.vault, clock=config.clock, remember=redactor.add)
+    lifeline = Lifeline(ledger.runners)
+    vault = VaultSession(config.vault, clock=config.clock, remember=redactor.add, own_token=lifeline.remember_token)
     broker = Broker(
         vault=vault,
         ledger=writer,
@@ -74,13 +79,16 @@ async def open_services(
             action=action,
             endpoints=config.endpoints,
             clock=config.clock,
+            lifeline=lifeline,
             max_output_bytes=config.max_output_bytes,
             max_parallel=config.max_parallel,
+            settle=config.settle,
         )
     finally:
         try:
             await vault.aclose(deadline=config.clock.monotonic() + _GIVE_BACK_SECONDS)
         finally:
+            await asyncio.to_thread(lifeline.close)
             await ledger.aclose()
 
 
@@ -94,13 +102,69 @@ async def run_workflow(
 ) -> RunOutcome:
     """Carry out one run in this process, obeying SIGINT and SIGTERM: first revoke, then end.
 
-    `notice` is told in one sentence when a signal arrives.
+    A run id that is in the ledger already is gone on with, or its outcome told. Beside it, what other
+    processes left when they died is closed. `notice` is told in one sentence what else there is to say.
     """
+    return await _with_services(
+        config,
+        lambda services, interruption: run_once(services, request, interruption),
+        redactor=redactor,
+        observer=observer,
+        notice=notice,
+    )
+
+
+async def resume_run(
+    config: RunnerConfig,
+    run_id: str,
+    secrets: dict[str, JsonValue],
+    *,
+    redactor: Redactor,
+    observer: Observer | None = None,
+    notice: Callable[[str], None] = lambda text: None,
+) -> RunOutcome:
+    """Go on with a run whose process died. Raises UnknownRun, or UsageError if a living process drives it."""
+    return await _with_services(
+        config,
+        lambda services, interruption: resume(services, run_id, secrets, interruption),
+        redactor=redactor,
+        observer=observer,
+        notice=notice,
+    )
+
+
+async def _with_services(
+    config: RunnerConfig,
+    work: Callable[[Services, Interruption], Coroutine[Any, Any, RunOutcome]],
+    *,
+    redactor: Redactor,
+    observer: Observer | None,
+    notice: Callable[[str], None],
+) -> RunOutcome:
     async with open_services(config, redactor=redactor, observer=observer) as services:
         interruption = Interruption()
-        task = asyncio.ensure_future(Runner(services).run(request, interruption))
-        with _signals(task, interruption, notice):
-            return await task
+        task = asyncio.ensure_future(work(services, interruption))
+        beside = asyncio.create_task(_close_for_the_dead(services, notice))
+        try:
+            with _signals(task, interruption, notice):
+                return await task
+        finally:
+            await beside
+
+
+async def _close_for_the_dead(services: Services, notice: Callable[[str], None]) -> None:
+    """Close what processes left that are certainly gone. Their runs stay: whoever may decides to go on with them."""
+    try:
+        found = await Recovery(services).once()
+    except OrchestratorError as error:
+        notice(f"what another process left when it died could not be closed yet: {error.message}")
+        return
+    for each in found:
+        notice(
+            f"run {each.run_id} of {each.workflow}: its process was gone; its credentials are "
+            + ("revoked" if each.confirmed else "being revoked")
+            + (f"; `orchestrator runs resume {each.run_id}` goes on with it" if each.resumable else "")
+        )
 
 
 async def interruptible(work: Coroutine[Any, Any, T]) -> T:

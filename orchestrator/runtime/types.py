@@ -12,9 +12,10 @@ from orchestrator.credentials.broker import Broker
 from orchestrator.errors import ExitCode, OrchestratorError
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.events import RunState, StepState
-from orchestrator.ledger.types import LeaseRecord, LedgerReader, LedgerWriter
+from orchestrator.ledger.types import LeaseRecord, LedgerReader, LedgerWriter, StepRecord
 from orchestrator.policy.types import PolicyEngine
 from orchestrator.redaction import Redactor
+from orchestrator.runtime.lifeline import Lifeline
 from orchestrator.secret import Secret
 from orchestrator.workflow.loader import LoadedWorkflow
 
@@ -31,8 +32,11 @@ class Services:
     action: Callable[[str], Action]
     endpoints: Mapping[str, str]
     clock: Clock
+    lifeline: Lifeline
     max_output_bytes: int = 1 << 20
     max_parallel: int = 8
+    settle: float = 95.0
+    """Seconds after which Vault has certainly ended a request whose answer was lost (its limit is 90)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +47,15 @@ class RunRequest:
     loaded: LoadedWorkflow
     inputs: Mapping[str, JsonValue | Secret]
     trigger: str = "manual"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakenRun:
+    """A run that another process began and that is ours now: `fence` is the only valid one, nothing of it is open."""
+
+    request: RunRequest
+    fence: int
+    steps: tuple[StepRecord, ...]
 
 
 @dataclass(slots=True)
@@ -64,6 +77,8 @@ class RunProgress:
     states: dict[str, StepState] = field(default_factory=dict)
     outputs: dict[str, JsonObject] = field(default_factory=dict)
     errors: dict[str, OrchestratorError] = field(default_factory=dict)
+    attempts: dict[str, int] = field(default_factory=dict)
+    """How often each step was tried in earlier processes."""
 
     def ended(self, step: str, state: StepState, output: JsonObject | None) -> None:
         """Remember how a step ended and what its dependents may use of it."""

@@ -51,13 +51,22 @@ class VaultSession:
     """Logged in as the runtime. Create it, use it from one event loop, then `await aclose()`.
 
     `remember` is called with every secret that arrives, before anybody else sees it, so that a
-    redactor knows it.
+    redactor knows it; `own_token` (in a thread) with the accessor of every token that it logs in for,
+    before anything is issued with it.
     """
 
-    def __init__(self, config: VaultConfig, *, clock: Clock, remember: Callable[[Secret], None]) -> None:
+    def __init__(
+        self,
+        config: VaultConfig,
+        *,
+        clock: Clock,
+        remember: Callable[[Secret], None],
+        own_token: Callable[[str], None] = lambda accessor: None,
+    ) -> None:
         self._config = config
         self._clock = clock
         self._remember = remember
+        self._own_token = own_token
         self._transport = Transport(config)
         self._threads = ThreadPoolExecutor(max_workers=config.connections, thread_name_prefix="vault")
         self._runtime: _RuntimeToken | None = None
@@ -249,6 +258,7 @@ class VaultSession:
         path, payload = login_request(auth)
         body = await self.request("post", path, token=None, deadline=deadline, payload=payload)
         token, granted = self._granted(body, path)
+        await asyncio.to_thread(self._own_token, str(granted["accessor"]))
         return _RuntimeToken(token, self._expiry(granted["lease_duration"]), bool(granted["renewable"]), own=True)
 
 

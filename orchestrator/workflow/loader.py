@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +33,7 @@ class LoadedWorkflow:
     workflow: Workflow
     digest: str
     source: Source
+    text: str = field(repr=False)
 
     def problem(self, path: Sequence[str | int], message: str, hint: str = "", *, warning: bool = False) -> Problem:
         """A finding at a place of the file, for whoever checks more than the language does."""
@@ -63,7 +64,7 @@ def load_text(text: str, *, filename: str, actions: ActionCatalog) -> LoadedWork
     if workflow is None:
         raise InvalidWorkflow([source.at(1, 1, "a workflow is a map with `version`, `name`, `agent` and `steps`")])
     digest = "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-    return LoadedWorkflow(workflow, digest, source)
+    return LoadedWorkflow(workflow, digest, source, text)
 
 
 def _validated(source: Source) -> Workflow | None:

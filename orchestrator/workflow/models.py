@@ -119,6 +119,9 @@ class Step(_Model):
     )
     timeout: Duration = Field(default=60, description="How long one attempt may take.")
     retry: Retry | None = None
+    on_crash: Literal["retry", "fail"] = Field(
+        default="retry", description="What happens to the step if the orchestrator dies while it runs."
+    )
     continue_on_error: bool = Field(default=False, description="Dependents run even if this step fails.")
     outputs: list[str] = Field(
         default_factory=list,

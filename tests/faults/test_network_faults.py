@@ -107,7 +107,7 @@ class Network:
         async def go() -> None:
             config = self.bench.config(clock=Later())
             async with open_services(config, redactor=Redactor()) as services:
-                await close_left_over(services, left_over(services))
+                await close_left_over(services, left_over(services.reader))
 
         asyncio.run(go())
         return {lease.state for lease in self.bench.history(run_id)}
@@ -305,8 +305,8 @@ class TestVaultLosesRoles:
                 fence = await services.ledger.begin_run(run_id, started)
                 until = time.monotonic() + 30
                 attempt = Attempt(run_id, fence, "w", "lost", 1, "a", key, (), "", until)
-                assert services.broker.sweeper is not None
-                return await services.broker.sweeper.sweep(attempt, "support", deadline=until)
+                assert services.broker.duties is not None
+                return await services.broker.duties.sweep(attempt, "support", deadline=until)
 
         return asyncio.run(go())
 

@@ -11,7 +11,7 @@ from orchestrator.errors import ExitCode, OrchestratorError
 from orchestrator.ledger.events import Event, RunStarted
 from orchestrator.redaction import Redactor
 from orchestrator.runtime.runner import Runner
-from orchestrator.runtime.types import Interruption, RunOutcome, RunRequest
+from orchestrator.runtime.types import Interruption, RunOutcome, RunRequest, TakenRun
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +62,8 @@ class Launcher:
         """The runs that have not ended, those included that wait for a place."""
         return tuple(self._launched.values())
 
-    def launch(self, runner: Runner, request: RunRequest) -> Launched:
-        """Run as soon as there is a place. Raises nothing: see `Launched`."""
+    def launch(self, runner: Runner, request: RunRequest, taken: TakenRun | None = None) -> Launched:
+        """Run as soon as there is a place, or go on with a run that was taken over. Raises nothing: see `Launched`."""
         loop = asyncio.get_running_loop()
         launched = Launched(
             request.run_id,
@@ -73,7 +73,10 @@ class Launcher:
             self._redactor.position,
         )
         self._launched[request.run_id] = launched
-        launched.task = loop.create_task(self._carry_out(runner, request, launched), name=f"run {request.run_id}")
+        if taken is not None:
+            launched.begun.set_result(None)
+        work = self._carry_out(runner, request, launched, taken)
+        launched.task = loop.create_task(work, name=f"run {request.run_id}")
         launched.task.add_done_callback(lambda _: self._ended(launched))
         return launched
 
@@ -94,11 +97,15 @@ class Launcher:
             if not launched.placed:
                 launched.cancel(ExitCode.TERMINATED, "the scheduler stops")
 
-    async def _carry_out(self, runner: Runner, request: RunRequest, launched: Launched) -> None:
+    async def _carry_out(self, runner: Runner, request: RunRequest, launched: Launched, taken: TakenRun | None) -> None:
         try:
             async with self._slots:
                 launched.placed = True
-                outcome = await runner.run(request, launched.interruption)
+                outcome = (
+                    await runner.run(request, launched.interruption)
+                    if taken is None
+                    else await runner.resume(taken, launched.interruption)
+                )
         except OrchestratorError as error:
             if not launched.begun.done():
                 launched.begun.set_exception(error)
