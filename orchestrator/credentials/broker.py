@@ -9,6 +9,7 @@ issuance in flight is never abandoned: closing waits for its answer, then revoke
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 
 from orchestrator.clock import Clock
 from orchestrator.credentials.closing import close_lease
+from orchestrator.credentials.renewal import Renewal
 from orchestrator.credentials.types import (
     STEP_TOKEN_KIND,
     Attempt,
@@ -27,7 +29,7 @@ from orchestrator.credentials.types import (
 )
 from orchestrator.errors import GrantRefused, OrchestratorError, Refused, VaultUnreachable
 from orchestrator.grants.credential import Credential
-from orchestrator.grants.scope import Scope
+from orchestrator.grants.scope import STEP_TOKEN_MARGIN, Scope
 from orchestrator.ledger.events import (
     Event,
     LeaseDenied,
@@ -97,6 +99,7 @@ class StepLeases:
         self._attempt = attempt
         self._prelude = tuple(prelude)
         self._held: list[LeaseHandle] = []
+        self._token_scope = _token_scope(broker, attempt)
         self._unasked: dict[str, Scope] = {}
         self._in_flight: tuple[str, Scope] | None = None
         self._opening: asyncio.Task[dict[str, Credential]] | None = None
@@ -104,6 +107,9 @@ class StepLeases:
         self.epilogue: tuple[Event, ...] = ()
         """Committed together with the beginning of the revocation; set it before leaving the context."""
         self.pending: tuple[str, ...] = ()
+        self.on_expiry: Callable[[OrchestratorError], None] = lambda error: None
+        """Called once if a lease is about to end before the step's deadline and cannot be renewed."""
+        self._renewals: list[asyncio.Task[None]] = []
         self.step_token: StepToken | None = None
         """The attempt's own token while its leases are open: for proving what it cannot do, never for a step."""
 
@@ -129,10 +135,10 @@ class StepLeases:
         self._unasked = {new_lease_id(): scope for scope in self._attempt.scopes}
         await self._record(
             *self._prelude,
-            self._requested(token_id, self._token_scope()),
+            self._requested(token_id, self._token_scope),
             *(self._requested(lease_id, scope) for lease_id, scope in self._unasked.items()),
         )
-        self._in_flight = (token_id, self._token_scope())
+        self._in_flight = (token_id, self._token_scope)
         token = self.step_token = await self._mint(token_id)
         on_record = asyncio.create_task(self._record(self._token_held(token_id, token)))
         try:
@@ -152,7 +158,7 @@ class StepLeases:
         return credentials
 
     async def _mint(self, lease_id: str) -> StepToken:
-        attempt, scope = self._attempt, self._token_scope()
+        attempt, scope = self._attempt, self._token_scope
         try:
             return await self._broker.vault.create_step_token(
                 policy=attempt.policy,
@@ -166,7 +172,7 @@ class StepLeases:
             raise await self._not_issued(lease_id, scope, error) from error
 
     def _token_held(self, lease_id: str, token: StepToken) -> LeaseIssued:
-        scope = self._token_scope()
+        scope = self._token_scope
         self._held.append(LeaseHandle(lease_id, scope.name, scope.kind, scope.resource, accessor=token.accessor))
         return self._issued_event(lease_id, ttl=token.ttl, accessor=token.accessor, subject=self._attempt.step_key)
 
@@ -209,9 +215,24 @@ class StepLeases:
             self._issued_event(lease_id, ttl=ttl, vault_lease_id=issued.vault_lease_id, subject=issued.subject),
         )
         self._check(scope, issued, ttl)
+        if issued.vault_lease_id and self._broker.clock.monotonic() + ttl < self._attempt.deadline:
+            self._keep(lease_id, issued.vault_lease_id, scope, ttl)
         if scope.bindings and scope.connection:
             await self._bind(scope, scope.connection, issued.subject)
         return replace(issued.credential, ttl=ttl)
+
+    def _keep(self, lease_id: str, vault_lease_id: str, scope: Scope, ttl: int) -> None:
+        renewal = Renewal(
+            lease_id=lease_id,
+            vault_lease_id=vault_lease_id,
+            where=self._where(scope),
+            ttl=ttl,
+            wanted=scope.ttl,
+            deadline=self._attempt.deadline,
+        )
+        broker = self._broker
+        work = renewal.keep(broker.vault, broker.clock, self._record, lambda error: self.on_expiry(error))
+        self._renewals.append(asyncio.create_task(work, name=f"renew {lease_id}"))
 
     async def _bind(self, scope: Scope, connection: str, login: str) -> None:
         """Without its values a row limit shows no row at all, so nothing is open before this returns."""
@@ -228,10 +249,10 @@ class StepLeases:
 
     def _check(self, scope: Scope, issued: Issued, ttl: int) -> None:
         """Refuse what was issued but does not serve: it is on record by now and is closed like any other."""
-        left = self._attempt.deadline - self._broker.clock.monotonic()
-        if ttl < int(left):
+        needed = int(min(self._attempt.deadline - self._broker.clock.monotonic(), scope.ttl))
+        if ttl < needed:
             raise GrantRefused(
-                f"{self._where(scope)}: Vault issued it for {ttl}s, but the step may take another {int(left)}s",
+                f"{self._where(scope)}: Vault issued it for {ttl}s, not for the {needed}s that the step needs",
                 grant=scope.name,
                 path=scope.resource,
                 hint="shorten the step's timeout, or raise the TTL of the role and of the grant",
@@ -293,6 +314,8 @@ class StepLeases:
     async def _close(self, reason: str) -> None:
         deadline = self._broker.clock.monotonic() + self._broker.grace
         await self._settle_opening()
+        for renewal in self._renewals:
+            renewal.cancel()
         self.step_token = None
         held = [*reversed(self._held)]
         self._held = []
@@ -356,14 +379,6 @@ class StepLeases:
         if events:
             await self._broker.ledger.append(self._attempt.run_id, self._attempt.fence, events)
 
-    def _token_scope(self) -> Scope:
-        return Scope(
-            STEP_TOKEN_GRANT,
-            STEP_TOKEN_KIND,
-            self._attempt.policy,
-            max(scope.ttl for scope in self._attempt.scopes),
-        )
-
     def _requested(self, lease_id: str, scope: Scope) -> LeaseRequested:
         return LeaseRequested(
             lease_id=lease_id,
@@ -383,6 +398,13 @@ class StepLeases:
 
     def _where(self, scope: Scope) -> str:
         return f"step `{self._attempt.step}`: grant `{scope.name}` ({scope.resource})"
+
+
+def _token_scope(broker: Broker, attempt: Attempt) -> Scope:
+    """The attempt's own token: it lives as long as the attempt may take, so that leases can be renewed under it."""
+    left = math.ceil(attempt.deadline - broker.clock.monotonic())
+    ttl = max([left + STEP_TOKEN_MARGIN, *(scope.ttl for scope in attempt.scopes)])
+    return Scope(STEP_TOKEN_GRANT, STEP_TOKEN_KIND, attempt.policy, ttl)
 
 
 async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:

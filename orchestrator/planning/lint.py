@@ -13,6 +13,9 @@ _LONG_SECONDS = 600
 _IMPLIED_KINDS = frozenset({"database"})
 """Kinds that an action may use without naming the grant, when the step has only one of them."""
 
+_RENEWABLE = frozenset({"database", "dynamic"})
+"""Kinds whose leases are renewed while the step runs."""
+
 Rule = Callable[[LoadedWorkflow], Iterator[Problem]]
 
 
@@ -24,7 +27,7 @@ def lint(loaded: LoadedWorkflow) -> list[Problem]:
 def _ttl_is_shorter_than_the_timeout(loaded: LoadedWorkflow) -> Iterator[Problem]:
     for step_id, step in loaded.workflow.steps.items():
         for name, grant in step.grants.items():
-            if grant.ttl is not None and grant.ttl < step.timeout:
+            if grant.ttl is not None and grant.ttl < step.timeout and grant.kind not in _RENEWABLE:
                 yield loaded.problem(
                     ("steps", step_id, "grants", name, "ttl"),
                     f"the credential may end after {format_duration(grant.ttl)}, "

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 
 from pydantic import ValidationError
 
@@ -78,15 +79,19 @@ class StepAttempt:
         decided = self._decided(decision, request)
         if not decision.allow:
             return await self._end_early(self._denied(decision), started, decided)
+        if scopes and decision.obligations.max_ttl is not None and decision.obligations.max_ttl < self._step.timeout:
+            return await self._end_early(self._too_short(decision.obligations.max_ttl), started, decided)
         attempt = self._attempt(started.step_key, scopes, decision, deadline)
         leases = services.broker.open(attempt, prelude=(started, decided))
         return await self._act(leases, action, params, deadline)
 
     async def _act(self, leases: StepLeases, action: Action, params: Params, deadline: float) -> AttemptResult:
         opened = False
+        expiring: list[OrchestratorError] = []
         async with AsyncExitStack() as stack:
             try:
-                async with asyncio.timeout_at(deadline):
+                async with asyncio.timeout_at(deadline) as limit:
+                    leases.on_expiry = partial(_end_now, limit, expiring)
                     credentials = await stack.enter_async_context(leases)
                     opened = True
                     context = self._context(credentials, deadline)
@@ -96,20 +101,21 @@ class StepAttempt:
                 await self._finish(leases, result, opened)
                 raise
             except TimeoutError:
-                what = "the action" if opened else "issuing the credentials"
-                result = self._failed(
-                    StepFailed(
-                        f"{what} took longer than the step's timeout of {self._step.timeout}s",
-                        kind="timeout",
-                        hint="raise `timeout` of the step, or find out what it waits for",
-                    )
-                )
+                result = self._failed(expiring[0] if expiring else self._too_long(opened=opened))
             except OrchestratorError as error:
                 result = self._failed(error)
             except Exception as error:  # noqa: BLE001 -- whatever an action raises, its step has failed
                 result = self._failed(StepFailed(redact_exception(error, self.services.redactor), kind="error"))
             await self._finish(leases, result, opened)
         return result
+
+    def _too_long(self, *, opened: bool) -> StepFailed:
+        what = "the action" if opened else "issuing the credentials"
+        return StepFailed(
+            f"{what} took longer than the step's timeout of {self._step.timeout}s",
+            kind="timeout",
+            hint="raise `timeout` of the step, or find out what it waits for",
+        )
 
     async def _finish(self, leases: StepLeases, result: AttemptResult, opened: bool) -> None:
         """While credentials are open the events go along with the beginning of their revocation."""
@@ -202,6 +208,13 @@ class StepAttempt:
             hint="narrow what the step asks for, or ask the owner of the policy; see `orchestrator plan`",
         )
 
+    def _too_short(self, max_ttl: int) -> PolicyDenied:
+        return PolicyDenied(
+            f"step `{self.step_id}` may take {self._step.timeout}s, but the policy allows its credentials "
+            f"to live {max_ttl}s at most",
+            hint="shorten the step's timeout",
+        )
+
     def _attempt(self, step_key: str, scopes: tuple[Scope, ...], decision: Decision, deadline: float) -> Attempt:
         workflow, request = self.progress.request.loaded.workflow, self.progress.request
         return Attempt(
@@ -237,6 +250,12 @@ class StepAttempt:
     @property
     def _step(self) -> Step:
         return self.progress.request.loaded.workflow.steps[self.step_id]
+
+
+def _end_now(limit: asyncio.Timeout, expiring: list[OrchestratorError], error: OrchestratorError) -> None:
+    """End the step although its time is not over: a credential of it is."""
+    expiring.append(error)
+    limit.reschedule(asyncio.get_running_loop().time())
 
 
 def _capped(scope: Scope, max_ttl: int | None) -> Scope:

@@ -171,6 +171,19 @@ class VaultSession:
             if not (refusal.status in (400, 404) and "lease not found" in refusal.message):
                 raise
 
+    async def renew_lease(self, vault_lease_id: str, *, increment: int, deadline: float) -> int:
+        """Ask for `increment` more seconds from now, and return how many were granted.
+
+        Raises VaultRefused or VaultUnavailable.
+        """
+        body = await self.runtime_request(
+            "put", "sys/leases/renew", deadline=deadline, payload={"lease_id": vault_lease_id, "increment": increment}
+        )
+        granted = body.get("lease_duration")
+        if not isinstance(granted, int):
+            raise _not_understood("sys/leases/renew")
+        return granted
+
     async def revoke_accessor(self, accessor: str, *, deadline: float) -> None:
         """Revoke a child token. Its remaining leases are queued by Vault, not yet gone, when this returns."""
         try:

@@ -28,6 +28,7 @@ def owner(stack: StackInfo) -> Iterator[psycopg.Connection]:
 def anybody(stack: StackInfo, owner: psycopg.Connection) -> Iterator[psycopg.Connection]:
     """A login that nothing was ever granted to."""
     owner.execute("CREATE ROLE anybody LOGIN PASSWORD 'anybody'")
+    owner.execute(f"GRANT CONNECT ON DATABASE {DATABASE} TO anybody")
     try:
         with psycopg.connect(
             host=stack.postgres_host,
@@ -39,7 +40,7 @@ def anybody(stack: StackInfo, owner: psycopg.Connection) -> Iterator[psycopg.Con
         ) as session:
             yield session
     finally:
-        owner.execute("DROP ROLE anybody")
+        owner.execute("DROP OWNED BY anybody; DROP ROLE anybody")
 
 
 def test_every_real_message_is_there_unchanged(owner: psycopg.Connection) -> None:

@@ -1,12 +1,15 @@
 # The runtime may mint child tokens bound to provisioned policies, and take back what it issued. It can neither read a
 # credential itself nor change what a step may get.
 
-# Child tokens, through the one role that allows only the policies step/* and sweep/*.
+# Child tokens, through the one role that allows only the policies step/*, sweep/* and bind/*.
 path "auth/token/create/orchestrator-step" { capabilities = ["update"] }
 
 # Taking back: a step's token by its accessor, a lease by its id.
 path "auth/token/revoke-accessor" { capabilities = ["update"] }
 path "sys/leases/revoke" { capabilities = ["update"] }
+
+# Keeping a lease alive for a step that takes longer than its TTL; the role's maximum TTL stays the limit.
+path "sys/leases/renew" { capabilities = ["update"] }
 
 # Its own token: how long it lives, longer, and gone at the end.
 path "auth/token/lookup-self" { capabilities = ["read"] }
