@@ -1,0 +1,123 @@
+"""A runner that kills itself with SIGKILL at one named point of the lease life. Started by `test_crash_points`.
+
+Reads one JSON object from standard input: the runner's settings, the workflow, the run id, what to do, and the point.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from orchestrator.actions.catalog import catalog
+from orchestrator.clock import SystemClock
+from orchestrator.credentials.duties import DatabaseDuties
+from orchestrator.ledger.events import Event, RunStarted
+from orchestrator.ledger.types import LedgerWriter
+from orchestrator.policy.allow_all import AllowAllEngine
+from orchestrator.redaction import Redactor
+from orchestrator.runtime.leftovers import close_left_over, left_over
+from orchestrator.runtime.recovery import Recovery
+from orchestrator.runtime.resumption import run_once
+from orchestrator.runtime.runner import Runner
+from orchestrator.runtime.service import RunnerConfig, open_services
+from orchestrator.runtime.types import Interruption, RunRequest, Services
+from orchestrator.secret import Secret
+from orchestrator.vault.config import AppRoleAuth, VaultConfig
+from orchestrator.workflow.inputs import bind_inputs
+from orchestrator.workflow.loader import load_text
+
+
+@dataclass
+class FatalLedger:
+    """Writes through, and dies before or after the commit of the n-th event that is wanted."""
+
+    ledger: LedgerWriter
+    kind: str
+    grant_kind: str
+    when: str
+    count: int
+    kinds: dict[str, str]
+
+    async def begin_run(self, run_id: str, started: RunStarted) -> int:
+        return await self.ledger.begin_run(run_id, started)
+
+    async def take_over(self, run_id: str) -> int:
+        return await self.ledger.take_over(run_id)
+
+    async def append(self, run_id: str, fence: int, events: Sequence[Event]) -> None:
+        fatal = any(self._wanted(event) for event in events)
+        if fatal and self.when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        await self.ledger.append(run_id, fence, events)
+        if fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    async def aclose(self) -> None:
+        await self.ledger.aclose()
+
+    def _wanted(self, event: Event) -> bool:
+        lease = getattr(event, "lease_id", "")
+        if event.kind == "lease.requested":
+            self.kinds[lease] = str(getattr(event, "grant_kind", ""))
+        if event.kind != self.kind or (self.grant_kind and self.kinds.get(lease, self.grant_kind) != self.grant_kind):
+            return False
+        self.count -= 1
+        return self.count == 0
+
+
+class Later(SystemClock):
+    """The wall clock some minutes ahead: every request of before is over, every token has ended."""
+
+    def now(self) -> datetime:
+        return super().now() + timedelta(minutes=10)
+
+
+def config_of(given: dict[str, Any]) -> RunnerConfig:
+    auth = AppRoleAuth(given["role_id"], Secret(given["secret_id"]))
+    return RunnerConfig(
+        vault=VaultConfig(given["vault"], auth),
+        ledger_url=given["ledger"],
+        policy=AllowAllEngine(),
+        endpoints=given["endpoints"],
+        token_issuer=given["issuer"],
+        grace=given.get("grace", 5.0),
+        settle=given.get("settle", 95.0),
+        clock=Later() if given.get("later") else SystemClock(),
+    )
+
+
+async def work(services: Services, given: dict[str, Any]) -> int:
+    if given["do"] == "recover":
+        for found in await Recovery(services).patiently():
+            if found.resumable is not None:
+                await Runner(services).resume(found.resumable)
+        await close_left_over(services, left_over(services.reader))
+        return 0
+    loaded = load_text(given["workflow"], filename="crash.yaml", actions=catalog)
+    request = RunRequest(run_id=given["run"], loaded=loaded, inputs=bind_inputs(loaded.workflow, {}))
+    return int((await run_once(services, request, Interruption())).exit_code)
+
+
+async def main(given: dict[str, Any]) -> int:
+    async with open_services(config_of(given), redactor=Redactor()) as services:
+        point = given.get("point")
+        if point is None:
+            return await work(services, given)
+        fatal = FatalLedger(services.ledger, point["kind"], point["grant_kind"], point["when"], point["count"], {})
+        broker = replace(services.broker, ledger=fatal)
+        inner = replace(broker, duties=None)
+        broker = replace(broker, duties=DatabaseDuties(inner, services.endpoints))
+        return await work(replace(services, ledger=fatal, broker=broker), given)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    sys.exit(asyncio.run(main(json.loads(sys.stdin.read()))))

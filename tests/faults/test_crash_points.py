@@ -1,0 +1,231 @@
+"""The runner is killed with SIGKILL before and after the commit of every transition of the lease life.
+
+The points are computed from the state machine; each names the scenario in which its transition happens.
+Afterwards another process recovers, and the database, Vault and the ledger must agree that nothing is left.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench import Bench
+from proxy import Answer, DropAnswer, Proxy
+
+from orchestrator.actions.catalog import catalog
+from orchestrator.clock import SystemClock
+from orchestrator.ledger.events import RunState
+from orchestrator.ledger.ids import new_run_id
+from orchestrator.ledger.lease import FINAL, TRANSITIONS, LeaseState
+from orchestrator.ledger.opening import open_ledger
+from orchestrator.ledger.types import LeaseFilter, RunRecord, StepRecord
+from orchestrator.workflow.loader import load_text
+
+CHILD = Path(__file__).with_name("crash_child.py")
+S = LeaseState
+
+FLOW = """
+version: 1
+name: crash_flow
+agent: tester
+steps:
+  first:
+    action: exec
+    with: { command: [/bin/sh, -c, "echo first >> __MARKS__"] }
+  work:
+    needs: [first]
+    action: __ACTION__
+    grants:
+      __GRANTS__
+    with: __WITH__
+    timeout: 8s
+  last:
+    needs: [work]
+    action: exec
+    with: { command: [/bin/sh, -c, "echo last >> __MARKS__"] }
+"""
+DB = """db:
+        kind: database
+        connection: support
+        ttl: __TTL__
+        privileges:
+          - { select: customer_feedback, columns: [id, kind], where: { kind: complaint } }"""
+BOUND = DB.replace("kind: complaint", 'kind: "${{ run.id }}"')
+QUERY = "{ sql: 'SELECT id FROM customer_feedback LIMIT 1', grant: db }"
+SLOW = "{ sql: 'SELECT pg_sleep(5)', grant: db }"
+TOKEN = "api: { kind: token, audience: translation-api, scope: [translate] }"
+MISSING = DB + "\n      gone: { kind: secret, path: nowhere/at-all, keys: [token] }"
+MISSING_FIRST = "gone: { kind: secret, path: nowhere/at-all, keys: [token] }\n      " + DB
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A workflow in which a transition happens, and the faults that it takes."""
+
+    kind: str
+    """The event of the transition."""
+    grant_kind: str = "database"
+    grants: str = DB
+    with_: str = QUERY
+    action: str = "postgres.query"
+    ttl: str = "30s"
+    fault: str = ""
+    """`lost`: the answer to the issuance is dropped. `stuck`: revocation fails for a while."""
+    in_recovery: bool = False
+    """It is the recovery that is killed; the run before it was killed while its lease was issued."""
+    count: int = 1
+
+
+SCENARIOS: dict[tuple[LeaseState | None, LeaseState], tuple[Scenario, ...]] = {
+    (None, S.REQUESTED): (
+        Scenario("lease.requested"),
+        Scenario("lease.requested", "token", TOKEN, "{ method: GET, url: __URL__ }", "http.request"),
+        Scenario("lease.requested", "step-token", BOUND, count=2),
+    ),
+    (S.REQUESTED, S.DENIED): (Scenario("lease.denied", "secret", MISSING),),
+    (S.REQUESTED, S.FAILED): (Scenario("lease.failed", "database", MISSING_FIRST),),
+    (S.REQUESTED, S.ISSUED): (
+        Scenario("lease.issued"),
+        Scenario("lease.issued", "step-token"),
+        Scenario("lease.issued", "token", TOKEN, "{ method: GET, url: __URL__ }", "http.request"),
+        Scenario("lease.issued", "database", BOUND, count=2),
+    ),
+    (S.REQUESTED, S.REVOKING): (Scenario("lease.revoking", fault="lost"),),
+    (S.ISSUED, S.ISSUED): (Scenario("lease.renewed", ttl="2s", with_=SLOW),),
+    (S.ISSUED, S.REVOKING): (Scenario("lease.revoking"), Scenario("lease.revoking", in_recovery=True)),
+    (S.REVOKING, S.REVOKING): (Scenario("lease.revocation_failed", fault="stuck"),),
+    (S.REVOKING, S.REVOKED): (Scenario("lease.revoked"), Scenario("lease.revoked", in_recovery=True)),
+    (S.REVOKING, S.EXPIRED): (Scenario("lease.expired", "step-token", in_recovery=True, fault="no accessor"),),
+    (S.REVOKING, S.ENDED): (Scenario("lease.ended", "token", TOKEN, "{ method: GET, url: __URL__ }", "http.request"),),
+}
+
+LEGAL = {(None, S.REQUESTED)} | {(before, after) for before, following in TRANSITIONS.items() for after in following}
+
+POINTS = [
+    pytest.param(
+        scenario,
+        when,
+        id=f"{before or 'nothing'}-{after}-{scenario.grant_kind}{scenario.count if scenario.count > 1 else ''}"
+        f"{'-in-recovery' if scenario.in_recovery else ''}-{when}",
+    )
+    for (before, after), scenarios in SCENARIOS.items()
+    for scenario in scenarios
+    for when in ("before", "after")
+]
+
+
+def test_every_transition_of_the_state_machine_has_its_crash_points() -> None:
+    assert set(SCENARIOS) == LEGAL
+
+
+@dataclass
+class Victim:
+    """One run that is to be killed, and what can be asked about it afterwards."""
+
+    bench: Bench
+    proxy: Proxy
+    run_id: str
+    marks: Path
+    ledger_url: str
+
+    def text(self, scenario: Scenario) -> str:
+        text = FLOW
+        for name, value in (
+            ("GRANTS", scenario.grants),
+            ("WITH", scenario.with_),
+            ("ACTION", scenario.action),
+            ("TTL", scenario.ttl),
+            ("MARKS", str(self.marks)),
+            ("URL", f"{self.bench.info.translation_url}/nothing"),
+        ):
+            text = text.replace(f"__{name}__", value)
+        return text
+
+    def child(self, do: str, *, point: dict[str, Any] | None = None, text: str = "", **more: Any) -> int:
+        """Run the child and return how it ended; -9 is the kill that was asked for."""
+        provisioned = self.bench.provisioned
+        given = {
+            "vault": self.proxy.address,
+            "role_id": provisioned.role_id,
+            "secret_id": provisioned.secret_id.reveal(),
+            "ledger": self.ledger_url,
+            "endpoints": self.bench.info.endpoints,
+            "issuer": self.bench.info.issuer_url,
+            "workflow": text,
+            "run": self.run_id,
+            "do": do,
+            "point": point,
+            **more,
+        }
+        ended = subprocess.run([sys.executable, str(CHILD)], input=json.dumps(given), text=True, timeout=90)
+        return ended.returncode
+
+    def record(self) -> tuple[RunRecord, list[StepRecord], set[LeaseState]]:
+        with open_ledger(self.ledger_url, clock=SystemClock()) as ledger:
+            assert ledger.verify(self.run_id) is None
+            record = ledger.run(self.run_id)
+            assert record is not None
+            leases = ledger.leases(LeaseFilter(run=self.run_id))
+            return record, list(ledger.steps(self.run_id)), {lease.state for lease in leases}
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def victim(bench: Bench, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Victim]:
+    host = bench.info.vault_address.removeprefix("http://")
+    address, _, port = host.partition(":")
+    url = f"sqlite:///{tmp_path / 'crash.db'}"
+    if request.param == "postgresql":
+        bench.sql("CREATE DATABASE crash_ledger")
+        url = bench.info.support_dsn.reveal().replace("/support", "/crash_ledger", 1)
+    with Proxy((address, int(port)), http=True) as proxy:
+        yield Victim(bench, proxy, new_run_id(), tmp_path / "marks", url)
+    if request.param == "postgresql":
+        bench.sql("DROP DATABASE crash_ledger WITH (FORCE)")
+
+
+def kill(victim: Victim, scenario: Scenario, when: str) -> None:
+    """Let the process die at the point, in the run or in the recovery after it."""
+    text = victim.text(scenario)
+    victim.bench.install(load_text(text, filename="crash.yaml", actions=catalog).workflow)
+    point = {"kind": scenario.kind, "grant_kind": scenario.grant_kind, "when": when, "count": scenario.count}
+    if scenario.fault == "lost":
+        victim.proxy.fail(DropAnswer(), when=lambda line: "/database/creds/orc-" in line)
+    if scenario.fault == "stuck":
+        victim.proxy.fail(Answer(500), times=1000, when=lambda line: "/sys/leases/revoke" in line)
+    if scenario.in_recovery:
+        first = {"kind": "lease.issued", "grant_kind": scenario.grant_kind, "when": "after", "count": 1}
+        if scenario.fault == "no accessor":
+            first["when"] = "before"
+        assert victim.child("run", point=first, text=text) == -9
+        if scenario.fault == "no accessor":  # nothing tells that the token above it is gone
+            victim.proxy.fail(Answer(500), times=1000, when=lambda line: "/revoke-accessor" in line)
+        assert victim.child("recover", point=point, later=scenario.kind == "lease.expired") == -9
+    else:
+        assert victim.child("run", point=point, text=text) == -9
+    victim.proxy.heal()
+
+
+@pytest.mark.parametrize(("scenario", "when"), POINTS)
+def test_nothing_is_left_after_a_crash(victim: Victim, scenario: Scenario, when: str) -> None:
+    kill(victim, scenario, when)
+    assert victim.child("recover") == 0
+    if not victim.record()[2] <= FINAL:
+        victim.child("recover", later=True)  # an answer that was lost is only final when Vault has ended the request
+    assert victim.bench.logins() == []
+    assert victim.bench.sessions() == []
+    record, steps, leases = victim.record()
+    assert leases <= FINAL
+    assert record.state in (RunState.SUCCEEDED, RunState.FAILED, RunState.REFUSED)
+    assert {step.step for step in steps} == {"first", "work", "last"}
+    assert all(step.finished_at is not None for step in steps)
+    marks = victim.marks.read_text().split()
+    assert marks.count("first") == 1, "a finished step is not run again"
+    assert marks.count("last") <= 1
+    if record.state is RunState.SUCCEEDED:
+        assert marks == ["first", "last"]
