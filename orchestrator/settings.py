@@ -96,6 +96,8 @@ class Settings(BaseSettings):
     """Seconds that revocation may take when a run ends."""
     max_output_bytes: Annotated[int, Field(gt=0)] = 1 << 20
     max_parallel: Annotated[int, Field(gt=0)] = 8
+    connection_runs: dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
+    """How many queued runs may use a connection at once, over all workers, by connection."""
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     provision_databases: dict[str, SecretStr] = Field(default_factory=dict)
     """DSNs of the administrators' logins, by connection; only `provision` uses them."""

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from orchestrator import __version__
-from orchestrator.cli import dev, failures, leases, prove, provision, run, runs, schedules, serve, workflow
+from orchestrator.cli import dev, failures, leases, prove, provision, queue, run, runs, schedules, serve, workflow
 from orchestrator.errors import ExitCode, OrchestratorError
 
 _EPILOG = """\
@@ -44,6 +44,7 @@ run.register(app)
 prove.register(app)
 serve.register(app)
 app.add_typer(schedules.app, name="schedules")
+app.add_typer(queue.app, name="queue")
 app.add_typer(runs.app, name="runs")
 app.add_typer(leases.app, name="leases")
 app.add_typer(provision.app, name="provision")

@@ -18,6 +18,7 @@ from orchestrator.ledger.faults import ledger_error
 from orchestrator.ledger.group_commit import GroupCommit
 from orchestrator.ledger.jobs import Append, BeginRun, TakeOver
 from orchestrator.ledger.location import Location
+from orchestrator.ledger.queue import RunQueue
 from orchestrator.ledger.reader import Reader
 from orchestrator.ledger.rebuild import rebuild
 from orchestrator.ledger.runners import RunnerStore
@@ -37,6 +38,8 @@ class Ledger(Reader):
         self._writer = GroupCommit(Committer(engine, location))
         self.runners = RunnerStore(engine, location.label)
         """The processes that run workflows."""
+        self.queue = RunQueue(engine, location.label)
+        """The runs that wait for a worker."""
 
     async def begin_run(self, run_id: str, started: RunStarted) -> int:
         """Record a new run and return its fence. Raises UsageError if the id is taken, or LedgerError."""

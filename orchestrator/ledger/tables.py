@@ -156,6 +156,23 @@ workflow_text = Table(
 )
 """The files as they were when their runs began, so that a run goes on with the version that it started with."""
 
+queued_run = Table(
+    "queued_run",
+    metadata,
+    Column("run_id", TEXT, primary_key=True),
+    Column("workflow", TEXT, nullable=False),
+    Column("digest", TEXT, nullable=False),
+    Column("inputs", TEXT, nullable=False),
+    Column("trigger", TEXT, nullable=False),
+    Column("connections", TEXT, nullable=False),
+    Column("max_runs", Integer, nullable=False),
+    Column("queued_at", TEXT, nullable=False),
+    Column("claimed_by", TEXT),
+    Index("queued_run_by_time", "queued_at", "run_id"),
+    sqlite_with_rowid=False,
+)
+"""Runs that wait for a worker, and those that one has claimed until they end. `max_runs` 0: as many as there are."""
+
 LEASE_CHANGES = (
     "state",
     "ttl",

@@ -125,6 +125,7 @@ class Recovery:
                 found.append(await self._recover(record, fence, dead, tokens_gone=tokens_gone))
             except FenceLost:
                 continue  # somebody else has taken it from us
+        await asyncio.to_thread(services.queue.release, dead.runner_id)
         if tokens_gone and not await asyncio.to_thread(store.unfinished, dead.runner_id):
             await asyncio.to_thread(store.retire, dead.runner_id)
         return found

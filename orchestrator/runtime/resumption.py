@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from orchestrator.errors import ExitCode, OrchestratorError, StepFailed, UnknownRun, UsageError
 from orchestrator.jsontypes import JsonValue
@@ -15,14 +15,23 @@ from orchestrator.runtime.runner import Runner, recorded_error
 from orchestrator.runtime.types import Interruption, RunOutcome, RunRequest, Services
 
 
-async def run_once(services: Services, request: RunRequest, interruption: Interruption) -> RunOutcome:
-    """Run, or go on with, or tell the outcome of the run with this id.
+async def run_once(
+    services: Services,
+    request: RunRequest,
+    interruption: Interruption,
+    notice: Callable[[str], None] = lambda text: None,
+) -> RunOutcome:
+    """Run, or go on with, or tell the outcome of the run with this id. Beside a new run, close what the dead left.
 
     Raises UsageError where it belongs to another workflow or is being run by a living process.
     """
     record = await asyncio.to_thread(services.reader.run, request.run_id)
     if record is None:
-        return await Runner(services).run(request, interruption)
+        beside = asyncio.create_task(_close_for_the_dead(services, notice))
+        try:
+            return await Runner(services).run(request, interruption)
+        finally:
+            await beside
     if record.digest != request.loaded.digest:
         raise UsageError(
             f"run {request.run_id} is of another workflow, or of another version of this one",
@@ -80,3 +89,18 @@ def recorded_outcome(services: Services, record: RunRecord) -> RunOutcome:
         errors=errors,
         unconfirmed=tuple(services.reader.leases(LeaseFilter(run=record.run_id, states=OPEN))),
     )
+
+
+async def _close_for_the_dead(services: Services, notice: Callable[[str], None]) -> None:
+    """Close what processes left that are certainly gone. Their runs stay: whoever may decides to go on with them."""
+    try:
+        found = await Recovery(services).once()
+    except OrchestratorError as error:
+        notice(f"what another process left when it died could not be closed yet: {error.message}")
+        return
+    for each in found:
+        notice(
+            f"run {each.run_id} of {each.workflow}: its process was gone; its credentials are "
+            + ("revoked" if each.confirmed else "being revoked")
+            + (f"; `orchestrator runs resume {each.run_id}` goes on with it" if each.resumable else "")
+        )

@@ -26,6 +26,7 @@ from orchestrator.redaction import Redactor
 from orchestrator.runtime.event_log import log_event
 from orchestrator.runtime.leftovers import close_left_over, left_over
 from orchestrator.runtime.maintenance import Maintenance, maintained
+from orchestrator.runtime.queueing import claiming
 from orchestrator.runtime.readiness import STALLED_SECONDS, Readiness
 from orchestrator.runtime.recovery import Recovery
 from orchestrator.runtime.runner import Runner
@@ -45,6 +46,9 @@ SAMPLE_SECONDS = 15.0
 RECOVERY_SECONDS = 1.0
 """Between two looks for dead processes."""
 
+CLAIM_SECONDS = 0.5
+"""Between two looks into the queue."""
+
 LEFTOVER_SECONDS = 30.0
 """Between two tries at what ended runs could not confirm closed."""
 
@@ -53,12 +57,18 @@ Hooks = Callable[[Services], Sequence[Maintenance]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeConfig:
-    """What the scheduler is told from outside. `drain` in seconds; `listen` is `HOST:PORT` or None."""
+    """What the scheduler is told from outside. `drain` in seconds; `listen` is `HOST:PORT` or None.
 
-    folder: Path
+    Without a folder nothing is scheduled; with `queue` runs of the shared queue are carried out, no more at
+    once for each connection than `connection_runs` says, over all workers.
+    """
+
+    folder: Path | None
     max_runs: int = 8
     drain: float = 60.0
     listen: str | None = "127.0.0.1:9464"
+    queue: bool = False
+    connection_runs: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -96,6 +106,7 @@ async def serve(
                 hooks = [
                     (RECOVERY_SECONDS, _recovery(services, launcher)),
                     (LEFTOVER_SECONDS, _leftovers(services)),
+                    *_queue(services, launcher, config),
                     *maintenance(services),
                     (SAMPLE_SECONDS, _pending_leases(services, measures)),
                 ]
@@ -151,6 +162,13 @@ def _ended(services: Services, launcher: Launcher, stop: _Stop, *, cut_short: bo
         log.error("%d leases are not confirmed gone; `orchestrator leases sweep` closes them", still_open)
         return ExitCode.UNCONFIRMED
     return stop.code if cut_short else ExitCode.DONE
+
+
+def _queue(services: Services, launcher: Launcher, config: ServeConfig) -> Sequence[Maintenance]:
+    if not config.queue:
+        return ()
+    claim = claiming(services, launcher, config.connection_runs, max_runs=config.max_runs)
+    return [(CLAIM_SECONDS, claim)]
 
 
 def _recovery(services: Services, launcher: Launcher) -> Callable[[], Awaitable[None]]:

@@ -16,14 +16,13 @@ from orchestrator.clock import Clock, SystemClock
 from orchestrator.credentials.broker import Broker
 from orchestrator.credentials.duties import DatabaseDuties
 from orchestrator.credentials.types import Issuer
-from orchestrator.errors import ExitCode, Interrupted, OrchestratorError
+from orchestrator.errors import ExitCode, Interrupted
 from orchestrator.jsontypes import JsonValue
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.policy.types import PolicyEngine
 from orchestrator.redaction import Redactor
 from orchestrator.runtime.lifeline import Lifeline
 from orchestrator.runtime.observed import ObservedLedger, Observer
-from orchestrator.runtime.recovery import Recovery
 from orchestrator.runtime.resumption import resume, run_once
 from orchestrator.runtime.types import Interruption, RunOutcome, RunRequest, Services
 from orchestrator.vault.config import VaultConfig
@@ -80,6 +79,7 @@ async def open_services(
             endpoints=config.endpoints,
             clock=config.clock,
             lifeline=lifeline,
+            queue=ledger.queue,
             max_output_bytes=config.max_output_bytes,
             max_parallel=config.max_parallel,
             settle=config.settle,
@@ -107,7 +107,7 @@ async def run_workflow(
     """
     return await _with_services(
         config,
-        lambda services, interruption: run_once(services, request, interruption),
+        lambda services, interruption: run_once(services, request, interruption, notice),
         redactor=redactor,
         observer=observer,
         notice=notice,
@@ -144,27 +144,8 @@ async def _with_services(
     async with open_services(config, redactor=redactor, observer=observer) as services:
         interruption = Interruption()
         task = asyncio.ensure_future(work(services, interruption))
-        beside = asyncio.create_task(_close_for_the_dead(services, notice))
-        try:
-            with _signals(task, interruption, notice):
-                return await task
-        finally:
-            await beside
-
-
-async def _close_for_the_dead(services: Services, notice: Callable[[str], None]) -> None:
-    """Close what processes left that are certainly gone. Their runs stay: whoever may decides to go on with them."""
-    try:
-        found = await Recovery(services).once()
-    except OrchestratorError as error:
-        notice(f"what another process left when it died could not be closed yet: {error.message}")
-        return
-    for each in found:
-        notice(
-            f"run {each.run_id} of {each.workflow}: its process was gone; its credentials are "
-            + ("revoked" if each.confirmed else "being revoked")
-            + (f"; `orchestrator runs resume {each.run_id}` goes on with it" if each.resumable else "")
-        )
+        with _signals(task, interruption, notice):
+            return await task
 
 
 async def interruptible(work: Coroutine[Any, Any, T]) -> T:

@@ -12,6 +12,7 @@ from orchestrator.credentials.broker import Broker
 from orchestrator.errors import ExitCode, OrchestratorError
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.events import RunState, StepState
+from orchestrator.ledger.queue import RunQueue
 from orchestrator.ledger.types import LeaseRecord, LedgerReader, LedgerWriter, StepRecord
 from orchestrator.policy.types import PolicyEngine
 from orchestrator.redaction import Redactor
@@ -33,6 +34,7 @@ class Services:
     endpoints: Mapping[str, str]
     clock: Clock
     lifeline: Lifeline
+    queue: RunQueue
     max_output_bytes: int = 1 << 20
     max_parallel: int = 8
     settle: float = 95.0

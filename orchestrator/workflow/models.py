@@ -147,4 +147,7 @@ class Workflow(_Model):
         default="continue", description="Whether steps that do not depend on a failed one go on or are cancelled."
     )
     timeout: Duration | None = Field(default=None, description="How long the whole run may take.")
+    max_runs: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="How many queued runs of the workflow may go on at once, over all workers."
+    )
     steps: Annotated[dict[StepId, Step], Field(min_length=1)]

@@ -40,7 +40,8 @@ class Catalogue:
 class WorkflowFolder:
     """Reads `*.yaml` and `*.yml` of one folder, not of the folders in it. Not safe for threads."""
 
-    def __init__(self, path: Path, actions: ActionCatalog) -> None:
+    def __init__(self, path: Path | None, actions: ActionCatalog) -> None:
+        """None as path: there is nothing to schedule."""
         self._path = path
         self._actions = actions
         self._files: dict[str, _File] = {}
@@ -67,7 +68,9 @@ class WorkflowFolder:
         return self._catalogue
 
     def _stamps(self) -> dict[str, Stamp]:
-        stamps = {}
+        stamps: dict[str, Stamp] = {}
+        if self._path is None:
+            return stamps
         try:
             with os.scandir(self._path) as entries:
                 for entry in entries:

@@ -1,0 +1,315 @@
+"""Several processes on one ledger: what one leaves when it dies another one closes and goes on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench import Bench
+
+from orchestrator.actions.catalog import catalog
+from orchestrator.clock import SystemClock
+from orchestrator.devstack.session import runtime_environment
+from orchestrator.ledger.events import RunState
+from orchestrator.ledger.ids import new_run_id
+from orchestrator.ledger.lease import FINAL
+from orchestrator.ledger.opening import open_ledger
+from orchestrator.ledger.types import LeaseFilter, LeaseRecord, RunRecord
+from orchestrator.workflow.loader import load_text
+
+FLOW = """
+version: 1
+name: {name}
+agent: tester
+{top}
+steps:
+  first:
+    action: exec
+    with: {{ command: [/bin/sh, -c, "echo first >> {marks}"] }}
+  work:
+    needs: [first]
+    action: {action}
+    grants:
+      db: {{ kind: database, connection: support, role: feedback-read }}
+    with: {with_}
+    timeout: 60s
+    {step}
+  last:
+    needs: [work]
+    action: exec
+    with: {{ command: [/bin/sh, -c, "echo last >> {marks}"] }}
+"""
+ONCE_SLOW = "[/bin/sh, -c, 'echo work >> {marks}; if [ $(grep -c work {marks}) = 1 ]; then sleep 50; fi']"
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 40) -> Any:
+    until = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < until, f"waited in vain for {what}"
+        time.sleep(0.02)
+    return found
+
+
+@dataclass
+class Team:
+    """Processes of the orchestrator on one ledger, and what can be asked about them."""
+
+    bench: Bench
+    ledger_url: str
+    marks: Path
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def environment(self) -> dict[str, str]:
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("ORCHESTRATOR_", "VAULT_"))}
+        return {
+            **inherited,
+            **runtime_environment(self.bench.provisioned, self.bench.directory),
+            "ORCHESTRATOR_POLICY": "allow-all",
+            "ORCHESTRATOR_LEDGER_URL": self.ledger_url,
+        }
+
+    def flow(self, name: str = "taken_over", *, top: str = "", step: str = "", sql: str = "") -> Path:
+        command = f"{{ command: {ONCE_SLOW.format(marks=self.marks)} }}"
+        text = FLOW.format(
+            name=name,
+            top=top,
+            marks=self.marks,
+            action="postgres.query" if sql else "exec",
+            with_=f'{{ sql: "{sql}" }}' if sql else command,
+            step=step,
+        )
+        self.bench.install(load_text(text, filename="flow.yaml", actions=catalog).workflow)
+        path = self.bench.directory / f"{name}.yaml"
+        path.write_text(text)
+        return path
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "orchestrator.cli", *arguments],
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=90,
+        )
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "orchestrator.cli", *arguments],
+            env=self.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.processes.append(process)
+        return process
+
+    def worker(self) -> subprocess.Popen[str]:
+        return self.start("worker", "--no-listen")
+
+    def run(self, run_id: str) -> RunRecord | None:
+        with open_ledger(self.ledger_url, clock=SystemClock()) as ledger:
+            return ledger.run(run_id)
+
+    def leases(self, run_id: str) -> list[LeaseRecord]:
+        with open_ledger(self.ledger_url, clock=SystemClock()) as ledger:
+            assert ledger.verify(run_id) is None
+            return list(ledger.leases(LeaseFilter(run=run_id)))
+
+    def owner(self, run_id: str) -> str | None:
+        with open_ledger(self.ledger_url, clock=SystemClock()) as ledger:
+            return ledger.runners.owner(run_id)
+
+    def driver(self, run_id: str) -> subprocess.Popen[str]:
+        """The process that drives a run."""
+        owner = wait_for(lambda: self.owner(run_id), "somebody to take the run")
+        return next(process for process in self.processes if f"-{process.pid}-" in owner)
+
+    def at_work(self) -> bool:
+        return bool(self.bench.logins()) and self.marks.exists() and "work" in self.marks.read_text()
+
+    def ended(self, run_id: str) -> RunRecord | None:
+        record = self.run(run_id)
+        return record if record is not None and record.state is not RunState.RUNNING else None
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def team(bench: Bench, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Team]:
+    url = f"sqlite:///{tmp_path / 'team.db'}"
+    if request.param == "postgresql":
+        bench.sql("CREATE DATABASE team_ledger")
+        url = bench.info.support_dsn.reveal().replace("/support", "/team_ledger", 1)
+    team = Team(bench, url, tmp_path / "marks")
+    yield team
+    for process in team.processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+    for process in team.processes:
+        process.communicate(timeout=60)
+    if request.param == "postgresql":
+        bench.sql("DROP DATABASE team_ledger WITH (FORCE)")
+
+
+def queue(team: Team, path: Path) -> str:
+    run_id = new_run_id()
+    added = team.command("queue", "add", str(path), "--run-id", run_id, "--json")
+    assert added.returncode == 0, added.stderr
+    assert json.loads(added.stdout) == {"run": run_id, "added": True}
+    return run_id
+
+
+def test_a_living_worker_finishes_the_run_of_a_killed_one(team: Team) -> None:
+    run_id = queue(team, team.flow())
+    team.worker()
+    team.worker()
+    wait_for(team.at_work, "the step to hold its login")
+    victim = team.driver(run_id)
+    begin = time.monotonic()
+    victim.kill()
+    record = wait_for(lambda: team.ended(run_id), "the run to end", 30)
+    seconds = time.monotonic() - begin
+    assert record.state is RunState.SUCCEEDED
+    assert seconds < 10
+    assert team.marks.read_text().split() == ["first", "work", "work", "last"]
+    assert team.bench.logins() == []
+    assert {lease.state for lease in team.leases(run_id)} <= FINAL
+
+
+def test_a_worker_that_was_stopped_can_do_nothing_more_under_its_old_fence(team: Team) -> None:
+    run_id = queue(team, team.flow())
+    team.worker()
+    team.worker()
+    wait_for(team.at_work, "the step to hold its login")
+    stopped = team.driver(run_id)
+    login = team.bench.logins()
+    stopped.send_signal(signal.SIGSTOP)
+    record = wait_for(lambda: team.ended(run_id), "the run to end elsewhere", 40)
+    assert record.state is RunState.SUCCEEDED
+    assert not set(login) & set(team.bench.logins()), "its credential went before the run went on"
+    history = len(events(team, run_id))
+    stopped.send_signal(signal.SIGCONT)
+    stopped.terminate()
+    stopped.communicate(timeout=60)
+    assert len(events(team, run_id)) == history, "nothing was written under the old fence"
+    assert team.marks.read_text().split() == ["first", "work", "work", "last"]
+    assert team.bench.logins() == []
+
+
+def events(team: Team, run_id: str) -> list[Any]:
+    with open_ledger(team.ledger_url, clock=SystemClock()) as ledger:
+        return list(ledger.events(run_id))
+
+
+@pytest.mark.parametrize("team", ["sqlite"], indirect=True)
+class TestOneShot:
+    def test_a_killed_run_is_gone_on_with_under_its_id_and_then_only_told(self, team: Team) -> None:
+        path, run_id = team.flow(), new_run_id()
+        victim = team.start("run", str(path), "--run-id", run_id)
+        wait_for(team.at_work, "the step to hold its login")
+        victim.kill()
+        victim.wait()
+        again = team.command("run", str(path), "--run-id", run_id)
+        assert again.returncode == 0, again.stderr
+        assert team.marks.read_text().split() == ["first", "work", "work", "last"]
+        told = team.command("run", str(path), "--run-id", run_id, "--json")
+        assert told.returncode == 0
+        assert team.marks.read_text().split() == ["first", "work", "work", "last"]
+        assert team.bench.logins() == []
+        assert {lease.state for lease in team.leases(run_id)} <= FINAL
+
+    def test_a_step_that_must_not_be_repeated_fails_the_run(self, team: Team) -> None:
+        path, run_id = team.flow(step="on_crash: fail"), new_run_id()
+        victim = team.start("run", str(path), "--run-id", run_id)
+        wait_for(team.at_work, "the step to hold its login")
+        victim.kill()
+        victim.wait()
+        resumed = team.command("runs", "resume", run_id)
+        assert resumed.returncode == 4
+        assert "the orchestrator died while the step ran" in resumed.stderr
+        assert team.marks.read_text().split() == ["first", "work"]
+        assert team.bench.logins() == []
+
+    def test_any_later_run_closes_what_a_dead_process_left(self, team: Team) -> None:
+        path, run_id = team.flow(), new_run_id()
+        victim = team.start("run", str(path), "--run-id", run_id)
+        wait_for(team.at_work, "the step to hold its login")
+        victim.kill()
+        victim.wait()
+        assert len(team.bench.logins()) == 1
+        shown = team.command("leases", "sweep", "--dry-run", "--json")
+        assert len(json.loads(shown.stdout)) == 2
+        other = team.command("run", str(team.flow("other")))
+        assert other.returncode == 0, other.stderr
+        assert f"`orchestrator runs resume {run_id}` goes on with it" in other.stdout + other.stderr
+        assert team.bench.logins() == []
+        assert {lease.state for lease in team.leases(run_id)} <= FINAL
+        assert team.command("runs", "resume", run_id).returncode == 0
+
+    def test_a_run_of_a_living_process_is_not_taken(self, team: Team) -> None:
+        path, run_id = team.flow(), new_run_id()
+        living = team.start("run", str(path), "--run-id", run_id)
+        wait_for(team.at_work, "the step to hold its login")
+        refused = team.command("runs", "resume", run_id)
+        assert refused.returncode == 2
+        assert "is being driven by" in refused.stderr
+        cancelled = team.command("runs", "cancel", run_id, "--reason", "not needed")
+        assert cancelled.returncode == 0
+        assert living.wait(30) == 130
+        record = team.run(run_id)
+        assert record is not None
+        assert (record.state, record.reason) == (RunState.CANCELLED, "not needed")
+        assert team.bench.logins() == []
+
+    def test_a_run_id_of_another_workflow_is_refused(self, team: Team) -> None:
+        run_id = new_run_id()
+        assert team.command("run", str(team.flow("one", sql="SELECT 1")), "--run-id", run_id).returncode == 0
+        other = team.command("run", str(team.flow("two", sql="SELECT 1")), "--run-id", run_id)
+        assert other.returncode == 2
+        assert "another workflow" in other.stderr
+
+    def test_a_single_lease_can_be_taken_back_under_a_running_step(self, team: Team) -> None:
+        path, run_id = team.flow(), new_run_id()
+        living = team.start("run", str(path), "--run-id", run_id)
+        wait_for(team.at_work, "the step to hold its login")
+        lease = next(each for each in team.leases(run_id) if each.grant == "db")
+        assert team.command("leases", "revoke", lease.lease_id).returncode == 0
+        assert team.bench.logins() == []
+        living.terminate()
+        assert living.wait(30) == 143
+
+
+def test_limits_hold_over_all_workers(team: Team) -> None:
+    path = team.flow("limited", top="max_runs: 1", sql="SELECT pg_sleep(0.3)")
+    runs = [queue(team, path) for _ in range(4)]
+    most = 0
+
+    def all_ended() -> bool:
+        nonlocal most
+        active = team.bench.sql("SELECT count(*) FROM pg_roles WHERE rolname LIKE 'orc\\_work%'")[0]
+        most = max(most, active)
+        return all(team.ended(run) for run in runs)
+
+    team.worker()
+    team.worker()
+    wait_for(all_ended, "all queued runs to end", 60)
+    assert most == 1
+    assert {team.ended(run).state for run in runs} == {RunState.SUCCEEDED}  # type: ignore[union-attr]
+    assert json.loads(team.command("queue", "list", "--json").stdout) == []
+    assert team.marks.read_text().split().count("last") == 4
+
+
+def test_asking_twice_for_the_same_run_adds_it_once(team: Team) -> None:
+    path, run_id = team.flow("twice", sql="SELECT 1"), new_run_id()
+    answers = [team.command("queue", "add", str(path), "--run-id", run_id, "--json") for _ in range(2)]
+    assert [json.loads(answer.stdout)["added"] for answer in answers] == [True, False]
+    assert team.command("queue", "remove", run_id).returncode == 0
+    assert team.command("queue", "remove", run_id).returncode == 2
