@@ -63,10 +63,10 @@ class RunnerStore:
             )
             return Pulse(True, tuple((str(row[0]), str(row[1])) for row in connection.execute(wanted)))
 
-    def retire(self, runner_id: str) -> None:
-        """Take a process out that ended in order. Where it leaves an unfinished run it stays, as gone."""
+    def retire(self, runner_id: str, *, clean: bool = True) -> None:
+        """Take a process out that ended. Where it leaves an unfinished run, or is not `clean`, it stays as gone."""
         with self._writing() as connection:
-            if connection.execute(_unfinished(runner_id)).first() is not None:
+            if not clean or connection.execute(_unfinished(runner_id)).first() is not None:
                 connection.execute(update(runner).where(runner.c.runner_id == runner_id).values(gone=1))
                 return
             for table in (run_owner, runner_token, runner):
@@ -82,11 +82,6 @@ class RunnerStore:
         with self._reading() as connection:
             rows = connection.execute(select(runner_token.c.accessor).where(runner_token.c.runner_id == runner_id))
             return [str(row[0]) for row in rows]
-
-    def forget_tokens(self, runner_id: str) -> None:
-        """The tokens of a process are revoked."""
-        with self._writing() as connection:
-            connection.execute(delete(runner_token).where(runner_token.c.runner_id == runner_id))
 
     def all(self) -> Sequence[RunnerRecord]:
         """Every process that is entered, dead ones with unfinished runs included."""

@@ -66,13 +66,16 @@ class Lifeline:
         self.enter()
         self.store.remember_token(self.runner_id, accessor)
 
-    def close(self) -> None:
-        """Stop beating and leave. What is unfinished is then free to be taken over at once."""
+    def close(self, *, clean: bool = True) -> None:
+        """Stop beating and leave. What is unfinished is then free to be taken over at once.
+
+        Not `clean`: a Vault token of this process may still live, so its accessor stays on record.
+        """
         self._over.set()
         if self._thread is not None:
             self._thread.join()
             try:
-                self.store.retire(self.runner_id)
+                self.store.retire(self.runner_id, clean=clean)
             except LedgerError as error:
                 log.warning("this process could not be taken out of the ledger: %s", error.message)
 

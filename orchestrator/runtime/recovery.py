@@ -119,14 +119,14 @@ class Recovery:
                 record = services.reader.run(run_id)
                 assert record is not None
                 taken.append((record, fence))
-        tokens_gone = await self._revoke_tokens(dead)
+        revoked = await self._revoke_tokens(dead)
         for record, fence in taken:
             try:
-                found.append(await self._recover(record, fence, dead, tokens_gone=tokens_gone))
+                found.append(await self._recover(record, fence, dead, tokens_gone=bool(revoked)))
             except FenceLost:
                 continue  # somebody else has taken it from us
         await asyncio.to_thread(services.queue.release, dead.runner_id)
-        if tokens_gone and not await asyncio.to_thread(store.unfinished, dead.runner_id):
+        if revoked is not None and not await asyncio.to_thread(store.unfinished, dead.runner_id):
             await asyncio.to_thread(store.retire, dead.runner_id)
         return found
 
@@ -140,8 +140,11 @@ class Recovery:
         await self.services.ledger.append(run_id, fence, [event])
         return fence
 
-    async def _revoke_tokens(self, dead: RunnerRecord) -> bool:
-        """Revoke the Vault tokens that the dead process logged in for; all its step tokens hang from them."""
+    async def _revoke_tokens(self, dead: RunnerRecord) -> int | None:
+        """Revoke the Vault tokens that the dead process logged in for; all its step tokens hang from them.
+
+        Returns how many there were, or None if Vault did not confirm it for each.
+        """
         services = self.services
         accessors = await asyncio.to_thread(services.lifeline.store.tokens, dead.runner_id)
         until = services.clock.monotonic() + _REVOKE_SECONDS
@@ -150,8 +153,8 @@ class Recovery:
                 await services.broker.vault.revoke_accessor(accessor, deadline=until)
             except (VaultRefused, VaultUnavailable) as error:
                 log.warning("a token of %s could not be revoked: %s", dead.runner_id, error.message)
-                return False
-        return bool(accessors)
+                return None
+        return len(accessors)
 
     async def _recover(self, record: RunRecord, fence: int, dead: RunnerRecord, *, tokens_gone: bool) -> Recovered:
         services = self.services

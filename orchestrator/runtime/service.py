@@ -85,10 +85,11 @@ async def open_services(
             settle=config.settle,
         )
     finally:
+        given_back = False
         try:
-            await vault.aclose(deadline=config.clock.monotonic() + _GIVE_BACK_SECONDS)
+            given_back = await vault.aclose(deadline=config.clock.monotonic() + _GIVE_BACK_SECONDS)
         finally:
-            await asyncio.to_thread(lifeline.close)
+            await asyncio.to_thread(lifeline.close, clean=given_back)
             await ledger.aclose()
 
 

@@ -194,24 +194,26 @@ class VaultSession:
             if not (refusal.status in (400, 403, 404) and "invalid accessor" in refusal.message):
                 raise
 
-    async def aclose(self, *, deadline: float | None = None) -> None:
-        """Give the runtime's own tokens back and close. Whatever still hangs from them goes with them."""
+    async def aclose(self, *, deadline: float | None = None) -> bool:
+        """Give the runtime's own tokens back and close. Whatever still hangs from them goes with them.
+
+        False if Vault did not confirm it for each of them.
+        """
         own = list(self._retired)
         if self._runtime is not None and self._runtime.own:
             own.append(self._runtime.token)
         self._runtime, self._retired = None, []
         until = deadline if deadline is not None else self._clock.monotonic() + 5
         try:
-            for token in own:
-                await self._give_back(token, until)
+            return all([await self._give_back(token, until) for token in own])
         finally:
             self._threads.shutdown(wait=False)
             self._transport.close()
 
-    async def _give_back(self, token: Secret, deadline: float) -> None:
-        """Revoke a token of our own. One that Vault no longer knows (403) has expired: it is gone as well.
+    async def _give_back(self, token: Secret, deadline: float) -> bool:
+        """Revoke a token of our own; whether it is gone. One that Vault no longer knows (403) has expired.
 
-        One that Vault does not take back now expires by itself; that must not hide how the run ended.
+        That Vault does not take one back now must not hide how the run ended: recovery revokes it by its accessor.
         """
         try:
             await self.request("post", "auth/token/revoke-self", token=token, deadline=deadline)
@@ -219,7 +221,9 @@ class VaultSession:
             if refusal.status != 403:
                 raise
         except VaultUnavailable as error:
-            _log.warning("the orchestrator's own Vault token is not given back, it will expire: %s", error.message)
+            _log.warning("the orchestrator's own Vault token is not given back yet: %s", error.message)
+            return False
+        return True
 
     async def _parent_for(self, ttl: int, deadline: float) -> Secret:
         """The runtime's token, made to live longer than a child of `ttl` seconds."""
