@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from orchestrator.grants.models import format_duration
+from orchestrator.planning.coverage import coverage, shared_scopes, wildcards
 from orchestrator.workflow.loader import LoadedWorkflow
 from orchestrator.workflow.problems import Problem
 
@@ -101,4 +102,7 @@ _RULES: tuple[Rule, ...] = (
     _ttl_is_far_above_the_timeout,
     _grant_is_not_used,
     _secret_key_is_not_used,
+    coverage,
+    wildcards,
+    shared_scopes,
 )

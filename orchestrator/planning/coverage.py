@@ -1,0 +1,112 @@
+"""Lint of database grants: does the declared scope cover the step's SQL, and does it go beyond it?"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from orchestrator.grants.models import DatabaseGrant
+from orchestrator.grants.privileges import ALL_COLUMNS, Privilege, digest, merge
+from orchestrator.workflow.loader import LoadedWorkflow
+from orchestrator.workflow.models import Step
+from orchestrator.workflow.problems import Problem
+
+_ACTIONS = ("postgres.query", "postgres.execute")
+_WIDE = 2
+"""From so many privileges on a scope that two steps share is called wide."""
+
+
+def coverage(loaded: LoadedWorkflow) -> Iterator[Problem]:
+    """SQL that the grant does not cover (errors), and what the SQL certainly does not need (warnings)."""
+    for step_id, step in loaded.workflow.steps.items():
+        statement = _statement(step)
+        named = _grant(step)
+        if statement is None or named is None:
+            continue
+        from orchestrator.inference.offline import certain, missing, superfluous, unnamed
+
+        name, grant = named
+        declared = merge(each.privilege() for each in grant.privileges)
+        needs = certain(statement, placeholders=_has_parameters(step.with_))
+        if needs is None:
+            continue
+        place = ("steps", step_id, "grants", name, "privileges")
+        for privilege in missing(declared, needs.privileges):
+            yield loaded.problem(
+                ("steps", step_id, "with", "sql"),
+                f"the SQL needs `{privilege.describe()}`, which the grant `{name}` does not declare",
+                "declare it, or let `orchestrator grants infer` do it",
+            )
+        for privilege in superfluous(declared, needs):
+            yield loaded.problem(
+                place,
+                f"the SQL does not need `{privilege.describe()}`",
+                "take it out: what is not granted cannot be misused",
+                warning=True,
+            )
+        for privilege in unnamed(declared, needs):
+            yield loaded.problem(
+                place,
+                f"the SQL does not name the table of `{privilege.describe()}`",
+                "take it out, unless a view or a function reads it as the step",
+                warning=True,
+            )
+
+
+def wildcards(loaded: LoadedWorkflow) -> Iterator[Problem]:
+    """`columns: all` is allowed, and worth a second look."""
+    for step_id, step in loaded.workflow.steps.items():
+        for name, grant in step.grants.items():
+            if not isinstance(grant, DatabaseGrant):
+                continue
+            for index, declared in enumerate(grant.privileges):
+                if declared.privilege().columns == ALL_COLUMNS:
+                    yield loaded.problem(
+                        ("steps", step_id, "grants", name, "privileges", index, "columns"),
+                        "every column is granted, those included that are added later",
+                        "name the columns; `orchestrator grants infer` finds those that the SQL needs",
+                        warning=True,
+                    )
+
+
+def shared_scopes(loaded: LoadedWorkflow) -> Iterator[Problem]:
+    """Two steps with one wide scope: each could do the other's work."""
+    holders: dict[str, list[tuple[str, str, tuple[Privilege, ...]]]] = defaultdict(list)
+    for step_id, step in loaded.workflow.steps.items():
+        for name, grant in step.grants.items():
+            if isinstance(grant, DatabaseGrant) and grant.privileges:
+                privileges = merge(each.privilege() for each in grant.privileges)
+                holders[f"{grant.connection} {digest(privileges)}"].append((step_id, name, privileges))
+    for found in holders.values():
+        first, *others = found
+        if len(first[2]) < _WIDE:
+            continue
+        for step_id, name, _ in others:
+            yield loaded.problem(
+                ("steps", step_id, "grants", name),
+                f"step `{step_id}` has the same wide scope as step `{first[0]}`",
+                "give each step only what its own SQL needs",
+                warning=True,
+            )
+
+
+def _statement(step: Step) -> str | None:
+    sql = step.with_.get("sql")
+    return sql if step.action in _ACTIONS and isinstance(sql, str) and "${{" not in sql else None
+
+
+def _grant(step: Step) -> tuple[str, DatabaseGrant] | None:
+    """The compiled grant that the step's SQL runs under."""
+    found = {name: grant for name, grant in step.grants.items() if isinstance(grant, DatabaseGrant)}
+    wanted = step.with_.get("grant")
+    if isinstance(wanted, str):
+        found = {name: grant for name, grant in found.items() if name == wanted}
+    if len(found) != 1:
+        return None
+    ((name, grant),) = found.items()
+    return (name, grant) if grant.privileges else None
+
+
+def _has_parameters(with_: Mapping[str, Any]) -> bool:
+    return with_.get("parameters") is not None or with_.get("each") is not None
