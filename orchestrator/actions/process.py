@@ -218,7 +218,8 @@ def _finished(report: Mapping[str, int], pipes: _Pipes) -> Finished:
 
 
 def _private_directory(parent: str | None) -> Path:
-    return Path(tempfile.mkdtemp(prefix="orchestrator-step-", dir=parent))
+    """A folder for us alone; its name tells whose it is."""
+    return Path(tempfile.mkdtemp(prefix=f"orchestrator-step-{os.getpid()}-", dir=parent))
 
 
 def _memory_directory() -> str | None:

@@ -49,9 +49,10 @@ def python(code: str) -> list[str]:
     return [PYTHON, "-I", "-S", "-c", code]
 
 
-def private_directories() -> set[str]:
+def private_directories(pid: int | None = None) -> set[str]:
+    """Those of a process, by default of this one: others may be running programs, too."""
     parents = [Path("/dev/shm"), Path("/tmp"), Path(os.environ.get("TMPDIR", "/tmp"))]
-    return {str(path) for parent in parents for path in parent.glob("orchestrator-step-*")}
+    return {str(path) for parent in parents for path in parent.glob(f"orchestrator-step-{pid or os.getpid()}-*")}
 
 
 @pytest.fixture(autouse=True)
@@ -297,14 +298,13 @@ async def test_when_the_orchestrator_is_killed_the_program_and_its_credential_fi
         f"command = Command([{PYTHON!r}, '-I', '-S', '-c', {family!r}], files={{'F': Secret('x' * 20)}})\n"
         "asyncio.run(run_process(command))"
     )
-    before = private_directories()
     orchestrator = subprocess.Popen([PYTHON, "-c", code])
     pids = await pids_from(file, 3)
-    assert len(private_directories() - before) == 2
+    assert len(private_directories(orchestrator.pid)) == 2
     orchestrator.send_signal(signal.SIGKILL)
     orchestrator.wait()
     async with asyncio.timeout(30):
-        while alive(pids) or private_directories() - before:
+        while alive(pids) or private_directories(orchestrator.pid):
             await asyncio.sleep(0.05)
 
 

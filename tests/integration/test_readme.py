@@ -165,7 +165,7 @@ def test_what_is_not_run_is_a_target_of_the_makefile_and_in_the_readme() -> None
 
 
 def test_the_provisioning_commands_install_an_empty_stack_and_find_it_as_declared(installed: Installed) -> None:
-    assert "database/roles/feedback-read" in installed.provisioning.stdout
+    assert "vault database/roles/orc-support-" in installed.provisioning.stdout
 
 
 @pytest.mark.parametrize("block", RUN, ids=lambda block: f"line-{block.line}")
@@ -192,14 +192,15 @@ def test_the_check_answers_4_on_drift_as_the_readme_says(installed: Installed) -
     (check,) = [command for command in PROVISIONING.commands if "provision check" in command]
     info = installed.provisioned.info
     vault = hvac.Client(info.vault_address, token=info.root_token.reveal())
-    before = vault.read("database/roles/feedback-read")["data"]
-    vault.write_data("database/roles/feedback-read", data={**before, "max_ttl": 7200})
+    path = next(f"database/roles/{name}" for name in vault.list("database/roles")["data"]["keys"] if name[:4] == "orc-")
+    before = vault.read(path)["data"]
+    vault.write_data(path, data={**before, "max_ttl": 7200})
     try:
         ended = installed.shell(Block("sh", check, 0), admin_environment(installed.provisioned))
     finally:
-        vault.write_data("database/roles/feedback-read", data=before)
+        vault.write_data(path, data=before)
     assert ended.returncode == 4, ended.stdout + ended.stderr
-    assert "feedback-read" in ended.stdout + ended.stderr
+    assert path in ended.stdout + ended.stderr
 
 
 def rows_of(heading: str) -> list[list[str]]:
@@ -239,7 +240,7 @@ def test_the_settings_are_those_of_the_program() -> None:
 
 def test_the_defaults_are_those_of_the_program() -> None:
     said = {name: cells[-1] for cell, *cells in rows_of("variable") for name in names_of(cell)}
-    for name in ("token_role", "policy", "policy_path", "grace", "max_parallel", "log_level"):
+    for name in ("token_role", "policy", "policy_path", "grace", "settle", "max_parallel", "log_level"):
         default = Settings.model_fields[name].default
         words = f"{default:g}" if isinstance(default, float) else str(default)
         assert f"`{words}`" in said[f"{PREFIX}{name.upper()}"], name
@@ -257,7 +258,7 @@ def test_the_settings_file_takes_the_same_names_without_the_prefix(
     for variable in sorted(written):
         name, _, part = variable.removeprefix(PREFIX).lower().partition("__")
         field = "auth_token" if name == "vault_token" else name
-        fitting = {"auth_method": '"jwt"', "log_level": '"debug"', "grace": "5", "max_parallel": "2"}
+        fitting = {"auth_method": '"jwt"', "log_level": '"debug"', "grace": "5", "settle": "5", "connection_runs": "2"}
         value = fitting.get(field, "7" if field.startswith("max_") else '"https://value.test"')
         file = tmp_path / "orchestrator.toml"
         file.write_text(f"[{name}]\n{part} = {value}\n" if part else f"{name} = {value}\n")
