@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -12,6 +13,11 @@ from orchestrator.clock import Clock
 from orchestrator.vault.faults import Outcome, VaultUnavailable
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+_TELL_AFTER = 1.0
+"""Seconds of trying in vain after which a person is told what is being waited for."""
 
 _BACKOFF = wait_exponential_jitter(multiplier=0.1, max=5.0, jitter=0.1)
 
@@ -55,11 +61,21 @@ async def retrying(
         except TimeoutError:
             pass
 
+    begun, told = clock.monotonic(), False
+
+    def tell(state: RetryCallState) -> None:
+        nonlocal told
+        now, error = clock.monotonic(), state.outcome.exception() if state.outcome else None
+        if not told and isinstance(error, VaultUnavailable) and now - begun >= _TELL_AFTER:
+            told = True
+            _log.warning("%s; trying again for up to %.0fs", error.message, deadline - now)
+
     async for attempt in AsyncRetrying(
         retry=retry_if_exception(lambda error: is_retryable(error, repeatable=repeatable)),
         wait=wait_before_retry,
         stop=exhausted,
         sleep=pause,
+        before_sleep=tell,
         reraise=True,
     ):
         with attempt:
