@@ -208,12 +208,9 @@ def test_a_connection_cut_right_after_the_issuance_was_forwarded_leaves_nothing(
     assert network.close_left_over(outcome.run_id) <= FINAL
 
 
-def test_a_vault_that_refuses_connections_for_two_seconds_is_waited_for_and_said_so(
-    network: Network, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_vault_that_refuses_connections_for_two_seconds_is_waited_for(network: Network) -> None:
     network.vault.refuse(seconds=2.0)
     outcome = network.run()
-    assert "did not accept a connection; trying again for up to " in caplog.text
     assert outcome.exit_code is ExitCode.DONE
     assert network.states(outcome) == DONE
     network.assert_gone()
