@@ -5,8 +5,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 JOBS   ?= 2
+FAULTS ?= 300
 
-.PHONY: demo test lint types contracts unit format clean
+.PHONY: demo test lint types contracts unit faults format clean
 
 demo: $(STAMP)
 	$(BIN)/orchestrator demo
@@ -25,6 +26,9 @@ contracts: $(STAMP)
 
 unit: $(STAMP)
 	$(BIN)/pytest -n $(JOBS) --dist loadfile
+
+faults: $(STAMP)
+	ORCHESTRATOR_TEST_FAULTS=$(FAULTS) $(BIN)/pytest -s tests/faults/test_random_faults.py
 
 format: $(STAMP)
 	$(BIN)/ruff format .
