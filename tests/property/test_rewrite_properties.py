@@ -36,7 +36,9 @@ AFTER = "    with: { sql: x,  grant: db } # the SQL\n\n  other: { action: postgr
 
 def written_as(lines: list[Privilege], *, block: bool, comments: bool) -> str:
     if not block:
-        return f"    grants: {{db: {{ kind: database, connection: c, privileges: {yaml_text.flow(lines)}}} }}   # here\n"
+        return (
+            f"    grants: {{db: {{ kind: database, connection: c, privileges: {yaml_text.flow(lines)}}} }}   # here\n"
+        )
     text = "    grants:\n      db:\n        kind: database\n        connection: c\n        privileges:\n"
     for privilege in lines:
         text += "".join(

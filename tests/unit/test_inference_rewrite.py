@@ -152,7 +152,9 @@ def test_a_new_verb_on_a_table_with_row_limits_is_asked_about_and_never_written_
 
 def test_a_step_of_which_not_everything_is_known_is_refused_by_name_and_left_where_nothing_is_missing() -> None:
     with pytest.raises(UsageError, match="step `read`: DO runs code"):
-        to_write([needs_of(COMMENTED, "read", [replace(ORDERS, columns=("note",))], "DO runs code")], replace_roles=True)
+        to_write(
+            [needs_of(COMMENTED, "read", [replace(ORDERS, columns=("note",))], "DO runs code")], replace_roles=True
+        )
     assert to_write([needs_of(COMMENTED, "read", [ORDERS], "DO runs code")], replace_roles=True) == []
 
 
