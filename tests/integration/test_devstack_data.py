@@ -71,9 +71,9 @@ def test_generated_data_is_the_same_every_time_and_belongs_to_nobody(owner: psyc
 
 def test_the_customers_of_the_examples_have_written_something(owner: psycopg.Connection) -> None:
     found = owner.execute(
-        "SELECT customer_id, count(*) > 0 FROM customer_feedback WHERE customer_id IN (1234, 1235) GROUP BY 1 ORDER BY 1"
+        "SELECT DISTINCT customer_id FROM customer_feedback WHERE customer_id IN (1234, 1235) ORDER BY 1"
     ).fetchall()
-    assert found == [(1234, True), (1235, True)]
+    assert found == [(1234,), (1235,)]
 
 
 def test_the_user_of_former_days_cannot_log_in_and_may_do_what_such_users_may(owner: psycopg.Connection) -> None:

@@ -72,8 +72,8 @@ def workflow(tmp_path: Path) -> Callable[..., Path]:
         )
         file = tmp_path / "workflow.yaml"
         file.write_text(
-            f"version: 1\nname: test_of_inference\nagent: tester\n{top}\nsteps:\n  work:\n    action: {action}{grants}\n"
-            f"    with:\n      sql: {json.dumps(sql)}\n{more}"
+            f"version: 1\nname: test_of_inference\nagent: tester\n{top}\nsteps:\n"
+            f"  work:\n    action: {action}{grants}\n    with:\n      sql: {json.dumps(sql)}\n{more}"
         )
         return file
 
