@@ -13,7 +13,8 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.5rem } h3 { font-size: 1rem; margin-bottom: .3rem }
 table { border-collapse: collapse; width: 100%; table-layout: fixed; overflow-wrap: anywhere } .said { width: 40% }
 .verdict { width: 13% } td, th { text-align: left; padding: .25rem .6rem .25rem 0;
-border-bottom: 1px solid #dde3ea; vertical-align: top } code { font-size: .92em; overflow-wrap: anywhere } .ok { color: #0a6b3d }
+border-bottom: 1px solid #dde3ea; vertical-align: top } code { font-size: .92em; overflow-wrap: anywhere }
+.ok { color: #0a6b3d }
 .bad { color: #b3261e; font-weight: 600 } .open { color: #8a5a00 } .mute { color: #5b6776 }
 .bar { background: #e6ebf1; height: .8rem; border-radius: .4rem; overflow: hidden }
 .bar div { background: #b3261e; height: 100% } .bar .after { background: #0a6b3d }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
@@ -147,16 +147,58 @@ def test_a_customer_that_is_not_the_agents_is_refused_before_anything_is_asked_o
     assert tickets.sql("SELECT id FROM ticket") == []
 
 
-def test_limiting_rows_changes_nothing_for_the_other_users_of_the_tables(bench: Bench) -> None:
-    (everything,) = bench.sql("SELECT count(*) FROM customer_feedback")
-    bench.sql("CREATE ROLE bystander NOLOGIN; GRANT SELECT ON customer_feedback TO bystander")
+@pytest.fixture
+def bystander(bench: Bench) -> Iterator[psycopg.Connection[Any]]:
+    """A session of somebody else who uses a table with limited rows."""
+    bench.sql("CREATE ROLE bystander NOLOGIN; GRANT SELECT, INSERT ON customer_feedback, ticket TO bystander")
     try:
         with psycopg.connect(bench.info.support_dsn.reveal(), autocommit=True) as session:
-            for role in ("bystander", "support_owner", "feedback_app"):
-                session.execute(f"SET ROLE {role}".encode())
-                assert session.execute("SELECT count(*) FROM customer_feedback").fetchone() == (everything,)
+            session.execute("SET ROLE bystander")
+            yield session
     finally:
         bench.sql("DROP OWNED BY bystander; DROP ROLE bystander")
+
+
+def test_limiting_rows_changes_nothing_in_what_others_see_and_in_how_it_is_found(
+    bench: Bench, bystander: psycopg.Connection[Any]
+) -> None:
+    (everything,) = bench.sql("SELECT count(*) FROM customer_feedback")
+    for role in ("bystander", "support_owner", "feedback_app"):
+        bystander.execute(f"SET ROLE {role}".encode())
+        assert bystander.execute("SELECT count(*) FROM customer_feedback").fetchone() == (everything,)
+    explain = "EXPLAIN (COSTS OFF) SELECT id FROM customer_feedback WHERE comment LIKE 'x%' AND customer_id + 1 = 7"
+    plans = []
+    with bystander.transaction(force_rollback=True):
+        bystander.execute("SET LOCAL ROLE NONE")  # a superuser, whom no policy concerns
+        bystander.execute("CREATE INDEX by_comment ON customer_feedback (comment text_pattern_ops)")
+        bystander.execute("SET LOCAL enable_seqscan = off")
+        for role in ("NONE", "bystander"):
+            bystander.execute(f"SET LOCAL ROLE {role}".encode())
+            plans.append([line for (line,) in bystander.execute(explain.encode()) if "Filter" not in line])
+    assert "by_comment" in " ".join(plans[0])
+    assert plans[0] == plans[1]
+
+
+def test_limiting_rows_refuses_others_copy_from_and_dumps_without_row_security_as_documented(
+    tickets: Bench, bystander: psycopg.Connection[Any]
+) -> None:
+    def copy() -> None:
+        with bystander.cursor().copy("COPY ticket (id, customer_id, subject, messages) FROM STDIN") as into:
+            into.write("copied\t1\t\t0\n")
+
+    def dump() -> Any:
+        return bystander.execute("SELECT count(*) FROM ticket").fetchone()
+
+    with pytest.raises(psycopg.errors.FeatureNotSupported):
+        copy()
+    bystander.execute("SET row_security = off")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        dump()
+    bystander.execute("SET ROLE support_owner")
+    assert dump() == (0,)
+    copy()
+    assert dump() == (1,)
+    bystander.execute("DELETE FROM ticket WHERE id = 'copied'")
 
 
 def test_every_lease_of_the_samples_is_confirmed_gone(tickets: Bench) -> None:
