@@ -100,7 +100,9 @@ class Settings(BaseSettings):
     """How many queued runs may use a connection at once, over all workers, by connection."""
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     provision_databases: dict[str, SecretStr] = Field(default_factory=dict)
-    """DSNs of the administrators' logins, by connection; only `provision` uses them."""
+    """DSNs of the administrators' logins, by connection; only `provision` uses them, and `grants infer`."""
+    catalog_databases: dict[str, SecretStr] = Field(default_factory=dict)
+    """DSNs of logins that may only connect, by connection; `grants infer` prefers them."""
 
     @classmethod
     def settings_customise_sources(

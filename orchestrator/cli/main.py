@@ -10,7 +10,20 @@ from typing import Annotated
 import typer
 
 from orchestrator import __version__
-from orchestrator.cli import dev, failures, leases, prove, provision, queue, run, runs, schedules, serve, workflow
+from orchestrator.cli import (
+    dev,
+    failures,
+    grants,
+    leases,
+    prove,
+    provision,
+    queue,
+    run,
+    runs,
+    schedules,
+    serve,
+    workflow,
+)
 from orchestrator.errors import ExitCode, OrchestratorError
 
 _EPILOG = """\
@@ -43,6 +56,7 @@ workflow.register(app)
 run.register(app)
 prove.register(app)
 serve.register(app)
+app.add_typer(grants.app, name="grants")
 app.add_typer(schedules.app, name="schedules")
 app.add_typer(queue.app, name="queue")
 app.add_typer(runs.app, name="runs")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli import options
-from orchestrator.errors import ExitCode
+from orchestrator.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,12 +51,12 @@ def prove(
     """
     from orchestrator.cli.run import request_for
 
+    if html is not None and (html.is_dir() or not html.parent.is_dir()):
+        raise UsageError(f"{html} cannot be written", hint="name a file in a folder that is there")
     request = request_for(file, options.inputs_from(inputs, inputs_file), inputs, None, "prove", placeholders=True)
     proof = _prove(request, tuple(step or ()), tuple(allow_public or ()), before, quiet=as_json)
     if html is not None:
-        from orchestrator.proof.page import page
-
-        html.write_text(page(proof), encoding="utf-8")
+        _write_page(html, proof)
     if as_json:
         from orchestrator.cli.json_output import print_json
 
@@ -66,6 +67,17 @@ def prove(
         raise typer.Exit(int(ExitCode.REFUSED))
     if proof.unconfirmed:
         raise typer.Exit(int(ExitCode.UNCONFIRMED))
+
+
+def _write_page(file: Path, proof: Proof) -> None:
+    from orchestrator.proof.page import page
+
+    try:
+        file.write_text(page(proof), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"{file} cannot be written: {error.strerror}", hint=f"the proof was made, as {proof.run_id}; make it again"
+        ) from error
 
 
 def _prove(
@@ -101,31 +113,47 @@ def show(proof: Proof, screen: Console | None = None) -> None:
     from rich.text import Text
 
     from orchestrator.cli.terminal import console
+    from orchestrator.proof.report import revoked_words
 
     screen = screen or console(sys.stdout)
     for grant in proof.grants:
-        mark = ("proven", "green") if grant.holds else ("NOT PROVEN", "red")
+        mark = _mark(grant)
         screen.print(Text.assemble((grant.step, "bold"), f" / {grant.grant}: ", mark), soft_wrap=True)
         screen.print(f"  {grant.declared}", markup=False, soft_wrap=True)
         for line in _lines(grant):
             screen.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
-    proven = sum(each.holds for each in proof.grants)
-    screen.print(f"{proven} of {len(proof.grants)} proven; recorded as {proof.run_id}, everything issued was revoked")
+    examined = [grant for grant in proof.grants if grant.examined or grant.refused]
+    proven = sum(grant.holds for grant in examined)
+    screen.print(f"{proven} of {len(examined)} proven; recorded as {proof.run_id}, {revoked_words(proof)}")
+
+
+def _mark(grant: GrantProof) -> tuple[str, str]:
+    if not grant.holds:
+        return ("NOT PROVEN", "red")
+    return ("proven", "green") if grant.examined else ("issued; there is nothing to hold it to", "yellow")
 
 
 def _lines(grant: GrantProof) -> list[str]:
-    lines = [f"not issued: {grant.refused}"] if grant.refused else []
+    """What was found, with the labels in one column."""
+    found = list(_findings(grant))
+    width = max((len(label) for label, _ in found), default=0)
+    return [f"{label:<{width}}  {words}" for label, words in found]
+
+
+def _findings(grant: GrantProof) -> Iterator[tuple[str, str]]:
+    if grant.refused:
+        yield "not issued", grant.refused
     if grant.comparison is not None:
-        found = grant.comparison
-        lines.append(f"declared and held      {len(found.held)}")
-        lines += [f"declared but missing   {each}" for each in found.missing]
-        lines += [
-            f"held but not declared  {each.holding} through {each.via}{' (tolerated)' if each.tolerated else ''}"
-            for each in found.excess
-        ]
-    for name, share in (("before", grant.before), ("after", grant.after)):
+        yield "declared and held", str(len(grant.comparison.held))
+        for holding in grant.comparison.missing:
+            yield "declared but missing", str(holding)
+        for each in grant.comparison.excess:
+            yield (
+                "held but not declared",
+                f"{each.holding} through {each.via}{' (tolerated)' if each.tolerated else ''}",
+            )
+    for name, share in ((f"before, as {grant.former}", grant.before), ("now, as this login", grant.after)):
         if share is not None:
-            lines.append(f"attack surface {name:<7} {share.held} of {share.total} privileges ({share.percent:.2f} %)")
+            yield name, f"{share.held} of {share.total} privileges in the database ({share.percent:.2f} %)"
     for trial in grant.trials:
-        lines.append(f"{trial.verdict.value:<12} {trial.what}: {trial.answer}")
-    return lines
+        yield trial.verdict.value, f"{trial.what}: {trial.answer}"

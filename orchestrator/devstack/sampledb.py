@@ -25,18 +25,29 @@ CREATE TABLE feedback_translation (
     feedback_id integer NOT NULL REFERENCES customer_feedback (id), language text NOT NULL, translation text NOT NULL,
     run_id text NOT NULL, created_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (feedback_id, language, run_id)
 );
+CREATE TABLE ticket (
+    id text PRIMARY KEY, customer_id integer NOT NULL, subject text NOT NULL, messages integer NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now()
+);
 CREATE TABLE payment_card (customer_id integer PRIMARY KEY, number text NOT NULL, expires date NOT NULL);
 CREATE TABLE employee (id integer PRIMARY KEY, name text NOT NULL, salary numeric(12, 2) NOT NULL);
 ALTER TABLE customer_feedback OWNER TO support_owner;
 ALTER TABLE feedback_translation OWNER TO support_owner;
+ALTER TABLE ticket OWNER TO support_owner;
 ALTER TABLE payment_card OWNER TO support_owner;
 ALTER TABLE employee OWNER TO support_owner;
 GRANT USAGE ON SCHEMA public TO support_owner;
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 REVOKE ALL ON DATABASE support, postgres, template1 FROM PUBLIC;
+CREATE ROLE feedback_app NOLOGIN;
+GRANT CONNECT ON DATABASE support TO feedback_app;
+GRANT USAGE ON SCHEMA public TO feedback_app;
+GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO feedback_app;
 """
+"""`feedback_app` is what one static user of all steps would be. Nothing uses it: it is there to be compared with."""
 
 _SEED = 20240615
+_CUSTOMERS = range(1001, 1500)
 _NAMES = ["Anong", "Boonsri", "Chai", "Duangjai", "Kanya", "Malee", "Niran", "Prasert", "Somchai", "Ying"]
 _CITIES = ["Bangkok", "Chiang Mai", "Khon Kaen", "Phuket", "Surin"]
 _TIERS = ["none", "silver", "gold"]
@@ -60,7 +71,7 @@ def create_sample_database(admin: Secret, target: Secret, messages: Path) -> Non
                 copy.write_row(row)
         session.cursor().executemany(
             "INSERT INTO payment_card VALUES (%s, %s, %s)",
-            [(number, f"0000-0000-0000-{number:04d}", date(2030, 1, 1)) for number in range(1, 101)],
+            [(number, f"0000-0000-0000-{number:04d}", date(2030, 1, 1)) for number in _CUSTOMERS[:100]],
         )
         session.cursor().executemany(
             "INSERT INTO employee VALUES (%s, %s, %s)",
@@ -74,12 +85,12 @@ def sample_rows(messages: Path) -> Iterator[tuple[Any, ...]]:
     start = datetime(2024, 1, 1, tzinfo=UTC)
     with messages.open(encoding="utf-8", newline="") as file:
         for number, row in enumerate(csv.DictReader(file)):
-            customer = chance.randrange(1, 500)
+            customer = chance.choice(_CUSTOMERS)
             name = _NAMES[customer % len(_NAMES)]
             yield (
                 *(int(row["id"]), row["kind"], row["comment"]),
-                *(customer, f"{name} No. {customer}", f"customer{customer}@example.org", f"+66-00-000-{customer:04d}"),
-                *(f"{customer} Sample Road", chance.choice(_CITIES), date(1960, 1, 1) + timedelta(days=customer * 40)),
+                *(customer, f"{name} No. {customer}", f"customer{customer}@example.org", f"+66-00-000-{customer}"),
+                *(f"{customer} Sample Road", chance.choice(_CITIES), date(1960, 1, 1) + timedelta(days=customer * 10)),
                 *(chance.randrange(0, 1_000_000) / 100, chance.choice(_TIERS), start + timedelta(minutes=37 * number)),
                 *(chance.choice(_CHANNELS), None if number % 3 else f"seen by agent {number % 7}"),
             )

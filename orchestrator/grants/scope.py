@@ -73,9 +73,9 @@ class Scope:
         return json.dumps(self.as_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
     def describe(self) -> str:
-        """One line for a terminal: `database support as feedback-read, 2m`."""
+        """One line for a terminal: `database support: select (id) on shop.orders, 2m`, or `... as ROLE, 2m`."""
         what = {
-            "database": f"database {self.connection} {self._opens()}",
+            "database": f"database {self.connection}{self._opens()}",
             "secret": f"secret {self.resource} [{', '.join(self.keys)}]",
             "dynamic": f"dynamic {self.resource}",
             "token": f"token for {self.audience} [{' '.join(self.scopes)}]",
@@ -84,8 +84,8 @@ class Scope:
 
     def _opens(self) -> str:
         if not self.privileges:
-            return f"as {self.role}"
-        return "; ".join(privilege.describe() for privilege in self.bound_privileges())
+            return f" as {self.role}"
+        return ": " + "; ".join(privilege.describe() for privilege in self.bound_privileges())
 
 
 def scope_from_json(recorded: Mapping[str, Any]) -> Scope:

@@ -26,10 +26,14 @@ _DEPTH = 8
 
 @dataclass(frozen=True, slots=True)
 class Inferred:
-    """The smallest privileges, and what could not be known: then the rest has to be declared by hand."""
+    """The smallest privileges, and what could not be known: then the rest has to be declared by hand.
+
+    `everyones` are functions that are called and that everybody may call: declaring them is allowed, not needed.
+    """
 
     privileges: tuple[Privilege, ...]
     notes: tuple[str, ...] = ()
+    everyones: tuple[Privilege, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -43,6 +47,7 @@ class Inference:
     session: psycopg.Connection
     _found: list[Privilege] = field(default_factory=list)
     _any: list[tuple[Verb, int]] = field(default_factory=list)
+    _everyones: list[Privilege] = field(default_factory=list)
     _notes: dict[str, None] = field(default_factory=dict)
     _seen: set[int] = field(default_factory=set)
 
@@ -51,7 +56,7 @@ class Inference:
 
         Raises UsageError for what PostgreSQL cannot parse or resolve, and Unreachable if the session breaks.
         """
-        self._found, self._any, self._notes, self._seen = [], [], {}, set()
+        self._found, self._any, self._everyones, self._notes, self._seen = [], [], [], {}, set()
         try:
             for part in split(statement, placeholders=placeholders):
                 match part:
@@ -65,12 +70,24 @@ class Inference:
                         self._note(part.why)
         except psycopg.OperationalError as error:
             raise Unreachable(f"the database did not answer: {type(error).__name__}") from None
-        except psycopg.ProgrammingError as error:
+        except psycopg.Error as error:
             raise UsageError(
                 f"PostgreSQL cannot resolve the SQL: {error.diag.message_primary}", hint=error.diag.message_hint
             ) from None
         self._some_columns()
-        return Inferred(merge(self._found), tuple(self._notes))
+        return Inferred(merge(self._found), tuple(self._notes), merge(self._everyones))
+
+    def canonical(self, privilege: Privilege) -> Privilege:
+        """The same with a function's argument types as the catalog writes them, `integer` for `int`.
+
+        A function that is not there stays as it is.
+        """
+        if privilege.verb != "execute":
+            return privilege
+        name = qualified(privilege.schema, privilege.name, function=True)
+        found = self.session.execute("SELECT oid FROM pg_proc WHERE oid = to_regprocedure(%s)", [name]).fetchone()
+        row = self.session.execute(_FUNCTION, {"oid": found[0]}).fetchone() if found else None
+        return Privilege("execute", str(row[0]), str(row[1])) if row else privilege
 
     def _analyse(self, statement: str, *, depth: int, types: Sequence[str] = ()) -> None:
         tree = self._tree(statement, types)
@@ -167,8 +184,7 @@ class Inference:
         if row is None:
             return
         schema, signature, public, definer, language, source, names, types = row
-        if not public:
-            self._found.append(Privilege("execute", str(schema), str(signature)))
+        (self._everyones if public else self._found).append(Privilege("execute", str(schema), str(signature)))
         if definer or language in ("c", "internal"):
             return
         if language != "sql" or depth >= _DEPTH:

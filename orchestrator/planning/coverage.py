@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from orchestrator.grants.models import DatabaseGrant
 from orchestrator.grants.privileges import ALL_COLUMNS, Privilege, digest, merge
+from orchestrator.inference.steps import database_grants, sql_of
 from orchestrator.workflow.loader import LoadedWorkflow
 from orchestrator.workflow.models import Step
 from orchestrator.workflow.problems import Problem
 
-_ACTIONS = ("postgres.query", "postgres.execute")
 _WIDE = 2
 """From so many privileges on a scope that two steps share is called wide."""
 
@@ -20,15 +19,14 @@ _WIDE = 2
 def coverage(loaded: LoadedWorkflow) -> Iterator[Problem]:
     """SQL that the grant does not cover (errors), and what the SQL certainly does not need (warnings)."""
     for step_id, step in loaded.workflow.steps.items():
-        statement = _statement(step)
-        named = _grant(step)
-        if statement is None or named is None:
+        statement, named = sql_of(step), _compiled_grant(step)
+        if statement is None or statement.text is None or named is None:
             continue
         from orchestrator.inference.offline import certain, missing, superfluous, unnamed
 
         name, grant = named
         declared = merge(each.privilege() for each in grant.privileges)
-        needs = certain(statement, placeholders=_has_parameters(step.with_))
+        needs = certain(statement.text, placeholders=statement.placeholders)
         if needs is None:
             continue
         place = ("steps", step_id, "grants", name, "privileges")
@@ -91,22 +89,10 @@ def shared_scopes(loaded: LoadedWorkflow) -> Iterator[Problem]:
             )
 
 
-def _statement(step: Step) -> str | None:
-    sql = step.with_.get("sql")
-    return sql if step.action in _ACTIONS and isinstance(sql, str) and "${{" not in sql else None
-
-
-def _grant(step: Step) -> tuple[str, DatabaseGrant] | None:
+def _compiled_grant(step: Step) -> tuple[str, DatabaseGrant] | None:
     """The compiled grant that the step's SQL runs under."""
-    found = {name: grant for name, grant in step.grants.items() if isinstance(grant, DatabaseGrant)}
-    wanted = step.with_.get("grant")
-    if isinstance(wanted, str):
-        found = {name: grant for name, grant in found.items() if name == wanted}
+    found = database_grants(step)
     if len(found) != 1:
         return None
     ((name, grant),) = found.items()
     return (name, grant) if grant.privileges else None
-
-
-def _has_parameters(with_: Mapping[str, Any]) -> bool:
-    return with_.get("parameters") is not None or with_.get("each") is not None

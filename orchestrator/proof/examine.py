@@ -41,9 +41,11 @@ def examine_database(
             autocommit=True,
         ) as session:
             session.execute("SET search_path = pg_catalog, pg_temp")
+            # `read_only` of a grant is a default that any session may change: what is tried must not rely on it.
+            session.execute("SET default_transaction_read_only = off")
             privileges = scope.bound_privileges()
             declared = expected(
-                privileges,
+                scope.privileges,
                 scope_role=scope_role,
                 database=session.info.dbname,
                 signatures=_signatures(session, scope),
@@ -54,6 +56,7 @@ def examine_database(
                 declared=scope.describe(),
                 comparison=compare(holdings(session), declared, tolerate=wish.tolerate),
                 trials=tuple(try_forbidden(session, privileges, scope_role)),
+                former=wish.before or "",
                 before=share(session, wish.before) if wish.before else None,
                 after=share(session),
             )
@@ -78,6 +81,13 @@ def _signatures(session: psycopg.Connection, scope: Scope) -> dict[str, str]:
             if row is not None:
                 found[name] = str(row[0])
     return found
+
+
+def examine_secret(step: str, scope: Scope, credential: Credential) -> GrantProof:
+    """See that the step is handed the declared keys of a secret and no others."""
+    more = sorted(set(credential.fields) - set(scope.keys))
+    trial = _trial("see a key that was not declared", "" if more else f"it is handed {', '.join(scope.keys)} only")
+    return GrantProof(step=step, grant=scope.name, declared=scope.describe(), trials=(trial,))
 
 
 def examine_token(step: str, scope: Scope, credential: Credential, jwks: Mapping[str, Any]) -> GrantProof:

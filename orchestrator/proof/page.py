@@ -6,25 +6,32 @@ from collections.abc import Iterable
 from html import escape
 
 from orchestrator.proof.forbidden import Verdict
-from orchestrator.proof.report import GrantProof, Proof
+from orchestrator.proof.report import GrantProof, Proof, revoked_words
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1c2430 }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.5rem } h3 { font-size: 1rem; margin-bottom: .3rem }
-table { border-collapse: collapse; width: 100% } td, th { text-align: left; padding: .25rem .6rem .25rem 0;
-border-bottom: 1px solid #dde3ea; vertical-align: top } code { font-size: .92em } .ok { color: #0a6b3d }
-.bad { color: #b3261e; font-weight: 600 } .mute { color: #5b6776 } .bar { background: #e6ebf1; height: .8rem;
-border-radius: .4rem; overflow: hidden } .bar div { background: #b3261e; height: 100% }
-.bar .after { background: #0a6b3d }
+table { border-collapse: collapse; width: 100%; table-layout: fixed; overflow-wrap: anywhere } .said { width: 40% }
+.verdict { width: 13% } td, th { text-align: left; padding: .25rem .6rem .25rem 0;
+border-bottom: 1px solid #dde3ea; vertical-align: top } code { font-size: .92em; overflow-wrap: anywhere }
+.ok { color: #0a6b3d }
+.bad { color: #b3261e; font-weight: 600 } .open { color: #8a5a00 } .mute { color: #5b6776 }
+.bar { background: #e6ebf1; height: .8rem; border-radius: .4rem; overflow: hidden }
+.bar div { background: #b3261e; height: 100% } .bar .after { background: #0a6b3d }
 @media (prefers-color-scheme: dark) { body { background: #12171f; color: #dfe6ee } td, th { border-color: #2b3542 }
-.ok { color: #5fd69a } .bad { color: #ff8a80 } .mute { color: #97a5b5 } .bar { background: #2b3542 } }
+.ok { color: #5fd69a } .bad { color: #ff8a80 } .open { color: #f0b35a } .mute { color: #97a5b5 }
+.bar { background: #2b3542 } }
 """
+
+_COLUMNS = '<col class="said"><col class="verdict"><col>'
+_VERDICTS = {Verdict.ALLOWED.value: "bad", Verdict.INCONCLUSIVE.value: "open"}
 
 
 def page(proof: Proof) -> str:
     """The whole page. Everything that came from elsewhere is escaped."""
+    every = "Every credential" if all(each.examined for each in proof.grants) else "Every credential that was examined"
     verdict = (
-        '<p class="ok">Every credential can do what was declared, and nothing else was found.</p>'
+        f'<p class="ok">{every} can do what was declared, and nothing else was found.</p>'
         if proof.holds
         else '<p class="bad">Something is held, missing or allowed that was not declared so: see below.</p>'
     )
@@ -35,23 +42,42 @@ def page(proof: Proof) -> str:
             f"<title>Proof of {escape(proof.workflow)}</title><style>{_STYLE}</style>",
             f"<h1>What the steps of {escape(proof.workflow)} can do</h1>{verdict}",
             f'<p class="mute">Run <code>{escape(proof.run_id)}</code>, workflow <code>{escape(proof.digest)}</code>. '
-            "Each credential was issued for real, examined on the server, and revoked.</p>",
+            f"Each credential was issued for real and examined on the server; {revoked_words(proof)}.</p>",
+            _overview(proof.grants),
             *(_grant(each) for each in proof.grants),
             "</html>",
         )
     )
 
 
+def _mark(grant: GrantProof) -> str:
+    if not grant.holds:
+        return '<span class="bad">not proven</span>'
+    return '<span class="ok">proven</span>' if grant.examined else '<span class="open">issued only</span>'
+
+
+def _overview(grants: Iterable[GrantProof]) -> str:
+    rows = (
+        f"<tr><td>{escape(f'{each.step} / {each.grant}')}</td><td>{_mark(each)}</td>"
+        f"<td>{escape(each.declared)}</td></tr>"
+        for each in grants
+    )
+    return f"<table>{_COLUMNS}{''.join(rows)}</table>"
+
+
 def _grant(grant: GrantProof) -> str:
-    mark = '<span class="ok">proven</span>' if grant.holds else '<span class="bad">not proven</span>'
-    parts = [f"<h2>{escape(grant.step)} / {escape(grant.grant)}: {mark}</h2><p>{escape(grant.declared)}</p>"]
+    parts = [f"<h2>{escape(grant.step)} / {escape(grant.grant)}: {_mark(grant)}</h2><p>{escape(grant.declared)}</p>"]
     if grant.refused:
         parts.append(f'<p class="bad">Not issued: {escape(grant.refused)}</p>')
-    for name, share in (("before", grant.before), ("after", grant.after)):
+    for style, name, share in (
+        ("", f"Before, as {grant.former}", grant.before),
+        ("after", "Now, as this login", grant.after),
+    ):
         if share is not None:
+            figure = f"{share.held} of {share.total} privileges in the database ({share.percent:.2f} %)"
             parts.append(
-                f"<p>{name}: {share.held} of {share.total} privileges ({share.percent:.2f} %)</p>"
-                f'<div class="bar"><div class="{name}" style="width:{share.percent:.2f}%"></div></div>'
+                f"<p>{escape(name)}: {figure}</p>"
+                f'<div class="bar"><div class="{style}" style="width:{share.percent:.2f}%"></div></div>'
             )
     if grant.comparison is not None:
         parts.append(_table("Declared and held", ([str(each)] for each in grant.comparison.held)))
@@ -62,15 +88,15 @@ def _grant(grant: GrantProof) -> str:
         )
         parts.append(_table("Held but not declared", rows, "bad"))
     tried = ([each.what, each.verdict.value, each.answer] for each in grant.trials)
-    parts.append(_table("Tried, and what the server said", tried, allowed=True))
+    parts.append(_table("Tried, and what the server said", tried, tried=True))
     return "".join(parts)
 
 
-def _table(title: str, rows: Iterable[list[str]], style: str = "", *, allowed: bool = False) -> str:
+def _table(title: str, rows: Iterable[list[str]], style: str = "", *, tried: bool = False) -> str:
     lines = []
     for row in rows:
-        kind = "bad" if allowed and Verdict.ALLOWED.value in row else style
+        kind = _VERDICTS.get(row[1], style) if tried else style
         lines.append(f'<tr class="{kind}">' + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>")
     if not lines:
         return ""
-    return f"<h3>{escape(title)} ({len(lines)})</h3><table>{''.join(lines)}</table>"
+    return f"<h3>{escape(title)} ({len(lines)})</h3><table>{_COLUMNS if tried else ''}{''.join(lines)}</table>"

@@ -20,11 +20,18 @@ class GrantProof:
     comparison: Comparison | None = None
     """None for what is not a database login."""
     trials: tuple[Trial, ...] = ()
+    former: str = ""
+    """The login that was used before, if one was named."""
     before: Share | None = None
-    """The share of the login that was used before, if one was named."""
+    """Its share."""
     after: Share | None = None
     refused: str = ""
     """Why the credential was not issued at all; then nothing is proven."""
+
+    @property
+    def examined(self) -> bool:
+        """Whether there was anything to hold the credential to; a foreign one can only be issued and taken back."""
+        return self.comparison is not None or bool(self.trials)
 
     @property
     def holds(self) -> bool:
@@ -32,7 +39,13 @@ class GrantProof:
         return not self.refused and exact and all(trial.verdict is not Verdict.ALLOWED for trial in self.trials)
 
     def as_json(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"step": self.step, "grant": self.grant, "declared": self.declared, "holds": self.holds}
+        found: dict[str, Any] = {
+            "step": self.step,
+            "grant": self.grant,
+            "declared": self.declared,
+            "examined": self.examined,
+            "holds": self.holds,
+        }
         if self.refused:
             found["refused"] = self.refused
         if self.comparison is not None:
@@ -42,6 +55,8 @@ class GrantProof:
                 {"privilege": str(each.holding), "via": each.via, "tolerated": each.tolerated}
                 for each in self.comparison.excess
             ]
+        if self.former:
+            found["former"] = self.former
         for name, share in (("before", self.before), ("after", self.after)):
             if share is not None:
                 found[name] = {"held": share.held, "of": share.total, "percent": round(share.percent, 3)}
@@ -73,3 +88,10 @@ class Proof:
             "unconfirmed": self.unconfirmed,
             "grants": [each.as_json() for each in self.grants],
         }
+
+
+def revoked_words(proof: Proof) -> str:
+    """What became of the credentials that were examined."""
+    if proof.unconfirmed:
+        return f"{proof.unconfirmed} revocations are not confirmed yet"
+    return "everything issued was revoked"

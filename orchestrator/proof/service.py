@@ -27,7 +27,7 @@ from orchestrator.ledger.ids import new_step_key
 from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.types import LeaseFilter
 from orchestrator.planning.requests import bind, scopes_of
-from orchestrator.proof.examine import Examination, examine_database, examine_token, other_paths
+from orchestrator.proof.examine import Examination, examine_database, examine_secret, examine_token, other_paths
 from orchestrator.proof.forbidden import Trial, Verdict
 from orchestrator.proof.report import GrantProof, Proof
 from orchestrator.runtime.types import RunRequest, Services
@@ -187,6 +187,8 @@ class Prover:
                 "get", f"{mount}/keys/{key}", deadline=attempt.deadline
             )
             return examine_token(attempt.step, scope, credential, jwks_from_transit(key, answer))
+        if scope.kind == "secret":
+            return examine_secret(attempt.step, scope, credential)
         return GrantProof(step=attempt.step, grant=scope.name, declared=scope.describe())
 
     async def _token(self, request: RunRequest, attempt: Attempt, leases: StepLeases) -> tuple[Trial, ...]:

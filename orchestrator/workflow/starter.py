@@ -8,7 +8,7 @@ name: my_workflow
 description: Read something from a database and send it to a service.
 
 # The identity that this work is done for. Policies decide by it, and access tokens carry it as `sub`.
-agent: my-agent
+agent: feedback-assistant
 
 # Typed inputs: `orchestrator run FILE --input limit=10`. A `secret: true` input is never shown or recorded.
 inputs:
@@ -21,7 +21,14 @@ steps:
     action: postgres.query
     # The only credentials that this step will hold. Vault issues them when it starts; they are gone when it ends.
     grants:
-      db: { kind: database, connection: support, role: feedback-read }
+      db:
+        kind: database
+        connection: support
+        # What the login may do, and nothing else; `orchestrator grants infer FILE` finds it from the SQL.
+        # `orchestrator provision apply` installs it.
+        privileges:
+          - select: customer_feedback
+            columns: [comment, id]
     with:
       sql: SELECT id, comment FROM customer_feedback ORDER BY id LIMIT %(limit)s
       # Values are bound as parameters, never put into the text of the statement.

@@ -15,7 +15,7 @@ from orchestrator.devstack.sampledb import DATABASE, create_sample_database, sam
 from orchestrator.devstack.stack import SAMPLE_DATA, StackInfo
 from orchestrator.secret import Secret
 
-_TABLES = ["customer_feedback", "employee", "feedback_translation", "payment_card"]
+_TABLES = ["customer_feedback", "employee", "feedback_translation", "payment_card", "ticket"]
 
 
 @pytest.fixture
@@ -67,6 +67,27 @@ def test_generated_data_is_the_same_every_time_and_belongs_to_nobody(owner: psyc
     assert others == (0,)
     real_cards = owner.execute("SELECT count(*) FROM payment_card WHERE number NOT LIKE '0000-0000-0000-%'").fetchone()
     assert real_cards == (0,)
+
+
+def test_the_customers_of_the_examples_have_written_something(owner: psycopg.Connection) -> None:
+    found = owner.execute(
+        "SELECT DISTINCT customer_id FROM customer_feedback WHERE customer_id IN (1234, 1235) ORDER BY 1"
+    ).fetchall()
+    assert found == [(1234,), (1235,)]
+
+
+def test_the_user_of_former_days_cannot_log_in_and_may_do_what_such_users_may(owner: psycopg.Connection) -> None:
+    login = owner.execute(
+        "SELECT rolcanlogin, rolsuper, rolcreaterole FROM pg_roles WHERE rolname = 'feedback_app'"
+    ).fetchone()
+    assert login == (False, False, False)
+    held = owner.execute(
+        "SELECT relname, string_agg(privilege_type, ' ' ORDER BY privilege_type) FROM pg_class, aclexplode(relacl) a"
+        " WHERE a.grantee = 'feedback_app'::regrole GROUP BY 1 ORDER BY 1"
+    ).fetchall()
+    assert held == [(table, "DELETE INSERT SELECT UPDATE") for table in _TABLES]
+    members = owner.execute("SELECT FROM pg_auth_members WHERE roleid = 'feedback_app'::regrole").fetchall()
+    assert members == []
 
 
 def test_there_is_data_that_no_step_has_business_with(owner: psycopg.Connection) -> None:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
 from bench import ROOT, Bench
+from rich.console import Console
 
 from orchestrator.actions.catalog import catalog
+from orchestrator.cli.main import main
+from orchestrator.cli.prove import show
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.proof.examine import Examination
@@ -243,3 +249,67 @@ def test_a_grant_that_is_refused_is_no_proof_and_the_others_are_made(bench: Benc
     assert not proof.holds
     assert {each.step for each in proof.grants if not each.holds} == {"notify"}
     assert "nothing" in next(each.refused for each in proof.grants if each.refused)
+
+
+def shown(proof: Proof) -> list[str]:
+    """The report for people, line by line."""
+    text = StringIO()
+    show(proof, Console(file=text, width=200))
+    return [line.rstrip() for line in text.getvalue().splitlines()]
+
+
+def test_a_read_only_grant_is_proven_by_its_privileges_not_by_a_default_that_it_may_change(bench: Bench) -> None:
+    proof = prove(bench, "enrich", text=(ROOT / "workflows" / "enrich_feedback.yaml").read_text())
+    tried = {trial.what: trial for trial in of(proof).trials}
+    assert {trial.verdict for trial in tried.values()} == {Verdict.REFUSED}
+    assert tried["insert on public.customer_feedback"].answer == "permission denied for table customer_feedback"
+
+
+@pytest.mark.parametrize("inputs", [{"customer_id": 1234}, {}], ids=["bound", "not bound"])
+def test_row_limits_are_proven_with_and_without_the_value_of_a_run(bench: Bench, inputs: dict[str, Any]) -> None:
+    proof = prove(bench, text=(ROOT / "workflows" / "support_ticket.yaml").read_text(), inputs=inputs)
+    assert [each.as_json() for each in proof.grants if not each.holds] == []
+    comparison = of(proof).comparison
+    assert comparison is not None
+    assert "EXECUTE on function orchestrator.bound(wanted integer)" in map(str, comparison.held)
+
+
+def test_a_secret_is_held_to_its_declared_keys(bench: Bench) -> None:
+    proof = prove(bench, "notify")
+    (trial,) = of(proof, "bot").trials
+    assert (trial.what, trial.verdict) == ("see a key that was not declared", Verdict.REFUSED)
+    assert trial.answer == "it is handed token only"
+
+
+def test_the_report_names_the_former_login_and_puts_its_labels_in_one_column(bench: Bench) -> None:
+    proof = prove(bench, "read", before="feedback_app")
+    lines = shown(proof)
+    assert lines[0] == "read / db: proven"
+    assert lines[3].startswith("  before, as feedback_app  ")
+    assert lines[4].startswith("  now, as this login       ")
+    assert {(line[25:27], line[27:28] == " ") for line in lines[2:8]} == {("  ", False)}
+    assert lines[-1] == f"2 of 2 proven; recorded as {proof.run_id}, everything issued was revoked"
+    assert "Before, as feedback_app: " in page(proof)
+
+
+def test_what_is_not_revoked_yet_and_what_was_only_issued_is_never_called_more(bench: Bench) -> None:
+    proof = prove(bench, "read")
+    foreign = GrantProof(step="read", grant="queue", declared="dynamic rabbitmq/creds/x, 1m")
+    left = replace(proof, grants=(*proof.grants, foreign), unconfirmed=2)
+    assert "read / queue: issued; there is nothing to hold it to" in shown(left)
+    assert shown(left)[-1] == f"2 of 2 proven; recorded as {proof.run_id}, 2 revocations are not confirmed yet"
+    text = page(left)
+    assert "Every credential that was examined can do" in text
+    assert "2 revocations are not confirmed yet" in text
+    assert "was revoked" not in text
+
+
+@pytest.mark.parametrize("place", ["nowhere/page.html", "."])
+def test_a_page_that_cannot_be_written_is_said_before_anything_is_issued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], place: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sample = ROOT / "workflows" / "customer_feedback.yaml"
+    assert main(["prove", str(sample), "--html", place]) == 2
+    said = capfd.readouterr().err
+    assert said == f"error: {place} cannot be written\nhint: name a file in a folder that is there\n"

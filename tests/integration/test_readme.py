@@ -6,6 +6,7 @@ the README's own `provision apply` installs. A new command is run without anybod
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -18,6 +19,7 @@ from typing import Any
 import hvac
 import pytest
 from bench import ROOT
+from ruamel.yaml import YAML
 
 from orchestrator.cli.failures import DEFECT
 from orchestrator.devstack.provisioned import RUNTIME, Provisioned
@@ -132,7 +134,11 @@ def runtime(installed: Installed) -> Iterator[dict[str, str]]:
     file.write_text(installed.provisioned.secret_id.reveal())
     variables = runtime_environment(installed.provisioned, installed.directory)
     del variables["ORCHESTRATOR_AUTH_SECRET_ID"]
-    yield {**variables, "ORCHESTRATOR_AUTH_SECRET_ID_FILE": str(file)}
+    yield {
+        **variables,
+        "ORCHESTRATOR_AUTH_SECRET_ID_FILE": str(file),
+        "ORCHESTRATOR_CATALOG_DATABASES__SUPPORT": installed.provisioned.info.support_dsn.reveal(),
+    }
     file.unlink()
 
 
@@ -284,3 +290,28 @@ def test_the_commands_are_those_of_the_program() -> None:
             noun = first if first in groups else noun
             written.add(f"{noun} {rest[0]}" if first in groups else f"{noun} {first}".strip())
     assert written == real
+
+
+def test_the_excerpt_of_a_workflow_is_what_its_file_says() -> None:
+    yaml = YAML(typ="safe", pure=True)
+    (block,) = [block for block in BLOCKS if block.language == "yaml"]
+    excerpt, whole = yaml.load(block.text), yaml.load((ROOT / "workflows" / "customer_feedback.yaml").read_text())
+    assert set(excerpt) == {"version", "name", "agent", "steps"}
+    for name, step in excerpt["steps"].items():
+        assert {"action", "grants", "with", "outputs"} <= set(step)
+        assert step == {key: value for key, value in whole["steps"][name].items() if key in step}
+    assert {**excerpt, "steps": None} == {key: None if key == "steps" else whole[key] for key in excerpt}
+
+
+def test_the_share_of_privileges_is_the_one_that_the_proof_finds(installed: Installed, runtime: dict[str, str]) -> None:
+    (command,) = [command for block in SHELL for command in block.commands if "--before" in command]
+    ended = installed.shell(Block("sh", f"{command} --json", 0), runtime)
+    proof = next(grant for grant in json.loads(ended.stdout)["grants"] if grant["grant"] == "db")
+    assert proof["holds"]
+    for when in ("before", "after"):
+        share = proof[when]
+        assert f"{share['held']} of {share['of']} privileges in the database ({share['percent']:.2f} %)" in README
+    assert proof["former"] == "feedback_app"
+    assert proof["after"]["percent"] < proof["before"]["percent"] / 15
+    columns = [each for each in proof["held"] if each.startswith("SELECT on column public.customer_feedback.")]
+    assert f"needs {len(columns)} of the 15 columns" in README

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.actions.catalog import action
-from orchestrator.grants.privileges import ALL_COLUMNS, Privilege
+from orchestrator.grants.privileges import ALL_COLUMNS, Privilege, RowLimit
 from orchestrator.grants.scope import Scope
 from orchestrator.jsontypes import JsonObject
 from orchestrator.policy.rego import RegoEngine
@@ -190,6 +190,46 @@ async def test_every_reason_is_given_once_and_in_order() -> None:
         "SQL verb `truncate` is forbidden to every agent",
         "grant `db` lives 3600s, longer than the 900s that are allowed",
     )
+
+
+FOR_1234 = (RowLimit("customer_id", "1234"),)
+TICKET = Privilege("insert", "public", "ticket", ("customer_id", "id", "messages", "subject"), FOR_1234)
+SUPPORT = replace(
+    request("postgres.execute", {"verbs": ["insert"]}, replace(READ, privileges=(TICKET,)), agent="support-agent"),
+    context={"task": "crm:write_ticket", "customer_id": 1234},
+)
+
+
+async def test_an_agent_with_tasks_is_allowed_its_task_for_its_customer() -> None:
+    assert (await ENGINE.decide(SUPPORT)).allow
+    as_number = replace(TICKET, where=(RowLimit("customer_id", 1234),))
+    assert (await ENGINE.decide(replace(SUPPORT, grants=(replace(READ, privileges=(as_number,)),)))).allow
+
+
+OF_NO_TASK = {
+    "another customer": ({"task": "crm:write_ticket", "customer_id": 1235}, "`crm:write_ticket` for customer 1235"),
+    "another task": ({"task": "crm:refund", "customer_id": 1234}, "`crm:refund` for customer 1234"),
+    "a customer that is a text": ({"task": "crm:write_ticket", "customer_id": "1234"}, "for customer 1234"),
+    "no customer": ({"task": "crm:write_ticket"}, "`crm:write_ticket` for customer (none)"),
+    "no task": ({"customer_id": 1234}, "`(none)` for customer 1234"),
+    "no context": ({}, "`(none)` for customer (none)"),
+}
+
+
+@pytest.mark.parametrize("case", OF_NO_TASK)
+async def test_an_agent_with_tasks_is_denied_everything_else(case: str) -> None:
+    context, reason = OF_NO_TASK[case]
+    decision = await ENGINE.decide(replace(SUPPORT, context=context))
+    assert not decision.allow
+    assert any(reason in each for each in decision.reasons), decision.reasons
+
+
+@pytest.mark.parametrize("where", [(), (RowLimit("customer_id", "1235"),), (RowLimit("id", "1234"),)])
+async def test_a_grant_beyond_the_rows_of_the_tasks_customer_is_denied(where: tuple[RowLimit, ...]) -> None:
+    wide = replace(READ, privileges=(TICKET, replace(MESSAGES, where=where)))
+    decision = await ENGINE.decide(replace(SUPPORT, grants=(wide,)))
+    assert not decision.allow
+    assert decision.reasons == ("select on public.customer_feedback is not limited to customer 1234",)
 
 
 @pytest.mark.parametrize("asked", [QUERY, TRANSLATE, NOTIFY], ids=["verbs", "origin", "channel"])

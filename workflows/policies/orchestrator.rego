@@ -32,6 +32,7 @@ partial if {
 permitted if {
 	input.action.name in agent.actions
 	action_permitted
+	task_permitted
 	is_array(input.grants)
 	every grant in input.grants {
 		grant_permitted(grant)
@@ -114,6 +115,28 @@ callable_permitted if known_later("callable")
 known_later(field) if {
 	partial
 	not field in object.keys(input.action)
+}
+
+# --- whom the step works for ----------------------------------------------------------------------
+
+task_permitted if not agent.tasks
+
+task_permitted if {
+	customer_permitted
+	count(unlimited) == 0
+}
+
+customer_permitted if input.context.customer_id in agent.tasks[input.context.task]
+
+# What is not held to the rows of the task's customer.
+unlimited := [privilege |
+	some grant in input.grants
+	some privilege in grant.privileges
+	not limited_to_customer(privilege)
+]
+
+limited_to_customer(privilege) if {
+	sprintf("%v", [privilege.where.customer_id]) == sprintf("%v", [input.context.customer_id])
 }
 
 # --- what the step is to hold ---------------------------------------------------------------------

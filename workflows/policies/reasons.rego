@@ -60,6 +60,20 @@ denials contains sprintf("the action `%s` does not say what it is about to do", 
 	}
 }
 
+denials contains sprintf("agent `%s` may not do the task `%s` for customer %v", [input.agent, task, customer]) if {
+	agent.tasks
+	not customer_permitted
+	task := object.get(input.context, "task", "(none)")
+	customer := object.get(input.context, "customer_id", "(none)")
+}
+
+denials contains sprintf("%s on %s is not limited to customer %v", [privilege.verb, privilege.object, customer]) if {
+	agent.tasks
+	customer_permitted
+	some privilege in unlimited
+	customer := input.context.customer_id
+}
+
 denials contains sprintf("grant `%s` lives %ds, longer than the %ds that are allowed", [grant.name, grant.ttl, max_ttl]) if {
 	some grant in input.grants
 	grant.ttl > max_ttl

@@ -1,0 +1,210 @@
+"""The grants of a whole workflow: what its SQL needs by the database's own analysis, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+from orchestrator.errors import Unreachable, UsageError
+from orchestrator.grants.models import DatabaseGrant
+from orchestrator.grants.privileges import Privilege
+from orchestrator.inference.comparison import Difference, difference
+from orchestrator.inference.live import Inference, Inferred
+from orchestrator.inference.steps import StepSql, database_grants, sql_of
+from orchestrator.secret import Secret
+from orchestrator.workflow.loader import LoadedWorkflow
+from orchestrator.workflow.models import Step
+from orchestrator.workflow.problems import InvalidWorkflow, Problem
+
+GRANT = "db"
+"""The name of the grant that is added to a step that has none."""
+
+_DYNAMIC = "an expression makes the SQL, so that only the run knows it: declare what it needs"
+_SESSION = (
+    "-c default_transaction_read_only=on -c lock_timeout=10s -c statement_timeout=60s "
+    "-c application_name=orchestrator\\ grants\\ infer"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepNeeds:
+    """One step that runs SQL. `declared` are the lines of its grant in their order, canonically named.
+
+    `role` is that of a grant which an admin maintains by hand: what it allows is not in the workflow.
+    `added` says that the step has no database grant yet.
+    """
+
+    step: str
+    action: str
+    connection: str
+    grant: str
+    declared: tuple[Privilege, ...] = ()
+    role: str | None = None
+    added: bool = False
+    found: Difference
+
+    @property
+    def differs(self) -> bool:
+        """Whether the declaration is not what was inferred; not known of a role that is maintained by hand."""
+        return self.added or (self.role is None and bool(self.found))
+
+    def as_json(self) -> dict[str, Any]:
+        parts: dict[str, Any] = {
+            "step": self.step,
+            "action": self.action,
+            "connection": self.connection,
+            "grant": self.grant,
+            "complete": self.found.complete,
+            "differs": self.differs,
+        }
+        if self.role is not None:
+            parts["role"] = self.role
+        for name, privileges in (
+            ("privileges", self.found.wanted),
+            ("missing", self.found.missing),
+            ("not_needed", self.found.superfluous),
+        ):
+            parts[name] = [privilege.as_json() for privilege in privileges]
+        return {**parts, "notes": list(self.found.notes)}
+
+
+class Catalogs:
+    """The databases that can be asked, by connection; each is opened when it is first needed."""
+
+    def __init__(self, logins: Mapping[str, Secret], open_: ExitStack) -> None:
+        self._logins = logins
+        self._open = open_
+        self._inferences: dict[str, Inference] = {}
+
+    def of(self, connection: str) -> Inference:
+        """Raises UsageError where no login is known, and Unreachable where it does not work."""
+        if connection not in self._inferences:
+            if connection not in self._logins:
+                name = connection.upper()
+                raise UsageError(
+                    f"no login is known with which the catalog of `{connection}` could be read",
+                    hint=f"set ORCHESTRATOR_CATALOG_DATABASES__{name} to the DSN of a login that may connect, "
+                    "and nothing else",
+                )
+            session = self._open.enter_context(_session(connection, self._logins[connection]))
+            self._inferences[connection] = Inference(session)
+        return self._inferences[connection]
+
+
+@contextmanager
+def open_catalogs(logins: Mapping[str, Secret]) -> Iterator[Catalogs]:
+    """The databases whose DSNs are given by connection; their sessions are closed at the end."""
+    with ExitStack() as sessions:
+        yield Catalogs(logins, sessions)
+
+
+@contextmanager
+def _session(connection: str, dsn: Secret) -> Iterator[psycopg.Connection]:
+    """A session that resolves names as a step's own does: by the database's search path, not by the login's."""
+    try:
+        session = psycopg.connect(dsn.reveal(), connect_timeout=10, autocommit=True, options=_SESSION)
+        session.execute(_SEARCH_PATH)
+    except psycopg.Error as error:
+        raise Unreachable(
+            f"the catalog of `{connection}` cannot be read: {type(error).__name__}",
+            hint=f"is ORCHESTRATOR_CATALOG_DATABASES__{connection.upper()} the DSN of a login that may connect?",
+        ) from None
+    with session:
+        yield session
+
+
+def infer_workflow(
+    loaded: LoadedWorkflow, catalogs: Catalogs, *, steps: Sequence[str] = (), connection: str | None = None
+) -> list[StepNeeds]:
+    """The needs of the named steps, or of all that run SQL. `connection` is for steps that have no database grant.
+
+    Raises InvalidWorkflow with every statement that the databases cannot resolve, UsageError for a step that is
+    not there or runs no SQL, and Unreachable.
+    """
+    workflow = loaded.workflow
+    for name in steps:
+        if name not in workflow.steps:
+            raise UsageError(f"there is no step `{name}`", hint=f"there is: {', '.join(workflow.steps)}")
+        if sql_of(workflow.steps[name]) is None:
+            raise UsageError(f"step `{name}` is `{workflow.steps[name].action}`, which runs no SQL of the workflow")
+    found, problems = [], []
+    for name in steps or workflow.steps:
+        step = workflow.steps[name]
+        statement = sql_of(step)
+        if statement is None:
+            continue
+        grants = database_grants(step)
+        if problem := _which_grant(loaded, name, step, grants, connection):
+            problems.append(problem)
+            continue
+        grant_name, grant = next(iter(grants.items()), (GRANT, None))
+        catalog = catalogs.of(grant.connection if grant else str(connection))
+        try:
+            inferred = _infer(catalog, statement)
+        except UsageError as error:
+            problems.append(loaded.problem(("steps", name, "with", "sql"), error.message, error.hint or ""))
+            continue
+        found.append(_needs(name, step, grant_name, grant, str(connection), catalog, inferred))
+    if problems:
+        raise InvalidWorkflow(problems)
+    return found
+
+
+def _which_grant(
+    loaded: LoadedWorkflow, name: str, step: Step, grants: Mapping[str, DatabaseGrant], connection: str | None
+) -> Problem | None:
+    """Why it cannot be told which grant the SQL runs under, if so."""
+    place = ("steps", name)
+    if len(grants) > 1:
+        return loaded.problem(
+            (*place, "with"), f"step `{name}` has {len(grants)} database grants", "say with `grant` which one it uses"
+        )
+    if not grants and connection is None:
+        return loaded.problem(
+            place, f"step `{name}` has no database grant", "say with --connection what it connects to"
+        )
+    if not grants and GRANT in step.grants:
+        return loaded.problem(
+            (*place, "grants", GRANT), f"the grant `{GRANT}` is not one of a database", "give it another name"
+        )
+    return None
+
+
+def _infer(catalog: Inference, statement: StepSql) -> Inferred:
+    if statement.text is None:
+        return Inferred((), (_DYNAMIC,))
+    return catalog.of(statement.text, placeholders=statement.placeholders)
+
+
+def _needs(
+    name: str,
+    step: Step,
+    grant_name: str,
+    grant: DatabaseGrant | None,
+    connection: str,
+    catalog: Inference,
+    inferred: Inferred,
+) -> StepNeeds:
+    declared = tuple(catalog.canonical(each.privilege()) for each in grant.privileges) if grant else ()
+    return StepNeeds(
+        step=name,
+        action=step.action,
+        connection=grant.connection if grant else connection,
+        grant=grant_name,
+        declared=declared,
+        role=grant.role if grant else None,
+        added=grant is None,
+        found=difference(declared, inferred),
+    )
+
+
+_SEARCH_PATH = """
+SELECT set_config('search_path', coalesce((
+    SELECT split_part(setting, '=', 2) FROM pg_db_role_setting, unnest(setconfig) AS setting
+    WHERE setrole = 0 AND setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+    AND starts_with(setting, 'search_path=') ORDER BY setdatabase DESC LIMIT 1), 'public'), false)
+"""
