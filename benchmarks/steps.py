@@ -39,7 +39,7 @@ PARALLEL = 8
 
 
 class Nothing:
-    """An action that does nothing, so that only the orchestrator is measured."""
+    """An action that does nothing, so that only the orchestrator is measured; its output is searched for secrets."""
 
     summary = "does nothing"
     params = Params
@@ -48,7 +48,7 @@ class Nothing:
         return {}
 
     async def run(self, params: Any, context: StepContext) -> JsonObject:
-        return {}
+        return {"rows": ["nothing"]}
 
 
 class Catalog:
@@ -127,7 +127,8 @@ def main() -> None:
             print(
                 f"{given.steps} steps {'one after another' if sequential else f'side by side ({PARALLEL})'}: "
                 f"orchestrator {statistics.median(ours):.2f} s, bare hvac {statistics.median(theirs):.2f} s, "
-                f"ratio {statistics.median(ratios):.2f} (min {min(ratios):.2f}, max {max(ratios):.2f})"
+                f"ratio {statistics.median(ratios):.2f} (min {min(ratios):.2f}, max {max(ratios):.2f}); "
+                f"of the best rounds {min(ours):.2f} s, {min(theirs):.2f} s, ratio {min(ours) / min(theirs):.2f}"
             )
 
 
