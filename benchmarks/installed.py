@@ -19,8 +19,7 @@ from orchestrator.workflow.models import Workflow
 
 ROOT = Path(__file__).parents[1]
 GRANT = (
-    "{ kind: database, connection: support, privileges: "
-    "[{ select: customer_feedback, columns: [id, kind, comment] }] }"
+    "{ kind: database, connection: support, privileges: [{ select: customer_feedback, columns: [id, kind, comment] }] }"
 )
 """What every step of the benchmarks may do: read three columns of one table."""
 
