@@ -36,6 +36,7 @@ class Redactor:
         self._plain: frozenset[str] = frozenset()
         self._whole: frozenset[str] = frozenset()
         self._needles: tuple[Needle, ...] | None = ()
+        self._made: dict[str, tuple[Needle, ...]] = {}
         self._spelled: re.Pattern[str] | None = None
         self._order: dict[str, int] = {}
         self._position = 0
@@ -122,7 +123,9 @@ class Redactor:
 
     def _forms(self) -> tuple[Needle, ...]:
         if self._needles is None:
-            found = {needle.text: needle for value in self._plain for needle in needles_of(value)}
+            made = self._made  # a form is made once: every step adds secrets, and every output is searched
+            self._made = {value: made.get(value) or tuple(needles_of(value)) for value in self._plain}
+            found = {needle.text: needle for needles in self._made.values() for needle in needles}
             self._needles = tuple(found.values())
         return self._needles
 

@@ -45,15 +45,18 @@ async def drive(
     cancelling = False
     try:
         while waiting or running:
+            hindering = {step for step, state in ended.items() if state is not StepState.SUCCEEDED}
             for step in list(waiting):
                 if len(running) >= parallel:
                     break
-                reason = _hindrance(graph, step, ended)
+                needed = graph.dependencies[step]
+                reason = "" if hindering.isdisjoint(needed) else _hindrance(graph, step, ended)
                 if cancelling or reason:
                     waiting.remove(step)
+                    hindering.add(step)
                     ended[step] = StepState.CANCELLED if cancelling else StepState.SKIPPED
                     await skip(step, ended[step], "another step failed" if cancelling else reason)
-                elif graph.dependencies[step] <= ended.keys():
+                elif needed <= ended.keys():
                     waiting.remove(step)
                     running[asyncio.create_task(call(step), name=f"step {step}")] = step
             if not running:

@@ -34,6 +34,9 @@ from orchestrator.runtime.types import Services
 _ATTEMPT_SECONDS = 30.0
 """How long closing the leases of one attempt may take."""
 
+_AT_ONCE = 8
+"""Step keys that are closed at the same time: as many as keep Vault busy while the ledger writes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
@@ -90,15 +93,25 @@ async def revoke_now(services: Services, lease: LeaseRecord) -> Leftover:
 async def close_leases(
     services: Services, fence: int, leases: Sequence[LeaseRecord], reason: str, *, parent_revoked: bool = False
 ) -> list[Leftover]:
-    """Close open leases of one run, step key by step key, from their records. Safe to repeat.
+    """Close open leases of one run, several step keys at once, from their records. Safe to repeat.
 
-    `parent_revoked` says that the Vault token from which they hang was revoked before.
+    `parent_revoked` says that the Vault token from which they hang was revoked before. An error of one
+    key is raised once all have been tried.
     """
     keys: dict[str, list[LeaseRecord]] = defaultdict(list)
     for lease in leases:
         keys[lease.step_key].append(lease)
-    closed = [await _close_key(services, fence, own, reason, parent_revoked=parent_revoked) for own in keys.values()]
-    return [each for found in closed for each in found]
+    room = asyncio.Semaphore(_AT_ONCE)
+
+    async def close_key(own: Sequence[LeaseRecord]) -> list[Leftover]:
+        async with room:
+            return await _close_key(services, fence, own, reason, parent_revoked=parent_revoked)
+
+    closed = await asyncio.gather(*map(close_key, keys.values()), return_exceptions=True)
+    for found in closed:
+        if isinstance(found, BaseException):
+            raise found
+    return [each for found in closed if not isinstance(found, BaseException) for each in found]
 
 
 async def _close_key(

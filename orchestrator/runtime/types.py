@@ -77,7 +77,8 @@ class RunProgress:
     context: JsonObject
     public_inputs: JsonObject
     states: dict[str, StepState] = field(default_factory=dict)
-    outputs: dict[str, JsonObject] = field(default_factory=dict)
+    results: dict[str, JsonObject] = field(default_factory=dict)
+    """State and kept output of the steps that ended, as expressions see them."""
     errors: dict[str, OrchestratorError] = field(default_factory=dict)
     attempts: dict[str, int] = field(default_factory=dict)
     """How often each step was tried in earlier processes."""
@@ -85,7 +86,7 @@ class RunProgress:
     def ended(self, step: str, state: StepState, output: JsonObject | None) -> None:
         """Remember how a step ended and what its dependents may use of it."""
         self.states[step] = state
-        self.outputs[step] = output or {}
+        self.results[step] = {"state": state.value, "output": output or {}}
 
     def failed(self, step: str, error: OrchestratorError) -> None:
         """Remember why a step failed."""
@@ -98,9 +99,7 @@ class RunProgress:
             "context": dict(self.context),
             "run": {"id": self.request.run_id},
             "endpoints": dict(endpoints),
-            "steps": {
-                step: {"state": state.value, "output": self.outputs[step]} for step, state in self.states.items()
-            },
+            "steps": dict(self.results),
         }
 
 

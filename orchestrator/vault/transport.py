@@ -28,12 +28,12 @@ class Transport:
     """A pool of connections to one Vault. Safe to use from several threads."""
 
     def __init__(self, config: VaultConfig) -> None:
-        import requests
         from requests.adapters import HTTPAdapter
 
+        from orchestrator.vault.plain_session import PlainSession
+
         self._config = config
-        self._session = requests.Session()
-        self._session.trust_env = False
+        self._session = PlainSession()
         self._session.verify = str(config.ca_cert) if config.ca_cert else True
         adapter = HTTPAdapter(pool_connections=1, pool_maxsize=config.connections, max_retries=0)
         self._session.mount("http://", adapter)
