@@ -66,6 +66,7 @@ def runner_config(settings: Settings) -> RunnerConfig:
         vault=settings.vault_config(),
         ledger_url=settings.ledger_location(),
         policy=policy_engine(settings),
+        engine=settings.engine,
         endpoints=settings.endpoints,
         token_issuer=settings.token_issuer,
         grace=settings.grace,
