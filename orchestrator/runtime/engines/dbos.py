@@ -36,7 +36,7 @@ from orchestrator.ledger.faults import ledger_error
 from orchestrator.ledger.location import Location
 from orchestrator.ledger.transaction import FIRST_FENCE
 from orchestrator.ledger.types import LedgerReader
-from orchestrator.runtime.engines.references import decode, encode
+from orchestrator.runtime.engines.references import UnknownError, decode, encode
 from orchestrator.runtime.engines.types import Walk
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ _RECORD_SECONDS = 5.0
 """How long DBOS may take to record the end of a walk that is over."""
 
 _LIVING = [WorkflowStatusString.PENDING.value, WorkflowStatusString.ENQUEUED.value, WorkflowStatusString.DELAYED.value]
-_FAULTS = (dbos_error.DBOSException, dbos_error.DBOSBaseException, SQLAlchemyError, LedgerError)
+_FAULTS = (dbos_error.DBOSException, dbos_error.DBOSBaseException, SQLAlchemyError, LedgerError, UnknownError)
 
 
 class _References(Serializer):
