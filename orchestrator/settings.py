@@ -88,6 +88,8 @@ class Settings(BaseSettings):
     """The `iss` of the tokens that are issued; None: grants of the kind `token` are refused."""
     ledger_url: SecretStr | None = None
     """None: an SQLite file in the user's state folder."""
+    engine: Literal["local", "dbos"] = "local"
+    """How runs are driven."""
     policy: str = "rego"
     policy_path: Path = Path("workflows/policies")
     grace: Annotated[float, Field(gt=0)] = 30.0

@@ -32,6 +32,7 @@ from orchestrator.policy.types import PolicyEngine
 from orchestrator.provision.service import Provisioning, compiled_grants, load_workflows, open_provisioning
 from orchestrator.provision.step_policies import step_policy
 from orchestrator.redaction import Redactor
+from orchestrator.runtime.engines.types import EngineName
 from orchestrator.runtime.runner import Runner
 from orchestrator.runtime.service import RunnerConfig, open_services
 from orchestrator.runtime.types import RunOutcome, RunRequest
@@ -48,6 +49,17 @@ ESCAPED = re.compile(
     rb"|xoxb-[A-Za-z0-9-]{10,}"
 )
 """A database password, a Vault token, a signed JWT, or a Slack bot token."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What drives a run, and where its ledger is."""
+
+    engine: EngineName
+    ledger_url: str
+
+
+SETUPS = ("local-sqlite", "local-postgresql", "dbos-postgresql")
 
 
 @dataclass
@@ -140,6 +152,17 @@ class Bench:
                 return await Runner(services).run(request)
 
         return asyncio.run(go())
+
+    @contextmanager
+    def setup(self, name: str) -> Iterator[Setup]:
+        """One of SETUPS with a ledger of its own, which is dropped at the end."""
+        engine: EngineName = "dbos" if name.startswith("dbos") else "local"
+        if name.endswith("sqlite"):
+            yield Setup(engine, f"sqlite:///{self.directory / 'setup.db'}")
+            return
+        self.sql("CREATE DATABASE setup_ledger")
+        yield Setup(engine, self.info.support_dsn.reveal().replace("/support", "/setup_ledger", 1))
+        self.sql("DROP DATABASE setup_ledger WITH (FORCE)")
 
     def logins(self) -> list[str]:
         """The ephemeral roles that exist now, by the database's own catalog."""

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from bench import ESCAPED, Bench, prepare
+from bench import ESCAPED, SETUPS, Bench, Setup, prepare
 
 from orchestrator.devstack.openbao import OpenBao
 from orchestrator.devstack.postgres import Postgres
@@ -76,6 +76,13 @@ def bench(prepared: Bench, tmp_path: Path) -> Iterator[Bench]:
     bench.assert_nothing_left()
     yield bench
     bench.assert_nothing_left()
+
+
+@pytest.fixture(params=SETUPS)
+def setup(bench: Bench, request: pytest.FixtureRequest) -> Iterator[Setup]:
+    """Every engine on every ledger that it works with."""
+    with bench.setup(request.param) as setup:
+        yield setup
 
 
 @pytest.fixture

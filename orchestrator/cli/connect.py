@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from orchestrator.policy.types import PolicyEngine
     from orchestrator.provision.service import Provisioning
     from orchestrator.redaction import Redactor
+    from orchestrator.runtime.engines.types import EngineName
     from orchestrator.runtime.service import RunnerConfig
     from orchestrator.settings import Settings
 
@@ -58,14 +59,15 @@ def policy_engine(settings: Settings) -> PolicyEngine:
     return open_engine(settings.policy, path=settings.policy_path)
 
 
-def runner_config(settings: Settings) -> RunnerConfig:
-    """Everything a runner is told from outside."""
+def runner_config(settings: Settings, *, engine: EngineName | None = None) -> RunnerConfig:
+    """Everything a runner is told from outside. `engine` wins over the settings."""
     from orchestrator.runtime.service import RunnerConfig
 
     return RunnerConfig(
         vault=settings.vault_config(),
         ledger_url=settings.ledger_location(),
         policy=policy_engine(settings),
+        engine=engine or settings.engine,
         endpoints=settings.endpoints,
         token_issuer=settings.token_issuer,
         grace=settings.grace,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Limit = Annotated[int, typer.Option(min=1, max=100_000, help="The most rows to show, newest first.")]
+Engine = Annotated[
+    Literal["local", "dbos"] | None,
+    typer.Option(
+        help="What drives the runs; `dbos` needs a ledger in PostgreSQL. Default: ORCHESTRATOR_ENGINE, or local."
+    ),
+]
 WorkflowFile = Annotated[Path, typer.Argument(metavar="FILE", help="The workflow, a YAML file.")]
 Inputs = Annotated[
     list[str] | None, typer.Option("--input", "-i", metavar="NAME=VALUE", help="One input; may be given again.")

@@ -14,6 +14,7 @@ from orchestrator.cli import options
 if TYPE_CHECKING:
     from orchestrator.cli.live import View
     from orchestrator.jsontypes import JsonObject
+    from orchestrator.runtime.engines.types import EngineName
     from orchestrator.runtime.types import RunOutcome, RunRequest
 
 
@@ -31,6 +32,7 @@ def run(
         typer.Option("--run-id", help="The run's id. Given again, the run is gone on with, or its outcome told."),
     ] = None,
     trigger: Annotated[str, typer.Option(help="What started it: manual, cron, ...; policies see it.")] = "manual",
+    engine: options.Engine = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something went wrong.")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -41,13 +43,19 @@ def run(
     request = request_for(file, options.inputs_from(inputs, inputs_file), inputs, run_id, trigger)
     from orchestrator.runtime.service import run_workflow
 
-    carry_out(lambda config, **how: run_workflow(config, request, **how), quiet=quiet, as_json=as_json)
+    carry_out(lambda config, **how: run_workflow(config, request, **how), engine=engine, quiet=quiet, as_json=as_json)
 
 
-def carry_out(work: Callable[..., Coroutine[Any, Any, RunOutcome]], *, quiet: bool, as_json: bool) -> None:
+def carry_out(
+    work: Callable[..., Coroutine[Any, Any, RunOutcome]],
+    *,
+    engine: EngineName | None = None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
     """Show a run while it is carried out, and end with its exit code."""
     with _view(quiet=quiet, as_json=as_json) as view:
-        outcome = _carry_out(work, view)
+        outcome = _carry_out(work, view, engine)
     _conclude(outcome, view, quiet=quiet, as_json=as_json)
     raise typer.Exit(int(outcome.exit_code))
 
@@ -84,7 +92,9 @@ def _view(*, quiet: bool, as_json: bool) -> View:
     return PlainLines(quiet=quiet)
 
 
-def _carry_out(work: Callable[..., Coroutine[Any, Any, RunOutcome]], view: View) -> RunOutcome:
+def _carry_out(
+    work: Callable[..., Coroutine[Any, Any, RunOutcome]], view: View, engine: EngineName | None
+) -> RunOutcome:
     import asyncio
 
     from orchestrator.cli.connect import log_to_stderr, redactor, runner_config
@@ -94,7 +104,8 @@ def _carry_out(work: Callable[..., Coroutine[Any, Any, RunOutcome]], view: View)
     keep_memory_private()
     settings = load_settings()
     log_to_stderr(settings.log_level)
-    return asyncio.run(work(runner_config(settings), redactor=redactor(), observer=view.observe, notice=view.notice))
+    config = runner_config(settings, engine=engine)
+    return asyncio.run(work(config, redactor=redactor(), observer=view.observe, notice=view.notice))
 
 
 def _conclude(outcome: RunOutcome, view: View, *, quiet: bool, as_json: bool) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.cli import options
 from orchestrator.log_format import LogFormat
+
+if TYPE_CHECKING:
+    from orchestrator.runtime.engines.types import EngineName
 
 WorkflowFolder = Annotated[Path, typer.Argument(metavar="[FOLDER]", help="The folder with the workflows.")]
 FOLDER = Path("workflows")
@@ -33,6 +37,7 @@ def serve(
     listen: Listen = "127.0.0.1:9464",
     no_listen: NoListen = False,
     log_format: LogFormats = LogFormat.TEXT,
+    engine: options.Engine = None,
 ) -> None:
     """Run the workflows of a folder when their schedules say so, and go on where other processes died.
 
@@ -40,7 +45,7 @@ def serve(
     within --drain seconds; then, or at a second signal, it is cancelled and revokes what it holds. The exit
     code is 0 if nothing had to be cancelled.
     """
-    _serve(folder, max_runs, drain, None if no_listen else listen, log_format, queue=False)
+    _serve(folder, max_runs, drain, None if no_listen else listen, log_format, engine, queue=False)
 
 
 def worker(
@@ -49,16 +54,24 @@ def worker(
     listen: Listen = "127.0.0.1:9465",
     no_listen: NoListen = False,
     log_format: LogFormats = LogFormat.TEXT,
+    engine: options.Engine = None,
 ) -> None:
     """Carry out queued runs (`orchestrator queue add`), and go on where other processes died.
 
     Any number of workers share a ledger in PostgreSQL. Signals and exit codes are those of `serve`.
     """
-    _serve(None, max_runs, drain, None if no_listen else listen, log_format, queue=True)
+    _serve(None, max_runs, drain, None if no_listen else listen, log_format, engine, queue=True)
 
 
 def _serve(
-    folder: Path | None, max_runs: int, drain: float, listen: str | None, log_format: LogFormat, *, queue: bool
+    folder: Path | None,
+    max_runs: int,
+    drain: float,
+    listen: str | None,
+    log_format: LogFormat,
+    engine: EngineName | None,
+    *,
+    queue: bool,
 ) -> None:
     import asyncio
 
@@ -79,5 +92,5 @@ def _serve(
         queue=queue,
         connection_runs=settings.connection_runs,
     )
-    code = asyncio.run(service.serve(runner_config(settings), config, redactor=redactor()))
+    code = asyncio.run(service.serve(runner_config(settings, engine=engine), config, redactor=redactor()))
     raise typer.Exit(int(code))

@@ -77,6 +77,8 @@ class Recovery:
         found: list[Recovered] = []
         for dead in await asyncio.to_thread(self._dead):
             found += await self._bury(dead)
+        if found:
+            await self.services.engine.settle()
         return found
 
     def suspects(self) -> int:

@@ -23,7 +23,8 @@ from orchestrator.ledger.types import LeaseFilter, LeaseRecord, StepRecord
 from orchestrator.planning.graph import dependencies
 from orchestrator.runtime.attempt import AttemptResult, StepAttempt
 from orchestrator.runtime.decisions import exit_code, retry_delay, run_state
-from orchestrator.runtime.drive import Graph, drive
+from orchestrator.runtime.drive import Graph
+from orchestrator.runtime.engines.types import Walk
 from orchestrator.runtime.types import Interruption, RunOutcome, RunProgress, RunRequest, Services, TakenRun
 from orchestrator.secret import Secret
 from orchestrator.workflow.expressions import evaluate, holds
@@ -92,10 +93,10 @@ class Runner:
                 task.cancel()
 
         with self.services.lifeline.watched(progress.request.run_id, cancel):
-            return await self._finish(progress, *await self._walk(progress, interruption))
+            return await self._finish(progress, *await self._walk(progress, interruption, cancel))
 
     async def _walk(
-        self, progress: RunProgress, interruption: Interruption
+        self, progress: RunProgress, interruption: Interruption, cancel: Callable[[str], None]
     ) -> tuple[dict[str, StepState], tuple[RunState, ExitCode, str] | None]:
         """The states of the steps, and how the run ended if it was cut short."""
         workflow = progress.request.loaded.workflow
@@ -104,15 +105,19 @@ class Runner:
             tolerant=frozenset(name for name, step in workflow.steps.items() if step.continue_on_error),
             on_failure=workflow.on_failure,
         )
+        walk = Walk(
+            run_id=progress.request.run_id,
+            fence=progress.fence,
+            cancel=cancel,
+            graph=graph,
+            call=partial(self._step, progress),
+            skip=partial(self._skip, progress),
+            parallel=self.services.max_parallel,
+            already=dict(progress.states),
+        )
         try:
             async with asyncio.timeout(workflow.timeout):
-                states = await drive(
-                    graph,
-                    partial(self._step, progress),
-                    partial(self._skip, progress),
-                    parallel=self.services.max_parallel,
-                    already=dict(progress.states),
-                )
+                states = await self.services.engine.drive(walk)
         except TimeoutError:
             reason = f"the run took longer than its timeout of {workflow.timeout}s"
             return dict(progress.states), (RunState.FAILED, ExitCode.STEP_FAILED, reason)

@@ -106,6 +106,7 @@ async def serve(
                 hooks = [
                     (RECOVERY_SECONDS, _recovery(services, launcher)),
                     (LEFTOVER_SECONDS, _leftovers(services)),
+                    (LEFTOVER_SECONDS, services.engine.settle),
                     *_queue(services, launcher, config),
                     *maintenance(services),
                     (SAMPLE_SECONDS, _pending_leases(services, measures)),

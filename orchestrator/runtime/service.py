@@ -21,6 +21,8 @@ from orchestrator.jsontypes import JsonValue
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.policy.types import PolicyEngine
 from orchestrator.redaction import Redactor
+from orchestrator.runtime.engines.opening import open_engine
+from orchestrator.runtime.engines.types import EngineName
 from orchestrator.runtime.lifeline import Lifeline
 from orchestrator.runtime.observed import ObservedLedger, Observer
 from orchestrator.runtime.resumption import resume, run_once
@@ -41,6 +43,7 @@ class RunnerConfig:
     vault: VaultConfig
     ledger_url: str
     policy: PolicyEngine
+    engine: EngineName = "local"
     endpoints: Mapping[str, str] = field(default_factory=dict)
     token_issuer: str | None = None
     grace: float = 30.0
@@ -69,21 +72,25 @@ async def open_services(
         token_issuer=config.token_issuer,
     )
     try:
-        yield Services(
-            ledger=writer,
-            reader=ledger,
-            broker=replace(broker, duties=DatabaseDuties(broker, config.endpoints)),
-            policy=config.policy,
-            redactor=redactor,
-            action=action,
-            endpoints=config.endpoints,
-            clock=config.clock,
-            lifeline=lifeline,
-            queue=ledger.queue,
-            max_output_bytes=config.max_output_bytes,
-            max_parallel=config.max_parallel,
-            settle=config.settle,
-        )
+        async with open_engine(
+            config.engine, ledger_url=config.ledger_url, reader=ledger, runner_id=lifeline.runner_id
+        ) as engine:
+            yield Services(
+                ledger=writer,
+                reader=ledger,
+                broker=replace(broker, duties=DatabaseDuties(broker, config.endpoints)),
+                policy=config.policy,
+                redactor=redactor,
+                action=action,
+                endpoints=config.endpoints,
+                clock=config.clock,
+                lifeline=lifeline,
+                queue=ledger.queue,
+                engine=engine,
+                max_output_bytes=config.max_output_bytes,
+                max_parallel=config.max_parallel,
+                settle=config.settle,
+            )
     finally:
         given_back = False
         try:

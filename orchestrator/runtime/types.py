@@ -16,6 +16,8 @@ from orchestrator.ledger.queue import RunQueue
 from orchestrator.ledger.types import LeaseRecord, LedgerReader, LedgerWriter, StepRecord
 from orchestrator.policy.types import PolicyEngine
 from orchestrator.redaction import Redactor
+from orchestrator.runtime.engines.local import LocalEngine
+from orchestrator.runtime.engines.types import Engine
 from orchestrator.runtime.lifeline import Lifeline
 from orchestrator.secret import Secret
 from orchestrator.workflow.loader import LoadedWorkflow
@@ -35,6 +37,7 @@ class Services:
     clock: Clock
     lifeline: Lifeline
     queue: RunQueue
+    engine: Engine = field(default_factory=LocalEngine)
     max_output_bytes: int = 1 << 20
     max_parallel: int = 8
     settle: float = 95.0

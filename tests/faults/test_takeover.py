@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
-from bench import Bench
+from bench import Bench, Setup
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.clock import SystemClock
@@ -64,9 +65,13 @@ class Team:
     """Processes of the orchestrator on one ledger, and what can be asked about them."""
 
     bench: Bench
-    ledger_url: str
+    setup: Setup
     marks: Path
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    @property
+    def ledger_url(self) -> str:
+        return self.setup.ledger_url
 
     def environment(self) -> dict[str, str]:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("ORCHESTRATOR_", "VAULT_"))}
@@ -75,6 +80,7 @@ class Team:
             **runtime_environment(self.bench.provisioned, self.bench.directory),
             "ORCHESTRATOR_POLICY": "allow-all",
             "ORCHESTRATOR_LEDGER_URL": self.ledger_url,
+            "ORCHESTRATOR_ENGINE": self.setup.engine,
         }
 
     def flow(self, name: str = "taken_over", *, top: str = "", step: str = "", sql: str = "") -> Path:
@@ -136,18 +142,22 @@ class Team:
     def at_work(self) -> bool:
         return bool(self.bench.logins()) and self.marks.exists() and "work" in self.marks.read_text()
 
+    def in_dbos(self) -> dict[str, str] | None:
+        """What DBOS says of its workflows, or None without it."""
+        if self.setup.engine != "dbos":
+            return None
+        with psycopg.connect(self.ledger_url) as session:
+            query = "SELECT workflow_uuid, status FROM orchestrator_dbos.workflow_status"
+            return {str(workflow): str(status) for workflow, status in session.execute(query)}
+
     def ended(self, run_id: str) -> RunRecord | None:
         record = self.run(run_id)
         return record if record is not None and record.state is not RunState.RUNNING else None
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def team(bench: Bench, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Team]:
-    url = f"sqlite:///{tmp_path / 'team.db'}"
-    if request.param == "postgresql":
-        bench.sql("CREATE DATABASE team_ledger")
-        url = bench.info.support_dsn.reveal().replace("/support", "/team_ledger", 1)
-    team = Team(bench, url, tmp_path / "marks")
+@pytest.fixture
+def team(bench: Bench, setup: Setup, tmp_path: Path) -> Iterator[Team]:
+    team = Team(bench, setup, tmp_path / "marks")
     yield team
     for process in team.processes:
         if process.poll() is None:
@@ -155,8 +165,6 @@ def team(bench: Bench, tmp_path: Path, request: pytest.FixtureRequest) -> Iterat
             process.terminate()
     for process in team.processes:
         process.communicate(timeout=60)
-    if request.param == "postgresql":
-        bench.sql("DROP DATABASE team_ledger WITH (FORCE)")
 
 
 def queue(team: Team, path: Path) -> str:
@@ -182,6 +190,7 @@ def test_a_living_worker_finishes_the_run_of_a_killed_one(team: Team) -> None:
     assert team.marks.read_text().split() == ["first", "work", "work", "last"]
     assert team.bench.logins() == []
     assert {lease.state for lease in team.leases(run_id)} <= FINAL
+    assert team.in_dbos() in (None, {run_id: "CANCELLED", f"{run_id}.2": "SUCCESS"})
 
 
 def test_a_worker_that_was_stopped_can_do_nothing_more_under_its_old_fence(team: Team) -> None:
@@ -202,6 +211,7 @@ def test_a_worker_that_was_stopped_can_do_nothing_more_under_its_old_fence(team:
     assert len(events(team, run_id)) == history, "nothing was written under the old fence"
     assert team.marks.read_text().split() == ["first", "work", "work", "last"]
     assert team.bench.logins() == []
+    assert team.in_dbos() in (None, {run_id: "CANCELLED", f"{run_id}.2": "SUCCESS"})
 
 
 def events(team: Team, run_id: str) -> list[Any]:
@@ -209,8 +219,12 @@ def events(team: Team, run_id: str) -> list[Any]:
         return list(ledger.events(run_id))
 
 
-@pytest.mark.parametrize("team", ["sqlite"], indirect=True)
+one_engine = pytest.mark.parametrize("setup", ["local-sqlite"], indirect=True)
+both_engines = pytest.mark.parametrize("setup", ["local-sqlite", "dbos-postgresql"], indirect=True)
+
+
 class TestOneShot:
+    @both_engines
     def test_a_killed_run_is_gone_on_with_under_its_id_and_then_only_told(self, team: Team) -> None:
         path, run_id = team.flow(), new_run_id()
         victim = team.start("run", str(path), "--run-id", run_id)
@@ -226,6 +240,7 @@ class TestOneShot:
         assert team.bench.logins() == []
         assert {lease.state for lease in team.leases(run_id)} <= FINAL
 
+    @both_engines
     def test_a_step_that_must_not_be_repeated_fails_the_run(self, team: Team) -> None:
         path, run_id = team.flow(step="on_crash: fail"), new_run_id()
         victim = team.start("run", str(path), "--run-id", run_id)
@@ -238,6 +253,7 @@ class TestOneShot:
         assert team.marks.read_text().split() == ["first", "work"]
         assert team.bench.logins() == []
 
+    @one_engine
     def test_any_later_run_closes_what_a_dead_process_left(self, team: Team) -> None:
         path, run_id = team.flow(), new_run_id()
         victim = team.start("run", str(path), "--run-id", run_id)
@@ -254,6 +270,7 @@ class TestOneShot:
         assert {lease.state for lease in team.leases(run_id)} <= FINAL
         assert team.command("runs", "resume", run_id).returncode == 0
 
+    @one_engine
     def test_a_run_of_a_living_process_is_not_taken(self, team: Team) -> None:
         path, run_id = team.flow(), new_run_id()
         living = team.start("run", str(path), "--run-id", run_id)
@@ -269,6 +286,7 @@ class TestOneShot:
         assert (record.state, record.reason) == (RunState.CANCELLED, "not needed")
         assert team.bench.logins() == []
 
+    @one_engine
     def test_a_run_id_of_another_workflow_is_refused(self, team: Team) -> None:
         run_id = new_run_id()
         assert team.command("run", str(team.flow("one", sql="SELECT 1")), "--run-id", run_id).returncode == 0
@@ -276,6 +294,7 @@ class TestOneShot:
         assert other.returncode == 2
         assert "another workflow" in other.stderr
 
+    @one_engine
     def test_a_single_lease_can_be_taken_back_under_a_running_step(self, team: Team) -> None:
         path, run_id = team.flow(), new_run_id()
         living = team.start("run", str(path), "--run-id", run_id)
@@ -307,6 +326,7 @@ def test_limits_hold_over_all_workers(team: Team) -> None:
     assert team.marks.read_text().split().count("last") == 4
 
 
+@pytest.mark.parametrize("setup", ["local-sqlite", "local-postgresql"], indirect=True)
 def test_asking_twice_for_the_same_run_adds_it_once(team: Team) -> None:
     path, run_id = team.flow("twice", sql="SELECT 1"), new_run_id()
     answers = [team.command("queue", "add", str(path), "--run-id", run_id, "--json") for _ in range(2)]

@@ -1,0 +1,1 @@
+"""How a run is driven from step to step: by this process alone, or inside DBOS Transact."""
