@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from orchestrator.credentials.closing import close_lease
-from orchestrator.credentials.types import STEP_TOKEN_KIND, Attempt, LeaseHandle
+from orchestrator.credentials.types import STEP_TOKEN_KIND, Attempt, LeaseHandle, LoginsLeft
 from orchestrator.errors import FenceLost, IllegalTransition, OrchestratorError
 from orchestrator.ledger.events import (
     Event,
@@ -119,9 +119,12 @@ async def _close_key(
     swept = await _sweep(services, fence, open_ones, deadline)
     for lease in open_ones:
         found = swept.get(LeaseHandle.of(lease).connection or "")
-        if found is not None and (found.roles or _settled(services, lease)):
+        if isinstance(found, LoginsLeft):
+            ends[lease.lease_id] = LeaseRevocationFailed(lease_id=lease.lease_id, error=found.message)
+        elif found is not None and (found.roles or _settled(services, lease)):
             ends[lease.lease_id] = LeaseRevoked(lease_id=lease.lease_id, confirmed_by="database")
-    await services.ledger.append(run_id, fence, [*swept.values(), *ends.values()])
+    done = [found for found in swept.values() if isinstance(found, OrphansSwept)]
+    await services.ledger.append(run_id, fence, [*done, *ends.values()])
     return [
         Leftover(lease, not isinstance(end, LeaseRevocationFailed), getattr(end, "error", "") or end.kind)
         for lease in ordered
@@ -144,8 +147,8 @@ async def _close(
 
 async def _sweep(
     services: Services, fence: int, leases: Sequence[LeaseRecord], deadline: float
-) -> dict[str, OrphansSwept]:
-    swept: dict[str, OrphansSwept] = {}
+) -> dict[str, OrphansSwept | LoginsLeft]:
+    swept: dict[str, OrphansSwept | LoginsLeft] = {}
     duties = services.broker.duties
     for lease in leases:
         connection = LeaseHandle.of(lease).connection
@@ -165,6 +168,9 @@ async def _sweep(
         )
         try:
             roles = await duties.sweep(attempt, connection, deadline=deadline)
+        except LoginsLeft as left:
+            swept[connection] = left
+            continue
         except OrchestratorError:
             continue
         swept[connection] = OrphansSwept(step_key=lease.step_key, connection=connection, roles=roles)
