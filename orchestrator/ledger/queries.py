@@ -62,6 +62,8 @@ def filtered_leases(wanted: LeaseFilter) -> Select[tuple[object, ...]]:
             (columns.step, wanted.step),
             (columns.agent, wanted.agent),
             (columns.grant_kind, wanted.grant_kind),
+            (columns.step_key, wanted.step_key),
+            (columns.vault_lease_id, wanted.vault_lease_id),
         )
         if value is not None
     ]

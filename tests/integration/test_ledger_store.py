@@ -557,6 +557,8 @@ EQUAL = [
     LeaseFilter(step="x"),
     LeaseFilter(agent="x"),
     LeaseFilter(grant_kind="x"),
+    LeaseFilter(step_key="x"),
+    LeaseFilter(vault_lease_id="x"),
     LeaseFilter(states=frozenset({LeaseState.REVOKING})),
 ]
 
