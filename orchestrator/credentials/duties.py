@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 _DUTY_SECONDS = 30
 """How long one duty may take, whatever the database does; also the life of its login."""
 
+_LEAST_SECONDS = 5.0
+"""How long the database is waited for even if issuing the login took nearly all the time."""
+
 
 @dataclass(frozen=True, slots=True)
 class DatabaseDuties:
@@ -60,22 +63,17 @@ class DatabaseDuties:
         return tuple(sorted(str(login) for login, _ in rows))
 
     async def sweep_expired(self, attempt: Attempt, connection: str, *, deadline: float) -> ExpiredLogins:
-        """Drop every ephemeral login that is no longer valid by the database's own clock, whatever its step.
+        """Drop the ephemeral logins that are no longer valid by the database's own clock, whatever their step.
 
-        Raises Unreachable, GrantRefused or VaultUnreachable.
+        Where there are very many the rest is left to the next call. Raises Unreachable, GrantRefused or
+        VaultUnreachable.
         """
-        dropped: set[str] = set()
         async with self._session("sweep", attempt, connection, deadline) as session:
-            while True:  # each call drops a limited number, in a transaction of its own
-                rows = await (
-                    await session.execute("SELECT login, problem FROM orchestrator.sweep_expired()")
-                ).fetchall()
-                gone = {str(login) for login, problem in rows if problem is None}
-                dropped |= gone
-                if not gone:
-                    break
-        left = tuple(LoginLeft(str(login), str(problem)) for login, problem in rows)
-        return ExpiredLogins(tuple(sorted(dropped)), left)
+            rows = await (await session.execute("SELECT login, problem FROM orchestrator.sweep_expired()")).fetchall()
+        return ExpiredLogins(
+            dropped=tuple(sorted(str(login) for login, problem in rows if problem is None)),
+            left=tuple(LoginLeft(str(login), str(problem)) for login, problem in rows if problem is not None),
+        )
 
     async def bind(
         self, attempt: Attempt, connection: str, login: str, values: Sequence[str], *, deadline: float
@@ -96,6 +94,8 @@ class DatabaseDuties:
         endpoint = self.endpoints.get(connection)
         if endpoint is None:
             raise Unreachable(f"no endpoint is configured for the connection `{connection}`")
+        if self.broker.clock.monotonic() >= deadline:  # a login more would be one more that cannot be taken back
+            raise Unreachable(f"no time was left for the orchestrator's own {duty} in `{connection}`")
         role = duty_role_name(duty, connection)
         scope = Scope(f"({duty})", "database", f"database/creds/{role}", _DUTY_SECONDS, connection, role)
         own = replace(
@@ -109,7 +109,7 @@ class DatabaseDuties:
             login = credentials[scope.name].fields
             try:
                 async with (
-                    asyncio.timeout(max(0.0, own.deadline - self.broker.clock.monotonic())),
+                    asyncio.timeout(max(_LEAST_SECONDS, own.deadline - self.broker.clock.monotonic())),
                     await psycopg.AsyncConnection.connect(
                         endpoint,
                         user=login["username"].reveal(),

@@ -20,8 +20,8 @@ KEEP_OBJECTS = "orchestrator: keep owned objects"
 EXPIRED_FOR = "30 seconds"
 """How long a login has been invalid by the database's clock before it is swept: Vault's own turn comes first."""
 
-EXPIRED_AT_ONCE = 200
-"""Expired logins dropped in one transaction; a caller asks again until none is dropped."""
+SWEEP_TIME = "15 seconds"
+"""How long one sweep of expired logins begins with further ones: what is done by then is kept, the rest comes later."""
 
 REVOCATION_FUNCTIONS: dict[str, str] = {
     "revoke(name)": f"""\
@@ -121,8 +121,9 @@ BEGIN
         SELECT rolname FROM pg_roles
         WHERE rolname ~ '{LOGIN}' AND pg_has_role(oid, 'MEMBER WITH ADMIN OPTION')
         AND rolvaliduntil < clock_timestamp() - interval '{EXPIRED_FOR}'
-        ORDER BY rolcanlogin DESC, rolvaliduntil, rolname LIMIT {EXPIRED_AT_ONCE}
+        ORDER BY rolcanlogin DESC, rolvaliduntil, rolname
     LOOP
+        EXIT WHEN clock_timestamp() > statement_timestamp() + interval '{SWEEP_TIME}';
         problem := orchestrator.revoke_or_disable(login::name);
         RETURN NEXT;
     END LOOP;
