@@ -240,7 +240,7 @@ def _print_leases(found: Sequence[LeaseRecord], query: LeaseFilter) -> None:
         screen.print("no leases")
         return
     if query.states == frozenset({LeaseState.REVOKING}):
-        screen.print(_revoking(found))
+        screen.print(_revoking(found, screen.width))
         return
     columns = ("LEASE", "STATE", "STEP.GRANT", "REQUESTED", "RESOURCE", "AGENT", "RUN")
     rows = [
@@ -261,24 +261,25 @@ def _print_leases(found: Sequence[LeaseRecord], query: LeaseFilter) -> None:
         screen.print(f"the newest {query.limit}; --limit shows more", style="dim")
 
 
-def _revoking(found: Sequence[LeaseRecord]) -> Table:
+def _revoking(found: Sequence[LeaseRecord], width: int) -> Table:
     """What is being taken back: since when, how often in vain, and why it did not work the last time."""
     from orchestrator.cli.terminal import local, table
 
-    columns = ("LEASE", "STEP.GRANT", "SINCE", "TRIES", "LAST TRY", "LAST ERROR", "RUN")
+    columns = ("LEASE", "SINCE", "TRIES", "LAST ERROR", "STEP.GRANT", "LAST TRY", "RUN")
     rows = [
         (
             lease.lease_id,
-            f"{lease.step}.{lease.grant}",
             local(lease.revoking_since),
             str(lease.failed_tries),
-            local(lease.last_try_at),
             lease.reason,
+            f"{lease.step}.{lease.grant}",
+            local(lease.last_try_at),
             lease.run_id,
         )
         for lease in found
     ]
-    return table(columns, rows, fold=("STEP.GRANT", "SINCE", "LAST TRY", "LAST ERROR", "RUN"))
+    kept = 4 if width < 110 else len(columns)
+    return table(columns[:kept], [row[:kept] for row in rows], fold=("LAST ERROR", "STEP.GRANT", "LAST TRY"))
 
 
 def _tries(lease: LeaseRecord) -> str:

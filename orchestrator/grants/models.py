@@ -114,7 +114,7 @@ class DatabaseGrant(_Grant):
         if (self.role is None) == (not self.privileges):
             raise ValueError("a database grant has either `privileges` or the `role` that an admin maintains")
         if self.role is not None and (given := sorted(_OF_PRIVILEGES & self.model_fields_set)):
-            raise ValueError(f"`{'`, `'.join(given)}` belongs to `privileges`, not to `role`")
+            raise ValueError(f"these belong to `privileges`, not to `role`: `{'`, `'.join(given)}`")
         merge(each.privilege() for each in self.privileges)
         for each in self.privileges:
             if self.read_only and each.privilege().verb in WRITING_VERBS:

@@ -3,70 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
 import pytest
 from bench import Bench
+from ephemeral import Working, assert_useless, created, swept, working
 
 from orchestrator.errors import ExitCode
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.redaction import Redactor
 from orchestrator.runtime.leftovers import Leftover, close_left_over, left_over
 from orchestrator.runtime.service import open_services
-from orchestrator.runtime.types import RunOutcome
-
-WAITS = """
-version: 1
-name: owner
-agent: tester
-steps:
-  work:
-    action: postgres.query
-    grants:
-      db:
-        kind: database
-        connection: support
-        privileges: [ {{ select: public.customer_feedback, columns: [id] }} ]
-        {owned}
-    with: {{ sql: SELECT pg_advisory_lock_shared(4711)::text AS held }}
-    timeout: 60s
-"""
-
-
-@dataclass
-class Working:
-    """A step that is waiting in its query: its login, and how its run came out once it is over."""
-
-    login: str
-    outcomes: list[RunOutcome] = field(default_factory=list)
-
-    @property
-    def outcome(self) -> RunOutcome:
-        return self.outcomes[0]
-
-
-@contextmanager
-def working(bench: Bench, owned: str = "") -> Iterator[Working]:
-    """While inside, a step waits with an open session; leaving lets it end."""
-    outcomes: list[RunOutcome] = []
-    run = threading.Thread(target=lambda: outcomes.append(bench.run(WAITS.format(owned=owned))))
-    with psycopg.connect(bench.info.support_dsn.reveal(), autocommit=True) as gate:
-        gate.execute("SELECT pg_advisory_lock(4711)")
-        run.start()
-        waiting = "SELECT usename FROM pg_stat_activity WHERE usename LIKE 'orc\\_work-%' AND wait_event = 'advisory'"
-        while not (found := gate.execute(waiting).fetchall()):
-            assert run.is_alive()
-            time.sleep(0.01)
-        work = Working(str(found[0][0]), outcomes)
-        yield work
-    run.join(60)
-    assert not run.is_alive()
 
 
 def in_database(bench: Bench, name: str, statement: str) -> list[Any]:
@@ -110,8 +59,7 @@ class TestInTheSameDatabase:
     def test_a_sweep_keeps_them_too_although_it_knows_only_the_name(self, bench: Bench) -> None:
         with working(bench, "owned_objects: keep") as work:
             owns_a_table(bench, work.login)
-            key = work.login.removeprefix("orc_").rpartition("_")[0]
-            assert swept(bench, f"sweep('{key}')") == [(work.login, None)]
+            assert swept(bench, f"sweep('{work.step_key}')") == [(work.login, None)]
         assert bench.sql(OWNER) == ["orchestrator_vault"]
 
     def test_a_login_cannot_change_what_becomes_of_its_objects(self, bench: Bench) -> None:
@@ -188,33 +136,11 @@ class TestInAnotherDatabase:
         assert swept(bench, "sweep('mixed-aaaaaaaaaaaa')") == [(names[1], None)]
 
 
-def created(bench: Bench, name: str) -> None:
-    """A login as Vault makes one."""
-    bench.sql(
-        f'SET ROLE orchestrator_vault; CREATE ROLE "{name}" LOGIN;'
-        f' GRANT {bench.sample_grant("read").scope_role} TO "{name}" WITH INHERIT TRUE, SET FALSE'
-    )
-
-
-def swept(bench: Bench, call: str) -> list[tuple[str, str | None]]:
-    """What a function of the sweeper answers."""
-    with psycopg.connect(bench.info.support_dsn.reveal(), autocommit=True) as session:
-        session.execute("SET ROLE orchestrator_sweeper")
-        return session.execute(f"SELECT login, problem FROM orchestrator.{call}").fetchall()  # type: ignore[arg-type]
-
-
 def reason(bench: Bench, work: Working) -> str:
     """Why the lease is still there, by the ledger."""
     (lease,) = [each for each in bench.history(work.outcome.run_id) if each.state is LeaseState.REVOKING]
     assert lease.subject == work.login
     return lease.reason
-
-
-def assert_useless(bench: Bench, login: str) -> None:
-    """It is there, but nobody can log in with it, and it may do nothing."""
-    assert bench.sql("SELECT rolcanlogin FROM pg_roles WHERE rolname = %s", [login]) == [False]
-    assert bench.sql("SELECT roleid FROM pg_auth_members WHERE member = %s::regrole", [f'"{login}"']) == []
-    assert bench.sessions() == []
 
 
 def close(bench: Bench) -> list[Leftover]:
