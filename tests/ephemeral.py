@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import psycopg
 from bench import Bench
@@ -48,10 +49,10 @@ class Working:
 
 
 @contextmanager
-def working(bench: Bench, more: str = "") -> Iterator[Working]:
+def working(bench: Bench, more: str = "", *, text: str = WAITS, **changes: Any) -> Iterator[Working]:
     """While inside, a step waits with an open session; leaving lets it end. `more` belongs to its grant."""
     outcomes: list[RunOutcome] = []
-    run = threading.Thread(target=lambda: outcomes.append(bench.run(WAITS.format(more=more))))
+    run = threading.Thread(target=lambda: outcomes.append(bench.run(text.format(more=more), **changes)))
     with psycopg.connect(bench.info.support_dsn.reveal(), autocommit=True) as gate:
         gate.execute("SELECT pg_advisory_lock(4711)")
         run.start()
