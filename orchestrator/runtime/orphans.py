@@ -15,9 +15,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import urlsplit
 
 from orchestrator.credentials.types import Attempt, LoginLeft
@@ -100,12 +101,23 @@ async def sweep_orphans(services: Services, run_id: str) -> tuple[ConnectionSwep
         state=RunState.CANCELLED, exit_code=int(ExitCode.INTERRUPTED), reason="the sweep was cut short"
     )
     try:
-        found = await asyncio.gather(*(_sweep(services, run_id, fence, name) for name in connections))
+        found = await _all(_sweep(services, run_id, fence, name) for name in connections)
         unclean = "; ".join(f"{each.connection}: {each.reason}" for each in found if not each.clean)
         state, code = (RunState.FAILED, ExitCode.UNCONFIRMED) if unclean else (RunState.SUCCEEDED, ExitCode.DONE)
         finished = RunFinished(state=state, exit_code=int(code), reason=unclean)
     finally:
         await services.ledger.append(run_id, fence, [finished])
+    return found
+
+
+async def _all(work: Iterable[Coroutine[Any, Any, ConnectionSwept]]) -> tuple[ConnectionSwept, ...]:
+    """Every result, in order. What one of them raises is raised when the others have given their logins back."""
+    done = await asyncio.gather(*work, return_exceptions=True)
+    found = []
+    for each in done:
+        if isinstance(each, BaseException):
+            raise each
+        found.append(each)
     return tuple(found)
 
 

@@ -226,6 +226,30 @@ class TestOnRecord:
         assert bench.logins() == [name(1)]
         assert sweep(bench, sweep_id(datetime.now(UTC) + timedelta(seconds=900), 900)) is not None
 
+    def test_a_sweep_that_is_cut_short_gives_its_own_login_back(self, cleaned: Bench) -> None:
+        created(cleaned, name(1), valid="-1 hour")
+        cleaned.sql(f'CREATE TABLE held (id int); ALTER TABLE held OWNER TO "{name(1)}"')
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE usename LIKE 'orc\\_sweep-%' AND wait_event_type = 'Lock'"
+        run_id = new_run_id()
+
+        async def begin_and_cancel(services: Services) -> None:
+            task = asyncio.create_task(sweep_orphans(services, run_id))
+            while not await asyncio.to_thread(cleaned.sql, waiting):
+                assert not task.done()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        with psycopg.connect(cleaned.info.support_dsn.reveal()) as holder:
+            holder.execute("LOCK TABLE held IN ACCESS SHARE MODE")
+            with_services(cleaned, begin_and_cancel)
+        assert cleaned.logins() == [name(1)]
+        assert {lease.state for lease in cleaned.history(run_id)} <= FINAL
+        with open_ledger(cleaned.config().ledger_url, clock=SystemClock()) as ledger:
+            record = ledger.run(run_id)
+            assert record is not None
+            assert (record.state, record.reason) == (RunState.CANCELLED, "the sweep was cut short")
+
     def test_a_sweep_whose_process_died_is_ended_and_not_gone_on_with(self, bench: Bench) -> None:
         run_id = new_run_id()
         started = RunStarted(

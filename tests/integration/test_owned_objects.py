@@ -87,6 +87,17 @@ class TestInTheSameDatabase:
         assert [each.confirmed for each in close(bench)] == [True]
         bench.assert_nothing_left()
 
+    def test_an_object_that_somebody_holds_locked_is_not_waited_for_longer_than_a_moment(self, bench: Bench) -> None:
+        created(bench, "orc_locked-aaaaaaaaaaaa_00000001")
+        created(bench, "orc_locked-aaaaaaaaaaaa_00000002")
+        owns_a_table(bench, "orc_locked-aaaaaaaaaaaa_00000001")
+        with psycopg.connect(bench.info.support_dsn.reveal()) as holder:
+            holder.execute("LOCK TABLE left_behind IN ACCESS SHARE MODE")
+            (locked, problem), (_, none) = swept(bench, "sweep('locked-aaaaaaaaaaaa')")
+            assert (problem, none) == ("canceling statement due to lock timeout", None)
+            assert_useless(bench, locked)
+        assert swept(bench, "sweep('locked-aaaaaaaaaaaa')") == [(locked, None)]
+
     def test_a_privilege_that_a_person_gave_a_login_keeps_it_disabled_and_is_named(self, bench: Bench) -> None:
         with working(bench) as work:
             bench.sql(f'GRANT SELECT ON employee TO "{work.login}"')
