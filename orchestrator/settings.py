@@ -96,6 +96,8 @@ class Settings(BaseSettings):
     """Seconds that revocation may take when a run ends."""
     settle: Annotated[float, Field(gt=0)] = 95.0
     """Seconds after which a request to Vault whose answer was lost is certainly over."""
+    sweep_interval: Annotated[float, Field(ge=1)] = 900.0
+    """Seconds between two sweeps of expired logins by `serve` and `worker`."""
     max_output_bytes: Annotated[int, Field(gt=0)] = 1 << 20
     max_parallel: Annotated[int, Field(gt=0)] = 8
     connection_runs: dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)

@@ -13,8 +13,11 @@ from orchestrator.errors import ExitCode, UnknownRun
 from orchestrator.ledger.lease import LeaseState
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from orchestrator.ledger.types import LeaseFilter, LeaseRecord
     from orchestrator.runtime.leftovers import Leftover
+    from orchestrator.runtime.sweeping import Swept
     from orchestrator.runtime.types import Services
 
 app = typer.Typer(help="Who held which scope, when, and when it was gone.", no_args_is_help=True, rich_markup_mode=None)
@@ -94,16 +97,18 @@ def sweep(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be closed.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Close what dead processes left and what ended runs could not confirm; the exit code is 6 while something is left.
+    """Close what dead processes left and what ended runs could not confirm, and drop expired logins.
 
-    Safe to repeat, and beside other processes that do the same.
+    Every lease is tried at once, whatever its pause. What Vault has given up revoking is listed. The exit
+    code is 6 while something is left or could not be looked at. Safe to repeat, and beside other processes
+    that do the same.
     """
     import asyncio
 
     if dry_run:
         _show_left_over(as_json=as_json)
         return
-    _show_closed(asyncio.run(_sweep()), as_json=as_json)
+    _show_swept(asyncio.run(_sweep()), as_json=as_json)
 
 
 @app.command("revoke")
@@ -136,6 +141,16 @@ def _show_left_over(*, as_json: bool) -> None:
 
 def _show_closed(found: Sequence[Leftover], *, as_json: bool) -> None:
     from orchestrator.cli.json_output import print_json
+
+    if as_json:
+        print_json(found)
+    else:
+        _print_closed(found)
+    if not all(item.confirmed for item in found):
+        raise typer.Exit(int(ExitCode.UNCONFIRMED))
+
+
+def _print_closed(found: Sequence[Leftover]) -> None:
     from orchestrator.cli.terminal import console, table
 
     rows = [
@@ -147,26 +162,54 @@ def _show_closed(found: Sequence[Leftover], *, as_json: bool) -> None:
         )
         for item in found
     ]
-    if as_json:
-        print_json(found)
-    elif rows:
+    if rows:
         console().print(table(("LEASE", "GRANT", "NOW", "DETAIL"), rows, fold=("GRANT", "DETAIL")))
     else:
         console().print("nothing is left over")
-    if not all(item.confirmed for item in found):
+
+
+def _show_swept(swept: Swept, *, as_json: bool) -> None:
+    from orchestrator.cli.json_output import print_json
+
+    if as_json:
+        print_json(swept)
+    else:
+        _print_swept(swept)
+    if not swept.clean:
         raise typer.Exit(int(ExitCode.UNCONFIRMED))
 
 
-async def _sweep() -> Sequence[Leftover]:
-    from orchestrator.runtime.leftovers import close_left_over, left_over
-    from orchestrator.runtime.recovery import Recovery
+def _print_swept(swept: Swept) -> None:
+    from orchestrator.cli.terminal import console, table
+
+    screen = console()
+    _print_closed(swept.leases)
+    for found in swept.orphans:
+        for login in found.dropped:
+            screen.print(f"{found.connection}: {login} had expired, and is dropped")
+        if not found.clean:
+            screen.print(f"{found.connection}: {found.reason}")
+    if swept.irrevocable:
+        screen.print("\nVault has given up revoking:")
+        rows = [
+            (each.vault_lease_id, each.lease.run_id if each.lease else "-", each.detail, each.error)
+            for each in swept.irrevocable
+        ]
+        screen.print(table(("VAULT LEASE", "RUN", "NOW", "LAST ERROR"), rows, fold=("NOW", "LAST ERROR")))
+        screen.print(
+            "repair the cause and sweep again; of a lease whose login is gone an admin lets Vault forget:\n"
+            "  bao lease revoke -force -prefix VAULT-LEASE",
+            style="dim",
+        )
+    for problem in swept.problems:
+        screen.print(problem)
+
+
+async def _sweep() -> Swept:
+    from orchestrator.runtime.sweeping import sweep_everything
 
     async with _services() as services:
-        recovered = await Recovery(services).patiently()
-        closed = [lease for run in recovered for lease in run.leases]
-        seen = {each.lease.lease_id for each in closed}
-        rest = [lease for lease in left_over(services.reader) if lease.lease_id not in seen]
-        return [*closed, *await close_left_over(services, rest)]
+        return await sweep_everything(services)
 
 
 async def _revoke(lease_id: str) -> Leftover:
@@ -196,6 +239,9 @@ def _print_leases(found: Sequence[LeaseRecord], query: LeaseFilter) -> None:
     if not found:
         screen.print("no leases")
         return
+    if query.states == frozenset({LeaseState.REVOKING}):
+        screen.print(_revoking(found, screen.width))
+        return
     columns = ("LEASE", "STATE", "STEP.GRANT", "REQUESTED", "RESOURCE", "AGENT", "RUN")
     rows = [
         (
@@ -215,6 +261,35 @@ def _print_leases(found: Sequence[LeaseRecord], query: LeaseFilter) -> None:
         screen.print(f"the newest {query.limit}; --limit shows more", style="dim")
 
 
+def _revoking(found: Sequence[LeaseRecord], width: int) -> Table:
+    """What is being taken back: since when, how often in vain, and why it did not work the last time."""
+    from orchestrator.cli.terminal import local, table
+
+    columns = ("LEASE", "SINCE", "TRIES", "LAST ERROR", "STEP.GRANT", "LAST TRY", "RUN")
+    rows = [
+        (
+            lease.lease_id,
+            local(lease.revoking_since),
+            str(lease.failed_tries),
+            lease.reason,
+            f"{lease.step}.{lease.grant}",
+            local(lease.last_try_at),
+            lease.run_id,
+        )
+        for lease in found
+    ]
+    kept = 4 if width < 110 else len(columns)
+    return table(columns[:kept], [row[:kept] for row in rows], fold=("LAST ERROR", "STEP.GRANT", "LAST TRY"))
+
+
+def _tries(lease: LeaseRecord) -> str:
+    from orchestrator.cli.terminal import local
+
+    if not lease.failed_tries:
+        return ""
+    return f"{lease.failed_tries} in vain since {local(lease.revoking_since)}, the last at {local(lease.last_try_at)}"
+
+
 def _facts(lease: LeaseRecord) -> list[tuple[str, str]]:
     from orchestrator.cli.terminal import lease_words, local, scope_words, took
 
@@ -232,4 +307,5 @@ def _facts(lease: LeaseRecord) -> list[tuple[str, str]]:
         ("Vault lease", lease.vault_lease_id),
         ("accessor", lease.accessor),
         ("reason", lease.reason),
+        ("tries", _tries(lease)),
     ]

@@ -91,6 +91,7 @@ def _serve(
         listen=listen,
         queue=queue,
         connection_runs=settings.connection_runs,
+        sweep_interval=settings.sweep_interval,
     )
     code = asyncio.run(service.serve(runner_config(settings, engine=engine), config, redactor=redactor()))
     raise typer.Exit(int(code))

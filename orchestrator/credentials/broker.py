@@ -22,10 +22,12 @@ from orchestrator.credentials.renewal import Renewal
 from orchestrator.credentials.types import (
     STEP_TOKEN_KIND,
     Attempt,
+    ExpiredLogins,
     Issued,
     Issuer,
     IssueRequest,
     LeaseHandle,
+    LoginsLeft,
 )
 from orchestrator.errors import GrantRefused, OrchestratorError, Refused, VaultUnreachable
 from orchestrator.grants.credential import Credential
@@ -57,8 +59,12 @@ class Duties(Protocol):
     async def sweep(self, attempt: Attempt, connection: str, *, deadline: float) -> tuple[str, ...]:
         """Look for logins of the attempt's step key, drop them, and return their names.
 
-        Returning means that none is left. Raises OrchestratorError where that cannot be said.
+        Returning means that none is left. Raises LoginsLeft with the database's reason where one is, and
+        another OrchestratorError where nothing can be said.
         """
+
+    async def sweep_expired(self, attempt: Attempt, connection: str, *, deadline: float) -> ExpiredLogins:
+        """Drop the logins of any step that are no longer valid. Raises OrchestratorError where that cannot be asked."""
 
     async def bind(
         self, attempt: Attempt, connection: str, login: str, values: Sequence[str], *, deadline: float
@@ -357,20 +363,25 @@ class StepLeases:
             swept = await self._sweep(connection, deadline)
             if swept is None:
                 continue
-            gone = {
-                handle.lease_id
-                for handle in suspects
-                if handle.connection == connection and (swept.roles or handle.answered or not handle.unknown)
-            }
-            ends = [end for end in ends if getattr(end, "lease_id", None) not in gone]
-            ends += [swept, *(LeaseRevoked(lease_id=lease_id, confirmed_by="database") for lease_id in sorted(gone))]
+            here = [handle for handle in suspects if handle.connection == connection]
+            if isinstance(swept, LoginsLeft):
+                told: list[LeaseEvent | OrphansSwept] = [
+                    LeaseRevocationFailed(lease_id=handle.lease_id, error=swept.message) for handle in here
+                ]
+            else:
+                here = [handle for handle in here if swept.roles or handle.answered or not handle.unknown]
+                told = [swept, *(LeaseRevoked(lease_id=each.lease_id, confirmed_by="database") for each in here)]
+            decided = {handle.lease_id for handle in here}
+            ends = [end for end in ends if getattr(end, "lease_id", None) not in decided] + told
         return ends
 
-    async def _sweep(self, connection: str, deadline: float) -> OrphansSwept | None:
+    async def _sweep(self, connection: str, deadline: float) -> OrphansSwept | LoginsLeft | None:
         if self._broker.duties is None:
             return None
         try:
             roles = await self._broker.duties.sweep(self._attempt, connection, deadline=deadline)
+        except LoginsLeft as left:
+            return left
         except OrchestratorError:
             return None
         return OrphansSwept(step_key=self._attempt.step_key, connection=connection, roles=roles)

@@ -3,7 +3,8 @@
 *Sweep*: Vault can create a login role and lose the lease (its own request was cancelled, it was
 sealed, it crashed in between): no Vault call can remove such a role. Its name carries the step key,
 and the functions `orchestrator.sweep` and `orchestrator.ephemeral_roles` drop and list exactly the
-roles of one step key.
+roles of one step key; `orchestrator.sweep_expired` drops those, of whatever step, that are no longer
+valid. What cannot be dropped is disabled, and the database's reason is told.
 
 *Bind*: the values of a step's row limits are told to the database by `orchestrator.bind`, once for a
 login, before the step has it. Until then the login sees no row.
@@ -11,13 +12,14 @@ login, before the step has it. Until then the login sees no row.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from orchestrator.credentials.broker import Broker
-from orchestrator.credentials.types import Attempt
+from orchestrator.credentials.types import Attempt, ExpiredLogins, LoginLeft, LoginsLeft
 from orchestrator.errors import Unreachable
 from orchestrator.grants.policy_names import BrokerDuty, duty_policy_name, duty_role_name
 from orchestrator.grants.scope import Scope
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
     import psycopg
 
 _DUTY_SECONDS = 30
-"""How long one duty may take; also the life of its login."""
+"""How long one duty may take, whatever the database does; also the life of its login."""
+
+_LEAST_SECONDS = 5.0
+"""How long the database is waited for even if issuing the login took nearly all the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +45,35 @@ class DatabaseDuties:
     async def sweep(self, attempt: Attempt, connection: str, *, deadline: float) -> tuple[str, ...]:
         """Drop every login of the attempt's step key and return their names, sorted.
 
-        Raises Unreachable, GrantRefused or VaultUnreachable where it cannot be said that none is left.
+        Raises LoginsLeft where one cannot be dropped, and Unreachable, GrantRefused or VaultUnreachable
+        where it cannot be said that none is left.
         """
         step_key = attempt.step_key
         async with self._session("sweep", attempt, connection, deadline) as session:
-            dropped = await (await session.execute("SELECT orchestrator.sweep(%s)", [step_key])).fetchall()
+            rows = await (
+                await session.execute("SELECT login, problem FROM orchestrator.sweep(%s)", [step_key])
+            ).fetchall()
             left = await (await session.execute("SELECT orchestrator.ephemeral_roles(%s)", [step_key])).fetchall()
         if left:
-            raise Unreachable(f"logins of {step_key} are left in `{connection}`")
-        return tuple(sorted(row[0] for row in dropped))
+            problems = {str(login): str(problem) for login, problem in rows if problem}
+            raise LoginsLeft(
+                connection,
+                tuple(LoginLeft(str(login), problems.get(login, "it was created meanwhile")) for (login,) in left),
+            )
+        return tuple(sorted(str(login) for login, _ in rows))
+
+    async def sweep_expired(self, attempt: Attempt, connection: str, *, deadline: float) -> ExpiredLogins:
+        """Drop the ephemeral logins that are no longer valid by the database's own clock, whatever their step.
+
+        Where there are very many the rest is left to the next call. Raises Unreachable, GrantRefused or
+        VaultUnreachable.
+        """
+        async with self._session("sweep", attempt, connection, deadline) as session:
+            rows = await (await session.execute("SELECT login, problem FROM orchestrator.sweep_expired()")).fetchall()
+        return ExpiredLogins(
+            dropped=tuple(sorted(str(login) for login, problem in rows if problem is None)),
+            left=tuple(LoginLeft(str(login), str(problem)) for login, problem in rows if problem is not None),
+        )
 
     async def bind(
         self, attempt: Attempt, connection: str, login: str, values: Sequence[str], *, deadline: float
@@ -69,6 +94,8 @@ class DatabaseDuties:
         endpoint = self.endpoints.get(connection)
         if endpoint is None:
             raise Unreachable(f"no endpoint is configured for the connection `{connection}`")
+        if self.broker.clock.monotonic() >= deadline:  # a login more would be one more that cannot be taken back
+            raise Unreachable(f"no time was left for the orchestrator's own {duty} in `{connection}`")
         role = duty_role_name(duty, connection)
         scope = Scope(f"({duty})", "database", f"database/creds/{role}", _DUTY_SECONDS, connection, role)
         own = replace(
@@ -81,17 +108,20 @@ class DatabaseDuties:
         async with self.broker.open(own) as credentials:
             login = credentials[scope.name].fields
             try:
-                async with await psycopg.AsyncConnection.connect(
-                    endpoint,
-                    user=login["username"].reveal(),
-                    password=login["password"].reveal(),
-                    application_name=f"orchestrator {duty} {attempt.step_key}",
-                    connect_timeout=5,
-                    autocommit=True,
-                    options=f"-c statement_timeout={_DUTY_SECONDS}s",
-                ) as session:
+                async with (
+                    asyncio.timeout(max(_LEAST_SECONDS, own.deadline - self.broker.clock.monotonic())),
+                    await psycopg.AsyncConnection.connect(
+                        endpoint,
+                        user=login["username"].reveal(),
+                        password=login["password"].reveal(),
+                        application_name=f"orchestrator {duty} {attempt.step_key}",
+                        connect_timeout=5,
+                        autocommit=True,
+                        options=f"-c statement_timeout={_DUTY_SECONDS}s",
+                    ) as session,
+                ):
                     yield session
-            except psycopg.Error as error:
+            except (psycopg.Error, TimeoutError) as error:
                 raise Unreachable(
                     f"the orchestrator's own {duty} in `{connection}` failed: {type(error).__name__}",
                     hint="is the database up, and is it provisioned? run `orchestrator provision check`",

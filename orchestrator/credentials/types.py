@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Protocol
 
 from orchestrator.clock import Clock
+from orchestrator.errors import Unreachable
 from orchestrator.grants.credential import Credential
 from orchestrator.grants.scope import Scope
 from orchestrator.ledger.types import LeaseRecord
@@ -114,3 +115,31 @@ class LeaseHandle:
             unknown=record.issued_at is None,
             answered=record.issued_at is not None,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class LoginLeft:
+    """A login that the database could not drop and has disabled. `problem` is the database's own reason."""
+
+    login: str
+    problem: str
+
+
+class LoginsLeft(Unreachable):
+    """Logins of a step are still in a database: nobody can use them, and a person has to clear the way."""
+
+    def __init__(self, connection: str, left: tuple[LoginLeft, ...]) -> None:
+        told = "; ".join(f"{each.login}: {each.problem}" for each in left)
+        super().__init__(
+            f"still in `{connection}`, disabled: {told}",
+            hint="clear what keeps it, then run `orchestrator leases sweep`",
+        )
+        self.left = left
+
+
+@dataclass(frozen=True, slots=True)
+class ExpiredLogins:
+    """What a sweep of one database found no longer valid: what it dropped, and what it could only disable."""
+
+    dropped: tuple[str, ...]
+    left: tuple[LoginLeft, ...]

@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-from orchestrator.grants.models import DatabaseGrant
+from orchestrator.grants.models import DatabaseGrant, OwnedObjects
 from orchestrator.grants.privileges import Privilege, digest, merge
 
 SCOPE_ROLE_PREFIX = "orchestrator_scope_"
@@ -33,6 +33,7 @@ class CompiledGrant:
     max_connections: int
     statement_timeout: int | None
     read_only: bool
+    owned_objects: OwnedObjects = "drop"
 
 
 def compile_grant(grant: DatabaseGrant, *, ttl: int, max_ttl: int) -> CompiledGrant | None:
@@ -45,6 +46,8 @@ def compile_grant(grant: DatabaseGrant, *, ttl: int, max_ttl: int) -> CompiledGr
     privileges = merge(each.privilege() for each in grant.privileges)
     scope = digest(privileges)
     limits = [grant.connection, scope, ttl, max_ttl, grant.max_connections, grant.statement_timeout, grant.read_only]
+    if grant.owned_objects != "drop":  # not for the default, whose names are in use
+        limits.append(grant.owned_objects)
     name = hashlib.sha256(json.dumps(limits).encode()).hexdigest()[:16]
     return CompiledGrant(
         connection=grant.connection,
@@ -57,4 +60,5 @@ def compile_grant(grant: DatabaseGrant, *, ttl: int, max_ttl: int) -> CompiledGr
         max_connections=grant.max_connections,
         statement_timeout=grant.statement_timeout,
         read_only=grant.read_only,
+        owned_objects=grant.owned_objects,
     )

@@ -66,6 +66,13 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
 """A name that people choose: workflow, step, grant, connection."""
 
 
+OwnedObjects = Literal["drop", "keep"]
+"""What becomes of the objects of a login that goes; dropped is the default, since nobody would look after them."""
+
+_OF_PRIVILEGES = {"max_connections", "statement_timeout", "read_only", "owned_objects"}
+"""What a grant says of the login that provisioning compiles for it."""
+
+
 class _Grant(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -96,16 +103,18 @@ class DatabaseGrant(_Grant):
     read_only: bool = Field(
         default=False, description="No writing privilege may be declared; sessions start read-only."
     )
+    owned_objects: OwnedObjects = Field(
+        default="drop",
+        description="What becomes of objects that the login owns when it goes: dropped, or kept by Vault's own login.",
+    )
     mount: VaultPath = Field(default="database", description="Mount path of the database secrets engine.")
 
     @model_validator(mode="after")
     def _one_way(self) -> DatabaseGrant:
         if (self.role is None) == (not self.privileges):
             raise ValueError("a database grant has either `privileges` or the `role` that an admin maintains")
-        if self.role is not None and {"max_connections", "statement_timeout", "read_only"} & self.model_fields_set:
-            raise ValueError(
-                "`max_connections`, `statement_timeout` and `read_only` belong to `privileges`, not to `role`"
-            )
+        if self.role is not None and (given := sorted(_OF_PRIVILEGES & self.model_fields_set)):
+            raise ValueError(f"these belong to `privileges`, not to `role`: `{'`, `'.join(given)}`")
         merge(each.privilege() for each in self.privileges)
         for each in self.privileges:
             if self.read_only and each.privilege().verb in WRITING_VERBS:

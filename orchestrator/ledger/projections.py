@@ -183,6 +183,9 @@ def _lease_requested(present: RunRows, event: LeaseRequested, time: str) -> Row:
         "accessor": "",
         "subject": "",
         "reason": "",
+        "revoking_since": None,
+        "failed_tries": 0,
+        "last_try_at": None,
     }
 
 
@@ -195,10 +198,10 @@ def _lease_moved(before: Row | None, event: LeaseEvent, time: str) -> Row:
     if isinstance(event, LeaseIssued | LeaseRenewed) and isinstance(event, LeaseIssued) == (state is LeaseState.ISSUED):
         raise IllegalTransition(f"lease {event.lease_id}: {state} does not allow {event.kind}")
     closed_at = time if event.to in FINAL else None
-    return {**before, "state": event.to.value, "closed_at": closed_at, **_lease_changes(event, time)}
+    return {**before, "state": event.to.value, "closed_at": closed_at, **_lease_changes(before, event, time)}
 
 
-def _lease_changes(event: LeaseEvent, time: str) -> Row:
+def _lease_changes(before: Row, event: LeaseEvent, time: str) -> Row:
     match event:
         case LeaseIssued():
             return {
@@ -211,10 +214,17 @@ def _lease_changes(event: LeaseEvent, time: str) -> Row:
             }
         case LeaseRenewed():
             return {"ttl": event.ttl, "expires_at": time_to_text(event.expires_at)}
-        case LeaseDenied() | LeaseFailed() | LeaseRevoking():
+        case LeaseDenied() | LeaseFailed():
             return {"reason": storable(event.reason)}
+        case LeaseRevoking():
+            return {"reason": storable(event.reason), "revoking_since": before["revoking_since"] or time}
         case LeaseRevocationFailed():
-            return {"reason": storable(event.error)}
+            return {
+                "reason": storable(event.error),
+                "revoking_since": before["revoking_since"] or time,
+                "failed_tries": int(before["failed_tries"] or 0) + 1,
+                "last_try_at": time,
+            }
         case LeaseRevoked() | LeaseExpired():
             return {"reason": ""}
         case LeaseEnded():

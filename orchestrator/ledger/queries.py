@@ -12,6 +12,9 @@ from orchestrator.ledger.tables import event, lease, run, step
 from orchestrator.ledger.types import LeaseFilter
 
 LEASE_PREFIX = "lease_"
+SWEEP_WORKFLOW = "(sweep)"
+"""The name, which no workflow can have, of the runs that look for expired logins: `orchestrator.runtime.orphans`."""
+
 SHORTEST_PREFIX = 6
 """Characters of a lease id, after `lease_`, that may stand for it."""
 
@@ -21,10 +24,9 @@ def run_by_id(run_id: str) -> Select[tuple[object, ...]]:
 
 
 def recent_runs(workflow: str | None, state: RunState | None, limit: int) -> Select[tuple[object, ...]]:
-    """Newest first."""
+    """Newest first. Sweeps, which come and go all day, are only among them where their workflow is named."""
     query = select(run).order_by(run.c.started_at.desc(), run.c.run_id.desc()).limit(limit)
-    if workflow is not None:
-        query = query.where(run.c.workflow == workflow)
+    query = query.where(run.c.workflow != SWEEP_WORKFLOW if workflow is None else run.c.workflow == workflow)
     if state is not None:
         query = query.where(run.c.state == state.value)
     return query
@@ -62,6 +64,8 @@ def filtered_leases(wanted: LeaseFilter) -> Select[tuple[object, ...]]:
             (columns.step, wanted.step),
             (columns.agent, wanted.agent),
             (columns.grant_kind, wanted.grant_kind),
+            (columns.step_key, wanted.step_key),
+            (columns.vault_lease_id, wanted.vault_lease_id),
         )
         if value is not None
     ]

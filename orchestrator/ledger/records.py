@@ -56,6 +56,8 @@ def lease_record(row: RowMapping) -> LeaseRecord:
             "issued_at": _time(row["issued_at"]),
             "expires_at": _time(row["expires_at"]),
             "closed_at": _time(row["closed_at"]),
+            "revoking_since": _time(row["revoking_since"]),
+            "last_try_at": _time(row["last_try_at"]),
         }
     )
 

@@ -93,6 +93,9 @@ lease = Table(
     Column("accessor", TEXT, nullable=False),
     Column("subject", TEXT, nullable=False),
     Column("reason", TEXT, nullable=False),
+    Column("revoking_since", TEXT),
+    Column("failed_tries", Integer, nullable=False, server_default="0"),
+    Column("last_try_at", TEXT),
     Index("lease_by_time", "requested_at", "lease_id"),
     Index("lease_by_run", "run_id", "requested_at", "lease_id"),
     Index("lease_by_workflow", "workflow", "requested_at", "lease_id"),
@@ -101,6 +104,8 @@ lease = Table(
     Index("lease_by_state", "state", "requested_at", "lease_id"),
     Index("lease_by_resource", "resource", "requested_at", "lease_id"),
     Index("lease_by_grant_kind", "grant_kind", "requested_at", "lease_id"),
+    Index("lease_by_step_key", "step_key", "requested_at", "lease_id"),
+    Index("lease_by_vault_lease_id", "vault_lease_id", "requested_at", "lease_id"),
 )
 
 schedule = Table(
@@ -183,5 +188,8 @@ LEASE_CHANGES = (
     "accessor",
     "subject",
     "reason",
+    "revoking_since",
+    "failed_tries",
+    "last_try_at",
 )
 """The columns of `lease` that may change after the request."""

@@ -66,6 +66,12 @@ class LeaseRecord:
     subject: str
     reason: str
     """Why it was denied, failed or is still being revoked; for `ended`, how long it stays valid."""
+    revoking_since: datetime | None = None
+    """When taking it back began."""
+    failed_tries: int = 0
+    """How often it could not be confirmed gone."""
+    last_try_at: datetime | None = None
+    """When that happened last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +96,8 @@ class LeaseFilter:
     states: frozenset[LeaseState] | None = None
     resource: str | None = None
     grant_kind: str | None = None
+    step_key: str | None = None
+    vault_lease_id: str | None = None
     since: datetime | None = None
     until: datetime | None = None
     limit: int = 200

@@ -212,7 +212,7 @@ class DatabaseSide:
         yield sql.SQL("ALTER TABLE orchestrator.binding OWNER TO {}").format(login)
         for signature, text in FUNCTIONS.items():
             function = sql.SQL(f"orchestrator.{signature}")
-            yield sql.Composed([sql.SQL(text)])
+            yield sql.SQL(_REPLACE).format(sql.SQL(text), function)
             yield sql.SQL("REVOKE ALL ON FUNCTION {} FROM PUBLIC").format(function)
             yield sql.SQL("ALTER FUNCTION {} OWNER TO {}").format(function, login)
         yield sql.SQL("REVOKE CREATE ON SCHEMA orchestrator FROM {}").format(login)
@@ -282,6 +282,16 @@ SELECT DISTINCT r.rolname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relna
 LEFT JOIN pg_roles r ON r.oid = a.grantee
 WHERE n.nspname = 'orchestrator' AND c.relname = 'binding' AND a.grantee <> c.relowner
 """
+
+_REPLACE = """
+DO $do$ BEGIN
+{0};
+EXCEPTION WHEN invalid_function_definition THEN
+DROP FUNCTION {1};
+{0};
+END $do$
+"""
+"""CREATE OR REPLACE cannot change what a function returns, which differs in other versions."""
 
 
 def _lines(items: Any) -> str:

@@ -6,6 +6,7 @@ from psycopg import sql
 
 from orchestrator.grants.compiled import CompiledGrant
 from orchestrator.grants.policy_names import BrokerDuty
+from orchestrator.provision.revocation import KEEP_OBJECTS, REVOCATION_FUNCTIONS
 
 PREFIX = "orc_"
 """Begins the name of every ephemeral login: `orc_<step key>_<8 characters>`."""
@@ -16,7 +17,7 @@ DUTY_ROLES: dict[BrokerDuty, str] = {"sweep": "orchestrator_sweeper", "bind": "o
 """The NOLOGIN role of each duty of the broker."""
 
 DUTY_FUNCTIONS: dict[BrokerDuty, tuple[str, ...]] = {
-    "sweep": ("ephemeral_roles(text)", "sweep(text)"),
+    "sweep": ("ephemeral_roles(text)", "sweep(text)", "sweep_expired()"),
     "bind": ("bind(name, integer, text)",),
 }
 """What the role of each duty may call."""
@@ -47,55 +48,7 @@ CREATE OR REPLACE FUNCTION orchestrator.bound(wanted integer) RETURNS text
 LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
     SELECT value FROM orchestrator.binding WHERE login = session_user AND number = wanted
 $body$""",
-    "revoke(name)": """\
-CREATE OR REPLACE FUNCTION orchestrator.revoke(login name) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
-DECLARE
-    login_oid oid;
-BEGIN
-    IF login::text !~ '^orc_[a-z][a-z0-9-]{1,40}_[A-Za-z0-9]{8}$' THEN
-        RAISE EXCEPTION '% is not an ephemeral login of the orchestrator', login;
-    END IF;
-    DELETE FROM orchestrator.binding WHERE binding.login = revoke.login;
-    SELECT oid INTO login_oid FROM pg_roles WHERE rolname = login;
-    IF login_oid IS NULL THEN
-        RETURN;
-    END IF;
-    PERFORM pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usesysid = login_oid;
-    IF EXISTS (SELECT FROM pg_shdepend WHERE refclassid = 'pg_authid'::regclass AND refobjid = login_oid
-               AND deptype IN ('o', 'a')) THEN
-        EXECUTE format('GRANT %I TO CURRENT_USER WITH INHERIT TRUE, SET TRUE', login);
-        EXECUTE format('DROP OWNED BY %I', login);
-    END IF;
-    EXECUTE format('DROP ROLE %I', login);
-    PERFORM pg_terminate_backend(pid) FROM pg_stat_activity WHERE usesysid = login_oid;
-END
-$body$""",
-    "ephemeral_roles(text)": """\
-CREATE OR REPLACE FUNCTION orchestrator.ephemeral_roles(step_key text) RETURNS SETOF text
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
-BEGIN
-    IF step_key IS NULL OR step_key !~ '^[a-z][a-z0-9-]{5,40}$' THEN
-        RAISE EXCEPTION 'this is not a step key';
-    END IF;
-    RETURN QUERY SELECT rolname::text FROM pg_roles
-        WHERE rolname ~ '^orc_' AND length(rolname) = length(step_key) + 13
-        AND starts_with(rolname::text, 'orc_' || step_key || '_') AND right(rolname, 8) ~ '^[A-Za-z0-9]{8}$'
-        ORDER BY 1;
-END
-$body$""",
-    "sweep(text)": """\
-CREATE OR REPLACE FUNCTION orchestrator.sweep(step_key text) RETURNS SETOF text
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
-DECLARE
-    login text;
-BEGIN
-    FOR login IN SELECT * FROM orchestrator.ephemeral_roles(step_key) LOOP
-        PERFORM orchestrator.revoke(login::name);
-        RETURN NEXT login;
-    END LOOP;
-END
-$body$""",
+    **REVOCATION_FUNCTIONS,
 }
 """By signature. They belong to Vault's own login, which made the ephemeral roles and so may drop them."""
 
@@ -115,10 +68,15 @@ def creation(scope_role: str, max_connections: int) -> list[str]:
 
 
 def creation_of(grant: CompiledGrant) -> list[str]:
-    """The same with the defaults of the grant's sessions, which are not limits: a session may set them itself."""
+    """The same with the defaults of the grant's sessions, which are not limits: a session may set them itself.
+
+    A login whose objects stay when it goes is marked so, for `orchestrator.revoke`.
+    """
     statements = creation(grant.scope_role, grant.max_connections)
     if grant.statement_timeout is not None:
         statements.append(f"""ALTER ROLE "{{{{name}}}}" SET statement_timeout = '{grant.statement_timeout}s'""")
     if grant.read_only:
         statements.append("""ALTER ROLE "{{name}}" SET default_transaction_read_only = on""")
+    if grant.owned_objects == "keep":
+        statements.append(f"""COMMENT ON ROLE "{{{{name}}}}" IS '{KEEP_OBJECTS}'""")
     return statements

@@ -3,6 +3,9 @@
 A lease is left over when its run has ended and the lease has not. It is closed as the broker would
 have closed it; what Vault cannot confirm is looked for in the database. An issuance whose answer
 was lost is only called gone once Vault cannot be working on it any more.
+
+Runs that used different databases are closed beside each other, so that one that is sick does not hold up
+the others: nothing in it is waited for beyond a fixed time, and what it has no time for comes later.
 """
 
 from __future__ import annotations
@@ -14,10 +17,11 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from orchestrator.credentials.closing import close_lease
-from orchestrator.credentials.types import STEP_TOKEN_KIND, Attempt, LeaseHandle
+from orchestrator.credentials.types import STEP_TOKEN_KIND, Attempt, LeaseHandle, LoginsLeft
 from orchestrator.errors import FenceLost, IllegalTransition, OrchestratorError
 from orchestrator.ledger.events import (
     Event,
+    LeaseEvent,
     LeaseExpired,
     LeaseRevocationFailed,
     LeaseRevoked,
@@ -31,8 +35,11 @@ from orchestrator.ledger.types import LeaseFilter, LeaseRecord, LedgerReader
 from orchestrator.runtime.processes import certainly_gone
 from orchestrator.runtime.types import Services
 
-_ATTEMPT_SECONDS = 30.0
-"""How long closing the leases of one attempt may take."""
+PATIENCE = 20.0
+"""Seconds that closing one lease may take, and again that asking its database may take."""
+
+_LANE_TURNS = 3
+"""After so many times its patience nothing more is begun among the runs of the same databases."""
 
 _AT_ONCE = 8
 """Step keys that are closed at the same time: as many as keep Vault busy while the ledger writes."""
@@ -62,19 +69,53 @@ def left_over(reader: LedgerReader, runners: RunnerStore | None = None) -> list[
     return [record for record in records if over[record.run_id]]
 
 
-async def close_left_over(services: Services, records: Sequence[LeaseRecord]) -> list[Leftover]:
-    """Close leases of ended runs and record what could be confirmed. Safe to repeat."""
+async def close_left_over(
+    services: Services, records: Sequence[LeaseRecord], *, patience: float = PATIENCE
+) -> list[Leftover]:
+    """Close leases of ended runs and record what could be confirmed. Safe to repeat.
+
+    Where a database takes longer than its time the rest of its leases is answered as not confirmed, untried.
+    """
     runs: dict[str, list[LeaseRecord]] = defaultdict(list)
     for record in records:
         runs[record.run_id].append(record)
+    lanes: dict[tuple[str, ...], list[list[LeaseRecord]]] = defaultdict(list)
+    for leases in runs.values():
+        lanes[_connections(leases)].append(leases)
+    work = [_close_lane(services, names, lane, patience) for names, lane in lanes.items()]
+    closed = await asyncio.gather(*work, return_exceptions=True)
     outcome: list[Leftover] = []
-    for run_id, leases in runs.items():
+    for found in closed:
+        if isinstance(found, BaseException):
+            raise found
+        outcome += found
+    return outcome
+
+
+async def _close_lane(
+    services: Services, connections: tuple[str, ...], runs: Sequence[Sequence[LeaseRecord]], patience: float
+) -> list[Leftover]:
+    """Close the leases of runs that used the same databases, one run after the other."""
+    until = services.clock.monotonic() + _LANE_TURNS * patience
+    outcome: list[Leftover] = []
+    for leases in runs:
+        if services.clock.monotonic() >= until:
+            outcome += [
+                Leftover(lease, False, f"not tried: {', '.join(connections)} took too long") for lease in leases
+            ]
+            continue
         try:
-            fence = await services.ledger.take_over(run_id)
-            outcome += await close_leases(services, fence, leases, "found open after its run had ended")
+            fence = await services.ledger.take_over(leases[0].run_id)
+            reason = "found open after its run had ended"
+            outcome += await close_leases(services, fence, leases, reason, patience=patience)
         except (FenceLost, IllegalTransition):
             continue  # another process is closing them at the same time
     return outcome
+
+
+def _connections(leases: Sequence[LeaseRecord]) -> tuple[str, ...]:
+    named = {LeaseHandle.of(lease).connection for lease in leases}
+    return tuple(sorted(name for name in named if name))
 
 
 async def revoke_now(services: Services, lease: LeaseRecord) -> Leftover:
@@ -83,7 +124,7 @@ async def revoke_now(services: Services, lease: LeaseRecord) -> Leftover:
     if run is not None and run.state is not RunState.RUNNING:
         found = await close_left_over(services, [lease])
         return found[0] if found else Leftover(lease, False, "another process is closing it")
-    deadline = services.clock.monotonic() + _ATTEMPT_SECONDS
+    deadline = services.clock.monotonic() + PATIENCE
     end = await close_lease(LeaseHandle.of(lease), services.broker.vault, deadline=deadline)
     if isinstance(end, LeaseRevoked):
         return Leftover(lease, True, "revoked in Vault; its run records it when the step ends")
@@ -91,12 +132,18 @@ async def revoke_now(services: Services, lease: LeaseRecord) -> Leftover:
 
 
 async def close_leases(
-    services: Services, fence: int, leases: Sequence[LeaseRecord], reason: str, *, parent_revoked: bool = False
+    services: Services,
+    fence: int,
+    leases: Sequence[LeaseRecord],
+    reason: str,
+    *,
+    parent_revoked: bool = False,
+    patience: float = PATIENCE,
 ) -> list[Leftover]:
     """Close open leases of one run, several step keys at once, from their records. Safe to repeat.
 
-    `parent_revoked` says that the Vault token from which they hang was revoked before. An error of one
-    key is raised once all have been tried.
+    `parent_revoked` says that the Vault token from which they hang was revoked before; `patience` is in seconds.
+    An error of one key is raised once all have been tried.
     """
     keys: dict[str, list[LeaseRecord]] = defaultdict(list)
     for lease in leases:
@@ -105,7 +152,7 @@ async def close_leases(
 
     async def close_key(own: Sequence[LeaseRecord]) -> list[Leftover]:
         async with room:
-            return await _close_key(services, fence, own, reason, parent_revoked=parent_revoked)
+            return await _close_key(services, fence, own, reason, parent_revoked=parent_revoked, patience=patience)
 
     closed = await asyncio.gather(*map(close_key, keys.values()), return_exceptions=True)
     for found in closed:
@@ -115,10 +162,15 @@ async def close_leases(
 
 
 async def _close_key(
-    services: Services, fence: int, leases: Sequence[LeaseRecord], reason: str, *, parent_revoked: bool
+    services: Services,
+    fence: int,
+    leases: Sequence[LeaseRecord],
+    reason: str,
+    *,
+    parent_revoked: bool,
+    patience: float,
 ) -> list[Leftover]:
     run_id = leases[0].run_id
-    deadline = services.clock.monotonic() + _ATTEMPT_SECONDS
     beginning: list[Event] = [
         LeaseRevoking(lease_id=lease.lease_id, reason=reason)
         for lease in leases
@@ -127,14 +179,24 @@ async def _close_key(
     if beginning:
         await services.ledger.append(run_id, fence, beginning)
     ordered = sorted(leases, key=lambda lease: lease.grant_kind == STEP_TOKEN_KIND)
-    ends = {lease.lease_id: await _close(services, lease, deadline, parent_revoked=parent_revoked) for lease in ordered}
+    ends: dict[str, LeaseEvent] = {}
+    silent: set[str] = set()
+    for lease in ordered:
+        deadline = services.clock.monotonic() + patience
+        ends[lease.lease_id] = await _close(services, lease, deadline, parent_revoked=parent_revoked)
+        if services.clock.monotonic() >= deadline:  # a login for the sweep would only be stuck as well
+            silent |= set(_connections([lease]))
     open_ones = [lease for lease in ordered if isinstance(ends[lease.lease_id], LeaseRevocationFailed)]
-    swept = await _sweep(services, fence, open_ones, deadline)
+    answering = [lease for lease in open_ones if not silent & set(_connections([lease]))]
+    swept = await _sweep(services, fence, answering, services.clock.monotonic() + patience)
     for lease in open_ones:
         found = swept.get(LeaseHandle.of(lease).connection or "")
-        if found is not None and (found.roles or _settled(services, lease)):
+        if isinstance(found, LoginsLeft):
+            ends[lease.lease_id] = LeaseRevocationFailed(lease_id=lease.lease_id, error=found.message)
+        elif found is not None and (found.roles or _settled(services, lease)):
             ends[lease.lease_id] = LeaseRevoked(lease_id=lease.lease_id, confirmed_by="database")
-    await services.ledger.append(run_id, fence, [*swept.values(), *ends.values()])
+    done = [found for found in swept.values() if isinstance(found, OrphansSwept)]
+    await services.ledger.append(run_id, fence, [*done, *ends.values()])
     return [
         Leftover(lease, not isinstance(end, LeaseRevocationFailed), getattr(end, "error", "") or end.kind)
         for lease in ordered
@@ -142,9 +204,7 @@ async def _close_key(
     ]
 
 
-async def _close(
-    services: Services, lease: LeaseRecord, deadline: float, *, parent_revoked: bool
-) -> LeaseRevoked | LeaseRevocationFailed | LeaseExpired | Event:
+async def _close(services: Services, lease: LeaseRecord, deadline: float, *, parent_revoked: bool) -> LeaseEvent:
     handle = replace(LeaseHandle.of(lease), unknown=lease.issued_at is None)
     end = await close_lease(handle, services.broker.vault, deadline=deadline)
     if isinstance(end, LeaseRevocationFailed) and parent_revoked and handle.grant_kind == STEP_TOKEN_KIND:
@@ -157,8 +217,8 @@ async def _close(
 
 async def _sweep(
     services: Services, fence: int, leases: Sequence[LeaseRecord], deadline: float
-) -> dict[str, OrphansSwept]:
-    swept: dict[str, OrphansSwept] = {}
+) -> dict[str, OrphansSwept | LoginsLeft]:
+    swept: dict[str, OrphansSwept | LoginsLeft] = {}
     duties = services.broker.duties
     for lease in leases:
         connection = LeaseHandle.of(lease).connection
@@ -178,6 +238,9 @@ async def _sweep(
         )
         try:
             roles = await duties.sweep(attempt, connection, deadline=deadline)
+        except LoginsLeft as left:
+            swept[connection] = left
+            continue
         except OrchestratorError:
             continue
         swept[connection] = OrphansSwept(step_key=lease.step_key, connection=connection, roles=roles)

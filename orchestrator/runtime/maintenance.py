@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.runtime.schedules.measures import Measures
@@ -16,15 +16,19 @@ Maintenance = tuple[float, Callable[[], Awaitable[None]]]
 """Seconds between the end of one turn and the beginning of the next, and what is done. The first turn is at once."""
 
 
-@contextmanager
-def maintained(hooks: Sequence[Maintenance], measures: Measures) -> Iterator[None]:
-    """Carry out the hooks while the context is open, each by itself; leaving it cancels what is going on."""
+@asynccontextmanager
+async def maintained(hooks: Sequence[Maintenance], measures: Measures) -> AsyncIterator[None]:
+    """Carry out the hooks while the context is open, each by itself.
+
+    Leaving it cancels what is going on and waits until that has ended: a sweep gives its own login back.
+    """
     tasks = [asyncio.create_task(_again(*hook, measures), name=f"maintenance {name_of(hook[1])}") for hook in hooks]
     try:
         yield
     finally:
         for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _again(seconds: float, work: Callable[[], Awaitable[None]], measures: Measures) -> None:

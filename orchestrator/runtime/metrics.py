@@ -21,6 +21,7 @@ from orchestrator.ledger.events import (
     LeaseRequested,
     LeaseRevocationFailed,
     LeaseRevoked,
+    OrphansSwept,
     RunFinished,
     RunStarted,
 )
@@ -75,6 +76,8 @@ class PrometheusMeasures(Measures):
             "orchestrator_leases_open", "Leases that runs of this process hold.", ["kind"], registry=self.registry
         )
         self._pending = self._gauge("leases_pending", "Leases whose revocation is not confirmed, in the whole ledger.")
+        self._irrevocable = self._gauge("leases_irrevocable", "Leases that Vault has given up revoking.")
+        self._orphans = self._counter("orphans_swept", "Logins dropped that no lease covered.", "connection")
         self._workflows = self._gauge("workflows_loaded", "Workflows of the folder.")
         self._invalid = self._gauge("workflows_invalid", "Files of the folder that cannot be loaded.")
         self._unreachable = self._counter("unreachable", "Failed checks of a service.", "service")
@@ -96,6 +99,8 @@ class PrometheusMeasures(Measures):
         elif isinstance(event, LeaseRequested):
             self._leases[event.lease_id] = _Lease(run_id, event.grant_kind)
             self._open.labels(event.grant_kind).inc()
+        elif isinstance(event, OrphansSwept):
+            self._orphans.labels(event.connection).inc(len(event.roles))
         elif (outcome := _OUTCOMES.get(type(event))) is not None:
             self._lease(str(getattr(event, "lease_id", "")), outcome, final=isinstance(event, _FINAL))
 
@@ -111,6 +116,9 @@ class PrometheusMeasures(Measures):
 
     def pending(self, leases: int) -> None:
         self._pending.set(leases)
+
+    def irrevocable(self, leases: int) -> None:
+        self._irrevocable.set(leases)
 
     def unreachable(self, service: str) -> None:
         self._unreachable.labels(service).inc()

@@ -27,6 +27,7 @@ from orchestrator.ledger.events import (
     StepState,
 )
 from orchestrator.ledger.lease import OPEN
+from orchestrator.ledger.queries import SWEEP_WORKFLOW
 from orchestrator.ledger.runners import RunnerRecord
 from orchestrator.ledger.types import LeaseFilter, RunRecord, StepRecord
 from orchestrator.runtime.leftovers import Leftover, close_leases
@@ -191,6 +192,8 @@ class Recovery:
         """The run as it was asked for, from the ledger; or why it cannot go on."""
         if record.trigger == "prove":
             return None, "a proof is made again, not gone on with"
+        if record.workflow == SWEEP_WORKFLOW:
+            return None, "a sweep is made again, not gone on with"
         text = self.services.lifeline.store.text(record.digest)
         if text is None:
             return None, "the workflow's text is not in the ledger"

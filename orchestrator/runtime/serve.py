@@ -24,11 +24,14 @@ from orchestrator.ledger.schedules import open_schedules
 from orchestrator.ledger.types import LeaseFilter
 from orchestrator.redaction import Redactor
 from orchestrator.runtime.event_log import log_event
+from orchestrator.runtime.irrevocable import close_irrevocable
 from orchestrator.runtime.leftovers import close_left_over, left_over
 from orchestrator.runtime.maintenance import Maintenance, maintained
+from orchestrator.runtime.orphans import sweep_id, sweep_orphans
 from orchestrator.runtime.queueing import claiming
 from orchestrator.runtime.readiness import STALLED_SECONDS, Readiness
 from orchestrator.runtime.recovery import Recovery
+from orchestrator.runtime.retries import is_due
 from orchestrator.runtime.runner import Runner
 from orchestrator.runtime.schedules.entry import Means
 from orchestrator.runtime.schedules.folder import WorkflowFolder
@@ -49,8 +52,14 @@ RECOVERY_SECONDS = 1.0
 CLAIM_SECONDS = 0.5
 """Between two looks into the queue."""
 
-LEFTOVER_SECONDS = 30.0
-"""Between two tries at what ended runs could not confirm closed."""
+LEFTOVER_SECONDS = 15.0
+"""Between two looks at what ended runs could not confirm closed; each lease is tried when its pause is over."""
+
+SWEEP_SECONDS = 900.0
+"""Between two sweeps of expired logins: they are of no use to anybody, and each look is itself on record."""
+
+IRREVOCABLE_SECONDS = 60.0
+"""Between two looks at what Vault has given up revoking."""
 
 Hooks = Callable[[Services], Sequence[Maintenance]]
 
@@ -60,7 +69,8 @@ class ServeConfig:
     """What the scheduler is told from outside. `drain` in seconds; `listen` is `HOST:PORT` or None.
 
     Without a folder nothing is scheduled; with `queue` runs of the shared queue are carried out, no more at
-    once for each connection than `connection_runs` says, over all workers.
+    once for each connection than `connection_runs` says, over all workers. `sweep_interval` is in seconds, and
+    one for all processes on a ledger.
     """
 
     folder: Path | None
@@ -69,6 +79,7 @@ class ServeConfig:
     listen: str | None = "127.0.0.1:9464"
     queue: bool = False
     connection_runs: Mapping[str, int] = field(default_factory=dict)
+    sweep_interval: float = SWEEP_SECONDS
 
 
 @dataclass(slots=True)
@@ -107,13 +118,17 @@ async def serve(
                     (RECOVERY_SECONDS, _recovery(services, launcher)),
                     (LEFTOVER_SECONDS, _leftovers(services)),
                     (LEFTOVER_SECONDS, services.engine.settle),
+                    (config.sweep_interval, _orphans(services, config.sweep_interval)),
+                    (IRREVOCABLE_SECONDS, _irrevocable(services, measures)),
                     *_queue(services, launcher, config),
                     *maintenance(services),
                     (SAMPLE_SECONDS, _pending_leases(services, measures)),
                 ]
-                async with _listening(bound, scheduler, Readiness(services, store, measures), measures, stop):
-                    with maintained(hooks, measures):
-                        cut_short = await _until_drained(scheduler, launcher, stop, config.drain)
+                async with (
+                    _listening(bound, scheduler, Readiness(services, store, measures), measures, stop),
+                    maintained(hooks, measures),
+                ):
+                    cut_short = await _until_drained(scheduler, launcher, stop, config.drain)
                 return _ended(services, launcher, stop, cut_short=cut_short)
     finally:
         if bound is not None:
@@ -189,11 +204,28 @@ def _recovery(services: Services, launcher: Launcher) -> Callable[[], Awaitable[
 def _leftovers(services: Services) -> Callable[[], Awaitable[None]]:
     async def leftovers() -> None:
         records = await asyncio.to_thread(left_over, services.reader)
-        for found in await close_left_over(services, records):
+        due = [lease for lease in records if is_due(lease, services.clock.now())]
+        for found in await close_left_over(services, due):
             if found.confirmed:
                 log.info("lease %s is gone at last", found.lease.lease_id, extra={"lease": found.lease.lease_id})
 
     return leftovers
+
+
+def _orphans(services: Services, seconds: float) -> Callable[[], Awaitable[None]]:
+    async def orphans() -> None:
+        for swept in await sweep_orphans(services, sweep_id(services.clock.now(), seconds)) or ():
+            if not swept.clean:
+                log.error("expired logins of %s: %s", swept.connection, swept.reason)
+
+    return orphans
+
+
+def _irrevocable(services: Services, measures: Measures) -> Callable[[], Awaitable[None]]:
+    async def irrevocable() -> None:
+        measures.irrevocable(len(await close_irrevocable(services, at_once=False)))
+
+    return irrevocable
 
 
 def _pending_leases(services: Services, measures: Measures) -> Callable[[], Awaitable[None]]:

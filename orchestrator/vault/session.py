@@ -27,6 +27,9 @@ _log = logging.getLogger(__name__)
 _PARENT_MARGIN = 5.0
 """Seconds that the runtime's token must outlive a child token; a child dies with its parent."""
 
+_LEAST_WAIT = 2.0
+"""Seconds that a revocation is waited for even if those before it have used up all the time."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepToken:
@@ -35,6 +38,14 @@ class StepToken:
     token: Secret
     accessor: str
     ttl: int
+
+
+@dataclass(frozen=True, slots=True)
+class IrrevocableLease:
+    """A lease that Vault tries no more to revoke. `error` is the beginning of its last reason; neither is a secret."""
+
+    vault_lease_id: str
+    error: str
 
 
 @dataclass(slots=True)
@@ -97,11 +108,11 @@ class VaultSession:
     async def _in_thread(self, call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
-    async def login(self, *, deadline: float) -> None:
+    async def login(self, *, deadline: float, stop: asyncio.Event | None = None) -> None:
         """Become the runtime identity, if not done yet. Raises VaultRefused, VaultUnavailable or UsageError."""
         async with self._login_lock:
             if self._runtime is None:
-                self._runtime = await self._log_in(deadline)
+                self._runtime = await self._log_in(deadline, stop)
             else:
                 self._remember(self._runtime.token)  # it is in use: not to be forgotten with older secrets
 
@@ -129,7 +140,7 @@ class VaultSession:
         """
         path = f"auth/token/create/{self._config.token_role}"
         try:
-            parent = await self._parent_for(ttl, deadline)
+            parent = await self._parent_for(ttl, deadline, stop)
         except VaultUnavailable as error:
             error.outcome = Outcome.NOT_DONE  # whatever became of the login, no child was asked for
             raise
@@ -164,9 +175,7 @@ class VaultSession:
     async def revoke_lease(self, vault_lease_id: str, *, deadline: float) -> None:
         """Revoke and wait until it is done (`sync`). A lease that is already gone counts as revoked."""
         try:
-            await self.runtime_request(
-                "put", "sys/leases/revoke", deadline=deadline, payload={"lease_id": vault_lease_id, "sync": True}
-            )
+            await self._take_back("put", "sys/leases/revoke", {"lease_id": vault_lease_id, "sync": True}, deadline)
         except VaultRefused as refusal:
             if not (refusal.status in (400, 404) and "lease not found" in refusal.message):
                 raise
@@ -187,12 +196,36 @@ class VaultSession:
     async def revoke_accessor(self, accessor: str, *, deadline: float) -> None:
         """Revoke a child token. Its remaining leases are queued by Vault, not yet gone, when this returns."""
         try:
-            await self.runtime_request(
-                "post", "auth/token/revoke-accessor", deadline=deadline, payload={"accessor": accessor}
-            )
+            await self._take_back("post", "auth/token/revoke-accessor", {"accessor": accessor}, deadline)
         except VaultRefused as refusal:
             if not (refusal.status in (400, 403, 404) and "invalid accessor" in refusal.message):
                 raise
+
+    async def _take_back(self, method: str, path: str, payload: Mapping[str, Any], deadline: float) -> None:
+        """A revocation, waited for until `deadline` and no longer, whatever Vault waits for.
+
+        Its request is left to itself then: Vault goes on with it, and asking again does no harm. Logging in
+        is not cut short, since the token that it brings would be lost.
+        """
+        await self.login(deadline=deadline)
+        try:
+            async with asyncio.timeout(max(_LEAST_WAIT, deadline - self._clock.monotonic())):
+                await self.runtime_request(method, path, deadline=deadline, payload=payload)
+        except TimeoutError:
+            raise VaultUnavailable(
+                f"Vault gave no answer to {path} in time", outcome=Outcome.UNKNOWN, path=path
+            ) from None
+
+    async def irrevocable_leases(self, *, deadline: float) -> list[IrrevocableLease]:
+        """The leases that Vault has given up revoking, with its reasons. Raises VaultRefused or VaultUnavailable."""
+        path = "sys/leases?type=irrevocable"
+        body = await self.runtime_request("get", path, deadline=deadline)
+        data = body.get("data")
+        if not isinstance(data, dict) or not isinstance(data.get("leases"), list | None):
+            raise _not_understood(path)
+        return [
+            IrrevocableLease(str(each["lease_id"]), str(each.get("error", ""))) for each in data.get("leases") or ()
+        ]
 
     async def aclose(self, *, deadline: float | None = None) -> bool:
         """Give the runtime's own tokens back and close. Whatever still hangs from them goes with them.
@@ -225,9 +258,9 @@ class VaultSession:
             return False
         return True
 
-    async def _parent_for(self, ttl: int, deadline: float) -> Secret:
+    async def _parent_for(self, ttl: int, deadline: float, stop: asyncio.Event | None) -> Secret:
         """The runtime's token, made to live longer than a child of `ttl` seconds."""
-        await self.login(deadline=deadline)
+        await self.login(deadline=deadline, stop=stop)
         async with self._login_lock:
             assert self._runtime is not None
             if self._outlives(self._runtime, ttl):
@@ -237,7 +270,7 @@ class VaultSession:
             if not self._outlives(self._runtime, ttl) and not isinstance(self._config.auth, TokenAuth):
                 if self._runtime.own:
                     self._retired.append(self._runtime.token)
-                self._runtime = await self._log_in(deadline)
+                self._runtime = await self._log_in(deadline, stop)
             if not self._outlives(self._runtime, ttl):
                 raise VaultRefused(
                     f"the orchestrator's own Vault token expires before a step token of {ttl}s would",
@@ -261,19 +294,19 @@ class VaultSession:
     def _expiry(self, seconds: int) -> float | None:
         return self._clock.monotonic() + seconds if seconds else None
 
-    async def _log_in(self, deadline: float) -> _RuntimeToken:
+    async def _log_in(self, deadline: float, stop: asyncio.Event | None) -> _RuntimeToken:
         auth = self._config.auth
         if isinstance(auth, TokenAuth | TokenFileAuth):
             token = auth.token if isinstance(auth, TokenAuth) else read_secret(auth.path, "Vault token file")
             self._remember(token)
             path = "auth/token/lookup-self"
-            body = await self.request("get", path, token=token, deadline=deadline)
+            body = await self.request("get", path, token=token, deadline=deadline, stop=stop)
             data = body.get("data")
             if not isinstance(data, dict) or "ttl" not in data:
                 raise _not_understood(path)
             return _RuntimeToken(token, self._expiry(data["ttl"]), bool(data.get("renewable")), own=False)
         path, payload = login_request(auth)
-        body = await self.request("post", path, token=None, deadline=deadline, payload=payload)
+        body = await self.request("post", path, token=None, deadline=deadline, payload=payload, stop=stop)
         token, granted = self._granted(body, path)
         await asyncio.to_thread(self._own_token, str(granted["accessor"]))
         return _RuntimeToken(token, self._expiry(granted["lease_duration"]), bool(granted["renewable"]), own=True)

@@ -549,6 +549,36 @@ def test_the_revisions_that_the_code_knows_are_those_of_the_scripts() -> None:
     assert scripts.get_heads() == [CURRENT]
 
 
+async def test_a_ledger_of_before_learns_what_its_events_say_of_the_leases_being_revoked(url: str) -> None:
+    """An upgrade must not begin again with the first pause, nor touch the events."""
+    with open_ledger(url, clock=SteppingClock()) as ledger:
+        await ledger.begin_run("run_1", started())
+        await ledger.append("run_1", 1, [requested("lease_1"), requested("lease_2"), issued("lease_1")])
+        await ledger.append("run_1", 1, [LeaseRevoking(lease_id="lease_1", reason="step ended")])
+        for _ in range(3):
+            await ledger.append("run_1", 1, [LeaseRevocationFailed(lease_id="lease_1", error="no answer")])
+        before = ledger.lease("lease_1")
+    back_to_r0004(url)
+    with open_ledger(url, clock=SteppingClock()) as ledger:
+        assert ledger.lease("lease_1") == before
+        untouched = ledger.lease("lease_2")
+        assert untouched is not None
+        assert (untouched.revoking_since, untouched.failed_tries) == (None, 0)
+        assert ledger.verify("run_1") is None
+
+
+def back_to_r0004(url: str) -> None:
+    """Take away what r0005 added, as the ledger was before."""
+    engine = connect(locate(url))
+    with engine.begin() as connection:
+        for index in ("lease_by_step_key", "lease_by_vault_lease_id"):
+            connection.execute(text(f"DROP INDEX {index}"))
+        for column in ("revoking_since", "failed_tries", "last_try_at"):
+            connection.execute(text(f"ALTER TABLE lease DROP COLUMN {column}"))
+        connection.execute(text("UPDATE alembic_version SET version_num = 'r0004'"))
+    engine.dispose()
+
+
 NOT_INDEXED = re.compile(r"SCAN (run|lease|event|step)$|SCAN \w+ USING INDEX sqlite_autoindex|TEMP B-TREE")
 
 EQUAL = [
@@ -557,6 +587,8 @@ EQUAL = [
     LeaseFilter(step="x"),
     LeaseFilter(agent="x"),
     LeaseFilter(grant_kind="x"),
+    LeaseFilter(step_key="x"),
+    LeaseFilter(vault_lease_id="x"),
     LeaseFilter(states=frozenset({LeaseState.REVOKING})),
 ]
 

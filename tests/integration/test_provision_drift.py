@@ -109,10 +109,29 @@ DRIFT: list[tuple[str, Act, str]] = [
     (
         "a function replaced",
         lambda b: b.sql(
-            "CREATE OR REPLACE FUNCTION orchestrator.sweep(step_key text) RETURNS SETOF text LANGUAGE sql"
+            "CREATE OR REPLACE FUNCTION orchestrator.ephemeral_roles(step_key text) RETURNS SETOF text LANGUAGE sql"
             " SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 'SELECT NULL::text WHERE false'"
         ),
+        "database support function orchestrator.ephemeral_roles(text)",
+    ),
+    (
+        "a function of an earlier version that returns something else",
+        lambda b: b.sql(
+            "DROP FUNCTION orchestrator.sweep(text); CREATE FUNCTION orchestrator.sweep(step_key text)"
+            " RETURNS SETOF text LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp"
+            " AS 'SELECT NULL::text WHERE false'"
+        ),
         "database support function orchestrator.sweep(text)",
+    ),
+    (
+        "the sweep of expired logins taken away",
+        lambda b: b.sql("DROP FUNCTION orchestrator.sweep_expired()"),
+        "database support function orchestrator.sweep_expired()",
+    ),
+    (
+        "the sweep of expired logins opened to a scope role",
+        lambda b: b.sql(f"GRANT EXECUTE ON FUNCTION orchestrator.sweep_expired() TO {scope(b)}"),
+        "database support privileges of SCOPE",
     ),
     (
         "a function that everybody may call",

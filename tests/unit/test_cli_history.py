@@ -173,6 +173,27 @@ def test_leases_are_listed_with_their_ids_whole(capsys: pytest.CaptureFixture[st
     ]
 
 
+def test_leases_that_are_being_revoked_say_since_when_how_often_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = Answer(capsys, "leases", "list", "--state", "revoking")
+    assert [re.split(r"  +", line) for line in answer.lines] == [
+        ["LEASE", "SINCE", "TRIES", "LAST ERROR", "STEP.GRANT", "LAST TRY", "RUN"],
+        [
+            lease_of(DB, "c"),
+            "2026-03-02 12:00:09+07",
+            "1",
+            "the database did not answer",
+            "read.db",
+            "2026-03-02 12:00:09+07",
+            THIRD,
+        ],
+    ]
+    (lease,) = Answer(capsys, "leases", "list", "--state", "revoking", "--json").json()
+    assert (lease["failed_tries"], lease["reason"]) == (1, "the database did not answer")
+    assert lease["revoking_since"] < lease["last_try_at"]
+    shown = Answer(capsys, "leases", "show", lease_of(DB, "c")).lines
+    assert "tries     1 in vain since 2026-03-02 12:00:09+07, the last at 2026-03-02 12:00:09+07" in shown
+
+
 def test_at_eighty_columns_ids_and_times_stay_whole(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

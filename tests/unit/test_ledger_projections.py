@@ -75,6 +75,16 @@ def test_a_lease_that_is_being_revoked_says_why_and_is_not_closed() -> None:
     assert (lease["state"], lease["reason"], lease["closed_at"]) == ("revoking", "vault is sealed", None)
 
 
+def test_a_lease_remembers_since_when_and_how_often_it_could_not_be_taken_back() -> None:
+    lease = after(STARTED, ATTEMPT, REQUESTED, ISSUED, REVOKING).leases["L"]
+    assert (lease["revoking_since"], lease["failed_tries"], lease["last_try_at"]) == ("t5", 0, None)
+    tried = after(STARTED, ATTEMPT, REQUESTED, ISSUED, REVOKING, REVOCATION_FAILED, REVOKING, REVOCATION_FAILED)
+    lease = tried.leases["L"]
+    assert (lease["revoking_since"], lease["failed_tries"], lease["last_try_at"]) == ("t5", 2, "t8")
+    at_once = after(STARTED, ATTEMPT, REQUESTED, ISSUED, REVOCATION_FAILED).leases["L"]
+    assert (at_once["revoking_since"], at_once["failed_tries"]) == ("t5", 1)
+
+
 def test_a_confirmed_revocation_closes_the_lease_and_clears_the_error() -> None:
     lease = after(STARTED, ATTEMPT, REQUESTED, ISSUED, REVOKING, REVOCATION_FAILED, REVOKED).leases["L"]
     assert (lease["state"], lease["reason"], lease["closed_at"]) == ("revoked", "", "t7")

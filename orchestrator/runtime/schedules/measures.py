@@ -25,6 +25,9 @@ class Measures:
     def pending(self, leases: int) -> None:
         """So many leases of the ledger are being revoked and not confirmed gone."""
 
+    def irrevocable(self, leases: int) -> None:
+        """So many leases Vault has given up revoking."""
+
     def unreachable(self, service: str) -> None:
         """`vault` or `ledger` did not answer when its readiness was checked."""
 

@@ -1,0 +1,164 @@
+"""What becomes of objects that a login owns when it goes, and of a login that cannot go because of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from bench import Bench
+from ephemeral import Working, assert_useless, created, swept, working
+
+from orchestrator.errors import ExitCode
+from orchestrator.ledger.lease import LeaseState
+from orchestrator.redaction import Redactor
+from orchestrator.runtime.leftovers import Leftover, close_left_over, left_over
+from orchestrator.runtime.service import open_services
+
+
+def in_database(bench: Bench, name: str, statement: str) -> list[Any]:
+    dsn = bench.info.support_dsn.reveal().replace("/support", f"/{name}", 1)
+    with psycopg.connect(dsn, autocommit=True) as session:
+        cursor = session.execute(statement)  # type: ignore[arg-type]
+        return [row[0] for row in cursor.fetchall()] if cursor.description else []
+
+
+def owns_a_table(bench: Bench, login: str) -> None:
+    bench.sql(f'CREATE TABLE left_behind (id integer); ALTER TABLE left_behind OWNER TO "{login}"')
+
+
+OWNER = "SELECT tableowner FROM pg_tables WHERE tablename = 'left_behind'"
+
+
+@pytest.fixture
+def table(bench: Bench) -> Iterator[None]:
+    yield
+    bench.sql("DROP TABLE IF EXISTS left_behind")
+
+
+@pytest.mark.usefixtures("table")
+class TestInTheSameDatabase:
+    def test_objects_go_with_the_login_unless_the_grant_says_otherwise(self, bench: Bench) -> None:
+        with working(bench) as work:
+            owns_a_table(bench, work.login)
+        assert work.outcome.exit_code is ExitCode.DONE
+        assert bench.sql(OWNER) == []
+        bench.assert_nothing_left()
+
+    def test_kept_objects_belong_to_vaults_login_and_to_no_later_step(self, bench: Bench) -> None:
+        with working(bench, "owned_objects: keep") as work:
+            owns_a_table(bench, work.login)
+        assert work.outcome.exit_code is ExitCode.DONE
+        assert bench.sql(OWNER) == ["orchestrator_vault"]
+        members = "SELECT member::regrole::text FROM pg_auth_members WHERE roleid = 'orchestrator_vault'::regrole"
+        assert bench.sql(members) == [], "nobody has what Vault's login owns"
+        bench.assert_nothing_left()
+
+    def test_a_sweep_keeps_them_too_although_it_knows_only_the_name(self, bench: Bench) -> None:
+        with working(bench, "owned_objects: keep") as work:
+            owns_a_table(bench, work.login)
+            assert swept(bench, f"sweep('{work.step_key}')") == [(work.login, None)]
+        assert bench.sql(OWNER) == ["orchestrator_vault"]
+
+    def test_a_login_cannot_change_what_becomes_of_its_objects(self, bench: Bench) -> None:
+        with working(bench) as work:
+            bench.sql(f"ALTER ROLE \"{work.login}\" PASSWORD 'chosen-by-the-test'")
+            with psycopg.connect(
+                bench.provisioned.endpoints["support"], user=work.login, password="chosen-by-the-test", autocommit=True
+            ) as session:
+                for mark in ("'orchestrator: keep owned objects'", "NULL"):
+                    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                        session.execute(f'COMMENT ON ROLE "{work.login}" IS {mark}')  # type: ignore[arg-type]
+                session.execute("SELECT lo_create(4712)")
+        assert bench.sql("SELECT oid::int FROM pg_largeobject_metadata WHERE oid = 4712") == []
+
+    def test_what_another_role_built_on_a_dropped_object_keeps_the_login_but_disabled(self, bench: Bench) -> None:
+        with working(bench) as work:
+            owns_a_table(bench, work.login)
+            bench.sql(
+                "CREATE VIEW built_on_it AS SELECT * FROM left_behind; ALTER VIEW built_on_it OWNER TO support_owner"
+            )
+        assert work.outcome.exit_code is ExitCode.UNCONFIRMED
+        assert "view public.built_on_it depends on table" in reason(bench, work)
+        assert_useless(bench, work.login)
+        bench.sql("DROP VIEW built_on_it")
+        assert [each.confirmed for each in close(bench)] == [True]
+        bench.assert_nothing_left()
+
+    def test_an_object_that_somebody_holds_locked_is_not_waited_for_longer_than_a_moment(self, bench: Bench) -> None:
+        created(bench, "orc_locked-aaaaaaaaaaaa_00000001")
+        created(bench, "orc_locked-aaaaaaaaaaaa_00000002")
+        owns_a_table(bench, "orc_locked-aaaaaaaaaaaa_00000001")
+        with psycopg.connect(bench.info.support_dsn.reveal()) as holder:
+            holder.execute("LOCK TABLE left_behind IN ACCESS SHARE MODE")
+            (locked, problem), (_, none) = swept(bench, "sweep('locked-aaaaaaaaaaaa')")
+            assert (problem, none) == ("canceling statement due to lock timeout", None)
+            assert_useless(bench, locked)
+        assert swept(bench, "sweep('locked-aaaaaaaaaaaa')") == [(locked, None)]
+
+    def test_a_privilege_that_a_person_gave_a_login_keeps_it_disabled_and_is_named(self, bench: Bench) -> None:
+        with working(bench) as work:
+            bench.sql(f'GRANT SELECT ON employee TO "{work.login}"')
+        assert work.outcome.exit_code is ExitCode.UNCONFIRMED
+        assert "privileges for table public.employee" in reason(bench, work)
+        assert_useless(bench, work.login)
+        bench.sql(f'REVOKE SELECT ON employee FROM "{work.login}"')
+        assert [each.confirmed for each in close(bench)] == [True]
+        bench.assert_nothing_left()
+
+
+class TestInAnotherDatabase:
+    @pytest.fixture(autouse=True)
+    def second(self, bench: Bench) -> Iterator[None]:
+        bench.sql("CREATE DATABASE second")
+        yield
+        bench.sql("DROP DATABASE second WITH (FORCE)")
+
+    def test_the_lease_stays_revoking_with_the_reason_and_the_login_is_disabled(self, bench: Bench) -> None:
+        with working(bench) as work:
+            in_database(
+                bench, "second", f'CREATE TABLE left_behind (id int); ALTER TABLE left_behind OWNER TO "{work.login}"'
+            )
+        assert (work.outcome.exit_code, bench.logins()) == (ExitCode.UNCONFIRMED, [work.login])
+        assert "another database (second)" in reason(bench, work)
+        assert_useless(bench, work.login)
+        (again,) = close(bench)
+        assert not again.confirmed
+        assert "another database (second)" in again.detail
+        in_database(bench, "second", f'DROP OWNED BY "{work.login}"')
+        assert [each.confirmed for each in close(bench)] == [True]
+        assert {lease.state for lease in bench.history(work.outcome.run_id)} == {LeaseState.REVOKED}
+        bench.assert_nothing_left()
+
+    def test_one_that_cannot_go_does_not_keep_the_others(self, bench: Bench) -> None:
+        names = [f"orc_mixed-aaaaaaaaaaaa_0000000{n}" for n in range(3)]
+        for name in names:
+            created(bench, name)
+        in_database(
+            bench, "second", f'CREATE TABLE left_behind (id int); ALTER TABLE left_behind OWNER TO "{names[1]}"'
+        )
+        rows = swept(bench, "sweep('mixed-aaaaaaaaaaaa')")
+        assert [name for name, problem in rows if problem is None] == [names[0], names[2]]
+        assert bench.logins() == [names[1]]
+        assert_useless(bench, names[1])
+        in_database(bench, "second", "DROP TABLE left_behind")
+        assert swept(bench, "sweep('mixed-aaaaaaaaaaaa')") == [(names[1], None)]
+
+
+def reason(bench: Bench, work: Working) -> str:
+    """Why the lease is still there, by the ledger."""
+    (lease,) = [each for each in bench.history(work.outcome.run_id) if each.state is LeaseState.REVOKING]
+    assert lease.subject == work.login
+    return lease.reason
+
+
+def close(bench: Bench) -> list[Leftover]:
+    """What `leases sweep` does with leases of ended runs."""
+
+    async def go() -> list[Leftover]:
+        async with open_services(bench.config(), redactor=Redactor()) as services:
+            return await close_left_over(services, left_over(services.reader))
+
+    return asyncio.run(go())

@@ -1,0 +1,43 @@
+"""The names that provisioning and the runner agree on, and what a grant says of owned objects."""
+
+import pytest
+from pydantic import ValidationError
+
+from orchestrator.grants.compiled import CompiledGrant, compile_grant
+from orchestrator.grants.models import DatabaseGrant
+from orchestrator.provision.statements import creation_of
+
+BASE = {"kind": "database", "connection": "support", "privileges": [{"select": "public.t", "columns": ["id"]}]}
+
+
+def compiled(**more: object) -> CompiledGrant:
+    made = compile_grant(DatabaseGrant.model_validate({**BASE, **more}), ttl=60, max_ttl=90)
+    assert made is not None
+    return made
+
+
+def test_the_names_of_a_grant_stay_the_same_from_release_to_release() -> None:
+    made = compiled()
+    assert (made.vault_role, made.scope_role) == ("orc-support-cef735b0cdf04ec2", "orchestrator_scope_0508db38f66a8632")
+    assert compiled(owned_objects="drop").vault_role == made.vault_role
+
+
+def test_a_grant_that_keeps_objects_has_a_vault_role_of_its_own_and_shares_the_scope_role() -> None:
+    assert compiled(owned_objects="keep").vault_role != compiled().vault_role
+    assert compiled(owned_objects="keep").scope_role == compiled().scope_role
+
+
+def test_only_a_login_whose_objects_are_kept_is_marked() -> None:
+    marks = [statement for statement in creation_of(compiled(owned_objects="keep")) if "COMMENT" in statement]
+    assert marks == ["COMMENT ON ROLE \"{{name}}\" IS 'orchestrator: keep owned objects'"]
+    assert not [statement for statement in creation_of(compiled()) if "COMMENT" in statement]
+
+
+@pytest.mark.parametrize(
+    "more", [{"owned_objects": "keep"}, {"owned_objects": "drop"}, {"read_only": False, "max_connections": 1}]
+)
+def test_what_belongs_to_compiled_privileges_cannot_be_said_of_a_role_that_is_maintained_by_hand(
+    more: dict[str, object],
+) -> None:
+    with pytest.raises(ValidationError, match="belong to `privileges`"):
+        DatabaseGrant.model_validate({"kind": "database", "connection": "support", "role": "by-hand", **more})
