@@ -6,13 +6,13 @@ Used at the end of every step attempt and, from the ledger's records alone, by r
 from __future__ import annotations
 
 from orchestrator.credentials.types import STEP_TOKEN_KIND, LeaseHandle
+from orchestrator.errors import OrchestratorError
 from orchestrator.ledger.events import LeaseEnded, LeaseEvent, LeaseRevocationFailed, LeaseRevoked
-from orchestrator.vault.faults import VaultRefused, VaultUnavailable
 from orchestrator.vault.session import VaultSession
 
 
 async def close_lease(handle: LeaseHandle, vault: VaultSession, *, deadline: float) -> LeaseEvent:
-    """Take one lease back and say what became of it. Never raises for what Vault or the network does.
+    """Take one lease back and say what became of it. Never raises for what Vault, the network or a login does.
 
     Step tokens go by accessor and leases by their Vault lease id, synchronously. A handle that has
     neither although its kind needs one is of unknown outcome and cannot be confirmed here.
@@ -28,7 +28,7 @@ async def close_lease(handle: LeaseHandle, vault: VaultSession, *, deadline: flo
         if handle.vault_lease_id:
             await vault.revoke_lease(handle.vault_lease_id, deadline=deadline)
             return LeaseRevoked(lease_id=handle.lease_id, confirmed_by="vault")
-    except (VaultRefused, VaultUnavailable) as error:
+    except OrchestratorError as error:
         return LeaseRevocationFailed(lease_id=handle.lease_id, error=error.message)
     if handle.unknown:
         return LeaseRevocationFailed(lease_id=handle.lease_id, error="outcome unknown: no lease id was received")

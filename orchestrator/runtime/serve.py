@@ -52,6 +52,12 @@ CLAIM_SECONDS = 0.5
 LEFTOVER_SECONDS = 30.0
 """Between two tries at what ended runs could not confirm closed."""
 
+IDENTITY_SECONDS = 1.0
+"""Between two looks at how long the orchestrator's own Vault token still lives."""
+
+RENEWAL_SECONDS = 5.0
+"""How long renewing it may take."""
+
 Hooks = Callable[[Services], Sequence[Maintenance]]
 
 
@@ -106,6 +112,7 @@ async def serve(
                 hooks = [
                     (RECOVERY_SECONDS, _recovery(services, launcher)),
                     (LEFTOVER_SECONDS, _leftovers(services)),
+                    (IDENTITY_SECONDS, _identity(services)),
                     *_queue(services, launcher, config),
                     *maintenance(services),
                     (SAMPLE_SECONDS, _pending_leases(services, measures)),
@@ -193,6 +200,16 @@ def _leftovers(services: Services) -> Callable[[], Awaitable[None]]:
                 log.info("lease %s is gone at last", found.lease.lease_id, extra={"lease": found.lease.lease_id})
 
     return leftovers
+
+
+def _identity(services: Services) -> Callable[[], Awaitable[None]]:
+    """Renew the orchestrator's own Vault token while there is nothing to do."""
+
+    async def identity() -> None:
+        deadline = services.clock.monotonic() + RENEWAL_SECONDS
+        await services.broker.vault.keep_identity(deadline=deadline)
+
+    return identity
 
 
 def _pending_leases(services: Services, measures: Measures) -> Callable[[], Awaitable[None]]:
