@@ -116,7 +116,7 @@ class RuntimeIdentity:
             self._held = await self._log_in_again(_GONE, deadline)
 
     async def keep(self, *, deadline: float) -> None:
-        """Renew the token in the last third of its life, so that it does not end while there is nothing to do.
+        """Renew the token in the second half of its life, so that it does not end while there is nothing to do.
 
         It matters where another one cannot be obtained: a token that was given, a secret id that is used up.
         Raises VaultUnavailable.
@@ -125,7 +125,7 @@ class RuntimeIdentity:
             held = self._held
             if held is None or held.expires is None or not held.renewable:
                 return
-            if held.expires - self._clock.monotonic() < held.life / 3:
+            if held.expires - self._clock.monotonic() < held.life / 2:
                 await self._renew(held, deadline)
 
     async def give_back(self, *, deadline: float) -> bool:
@@ -154,7 +154,7 @@ class RuntimeIdentity:
         if self._held is None:
             self._held = await self._log_in(deadline)
         held = self._held
-        wanted = seconds + _MARGIN
+        wanted = seconds + (_MARGIN if seconds else min(_MARGIN, held.life / 3))
         if not held.outlives(self._clock.monotonic() + wanted) and held.renewable:
             await self._renew(held, deadline)
         if held.outlives(self._clock.monotonic() + wanted) or isinstance(self._auth, TokenAuth):
@@ -171,17 +171,15 @@ class RuntimeIdentity:
         return self._held
 
     async def _renew(self, held: _Held, deadline: float) -> None:
-        before = held.expires
         try:
             body = await self._ask("post", _RENEW, token=held.token, deadline=deadline)
         except VaultRefused:
             held.renewable = False
             return
         _, granted = granted_token(body, _RENEW)
-        held.life = float(granted["lease_duration"])
-        held.expires = self._expiry(granted["lease_duration"])
-        if before is not None and held.expires is not None and held.expires <= before + 1:
-            held.renewable = False  # its maximum is reached
+        life = float(granted["lease_duration"])
+        held.renewable = not 0 < life < held.life  # less than before: its maximum is reached
+        held.life, held.expires = life, self._expiry(granted["lease_duration"])
 
     async def _log_in_again(self, why: str, deadline: float) -> _Held:
         if isinstance(self._auth, TokenAuth):
