@@ -20,16 +20,18 @@ async def close_lease(handle: LeaseHandle, vault: VaultSession, *, deadline: flo
     try:
         if handle.grant_kind == STEP_TOKEN_KIND:
             if not handle.accessor:
-                return LeaseRevocationFailed(
-                    lease_id=handle.lease_id, error="outcome unknown: no accessor was received"
-                )
+                return _failed(handle, "outcome unknown: no accessor was received", vault)
             await vault.revoke_accessor(handle.accessor, deadline=deadline)
             return LeaseRevoked(lease_id=handle.lease_id, confirmed_by="vault")
         if handle.vault_lease_id:
             await vault.revoke_lease(handle.vault_lease_id, deadline=deadline)
             return LeaseRevoked(lease_id=handle.lease_id, confirmed_by="vault")
     except OrchestratorError as error:
-        return LeaseRevocationFailed(lease_id=handle.lease_id, error=error.message)
+        return _failed(handle, error.message, vault)
     if handle.unknown:
-        return LeaseRevocationFailed(lease_id=handle.lease_id, error="outcome unknown: no lease id was received")
+        return _failed(handle, "outcome unknown: no lease id was received", vault)
     return LeaseEnded(lease_id=handle.lease_id, valid_until=handle.valid_until)
+
+
+def _failed(handle: LeaseHandle, error: str, vault: VaultSession) -> LeaseRevocationFailed:
+    return LeaseRevocationFailed(lease_id=handle.lease_id, error=error, vault_time=vault.time())

@@ -23,6 +23,7 @@ from orchestrator.policy.types import PolicyEngine
 from orchestrator.redaction import Redactor
 from orchestrator.runtime.lifeline import Lifeline
 from orchestrator.runtime.observed import ObservedLedger, Observer
+from orchestrator.runtime.patience import Patience
 from orchestrator.runtime.resumption import resume, run_once
 from orchestrator.runtime.types import Interruption, RunOutcome, RunRequest, Services
 from orchestrator.vault.config import VaultConfig
@@ -80,6 +81,7 @@ async def open_services(
             clock=config.clock,
             lifeline=lifeline,
             queue=ledger.queue,
+            patience=Patience(config.clock, ledger, vault),
             max_output_bytes=config.max_output_bytes,
             max_parallel=config.max_parallel,
             settle=config.settle,

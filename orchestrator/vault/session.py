@@ -60,7 +60,7 @@ class VaultSession:
         )
 
     def time(self) -> datetime | None:
-        """The time at Vault, by its last answer; None if there was none. See `orchestrator.vault.time`."""
+        """The time at Vault; None if it has not answered lately. See `orchestrator.vault.time`."""
         return self._time.now()
 
     async def request(

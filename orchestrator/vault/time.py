@@ -12,11 +12,14 @@ from email.utils import parsedate_to_datetime
 
 from orchestrator.clock import Clock
 
+_FRESH = 10.0
+"""Seconds after an answer during which it tells the time. A Vault that is silent may be standing still."""
+
 
 class VaultTime:
     """Vault's clock by the `Date` header (RFC 9110, 6.6.1) of its last answer, to the second.
 
-    Between two answers it goes on by our monotonic clock.
+    After the answer it goes on by our monotonic clock for a while.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -32,8 +35,9 @@ class VaultTime:
         self._heard = (told if told.tzinfo else told.replace(tzinfo=UTC), self._clock.monotonic())
 
     def now(self) -> datetime | None:
-        """The time at Vault, in UTC; None if it never answered."""
+        """The time at Vault, in UTC; None if it has not answered lately."""
         if self._heard is None:
             return None
         told, at = self._heard
-        return told + timedelta(seconds=self._clock.monotonic() - at)
+        since = self._clock.monotonic() - at
+        return told + timedelta(seconds=since) if since <= _FRESH else None

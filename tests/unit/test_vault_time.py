@@ -32,9 +32,19 @@ def test_the_time_goes_on_by_the_monotonic_clock_whatever_the_wall_clock_says() 
     clock = Stopped()
     time = VaultTime(clock)
     time.hear("Wed, 25 Nov 2026 15:00:00 GMT")
-    clock.seconds += 90
+    clock.seconds += 9
     clock.wall = datetime(1970, 1, 1, tzinfo=UTC)
-    assert time.now() == datetime(2026, 11, 25, 15, 1, 30, tzinfo=UTC)
+    assert time.now() == datetime(2026, 11, 25, 15, 0, 9, tzinfo=UTC)
+
+
+def test_a_vault_that_is_silent_does_not_tell_the_time() -> None:
+    clock = Stopped()
+    time = VaultTime(clock)
+    time.hear("Wed, 25 Nov 2026 15:00:00 GMT")
+    clock.seconds += 11
+    assert time.now() is None
+    time.hear("Wed, 25 Nov 2026 15:00:11 GMT")
+    assert time.now() == datetime(2026, 11, 25, 15, 0, 11, tzinfo=UTC)
 
 
 @pytest.mark.parametrize("date", [None, "", "yesterday"])
