@@ -91,9 +91,9 @@ class Settings(BaseSettings):
     policy: str = "rego"
     policy_path: Path = Path("workflows/policies")
     grace: Annotated[float, Field(gt=0)] = 30.0
+    """Seconds that revocation may take when a step ends."""
     settle: Annotated[float, Field(gt=0)] = 95.0
     """Seconds after which a request to Vault whose answer was lost is certainly over."""
-    """Seconds that revocation may take when a run ends."""
     max_output_bytes: Annotated[int, Field(gt=0)] = 1 << 20
     max_parallel: Annotated[int, Field(gt=0)] = 8
     connection_runs: dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)

@@ -58,8 +58,8 @@ def policy_engine(settings: Settings) -> PolicyEngine:
     return open_engine(settings.policy, path=settings.policy_path)
 
 
-def runner_config(settings: Settings) -> RunnerConfig:
-    """Everything a runner is told from outside."""
+def runner_config(settings: Settings, *, grace: float | None = None) -> RunnerConfig:
+    """Everything a runner is told from outside; `grace`, in seconds, wins over the setting."""
     from orchestrator.runtime.service import RunnerConfig
 
     return RunnerConfig(
@@ -68,7 +68,7 @@ def runner_config(settings: Settings) -> RunnerConfig:
         policy=policy_engine(settings),
         endpoints=settings.endpoints,
         token_issuer=settings.token_issuer,
-        grace=settings.grace,
+        grace=settings.grace if grace is None else grace,
         max_output_bytes=settings.max_output_bytes,
         max_parallel=settings.max_parallel,
         settle=settings.settle,

@@ -43,6 +43,7 @@ def prove(
         Path | None, typer.Option("--html", metavar="FILE", help="Also write the report as a page.")
     ] = None,
     as_json: options.Json = False,
+    grace: options.Grace = None,
 ) -> None:
     """Issue each step's credentials for real and show that they can do what is declared, and nothing else.
 
@@ -51,7 +52,7 @@ def prove(
     from orchestrator.cli.run import request_for
 
     request = request_for(file, options.inputs_from(inputs, inputs_file), inputs, None, "prove", placeholders=True)
-    proof = _prove(request, tuple(step or ()), tuple(allow_public or ()), before, quiet=as_json)
+    proof = _prove(request, tuple(step or ()), tuple(allow_public or ()), before, grace, quiet=as_json)
     if html is not None:
         from orchestrator.proof.page import page
 
@@ -69,7 +70,13 @@ def prove(
 
 
 def _prove(
-    request: RunRequest, steps: tuple[str, ...], tolerate: tuple[str, ...], before: str | None, *, quiet: bool
+    request: RunRequest,
+    steps: tuple[str, ...],
+    tolerate: tuple[str, ...],
+    before: str | None,
+    grace: float | None,
+    *,
+    quiet: bool,
 ) -> Proof:
     import asyncio
 
@@ -89,7 +96,7 @@ def _prove(
             sys.stderr.write(f"examining {name}\n")
 
     async def go() -> Proof:
-        async with open_services(runner_config(settings), redactor=redactor()) as services:
+        async with open_services(runner_config(settings, grace=grace), redactor=redactor()) as services:
             prover = Prover(services=services, wish=Examination(tolerate=tolerate, before=before), progress=progress)
             return await interruptible(prover.prove(request, steps))
 

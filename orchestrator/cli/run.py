@@ -33,6 +33,7 @@ def run(
     trigger: Annotated[str, typer.Option(help="What started it: manual, cron, ...; policies see it.")] = "manual",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something went wrong.")] = False,
     as_json: options.Json = False,
+    grace: options.Grace = None,
 ) -> None:
     """Run a workflow, each step with its own credentials.
 
@@ -41,13 +42,15 @@ def run(
     request = request_for(file, options.inputs_from(inputs, inputs_file), inputs, run_id, trigger)
     from orchestrator.runtime.service import run_workflow
 
-    carry_out(lambda config, **how: run_workflow(config, request, **how), quiet=quiet, as_json=as_json)
+    carry_out(lambda config, **how: run_workflow(config, request, **how), quiet=quiet, as_json=as_json, grace=grace)
 
 
-def carry_out(work: Callable[..., Coroutine[Any, Any, RunOutcome]], *, quiet: bool, as_json: bool) -> None:
+def carry_out(
+    work: Callable[..., Coroutine[Any, Any, RunOutcome]], *, quiet: bool, as_json: bool, grace: float | None
+) -> None:
     """Show a run while it is carried out, and end with its exit code."""
     with _view(quiet=quiet, as_json=as_json) as view:
-        outcome = _carry_out(work, view)
+        outcome = _carry_out(work, view, grace)
     _conclude(outcome, view, quiet=quiet, as_json=as_json)
     raise typer.Exit(int(outcome.exit_code))
 
@@ -84,7 +87,7 @@ def _view(*, quiet: bool, as_json: bool) -> View:
     return PlainLines(quiet=quiet)
 
 
-def _carry_out(work: Callable[..., Coroutine[Any, Any, RunOutcome]], view: View) -> RunOutcome:
+def _carry_out(work: Callable[..., Coroutine[Any, Any, RunOutcome]], view: View, grace: float | None) -> RunOutcome:
     import asyncio
 
     from orchestrator.cli.connect import log_to_stderr, redactor, runner_config
@@ -94,7 +97,8 @@ def _carry_out(work: Callable[..., Coroutine[Any, Any, RunOutcome]], view: View)
     keep_memory_private()
     settings = load_settings()
     log_to_stderr(settings.log_level)
-    return asyncio.run(work(runner_config(settings), redactor=redactor(), observer=view.observe, notice=view.notice))
+    config = runner_config(settings, grace=grace)
+    return asyncio.run(work(config, redactor=redactor(), observer=view.observe, notice=view.notice))
 
 
 def _conclude(outcome: RunOutcome, view: View, *, quiet: bool, as_json: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.cli import options
 from orchestrator.log_format import LogFormat
 
 WorkflowFolder = Annotated[Path, typer.Argument(metavar="[FOLDER]", help="The folder with the workflows.")]
@@ -33,6 +34,7 @@ def serve(
     listen: Listen = "127.0.0.1:9464",
     no_listen: NoListen = False,
     log_format: LogFormats = LogFormat.TEXT,
+    grace: options.Grace = None,
 ) -> None:
     """Run the workflows of a folder when their schedules say so, and go on where other processes died.
 
@@ -40,7 +42,7 @@ def serve(
     within --drain seconds; then, or at a second signal, it is cancelled and revokes what it holds. The exit
     code is 0 if nothing had to be cancelled.
     """
-    _serve(folder, max_runs, drain, None if no_listen else listen, log_format, queue=False)
+    _serve(folder, max_runs, drain, None if no_listen else listen, log_format, grace, queue=False)
 
 
 def worker(
@@ -49,16 +51,24 @@ def worker(
     listen: Listen = "127.0.0.1:9465",
     no_listen: NoListen = False,
     log_format: LogFormats = LogFormat.TEXT,
+    grace: options.Grace = None,
 ) -> None:
     """Carry out queued runs (`orchestrator queue add`), and go on where other processes died.
 
     Any number of workers share a ledger in PostgreSQL. Signals and exit codes are those of `serve`.
     """
-    _serve(None, max_runs, drain, None if no_listen else listen, log_format, queue=True)
+    _serve(None, max_runs, drain, None if no_listen else listen, log_format, grace, queue=True)
 
 
 def _serve(
-    folder: Path | None, max_runs: int, drain: float, listen: str | None, log_format: LogFormat, *, queue: bool
+    folder: Path | None,
+    max_runs: int,
+    drain: float,
+    listen: str | None,
+    log_format: LogFormat,
+    grace: float | None,
+    *,
+    queue: bool,
 ) -> None:
     import asyncio
 
@@ -79,5 +89,5 @@ def _serve(
         queue=queue,
         connection_runs=settings.connection_runs,
     )
-    code = asyncio.run(service.serve(runner_config(settings), config, redactor=redactor()))
+    code = asyncio.run(service.serve(runner_config(settings, grace=grace), config, redactor=redactor()))
     raise typer.Exit(int(code))
