@@ -93,7 +93,7 @@ class Settings(BaseSettings):
     policy: str = "rego"
     policy_path: Path = Path("workflows/policies")
     grace: Annotated[float, Field(gt=0)] = 30.0
-    """Seconds that revocation may take when a run ends."""
+    """Seconds that revocation may take when a step ends."""
     settle: Annotated[float, Field(gt=0)] = 95.0
     """Seconds after which a request to Vault whose answer was lost is certainly over."""
     sweep_interval: Annotated[float, Field(ge=1)] = 900.0

@@ -13,12 +13,16 @@ from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+from orchestrator.actions.handover import Handover
 from orchestrator.grants.credential import Credential
 from orchestrator.jsontypes import JsonObject, JsonValue
 
 
 class Params(BaseModel):
     """Base of every action's parameters: unknown keys are refused."""
+
+    takes_new_credentials: ClassVar[bool] = False
+    """Whether the action passes on what is issued anew while it runs, of grants that no parameter names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
 
@@ -28,13 +32,16 @@ class GrantRef:
     """Marks a parameter that names a grant of the step (`Annotated[str, GrantRef("token")]`).
 
     `kinds` are the kinds it may be of. Where a parameter may name one field of the grant it is
-    written `grant.field`.
+    written `grant.field`. `anew`: where it names the whole grant, the action passes on what is issued
+    anew for it while it runs (see `StepContext.handover`).
     """
 
     kinds: tuple[str, ...]
+    anew: bool
 
-    def __init__(self, *kinds: str) -> None:
+    def __init__(self, *kinds: str, anew: bool = False) -> None:
         object.__setattr__(self, "kinds", kinds)
+        object.__setattr__(self, "anew", anew)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +49,8 @@ class StepContext:
     """What an action is told besides its parameters: its own credentials, and nothing of anybody else's.
 
     `idempotency_key` is the same for every attempt of one step of one run. `deadline` is a value of
-    the monotonic clock, in seconds. `endpoints` are addresses without secrets, by name.
+    the monotonic clock, in seconds. `endpoints` are addresses without secrets, by name. `handover`
+    brings credentials that are issued anew; None if no grant of the step may be.
     """
 
     run_id: str
@@ -54,6 +62,7 @@ class StepContext:
     deadline: float
     credentials: Mapping[str, Credential] = field(default_factory=dict)
     endpoints: Mapping[str, str] = field(default_factory=dict)
+    handover: Handover | None = None
 
     def remaining(self) -> float:
         """Seconds until the deadline, never below a tenth of one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -10,30 +11,37 @@ from pydantic import Field, model_validator
 from pydantic import JsonValue as Json
 
 from orchestrator.actions.base import GrantRef, Params, StepContext
-from orchestrator.actions.process import SAFE_PATH, Command, Finished, run_process
-from orchestrator.actions.references import redactor_for, secret_of, within_deadline
+from orchestrator.actions.handover import Handover
+from orchestrator.actions.process import SAFE_PATH, Command, Finished, Running, run_process
+from orchestrator.actions.references import credential_of, redactor_for, secret_of, within_deadline
 from orchestrator.errors import OutputRefused, StepFailed
+from orchestrator.grants.credential import Credential
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.redaction import Redactor
+from orchestrator.secret import Secret
 
 _STDERR_SHOWN = 2000
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+FileRef = Annotated[
+    str, GrantRef("database", "secret", "dynamic", "token", anew=True), Field(pattern=r"^[^.]+(\.[^.]+)?$")
+]
 FieldRef = Annotated[str, GrantRef("database", "secret", "dynamic", "token"), Field(pattern=r"^[^.]+\.[^.]+$")]
 
 
 class ExecCredentials(Params):
-    """How credentials reach the program, as `VARIABLE: grant.field`."""
+    """How credentials reach the program, as `VARIABLE: grant.field`, or a whole one as `VARIABLE: grant`."""
 
     env: dict[Variable, FieldRef] = Field(
         default_factory=dict,
         description="Variables that hold the secret itself. They can be read in /proc/PID/environ of the program, by "
         "the same user, as long as it lives; prefer `files`.",
     )
-    files: dict[Variable, FieldRef] = Field(
+    files: dict[Variable, FileRef] = Field(
         default_factory=dict,
         description="Variables that hold the path of a file (mode 0600, in memory) with the secret; it goes when the "
-        "program does.",
+        'program does. `grant` without a field is all of it, as JSON: `{"version": 1, "fields": {...}}`; if it is '
+        "issued anew another file takes the place of this one, with the next version.",
     )
 
 
@@ -70,21 +78,40 @@ class Exec:
         return {"program": params.command[0], "arguments": len(params.command) - 1}
 
     async def run(self, params: ExecParams, context: StepContext) -> JsonValue:
-        redactor = redactor_for(context)
         command = Command(
             arguments=params.command,
             environment={"PATH": SAFE_PATH, **params.environment},
             secrets={name: secret_of(context, ref) for name, ref in params.credentials.env.items()},
-            files={name: secret_of(context, ref) for name, ref in params.credentials.files.items()},
+            files={name: _content(context, ref) for name, ref in params.credentials.files.items()},
             directory=params.cwd,
             stdin=_stdin(params.stdin),
             max_bytes=params.max_bytes,
+            started=partial(_take_anew, params, context.handover) if context.handover else None,
         )
         async with within_deadline(context, "the command"):
             finished = await run_process(command)
         if finished.exit_code != 0:
-            raise failure(finished, redactor)
+            raise failure(finished, redactor_for(context))
         return _output(finished, params.output)
+
+
+def _content(context: StepContext, reference: str) -> Secret:
+    """What the file holds: one field as it is, or the whole credential."""
+    return secret_of(context, reference) if "." in reference else _whole(credential_of(context, reference))
+
+
+def _whole(credential: Credential) -> Secret:
+    """All fields in one document, so that a program never reads the name of one login and the password of another."""
+    fields = {name: secret.reveal() for name, secret in credential.fields.items()}
+    return Secret(json.dumps({"version": credential.version, "fields": fields}))
+
+
+def _take_anew(params: ExecParams, handover: Handover, running: Running) -> None:
+    async def receive(credential: Credential) -> None:
+        names = [name for name, reference in params.credentials.files.items() if reference == credential.grant]
+        await running.replace_files(dict.fromkeys(names, _whole(credential)))
+
+    handover.take(receive)
 
 
 def failure(finished: Finished, redactor: Redactor) -> StepFailed:

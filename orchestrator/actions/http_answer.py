@@ -73,15 +73,23 @@ def check_status(response: Incoming, method: str, expect: Collection[int] | None
 
 
 def retry_after(headers: Mapping[str, Any], *, now: datetime) -> float | None:
-    """Seconds to wait according to Retry-After, given in seconds or as a date (RFC 9110, 10.2.3)."""
+    """Seconds to wait according to Retry-After, given in seconds or as a date (RFC 9110, 10.2.3).
+
+    A date is compared with the answer's own `Date`, so that our clock does not matter; without one with `now`.
+    """
     value = str(headers.get("retry-after", "")).strip()
     if value.isascii() and value.isdigit():
         return float(value)
+    until = _date(value)
+    return None if until is None else max(0.0, (until - (_date(headers.get("date")) or now)).total_seconds())
+
+
+def _date(value: object) -> datetime | None:
     try:
-        date = parsedate_to_datetime(value)
+        date = parsedate_to_datetime(str(value))
     except ValueError:
         return None
-    return max(0.0, ((date if date.tzinfo else date.replace(tzinfo=UTC)) - now).total_seconds())
+    return date if date.tzinfo else date.replace(tzinfo=UTC)
 
 
 def _refuse_constant(name: str) -> NoReturn:

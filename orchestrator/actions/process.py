@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ SAFE_PATH = "/usr/local/bin:/usr/bin:/bin"
 class Command:
     """What to run. Its environment is `environment` and `secrets`, and for each of `files` the path of a private
     file with that content; nothing else. `directory` None: a fresh private one. `max_bytes` bounds its stdout.
+    `started` is called once it runs, with what can still be brought to it; its stdin stays open then.
     """
 
     arguments: Sequence[str]
@@ -39,6 +40,7 @@ class Command:
     directory: Path | None = None
     stdin: bytes = field(default=b"", repr=False)
     max_bytes: int = 5_000_000
+    started: Callable[[Running], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,70 @@ class _Pipes(asyncio.SubprocessProtocol):
             self.closed.set_result(None)
 
 
+class _Report(asyncio.Protocol):
+    """What the supervisor says on its status pipe, in lines of JSON."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.facts: dict[str, int] = {}
+        self.ended: asyncio.Future[None] = loop.create_future()
+        self._replaced: asyncio.Future[int] | None = None
+        self._rest = b""
+
+    def expect_replaced(self) -> asyncio.Future[int]:
+        """The errno with which the next replacement of files ends; 0 if it succeeds, or nobody is there any more."""
+        self._replaced = asyncio.get_running_loop().create_future()
+        if self.ended.done():
+            self._replaced.set_result(0)
+        return self._replaced
+
+    def data_received(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            fact: dict[str, int] = json.loads(line)
+            if "replaced" in fact:
+                self._answer(fact["replaced"])
+            else:
+                self.facts |= fact
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._answer(0)
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def _answer(self, number: int) -> None:
+        if self._replaced is not None and not self._replaced.done():
+            self._replaced.set_result(number)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A command that runs, and what can still be brought to it."""
+
+    _paths: Mapping[str, str]
+    _control: asyncio.WriteTransport
+    _stdin: asyncio.WriteTransport
+    _report: _Report
+
+    def write(self, data: bytes) -> None:
+        """Write to its standard input. One that reads nothing any more misses nothing."""
+        if not self._stdin.is_closing():
+            self._stdin.write(data)
+
+    async def replace_files(self, files: Mapping[str, Secret]) -> None:
+        """Put other private files in the place of these, by name; each at once. One replacement at a time.
+
+        Raises StepFailed if that is impossible.
+        """
+        replaced = self._report.expect_replaced()
+        if self._control.is_closing():
+            return
+        contents = {self._paths[name]: content.reveal() for name, content in files.items()}
+        self._control.write(json.dumps({"replace": contents}).encode() + b"\n")
+        if number := await replaced:
+            raise StepFailed(f"a new credential could not be written to its file: {os.strerror(number)}")
+
+
 async def run_process(command: Command) -> Finished:
     """Run to the end. Raises StepFailed `error` (cannot start, cannot be stopped) or `output` (too much stdout).
 
@@ -106,18 +172,19 @@ async def run_process(command: Command) -> Finished:
             "remove": private,
             "grace": GRACE,
         }
-        return await _supervised(json.dumps(order).encode() + b"\n", command)
+        return await _supervised(json.dumps(order).encode() + b"\n", command, files)
     finally:
         supervisor.remove_private(private, list(files.values()))
 
 
-async def _supervised(order: bytes, command: Command) -> Finished:
+async def _supervised(order: bytes, command: Command, files: Mapping[str, str]) -> Finished:
     loop = asyncio.get_running_loop()
     control_end, control = os.pipe()
     status, status_end = os.pipe()
     line: asyncio.WriteTransport | None = None
     process: asyncio.SubprocessTransport | None = None
-    pipes = _Pipes(command.max_bytes)
+    listening: asyncio.ReadTransport | None = None
+    pipes, report = _Pipes(command.max_bytes), _Report()
     try:
         line, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, os.fdopen(control, "wb", buffering=0))
         process, _ = await loop.subprocess_exec(
@@ -130,8 +197,12 @@ async def _supervised(order: bytes, command: Command) -> Finished:
         os.close(control_end)
         os.close(status_end)
         control_end = status_end = -1
+        listening, _ = await loop.connect_read_pipe(lambda: report, os.fdopen(status, "rb", buffering=0))
+        status = -1
         line.write(order)
-        _feed(process, command.stdin)
+        stdin = _feed(process, command.stdin, close=command.started is None)
+        if command.started is not None:
+            command.started(Running(files, line, stdin, report))
         await asyncio.wait({pipes.closed, pipes.exited, pipes.too_much}, return_when=asyncio.FIRST_COMPLETED)
         if pipes.too_much.done():
             raise StepFailed(
@@ -141,22 +212,27 @@ async def _supervised(order: bytes, command: Command) -> Finished:
             )
         await pipes.exited
         await asyncio.wait({pipes.closed}, timeout=GRACE)
-        return _finished(_read_status(status), pipes)
+        await report.ended  # the supervisor is over, and nobody else holds the other end
+        return _finished(report.facts, pipes)
     finally:
         if line is not None and not line.is_closing():
             line.abort()
         if process is not None:
             await _uninterrupted(_stop(process, pipes))
+        if listening is not None:
+            listening.close()
         for fd in (status, control_end, status_end):
             if fd >= 0:
                 os.close(fd)
 
 
-def _feed(process: asyncio.SubprocessTransport, stdin: bytes) -> None:
+def _feed(process: asyncio.SubprocessTransport, stdin: bytes, *, close: bool) -> asyncio.WriteTransport:
     pipe = process.get_pipe_transport(0)
-    if isinstance(pipe, asyncio.WriteTransport):
-        pipe.write(stdin)
+    assert isinstance(pipe, asyncio.WriteTransport)
+    pipe.write(stdin)
+    if close:
         pipe.close()
+    return pipe
 
 
 async def _stop(process: asyncio.SubprocessTransport, pipes: _Pipes) -> None:
@@ -183,19 +259,6 @@ async def _uninterrupted(work: Coroutine[None, None, None]) -> None:
     task.result()
     if cancelled is not None:
         raise cancelled
-
-
-def _read_status(fd: int) -> dict[str, int]:
-    """All that the supervisor reported. It has ended, so this does not wait."""
-    os.set_blocking(fd, False)
-    data = b""
-    with suppress(BlockingIOError):
-        while chunk := os.read(fd, 4096):
-            data += chunk
-    report: dict[str, int] = {}
-    for text in data.splitlines():
-        report |= json.loads(text)
-    return report
 
 
 def _finished(report: Mapping[str, int], pipes: _Pipes) -> Finished:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -12,9 +13,11 @@ from pydantic import JsonValue as Json
 
 from orchestrator.actions.base import Params, StepContext
 from orchestrator.actions.exec import failure
-from orchestrator.actions.process import SAFE_PATH, Command, Finished, run_process
+from orchestrator.actions.handover import Handover
+from orchestrator.actions.process import SAFE_PATH, Command, Finished, Running, run_process
 from orchestrator.actions.references import redactor_for, within_deadline
 from orchestrator.errors import OutputRefused, StepFailed
+from orchestrator.grants.credential import Credential
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.redaction import Redactor
 
@@ -25,10 +28,12 @@ _RESULT_ALLOWANCE = 1000
 
 
 class PythonParams(Params):
+    takes_new_credentials: ClassVar[bool] = True
     callable: Annotated[str, Field(pattern=rf"^{_IDENTIFIER}(\.{_IDENTIFIER})*:{_IDENTIFIER}(\.{_IDENTIFIER})*$")] = (
         Field(
             description="`package.module:function`, plain or async. Besides `arguments` it may take `credentials` (a "
-            "mapping of grant to field to text) and `context` (the ids of run, step and attempt, idempotency_key)."
+            "mapping of grant to field to text, which always holds what was issued last) and `context` (the ids of "
+            "run, step and attempt, idempotency_key)."
         )
     )
     arguments: dict[str, Json] = Field(default_factory=dict, description="Keyword arguments, as JSON.")
@@ -52,6 +57,7 @@ class Python:
             environment={"PATH": SAFE_PATH},
             stdin=_request(params, context),
             max_bytes=params.max_bytes + _RESULT_ALLOWANCE,
+            started=partial(_take_anew, context.handover) if context.handover else None,
         )
         async with within_deadline(context, "the function"):
             finished = await run_process(command)
@@ -59,7 +65,7 @@ class Python:
 
 
 def _request(params: PythonParams, context: StepContext) -> bytes:
-    """What the child reads from its standard input; the only place where the credentials are together in plain text."""
+    """What the child reads first from its standard input; only here the credentials are together in plain text."""
     request = {
         "callable": params.callable,
         "path": [str(path.absolute()) for path in params.path],
@@ -77,7 +83,18 @@ def _request(params: PythonParams, context: StepContext) -> bytes:
             "idempotency_key": context.idempotency_key,
         },
     }
-    return json.dumps(request).encode()
+    return json.dumps(request).encode() + b"\n"
+
+
+def _take_anew(handover: Handover, running: Running) -> None:
+    """Each new credential is one more line on the child's standard input."""
+
+    async def receive(credential: Credential) -> None:
+        fields = {name: secret.reveal() for name, secret in credential.fields.items()}
+        message = {"grant": credential.grant, "version": credential.version, "fields": fields}
+        running.write(json.dumps(message).encode() + b"\n")
+
+    handover.take(receive)
 
 
 def _result(finished: Finished, params: PythonParams, redactor: Redactor) -> JsonValue:

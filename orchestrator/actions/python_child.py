@@ -1,5 +1,6 @@
 """The process that a `python` step runs in: one request on standard input, one answer on standard output.
 
+The request is one line of JSON. Lines that follow it bring credentials that are issued anew.
 The function itself finds an empty standard input, and whatever it (or a program that it starts) prints goes
 to standard error, so that it cannot corrupt the answer.
 """
@@ -12,13 +13,20 @@ import inspect
 import json
 import os
 import sys
+import threading
+from collections.abc import Iterator
 from typing import Any
+
+from orchestrator.actions.python_credentials import Credentials
 
 
 def main() -> None:
     """Read, call, answer."""
-    with open(os.dup(0), "rb") as stream:
-        request = json.load(stream)
+    lines = _lines(os.dup(0))
+    request = json.loads(next(lines))
+    request["credentials"] = credentials = Credentials(request["credentials"])
+    # A thread that blocks in a read and nothing else: it ends with the process, whatever it waits for.
+    threading.Thread(target=_take_anew, args=(lines, credentials), daemon=True).start()
     answers = os.dup(1)
     os.dup2(2, 1)
     nowhere = os.open(os.devnull, os.O_RDONLY)
@@ -28,6 +36,18 @@ def main() -> None:
     sys.stdout.flush()
     with open(answers, "wb") as stream:
         stream.write(answer)
+
+
+def _lines(fd: int) -> Iterator[bytes]:
+    data = b""
+    while chunk := os.read(fd, 65536):
+        *whole, data = (data + chunk).split(b"\n")
+        yield from whole
+
+
+def _take_anew(lines: Iterator[bytes], credentials: Credentials) -> None:
+    for line in lines:
+        credentials.take(**json.loads(line))
 
 
 def _answer(request: dict[str, Any]) -> bytes:

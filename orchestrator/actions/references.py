@@ -42,8 +42,10 @@ def field_of(credential: Credential, field: str) -> Secret:
 
 
 def redactor_for(context: StepContext) -> Redactor:
-    """A redactor that knows what this step holds, for messages that come from outside."""
-    return Redactor(secret for credential in context.credentials.values() for secret in credential.fields.values())
+    """A redactor that knows all that this step has held until now, for messages that come from outside."""
+    anew = context.handover.delivered if context.handover else []
+    held = [*context.credentials.values(), *anew]
+    return Redactor(secret for credential in held for secret in credential.fields.values())
 
 
 @asynccontextmanager

@@ -6,9 +6,10 @@ its children. It stops them all when its control pipe closes, and so also when t
 On other systems only the command's own process group is covered.
 
 Control pipe: one line of JSON (`command`, `environment`, `directory`, `files`, `remove`, `grace`), then it
-stays open. Status pipe: lines of JSON, `{"failed": errno}`, `{"exit": code}` or `{"signal": number}`, and
-`{"left": count}` at the end. The credentials travel in that line, so they are in nobody's arguments and in
-no environment but the command's own.
+stays open; each further line (`{"replace": {path: content}}`) puts other files in the place of some. Status pipe:
+lines of JSON, `{"replaced": errno}` after each of these, `{"failed": errno}`, `{"exit": code}` or
+`{"signal": number}`, and `{"left": count}` at the end. The credentials travel in these lines, so they are in
+nobody's arguments and in no environment but the command's own.
 """
 
 from __future__ import annotations
@@ -117,15 +118,30 @@ def _drain(fd: int) -> None:
             pass
 
 
-def _read_order(control: int) -> dict[str, Any] | None:
-    data = b""
-    while not data.endswith(b"\n"):
-        chunk = os.read(control, 65536)
+class _Control:
+    """The lines of JSON that come through the control pipe."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.early: list[dict[str, Any]] = []
+        """What came together with the first line."""
+        self._rest = b""
+
+    def receive(self) -> list[dict[str, Any]] | None:
+        """What a single read completes, after waiting for data; None when the pipe is closed."""
+        chunk = os.read(self.fd, 65536)
         if not chunk:
             return None
-        data += chunk
-    order: dict[str, Any] = json.loads(data)
-    return order
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+    def order(self) -> dict[str, Any] | None:
+        """The first line; None if the pipe is closed before it came."""
+        while (received := self.receive()) is not None:
+            if received:
+                order, *self.early = received
+                return order
+        return None
 
 
 def _start(order: dict[str, Any], prctl: Callable[[int, int], object] | None) -> tuple[int, int]:
@@ -168,6 +184,17 @@ def _write_files(files: dict[str, str]) -> None:
             file.write(content.encode("utf-8", "surrogateescape"))
 
 
+def _replace_files(files: dict[str, str]) -> int:
+    """Each file at once: whoever opens it finds the old content or the new. Returns 0, or the errno of the failure."""
+    try:
+        for path, content in files.items():
+            _write_files({f"{path}.new": content})
+            os.replace(f"{path}.new", path)
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
+
+
 def remove_private(directories: list[str], files: list[str]) -> None:
     """Overwrite and remove credential files, then remove the directories with all that is in them."""
     for path in files:
@@ -184,7 +211,7 @@ def remove_private(directories: list[str], files: list[str]) -> None:
             shutil.rmtree(directory, ignore_errors=True)
 
 
-def _supervise(order: dict[str, Any], control: int, report: Callable[[str, int], None]) -> None:
+def _supervise(order: dict[str, Any], control: _Control, report: Callable[[str, int], None]) -> None:
     prctl = _prctl()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if prctl is not None:
@@ -205,12 +232,18 @@ def _supervise(order: dict[str, Any], control: int, report: Callable[[str, int],
     nowhere = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(nowhere, fd)
+    for message in control.early:
+        report("replaced", _replace_files(message["replace"]))
     tree = _Tree(pid, wake, adopts=prctl is not None)
     tree.reap()
     while tree.status is None and not stopped:
-        ready, _, _ = select.select([control, wake], [], [])
-        if control in ready:
-            break
+        ready, _, _ = select.select([control.fd, wake], [], [])
+        if control.fd in ready:
+            received = control.receive()
+            if received is None:
+                break
+            for message in received:
+                report("replaced", _replace_files(message["replace"]))
         _drain(wake)
         tree.reap()
     if tree.left():
@@ -235,11 +268,12 @@ def main() -> None:
         with suppress(BrokenPipeError):
             os.write(status, json.dumps({what: value}).encode() + b"\n")
 
-    order = _read_order(control)
+    pipe = _Control(control)
+    order = pipe.order()
     if order is None:
         return
     try:
-        _supervise(order, control, report)
+        _supervise(order, pipe, report)
     finally:
         remove_private(order["remove"], list(order["files"]))
 

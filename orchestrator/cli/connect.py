@@ -59,8 +59,8 @@ def policy_engine(settings: Settings) -> PolicyEngine:
     return open_engine(settings.policy, path=settings.policy_path)
 
 
-def runner_config(settings: Settings, *, engine: EngineName | None = None) -> RunnerConfig:
-    """Everything a runner is told from outside. `engine` wins over the settings."""
+def runner_config(settings: Settings, *, engine: EngineName | None = None, grace: float | None = None) -> RunnerConfig:
+    """Everything a runner is told from outside; `engine` and `grace`, in seconds, win over the settings."""
     from orchestrator.runtime.service import RunnerConfig
 
     return RunnerConfig(
@@ -70,7 +70,7 @@ def runner_config(settings: Settings, *, engine: EngineName | None = None) -> Ru
         engine=engine or settings.engine,
         endpoints=settings.endpoints,
         token_issuer=settings.token_issuer,
-        grace=settings.grace,
+        grace=settings.grace if grace is None else grace,
         max_output_bytes=settings.max_output_bytes,
         max_parallel=settings.max_parallel,
         settle=settings.settle,

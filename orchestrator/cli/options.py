@@ -23,6 +23,15 @@ Engine = Annotated[
     ),
 ]
 WorkflowFile = Annotated[Path, typer.Argument(metavar="FILE", help="The workflow, a YAML file.")]
+Grace = Annotated[
+    float | None,
+    typer.Option(
+        "--grace",
+        metavar="SECONDS",
+        min=0.1,
+        help="How long revoking may take when a step ends or a signal comes. Default: ORCHESTRATOR_GRACE, or 30.",
+    ),
+]
 Inputs = Annotated[
     list[str] | None, typer.Option("--input", "-i", metavar="NAME=VALUE", help="One input; may be given again.")
 ]

@@ -44,6 +44,7 @@ def prove(
         Path | None, typer.Option("--html", metavar="FILE", help="Also write the report as a page.")
     ] = None,
     as_json: options.Json = False,
+    grace: options.Grace = None,
 ) -> None:
     """Issue each step's credentials for real and show that they can do what is declared, and nothing else.
 
@@ -54,7 +55,7 @@ def prove(
     if html is not None and (html.is_dir() or not html.parent.is_dir()):
         raise UsageError(f"{html} cannot be written", hint="name a file in a folder that is there")
     request = request_for(file, options.inputs_from(inputs, inputs_file), inputs, None, "prove", placeholders=True)
-    proof = _prove(request, tuple(step or ()), tuple(allow_public or ()), before, quiet=as_json)
+    proof = _prove(request, tuple(step or ()), tuple(allow_public or ()), before, grace, quiet=as_json)
     if html is not None:
         _write_page(html, proof)
     if as_json:
@@ -81,7 +82,13 @@ def _write_page(file: Path, proof: Proof) -> None:
 
 
 def _prove(
-    request: RunRequest, steps: tuple[str, ...], tolerate: tuple[str, ...], before: str | None, *, quiet: bool
+    request: RunRequest,
+    steps: tuple[str, ...],
+    tolerate: tuple[str, ...],
+    before: str | None,
+    grace: float | None,
+    *,
+    quiet: bool,
 ) -> Proof:
     import asyncio
 
@@ -101,7 +108,7 @@ def _prove(
             sys.stderr.write(f"examining {name}\n")
 
     async def go() -> Proof:
-        async with open_services(runner_config(settings), redactor=redactor()) as services:
+        async with open_services(runner_config(settings, grace=grace), redactor=redactor()) as services:
             prover = Prover(services=services, wish=Examination(tolerate=tolerate, before=before), progress=progress)
             return await interruptible(prover.prove(request, steps))
 

@@ -35,6 +35,7 @@ def run(
     engine: options.Engine = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something went wrong.")] = False,
     as_json: options.Json = False,
+    grace: options.Grace = None,
 ) -> None:
     """Run a workflow, each step with its own credentials.
 
@@ -43,19 +44,26 @@ def run(
     request = request_for(file, options.inputs_from(inputs, inputs_file), inputs, run_id, trigger)
     from orchestrator.runtime.service import run_workflow
 
-    carry_out(lambda config, **how: run_workflow(config, request, **how), engine=engine, quiet=quiet, as_json=as_json)
+    carry_out(
+        lambda config, **how: run_workflow(config, request, **how),
+        engine=engine,
+        grace=grace,
+        quiet=quiet,
+        as_json=as_json,
+    )
 
 
 def carry_out(
     work: Callable[..., Coroutine[Any, Any, RunOutcome]],
     *,
     engine: EngineName | None = None,
+    grace: float | None = None,
     quiet: bool,
     as_json: bool,
 ) -> None:
     """Show a run while it is carried out, and end with its exit code."""
     with _view(quiet=quiet, as_json=as_json) as view:
-        outcome = _carry_out(work, view, engine)
+        outcome = _carry_out(work, view, engine, grace)
     _conclude(outcome, view, quiet=quiet, as_json=as_json)
     raise typer.Exit(int(outcome.exit_code))
 
@@ -93,7 +101,7 @@ def _view(*, quiet: bool, as_json: bool) -> View:
 
 
 def _carry_out(
-    work: Callable[..., Coroutine[Any, Any, RunOutcome]], view: View, engine: EngineName | None
+    work: Callable[..., Coroutine[Any, Any, RunOutcome]], view: View, engine: EngineName | None, grace: float | None
 ) -> RunOutcome:
     import asyncio
 
@@ -104,7 +112,7 @@ def _carry_out(
     keep_memory_private()
     settings = load_settings()
     log_to_stderr(settings.log_level)
-    config = runner_config(settings, engine=engine)
+    config = runner_config(settings, engine=engine, grace=grace)
     return asyncio.run(work(config, redactor=redactor(), observer=view.observe, notice=view.notice))
 
 

@@ -78,13 +78,14 @@ def resume(
     inputs_file: options.InputsFile = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something went wrong.")] = False,
     as_json: options.Json = False,
+    grace: options.Grace = None,
 ) -> None:
     """Go on with a run whose process died: finished steps are not run again. Secret inputs are given again."""
     from orchestrator.cli.run import carry_out
     from orchestrator.runtime.service import resume_run
 
     secrets = options.inputs_from(None, inputs_file)
-    carry_out(lambda config, **how: resume_run(config, run, secrets, **how), quiet=quiet, as_json=as_json)
+    carry_out(lambda config, **how: resume_run(config, run, secrets, **how), quiet=quiet, as_json=as_json, grace=grace)
 
 
 @app.command("cancel")

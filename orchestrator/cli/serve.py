@@ -38,6 +38,7 @@ def serve(
     no_listen: NoListen = False,
     log_format: LogFormats = LogFormat.TEXT,
     engine: options.Engine = None,
+    grace: options.Grace = None,
 ) -> None:
     """Run the workflows of a folder when their schedules say so, and go on where other processes died.
 
@@ -45,7 +46,7 @@ def serve(
     within --drain seconds; then, or at a second signal, it is cancelled and revokes what it holds. The exit
     code is 0 if nothing had to be cancelled.
     """
-    _serve(folder, max_runs, drain, None if no_listen else listen, log_format, engine, queue=False)
+    _serve(folder, max_runs, drain, None if no_listen else listen, log_format, engine, grace, queue=False)
 
 
 def worker(
@@ -55,12 +56,13 @@ def worker(
     no_listen: NoListen = False,
     log_format: LogFormats = LogFormat.TEXT,
     engine: options.Engine = None,
+    grace: options.Grace = None,
 ) -> None:
     """Carry out queued runs (`orchestrator queue add`), and go on where other processes died.
 
     Any number of workers share a ledger in PostgreSQL. Signals and exit codes are those of `serve`.
     """
-    _serve(None, max_runs, drain, None if no_listen else listen, log_format, engine, queue=True)
+    _serve(None, max_runs, drain, None if no_listen else listen, log_format, engine, grace, queue=True)
 
 
 def _serve(
@@ -70,6 +72,7 @@ def _serve(
     listen: str | None,
     log_format: LogFormat,
     engine: EngineName | None,
+    grace: float | None,
     *,
     queue: bool,
 ) -> None:
@@ -93,5 +96,5 @@ def _serve(
         connection_runs=settings.connection_runs,
         sweep_interval=settings.sweep_interval,
     )
-    code = asyncio.run(service.serve(runner_config(settings, engine=engine), config, redactor=redactor()))
+    code = asyncio.run(service.serve(runner_config(settings, engine=engine, grace=grace), config, redactor=redactor()))
     raise typer.Exit(int(code))

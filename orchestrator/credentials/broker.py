@@ -4,21 +4,24 @@ Opening: the intent is committed to the ledger, a child token is minted, each le
 committed before the step may see it. Closing, in reverse: each lease is revoked synchronously, then
 the child token by its accessor; what is not confirmed by Vault is looked for in the database. An
 issuance in flight is never abandoned: closing waits for its answer, then revokes it.
+
+In between, leases that end before the step are renewed; where that is impossible another one takes the
+place of such a lease, if the grant says so, or the step is ended in time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from orchestrator.clock import Clock
 from orchestrator.credentials.closing import close_lease
-from orchestrator.credentials.renewal import Renewal
+from orchestrator.credentials.renewal import Ending, Renewal
 from orchestrator.credentials.types import (
     STEP_TOKEN_KIND,
     Attempt,
@@ -29,7 +32,7 @@ from orchestrator.credentials.types import (
     LeaseHandle,
     LoginsLeft,
 )
-from orchestrator.errors import GrantRefused, OrchestratorError, Refused, VaultUnreachable
+from orchestrator.errors import GrantRefused, OrchestratorError, Refused, StepFailed, VaultUnreachable
 from orchestrator.grants.credential import Credential
 from orchestrator.grants.scope import STEP_TOKEN_MARGIN, Scope
 from orchestrator.ledger.events import (
@@ -51,6 +54,9 @@ from orchestrator.vault.faults import Outcome, VaultUnavailable
 from orchestrator.vault.session import StepToken, VaultSession
 
 STEP_TOKEN_GRANT = "(step token)"  # noqa: S105 -- how the ledger names the child token among the grants
+
+
+T = TypeVar("T")
 
 
 class Duties(Protocol):
@@ -107,17 +113,25 @@ class StepLeases:
         self._held: list[LeaseHandle] = []
         self._token_scope = _token_scope(broker, attempt)
         self._unasked: dict[str, Scope] = {}
-        self._in_flight: tuple[str, Scope] | None = None
+        self._in_flight: dict[str, Scope] = {}
         self._opening: asyncio.Task[dict[str, Credential]] | None = None
+        self._unabandoned: set[asyncio.Task[Any]] = set()
         self._stop = asyncio.Event()
         self.epilogue: tuple[Event, ...] = ()
         """Committed together with the beginning of the revocation; set it before leaving the context."""
         self.pending: tuple[str, ...] = ()
         self.on_expiry: Callable[[OrchestratorError], None] = lambda error: None
         """Called once if a lease is about to end before the step's deadline and cannot be renewed."""
-        self._renewals: list[asyncio.Task[None]] = []
+        self.deliver: Callable[[Credential], Awaitable[None]] = _takes_nothing
+        """Brings a credential that was issued anew to the action; raises StepFailed if that is impossible."""
+        self._upkeep: list[asyncio.Task[None]] = []
         self.step_token: StepToken | None = None
         """The attempt's own token while its leases are open: for proving what it cannot do, never for a step."""
+
+    @property
+    def replaceable(self) -> bool:
+        """Whether any credential of the attempt may be issued anew while the action runs."""
+        return any(scope.on_expiry == "reissue" for scope in self._attempt.scopes)
 
     async def __aenter__(self) -> Mapping[str, Credential]:
         self._opening = asyncio.create_task(self._open(), name=f"open {self._attempt.step_key}")
@@ -144,8 +158,9 @@ class StepLeases:
             self._requested(token_id, self._token_scope),
             *(self._requested(lease_id, scope) for lease_id, scope in self._unasked.items()),
         )
-        self._in_flight = (token_id, self._token_scope)
+        self._in_flight[token_id] = self._token_scope
         token = self.step_token = await self._mint(token_id)
+        del self._in_flight[token_id]
         on_record = asyncio.create_task(self._record(self._token_held(token_id, token)))
         try:
             return await self._issue_all(token)
@@ -158,9 +173,7 @@ class StepLeases:
             if self._stop.is_set():
                 break
             del self._unasked[lease_id]
-            self._in_flight = (lease_id, scope)
-            credentials[scope.name] = await self._issue(lease_id, scope, token)
-            self._in_flight = None
+            credentials[scope.name] = await self._issue(lease_id, scope, token, version=1)
         return credentials
 
     async def _mint(self, lease_id: str) -> StepToken:
@@ -182,11 +195,14 @@ class StepLeases:
         self._held.append(LeaseHandle(lease_id, scope.name, scope.kind, scope.resource, accessor=token.accessor))
         return self._issued_event(lease_id, ttl=token.ttl, accessor=token.accessor, subject=self._attempt.step_key)
 
-    async def _issue(self, lease_id: str, scope: Scope, token: StepToken) -> Credential:
+    async def _issue(
+        self, lease_id: str, scope: Scope, token: StepToken, *, version: int, deadline: float | None = None
+    ) -> Credential:
+        """Issue what is on record as requested. It is asked for until `deadline`, by default as long as the step."""
         broker = self._broker
         request = IssueRequest(
             scope=scope,
-            attempt=self._attempt,
+            attempt=self._attempt if deadline is None else replace(self._attempt, deadline=deadline),
             lease_id=lease_id,
             token=token.token,
             vault=broker.vault,
@@ -195,6 +211,7 @@ class StepLeases:
             remember=broker.remember,
             token_issuer=broker.token_issuer,
         )
+        self._in_flight[lease_id] = scope
         try:
             issued = await broker.issuer(scope.kind).issue(request)
         except OrchestratorError as error:
@@ -220,25 +237,91 @@ class StepLeases:
             ),
             self._issued_event(lease_id, ttl=ttl, vault_lease_id=issued.vault_lease_id, subject=issued.subject),
         )
+        del self._in_flight[lease_id]
         self._check(scope, issued, ttl)
         if issued.vault_lease_id and self._broker.clock.monotonic() + ttl < self._attempt.deadline:
-            self._keep(lease_id, issued.vault_lease_id, scope, ttl)
+            self._keep(lease_id, issued.vault_lease_id, scope, ttl, version)
         if scope.bindings and scope.connection:
             await self._bind(scope, scope.connection, issued.subject)
-        return replace(issued.credential, ttl=ttl)
+        return replace(issued.credential, ttl=ttl, version=version)
 
-    def _keep(self, lease_id: str, vault_lease_id: str, scope: Scope, ttl: int) -> None:
+    def _keep(self, lease_id: str, vault_lease_id: str, scope: Scope, ttl: int, version: int) -> None:
+        if self._stop.is_set():
+            return
         renewal = Renewal(
             lease_id=lease_id,
             vault_lease_id=vault_lease_id,
-            where=self._where(scope),
             ttl=ttl,
             wanted=scope.ttl,
             deadline=self._attempt.deadline,
         )
-        broker = self._broker
-        work = renewal.keep(broker.vault, broker.clock, self._record, lambda error: self.on_expiry(error))
-        self._renewals.append(asyncio.create_task(work, name=f"renew {lease_id}"))
+        work = self._look_after(renewal, scope, version)
+        self._upkeep.append(asyncio.create_task(work, name=f"look after {lease_id}"))
+
+    async def _look_after(self, renewal: Renewal, scope: Scope, version: int) -> None:
+        """Renew a lease, then replace it if its grant says so; where neither helps have the step end in time."""
+        clock = self._broker.clock
+        try:
+            ending = await renewal.keep(self._broker.vault, clock, self._record)
+        except OrchestratorError as error:
+            self.on_expiry(error)
+            return
+        if ending is None:
+            return
+        reason = ending.reason
+        if scope.on_expiry == "reissue":
+            try:
+                await self._replace(renewal.lease_id, scope, version + 1, ending)
+            except OrchestratorError as error:
+                reason = f"{reason}, and no other one could take its place: {error.message}"
+            else:
+                return
+        await asyncio.sleep(max(0.0, ending.last_call - clock.monotonic()))
+        self.on_expiry(
+            StepFailed(
+                f"{self._where(scope)} ends before the step does: {reason}",
+                kind="expiry",
+                hint="raise the grant's ttl and its maximum in Vault, or shorten the step's timeout",
+            )
+        )
+
+    async def _replace(self, lease_id: str, scope: Scope, version: int, ending: Ending) -> None:
+        """Issue a new lease, hand it to the action, and revoke the old one when both have been valid for a while.
+
+        Raises OrchestratorError if the action does not have it before the old one ends.
+        """
+        clock, successor = self._broker.clock, new_lease_id()
+        left = max(0.0, ending.last_call - clock.monotonic())
+        try:
+            async with asyncio.timeout(left):
+                issuance = self._issue_anew(successor, scope, version, ending.last_call)
+                await self.deliver(await self._never_abandoned(issuance))
+        except TimeoutError:
+            raise StepFailed("it was not issued and handed over in time", kind="expiry") from None
+        await asyncio.sleep(max(0.0, min(scope.overlap, ending.expires - clock.monotonic())))
+        await self._never_abandoned(self._retire(lease_id, f"{successor} has taken its place"))
+
+    async def _issue_anew(self, lease_id: str, scope: Scope, version: int, deadline: float) -> Credential:
+        assert self.step_token is not None, "it is kept until everything that is under way has been settled"
+        await self._record(self._requested(lease_id, scope))
+        return await self._issue(lease_id, scope, self.step_token, version=version, deadline=deadline)
+
+    async def _retire(self, lease_id: str, reason: str) -> None:
+        """Take one lease back while the step goes on. What cannot be confirmed now is tried again at its end."""
+        handle = next(each for each in self._held if each.lease_id == lease_id)
+        await self._record(LeaseRevoking(lease_id=lease_id, reason=reason))
+        deadline = self._broker.clock.monotonic() + self._broker.grace
+        end = await close_lease(handle, self._broker.vault, deadline=deadline)
+        await self._record(end)
+        if not isinstance(end, LeaseRevocationFailed):
+            self._held.remove(handle)
+
+    async def _never_abandoned(self, work: Coroutine[Any, Any, T]) -> T:
+        """Work that goes on when whoever waits for it is cancelled; closing waits for it."""
+        task = asyncio.create_task(work)
+        self._unabandoned.add(task)
+        task.add_done_callback(self._unabandoned.discard)
+        return await asyncio.shield(task)
 
     async def _bind(self, scope: Scope, connection: str, login: str) -> None:
         """Without its values a row limit shows no row at all, so nothing is open before this returns."""
@@ -276,6 +359,7 @@ class StepLeases:
     async def _not_issued(self, lease_id: str, scope: Scope, error: OrchestratorError) -> OrchestratorError:
         """Record that a grant was not issued, and turn the reason into the error that the step fails with."""
         where = self._where(scope)
+        self._in_flight.pop(lease_id, None)
         if isinstance(error, VaultUnavailable):
             if error.outcome is Outcome.UNKNOWN:
                 self._held.append(
@@ -319,9 +403,10 @@ class StepLeases:
 
     async def _close(self, reason: str) -> None:
         deadline = self._broker.clock.monotonic() + self._broker.grace
-        await self._settle_opening()
-        for renewal in self._renewals:
-            renewal.cancel()
+        self._stop.set()
+        for task in self._upkeep:
+            task.cancel()
+        await self._settle()
         self.step_token = None
         held = [*reversed(self._held)]
         self._held = []
@@ -339,20 +424,25 @@ class StepLeases:
             raise recorded
         await self._record(*ends)
 
-    async def _settle_opening(self) -> None:
-        """Wait for an issuance in flight. One that outlasts even the grace is recorded as of unknown outcome."""
-        if self._opening is None:
+    async def _settle(self) -> None:
+        """Wait for what is under way. An issuance that outlasts even the grace is recorded as of unknown outcome."""
+        under_way = {*self._unabandoned, *([self._opening] if self._opening else [])}
+        if not under_way:
             return
-        await asyncio.wait({self._opening}, timeout=self._broker.grace)
-        if self._opening.done():
-            if not self._opening.cancelled():
-                self._opening.exception()
+        done, late = await asyncio.wait(under_way, timeout=self._broker.grace)
+        for task in done:
+            if not task.cancelled():
+                task.exception()  # whoever waited for it was told
+        if not late:
             return
-        self._opening.cancel()
-        if self._in_flight is not None:
-            lease_id, scope = self._in_flight
-            self._held.append(LeaseHandle(lease_id, scope.name, scope.kind, scope.resource, unknown=True))
-            await self._record(LeaseRevoking(lease_id=lease_id, reason="outcome unknown: no answer within the grace"))
+        for task in late:
+            task.cancel()
+        held = {handle.lease_id for handle in self._held}
+        for lease_id, scope in list(self._in_flight.items()):
+            if lease_id not in held:
+                self._held.append(LeaseHandle(lease_id, scope.name, scope.kind, scope.resource, unknown=True))
+                reason = "outcome unknown: no answer within the grace"
+                await self._record(LeaseRevoking(lease_id=lease_id, reason=reason))
 
     async def _take_back(self, held: Sequence[LeaseHandle], deadline: float) -> list[LeaseEvent | OrphansSwept]:
         vault = self._broker.vault
@@ -430,6 +520,10 @@ async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
     task.result()
     if cancelled is not None:
         raise cancelled
+
+
+async def _takes_nothing(credential: Credential) -> None:
+    raise StepFailed("the step takes no new credential while it runs", kind="expiry")
 
 
 def _why(error: BaseException) -> str:

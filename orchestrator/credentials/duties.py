@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     import psycopg
 
 _DUTY_SECONDS = 30
-"""How long one duty may take, whatever the database does; also the life of its login."""
+"""How long one duty may take; also the life of its login. Of a shorter time half is kept for taking the login back."""
 
-_LEAST_SECONDS = 5.0
-"""How long the database is waited for even if issuing the login took nearly all the time."""
+_LEAST_SECONDS = 0.25
+"""With less time than that no duty is begun: its own login could not be taken back in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,35 +94,49 @@ class DatabaseDuties:
         endpoint = self.endpoints.get(connection)
         if endpoint is None:
             raise Unreachable(f"no endpoint is configured for the connection `{connection}`")
-        if self.broker.clock.monotonic() >= deadline:  # a login more would be one more that cannot be taken back
-            raise Unreachable(f"no time was left for the orchestrator's own {duty} in `{connection}`")
         role = duty_role_name(duty, connection)
         scope = Scope(f"({duty})", "database", f"database/creds/{role}", _DUTY_SECONDS, connection, role)
+        now = self.broker.clock.monotonic()
+        half = (deadline - now) / 2
+        if half < _LEAST_SECONDS:
+            raise _too_late(duty)
+        until = now + min(half, _DUTY_SECONDS - 1)
         own = replace(
             attempt,
             step_key=new_step_key(duty),
             scopes=(scope,),
             policy=duty_policy_name(duty, connection),
-            deadline=min(deadline, self.broker.clock.monotonic() + _DUTY_SECONDS - 1),
+            deadline=until,
         )
-        async with self.broker.open(own) as credentials:
+        broker = replace(self.broker, grace=min(self.broker.grace, half))
+        async with _until(until, duty), broker.open(own) as credentials:
             login = credentials[scope.name].fields
             try:
-                async with (
-                    asyncio.timeout(max(_LEAST_SECONDS, own.deadline - self.broker.clock.monotonic())),
-                    await psycopg.AsyncConnection.connect(
-                        endpoint,
-                        user=login["username"].reveal(),
-                        password=login["password"].reveal(),
-                        application_name=f"orchestrator {duty} {attempt.step_key}",
-                        connect_timeout=5,
-                        autocommit=True,
-                        options=f"-c statement_timeout={_DUTY_SECONDS}s",
-                    ) as session,
-                ):
+                async with await psycopg.AsyncConnection.connect(
+                    endpoint,
+                    user=login["username"].reveal(),
+                    password=login["password"].reveal(),
+                    application_name=f"orchestrator {duty} {attempt.step_key}",
+                    connect_timeout=5,
+                    autocommit=True,
+                    options=f"-c statement_timeout={_DUTY_SECONDS}s",
+                ) as session:
                     yield session
-            except (psycopg.Error, TimeoutError) as error:
+            except psycopg.Error as error:
                 raise Unreachable(
                     f"the orchestrator's own {duty} in `{connection}` failed: {type(error).__name__}",
                     hint="is the database up, and is it provisioned? run `orchestrator provision check`",
                 ) from None
+
+
+@asynccontextmanager
+async def _until(deadline: float, duty: str) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout_at(deadline):
+            yield
+    except TimeoutError:
+        raise _too_late(duty) from None
+
+
+def _too_late(duty: str) -> Unreachable:
+    return Unreachable(f"there was no time left for the orchestrator's own {duty}")

@@ -1,4 +1,4 @@
-"""Keeping a lease alive for a step that takes longer than its TTL, and saying in time when that is impossible."""
+"""Keeping a lease alive for a step that takes longer than its TTL, and knowing in time when that is impossible."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from orchestrator.clock import Clock
-from orchestrator.errors import StepFailed
 from orchestrator.ledger.events import LeaseRenewed
 from orchestrator.vault.faults import VaultRefused, VaultUnavailable
 from orchestrator.vault.session import VaultSession
@@ -18,26 +17,34 @@ _LAST_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """A lease that cannot be renewed, and why. `expires` and `last_call` are monotonic.
+
+    At `last_call` a step that still needs it has to be told, so that it can finish cleanly.
+    """
+
+    reason: str
+    expires: float
+    last_call: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Renewal:
     """One lease: `ttl` was granted and `wanted` is asked for again, in seconds; `deadline` is monotonic."""
 
     lease_id: str
     vault_lease_id: str
-    where: str
     ttl: int
     wanted: int
     deadline: float
 
     async def keep(
-        self,
-        vault: VaultSession,
-        clock: Clock,
-        record: Callable[[LeaseRenewed], Awaitable[None]],
-        give_up: Callable[[StepFailed], None],
-    ) -> None:
-        """Renew from two thirds of the life on, until the lease outlives the step.
+        self, vault: VaultSession, clock: Clock, record: Callable[[LeaseRenewed], Awaitable[None]]
+    ) -> Ending | None:
+        """Renew from two thirds of the life on, until the lease outlives the step: then there is no ending.
 
-        Calls `give_up` shortly before the end where Vault refuses, does not answer, or grants no more time.
+        An ending is known as soon as Vault refuses, does not answer in time, or grants no more time.
+        Raises LedgerError.
         """
         ttl, expires = self.ttl, clock.monotonic() + self.ttl
         reason = ""
@@ -56,12 +63,6 @@ class Renewal:
             if asked_at + granted <= expires + 1:
                 reason = "the maximum TTL of its role in Vault is reached"
             ttl, expires = granted, asked_at + granted
-        if reason:
-            await asyncio.sleep(max(0.0, expires - clock.monotonic() - min(_LAST_SECONDS, self.ttl / 6)))
-            give_up(
-                StepFailed(
-                    f"{self.where} ends before the step does: {reason}",
-                    kind="expiry",
-                    hint="raise the grant's ttl and its maximum in Vault, or shorten the step's timeout",
-                )
-            )
+        if not reason:
+            return None
+        return Ending(reason=reason, expires=expires, last_call=expires - min(_LAST_SECONDS, self.ttl / 6))

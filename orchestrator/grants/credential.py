@@ -15,6 +15,7 @@ class Credential:
     `fields` holds what was issued: `username` and `password` for a database login, `token` for a
     JWT, the chosen keys of a secret, all string data of a dynamic path. `connection` names the
     endpoint that a database login belongs to. `ttl` is in seconds from the moment of issuance.
+    `version` counts the credentials of this grant in this attempt: more than 1 were issued anew.
     """
 
     grant: str
@@ -22,3 +23,4 @@ class Credential:
     ttl: int
     connection: str | None = None
     fields: Mapping[str, Secret] = field(default_factory=dict)
+    version: int = 1

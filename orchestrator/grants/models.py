@@ -7,7 +7,7 @@ Durations are written `90s`, `5m`, `1h` and are seconds in code.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -82,7 +82,25 @@ class _Grant(BaseModel):
     )
 
 
-class DatabaseGrant(_Grant):
+class _LeasedGrant(_Grant):
+    on_expiry: Literal["fail", "reissue"] = Field(
+        default="fail",
+        description="What happens where the lease cannot be renewed although the step still runs: the step is ended "
+        "in time, or a new credential is issued and handed to it.",
+    )
+    overlap: Duration = Field(
+        default=10,
+        description="With `on_expiry: reissue`: how long the old credential stays valid once the new one is there.",
+    )
+
+    @model_validator(mode="after")
+    def _overlap_of_two(self) -> Self:
+        if "overlap" in self.model_fields_set and self.on_expiry != "reissue":
+            raise ValueError("`overlap` belongs to `on_expiry: reissue`: else there is one credential only")
+        return self
+
+
+class DatabaseGrant(_LeasedGrant):
     """A short-lived database login that may do exactly what `privileges` says.
 
     With `role` instead it is a role of Vault's database engine that an admin maintains by hand.
@@ -131,7 +149,7 @@ class SecretGrant(_Grant):
     mount: VaultPath = Field(default="secret", description="Mount path of the KV version 2 engine.")
 
 
-class DynamicGrant(_Grant):
+class DynamicGrant(_LeasedGrant):
     """Any Vault path that answers with a lease, such as `rabbitmq/creds/NAME` or `aws/creds/NAME`."""
 
     kind: Literal["dynamic"]

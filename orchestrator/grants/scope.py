@@ -37,6 +37,9 @@ class Scope:
     privileges: tuple[Privilege, ...] = ()
     bindings: tuple[str, ...] = ()
     """The values of the row limits that the run binds, in the order of `bound_limits`; none in a plan."""
+    on_expiry: str = "fail"
+    overlap: int = 0
+    """Seconds for which an old credential stays valid beside the new one; 0 where none is issued anew."""
 
     def as_json(self) -> dict[str, object]:
         """A JSON object without the parts that do not apply."""
@@ -44,6 +47,8 @@ class Scope:
         for key in ("connection", "role", "audience"):
             if (value := getattr(self, key)) is not None:
                 parts[key] = value
+        if self.on_expiry != "fail":
+            parts |= {"on_expiry": self.on_expiry, "overlap": self.overlap}
         if self.keys:
             parts["keys"] = list(self.keys)
         if self.scopes:
@@ -80,7 +85,8 @@ class Scope:
             "dynamic": f"dynamic {self.resource}",
             "token": f"token for {self.audience} [{' '.join(self.scopes)}]",
         }.get(self.kind, f"{self.kind} {self.resource}")
-        return f"{what}, {format_duration(self.ttl)}"
+        again = ", issued anew when it cannot be renewed" if self.on_expiry == "reissue" else ""
+        return f"{what}, {format_duration(self.ttl)}{again}"
 
     def _opens(self) -> str:
         if not self.privileges:
@@ -95,7 +101,7 @@ def scope_from_json(recorded: Mapping[str, Any]) -> Scope:
         kind=str(recorded.get("kind", "")),
         resource=str(recorded.get("resource", "")),
         ttl=int(recorded.get("ttl", 0)),
-        **{key: recorded[key] for key in ("connection", "role", "audience") if key in recorded},
+        **{key: recorded[key] for key in ("connection", "role", "audience", "on_expiry", "overlap") if key in recorded},
         keys=tuple(recorded.get("keys", ())),
         scopes=tuple(recorded.get("scopes", ())),
         privileges=tuple(
@@ -139,11 +145,12 @@ def normalise(name: str, grant: AnyGrant, *, step_timeout: int) -> Scope:
                 connection=grant.connection,
                 role=role,
                 privileges=made.privileges if made else (),
+                **_expiry(grant),
             )
         case SecretGrant():
             return Scope(name, "secret", f"{grant.mount}/data/{grant.path}", ttl, keys=tuple(sorted(set(grant.keys))))
         case DynamicGrant():
-            return Scope(name, "dynamic", grant.path, ttl)
+            return Scope(name, "dynamic", grant.path, ttl, **_expiry(grant))
         case TokenGrant():
             return Scope(
                 name,
@@ -153,3 +160,7 @@ def normalise(name: str, grant: AnyGrant, *, step_timeout: int) -> Scope:
                 audience=grant.audience,
                 scopes=tuple(sorted(set(grant.scope))),
             )
+
+
+def _expiry(grant: DatabaseGrant | DynamicGrant) -> dict[str, Any]:
+    return {"on_expiry": grant.on_expiry, "overlap": grant.overlap} if grant.on_expiry != "fail" else {}

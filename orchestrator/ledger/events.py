@@ -177,6 +177,8 @@ class LeaseRevocationFailed:
     to: ClassVar[LeaseState] = LeaseState.REVOKING
     lease_id: str
     error: str
+    vault_time: datetime | None = None
+    """When that was, by Vault's own clock; None if Vault did not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

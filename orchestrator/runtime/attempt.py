@@ -15,6 +15,7 @@ from functools import partial
 from pydantic import ValidationError
 
 from orchestrator.actions.base import Action, Params, StepContext
+from orchestrator.actions.handover import Handover
 from orchestrator.actions.output import check_output, keep
 from orchestrator.credentials.broker import StepLeases
 from orchestrator.credentials.types import Attempt
@@ -92,9 +93,12 @@ class StepAttempt:
             try:
                 async with asyncio.timeout_at(deadline) as limit:
                     leases.on_expiry = partial(_end_now, limit, expiring)
+                    handover = Handover() if leases.replaceable else None
+                    if handover is not None:
+                        leases.deliver = handover.deliver
                     credentials = await stack.enter_async_context(leases)
                     opened = True
-                    context = self._context(credentials, deadline)
+                    context = self._context(credentials, deadline, handover)
                     result = self._result(await action.run(params, context))
             except asyncio.CancelledError:
                 result = AttemptResult(StepState.CANCELLED)
@@ -230,7 +234,9 @@ class StepAttempt:
             deadline=deadline,
         )
 
-    def _context(self, credentials: Mapping[str, Credential], deadline: float) -> StepContext:
+    def _context(
+        self, credentials: Mapping[str, Credential], deadline: float, handover: Handover | None
+    ) -> StepContext:
         request = self.progress.request
         return StepContext(
             run_id=request.run_id,
@@ -242,6 +248,7 @@ class StepAttempt:
             deadline=deadline,
             credentials=credentials,
             endpoints=self.services.endpoints,
+            handover=handover,
         )
 
     async def _record(self, *events: Event) -> None:

@@ -14,7 +14,6 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
 
 from orchestrator.credentials.closing import close_lease
 from orchestrator.credentials.types import STEP_TOKEN_KIND, Attempt, LeaseHandle, LoginsLeft
@@ -193,8 +192,11 @@ async def _close_key(
         found = swept.get(LeaseHandle.of(lease).connection or "")
         if isinstance(found, LoginsLeft):
             ends[lease.lease_id] = LeaseRevocationFailed(lease_id=lease.lease_id, error=found.message)
-        elif found is not None and (found.roles or _settled(services, lease)):
+        elif found is not None and (found.roles or await _settled(services, lease)):
             ends[lease.lease_id] = LeaseRevoked(lease_id=lease.lease_id, confirmed_by="database")
+    for lease in leases:
+        if not isinstance(ends[lease.lease_id], LeaseRevocationFailed):
+            services.patience.forget(lease)
     done = [found for found in swept.values() if isinstance(found, OrphansSwept)]
     await services.ledger.append(run_id, fence, [*done, *ends.values()])
     return [
@@ -209,8 +211,7 @@ async def _close(services: Services, lease: LeaseRecord, deadline: float, *, par
     end = await close_lease(handle, services.broker.vault, deadline=deadline)
     if isinstance(end, LeaseRevocationFailed) and parent_revoked and handle.grant_kind == STEP_TOKEN_KIND:
         return LeaseRevoked(lease_id=lease.lease_id, confirmed_by="vault")  # it went with the token above it
-    over = lease.requested_at + timedelta(seconds=lease.ttl + services.settle)
-    if isinstance(end, LeaseRevocationFailed) and handle.connection is None and over < services.clock.now():
+    if isinstance(end, LeaseRevocationFailed) and await _run_out(services, handle, lease):
         return LeaseExpired(lease_id=lease.lease_id)
     return end
 
@@ -247,6 +248,16 @@ async def _sweep(
     return swept
 
 
-def _settled(services: Services, lease: LeaseRecord) -> bool:
+async def _settled(services: Services, lease: LeaseRecord) -> bool:
     """Whether Vault cannot still be creating it."""
-    return lease.issued_at is not None or lease.requested_at + timedelta(seconds=services.settle) < services.clock.now()
+    return lease.issued_at is not None or await services.patience.waited(lease) >= services.settle
+
+
+async def _run_out(services: Services, handle: LeaseHandle, lease: LeaseRecord) -> bool:
+    """Whether it has ended by itself: a token in Vault, or what was perhaps issued and no database knows of.
+
+    A lease that Vault holds and cannot revoke does not end by waiting: its credential may live on elsewhere.
+    """
+    if handle.connection is not None or handle.vault_lease_id:
+        return False
+    return await services.patience.waited(lease) >= lease.ttl + services.settle

@@ -34,7 +34,6 @@ from orchestrator.runtime.leftovers import Leftover, close_leases
 from orchestrator.runtime.processes import certainly_gone
 from orchestrator.runtime.types import RunRequest, Services, TakenRun
 from orchestrator.secret import Secret
-from orchestrator.vault.faults import VaultRefused, VaultUnavailable
 from orchestrator.workflow.inputs import bind_inputs
 from orchestrator.workflow.loader import load_text
 
@@ -154,7 +153,7 @@ class Recovery:
         for accessor in accessors:
             try:
                 await services.broker.vault.revoke_accessor(accessor, deadline=until)
-            except (VaultRefused, VaultUnavailable) as error:
+            except OrchestratorError as error:
                 log.warning("a token of %s could not be revoked: %s", dead.runner_id, error.message)
                 return None
         return len(accessors)

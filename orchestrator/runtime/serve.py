@@ -61,6 +61,12 @@ SWEEP_SECONDS = 900.0
 IRREVOCABLE_SECONDS = 60.0
 """Between two looks at what Vault has given up revoking."""
 
+IDENTITY_SECONDS = 1.0
+"""Between two looks at how long the orchestrator's own Vault token still lives."""
+
+RENEWAL_SECONDS = 5.0
+"""How long renewing it may take."""
+
 Hooks = Callable[[Services], Sequence[Maintenance]]
 
 
@@ -120,6 +126,7 @@ async def serve(
                     (LEFTOVER_SECONDS, services.engine.settle),
                     (config.sweep_interval, _orphans(services, config.sweep_interval)),
                     (IRREVOCABLE_SECONDS, _irrevocable(services, measures)),
+                    (IDENTITY_SECONDS, _identity(services)),
                     *_queue(services, launcher, config),
                     *maintenance(services),
                     (SAMPLE_SECONDS, _pending_leases(services, measures)),
@@ -226,6 +233,16 @@ def _irrevocable(services: Services, measures: Measures) -> Callable[[], Awaitab
         measures.irrevocable(len(await close_irrevocable(services, at_once=False)))
 
     return irrevocable
+
+
+def _identity(services: Services) -> Callable[[], Awaitable[None]]:
+    """Renew the orchestrator's own Vault token while there is nothing to do."""
+
+    async def identity() -> None:
+        deadline = services.clock.monotonic() + RENEWAL_SECONDS
+        await services.broker.vault.keep_identity(deadline=deadline)
+
+    return identity
 
 
 def _pending_leases(services: Services, measures: Measures) -> Callable[[], Awaitable[None]]:

@@ -25,6 +25,7 @@ from orchestrator.runtime.engines.opening import open_engine
 from orchestrator.runtime.engines.types import EngineName
 from orchestrator.runtime.lifeline import Lifeline
 from orchestrator.runtime.observed import ObservedLedger, Observer
+from orchestrator.runtime.patience import Patience
 from orchestrator.runtime.resumption import resume, run_once
 from orchestrator.runtime.types import Interruption, RunOutcome, RunRequest, Services
 from orchestrator.vault.config import VaultConfig
@@ -87,6 +88,7 @@ async def open_services(
                 lifeline=lifeline,
                 queue=ledger.queue,
                 engine=engine,
+                patience=Patience(config.clock, ledger, vault),
                 max_output_bytes=config.max_output_bytes,
                 max_parallel=config.max_parallel,
                 settle=config.settle,

@@ -19,6 +19,7 @@ from orchestrator.redaction import Redactor
 from orchestrator.runtime.engines.local import LocalEngine
 from orchestrator.runtime.engines.types import Engine
 from orchestrator.runtime.lifeline import Lifeline
+from orchestrator.runtime.patience import Patience
 from orchestrator.secret import Secret
 from orchestrator.workflow.loader import LoadedWorkflow
 
@@ -37,11 +38,15 @@ class Services:
     clock: Clock
     lifeline: Lifeline
     queue: RunQueue
+    patience: Patience
     engine: Engine = field(default_factory=LocalEngine)
     max_output_bytes: int = 1 << 20
     max_parallel: int = 8
     settle: float = 95.0
-    """Seconds after which Vault has certainly ended a request whose answer was lost (its limit is 90)."""
+    """Seconds after which Vault has certainly ended a request whose answer was lost (its limit is 90).
+
+    Negative: it is pretended that so much time has passed already.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ whether an issuance may have happened although no usable answer came.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from enum import Enum
 
@@ -73,8 +74,12 @@ def outcome_of(status: int, errors: str) -> Outcome:
     return Outcome.REFUSED
 
 
-def retry_after_seconds(header: str | None, now: float) -> float | None:
-    """`Retry-After` (RFC 9110, 10.2.3) in seconds; `now` is a POSIX timestamp. None if absent or malformed."""
+def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
+    """`Retry-After` (RFC 9110, 10.2.3) in seconds. None if absent or malformed.
+
+    A date is compared with the `Date` of the same answer: both are of the server's clock, whatever ours says.
+    """
+    header = headers.get("Retry-After")
     if not header:
         return None
     try:
@@ -82,8 +87,10 @@ def retry_after_seconds(header: str | None, now: float) -> float | None:
     except ValueError:
         pass
     try:
-        return max(0.0, parsedate_to_datetime(header).timestamp() - now)
-    except ValueError:
+        return max(
+            0.0, (parsedate_to_datetime(header) - parsedate_to_datetime(headers.get("Date", ""))).total_seconds()
+        )
+    except (TypeError, ValueError):
         return None
 
 

@@ -6,8 +6,7 @@ the Vault token to the other host, and the environment's proxies and netrc are n
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from orchestrator.errors import UsageError
@@ -23,16 +22,23 @@ from orchestrator.vault.faults import (
     retry_after_seconds,
 )
 
+_SHORTEST = 0.1
+"""Seconds that a request is given in any case."""
+
 
 class Transport:
-    """A pool of connections to one Vault. Safe to use from several threads."""
+    """A pool of connections to one Vault. Safe to use from several threads.
 
-    def __init__(self, config: VaultConfig) -> None:
+    `hear_date` is given the `Date` header of every answer, in the thread that got it.
+    """
+
+    def __init__(self, config: VaultConfig, *, hear_date: Callable[[str | None], None] = lambda date: None) -> None:
         from requests.adapters import HTTPAdapter
 
         from orchestrator.vault.plain_session import PlainSession
 
         self._config = config
+        self._hear_date = hear_date
         self._session = PlainSession()
         self._session.verify = str(config.ca_cert) if config.ca_cert else True
         adapter = HTTPAdapter(pool_connections=1, pool_maxsize=config.connections, max_retries=0)
@@ -40,9 +46,15 @@ class Transport:
         self._session.mount("https://", adapter)
 
     def request(
-        self, method: str, path: str, *, token: Secret | None, payload: Mapping[str, Any] | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        token: Secret | None,
+        payload: Mapping[str, Any] | None = None,
+        seconds: float | None = None,
     ) -> dict[str, Any]:
-        """Send one request and return the JSON body (`{}` for none).
+        """Send one request and return the JSON body (`{}` for none). With `seconds` it is given up earlier.
 
         Raises VaultRefused, or VaultUnavailable which says whether the request may have been done.
         """
@@ -50,13 +62,14 @@ class Transport:
         from hvac.adapters import RawAdapter
 
         config = self._config
+        longest = None if seconds is None else max(_SHORTEST, seconds)
         adapter = RawAdapter(
             base_uri=config.address,
             token=token.reveal() if token else None,
             namespace=config.namespace,
             session=self._session,
             allow_redirects=False,
-            timeout=(config.connect_timeout, config.read_timeout),
+            timeout=tuple(min(each, longest or each) for each in (config.connect_timeout, config.read_timeout)),
         )
         try:
             response = adapter.request(method, f"/v1/{path}", raise_exception=False, json=payload)
@@ -69,6 +82,7 @@ class Transport:
             raise UsageError(f"{config.address!r} is not an address of a Vault server") from error
         except requests.RequestException as error:
             raise self._no_answer(error, path) from None
+        self._hear_date(response.headers.get("Date"))
         return self._read(response, path)
 
     def _no_answer(self, error: Exception, path: str) -> VaultUnavailable:
@@ -111,7 +125,7 @@ class Transport:
             outcome=outcome,
             path=path,
             status=status,
-            retry_after=retry_after_seconds(response.headers.get("Retry-After"), time.time()),
+            retry_after=retry_after_seconds(response.headers),
             hint=hint,
         )
 

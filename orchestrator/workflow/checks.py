@@ -13,8 +13,9 @@ from pydantic import ValidationError
 
 from orchestrator.errors import InvalidExpression
 from orchestrator.workflow.expressions import Expression, condition_of, parse_template, references
-from orchestrator.workflow.parameters import grant_references
+from orchestrator.workflow.parameters import GrantReference, grant_references
 from orchestrator.workflow.problems import suggestion
+from orchestrator.workflow.reissue import check_reissue
 from orchestrator.workflow.shape import report_errors
 from orchestrator.workflow.source import Path, Source
 
@@ -163,13 +164,15 @@ def _action(source: Source, base: Path, step: Mapping[str, Any], actions: Action
             if literal:
                 known = ValidationError.from_exception_data(model.__name__, [_again(finding) for finding in literal])
                 report_errors(source, known, (*base, "with"), model=model)
-        _grants(source, base, step, grant_references(model, given))
+        used = grant_references(model, given)
+        _grants(source, base, step, used)
+        check_reissue(source, base, step, used, otherwise=bool(getattr(model, "takes_new_credentials", False)))
 
 
-def _grants(source: Source, base: Path, step: Mapping[str, Any], used: list[tuple[Path, str, tuple[str, ...]]]) -> None:
+def _grants(source: Source, base: Path, step: Mapping[str, Any], used: list[GrantReference]) -> None:
     declared = _map(step.get("grants"))
-    for path, text, kinds in used:
-        name = text.partition(".")[0]
+    for reference in used:
+        name, path, kinds = reference.grant, reference.path, reference.kinds
         kind = _map(declared.get(name)).get("kind")
         if name not in declared:
             hint = suggestion(name, declared, otherwise="declare it in `grants` of the step")

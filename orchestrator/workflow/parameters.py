@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel
@@ -10,12 +11,30 @@ from pydantic import BaseModel
 from orchestrator.workflow.source import Path
 
 
-def grant_references(model: type[BaseModel], given: Any) -> list[tuple[Path, str, tuple[str, ...]]]:
-    """Path, text (`grant` or `grant.field`) and allowed kinds of every parameter that names a grant."""
+@dataclass(frozen=True, slots=True)
+class GrantReference:
+    """A parameter that names a grant: where it is, its text (`grant` or `grant.field`) and what it may be.
+
+    `anew`: what is issued anew for the grant reaches the action while it runs.
+    """
+
+    path: Path
+    text: str
+    kinds: tuple[str, ...]
+    anew: bool
+
+    @property
+    def grant(self) -> str:
+        """The name of the grant."""
+        return self.text.partition(".")[0]
+
+
+def grant_references(model: type[BaseModel], given: Any) -> list[GrantReference]:
+    """Every parameter that names a grant."""
     return list(_of_model(model, given, ()))
 
 
-def _of_model(model: type[BaseModel], given: Any, path: Path) -> Iterator[tuple[Path, str, tuple[str, ...]]]:
+def _of_model(model: type[BaseModel], given: Any, path: Path) -> Iterator[GrantReference]:
     if not isinstance(given, dict):
         return
     for name, info in model.model_fields.items():
@@ -25,13 +44,14 @@ def _of_model(model: type[BaseModel], given: Any, path: Path) -> Iterator[tuple[
             yield from _of_value(annotation, given[key], (*path, key))
 
 
-def _of_value(annotation: Any, value: Any, path: Path) -> Iterator[tuple[Path, str, tuple[str, ...]]]:
+def _of_value(annotation: Any, value: Any, path: Path) -> Iterator[GrantReference]:
     if get_origin(annotation) is Annotated:
         inner, *marks = get_args(annotation)
-        kinds = next((mark.kinds for mark in marks if isinstance(getattr(mark, "kinds", None), tuple)), None)
-        if kinds is not None:
+        mark = next((mark for mark in marks if isinstance(getattr(mark, "kinds", None), tuple)), None)
+        if mark is not None:
             if isinstance(value, str) and "${{" not in value:
-                yield path, value, kinds
+                anew = bool(getattr(mark, "anew", False)) and "." not in value
+                yield GrantReference(path, value, mark.kinds, anew)
             return
         annotation = inner
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -73,11 +73,18 @@ class FatalLedger:
         return self.count == 0
 
 
-class Later(SystemClock):
-    """The wall clock some minutes ahead: every request of before is over, every token has ended."""
+LATER = -600.0
+"""As `settle`: ten minutes have passed, so every request of before is over and every token has ended."""
+
+
+@dataclass(frozen=True)
+class Ahead(SystemClock):
+    """The wall clock is wrong by so much."""
+
+    by: timedelta
 
     def now(self) -> datetime:
-        return super().now() + timedelta(minutes=10)
+        return super().now() + self.by
 
 
 def config_of(given: dict[str, Any]) -> RunnerConfig:
@@ -90,8 +97,8 @@ def config_of(given: dict[str, Any]) -> RunnerConfig:
         endpoints=given["endpoints"],
         token_issuer=given["issuer"],
         grace=given.get("grace", 5.0),
-        settle=given.get("settle", 95.0),
-        clock=Later() if given.get("later") else SystemClock(),
+        settle=LATER if given.get("later") else given.get("settle", 95.0),
+        clock=Ahead(timedelta(hours=given.get("hours_ahead", 0))),
     )
 
 

@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,7 +19,6 @@ import pytest
 from bench import Bench
 from proxy import Answer, CutAfterForwarding, DropAnswer, Fault, Garbage, GarbledAnswer, Proxy
 
-from orchestrator.clock import SystemClock
 from orchestrator.credentials.types import Attempt
 from orchestrator.errors import ExitCode
 from orchestrator.ledger.events import OrphansSwept, RunStarted, RunState
@@ -62,11 +60,8 @@ LOGIN, MINT, ISSUE = about("/approle/login"), about("/auth/token/create/"), abou
 REVOKE, ACCESSOR, GIVE_BACK = about("/sys/leases/revoke"), about("/revoke-accessor"), about("/revoke-self")
 
 
-class Later(SystemClock):
-    """The same clocks, with the wall clock three minutes ahead: Vault has ended every request of before."""
-
-    def now(self) -> datetime:
-        return super().now() + timedelta(minutes=3)
+LATER = -180.0
+"""As `settle`: three minutes have passed, and Vault has ended every request of before."""
 
 
 @dataclass
@@ -105,7 +100,7 @@ class Network:
         """What `leases sweep` does, three minutes later; returns the states in which the leases are then."""
 
         async def go() -> None:
-            config = self.bench.config(clock=Later())
+            config = self.bench.config(settle=LATER)
             async with open_services(config, redactor=Redactor()) as services:
                 await close_left_over(services, left_over(services.reader))
 

@@ -23,7 +23,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -90,11 +89,8 @@ REQUESTS = (
 KINDS = ("requested", "issued", "revoking", "revoked", "ended", "failed", "denied")
 
 
-class Later(SystemClock):
-    """The wall clock some minutes ahead: whatever was asked of Vault before is over."""
-
-    def now(self) -> datetime:
-        return super().now() + timedelta(minutes=10)
+LATER = -600.0
+"""As `settle`: ten minutes have passed, and whatever was asked of Vault before is over."""
 
 
 @dataclass
@@ -198,7 +194,7 @@ class Arena:
         """What a later process does: close what is left, and go on with what was cut short."""
 
         async def go() -> None:
-            config = self.bench.config(**{**self.config, "clock": Later()})
+            config = self.bench.config(**{**self.config, "settle": LATER})
             async with open_services(config, redactor=Redactor()) as services:
                 for found in await Recovery(services).patiently():
                     if found.resumable is not None:

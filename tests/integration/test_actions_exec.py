@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,7 @@ from pydantic import ValidationError
 
 from orchestrator.actions.base import StepContext
 from orchestrator.actions.exec import Exec, ExecParams
+from orchestrator.actions.handover import Handover
 from orchestrator.errors import StepFailed
 from orchestrator.grants.credential import Credential
 from orchestrator.secret import Secret
@@ -338,3 +340,81 @@ async def test_an_unknown_grant_or_field_is_named() -> None:
 
 def test_the_view_shows_the_program_but_no_argument() -> None:
     assert Exec().view(ExecParams(command=["curl", "private"])) == {"program": "curl", "arguments": 1}
+
+
+REREADING = """
+import json, os, time
+path, seen = os.environ["LOGIN"], []
+open({file!r}, "w").close()
+while len(seen) < 3:
+    with open(path) as file:
+        found = json.load(file)
+    if found not in seen:
+        seen.append(found)
+print(json.dumps([seen, sorted(os.listdir(os.path.dirname(path)))]))
+"""
+
+
+async def test_a_whole_credential_in_a_file_is_replaced_at_once_by_the_next_version(tmp_path: Path) -> None:
+    file, handover = tmp_path / "begun", Handover()
+    params = ExecParams.model_validate(
+        {
+            "command": python(REREADING.format(file=str(file))),
+            "credentials": {"files": {"LOGIN": "db"}},
+            "output": "json",
+        }
+    )
+    running = asyncio.create_task(Exec().run(params, replace(context(), handover=handover)))
+    for version in (2, 3):
+        await until_there(file)
+        fields = {"username": Secret(f"u-step-{version}"), "password": Secret(f"{CANARY}-{version}")}
+        await handover.deliver(Credential("db", "database", 60, fields=fields, version=version))
+    output = await running
+    assert isinstance(output, dict)
+    seen, files = output["json"]  # type: ignore[misc]  # a list of two
+    assert seen == [
+        {"version": 1, "fields": {"username": "u-step-1", "password": CANARY}},
+        {"version": 2, "fields": {"username": "u-step-2", "password": f"{CANARY}-2"}},
+        {"version": 3, "fields": {"username": "u-step-3", "password": f"{CANARY}-3"}},
+    ]
+    assert files == ["LOGIN"], "nothing lies beside it"
+
+
+async def until_there(file: Path) -> None:
+    async with asyncio.timeout(30):
+        while not file.exists():
+            await asyncio.sleep(0.02)
+
+
+async def test_a_new_credential_that_comes_before_the_program_is_there_when_it_begins() -> None:
+    handover = Handover()
+    fields = {"username": Secret("u-step-2"), "password": Secret("second")}
+    early = asyncio.create_task(handover.deliver(Credential("db", "database", 60, fields=fields, version=2)))
+    code = (
+        "import json, os\nwhile (found := json.load(open(os.environ['LOGIN'])))['version'] == 1: pass\n"
+        "print(found['fields']['password'] == 'second')"
+    )
+    params = ExecParams.model_validate({"command": python(code), "credentials": {"files": {"LOGIN": "db"}}})
+    output = await Exec().run(params, replace(context(), handover=handover))
+    await early
+    assert output == {"exit_code": 0, "stdout": "True\n"}
+
+
+async def test_a_new_credential_for_a_program_that_has_ended_is_nobodys() -> None:
+    handover = Handover()
+    params = ExecParams.model_validate({"command": ["true"], "credentials": {"files": {"LOGIN": "db"}}})
+    await Exec().run(params, replace(context(), handover=handover))
+    await handover.deliver(Credential("db", "database", 60, fields={"password": Secret("too-late")}, version=2))
+
+
+async def test_a_file_that_cannot_be_replaced_fails_the_handover(tmp_path: Path) -> None:
+    handover, begun = Handover(), tmp_path / "begun"
+    code = f"import os, time\nos.mkdir(os.environ['LOGIN'] + '.new')\nopen({str(begun)!r}, 'w').close()\ntime.sleep(60)"
+    params = ExecParams.model_validate({"command": python(code), "credentials": {"files": {"LOGIN": "db"}}})
+    running = asyncio.create_task(Exec().run(params, replace(context(), handover=handover)))
+    await until_there(begun)
+    with pytest.raises(StepFailed, match="could not be written to its file: File exists"):
+        await handover.deliver(Credential("db", "database", 60, fields={"password": Secret("second")}, version=2))
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running

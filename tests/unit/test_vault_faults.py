@@ -47,7 +47,12 @@ def test_what_may_have_been_issued_is_not_simply_asked_for_again() -> None:
     [("7", 7.0), (None, None), ("soon", None), ("Thu, 01 Jan 1970 00:00:20 GMT", 10.0), ("-3", 0.0)],
 )
 def test_retry_after_is_read_in_both_of_its_forms(header: str | None, seconds: float | None) -> None:
-    assert retry_after_seconds(header, now=10.0) == seconds
+    headers = {"Date": "Thu, 01 Jan 1970 00:00:10 GMT", **({"Retry-After": header} if header else {})}
+    assert retry_after_seconds(headers) == seconds
+
+
+def test_a_date_to_retry_after_means_nothing_without_the_servers_own_time() -> None:
+    assert retry_after_seconds({"Retry-After": "Thu, 01 Jan 1970 00:00:20 GMT"}) is None
 
 
 def test_vaults_error_list_becomes_one_line() -> None:

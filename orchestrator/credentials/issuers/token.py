@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from orchestrator.credentials.types import Issued, IssueRequest
@@ -15,6 +15,10 @@ from orchestrator.vault.jwks import algorithm_of, key_id
 
 _CLOCK_SKEW = 5
 """Seconds by which `nbf` lies in the past, for services whose clock is a little behind."""
+
+
+_CLOCK_DIFFERENCE = timedelta(seconds=5)
+"""Beyond it our clock and Vault's are said to differ: Vault tells its own to the second, with the answer's delay."""
 
 
 class TokenIssuer:
@@ -37,7 +41,7 @@ class TokenIssuer:
                 hint="set ORCHESTRATOR_TOKEN_ISSUER to the URL under which the public keys are served",
             )
         left = request.attempt.deadline - request.clock.monotonic()
-        issued_at = int(request.clock.now().timestamp())
+        issued_at = int(_now(request).timestamp())
         expires = issued_at + max(1, int(min(left, scope.ttl)))
         claims = {
             "iss": request.token_issuer,
@@ -90,6 +94,17 @@ class TokenIssuer:
             version = int(body["data"]["latest_version"])
             self._keys[name] = (version, key_id(name, version), algorithm_of(body))
         return self._keys[name]
+
+
+def _now(request: IssueRequest) -> datetime:
+    """The wall clock, unless Vault's differs by more than some seconds: then Vault's.
+
+    The times in a token are compared with the clock of the service that gets it. One machine whose clock is wrong
+    would hold tokens that are not valid yet, or are still valid long after the step; of the two clocks that of
+    the server that everybody depends on is the one that is looked after.
+    """
+    ours, vaults = request.clock.now(), request.vault.time()
+    return ours if vaults is None or abs(ours - vaults) <= _CLOCK_DIFFERENCE else vaults
 
 
 def _base64url(value: dict[str, Any]) -> str:

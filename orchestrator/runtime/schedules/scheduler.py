@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 
 from orchestrator.errors import LedgerError, UsageError
@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 TICK = 1.0
 """Seconds between two looks at the folder and at what people asked for; also the longest sleep."""
 
-RETRY = timedelta(seconds=2)
-"""How long a workflow rests after the ledger did not answer."""
+RETRY = 2.0
+"""Seconds; how long a workflow rests after the ledger did not answer."""
 
 
 class Scheduler:
@@ -36,7 +36,7 @@ class Scheduler:
         self._entries: dict[str, Entry] = {}
         self._due: dict[str, datetime | None] = {}
         self._busy: dict[str, asyncio.Task[None]] = {}
-        self._resting: dict[str, datetime] = {}
+        self._resting: dict[str, float] = {}
         self._requests: dict[str, datetime] = {}
         self._wake = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None  # beside the loop: many changed files must not hold it up
@@ -130,7 +130,7 @@ class Scheduler:
         for name, entry in self._entries.items():
             at = self._due.get(name)
             wanted = name in self._requests or entry.waiting or (at is not None and at <= now)
-            if wanted and name not in self._busy and self._resting.get(name, now) <= now:
+            if wanted and name not in self._busy and self._rest(name) <= 0:
                 self._resting.pop(name, None)
                 task = asyncio.create_task(self._step(entry, self._requests.pop(name, None)), name=f"schedule {name}")
                 self._busy[name] = task
@@ -146,25 +146,31 @@ class Scheduler:
         entry = self._entries.get(name)
         if entry is None or task.cancelled():
             return
-        now = self._means.services.clock.now()
+        now = self._means.services.clock.monotonic()
         if (error := task.exception()) is not None:
             self._means.measures.failed("scheduling")
             self._resting[name] = now + RETRY
             expected = isinstance(error, LedgerError)
             log.error("%s: scheduling failed: %s", name, error, exc_info=None if expected else error)
         elif entry.waiting:
-            self._resting[name] = now + timedelta(seconds=TICK)
+            self._resting[name] = now + TICK
         self._due[name] = entry.next_due()
         self._wake.set()
 
     async def _sleep(self) -> None:
         now = self._means.services.clock.now()
-        soonest = min(
-            (max(at, self._resting.get(name, at)) for name, at in self._due.items() if at and name not in self._busy),
-            default=None,
-        )
-        seconds = TICK if soonest is None else min(TICK, max(0.0, (soonest - now).total_seconds()))
+        waits = [
+            max((at - now).total_seconds(), self._rest(name))
+            for name, at in self._due.items()
+            if at and name not in self._busy
+        ]
+        seconds = max(0.0, min(waits, default=TICK))
         try:
-            await asyncio.wait_for(self._wake.wait(), seconds if seconds > 0 else 0.001)
+            await asyncio.wait_for(self._wake.wait(), min(TICK, seconds) or 0.001)
         except TimeoutError:
             pass
+
+    def _rest(self, name: str) -> float:
+        """Seconds for which the workflow is left alone after a failure; never negative."""
+        clock = self._means.services.clock
+        return max(0.0, self._resting.get(name, 0.0) - clock.monotonic())
