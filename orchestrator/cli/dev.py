@@ -71,7 +71,7 @@ Everything runs; Ctrl-C stops it. Files are in {info.directory}
 
   Vault (OpenBao)   {info.vault_address}
   PostgreSQL        {info.support_endpoint}
-                    customer_feedback (1974 messages), feedback_translation, payment_card, employee
+                    customer_feedback (1974 messages), feedback_translation, ticket, payment_card, employee
   translation API   {info.translation_url}
   Slack stand-in    {info.slack_url}
   token issuer      {info.issuer_url}/.well-known/jwks.json

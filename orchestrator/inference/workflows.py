@@ -23,6 +23,9 @@ from orchestrator.workflow.problems import InvalidWorkflow, Problem
 GRANT = "db"
 """The name of the grant that is added to a step that has none."""
 
+_MIN_VERSION = 160000
+"""The first whose analysis prints who is checked for what; an older one would seem to need nothing."""
+
 _DYNAMIC = "an expression makes the SQL, so that only the run knows it: declare what it needs"
 _SESSION = (
     "-c default_transaction_read_only=on -c lock_timeout=10s -c statement_timeout=60s "
@@ -114,6 +117,11 @@ def _session(connection: str, dsn: Secret) -> Iterator[psycopg.Connection]:
             hint=f"is ORCHESTRATOR_CATALOG_DATABASES__{connection.upper()} the DSN of a login that may connect?",
         ) from None
     with session:
+        if session.info.server_version < _MIN_VERSION:
+            raise UsageError(
+                f"the database `{connection}` is PostgreSQL {session.info.server_version // 10000}",
+                hint="grants can be inferred from 16 on",
+            )
         yield session
 
 

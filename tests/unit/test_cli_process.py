@@ -64,6 +64,7 @@ def test_every_command_explains_itself(command: str) -> None:
         ["leases", "list"],
         ["leases", "show"],
         ["leases", "sweep"],
+        ["grants", "infer"],
         ["provision", "plan"],
         ["provision", "apply"],
         ["provision", "check"],
