@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.cli.board import Board
 from orchestrator.cli.terminal import console, table, took
-from orchestrator.errors import GrantRefused, OrchestratorError, Refused
+from orchestrator.errors import GrantRefused, LedgerError, OrchestratorError, Refused
 from orchestrator.jsontypes import JsonObject
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def _block(step: str, error: OrchestratorError, board: Board) -> str:
     match error:
         case GrantRefused():
             first, reasons = f"step `{step}`, grant `{error.grant}` was refused by {error.by}", (error.message,)
+        case LedgerError():
+            first, reasons = "the run could not be recorded", (error.message,)
         case Refused():
             first, reasons = f"step `{step}` was refused by {error.by}", denials or (error.message,)
         case _:

@@ -152,12 +152,13 @@ class StepLeases:
             await self._record(*self._prelude)
             return {}
         token_id = new_lease_id()
-        self._unasked = {new_lease_id(): scope for scope in self._attempt.scopes}
+        wanted = {new_lease_id(): scope for scope in self._attempt.scopes}
         await self._record(
             *self._prelude,
             self._requested(token_id, self._token_scope),
-            *(self._requested(lease_id, scope) for lease_id, scope in self._unasked.items()),
+            *(self._requested(lease_id, scope) for lease_id, scope in wanted.items()),
         )
+        self._unasked = wanted
         self._in_flight[token_id] = self._token_scope
         token = self.step_token = await self._mint(token_id)
         del self._in_flight[token_id]

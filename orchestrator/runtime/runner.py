@@ -124,6 +124,7 @@ class Runner:
         except asyncio.CancelledError:
             return dict(progress.states), (RunState.CANCELLED, interruption.exit_code, interruption.reason)
         except LedgerError as error:
+            progress.errors["(ledger)"] = error
             return dict(progress.states), (RunState.FAILED, error.exit_code, error.message)
         return states, None
 
@@ -134,7 +135,11 @@ class Runner:
         cut_short: tuple[RunState, ExitCode, str] | None,
     ) -> RunOutcome:
         tolerated = progress.request.loaded.workflow.steps
-        counted = {step: error for step, error in progress.errors.items() if not tolerated[step].continue_on_error}
+        counted = {
+            step: error
+            for step, error in progress.errors.items()
+            if step in tolerated and not tolerated[step].continue_on_error
+        }
         unconfirmed = await asyncio.to_thread(self._unconfirmed, progress.request.run_id)
         if cut_short is not None:
             state, code, reason = cut_short

@@ -345,12 +345,12 @@ def test_the_view_shows_the_program_but_no_argument() -> None:
 REREADING = """
 import json, os, time
 path, seen = os.environ["LOGIN"], []
-open({file!r}, "w").close()
-while len(seen) < 3:
+while not seen or seen[-1]["version"] < 3:
     with open(path) as file:
         found = json.load(file)
     if found not in seen:
         seen.append(found)
+    open({file!r}, "w").close()
 print(json.dumps([seen, sorted(os.listdir(os.path.dirname(path)))]))
 """
 
@@ -372,11 +372,10 @@ async def test_a_whole_credential_in_a_file_is_replaced_at_once_by_the_next_vers
     output = await running
     assert isinstance(output, dict)
     seen, files = output["json"]  # type: ignore[misc]  # a list of two
-    assert seen == [
-        {"version": 1, "fields": {"username": "u-step-1", "password": CANARY}},
-        {"version": 2, "fields": {"username": "u-step-2", "password": f"{CANARY}-2"}},
-        {"version": 3, "fields": {"username": "u-step-3", "password": f"{CANARY}-3"}},
-    ]
+    first = {"version": 1, "fields": {"username": "u-step-1", "password": CANARY}}
+    second = {"version": 2, "fields": {"username": "u-step-2", "password": f"{CANARY}-2"}}
+    third = {"version": 3, "fields": {"username": "u-step-3", "password": f"{CANARY}-3"}}
+    assert seen in ([first, second, third], [first, third]), "each as a whole, and in their order"
     assert files == ["LOGIN"], "nothing lies beside it"
 
 
