@@ -142,8 +142,7 @@ class DbosEngine:
         self._location = location
         self._reader = reader
         self._runner_id = runner_id
-        self._database: Engine | None = None
-        self._launching = asyncio.Lock()
+        self._launching: asyncio.Future[Engine] | None = None
 
     async def drive(self, walk: Walk) -> dict[str, StepState]:
         """Walk to the end inside a DBOS workflow. Raises CancelledError and LedgerError."""
@@ -186,12 +185,13 @@ class DbosEngine:
 
     async def aclose(self) -> None:
         """End DBOS in this process."""
-        if self._database is None:
+        if self._launching is None:
             return
+        [launched] = await asyncio.gather(self._launching, return_exceptions=True)
         # DBOS has put its own pool of threads in the place of the loop's, and is about to end it.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
-        await asyncio.to_thread(DBOS.destroy)
-        self._database.dispose()
+        if isinstance(launched, Engine):
+            await asyncio.to_thread(_destroy, launched)
 
     async def _cancel(self, workflow: str) -> None:
         """As far as it can be done: `settle` does it later where it cannot."""
@@ -201,37 +201,45 @@ class DbosEngine:
             log.warning("DBOS did not record the end of %s: %s", workflow, type(error).__name__)
 
     async def _launched(self) -> None:
-        async with self._launching:
-            if self._database is None:
-                self._database = await asyncio.to_thread(self._launch)
+        """Launch DBOS once, however many runs want it. Raises LedgerError; the next run then tries again."""
+        if self._launching is None or _failed(self._launching):
+            self._launching = asyncio.ensure_future(asyncio.to_thread(self._launch))
+        await asyncio.shield(self._launching)
 
     def _launch(self) -> Engine:
+        _silence()
         database = connect(self._location)
         event.listen(database, "do_connect", _refusing(self._location.label))
-        _silence()
+        DBOS(
+            config={
+                "name": "orchestrator",
+                "application_version": APPLICATION_VERSION,
+                "executor_id": self._runner_id,
+                "system_database_engine": database,
+                "dbos_system_schema": SCHEMA,
+                "serializer": _References(),
+                "use_listen_notify": False,  # nothing of ours waits for messages
+                "log_level": "DEBUG" if log.isEnabledFor(logging.DEBUG) else "CRITICAL",  # faults are told by us
+            }
+        )
+        if DBOS.executor_id != self._runner_id:
+            database.dispose()
+            raise LedgerError("this process runs a DBOS application already", hint="use the engine `local` in it")
         try:
-            DBOS(
-                config={
-                    "name": "orchestrator",
-                    "application_version": APPLICATION_VERSION,
-                    "executor_id": self._runner_id,
-                    "system_database_engine": database,
-                    "dbos_system_schema": SCHEMA,
-                    "serializer": _References(),
-                    "use_listen_notify": False,  # nothing of ours waits for messages
-                    "log_level": "ERROR",
-                }
-            )
-            if DBOS.executor_id != self._runner_id:
-                raise LedgerError("this process runs a DBOS application already", hint="use the engine `local` in it")
             DBOS.launch()
-        except (dbos_error.DBOSException, SQLAlchemyError) as error:
-            database.dispose()
-            raise ledger_error(error, f"{self._location.label} (for DBOS)") from error
-        except LedgerError:
-            database.dispose()
-            raise
+        except (dbos_error.DBOSException, SQLAlchemyError, LedgerError) as error:
+            _destroy(database)
+            raise ledger_error(error, f"{self._location.label} (tables of DBOS)") from error
         return database
+
+
+def _failed(launching: asyncio.Future[Engine]) -> bool:
+    return launching.done() and launching.exception() is not None
+
+
+def _destroy(database: Engine) -> None:
+    DBOS.destroy()
+    database.dispose()
 
 
 def workflow_id(run_id: str, fence: int) -> str:
@@ -268,10 +276,7 @@ def _refusing(label: str) -> Any:
 
 
 def _silence() -> None:
-    """Keep DBOS from writing to standard error by itself: what it says goes where our records go, redacted.
-
-    Below errors it tells of every cancelled step.
-    """
+    """Keep DBOS from writing to standard error by itself: what it says goes where our records go, redacted."""
     logger = logging.getLogger("dbos")
     if not logger.handlers:
         logger.addHandler(logging.NullHandler())
