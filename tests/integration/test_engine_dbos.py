@@ -17,6 +17,7 @@ import pytest
 from bench import ESCAPED, Bench, Setup
 from dbos import DBOSClient
 
+from orchestrator.actions.catalog import catalog
 from orchestrator.clock import SystemClock
 from orchestrator.devstack.postgres import Postgres
 from orchestrator.devstack.session import runtime_environment
@@ -26,6 +27,7 @@ from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.runtime.engines.dbos import SCHEMA
 from orchestrator.runtime.types import RunOutcome
+from orchestrator.workflow.loader import load
 
 every_engine = pytest.mark.parametrize("setup", ["local-sqlite", "dbos-postgresql"], indirect=True)
 dbos_only = pytest.mark.parametrize("setup", ["dbos-postgresql"], indirect=True)
@@ -274,12 +276,33 @@ def test_a_run_ends_when_the_database_of_its_ledger_goes_away(
     assert run_id == outcome.run_id
 
 
-class TestChoosing:
-    def environment(self, bench: Bench, **more: str) -> dict[str, str]:
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("ORCHESTRATOR_", "VAULT_"))}
-        ours = runtime_environment(bench.provisioned, bench.directory)
-        return {**inherited, **ours, "ORCHESTRATOR_POLICY": "allow-all", **more}
+def environment(bench: Bench, **more: str) -> dict[str, str]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("ORCHESTRATOR_", "VAULT_"))}
+    ours = runtime_environment(bench.provisioned, bench.directory)
+    return {**inherited, **ours, "ORCHESTRATOR_POLICY": "allow-all", **more}
 
+
+@dbos_only
+def test_a_signal_ends_the_run_after_revoking_and_says_nothing_else(bench: Bench, setup: Setup) -> None:
+    path = bench.directory / "waits.yaml"
+    path.write_text(WAITS.replace("__FOLDER__", str(bench.directory)))
+    bench.install(load(path, actions=catalog).workflow)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator.cli", "run", str(path), "--engine", "dbos", "--quiet", "--run-id", "ours"],
+        env=environment(bench, ORCHESTRATOR_LEDGER_URL=setup.ledger_url),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: bench.logins() or process.poll() is not None, "the step to hold its login")
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == ExitCode.TERMINATED
+    assert "dbos" not in said.lower()
+    bench.assert_nothing_left()
+    assert status_of(setup, "ours") == "CANCELLED"
+
+
+class TestChoosing:
     def command(
         self, bench: Bench, *arguments: str, prelude: str = "", epilogue: str = "", **more: str
     ) -> subprocess.CompletedProcess[str]:
@@ -288,7 +311,7 @@ class TestChoosing:
         )
         return subprocess.run(
             [sys.executable, "-c", program, *arguments],
-            env=self.environment(bench, **more),
+            env=environment(bench, **more),
             capture_output=True,
             text=True,
             timeout=90,
