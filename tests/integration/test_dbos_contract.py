@@ -144,7 +144,7 @@ def walk(run_id: str, fence: int, **more: Any) -> Walk:
         return OK
 
     async def skip(step: str, state: StepState, reason: str) -> None:
-        raise AssertionError(f"{step} is skipped")
+        pass
 
     graph = Graph(dependencies={"a": frozenset(), "b": frozenset({"a"})})
     given: dict[str, Any] = {"cancel": print, "graph": graph, "call": call, "skip": skip, "parallel": 4, **more}
@@ -163,12 +163,9 @@ class TestEngine:
             await asyncio.Event().wait()
             return OK
 
-        async def skip(step: str, state: StepState, reason: str) -> None:
-            pass
-
         reasons: list[str] = []
         first, second = [
-            asyncio.create_task(engine.drive(walk(*run, call=never, skip=skip, cancel=reasons.append))) for run in runs
+            asyncio.create_task(engine.drive(walk(*run, call=never, cancel=reasons.append))) for run in runs
         ]
         try:
             await until(
@@ -191,8 +188,8 @@ class TestEngine:
         engine = DbosEngine(locate(setup.ledger_url), reader=ledger, runner_id="one")
         try:
             assert await engine.drive(walk(run_id, fence, already={"a": OK})) == {"a": OK, "b": OK}
-            assert statuses(setup, SCHEMA) == {f"{run_id}.2": "SUCCESS"}
-            assert workflow_id(run_id, fence) == f"{run_id}.2"
+            assert statuses(setup, SCHEMA) == {f"{run_id}#2": "SUCCESS"}
+            assert workflow_id(run_id, fence) == f"{run_id}#2"
         finally:
             await engine.aclose()
 
@@ -207,18 +204,36 @@ class TestEngine:
         finally:
             await engine.aclose()
 
+    async def test_a_walk_that_is_cancelled_before_it_begins_is_recorded_as_such(
+        self, setup: Setup, ledger: Ledger
+    ) -> None:
+        skipped: dict[str, StepState] = {}
+
+        async def skip(step: str, state: StepState, reason: str) -> None:
+            skipped[step] = state
+
+        run_id, fence = await begin(ledger)
+        engine = DbosEngine(locate(setup.ledger_url), reader=ledger, runner_id="one")
+        task = asyncio.create_task(engine.drive(walk(run_id, fence, skip=skip)))
+        await asyncio.sleep(0)  # it has begun to launch DBOS
+        task.cancel()
+        try:
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert skipped == {"a": StepState.CANCELLED, "b": StepState.CANCELLED}
+            assert await engine.drive(walk(*await begin(ledger))) == {"a": OK, "b": OK}, "the launch went on"
+        finally:
+            await engine.aclose()
+
     async def test_what_ends_a_walk_is_passed_on_unchanged(self, setup: Setup, ledger: Ledger) -> None:
         async def lost(step: str) -> StepState:
             raise LedgerError("the ledger is gone, password=hunter2")
-
-        async def skip(step: str, state: StepState, reason: str) -> None:
-            pass
 
         run_id, fence = await begin(ledger)
         engine = DbosEngine(locate(setup.ledger_url), reader=ledger, runner_id="one")
         try:
             with pytest.raises(LedgerError, match="the ledger is gone"):
-                await engine.drive(walk(run_id, fence, call=lost, skip=skip))
+                await engine.drive(walk(run_id, fence, call=lost))
             client = DBOSClient(system_database_url=setup.ledger_url, dbos_system_schema=SCHEMA)
             (status,) = client.list_workflows()
             client.destroy()

@@ -73,11 +73,13 @@ class _Driven:
 
     walk: Walk
     limit: asyncio.Timeout
+    begun: bool = False
     ended: dict[str, StepState] | None = None
     error: BaseException | None = None
     _reserved: dict[str, StepReservation] = field(default_factory=dict)
 
     async def go(self) -> dict[str, StepState]:
+        self.begun = True
         # Numbers are given in the order of the declaration, whatever order the steps start in.
         walk = self.walk
         self._reserved = {step: DBOS.reserve_step() for step in walk.graph.dependencies if step not in walk.already}
@@ -146,18 +148,26 @@ class DbosEngine:
 
     async def drive(self, walk: Walk) -> dict[str, StepState]:
         """Walk to the end inside a DBOS workflow. Raises CancelledError and LedgerError."""
-        await self._launched()
-        workflow = workflow_id(walk.run_id, walk.fence)
-        fault: BaseException | None = None
         driven = _Driven(walk, asyncio.timeout(None))
+        try:
+            await self._launched()
+            return await self._drive(driven)
+        except BaseException:
+            if not driven.begun:
+                await walk.abandon()
+            raise
+
+    async def _drive(self, driven: _Driven) -> dict[str, StepState]:
+        run_id, fence = driven.walk.run_id, driven.walk.fence
+        fault: BaseException | None = None
         token = _driven.set(driven)
         try:
             async with driven.limit:
-                with SetWorkflowID(workflow, workflow_id_reuse_policy="reject"):
-                    await _run(walk.run_id, walk.fence)
+                with SetWorkflowID(workflow_id(run_id, fence), workflow_id_reuse_policy="reject"):
+                    await _run(run_id, fence)
         except asyncio.CancelledError:
             if driven.ended is None:
-                await self._cancel(workflow)
+                await self._cancel(workflow_id(run_id, fence))
                 raise
         except (*_FAULTS, TimeoutError) as error:
             fault = error
@@ -166,9 +176,9 @@ class DbosEngine:
         if driven.error is not None:
             raise driven.error
         if driven.ended is None:
-            _end(walk.run_id, fault)
+            _end(run_id, fault)
         if fault is not None:
-            log.warning("DBOS did not record the end of run %s: %s", walk.run_id, type(fault).__name__)
+            log.warning("DBOS did not record the end of run %s: %s", run_id, type(fault).__name__)
         return driven.ended
 
     async def settle(self) -> None:
@@ -244,7 +254,7 @@ def _destroy(database: Engine) -> None:
 
 def workflow_id(run_id: str, fence: int) -> str:
     """The run's own id, with the fence behind it once the run was taken over."""
-    return run_id if fence == FIRST_FENCE else f"{run_id}.{fence}"
+    return run_id if fence == FIRST_FENCE else f"{run_id}#{fence}"
 
 
 def _arguments(given: Mapping[str, Any] | None) -> tuple[str, int]:
