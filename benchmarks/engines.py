@@ -4,9 +4,10 @@
 
 Ours drives the whole attempt (decision, events, hash chain, two durable commits a step) on SQLite, on
 PostgreSQL, and inside DBOS on PostgreSQL; `DBOS bare` is a workflow of bare asynchronous steps. All
-take turns against one embedded PostgreSQL, and the table has the median of the rounds. Prefect (its flow
-in process, with its ephemeral server) and Airflow (`dag.test()`) are installed for it into temporary
-environments of their own, which takes minutes; a figure that cannot be taken is printed with the reason.
+take turns against one embedded PostgreSQL, and the table has the median of the rounds. Prefect (a flow in
+process, with its ephemeral server, which is told of each task but not waited for) and Airflow (`dag.test()`)
+are installed for it into temporary environments of their own, which takes minutes, and measured once; a
+figure that cannot be taken is printed with the reason.
 """
 
 from __future__ import annotations
@@ -196,7 +197,8 @@ def installed(
     """The figure of a program in an environment made for it."""
     place = folder / name
     python = place / "bin" / "python"
-    file = folder / f"{name}_bench.py"
+    file = folder / f"{name}-program" / "program.py"
+    file.parent.mkdir()
     file.write_text(program)
     variables = {**os.environ, **environment, "HOME": str(place), "PATH": f"{place / 'bin'}:{os.environ['PATH']}"}
     commands = [
@@ -233,7 +235,7 @@ def airflow(folder: Path, steps: int) -> Figure:
     environment = {
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "false",
-        "AIRFLOW__CORE__DAGS_FOLDER": str(folder),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(folder / "airflow-program"),
         "AIRFLOW__LOGGING__LOGGING_LEVEL": "ERROR",
     }
     migrate = [str(folder / "airflow" / "bin" / "airflow"), "db", "migrate"]
