@@ -190,7 +190,7 @@ def test_a_living_worker_finishes_the_run_of_a_killed_one(team: Team) -> None:
     assert team.marks.read_text().split() == ["first", "work", "work", "last"]
     assert team.bench.logins() == []
     assert {lease.state for lease in team.leases(run_id)} <= FINAL
-    assert team.in_dbos() in (None, {run_id: "CANCELLED", f"{run_id}.2": "SUCCESS"})
+    assert team.in_dbos() in (None, {run_id: "CANCELLED", f"{run_id}#2": "SUCCESS"})
 
 
 def test_a_worker_that_was_stopped_can_do_nothing_more_under_its_old_fence(team: Team) -> None:
@@ -211,7 +211,7 @@ def test_a_worker_that_was_stopped_can_do_nothing_more_under_its_old_fence(team:
     assert len(events(team, run_id)) == history, "nothing was written under the old fence"
     assert team.marks.read_text().split() == ["first", "work", "work", "last"]
     assert team.bench.logins() == []
-    assert team.in_dbos() in (None, {run_id: "CANCELLED", f"{run_id}.2": "SUCCESS"})
+    assert team.in_dbos() in (None, {run_id: "CANCELLED", f"{run_id}#2": "SUCCESS"})
 
 
 def events(team: Team, run_id: str) -> list[Any]:

@@ -17,6 +17,7 @@ import pytest
 from bench import ESCAPED, Bench, Setup
 from dbos import DBOSClient
 
+from orchestrator.actions.catalog import catalog
 from orchestrator.clock import SystemClock
 from orchestrator.devstack.postgres import Postgres
 from orchestrator.devstack.session import runtime_environment
@@ -26,6 +27,7 @@ from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.runtime.engines.dbos import SCHEMA
 from orchestrator.runtime.types import RunOutcome
+from orchestrator.workflow.loader import load
 
 every_engine = pytest.mark.parametrize("setup", ["local-sqlite", "dbos-postgresql"], indirect=True)
 dbos_only = pytest.mark.parametrize("setup", ["dbos-postgresql"], indirect=True)
@@ -257,29 +259,59 @@ def test_a_run_that_dbos_hands_to_somebody_else_is_finished_by_its_owner(bench: 
     bench.assert_nothing_left()
 
 
-def test_a_run_ends_when_the_database_of_its_ledger_goes_away(
+def environment(bench: Bench, **more: str) -> dict[str, str]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("ORCHESTRATOR_", "VAULT_"))}
+    ours = runtime_environment(bench.provisioned, bench.directory)
+    return {**inherited, **ours, "ORCHESTRATOR_POLICY": "allow-all", **more}
+
+
+@contextmanager
+def held_process(bench: Bench, ledger_url: str) -> Iterator[subprocess.Popen[str]]:
+    """A process whose run `ours` holds its login; it is killed if it does not end."""
+    path = bench.directory / "waits.yaml"
+    path.write_text(WAITS.replace("__FOLDER__", str(bench.directory)))
+    bench.install(load(path, actions=catalog).workflow)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator.cli", "run", str(path), "--engine", "dbos", "--quiet", "--run-id", "ours"],
+        env=environment(bench, ORCHESTRATOR_LEDGER_URL=ledger_url),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_for(lambda: bench.logins() or process.poll() is not None, "the step to hold its login")
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@dbos_only
+def test_a_signal_ends_the_run_after_revoking_and_says_nothing_else(bench: Bench, setup: Setup) -> None:
+    with held_process(bench, setup.ledger_url) as process:
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == ExitCode.TERMINATED
+    assert "dbos" not in said.lower()
+    bench.assert_nothing_left()
+    assert status_of(setup, "ours") == "CANCELLED"
+
+
+def test_a_run_and_its_process_end_when_the_database_of_the_ledger_goes_away(
     bench: Bench, postgres_server: Callable[..., Postgres]
 ) -> None:
     """DBOS repeats what fails for want of a connection without end; a run with credentials must not wait for it."""
     server = postgres_server()
-    setup = Setup("dbos", server.dsn().reveal())
-    with held(bench, setup) as (run_id, future):
+    with held_process(bench, server.dsn().reveal()) as process:
         server.stop()
         (bench.directory / "go").touch()
-        outcome = future.result(60)
-    assert (outcome.state, outcome.exit_code) == (RunState.FAILED, ExitCode.UNREACHABLE)
-    assert "ledger" in outcome.reason
+        _, said = process.communicate(timeout=90)
+    assert process.returncode == ExitCode.UNREACHABLE
+    assert "PostgreSQL ledger" in said
     assert bench.logins() == []
     assert bench.sessions() == []
-    assert run_id == outcome.run_id
 
 
 class TestChoosing:
-    def environment(self, bench: Bench, **more: str) -> dict[str, str]:
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("ORCHESTRATOR_", "VAULT_"))}
-        ours = runtime_environment(bench.provisioned, bench.directory)
-        return {**inherited, **ours, "ORCHESTRATOR_POLICY": "allow-all", **more}
-
     def command(
         self, bench: Bench, *arguments: str, prelude: str = "", epilogue: str = "", **more: str
     ) -> subprocess.CompletedProcess[str]:
@@ -288,7 +320,7 @@ class TestChoosing:
         )
         return subprocess.run(
             [sys.executable, "-c", program, *arguments],
-            env=self.environment(bench, **more),
+            env=environment(bench, **more),
             capture_output=True,
             text=True,
             timeout=90,

@@ -264,7 +264,15 @@ def test_the_settings_file_takes_the_same_names_without_the_prefix(
     for variable in sorted(written):
         name, _, part = variable.removeprefix(PREFIX).lower().partition("__")
         field = "auth_token" if name == "vault_token" else name
-        fitting = {"auth_method": '"jwt"', "log_level": '"debug"', "grace": "5", "settle": "5", "connection_runs": "2"}
+        fitting = {
+            "auth_method": '"jwt"',
+            "engine": '"dbos"',
+            "log_level": '"debug"',
+            "grace": "5",
+            "settle": "5",
+            "connection_runs": "2",
+            "sweep_interval": "5",
+        }
         value = fitting.get(field, "7" if field.startswith("max_") else '"https://value.test"')
         file = tmp_path / "orchestrator.toml"
         file.write_text(f"[{name}]\n{part} = {value}\n" if part else f"{name} = {value}\n")

@@ -73,11 +73,13 @@ class _Driven:
 
     walk: Walk
     limit: asyncio.Timeout
+    begun: bool = False
     ended: dict[str, StepState] | None = None
     error: BaseException | None = None
     _reserved: dict[str, StepReservation] = field(default_factory=dict)
 
     async def go(self) -> dict[str, StepState]:
+        self.begun = True
         # Numbers are given in the order of the declaration, whatever order the steps start in.
         walk = self.walk
         self._reserved = {step: DBOS.reserve_step() for step in walk.graph.dependencies if step not in walk.already}
@@ -142,23 +144,30 @@ class DbosEngine:
         self._location = location
         self._reader = reader
         self._runner_id = runner_id
-        self._database: Engine | None = None
-        self._launching = asyncio.Lock()
+        self._launching: asyncio.Future[Engine] | None = None
 
     async def drive(self, walk: Walk) -> dict[str, StepState]:
         """Walk to the end inside a DBOS workflow. Raises CancelledError and LedgerError."""
-        await self._launched()
-        workflow = workflow_id(walk.run_id, walk.fence)
-        fault: BaseException | None = None
         driven = _Driven(walk, asyncio.timeout(None))
+        try:
+            await self._launched()
+            return await self._drive(driven)
+        except BaseException:
+            if not driven.begun:
+                await walk.abandon()
+            raise
+
+    async def _drive(self, driven: _Driven) -> dict[str, StepState]:
+        run_id, fence = driven.walk.run_id, driven.walk.fence
+        fault: BaseException | None = None
         token = _driven.set(driven)
         try:
             async with driven.limit:
-                with SetWorkflowID(workflow, workflow_id_reuse_policy="reject"):
-                    await _run(walk.run_id, walk.fence)
+                with SetWorkflowID(workflow_id(run_id, fence), workflow_id_reuse_policy="reject"):
+                    await _run(run_id, fence)
         except asyncio.CancelledError:
             if driven.ended is None:
-                await self._cancel(workflow)
+                await self._cancel(workflow_id(run_id, fence))
                 raise
         except (*_FAULTS, TimeoutError) as error:
             fault = error
@@ -167,9 +176,9 @@ class DbosEngine:
         if driven.error is not None:
             raise driven.error
         if driven.ended is None:
-            _end(walk.run_id, fault)
+            _end(run_id, fault)
         if fault is not None:
-            log.warning("DBOS did not record the end of run %s: %s", walk.run_id, type(fault).__name__)
+            log.warning("DBOS did not record the end of run %s: %s", run_id, type(fault).__name__)
         return driven.ended
 
     async def settle(self) -> None:
@@ -186,12 +195,13 @@ class DbosEngine:
 
     async def aclose(self) -> None:
         """End DBOS in this process."""
-        if self._database is None:
+        if self._launching is None:
             return
+        [launched] = await asyncio.gather(self._launching, return_exceptions=True)
         # DBOS has put its own pool of threads in the place of the loop's, and is about to end it.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
-        await asyncio.to_thread(DBOS.destroy)
-        self._database.dispose()
+        if isinstance(launched, Engine):
+            await asyncio.to_thread(_destroy, launched)
 
     async def _cancel(self, workflow: str) -> None:
         """As far as it can be done: `settle` does it later where it cannot."""
@@ -201,42 +211,50 @@ class DbosEngine:
             log.warning("DBOS did not record the end of %s: %s", workflow, type(error).__name__)
 
     async def _launched(self) -> None:
-        async with self._launching:
-            if self._database is None:
-                self._database = await asyncio.to_thread(self._launch)
+        """Launch DBOS once, however many runs want it. Raises LedgerError; the next run then tries again."""
+        if self._launching is None or _failed(self._launching):
+            self._launching = asyncio.ensure_future(asyncio.to_thread(self._launch))
+        await asyncio.shield(self._launching)
 
     def _launch(self) -> Engine:
+        _silence()
         database = connect(self._location)
         event.listen(database, "do_connect", _refusing(self._location.label))
-        _silence()
+        DBOS(
+            config={
+                "name": "orchestrator",
+                "application_version": APPLICATION_VERSION,
+                "executor_id": self._runner_id,
+                "system_database_engine": database,
+                "dbos_system_schema": SCHEMA,
+                "serializer": _References(),
+                "use_listen_notify": False,  # nothing of ours waits for messages
+                "log_level": "DEBUG" if log.isEnabledFor(logging.DEBUG) else "CRITICAL",  # faults are told by us
+            }
+        )
+        if DBOS.executor_id != self._runner_id:
+            database.dispose()
+            raise LedgerError("this process runs a DBOS application already", hint="use the engine `local` in it")
         try:
-            DBOS(
-                config={
-                    "name": "orchestrator",
-                    "application_version": APPLICATION_VERSION,
-                    "executor_id": self._runner_id,
-                    "system_database_engine": database,
-                    "dbos_system_schema": SCHEMA,
-                    "serializer": _References(),
-                    "use_listen_notify": False,  # nothing of ours waits for messages
-                    "log_level": "ERROR",
-                }
-            )
-            if DBOS.executor_id != self._runner_id:
-                raise LedgerError("this process runs a DBOS application already", hint="use the engine `local` in it")
             DBOS.launch()
-        except (dbos_error.DBOSException, SQLAlchemyError) as error:
-            database.dispose()
-            raise ledger_error(error, f"{self._location.label} (for DBOS)") from error
-        except LedgerError:
-            database.dispose()
-            raise
+        except (dbos_error.DBOSException, SQLAlchemyError, LedgerError) as error:
+            _destroy(database)
+            raise ledger_error(error, f"{self._location.label} (tables of DBOS)") from error
         return database
+
+
+def _failed(launching: asyncio.Future[Engine]) -> bool:
+    return launching.done() and launching.exception() is not None
+
+
+def _destroy(database: Engine) -> None:
+    DBOS.destroy()
+    database.dispose()
 
 
 def workflow_id(run_id: str, fence: int) -> str:
     """The run's own id, with the fence behind it once the run was taken over."""
-    return run_id if fence == FIRST_FENCE else f"{run_id}.{fence}"
+    return run_id if fence == FIRST_FENCE else f"{run_id}#{fence}"
 
 
 def _arguments(given: Mapping[str, Any] | None) -> tuple[str, int]:
@@ -268,10 +286,7 @@ def _refusing(label: str) -> Any:
 
 
 def _silence() -> None:
-    """Keep DBOS from writing to standard error by itself: what it says goes where our records go, redacted.
-
-    Below errors it tells of every cancelled step.
-    """
+    """Keep DBOS from writing to standard error by itself: what it says goes where our records go, redacted."""
     logger = logging.getLogger("dbos")
     if not logger.handlers:
         logger.addHandler(logging.NullHandler())

@@ -34,6 +34,12 @@ class Walk:
         """Walk the graph; `call` carries out one step and leads to `self.call`. Raises what `drive` raises."""
         return await drive(self.graph, call, self.skip, parallel=self.parallel, already=self.already)
 
+    async def abandon(self) -> None:
+        """Record of every step that it will not run, where the walk cannot even begin. Raises LedgerError."""
+        for step in self.graph.dependencies:
+            if step not in self.already:
+                await self.skip(step, StepState.CANCELLED, "the run was cancelled")
+
 
 class Engine(Protocol):
     """How the runs of this process are driven."""
