@@ -277,6 +277,24 @@ def test_what_is_written_with_anchors_or_aliases_is_refused(text: str) -> None:
         written(text, "work", ORDERS)
 
 
+@pytest.mark.parametrize(
+    ("theirs", "reason"),
+    [
+        (("default: 10", "default: 11"), "would say something else beside the privileges"),
+        (
+            ("          - note   # free text\n", "          - note\n          - total\n"),
+            "would not be what was inferred",
+        ),
+    ],
+)
+def test_a_file_that_changed_since_it_was_analysed_is_refused(theirs: tuple[str, str], reason: str) -> None:
+    loaded = load_text(COMMENTED, filename="w.yaml", actions=catalog)
+    need = needs_of(COMMENTED, "read", [replace(CUSTOMER, columns=("id",)), ORDERS, NOTES])
+    assert theirs[0] in COMMENTED
+    with pytest.raises(UsageError, match=reason):
+        rewritten(COMMENTED.replace(*theirs), loaded, [need], actions=catalog)
+
+
 def test_comments_that_an_edit_would_lose_are_a_refusal() -> None:
     text = in_list("[\n        { delete: shop.log }, # why\n        { select: shop.orders, columns: [total] } ]")
     with pytest.raises(UsageError, match="would lose the comments inside its privileges"):

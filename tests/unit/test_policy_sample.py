@@ -10,7 +10,7 @@ from orchestrator.actions.catalog import action
 from orchestrator.grants.privileges import ALL_COLUMNS, Privilege, RowLimit
 from orchestrator.grants.scope import Scope
 from orchestrator.jsontypes import JsonObject
-from orchestrator.policy.rego import RegoEngine
+from orchestrator.policy.rego import PolicySource, RegoEngine
 from orchestrator.policy.types import PolicyRequest
 
 ENGINE = RegoEngine.from_directory(Path(__file__).parents[2] / "workflows" / "policies")
@@ -230,6 +230,19 @@ async def test_a_grant_beyond_the_rows_of_the_tasks_customer_is_denied(where: tu
     decision = await ENGINE.decide(replace(SUPPORT, grants=(wide,)))
     assert not decision.allow
     assert decision.reasons == ("select on public.customer_feedback is not limited to customer 1234",)
+
+
+async def test_what_permits_a_task_decides_without_the_rules_that_only_explain() -> None:
+    folder = Path(__file__).parents[2] / "workflows" / "policies"
+    deciding = [PolicySource(name, (folder / name).read_text()) for name in ("agents.rego", "orchestrator.rego")]
+    silent = PolicySource("silent.rego", "package orchestrator\nimport rego.v1\ndenials := set()\n")
+    engine = RegoEngine.from_sources([*deciding, silent])
+    assert (await engine.decide(SUPPORT)).allow
+    other = replace(SUPPORT, context={"task": "crm:write_ticket", "customer_id": 1235})
+    wide = replace(SUPPORT, grants=(replace(READ, privileges=(replace(TICKET, where=()),)),))
+    for asked in (other, wide):
+        decision = await engine.decide(asked)
+        assert (decision.allow, decision.reasons) == (False, ("no rule of the policy allows it",))
 
 
 @pytest.mark.parametrize("asked", [QUERY, TRANSLATE, NOTIFY], ids=["verbs", "origin", "channel"])
