@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from orchestrator.credentials.types import LeaseHandle
 from orchestrator.errors import FenceLost, IllegalTransition
 from orchestrator.ledger.events import LeaseRevoking, RunState
 from orchestrator.ledger.lease import OPEN
@@ -43,6 +44,8 @@ class Irrevocable:
         """Whether anything is still to be feared of it."""
         if self.lease is None:
             return "not of this ledger"
+        if LeaseHandle.of(self.lease).connection is None:
+            return "nobody but Vault can take it back; look in the system that it is for"
         if self.lease.state in OPEN:
             return "to be taken back through its database"
         return "its login is gone; only Vault's record is left"

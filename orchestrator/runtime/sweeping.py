@@ -44,7 +44,10 @@ async def sweep_everything(services: Services) -> Swept:
     try:
         irrevocable = await close_irrevocable(services, at_once=True)
     except OrchestratorError as error:
-        problems.append(f"what Vault has given up revoking could not be listed: {error.message}")
+        problems.append(
+            f"what Vault has given up revoking could not be listed: {error.message}"
+            " (where the runtime's policy lacks `sys/leases`, run `orchestrator provision apply`)"
+        )
     seen = {each.lease.lease_id for each in leases}
     rest = [lease for lease in left_over(services.reader) if lease.lease_id not in seen]
     leases += await close_left_over(services, rest)
