@@ -88,13 +88,17 @@ def _carry_out(work: Callable[..., Coroutine[Any, Any, RunOutcome]], view: View)
     import asyncio
 
     from orchestrator.cli.connect import log_to_stderr, redactor, runner_config
+    from orchestrator.cli.tracing import traced
     from orchestrator.hardening import keep_memory_private
+    from orchestrator.runtime.observed import told
     from orchestrator.settings import load_settings
 
     keep_memory_private()
     settings = load_settings()
     log_to_stderr(settings.log_level)
-    return asyncio.run(work(runner_config(settings), redactor=redactor(), observer=view.observe, notice=view.notice))
+    with traced() as spans:
+        observer = told(view.observe, spans)
+        return asyncio.run(work(runner_config(settings), redactor=redactor(), observer=observer, notice=view.notice))
 
 
 def _conclude(outcome: RunOutcome, view: View, *, quiet: bool, as_json: bool) -> None:

@@ -63,6 +63,7 @@ def _serve(
     import asyncio
 
     from orchestrator.cli.connect import log_to_stderr, redactor, runner_config
+    from orchestrator.cli.tracing import traced
     from orchestrator.hardening import keep_memory_private
     from orchestrator.runtime import serve as service
     from orchestrator.settings import load_settings
@@ -79,5 +80,6 @@ def _serve(
         queue=queue,
         connection_runs=settings.connection_runs,
     )
-    code = asyncio.run(service.serve(runner_config(settings), config, redactor=redactor()))
+    with traced() as spans:
+        code = asyncio.run(service.serve(runner_config(settings), config, redactor=redactor(), observer=spans))
     raise typer.Exit(int(code))
