@@ -96,9 +96,10 @@ def _carry_out(work: Callable[..., Coroutine[Any, Any, RunOutcome]], view: View)
     keep_memory_private()
     settings = load_settings()
     log_to_stderr(settings.log_level)
+    config = runner_config(settings)  # kept until every thread has ended: the policy engine must end in this one
     with traced() as spans:
         observer = told(view.observe, spans)
-        return asyncio.run(work(runner_config(settings), redactor=redactor(), observer=observer, notice=view.notice))
+        return asyncio.run(work(config, redactor=redactor(), observer=observer, notice=view.notice))
 
 
 def _conclude(outcome: RunOutcome, view: View, *, quiet: bool, as_json: bool) -> None:

@@ -80,6 +80,7 @@ def _serve(
         queue=queue,
         connection_runs=settings.connection_runs,
     )
+    runner = runner_config(settings)  # kept until every thread has ended: the policy engine must end in this one
     with traced() as spans:
-        code = asyncio.run(service.serve(runner_config(settings), config, redactor=redactor(), observer=spans))
+        code = asyncio.run(service.serve(runner, config, redactor=redactor(), observer=spans))
     raise typer.Exit(int(code))
