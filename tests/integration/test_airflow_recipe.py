@@ -78,7 +78,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch, workflow: Path) -> dict[str, Any]:
         return make
 
     stubs = {
-        "airflow.exceptions": {"AirflowFailException": FailedForGood},
+        "airflow.sdk.exceptions": {"AirflowFailException": FailedForGood},
         "airflow.providers.standard.operators.bash": {"BashOperator": operator("bash")},
         "airflow.providers.standard.operators.python": {"PythonOperator": operator("python")},
     }
