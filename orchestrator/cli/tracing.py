@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,20 +24,18 @@ def traced() -> Iterator[Observer | None]:
 
     That they cannot be sent is a warning, and never an error.
     """
-    if not _wanted(os.environ):
-        yield None
-        return
-    try:
-        from orchestrator.runtime.tracing import exported_spans
-    except ImportError as error:
-        log.warning(
-            "no spans are sent: the package %s is missing; pip install 'credential-orchestrator[otel]'", error.name
-        )
-        yield None
-        return
-    from orchestrator.clock import SystemClock
+    with ExitStack() as stack:
+        observer: Observer | None = None
+        if _wanted(os.environ):
+            try:
+                from orchestrator.clock import SystemClock
+                from orchestrator.runtime.tracing import exported_spans
 
-    with exported_spans(SystemClock()) as observer:
+                observer = stack.enter_context(exported_spans(SystemClock()))
+            except ImportError as error:
+                log.warning("no spans are sent: %s is missing; pip install 'credential-orchestrator[otel]'", error.name)
+            except ValueError as error:
+                log.warning("no spans are sent: a variable OTEL_... is not valid: %s", error)
         yield observer
 
 

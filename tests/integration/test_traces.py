@@ -224,10 +224,19 @@ def test_without_the_extra_the_variable_is_a_warning(bench: Bench, collector: Co
     assert collector.bodies == []
 
 
-def test_a_protocol_that_is_not_spoken_is_a_warning(bench: Bench, collector: Collector) -> None:
-    done = run(bench, installed(bench), {**collector.environment, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"})
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", "OTLP by grpc is not supported"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon", "a variable OTEL_... is not valid"),
+    ],
+)
+def test_what_the_variables_ask_for_and_cannot_be_done_is_a_warning(
+    bench: Bench, collector: Collector, variable: str, value: str, told: str
+) -> None:
+    done = run(bench, installed(bench), {**collector.environment, variable: value})
     assert done.returncode == 3
-    assert "OTLP by grpc is not supported" in done.stderr
+    assert told in done.stderr
     assert collector.bodies == []
 
 
