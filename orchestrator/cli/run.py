@@ -106,14 +106,20 @@ def _carry_out(
     import asyncio
 
     from orchestrator.cli.connect import log_to_stderr, redactor, runner_config
+    from orchestrator.cli.tracing import traced
     from orchestrator.hardening import keep_memory_private
+    from orchestrator.runtime.observed import told
     from orchestrator.settings import load_settings
 
     keep_memory_private()
     settings = load_settings()
     log_to_stderr(settings.log_level)
-    config = runner_config(settings, engine=engine, grace=grace)
-    return asyncio.run(work(config, redactor=redactor(), observer=view.observe, notice=view.notice))
+    config = runner_config(
+        settings, engine=engine, grace=grace
+    )  # kept until every thread has ended: the policy engine must end in this one
+    with traced() as spans:
+        observer = told(view.observe, spans)
+        return asyncio.run(work(config, redactor=redactor(), observer=observer, notice=view.notice))
 
 
 def _conclude(outcome: RunOutcome, view: View, *, quiet: bool, as_json: bool) -> None:

@@ -79,6 +79,7 @@ def _serve(
     import asyncio
 
     from orchestrator.cli.connect import log_to_stderr, redactor, runner_config
+    from orchestrator.cli.tracing import traced
     from orchestrator.hardening import keep_memory_private
     from orchestrator.runtime import serve as service
     from orchestrator.settings import load_settings
@@ -96,5 +97,9 @@ def _serve(
         connection_runs=settings.connection_runs,
         sweep_interval=settings.sweep_interval,
     )
-    code = asyncio.run(service.serve(runner_config(settings, engine=engine, grace=grace), config, redactor=redactor()))
+    runner = runner_config(
+        settings, engine=engine, grace=grace
+    )  # kept until every thread has ended: the policy engine must end in this one
+    with traced() as spans:
+        code = asyncio.run(service.serve(runner, config, redactor=redactor(), observer=spans))
     raise typer.Exit(int(code))

@@ -14,6 +14,18 @@ Observer = Callable[[str, datetime, Event], None]
 """Called with the run id, the time and the event, in the order in which the ledger has them."""
 
 
+def told(first: Observer, second: Observer | None) -> Observer:
+    """An observer that tells both."""
+    if second is None:
+        return first
+
+    def observer(run_id: str, time: datetime, event: Event) -> None:
+        first(run_id, time, event)
+        second(run_id, time, event)
+
+    return observer
+
+
 @dataclass(frozen=True, slots=True)
 class ObservedLedger:
     """Writes through to a ledger and tells an observer what was committed."""

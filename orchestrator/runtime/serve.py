@@ -27,6 +27,7 @@ from orchestrator.runtime.event_log import log_event
 from orchestrator.runtime.irrevocable import close_irrevocable
 from orchestrator.runtime.leftovers import close_left_over, left_over
 from orchestrator.runtime.maintenance import Maintenance, maintained
+from orchestrator.runtime.observed import Observer, told
 from orchestrator.runtime.orphans import sweep_id, sweep_orphans
 from orchestrator.runtime.queueing import claiming
 from orchestrator.runtime.readiness import STALLED_SECONDS, Readiness
@@ -98,13 +99,18 @@ class _Stop:
 
 
 async def serve(
-    runner: RunnerConfig, config: ServeConfig, *, redactor: Redactor, maintenance: Hooks = lambda services: ()
+    runner: RunnerConfig,
+    config: ServeConfig,
+    *,
+    redactor: Redactor,
+    observer: Observer | None = None,
+    maintenance: Hooks = lambda services: (),
 ) -> ExitCode:
     """Schedule until a signal comes, and answer how it ended.
 
-    `maintenance` gives the hooks that are carried out beside the runs. DONE: every run had ended by itself
-    and nothing is left. TERMINATED or INTERRUPTED: runs had to be cancelled. UNCONFIRMED: a revocation is
-    not confirmed. Raises UsageError and LedgerError if it cannot begin.
+    `observer` is told of all events, `maintenance` gives the hooks that are carried out beside the runs.
+    DONE: every run had ended by itself and nothing is left. TERMINATED or INTERRUPTED: runs had to be
+    cancelled. UNCONFIRMED: a revocation is not confirmed. Raises UsageError and LedgerError if it cannot begin.
     """
     bound, measures = _observed(config.listen)
     launcher = Launcher(max_runs=config.max_runs, redactor=redactor)
@@ -114,10 +120,11 @@ async def serve(
         measures.event(run_id, time, event)
         log_event(run_id, event)
 
+    everybody = told(observe, observer)
     stop = _Stop()
     try:
         with open_schedules(runner.ledger_url) as store, _signals(stop):
-            async with open_services(runner, redactor=redactor, observer=observe) as services:
+            async with open_services(runner, redactor=redactor, observer=everybody) as services:
                 means = Means(services=services, store=store, launcher=launcher, measures=measures)
                 scheduler = Scheduler(means, WorkflowFolder(config.folder, catalog))
                 hooks = [

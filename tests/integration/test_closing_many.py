@@ -1,0 +1,136 @@
+"""Closing what a dead process left for many steps: several step keys at once, each in its own order."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+import pytest
+from bench import Bench
+
+from orchestrator.actions.catalog import catalog
+from orchestrator.credentials.types import Attempt
+from orchestrator.errors import FenceLost
+from orchestrator.grants.policy_names import step_policy_name
+from orchestrator.grants.scope import normalise
+from orchestrator.ledger.events import AttemptStarted, Event, LeaseRevoked, LeaseRevoking, RunStarted
+from orchestrator.ledger.ids import new_run_id, new_step_key
+from orchestrator.ledger.lease import OPEN
+from orchestrator.ledger.types import LeaseFilter, LeaseRecord, LedgerWriter
+from orchestrator.redaction import Redactor
+from orchestrator.runtime.leftovers import close_leases
+from orchestrator.runtime.service import open_services
+from orchestrator.runtime.types import Services
+from orchestrator.workflow.loader import load_text
+
+STEPS = 10
+AT_ONCE = 8
+WORKFLOW = "\n".join(
+    [
+        *("version: 1", "name: closing_many", "agent: tester", "steps:"),
+        *(
+            f"  s{number}: {{ action: exec, with: {{ command: [/bin/true] }}, grants: {{ db: "
+            "{ kind: database, connection: support, role: feedback-read } } }"
+            for number in range(STEPS)
+        ),
+    ]
+)
+
+
+@dataclass
+class Watched:
+    """A ledger that notes what is appended, in the order of asking, and refuses what is said of one lease."""
+
+    ledger: LedgerWriter
+    refused: str = ""
+    batches: list[Sequence[Event]] = field(default_factory=list)
+
+    async def append(self, run_id: str, fence: int, events: Sequence[Event]) -> None:
+        self.batches.append(events)
+        if any(getattr(event, "lease_id", "") == self.refused for event in events):
+            raise FenceLost("another process has taken the run over")
+        await self.ledger.append(run_id, fence, events)
+
+    async def begin_run(self, run_id: str, started: RunStarted) -> int:
+        return await self.ledger.begin_run(run_id, started)
+
+    async def take_over(self, run_id: str) -> int:
+        return await self.ledger.take_over(run_id)
+
+    async def aclose(self) -> None:
+        await self.ledger.aclose()
+
+
+@dataclass(frozen=True)
+class Left:
+    """A run of ten attempts, each with a step token and a login that nobody has closed."""
+
+    services: Services
+    run_id: str
+    fence: int
+
+    def leases(self) -> list[LeaseRecord]:
+        return list(self.services.reader.leases(LeaseFilter(run=self.run_id, states=OPEN)))
+
+
+@asynccontextmanager
+async def left_open(bench: Bench) -> AsyncIterator[Left]:
+    workflow = load_text(WORKFLOW, filename="test.yaml", actions=catalog).workflow
+    bench.install(workflow)
+    async with open_services(bench.config(), redactor=Redactor()) as services:
+        run_id = new_run_id()
+        started = RunStarted(
+            workflow=workflow.name, digest="d", agent="tester", trigger="manual", inputs={}, steps=tuple(workflow.steps)
+        )
+        fence = await services.ledger.begin_run(run_id, started)
+        for step_id, step in workflow.steps.items():
+            key = new_step_key(step_id)
+            attempt = Attempt(
+                run_id=run_id,
+                fence=fence,
+                workflow=workflow.name,
+                step=step_id,
+                number=1,
+                agent="tester",
+                step_key=key,
+                scopes=(normalise("db", step.grants["db"], step_timeout=step.timeout),),
+                policy=step_policy_name(workflow.name, step_id),
+                deadline=services.clock.monotonic() + step.timeout,
+            )
+            begun = AttemptStarted(step=step_id, attempt=1, step_key=key, action="exec", timeout=step.timeout)
+            await services.broker.open(attempt, prelude=[begun]).__aenter__()
+        yield Left(services, run_id, fence)
+
+
+async def test_several_step_keys_are_closed_at_once_and_each_is_begun_before_it_ends(bench: Bench) -> None:
+    async with left_open(bench) as left:
+        assert len(bench.logins()) == STEPS
+        watched = Watched(left.services.ledger)
+        leases = left.leases()
+        closed = await close_leases(replace(left.services, ledger=watched), left.fence, leases, "left")
+        assert len(closed) == len(leases) == 2 * STEPS
+        assert all(each.confirmed for each in closed)
+        assert bench.logins() == []
+        assert left.leases() == []
+    key_of = {lease.lease_id: lease.step_key for lease in leases}
+    appended: dict[str, list[type[Event]]] = {}
+    for batch in watched.batches:
+        (key,) = {key_of[getattr(event, "lease_id", "")] for event in batch}
+        (kind,) = {type(event) for event in batch}
+        appended.setdefault(key, []).append(kind)
+    assert set(map(tuple, appended.values())) == {(LeaseRevoking, LeaseRevoked)}
+    beginnings = [isinstance(batch[0], LeaseRevoking) for batch in watched.batches]
+    assert beginnings[: AT_ONCE + 1] == [True] * AT_ONCE + [False]
+
+
+async def test_what_cannot_be_recorded_for_one_step_key_hinders_no_other(bench: Bench) -> None:
+    async with left_open(bench) as left:
+        leases = left.leases()
+        watched = Watched(left.services.ledger, refused=leases[-1].lease_id)
+        with pytest.raises(FenceLost):
+            await close_leases(replace(left.services, ledger=watched), left.fence, leases, "left")
+        assert {lease.step_key for lease in left.leases()} == {leases[-1].step_key}
+        assert len(bench.logins()) == 1
+        await close_leases(left.services, left.fence, left.leases(), "left")
+        assert bench.logins() == []
