@@ -114,9 +114,8 @@ def _carry_out(
     keep_memory_private()
     settings = load_settings()
     log_to_stderr(settings.log_level)
-    config = runner_config(
-        settings, engine=engine, grace=grace
-    )  # kept until every thread has ended: the policy engine must end in this one
+    # Kept until every thread has ended: the policy engine must end in this one.
+    config = runner_config(settings, engine=engine, grace=grace)
     with traced() as spans:
         observer = told(view.observe, spans)
         return asyncio.run(work(config, redactor=redactor(), observer=observer, notice=view.notice))

@@ -97,9 +97,8 @@ def _serve(
         connection_runs=settings.connection_runs,
         sweep_interval=settings.sweep_interval,
     )
-    runner = runner_config(
-        settings, engine=engine, grace=grace
-    )  # kept until every thread has ended: the policy engine must end in this one
+    # Kept until every thread has ended: the policy engine must end in this one.
+    runner = runner_config(settings, engine=engine, grace=grace)
     with traced() as spans:
         code = asyncio.run(service.serve(runner, config, redactor=redactor(), observer=spans))
     raise typer.Exit(int(code))
