@@ -17,35 +17,31 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from orchestrator.clock import Clock
-from orchestrator.credentials.closing import close_lease
+from orchestrator.credentials.closing import close_all, close_lease
+from orchestrator.credentials.refusals import not_issued
 from orchestrator.credentials.renewal import Ending, Renewal
 from orchestrator.credentials.types import (
     STEP_TOKEN_KIND,
     Attempt,
-    ExpiredLogins,
+    Duties,
     Issued,
     Issuer,
     IssueRequest,
     LeaseHandle,
-    LoginsLeft,
 )
-from orchestrator.errors import GrantRefused, OrchestratorError, Refused, StepFailed, VaultUnreachable
+from orchestrator.errors import GrantRefused, OrchestratorError, StepFailed
 from orchestrator.grants.credential import Credential
 from orchestrator.grants.scope import STEP_TOKEN_MARGIN, Scope
 from orchestrator.ledger.events import (
     Event,
-    LeaseDenied,
-    LeaseEvent,
     LeaseFailed,
     LeaseIssued,
     LeaseRequested,
     LeaseRevocationFailed,
-    LeaseRevoked,
     LeaseRevoking,
-    OrphansSwept,
 )
 from orchestrator.ledger.ids import new_lease_id
 from orchestrator.ledger.types import LedgerWriter
@@ -57,25 +53,6 @@ STEP_TOKEN_GRANT = "(step token)"  # noqa: S105 -- how the ledger names the chil
 
 
 T = TypeVar("T")
-
-
-class Duties(Protocol):
-    """What the broker does in a database itself; see `orchestrator.credentials.duties`."""
-
-    async def sweep(self, attempt: Attempt, connection: str, *, deadline: float) -> tuple[str, ...]:
-        """Look for logins of the attempt's step key, drop them, and return their names.
-
-        Returning means that none is left. Raises LoginsLeft with the database's reason where one is, and
-        another OrchestratorError where nothing can be said.
-        """
-
-    async def sweep_expired(self, attempt: Attempt, connection: str, *, deadline: float) -> ExpiredLogins:
-        """Drop the logins of any step that are no longer valid. Raises OrchestratorError where that cannot be asked."""
-
-    async def bind(
-        self, attempt: Attempt, connection: str, login: str, values: Sequence[str], *, deadline: float
-    ) -> None:
-        """Set the values of a login's row limits. Raises OrchestratorError where that did not happen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,6 +212,7 @@ class StepLeases:
                 vault_lease_id=issued.vault_lease_id,
                 connection=scope.connection,
                 valid_until=issued.valid_until,
+                subject=issued.subject,
             ),
             self._issued_event(lease_id, ttl=ttl, vault_lease_id=issued.vault_lease_id, subject=issued.subject),
         )
@@ -359,43 +337,12 @@ class StepLeases:
 
     async def _not_issued(self, lease_id: str, scope: Scope, error: OrchestratorError) -> OrchestratorError:
         """Record that a grant was not issued, and turn the reason into the error that the step fails with."""
-        where = self._where(scope)
         self._in_flight.pop(lease_id, None)
-        if isinstance(error, VaultUnavailable):
-            if error.outcome is Outcome.UNKNOWN:
-                self._held.append(
-                    LeaseHandle(
-                        lease_id,
-                        scope.name,
-                        scope.kind,
-                        scope.resource,
-                        connection=scope.connection,
-                        unknown=True,
-                        answered=error.status != 0,
-                    )
-                )
-                await self._record(LeaseRevoking(lease_id=lease_id, reason=f"outcome unknown: {error.message}"))
-            else:
-                await self._record(LeaseFailed(lease_id=lease_id, reason=error.message))
-            if error.status == 429:
-                return GrantRefused(
-                    f"{where} was refused by vault: {error.message}",
-                    grant=scope.name,
-                    path=scope.resource,
-                    hint=error.hint,
-                )
-            return VaultUnreachable(f"{where} could not be issued: {error.message}", hint=error.hint)
-        if isinstance(error, Refused):
-            await self._record(LeaseDenied(lease_id=lease_id, reason=error.message))
-            return GrantRefused(
-                f"{where} was refused by {error.by}: {error.message}",
-                grant=scope.name,
-                path=scope.resource,
-                by=error.by,
-                hint=error.hint,
-            )
-        await self._record(LeaseFailed(lease_id=lease_id, reason=error.message))
-        return error
+        outcome = not_issued(lease_id, scope, self._where(scope), error)
+        if outcome.left is not None:
+            self._held.append(outcome.left)
+        await self._record(outcome.event)
+        return outcome.error
 
     async def _hold(self, handle: LeaseHandle, event: LeaseIssued) -> None:
         """Held first and recorded second: if the record fails, closing still knows what to revoke."""
@@ -417,7 +364,10 @@ class StepLeases:
             *(LeaseRevoking(lease_id=handle.lease_id, reason=reason) for handle in held if not handle.unknown),
         )
         self._unasked = {}
-        recorded, ends = await asyncio.gather(beginning, self._take_back(held, deadline), return_exceptions=True)
+        taking_back = close_all(
+            held, self._attempt, vault=self._broker.vault, duties=self._broker.duties, deadline=deadline
+        )
+        recorded, ends = await asyncio.gather(beginning, taking_back, return_exceptions=True)
         if isinstance(ends, BaseException):
             raise ends
         self.pending = tuple(end.lease_id for end in ends if isinstance(end, LeaseRevocationFailed))
@@ -444,38 +394,6 @@ class StepLeases:
                 self._held.append(LeaseHandle(lease_id, scope.name, scope.kind, scope.resource, unknown=True))
                 reason = "outcome unknown: no answer within the grace"
                 await self._record(LeaseRevoking(lease_id=lease_id, reason=reason))
-
-    async def _take_back(self, held: Sequence[LeaseHandle], deadline: float) -> list[LeaseEvent | OrphansSwept]:
-        vault = self._broker.vault
-        ends: list[LeaseEvent | OrphansSwept] = [await close_lease(handle, vault, deadline=deadline) for handle in held]
-        unconfirmed = {end.lease_id for end in ends if isinstance(end, LeaseRevocationFailed)}
-        suspects = [handle for handle in held if handle.connection and handle.lease_id in unconfirmed]
-        for connection in sorted({handle.connection for handle in suspects if handle.connection}):
-            swept = await self._sweep(connection, deadline)
-            if swept is None:
-                continue
-            here = [handle for handle in suspects if handle.connection == connection]
-            if isinstance(swept, LoginsLeft):
-                told: list[LeaseEvent | OrphansSwept] = [
-                    LeaseRevocationFailed(lease_id=handle.lease_id, error=swept.message) for handle in here
-                ]
-            else:
-                here = [handle for handle in here if swept.roles or handle.answered or not handle.unknown]
-                told = [swept, *(LeaseRevoked(lease_id=each.lease_id, confirmed_by="database") for each in here)]
-            decided = {handle.lease_id for handle in here}
-            ends = [end for end in ends if getattr(end, "lease_id", None) not in decided] + told
-        return ends
-
-    async def _sweep(self, connection: str, deadline: float) -> OrphansSwept | LoginsLeft | None:
-        if self._broker.duties is None:
-            return None
-        try:
-            roles = await self._broker.duties.sweep(self._attempt, connection, deadline=deadline)
-        except LoginsLeft as left:
-            return left
-        except OrchestratorError:
-            return None
-        return OrphansSwept(step_key=self._attempt.step_key, connection=connection, roles=roles)
 
     async def _record(self, *events: Event) -> None:
         if events:

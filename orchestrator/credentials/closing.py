@@ -1,13 +1,15 @@
-"""Taking credentials back: one lease at a time, and never calling "revoked" what is not confirmed.
+"""Taking credentials back, and never calling "revoked" what is not confirmed.
 
 Used at the end of every step attempt and, from the ledger's records alone, by recovery.
 """
 
 from __future__ import annotations
 
-from orchestrator.credentials.types import STEP_TOKEN_KIND, LeaseHandle
+from collections.abc import Collection, Sequence
+
+from orchestrator.credentials.types import STEP_TOKEN_KIND, Attempt, Duties, LeaseHandle, LoginsLeft
 from orchestrator.errors import OrchestratorError
-from orchestrator.ledger.events import LeaseEnded, LeaseEvent, LeaseRevocationFailed, LeaseRevoked
+from orchestrator.ledger.events import LeaseEnded, LeaseEvent, LeaseRevocationFailed, LeaseRevoked, OrphansSwept
 from orchestrator.vault.session import VaultSession
 
 
@@ -35,3 +37,54 @@ async def close_lease(handle: LeaseHandle, vault: VaultSession, *, deadline: flo
 
 def _failed(handle: LeaseHandle, error: str, vault: VaultSession) -> LeaseRevocationFailed:
     return LeaseRevocationFailed(lease_id=handle.lease_id, error=error, vault_time=vault.time())
+
+
+async def close_all(
+    held: Sequence[LeaseHandle], attempt: Attempt, *, vault: VaultSession, duties: Duties | None, deadline: float
+) -> list[LeaseEvent | OrphansSwept]:
+    """Take back what an attempt holds, in the given order, and say what became of each.
+
+    What Vault does not confirm is looked for in its database by the attempt's step key.
+    """
+    ends: list[LeaseEvent | OrphansSwept] = [await close_lease(handle, vault, deadline=deadline) for handle in held]
+    unconfirmed = {end.lease_id for end in ends if isinstance(end, LeaseRevocationFailed)}
+    suspects = [handle for handle in held if handle.connection and handle.lease_id in unconfirmed]
+    known = {handle.subject for handle in held}
+    for connection in sorted({handle.connection for handle in suspects if handle.connection}):
+        swept = await _sweep(attempt, connection, duties, deadline)
+        if swept is None:
+            continue
+        here = [handle for handle in suspects if handle.connection == connection]
+        if isinstance(swept, LoginsLeft):
+            told: list[LeaseEvent | OrphansSwept] = [
+                LeaseRevocationFailed(lease_id=handle.lease_id, error=swept.message) for handle in here
+            ]
+        else:
+            here = [handle for handle in here if gone_after_sweep(handle, swept.roles, known)]
+            told = [swept, *(LeaseRevoked(lease_id=each.lease_id, confirmed_by="database") for each in here)]
+        decided = {handle.lease_id for handle in here}
+        ends = [end for end in ends if getattr(end, "lease_id", None) not in decided] + told
+    return ends
+
+
+def gone_after_sweep(handle: LeaseHandle, dropped: Collection[str], known: Collection[str]) -> bool:
+    """Whether a lease is gone for certain, now that no login of its step key is left in the database.
+
+    Vault may still be working on an issuance that it has not answered. It is not where one of the `dropped`
+    logins can only be its own, being none of those that are `known` to have been issued.
+    """
+    return handle.answered or not handle.unknown or not set(dropped) <= set(known)
+
+
+async def _sweep(
+    attempt: Attempt, connection: str, duties: Duties | None, deadline: float
+) -> OrphansSwept | LoginsLeft | None:
+    if duties is None:
+        return None
+    try:
+        roles = await duties.sweep(attempt, connection, deadline=deadline)
+    except LoginsLeft as left:
+        return left
+    except OrchestratorError:
+        return None
+    return OrphansSwept(step_key=attempt.step_key, connection=connection, roles=roles)

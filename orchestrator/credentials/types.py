@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -94,6 +94,8 @@ class LeaseHandle:
     accessor: str = ""
     connection: str | None = None
     valid_until: datetime | None = None
+    subject: str = ""
+    """Who holds it where it is valid: the login of a database."""
     unknown: bool = False
     """The answer to the issuance was lost: the credential may or may not exist."""
     answered: bool = True
@@ -112,6 +114,7 @@ class LeaseHandle:
             record.accessor,
             connection if isinstance(connection, str) else None,
             record.expires_at,
+            record.subject,
             unknown=record.issued_at is None,
             answered=record.issued_at is not None,
         )
@@ -143,3 +146,22 @@ class ExpiredLogins:
 
     dropped: tuple[str, ...]
     left: tuple[LoginLeft, ...]
+
+
+class Duties(Protocol):
+    """What the broker does in a database itself; see `orchestrator.credentials.duties`."""
+
+    async def sweep(self, attempt: Attempt, connection: str, *, deadline: float) -> tuple[str, ...]:
+        """Look for logins of the attempt's step key, drop them, and return their names.
+
+        Returning means that none is left. Raises LoginsLeft with the database's reason where one is, and
+        another OrchestratorError where nothing can be said.
+        """
+
+    async def sweep_expired(self, attempt: Attempt, connection: str, *, deadline: float) -> ExpiredLogins:
+        """Drop the logins of any step that are no longer valid. Raises OrchestratorError where that cannot be asked."""
+
+    async def bind(
+        self, attempt: Attempt, connection: str, login: str, values: Sequence[str], *, deadline: float
+    ) -> None:
+        """Set the values of a login's row limits. Raises OrchestratorError where that did not happen."""

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.credentials.closing import close_lease
+from orchestrator.credentials.closing import close_lease, gone_after_sweep
 from orchestrator.credentials.types import STEP_TOKEN_KIND, Attempt, LeaseHandle, LoginsLeft
 from orchestrator.errors import FenceLost, IllegalTransition, OrchestratorError
 from orchestrator.ledger.events import (
@@ -188,11 +188,13 @@ async def _close_key(
     open_ones = [lease for lease in ordered if isinstance(ends[lease.lease_id], LeaseRevocationFailed)]
     answering = [lease for lease in open_ones if not silent & set(_connections([lease]))]
     swept = await _sweep(services, fence, answering, services.clock.monotonic() + patience)
+    known = {lease.subject for lease in leases}
     for lease in open_ones:
-        found = swept.get(LeaseHandle.of(lease).connection or "")
+        handle = LeaseHandle.of(lease)
+        found = swept.get(handle.connection or "")
         if isinstance(found, LoginsLeft):
             ends[lease.lease_id] = LeaseRevocationFailed(lease_id=lease.lease_id, error=found.message)
-        elif found is not None and (found.roles or await _settled(services, lease)):
+        elif found is not None and (gone_after_sweep(handle, found.roles, known) or await _settled(services, lease)):
             ends[lease.lease_id] = LeaseRevoked(lease_id=lease.lease_id, confirmed_by="database")
     for lease in leases:
         if not isinstance(ends[lease.lease_id], LeaseRevocationFailed):
@@ -250,7 +252,7 @@ async def _sweep(
 
 async def _settled(services: Services, lease: LeaseRecord) -> bool:
     """Whether Vault cannot still be creating it."""
-    return lease.issued_at is not None or await services.patience.waited(lease) >= services.settle
+    return await services.patience.waited(lease) >= services.settle
 
 
 async def _run_out(services: Services, handle: LeaseHandle, lease: LeaseRecord) -> bool:
