@@ -43,7 +43,7 @@ class Renewal:
     ) -> Ending | None:
         """Renew from two thirds of the life on, until the lease outlives the step: then there is no ending.
 
-        An ending is known as soon as Vault refuses, does not answer in time, or grants no more time.
+        An ending is known as soon as Vault refuses, does not answer in time, or grants less than at first.
         Raises LedgerError.
         """
         ttl, expires = self.ttl, clock.monotonic() + self.ttl
@@ -60,7 +60,7 @@ class Renewal:
                 break
             until = clock.now() + timedelta(seconds=granted)
             await record(LeaseRenewed(lease_id=self.lease_id, ttl=granted, expires_at=until))
-            if asked_at + granted <= expires + 1:
+            if granted + 1 < self.ttl or asked_at + granted <= expires + 1:
                 reason = "the maximum TTL of its role in Vault is reached"
             ttl, expires = granted, asked_at + granted
         if not reason:

@@ -33,7 +33,7 @@ GRANT = """
 kind: database
 connection: support
 role: brief-role
-ttl: 3s
+ttl: 6s
 on_expiry: reissue
 overlap: 1s
 """
@@ -66,7 +66,7 @@ steps:
       callable: author_code:work
       path: [{folder}]
       arguments: {{ dsn: "{dsn}" }}
-    timeout: 30s
+    timeout: 90s
     outputs: [versions, names]
 """
 PROGRAM = """
@@ -74,7 +74,7 @@ import json, os, sys, time
 import psycopg
 
 seen = []
-while len(seen) < 3:
+while len(seen) < 2:
     with open(os.environ["LOGIN"]) as file:
         login = json.load(file)
     if login["version"] not in seen:
@@ -104,18 +104,18 @@ def work(credentials, dsn):
 
 @pytest.fixture
 def brief_role(bench: Bench) -> Iterator[None]:
-    """A database role whose leases live for five seconds at most, however often they are renewed."""
+    """A database role whose leases live for eight seconds at most, however often they are renewed."""
     vault = bench.vault
     like = vault.read("database/roles/feedback-read")["data"]
     allowed = vault.read("database/config/support")["data"]["allowed_roles"]
     vault.write("database/config/support", allowed_roles=[*allowed, "brief-role"])
-    vault.write_data("database/roles/brief-role", data={**like, "default_ttl": 3, "max_ttl": 5})
+    vault.write_data("database/roles/brief-role", data={**like, "default_ttl": 6, "max_ttl": 8})
     yield
     vault.delete("database/roles/brief-role")
     vault.write("database/config/support", allowed_roles=allowed)
 
 
-def exec_text(bench: Bench, program: str, *, grant: str = GRANT, timeout: str = "40s") -> str:
+def exec_text(bench: Bench, program: str, *, grant: str = GRANT, timeout: str = "90s") -> str:
     file = bench.directory / "program.py"
     file.write_text(program)
     return EXEC.format(
@@ -133,7 +133,7 @@ def own_leases(bench: Bench, outcome: RunOutcome) -> list[Any]:
 
 @pytest.mark.usefixtures("brief_role")
 def test_a_program_reads_each_new_login_from_its_file_and_every_lease_ends(bench: Bench) -> None:
-    outcome = bench.run(exec_text(bench, PROGRAM))
+    outcome = bench.run(exec_text(bench, PROGRAM.replace("< 2", "< 3")))
     assert outcome.exit_code is ExitCode.DONE, outcome.reason
     leases = own_leases(bench, outcome)
     assert len(leases) >= 3
@@ -146,7 +146,7 @@ def test_a_program_reads_each_new_login_from_its_file_and_every_lease_ends(bench
 def test_a_new_lease_is_on_record_before_it_is_issued_and_the_old_one_goes_after_it_was_handed_over(
     bench: Bench,
 ) -> None:
-    outcome = bench.run(exec_text(bench, PROGRAM))
+    outcome = bench.run(exec_text(bench, PROGRAM.replace("< 2", "< 3")))
     first, second = (lease.lease_id for lease in own_leases(bench, outcome)[:2])
     story = [
         (type(event), getattr(event, "lease_id", ""))
@@ -211,7 +211,7 @@ def test_a_password_that_was_handed_over_later_is_cleared_from_messages_like_the
 LIMITED = """
 kind: database
 connection: support
-ttl: 3s
+ttl: 6s
 on_expiry: reissue
 overlap: 1s
 privileges:
@@ -233,10 +233,10 @@ def test_the_row_limits_of_a_step_hold_for_each_new_login(bench: Bench) -> None:
     bench.install(workflow)
     step = workflow.steps["work"]
     role = normalise("db", step.grants["db"], step_timeout=step.timeout).role
-    bench.vault.write_data(f"database/roles/{role}", data={"max_ttl": 5})
+    bench.vault.write_data(f"database/roles/{role}", data={"max_ttl": 8})
     outcome = bench.run(text, install=False, inputs={"kind": "complaint"})
     assert outcome.exit_code is ExitCode.DONE, outcome.reason
-    assert len(own_leases(bench, outcome)) >= 3
+    assert len(own_leases(bench, outcome)) >= 2
     assert bench.sql("SELECT count(*) FROM orchestrator.binding") == [0]
 
 
@@ -280,7 +280,7 @@ def test_a_runner_that_is_killed_while_it_replaces_a_lease_leaves_neither(bench:
 
 HOLDING = """
 import sys, time
-time.sleep(60)
+time.sleep(80)
 """
 
 

@@ -96,7 +96,7 @@ WAITING = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
 
 
 def wait_for(condition: Callable[[], Any], what: str) -> Any:
-    until = time.monotonic() + 30
+    until = time.monotonic() + 90
     while not (found := condition()):
         assert time.monotonic() < until, f"waited in vain for {what}"
         time.sleep(0.01)
@@ -254,7 +254,7 @@ def config(bench: Bench, auth: Auth) -> VaultConfig:
 def test_a_secret_id_that_serves_no_second_time_is_a_refusal_that_says_so_and_leaves_nothing(
     bench: Bench, approle: Callable[..., AppRoleAuth], how: str
 ) -> None:
-    auth = approle(secret_id={"num_uses": 1} if how == "used up" else {"ttl": "2s"})
+    auth = approle(secret_id={"num_uses": 1} if how == "used up" else {"ttl": "12s"})
     with underway(bench, BETWEEN, changes={"vault": config(bench, auth)}) as run:
         wait_for(run.started.exists, "the step between")
         if how == "expired":
@@ -424,24 +424,25 @@ def test_serving_while_its_token_expires_is_as_ready_as_before(
     with served(bench, **login) as ready:
         wait_for(lambda: ready() == 200, "it to be ready")
         first = tokens()
-        assert len(first) == 1
-        wait_for(lambda: not is_alive(bench, *first), "the token to expire")
+        wait_for(lambda: not any(is_alive(bench, token) for token in first), "the token to expire")
         wait_for(lambda: ready() == 200 and tokens() - first, "another token")
         assert ready() == 200
         last = tokens()
     assert not any(is_alive(bench, token) for token in last), "they are given back in the end"
 
 
-def test_serving_keeps_a_token_alive_that_it_could_not_obtain_again(bench: Bench) -> None:
-    token, accessor = runtime_token(bench, ttl="10s")
-    created = bench.vault.auth.token.lookup_accessor(accessor)["data"]["creation_time"]
-    with served(bench, VAULT_TOKEN=token.reveal()) as ready:
-        wait_for(lambda: ready() == 200, "it to be ready")
+def test_serving_keeps_a_token_alive_while_there_is_nothing_to_do(bench: Bench) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        sink = Path(folder, "sink")
+        with served(bench, ORCHESTRATOR_AUTH_TOKEN_FILE=str(sink)) as ready:
+            token, accessor = runtime_token(bench, ttl="20s")
+            created = bench.vault.auth.token.lookup_accessor(accessor)["data"]["creation_time"]
+            sink.write_text(token.reveal())
+            wait_for(lambda: ready() == 200, "it to be ready")
 
-        def outlived() -> bool:
-            found = bench.vault.auth.token.lookup_accessor(accessor)["data"]
-            return datetime.fromisoformat(found["expire_time"]).timestamp() > created + 18
+            def outlived() -> bool:
+                found = bench.vault.auth.token.lookup_accessor(accessor)["data"]
+                return datetime.fromisoformat(found["expire_time"]).timestamp() > created + 35
 
-        wait_for(outlived, "two renewals")
-        assert ready() == 200
+            wait_for(outlived, "two renewals")
     bench.vault.auth.token.revoke_accessor(accessor)
