@@ -47,7 +47,7 @@ SCHEMA = "orchestrator_dbos"
 WORKFLOW = "orchestrator.run"
 APPLICATION_VERSION = f"orchestrator-{__version__}"
 
-_RECORD_SECONDS = 5.0
+_RECORD_SECONDS = 10.0
 """How long DBOS may take to record the end of a walk that is over."""
 
 _LIVING = [WorkflowStatusString.PENDING.value, WorkflowStatusString.ENQUEUED.value, WorkflowStatusString.DELAYED.value]
