@@ -228,7 +228,7 @@ def test_without_the_extra_the_variable_is_a_warning(bench: Bench, collector: Co
     ("variable", "value", "told"),
     [
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", "OTLP by grpc is not supported"),
-        ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon", "a variable OTEL_... is not valid"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "-3", "a variable OTEL_... is not valid"),
     ],
 )
 def test_what_the_variables_ask_for_and_cannot_be_done_is_a_warning(
