@@ -1,4 +1,4 @@
-"""Row limits as restrictive row security policies for scope roles, in a way that nobody else notices.
+"""Row limits as restrictive row security policies for scope roles; everybody else sees the rows that they saw.
 
 A table with limited scopes gets row level security. Every scope role with a limit gets one
 restrictive policy for each verb, `column = value`: a constant, or what `orchestrator.bound(n)`
