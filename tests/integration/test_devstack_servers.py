@@ -64,6 +64,11 @@ def test_the_root_token_is_in_no_process_argument_and_in_no_file(openbao_server:
     token = bao.root_token.reveal().encode()
     assert bao.request("GET", "auth/token/lookup-self")["data"]["policies"] == ["root"]
     assert token not in Path("/proc", str(bao.pid), "cmdline").read_bytes()
+    until = time.monotonic() + _GONE_SECONDS
+    while b"Development mode should" not in bao.log.read_bytes() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert b"Unseal Key" not in bao.log.read_bytes()
+    assert b"Development mode should NOT be used in production" in bao.log.read_bytes(), "the rest is kept"
     assert [path for path in bao.directory.rglob("*") if path.is_file() and token in path.read_bytes()] == []
     assert not list(bao.directory.rglob(".vault-token"))
 
