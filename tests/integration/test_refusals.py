@@ -118,6 +118,21 @@ def test_an_exhausted_quota_is_a_refusal_once_the_deadline_is_reached(bench: Ben
     assert "quota" in str(outcome.errors["work"].hint)
 
 
+def test_a_login_whose_name_does_not_carry_the_step_key_is_refused_and_revoked(bench: Bench) -> None:
+    """No sweep would find it by its step if Vault lost its lease."""
+    template = bench.vault.read("database/config/support")["data"]["connection_details"]["username_template"]
+    other = '{{ printf "orc_other-aaaaaa_%s" (random 8) }}'
+    bench.vault.write("database/config/support", username_template=other)
+    try:
+        outcome = bench.run(workflow("nameless"))
+    finally:
+        bench.vault.write("database/config/support", username_template=template)
+    assert outcome.exit_code is ExitCode.REFUSED
+    assert "does not carry the step key" in outcome.errors["work"].message
+    assert {lease.state for lease in bench.history(outcome.run_id)} == {LeaseState.REVOKED}
+    bench.assert_nothing_left()
+
+
 def test_what_a_step_already_held_is_closed_when_its_next_grant_is_refused(bench: Bench) -> None:
     grants = f"db: {READ}\n      other: {{ kind: secret, path: nowhere/at-all, keys: [token] }}"
     outcome = bench.run(workflow("second_refused", grants=grants))
