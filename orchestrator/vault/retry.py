@@ -57,7 +57,8 @@ async def retrying(
             await asyncio.sleep(seconds)
             return
         try:
-            await asyncio.wait_for(stop.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await stop.wait()
         except TimeoutError:
             pass
 

@@ -166,7 +166,9 @@ class Scheduler:
         ]
         seconds = max(0.0, min(waits, default=TICK))
         try:
-            await asyncio.wait_for(self._wake.wait(), min(TICK, seconds) or 0.001)
+            # Not `wait_for`: in Python 3.11 it loses a cancellation that comes together with the wake.
+            async with asyncio.timeout(min(TICK, seconds) or 0.001):
+                await self._wake.wait()
         except TimeoutError:
             pass
 
