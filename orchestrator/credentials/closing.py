@@ -51,7 +51,7 @@ async def close_all(
     suspects = [handle for handle in held if handle.connection and handle.lease_id in unconfirmed]
     known = {handle.subject for handle in held}
     for connection in sorted({handle.connection for handle in suspects if handle.connection}):
-        swept = await _sweep(attempt, connection, duties, deadline)
+        swept = await sweep_database(attempt, connection, duties, deadline)
         if swept is None:
             continue
         here = [handle for handle in suspects if handle.connection == connection]
@@ -76,9 +76,10 @@ def gone_after_sweep(handle: LeaseHandle, dropped: Collection[str], known: Colle
     return handle.answered or not handle.unknown or not set(dropped) <= set(known)
 
 
-async def _sweep(
+async def sweep_database(
     attempt: Attempt, connection: str, duties: Duties | None, deadline: float
 ) -> OrphansSwept | LoginsLeft | None:
+    """Drop the logins of the attempt's step key: what was dropped, or what is left; None where nothing can be said."""
     if duties is None:
         return None
     try:

@@ -13,11 +13,11 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from orchestrator.credentials.closing import close_lease, gone_after_sweep
+from orchestrator.credentials.closing import close_lease, gone_after_sweep, sweep_database
 from orchestrator.credentials.types import STEP_TOKEN_KIND, Attempt, LeaseHandle, LoginsLeft
-from orchestrator.errors import FenceLost, IllegalTransition, OrchestratorError
+from orchestrator.errors import FenceLost, IllegalTransition
 from orchestrator.ledger.events import (
     Event,
     LeaseEvent,
@@ -209,7 +209,7 @@ async def _close_key(
 
 
 async def _close(services: Services, lease: LeaseRecord, deadline: float, *, parent_revoked: bool) -> LeaseEvent:
-    handle = replace(LeaseHandle.of(lease), unknown=lease.issued_at is None)
+    handle = LeaseHandle.of(lease)
     end = await close_lease(handle, services.broker.vault, deadline=deadline)
     if isinstance(end, LeaseRevocationFailed) and parent_revoked and handle.grant_kind == STEP_TOKEN_KIND:
         return LeaseRevoked(lease_id=lease.lease_id, confirmed_by="vault")  # it went with the token above it
@@ -239,14 +239,9 @@ async def _sweep(
             policy="",
             deadline=deadline,
         )
-        try:
-            roles = await duties.sweep(attempt, connection, deadline=deadline)
-        except LoginsLeft as left:
-            swept[connection] = left
-            continue
-        except OrchestratorError:
-            continue
-        swept[connection] = OrphansSwept(step_key=lease.step_key, connection=connection, roles=roles)
+        found = await sweep_database(attempt, connection, duties, deadline)
+        if found is not None:
+            swept[connection] = found
     return swept
 
 
