@@ -7,7 +7,7 @@ be seen that way (bodies of PL/pgSQL functions and triggers, DO) is told as a no
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import psycopg
@@ -255,13 +255,6 @@ class Inference:
 
     def _note(self, text: str) -> None:
         self._notes[text] = None
-
-
-def infer_all(session: psycopg.Connection, statements: Sequence[str]) -> Iterator[Inferred]:
-    """Each statement's grant, in order."""
-    inference = Inference(session)
-    for statement in statements:
-        yield inference.of(statement)
 
 
 _FOREMOST = """
