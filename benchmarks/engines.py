@@ -28,15 +28,15 @@ from typing import Any
 from dbos import DBOS
 
 from orchestrator.actions.base import Params, StepContext
+from orchestrator.assembly import RunnerConfig, open_services
 from orchestrator.devstack.postgres import Postgres
 from orchestrator.jsontypes import JsonObject
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.policy.allow_all import AllowAllEngine
 from orchestrator.redaction import Redactor
-from orchestrator.runtime.engines.types import EngineName
-from orchestrator.runtime.runner import Runner
-from orchestrator.runtime.service import RunnerConfig, open_services
-from orchestrator.runtime.types import RunRequest
+from orchestrator.runs.engines.types import EngineName
+from orchestrator.runs.runner import Runner
+from orchestrator.runs.types import RunRequest
 from orchestrator.secret import Secret
 from orchestrator.vault.config import TokenAuth, VaultConfig
 from orchestrator.workflow.loader import LoadedWorkflow, load_text

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import hvac
 
+from orchestrator.assembly import RunnerConfig
 from orchestrator.devstack.provisioned import Provisioned, provision_stack
 from orchestrator.devstack.stack import DevStack
 from orchestrator.policy.allow_all import AllowAllEngine
 from orchestrator.provision.service import open_provisioning
-from orchestrator.runtime.service import RunnerConfig
 from orchestrator.workflow.models import Workflow
 
 ROOT = Path(__file__).parents[1]

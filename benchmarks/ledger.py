@@ -23,7 +23,7 @@ from orchestrator.clock import SystemClock
 from orchestrator.ledger.events import Event, LeaseIssued, LeaseRequested, LeaseRevoked, LeaseRevoking, RunStarted
 from orchestrator.ledger.ids import new_lease_id, new_run_id
 from orchestrator.ledger.opening import open_ledger
-from orchestrator.ledger.store import Ledger
+from orchestrator.ledger.writing.store import Ledger
 
 CALLERS = 64
 CLOCK = SystemClock()

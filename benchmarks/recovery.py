@@ -25,7 +25,8 @@ from installed import GRANT, Servers, servers
 
 from orchestrator.actions.base import StepContext
 from orchestrator.actions.catalog import catalog
-from orchestrator.actions.exec import Exec
+from orchestrator.actions.process.exec import Exec
+from orchestrator.assembly import RunnerConfig, open_services
 from orchestrator.clock import SystemClock
 from orchestrator.jsontypes import JsonObject
 from orchestrator.ledger.ids import new_run_id
@@ -33,11 +34,10 @@ from orchestrator.ledger.lease import OPEN, LeaseState
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.types import LeaseFilter
 from orchestrator.policy.allow_all import AllowAllEngine
+from orchestrator.recovery.takeover import Recovery
 from orchestrator.redaction import Redactor
-from orchestrator.runtime.recovery import Recovery
-from orchestrator.runtime.runner import Runner
-from orchestrator.runtime.service import RunnerConfig, open_services
-from orchestrator.runtime.types import RunRequest
+from orchestrator.runs.runner import Runner
+from orchestrator.runs.types import RunRequest
 from orchestrator.secret import Secret
 from orchestrator.vault.config import AppRoleAuth, VaultConfig
 from orchestrator.workflow.loader import load_text

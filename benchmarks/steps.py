@@ -25,14 +25,14 @@ import hvac
 from installed import GRANT, Servers, servers
 
 from orchestrator.actions.base import Params, StepContext
+from orchestrator.assembly import open_services
 from orchestrator.grants.policy_names import step_policy_name
 from orchestrator.grants.scope import normalise
 from orchestrator.jsontypes import JsonObject
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.redaction import Redactor
-from orchestrator.runtime.runner import Runner
-from orchestrator.runtime.service import open_services
-from orchestrator.runtime.types import RunRequest
+from orchestrator.runs.runner import Runner
+from orchestrator.runs.types import RunRequest
 from orchestrator.workflow.loader import LoadedWorkflow, load_text
 
 PARALLEL = 8

@@ -24,8 +24,11 @@ from pydantic_settings import (
 )
 
 from orchestrator.errors import UsageError
-from orchestrator.vault.config import VaultConfig
-from orchestrator.vault_login import PREFIX, Method, vault_config
+
+PREFIX = "ORCHESTRATOR_"
+
+Method = Literal["approle", "token", "token-file", "kubernetes", "jwt"]
+"""Ways of logging in to Vault."""
 
 _PASSWORD = re.compile(r"(?i)(?:^|[\s?&;])(?:password|passwd|pwd)\s*=")
 
@@ -121,10 +124,6 @@ class Settings(BaseSettings):
         file = config_file()
         from_file = (TomlConfigSettingsSource(settings_cls, file),) if file else ()
         return (init_settings, env_settings, *from_file)
-
-    def vault_config(self) -> VaultConfig:
-        """How to reach Vault and who to be there. Raises UsageError, naming the variable that is missing."""
-        return vault_config(self)
 
     def ledger_location(self) -> str:
         """The ledger's URL. The folder of the default one is made, readable by its owner only."""

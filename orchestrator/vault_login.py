@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar, assert_never
+from typing import TypeVar, assert_never
 
 from pydantic import SecretStr
 
 from orchestrator.errors import UsageError
 from orchestrator.secret import Secret
+from orchestrator.settings import PREFIX, Method, Settings
 from orchestrator.vault.config import (
     AppRoleAuth,
     Auth,
@@ -19,13 +20,8 @@ from orchestrator.vault.config import (
     VaultConfig,
 )
 
-if TYPE_CHECKING:
-    from orchestrator.settings import Settings
-
-Method = Literal["approle", "token", "token-file", "kubernetes", "jwt"]
 T = TypeVar("T")
 
-PREFIX = "ORCHESTRATOR_"
 CLI_TOKEN_FILE = ".vault-token"  # noqa: S105 -- the name of the file in the home folder that `vault login` writes
 
 

@@ -15,6 +15,7 @@ import hvac
 import psycopg
 
 from orchestrator.actions.catalog import catalog
+from orchestrator.assembly import RunnerConfig, open_services
 from orchestrator.clock import SystemClock
 from orchestrator.devstack.provisioned import Provisioned, provision_stack
 from orchestrator.devstack.session import database_leases
@@ -32,10 +33,9 @@ from orchestrator.policy.types import PolicyEngine
 from orchestrator.provision.service import Provisioning, compiled_grants, load_workflows, open_provisioning
 from orchestrator.provision.step_policies import step_policy
 from orchestrator.redaction import Redactor
-from orchestrator.runtime.engines.types import EngineName
-from orchestrator.runtime.runner import Runner
-from orchestrator.runtime.service import RunnerConfig, open_services
-from orchestrator.runtime.types import RunOutcome, RunRequest
+from orchestrator.runs.engines.types import EngineName
+from orchestrator.runs.runner import Runner
+from orchestrator.runs.types import RunOutcome, RunRequest
 from orchestrator.workflow.inputs import bind_inputs
 from orchestrator.workflow.loader import load, load_text
 from orchestrator.workflow.models import Workflow

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 from bench import Bench
 
-from orchestrator.runtime.types import RunOutcome
+from orchestrator.runs.types import RunOutcome
 
 WAITS = """
 version: 1

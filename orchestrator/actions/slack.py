@@ -11,7 +11,7 @@ from pydantic import Field
 from pydantic import JsonValue as Json
 
 from orchestrator.actions.base import GrantRef, Params, StepContext
-from orchestrator.actions.origins import is_confidential, origin
+from orchestrator.actions.http.origins import is_confidential, origin
 from orchestrator.actions.references import redactor_for, secret_of, within_deadline
 from orchestrator.errors import StepFailed
 from orchestrator.jsontypes import JsonObject, JsonValue

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 from orchestrator.log_format import LogFormat, formatter
 
 if TYPE_CHECKING:
-    from orchestrator.ledger.store import Ledger
+    from orchestrator.assembly import RunnerConfig
     from orchestrator.ledger.types import LedgerReader
+    from orchestrator.ledger.writing.store import Ledger
     from orchestrator.policy.types import PolicyEngine
     from orchestrator.provision.service import Provisioning
     from orchestrator.redaction import Redactor
-    from orchestrator.runtime.engines.types import EngineName
-    from orchestrator.runtime.service import RunnerConfig
+    from orchestrator.runs.engines.types import EngineName
     from orchestrator.settings import Settings
 
 
@@ -61,10 +61,11 @@ def policy_engine(settings: Settings) -> PolicyEngine:
 
 def runner_config(settings: Settings, *, engine: EngineName | None = None, grace: float | None = None) -> RunnerConfig:
     """Everything a runner is told from outside; `engine` and `grace`, in seconds, win over the settings."""
-    from orchestrator.runtime.service import RunnerConfig
+    from orchestrator.assembly import RunnerConfig
+    from orchestrator.vault_login import vault_config
 
     return RunnerConfig(
-        vault=settings.vault_config(),
+        vault=vault_config(settings),
         ledger_url=settings.ledger_location(),
         policy=policy_engine(settings),
         engine=engine or settings.engine,
@@ -85,9 +86,11 @@ def provisioning(workflows: Path, declarations: Path, *, prune: bool) -> Iterato
     from orchestrator.settings import load_settings
 
     settings = load_settings()
+    from orchestrator.vault_login import vault_config
+
     databases = {name: Secret(dsn.get_secret_value()) for name, dsn in settings.provision_databases.items()}
     with open_provisioning(
-        settings.vault_config(),
+        vault_config(settings),
         databases,
         workflows=load_workflows(workflows),
         declarations=declarations,

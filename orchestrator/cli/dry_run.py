@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from orchestrator.cli.plan_view import PlanView, StepView
+from orchestrator.cli.display.plan_view import PlanView, StepView
 from orchestrator.policy.types import PolicyEngine, PolicyRequest
 
 

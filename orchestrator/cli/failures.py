@@ -68,7 +68,7 @@ def _place(error: BaseException) -> str:
 
 
 def _object(kind: str, message: str, hint: str | None, code: int) -> None:
-    from orchestrator.cli.json_output import json_line
+    from orchestrator.cli.display.json_output import json_line
 
     error = {"kind": kind, "message": message, "hint": hint, "exit_code": int(code)}
     sys.stdout.write(json_line({"error": error}) + "\n")

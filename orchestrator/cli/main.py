@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 
 from orchestrator import __version__
-from orchestrator.cli import (
+from orchestrator.cli import failures
+from orchestrator.cli.commands import (
     dev,
-    failures,
     grants,
     leases,
     prove,

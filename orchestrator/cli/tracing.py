@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from orchestrator.runtime.observed import Observer
+    from orchestrator.telemetry.observed_ledger import Observer
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def traced() -> Iterator[Observer | None]:
         if _wanted(os.environ):
             try:
                 from orchestrator.clock import SystemClock
-                from orchestrator.runtime.tracing import exported_spans
+                from orchestrator.telemetry.tracing import exported_spans
 
                 observer = stack.enter_context(exported_spans(SystemClock()))
             except ImportError as error:

@@ -14,8 +14,9 @@ from orchestrator.grants.privileges import ALL_COLUMNS, Privilege, merge
 from orchestrator.inference import yaml_text
 from orchestrator.inference.workflows import StepNeeds
 from orchestrator.inference.yaml_places import Places
-from orchestrator.workflow.loader import ActionCatalog, LoadedWorkflow, load_text
+from orchestrator.workflow.loader import LoadedWorkflow, load_text
 from orchestrator.workflow.models import Workflow
+from orchestrator.workflow.parameters import ActionCatalog
 from orchestrator.workflow.problems import InvalidWorkflow
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from orchestrator.clock import Clock
 
 if TYPE_CHECKING:
-    from orchestrator.ledger.store import Ledger
+    from orchestrator.ledger.writing.store import Ledger
 
 
 def open_ledger(url: str, *, clock: Clock) -> Ledger:
@@ -17,11 +17,11 @@ def open_ledger(url: str, *, clock: Clock) -> Ledger:
     """
     from sqlalchemy.exc import SQLAlchemyError
 
-    from orchestrator.ledger.connect import connect
     from orchestrator.ledger.faults import ledger_error
     from orchestrator.ledger.location import locate
-    from orchestrator.ledger.migrate import ensure_schema
-    from orchestrator.ledger.store import Ledger
+    from orchestrator.ledger.storage.connect import connect
+    from orchestrator.ledger.storage.migrate import ensure_schema
+    from orchestrator.ledger.writing.store import Ledger
 
     location = locate(url)
     engine = connect(location)

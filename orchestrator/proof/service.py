@@ -30,7 +30,7 @@ from orchestrator.planning.requests import bind, scopes_of
 from orchestrator.proof.examine import Examination, examine_database, examine_secret, examine_token, other_paths
 from orchestrator.proof.forbidden import Trial, Verdict
 from orchestrator.proof.report import GrantProof, Proof
-from orchestrator.runtime.types import RunRequest, Services
+from orchestrator.runs.types import RunRequest, Services
 from orchestrator.secret import Secret
 from orchestrator.vault.faults import VaultRefused
 from orchestrator.vault.jwks import jwks_from_transit

@@ -7,20 +7,17 @@ elsewhere: all errors of a file at once.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
 from orchestrator.errors import InvalidExpression
 from orchestrator.workflow.expressions import Expression, condition_of, parse_template, references
-from orchestrator.workflow.parameters import GrantReference, grant_references
+from orchestrator.workflow.parameters import ActionCatalog, GrantReference, grant_references
 from orchestrator.workflow.problems import suggestion
 from orchestrator.workflow.reissue import check_reissue
 from orchestrator.workflow.shape import report_errors
 from orchestrator.workflow.source import Path, Source
-
-if TYPE_CHECKING:
-    from orchestrator.workflow.loader import ActionCatalog
 
 _STEP_PARTS = ("output", "state")
 

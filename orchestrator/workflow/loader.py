@@ -6,24 +6,17 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from orchestrator.errors import UsageError
 from orchestrator.workflow.checks import check
 from orchestrator.workflow.models import Workflow
+from orchestrator.workflow.parameters import ActionCatalog
 from orchestrator.workflow.problems import InvalidWorkflow, Problem
 from orchestrator.workflow.shape import report_errors, shape_problems
 from orchestrator.workflow.source import Source, parse
-
-
-class ActionCatalog(Protocol):
-    """What the language needs to know of actions: their names, and the model of each one's parameters."""
-
-    def names(self) -> Sequence[str]: ...
-
-    def params_of(self, name: str) -> type[BaseModel] | None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,24 @@
-"""Which grants a step's parameters name, found by the marks that an action puts on its fields."""
+"""What the language knows of actions: their parameters, and which grants these name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Protocol, get_args, get_origin
 
 from pydantic import BaseModel
 
 from orchestrator.workflow.source import Path
+
+
+class ActionCatalog(Protocol):
+    """The installed actions: their names, and the model of each one's parameters."""
+
+    def names(self) -> Sequence[str]:
+        """Every name, sorted."""
+
+    def params_of(self, name: str) -> type[BaseModel] | None:
+        """The model, whose fields are marked where they name grants; None for an action that is not installed."""
 
 
 @dataclass(frozen=True, slots=True)

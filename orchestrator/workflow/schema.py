@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.workflow.models import Workflow
 
 if TYPE_CHECKING:
-    from orchestrator.workflow.loader import ActionCatalog
+    from orchestrator.workflow.parameters import ActionCatalog
 
 _EXPRESSION = {"type": "string", "pattern": r"\$\{\{"}
 

@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.actions.catalog import catalog
+from orchestrator.assembly import RunnerConfig, open_services
 from orchestrator.clock import SystemClock
 from orchestrator.credentials.duties import DatabaseDuties
 from orchestrator.ledger.events import Event, RunStarted
 from orchestrator.ledger.types import LedgerWriter
 from orchestrator.policy.allow_all import AllowAllEngine
+from orchestrator.recovery.open_leases import close_left_over, left_over
+from orchestrator.recovery.resumption import run_once
+from orchestrator.recovery.takeover import Recovery
 from orchestrator.redaction import Redactor
-from orchestrator.runtime.leftovers import close_left_over, left_over
-from orchestrator.runtime.recovery import Recovery
-from orchestrator.runtime.resumption import run_once
-from orchestrator.runtime.runner import Runner
-from orchestrator.runtime.service import RunnerConfig, open_services
-from orchestrator.runtime.types import Interruption, RunRequest, Services
+from orchestrator.runs.runner import Runner
+from orchestrator.runs.types import Interruption, RunRequest, Services
 from orchestrator.secret import Secret
 from orchestrator.vault.config import AppRoleAuth, VaultConfig
 from orchestrator.workflow.inputs import bind_inputs

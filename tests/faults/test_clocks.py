@@ -22,15 +22,15 @@ from bench import Bench
 from proxy import DropAnswer, Proxy
 
 from orchestrator.actions.catalog import catalog
+from orchestrator.assembly import open_services
 from orchestrator.clock import SystemClock
 from orchestrator.errors import ExitCode
 from orchestrator.ledger.events import LeaseRenewed, LeaseRequested, RunState
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.lease import FINAL, LeaseState
+from orchestrator.recovery.open_leases import close_left_over, left_over
 from orchestrator.redaction import Redactor
-from orchestrator.runtime.leftovers import close_left_over, left_over
-from orchestrator.runtime.service import open_services
-from orchestrator.runtime.types import RunOutcome
+from orchestrator.runs.types import RunOutcome
 from orchestrator.workflow.loader import load_text
 
 HOUR = timedelta(hours=1)

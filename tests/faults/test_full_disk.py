@@ -22,6 +22,7 @@ from proxy import Proxy
 from sqlalchemy import Engine, event
 
 from orchestrator.actions.catalog import catalog
+from orchestrator.assembly import open_services
 from orchestrator.clock import SystemClock
 from orchestrator.devstack.session import runtime_environment
 from orchestrator.errors import ExitCode, LedgerError
@@ -30,10 +31,9 @@ from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.lease import FINAL
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.types import LeaseFilter
+from orchestrator.recovery.open_leases import close_left_over, left_over
+from orchestrator.recovery.takeover import Recovery
 from orchestrator.redaction import Redactor
-from orchestrator.runtime.leftovers import close_left_over, left_over
-from orchestrator.runtime.recovery import Recovery
-from orchestrator.runtime.service import open_services
 from orchestrator.workflow.loader import load_text
 
 TEXT = """

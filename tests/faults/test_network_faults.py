@@ -19,15 +19,15 @@ import pytest
 from bench import Bench
 from proxy import Answer, CutAfterForwarding, DropAnswer, Fault, Garbage, GarbledAnswer, Proxy
 
+from orchestrator.assembly import open_services
 from orchestrator.credentials.types import Attempt
 from orchestrator.errors import ExitCode
 from orchestrator.ledger.events import OrphansSwept, RunStarted, RunState
 from orchestrator.ledger.ids import new_run_id, new_step_key
 from orchestrator.ledger.lease import FINAL, LeaseState
+from orchestrator.recovery.open_leases import close_left_over, left_over
 from orchestrator.redaction import Redactor
-from orchestrator.runtime.leftovers import close_left_over, left_over
-from orchestrator.runtime.service import open_services
-from orchestrator.runtime.types import RunOutcome
+from orchestrator.runs.types import RunOutcome
 from orchestrator.vault.config import VaultConfig
 
 STEP = """

@@ -12,16 +12,16 @@ import pytest
 from bench import Bench
 
 from orchestrator.actions.catalog import catalog
+from orchestrator.assembly import open_services
 from orchestrator.devstack.stack import DevStack
 from orchestrator.errors import ExitCode
 from orchestrator.ledger.events import RunState
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.lease import FINAL, LeaseState
+from orchestrator.recovery.open_leases import close_left_over, left_over
 from orchestrator.redaction import Redactor
-from orchestrator.runtime.leftovers import close_left_over, left_over
-from orchestrator.runtime.runner import Runner
-from orchestrator.runtime.service import open_services
-from orchestrator.runtime.types import RunOutcome, RunRequest, Services
+from orchestrator.runs.runner import Runner
+from orchestrator.runs.types import RunOutcome, RunRequest, Services
 from orchestrator.workflow.loader import LoadedWorkflow, load_text
 
 AWAY = 60.0

@@ -32,6 +32,7 @@ from bench import Bench
 from proxy import Answer, CutAfterForwarding, DropAnswer, Fault, Garbage, GarbledAnswer, Proxy
 
 from orchestrator.actions.catalog import catalog
+from orchestrator.assembly import open_services
 from orchestrator.clock import SystemClock
 from orchestrator.devstack.stack import DevStack
 from orchestrator.ledger.events import RunState
@@ -39,11 +40,10 @@ from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.lease import FINAL
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.types import LeaseFilter
+from orchestrator.recovery.open_leases import close_left_over, left_over
+from orchestrator.recovery.takeover import Recovery
 from orchestrator.redaction import Redactor
-from orchestrator.runtime.leftovers import close_left_over, left_over
-from orchestrator.runtime.recovery import Recovery
-from orchestrator.runtime.runner import Runner
-from orchestrator.runtime.service import open_services
+from orchestrator.runs.runner import Runner
 from orchestrator.workflow.loader import load_text
 
 FAULTS = int(os.environ.get("ORCHESTRATOR_TEST_FAULTS", "300"))

@@ -12,14 +12,14 @@ from bench import Bench
 from ephemeral import Working, working
 from proxy import Proxy
 
+from orchestrator.assembly import open_services
 from orchestrator.errors import ExitCode
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.lease import FINAL, LeaseState
 from orchestrator.ledger.types import LeaseRecord
+from orchestrator.recovery.open_leases import Leftover, close_left_over, left_over
+from orchestrator.recovery.orphans import ConnectionSwept, sweep_orphans
 from orchestrator.redaction import Redactor
-from orchestrator.runtime.leftovers import Leftover, close_left_over, left_over
-from orchestrator.runtime.orphans import ConnectionSwept, sweep_orphans
-from orchestrator.runtime.service import open_services
 
 HEALTHY = """
 version: 1

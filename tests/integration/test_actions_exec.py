@@ -17,8 +17,8 @@ import pytest
 from pydantic import ValidationError
 
 from orchestrator.actions.base import StepContext
-from orchestrator.actions.exec import Exec, ExecParams
 from orchestrator.actions.handover import Handover
+from orchestrator.actions.process.exec import Exec, ExecParams
 from orchestrator.errors import StepFailed
 from orchestrator.grants.credential import Credential
 from orchestrator.secret import Secret
@@ -295,7 +295,7 @@ async def test_when_the_orchestrator_is_killed_the_program_and_its_credential_fi
     family = STUBBORN_FAMILY.format(file=str(file), then="time.sleep(600)")
     code = (
         "import asyncio\n"
-        "from orchestrator.actions.process import Command, run_process\n"
+        "from orchestrator.actions.process.supervised import Command, run_process\n"
         "from orchestrator.secret import Secret\n"
         f"command = Command([{PYTHON!r}, '-I', '-S', '-c', {family!r}], files={{'F': Secret('x' * 20)}})\n"
         "asyncio.run(run_process(command))"

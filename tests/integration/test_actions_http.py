@@ -18,8 +18,8 @@ import pytest
 from pydantic import ValidationError
 
 from orchestrator.actions.base import StepContext
-from orchestrator.actions.http import Request, RequestParams
-from orchestrator.actions.http_transfer import Outgoing, redirected
+from orchestrator.actions.http.request import Request, RequestParams
+from orchestrator.actions.http.transfer import Outgoing, redirected
 from orchestrator.errors import StepFailed
 from orchestrator.grants.credential import Credential
 from orchestrator.secret import Secret

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from orchestrator.actions.base import StepContext
 from orchestrator.actions.output import check_output
-from orchestrator.actions.postgres import Execute, ExecuteParams, Query, QueryParams
+from orchestrator.actions.postgres.statements import Execute, ExecuteParams, Query, QueryParams
 from orchestrator.errors import StepFailed
 from orchestrator.grants.credential import Credential
 from orchestrator.redaction import Redactor

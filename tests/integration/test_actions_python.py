@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from orchestrator.actions.base import StepContext
-from orchestrator.actions.python import Python, PythonParams
+from orchestrator.actions.process.python import Python, PythonParams
 from orchestrator.errors import OutputRefused, StepFailed
 from orchestrator.grants.credential import Credential
 from orchestrator.jsontypes import JsonValue
@@ -91,7 +91,7 @@ async def test_environment_arguments_and_input_hold_no_credential(
     environment, arguments, command_line, stdin = await call(modules, "environment")  # type: ignore[misc]
     assert set(environment) <= {"PATH", "LC_CTYPE"}  # type: ignore[arg-type]
     assert (arguments, stdin) == ([], "")
-    assert str(command_line).split("\0")[1:4] == ["-I", "-m", "orchestrator.actions.python_child"]
+    assert str(command_line).split("\0")[1:4] == ["-I", "-m", "orchestrator.actions.process.python_child"]
     assert CANARY not in str(command_line)
 
 

@@ -10,6 +10,7 @@ import pytest
 from bench import Bench
 
 from orchestrator.actions.catalog import catalog
+from orchestrator.assembly import open_services
 from orchestrator.credentials.types import Attempt
 from orchestrator.errors import FenceLost
 from orchestrator.grants.policy_names import step_policy_name
@@ -18,10 +19,9 @@ from orchestrator.ledger.events import AttemptStarted, Event, LeaseRevoked, Leas
 from orchestrator.ledger.ids import new_run_id, new_step_key
 from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.types import LeaseFilter, LeaseRecord, LedgerWriter
+from orchestrator.recovery.open_leases import close_leases
 from orchestrator.redaction import Redactor
-from orchestrator.runtime.leftovers import close_leases
-from orchestrator.runtime.service import open_services
-from orchestrator.runtime.types import Services
+from orchestrator.runs.types import Services
 from orchestrator.workflow.loader import load_text
 
 STEPS = 10

@@ -21,10 +21,10 @@ from orchestrator.ledger.events import RunStarted, StepState
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.location import locate
 from orchestrator.ledger.opening import open_ledger
-from orchestrator.ledger.store import Ledger
-from orchestrator.runtime.drive import Graph
-from orchestrator.runtime.engines.dbos import SCHEMA, DbosEngine, workflow_id
-from orchestrator.runtime.engines.types import Walk
+from orchestrator.ledger.writing.store import Ledger
+from orchestrator.runs.engines.dbos import SCHEMA, DbosEngine, workflow_id
+from orchestrator.runs.engines.types import Walk
+from orchestrator.runs.graph_walk import Graph
 
 pytestmark = pytest.mark.parametrize("setup", ["dbos-postgresql"], indirect=True)
 

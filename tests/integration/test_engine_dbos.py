@@ -25,8 +25,8 @@ from orchestrator.errors import ExitCode
 from orchestrator.ledger.events import RunState, StepState
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.opening import open_ledger
-from orchestrator.runtime.engines.dbos import SCHEMA
-from orchestrator.runtime.types import RunOutcome
+from orchestrator.runs.engines.dbos import SCHEMA
+from orchestrator.runs.types import RunOutcome
 from orchestrator.workflow.loader import load
 
 every_engine = pytest.mark.parametrize("setup", ["local-sqlite", "dbos-postgresql"], indirect=True)

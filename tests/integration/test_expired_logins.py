@@ -16,6 +16,7 @@ import pytest
 from bench import Bench
 from ephemeral import assert_useless, created, swept, working
 
+from orchestrator.assembly import open_services
 from orchestrator.clock import SystemClock
 from orchestrator.devstack.session import runtime_environment
 from orchestrator.errors import ExitCode
@@ -23,12 +24,11 @@ from orchestrator.ledger.events import OrphansSwept, RunStarted, RunState
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.lease import FINAL
 from orchestrator.ledger.opening import open_ledger
-from orchestrator.ledger.queries import SWEEP_WORKFLOW
+from orchestrator.ledger.reading.queries import SWEEP_WORKFLOW
+from orchestrator.recovery.orphans import ConnectionSwept, databases, step_key_of, sweep_id, sweep_orphans
+from orchestrator.recovery.takeover import Recovery
 from orchestrator.redaction import Redactor
-from orchestrator.runtime.orphans import ConnectionSwept, databases, step_key_of, sweep_id, sweep_orphans
-from orchestrator.runtime.recovery import Recovery
-from orchestrator.runtime.service import open_services
-from orchestrator.runtime.types import Services
+from orchestrator.runs.types import Services
 
 T = TypeVar("T")
 KEY = "gone-aaaaaaaaaaaa"
@@ -257,7 +257,7 @@ class TestOnRecord:
         )
 
         async def begin(services: Services) -> None:
-            assert services.lifeline.begin(run_id, digest="", text="")
+            assert services.heartbeat.begin(run_id, digest="", text="")
             await services.ledger.begin_run(run_id, started)
 
         with_services(bench, begin)

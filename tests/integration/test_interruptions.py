@@ -145,11 +145,11 @@ def test_a_role_that_vault_lost_is_found_by_its_step_key_and_dropped(bench: Benc
     """What Vault leaves behind when it loses a lease: a login role that no Vault call can remove."""
     import asyncio
 
+    from orchestrator.assembly import open_services
     from orchestrator.credentials.types import Attempt
     from orchestrator.ledger.events import RunStarted
     from orchestrator.ledger.ids import new_run_id, new_step_key
     from orchestrator.redaction import Redactor
-    from orchestrator.runtime.service import open_services
 
     mine, other = new_step_key("lost"), new_step_key("lost")
     for key in (mine, other):

@@ -16,6 +16,7 @@ import hvac.exceptions
 import pytest
 from bench import Bench
 
+from orchestrator.assembly import open_services
 from orchestrator.clock import SystemClock
 from orchestrator.devstack.session import runtime_environment
 from orchestrator.errors import ExitCode
@@ -23,10 +24,9 @@ from orchestrator.ledger.events import OrphansSwept
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.types import LeaseRecord
+from orchestrator.recovery.irrevocable import Irrevocable, close_irrevocable
 from orchestrator.redaction import Redactor
-from orchestrator.runtime.irrevocable import Irrevocable, close_irrevocable
-from orchestrator.runtime.service import open_services
-from orchestrator.runtime.types import RunOutcome, Services
+from orchestrator.runs.types import RunOutcome, Services
 from orchestrator.vault.faults import VaultRefused
 
 T = TypeVar("T")

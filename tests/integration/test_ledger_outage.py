@@ -27,8 +27,8 @@ from orchestrator.errors import FenceLost, LedgerError
 from orchestrator.ledger.events import LeaseIssued, LeaseRequested, OrphansSwept, RunStarted
 from orchestrator.ledger.location import locate
 from orchestrator.ledger.opening import open_ledger
-from orchestrator.ledger.store import Ledger
 from orchestrator.ledger.types import LeaseFilter
+from orchestrator.ledger.writing.store import Ledger
 
 STARTED = RunStarted(workflow="w", digest="d", agent="a", trigger="t", inputs={}, steps=("s",))
 

@@ -42,7 +42,7 @@ asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
 
 OPENER = """
 import sys
-import alembic.autogenerate, alembic.command, orchestrator.ledger.migrate, orchestrator.ledger.store
+import alembic.autogenerate, alembic.command, orchestrator.ledger.storage.migrate, orchestrator.ledger.writing.store
 from orchestrator.clock import SystemClock
 from orchestrator.ledger.opening import open_ledger
 print("ready", flush=True)

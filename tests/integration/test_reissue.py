@@ -16,16 +16,16 @@ import pytest
 from bench import ESCAPED, Bench
 
 from orchestrator.actions.catalog import catalog
+from orchestrator.assembly import open_services
 from orchestrator.errors import ExitCode
 from orchestrator.grants.scope import normalise
 from orchestrator.ledger.events import LeaseIssued, LeaseRenewed, LeaseRequested, LeaseRevoked, LeaseRevoking
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.lease import LeaseState
+from orchestrator.recovery.open_leases import close_left_over, left_over
+from orchestrator.recovery.takeover import Recovery
 from orchestrator.redaction import Redactor
-from orchestrator.runtime.leftovers import close_left_over, left_over
-from orchestrator.runtime.recovery import Recovery
-from orchestrator.runtime.service import open_services
-from orchestrator.runtime.types import RunOutcome
+from orchestrator.runs.types import RunOutcome
 from orchestrator.workflow.loader import load_text
 from orchestrator.workflow.problems import InvalidWorkflow
 

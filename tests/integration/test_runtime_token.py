@@ -24,16 +24,16 @@ import psycopg
 import pytest
 from bench import Bench
 
+from orchestrator.assembly import open_services
 from orchestrator.clock import SystemClock
 from orchestrator.devstack.session import runtime_environment
 from orchestrator.errors import ExitCode
 from orchestrator.ledger.events import RunState
 from orchestrator.ledger.lease import FINAL, LeaseState
 from orchestrator.ledger.opening import open_ledger
+from orchestrator.recovery.open_leases import close_left_over, left_over
 from orchestrator.redaction import Redactor
-from orchestrator.runtime.leftovers import close_left_over, left_over
-from orchestrator.runtime.service import open_services
-from orchestrator.runtime.types import RunOutcome
+from orchestrator.runs.types import RunOutcome
 from orchestrator.secret import Secret
 from orchestrator.vault.config import AppRoleAuth, Auth, TokenAuth, TokenFileAuth, VaultConfig
 from orchestrator.vault.faults import VaultRefused

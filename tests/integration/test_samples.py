@@ -12,6 +12,7 @@ import pytest
 from bench import ROOT, Bench
 
 from orchestrator.actions.catalog import catalog
+from orchestrator.assembly import open_services
 from orchestrator.credentials.types import Attempt
 from orchestrator.errors import ExitCode, PolicyDenied
 from orchestrator.grants.policy_names import step_policy_name
@@ -21,7 +22,6 @@ from orchestrator.ledger.lease import LeaseState
 from orchestrator.planning.requests import bind, scopes_of
 from orchestrator.policy.rego import RegoEngine
 from orchestrator.redaction import Redactor
-from orchestrator.runtime.service import open_services
 from orchestrator.workflow.loader import load_text
 from orchestrator.workflow.starter import STARTER
 

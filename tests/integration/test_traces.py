@@ -23,7 +23,7 @@ from test_serve import Served, served, wait_for  # noqa: F401 -- a fixture
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.devstack.session import runtime_environment
-from orchestrator.runtime.spans import trace_id_of
+from orchestrator.telemetry.spans import trace_id_of
 from orchestrator.workflow.loader import load_text
 
 WORKFLOW = """

@@ -527,6 +527,6 @@ def test_the_command_line_answers_3_to_a_jwt_for_another_audience(
 def test_every_method_of_the_settings_is_tested_here() -> None:
     from typing import get_args
 
-    from orchestrator.vault_login import Method
+    from orchestrator.settings import Method
 
     assert set(get_args(Method)) == {"approle", "token", "token-file", "jwt", "kubernetes"}

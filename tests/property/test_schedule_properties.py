@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.runtime.schedules.fires import scheduled
-from orchestrator.runtime.schedules.policy import due
-from orchestrator.runtime.schedules.times import fires_between, latest_fire, next_fire
+from orchestrator.scheduling.fire_times import fires_between, latest_fire, next_fire
+from orchestrator.scheduling.fires import scheduled
+from orchestrator.scheduling.overlap import due
 from orchestrator.workflow.models import Schedule
 
 ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Bangkok", "Africa/Casablanca")

@@ -197,7 +197,7 @@ def test_leases_that_are_being_revoked_say_since_when_how_often_and_why(capsys: 
 def test_at_eighty_columns_ids_and_times_stay_whole(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.cli.terminal.PIPED_WIDTH", 80)
+    monkeypatch.setattr("orchestrator.cli.display.terminal.PIPED_WIDTH", 80)
     for command in (["runs", "list"], ["runs", "show", RUN], ["leases", "list"], ["leases", "show", lease_of(DB, "a")]):
         answer = Answer(capsys, *command)
         assert max(map(len, answer.lines)) <= 80

@@ -9,8 +9,8 @@ import pytest
 from cli_samples import DENIED, READ, REFUSED, RUN, START, STARTED, SUCCEEDED, UNCONFIRMED, timed
 from rich.console import Console
 
-from orchestrator.cli.board import Board
-from orchestrator.cli.live import JsonLines, LiveTable, Outlet, PlainLines
+from orchestrator.cli.display.board import Board
+from orchestrator.cli.display.live import JsonLines, LiveTable, Outlet, PlainLines
 from orchestrator.ledger.events import AttemptStarted, Event
 
 

@@ -6,13 +6,13 @@ from datetime import UTC, datetime
 from cli_samples import DENIED, REFUSED, RUN, SUCCEEDED, UNCONFIRMED, VAULT_SAID, timed
 from rich.console import Console
 
-from orchestrator.cli.board import Board
-from orchestrator.cli.summary import outcome_json, print_summary, problems
+from orchestrator.cli.display.board import Board
+from orchestrator.cli.display.summary import outcome_json, print_summary, problems
 from orchestrator.errors import ExitCode, GrantRefused, OrchestratorError, PolicyDenied, StepFailed
 from orchestrator.ledger.events import Event, RunState, StepState
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.types import LeaseRecord
-from orchestrator.runtime.types import RunOutcome
+from orchestrator.runs.types import RunOutcome
 
 NOW = datetime(2026, 3, 2, 5, tzinfo=UTC)
 LEASE = LeaseRecord(

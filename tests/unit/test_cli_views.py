@@ -9,9 +9,9 @@ from typing import Literal
 import pytest
 from rich.console import Console
 
+from orchestrator.cli.commands.provision import show
+from orchestrator.cli.display.plan_view import PlanView, StepView, plan_json, print_plan
 from orchestrator.cli.dry_run import decided
-from orchestrator.cli.plan_view import PlanView, StepView, plan_json, print_plan
-from orchestrator.cli.provision import show
 from orchestrator.grants.privileges import Privilege
 from orchestrator.grants.scope import Scope
 from orchestrator.policy.rego import RegoEngine

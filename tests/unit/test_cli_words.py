@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cli.display.terminal import lasting
+from orchestrator.cli.display.timeline import words
 from orchestrator.cli.moments import parse_moment
 from orchestrator.cli.options import inputs_from, refuse_secrets_among_arguments
-from orchestrator.cli.terminal import lasting
-from orchestrator.cli.timeline import words
 from orchestrator.errors import UsageError
 from orchestrator.workflow.models import Workflow
 

@@ -4,7 +4,7 @@ import pytest
 
 from orchestrator.errors import ExitCode, GrantRefused, PolicyDenied, StepFailed, VaultUnreachable
 from orchestrator.ledger.events import RunState, StepState
-from orchestrator.runtime.decisions import exit_code, retry_delay, run_state, state_after
+from orchestrator.runs.outcomes import exit_code, retry_delay, run_state, state_after
 from orchestrator.workflow.models import Retry
 
 REFUSED = GrantRefused("no", grant="db", path="database/creds/x")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.ledger.events import StepState
-from orchestrator.runtime.drive import Graph, drive
+from orchestrator.runs.graph_walk import Graph, drive
 
 OK, FAILED, REFUSED, SKIPPED, CANCELLED = (
     StepState.SUCCEEDED,

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import StepFailed
 from orchestrator.ledger.events import StepState
-from orchestrator.runtime.engines.references import UnknownError, decode, encode
+from orchestrator.runs.engines.references import UnknownError, decode, encode
 
 STATES = st.sampled_from(StepState)
 IDS = st.text(min_size=1).filter(lambda text: text != "!")

@@ -7,7 +7,7 @@ from test_retries import LEASE
 
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.types import LeaseRecord
-from orchestrator.runtime.irrevocable import Irrevocable
+from orchestrator.recovery.irrevocable import Irrevocable
 
 DATABASE = replace(LEASE, scope={"connection": "support"})
 

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from orchestrator.ledger.chain import Head, StoredEvent, first_break, genesis, link
+from orchestrator.ledger.storage.chain import Head, StoredEvent, first_break, genesis, link
 
 
 def test_the_genesis_is_the_hash_of_the_run_id_in_a_domain_of_its_own() -> None:

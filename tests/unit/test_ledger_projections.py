@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from orchestrator.errors import IllegalTransition, LedgerError
-from orchestrator.ledger.codec import canonical_json, event_to_text, time_to_text
 from orchestrator.ledger.events import (
     AttemptFinished,
     AttemptStarted,
@@ -28,7 +27,8 @@ from orchestrator.ledger.events import (
     StepFinished,
     StepState,
 )
-from orchestrator.ledger.projections import RunRows, project, storable
+from orchestrator.ledger.storage.codec import canonical_json, event_to_text, time_to_text
+from orchestrator.ledger.writing.projections import RunRows, project, storable
 from orchestrator.secret import Secret
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)

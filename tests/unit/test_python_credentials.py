@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 
-from orchestrator.actions.python_credentials import Credentials
+from orchestrator.actions.process.python_credentials import Credentials
 
 FIRST = {"db": {"username": "u1", "password": "p1"}}
 

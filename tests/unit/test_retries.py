@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.types import LeaseRecord
-from orchestrator.runtime.retries import LONGEST_PAUSE, is_due, jitter_of, pause_after
+from orchestrator.recovery.backoff import LONGEST_PAUSE, is_due, jitter_of, pause_after
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 LEASE = LeaseRecord(

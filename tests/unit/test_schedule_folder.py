@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.errors import UsageError
-from orchestrator.runtime.schedules.folder import WorkflowFolder
+from orchestrator.scheduling.folder import WorkflowFolder
 
 TEXT = """version: 1
 name: {name}

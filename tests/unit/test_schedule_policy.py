@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.runtime.schedules.fires import requested, scheduled
-from orchestrator.runtime.schedules.policy import QUEUE_LIMIT, Due, Verdict, admit, due, next_due
+from orchestrator.scheduling.fires import requested, scheduled
+from orchestrator.scheduling.overlap import QUEUE_LIMIT, Due, Verdict, admit, due, next_due
 from orchestrator.workflow.models import Schedule
 
 NOON = datetime(2026, 6, 1, 12, 0, 0, tzinfo=UTC)

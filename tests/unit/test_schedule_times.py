@@ -5,7 +5,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from orchestrator.runtime.schedules.times import fires_between, latest_fire, next_fire
+from orchestrator.scheduling.fire_times import fires_between, latest_fire, next_fire
 from orchestrator.workflow.models import Schedule
 
 ZONES = {

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.clock import SystemClock
-from orchestrator.runtime.schedules.scheduler import Scheduler
+from orchestrator.scheduling.scheduler import Scheduler
 
 
 @pytest.mark.parametrize("turns", range(6))

@@ -12,6 +12,7 @@ import pytest
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.errors import ExitCode, UsageError, VaultUnreachable
+from orchestrator.ledger.coordination.schedules import ScheduleState
 from orchestrator.ledger.events import (
     LeaseIssued,
     LeaseRequested,
@@ -21,19 +22,18 @@ from orchestrator.ledger.events import (
     RunStarted,
     RunState,
 )
-from orchestrator.ledger.schedules import ScheduleState
 from orchestrator.log_format import LogFormat, formatter
 from orchestrator.redaction import RedactingFilter, Redactor
-from orchestrator.runtime.event_log import log_event
-from orchestrator.runtime.listener import bind
-from orchestrator.runtime.maintenance import maintained
-from orchestrator.runtime.metrics import PrometheusMeasures
-from orchestrator.runtime.runner import Runner
-from orchestrator.runtime.schedules.launcher import SECRETS_KEPT, Launcher
-from orchestrator.runtime.schedules.measures import Measures
-from orchestrator.runtime.schedules.overview import overview
-from orchestrator.runtime.types import Interruption, RunOutcome, RunRequest
+from orchestrator.runs.runner import Runner
+from orchestrator.runs.types import Interruption, RunOutcome, RunRequest
+from orchestrator.scheduling.launcher import SECRETS_KEPT, Launcher
+from orchestrator.scheduling.overview import overview
 from orchestrator.secret import Secret
+from orchestrator.server.listener import bind
+from orchestrator.server.maintenance import maintained
+from orchestrator.telemetry.event_log import log_event
+from orchestrator.telemetry.metrics import Metrics
+from orchestrator.telemetry.prometheus import PrometheusMetrics
 from orchestrator.workflow.loader import load_text
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -41,7 +41,7 @@ CANARY = "canary-7d1f-secret"
 STARTED = RunStarted(workflow="w", digest="d", agent="a", trigger="schedule", inputs={"limit": CANARY}, steps=("only",))
 
 
-class Counted(Measures):
+class Counted(Metrics):
     def __init__(self) -> None:
         self.failures: list[str] = []
 
@@ -50,7 +50,7 @@ class Counted(Measures):
 
 
 async def test_a_hook_that_fails_is_counted_and_tried_again_while_the_others_go_on() -> None:
-    measures, done = Counted(), asyncio.Event()
+    metrics, done = Counted(), asyncio.Event()
     turns: list[str] = []
 
     async def recovery() -> None:
@@ -62,10 +62,10 @@ async def test_a_hook_that_fails_is_counted_and_tried_again_while_the_others_go_
     async def sweep() -> None:
         turns.append("sweep")
 
-    async with maintained([(0.0, recovery), (0.0, sweep)], measures):
+    async with maintained([(0.0, recovery), (0.0, sweep)], metrics):
         await done.wait()
-    assert measures.failures.count("recovery") >= 2
-    assert set(measures.failures) == {"recovery"}
+    assert metrics.failures.count("recovery") >= 2
+    assert set(metrics.failures) == {"recovery"}
     assert turns.count("sweep") >= 2
 
 
@@ -79,7 +79,7 @@ async def test_hooks_end_with_the_service() -> None:
         finally:
             ended.set()
 
-    async with maintained([(1.0, endless)], Measures()):
+    async with maintained([(1.0, endless)], Metrics()):
         await begun.wait()
     assert ended.is_set()
 
@@ -123,9 +123,9 @@ def test_an_issued_secret_is_taken_out_of_message_fields_and_traceback(written: 
 
 
 def test_figures_count_runs_and_leases_and_never_show_inputs_or_ids() -> None:
-    measures = PrometheusMeasures()
-    measures.event("run_1", NOON, STARTED)
-    measures.event(
+    metrics = PrometheusMetrics()
+    metrics.event("run_1", NOON, STARTED)
+    metrics.event(
         "run_1",
         NOON,
         LeaseRequested(
@@ -139,14 +139,14 @@ def test_figures_count_runs_and_leases_and_never_show_inputs_or_ids() -> None:
             ttl=60,
         ),
     )
-    measures.event("run_1", NOON, LeaseIssued(lease_id="lease_1", ttl=60, expires_at=NOON, subject="orc_x"))
-    text = measures.exposition()[0].decode()
+    metrics.event("run_1", NOON, LeaseIssued(lease_id="lease_1", ttl=60, expires_at=NOON, subject="orc_x"))
+    text = metrics.exposition()[0].decode()
     assert 'orchestrator_leases_open{kind="database"} 1.0' in text
     assert 'orchestrator_runs_running{workflow="w"} 1.0' in text
-    measures.event("run_1", NOON, LeaseRevoked(lease_id="lease_1", confirmed_by="vault"))
-    measures.event("run_1", NOON + timedelta(seconds=3), RunFinished(state=RunState.SUCCEEDED, exit_code=0))
-    measures.pending(2)
-    body, content_type = measures.exposition()
+    metrics.event("run_1", NOON, LeaseRevoked(lease_id="lease_1", confirmed_by="vault"))
+    metrics.event("run_1", NOON + timedelta(seconds=3), RunFinished(state=RunState.SUCCEEDED, exit_code=0))
+    metrics.pending(2)
+    body, content_type = metrics.exposition()
     text = body.decode()
     for line in (
         'orchestrator_leases_open{kind="database"} 0.0',

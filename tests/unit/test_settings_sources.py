@@ -8,6 +8,7 @@ import pytest
 from orchestrator.errors import UsageError
 from orchestrator.settings import Settings, load_settings
 from orchestrator.vault.config import AppRoleAuth, JwtAuth, KubernetesAuth, TokenAuth, TokenFileAuth
+from orchestrator.vault_login import vault_config
 
 PASSWORD = "canary-5f2c"
 
@@ -51,7 +52,7 @@ def test_vaults_own_variables_are_understood(monkeypatch: pytest.MonkeyPatch, tm
         VAULT_CACERT=str(ca),
         VAULT_TOKEN=PASSWORD,
     )
-    config = settings.vault_config()
+    config = vault_config(settings)
     assert config.address == "https://vault.example:8200"
     assert config.namespace == "team"
     assert config.ca_cert == ca
@@ -162,7 +163,7 @@ def test_logging_in_by_role_comes_before_a_token(monkeypatch: pytest.MonkeyPatch
         ORCHESTRATOR_AUTH_ROLE_ID="role",
         ORCHESTRATOR_AUTH_SECRET_ID_FILE=str(secret_id),
     )
-    auth = settings.vault_config().auth
+    auth = vault_config(settings).auth
     assert isinstance(auth, AppRoleAuth)
     assert (auth.role_id, auth.secret_id.reveal(), auth.mount) == ("role", PASSWORD, "approle")
 
@@ -170,32 +171,32 @@ def test_logging_in_by_role_comes_before_a_token(monkeypatch: pytest.MonkeyPatch
 def test_the_token_file_of_vaults_own_command_is_the_last_resort(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(monkeypatch, VAULT_ADDR="http://v")
     with pytest.raises(UsageError, match="not known how to log in") as caught:
-        settings.vault_config()
+        vault_config(settings)
     assert "ORCHESTRATOR_AUTH_ROLE_ID" in (caught.value.hint or "")
     (Path.home() / ".vault-token").write_text(PASSWORD)
-    assert settings.vault_config().auth == TokenFileAuth(Path.home() / ".vault-token")
+    assert vault_config(settings).auth == TokenFileAuth(Path.home() / ".vault-token")
 
 
 def test_a_token_file_that_is_named_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(monkeypatch, VAULT_ADDR="http://v", ORCHESTRATOR_AUTH_TOKEN_FILE="/run/agent/token")
-    assert settings.vault_config().auth == TokenFileAuth(Path("/run/agent/token"))
+    assert vault_config(settings).auth == TokenFileAuth(Path("/run/agent/token"))
 
 
 def test_workload_identities_need_a_role(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     settings = load(monkeypatch, VAULT_ADDR="http://v", ORCHESTRATOR_AUTH_METHOD="kubernetes")
     with pytest.raises(UsageError, match="ORCHESTRATOR_AUTH_ROLE is not set"):
-        settings.vault_config()
-    assert load(monkeypatch, ORCHESTRATOR_AUTH_ROLE="runner").vault_config().auth == KubernetesAuth("runner")
+        vault_config(settings)
+    assert vault_config(load(monkeypatch, ORCHESTRATOR_AUTH_ROLE="runner")).auth == KubernetesAuth("runner")
     settings = load(monkeypatch, ORCHESTRATOR_AUTH_METHOD="jwt", ORCHESTRATOR_AUTH_MOUNT="ci")
     with pytest.raises(UsageError, match="ORCHESTRATOR_AUTH_JWT_FILE is not set"):
-        settings.vault_config()
+        vault_config(settings)
     settings = load(monkeypatch, ORCHESTRATOR_AUTH_JWT_FILE=str(tmp_path / "id"))
-    assert settings.vault_config().auth == JwtAuth("runner", tmp_path / "id", mount="ci")
+    assert vault_config(settings).auth == JwtAuth("runner", tmp_path / "id", mount="ci")
 
 
 def test_not_knowing_where_vault_is_says_which_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="VAULT_ADDR is not set"):
-        load(monkeypatch, VAULT_TOKEN="t").vault_config()
+        vault_config(load(monkeypatch, VAULT_TOKEN="t"))
 
 
 def test_a_secret_id_file_that_cannot_be_read_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +204,7 @@ def test_a_secret_id_file_that_cannot_be_read_is_told(monkeypatch: pytest.Monkey
         monkeypatch, VAULT_ADDR="http://v", ORCHESTRATOR_AUTH_ROLE_ID="r", ORCHESTRATOR_AUTH_SECRET_ID_FILE="nowhere"
     )
     with pytest.raises(UsageError, match="ORCHESTRATOR_AUTH_SECRET_ID_FILE: nowhere cannot be read"):
-        settings.vault_config()
+        vault_config(settings)
 
 
 def test_the_default_ledger_is_in_a_folder_that_only_its_owner_reads(monkeypatch: pytest.MonkeyPatch) -> None:

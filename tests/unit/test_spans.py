@@ -27,7 +27,7 @@ from orchestrator.ledger.events import (
     StepFinished,
     StepState,
 )
-from orchestrator.runtime.spans import RunSpans, RunTraceIds, trace_id_of
+from orchestrator.telemetry.spans import RunSpans, RunTraceIds, trace_id_of
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 CANARY = "canary-7d1f-secret"

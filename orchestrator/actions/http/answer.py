@@ -1,0 +1,96 @@
+"""What an HTTP response means for the step. Pure functions over what came back."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, NoReturn
+
+from orchestrator.actions.http.origins import origin, parse
+from orchestrator.actions.http.transfer import Incoming
+from orchestrator.errors import OutputRefused, StepFailed
+from orchestrator.jsontypes import JsonValue
+
+SHOWN_HEADERS = ("content-type", "location", "retry-after", "x-request-id")
+_AUTH_ERROR = re.compile(r'\berror="?([A-Za-z0-9_.-]{1,64})\b')
+_CHARSET = re.compile(r'charset="?([\w.:-]+)', re.IGNORECASE)
+
+
+def output_of(response: Incoming) -> dict[str, JsonValue]:
+    """`status`, the harmless `headers`, and `body`: JSON where the response says that it is, else text."""
+    headers: dict[str, JsonValue] = {name: response.headers[name] for name in SHOWN_HEADERS if name in response.headers}
+    return {"status": response.status, "headers": headers, "body": body_of(response)}
+
+
+def body_of(response: Incoming) -> JsonValue:
+    """The body. JSON without content is None. Raises OutputRefused for JSON that is none."""
+    content_type = response.headers.get("content-type", "")
+    media = content_type.partition(";")[0].strip().lower()
+    if media == "application/json" or media.endswith("+json"):
+        if not response.body:
+            return None
+        try:
+            value: JsonValue = json.loads(response.body, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError):
+            raise OutputRefused(
+                f"{origin(response.url)} answered {response.status} with a body that is not the JSON it claims",
+                hint="look at the service; nothing of the body is shown here",
+            ) from None
+        return value
+    charset = _CHARSET.search(content_type)
+    try:
+        return response.body.decode(charset.group(1) if charset else "utf-8", errors="replace")
+    except LookupError:
+        return response.body.decode(errors="replace")
+
+
+def check_status(response: Incoming, method: str, expect: Collection[int] | None, *, now: datetime) -> None:
+    """Raise StepFailed `rate_limited` or `http_status` unless the status is expected (default: any 2xx)."""
+    status = response.status
+    if status in expect if expect is not None else 200 <= status < 300:
+        return
+    wait = retry_after(response.headers, now=now)
+    where = f"{method} {origin(response.url)}{parse(response.url).path}"
+    if status == 429 or (status == 503 and wait is not None):
+        raise StepFailed(
+            f"{where} answered {status}: too many requests",
+            kind="rate_limited",
+            retry_after=wait,
+            hint="retry with `retry: { on: [rate_limited] }`, or run less often",
+        )
+    told = ""
+    if status in (401, 403) and (match := _AUTH_ERROR.search(response.headers.get("www-authenticate", ""))):
+        told = f" ({match.group(1)})"
+    hint = (
+        "is the token for this audience, and does its scope suffice?"
+        if status in (401, 403)
+        else "name the status in `expect` if it is what you want"
+    )
+    raise StepFailed(f"{where} answered {status}{told}", kind="http_status", retry_after=wait, hint=hint)
+
+
+def retry_after(headers: Mapping[str, Any], *, now: datetime) -> float | None:
+    """Seconds to wait according to Retry-After, given in seconds or as a date (RFC 9110, 10.2.3).
+
+    A date is compared with the answer's own `Date`, so that our clock does not matter; without one with `now`.
+    """
+    value = str(headers.get("retry-after", "")).strip()
+    if value.isascii() and value.isdigit():
+        return float(value)
+    until = _date(value)
+    return None if until is None else max(0.0, (until - (_date(headers.get("date")) or now)).total_seconds())
+
+
+def _date(value: object) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(str(value))
+    except ValueError:
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=UTC)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,150 @@
+"""`http.request`: one HTTP request, with the step's own bearer token where it has one."""
+
+from __future__ import annotations
+
+import json
+import re
+import ssl
+from datetime import UTC, datetime
+from typing import Annotated, ClassVar, Literal
+from urllib.parse import urlencode
+
+from pydantic import AfterValidator, Field, model_validator
+from pydantic import JsonValue as Json
+
+from orchestrator.actions.base import GrantRef, Params, StepContext
+from orchestrator.actions.http.answer import check_status, output_of
+from orchestrator.actions.http.origins import is_confidential, origin, parse
+from orchestrator.actions.http.transfer import MAX_REDIRECTS, Incoming, Outgoing, transfer
+from orchestrator.actions.references import redactor_for, secret_of, within_deadline
+from orchestrator.errors import StepFailed
+from orchestrator.jsontypes import JsonObject, JsonValue
+from orchestrator.secret import Secret
+
+_SET_BY_US = frozenset({"authorization", "proxy-authorization", "host", "content-length", "transfer-encoding"})
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_HEADER_VALUE = re.compile(r"[\x20-\x7e\t]*")
+_TOKEN = re.compile(r"[\x21-\x7e]+")
+Scalar = str | int | float | bool
+
+
+def _url(value: str) -> str:
+    parse(value)
+    return value
+
+
+def _headers(value: dict[str, str]) -> dict[str, str]:
+    if taken := sorted(_SET_BY_US.intersection(name.lower() for name in value)):
+        raise ValueError(f"{', '.join(taken)} cannot be set here; a token comes from `bearer`")
+    if not all(_HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(text) for name, text in value.items()):
+        raise ValueError("a header is a plain name and one line of printable ASCII")
+    return value
+
+
+class RequestParams(Params):
+    method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] = "GET"
+    url: Annotated[str, AfterValidator(_url)] = Field(description="An absolute http or https URL.")
+    headers: Annotated[dict[str, str], AfterValidator(_headers)] = Field(default_factory=dict)
+    query: dict[str, Scalar | list[Scalar]] = Field(default_factory=dict, description="Added to the URL's own query.")
+    json_: Json = Field(default=None, alias="json", description="A JSON body.")
+    form: dict[str, Scalar] | None = Field(default=None, description="A form body (x-www-form-urlencoded).")
+    body: str | None = Field(default=None, description="A body as it is; set `content-type` in `headers`.")
+    bearer: Annotated[str, GrantRef("token", "secret", "dynamic")] | None = Field(
+        default=None, description="`grant` or `grant.field` (default field: `token`), sent as Authorization: Bearer."
+    )
+    expect: Annotated[list[Annotated[int, Field(ge=100, le=599)]], Field(min_length=1)] | None = Field(
+        default=None, description="The statuses that are a success. Default: every 2xx."
+    )
+    max_bytes: Annotated[int, Field(gt=0)] = Field(default=5_000_000, description="The longest response body.")
+    follow_redirects: bool = Field(
+        default=False, description=f"Follow at most {MAX_REDIRECTS}; the token never goes to another origin."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RequestParams:
+        bodies = {"json_", "form", "body"} & self.model_fields_set
+        if len(bodies) > 1:
+            raise ValueError("a request has at most one of `json`, `form` and `body`")
+        if self.bearer is not None and not is_confidential(self.url):
+            raise ValueError("a token is not sent over plain http, except to this machine itself; use https")
+        return self
+
+
+class Request:
+    """Output: `{"status", "headers", "body"}`; the body is JSON where the response says so, else text.
+
+    Neither proxies nor credentials are taken from the environment. Certificates are checked against the
+    system's authorities. Kinds: `connection`, `timeout`, `http_status`, `rate_limited`, `output`.
+    """
+
+    summary: ClassVar[str] = "Send an HTTP request."
+    params: ClassVar[type[Params]] = RequestParams
+
+    def view(self, params: RequestParams) -> JsonObject:
+        """Method, origin and path; no query, no contents."""
+        return {"method": params.method, "origin": origin(params.url), "path": parse(params.url).path or "/"}
+
+    async def run(self, params: RequestParams, context: StepContext) -> JsonValue:
+        request = _outgoing(params, context)
+        async with within_deadline(context, origin(params.url)):
+            response = await _exchange(request, params, context)
+        check_status(response, params.method, params.expect, now=datetime.now(UTC))
+        return output_of(response)
+
+
+def _outgoing(params: RequestParams, context: StepContext) -> Outgoing:
+    import httpx
+
+    headers = dict(params.headers)
+    declared = {name.lower() for name in headers}
+    content, content_type = _content(params)
+    if content_type and "content-type" not in declared:
+        headers["content-type"] = content_type
+    try:
+        url = httpx.URL(params.url)
+        same = origin(str(url)) == origin(params.url)
+    except (ValueError, httpx.InvalidURL):
+        same = False
+    if not same:
+        raise StepFailed("the URL can be read in more than one way", hint="write it plainly: scheme, host, port, path")
+    if params.query:
+        url = url.copy_merge_params(params.query)
+    return Outgoing(params.method, str(url), headers, content, _bearer(params, context))
+
+
+def _bearer(params: RequestParams, context: StepContext) -> Secret | None:
+    if params.bearer is None:
+        return None
+    token = secret_of(context, params.bearer)
+    if not _TOKEN.fullmatch(token.reveal()):
+        raise StepFailed(
+            f"what `{params.bearer}` holds cannot be a bearer token", hint="it has white space or is not ASCII"
+        )
+    return token
+
+
+def _content(params: RequestParams) -> tuple[bytes | None, str]:
+    if "json_" in params.model_fields_set:
+        return json.dumps(params.json_, ensure_ascii=False, allow_nan=False).encode(), "application/json"
+    if params.form is not None:
+        return urlencode(params.form).encode(), "application/x-www-form-urlencoded"
+    return (None if params.body is None else params.body.encode()), ""
+
+
+async def _exchange(request: Outgoing, params: RequestParams, context: StepContext) -> Incoming:
+    import httpx
+
+    where = origin(request.url)
+    try:
+        async with httpx.AsyncClient(
+            trust_env=False, verify=ssl.create_default_context(), timeout=context.remaining(), follow_redirects=False
+        ) as client:
+            redirects = MAX_REDIRECTS if params.follow_redirects else 0
+            return await transfer(client, request, redirects=redirects, max_bytes=params.max_bytes)
+    except httpx.TimeoutException:
+        raise StepFailed(
+            f"{where} did not answer in time", kind="timeout", hint="raise `timeout` of the step"
+        ) from None
+    except httpx.HTTPError as error:
+        text = " ".join(redactor_for(context).redact(str(error)).split())[:300] or type(error).__name__
+        raise StepFailed(f"no answer from {where}: {text}", kind="connection", hint="is the address right?") from None

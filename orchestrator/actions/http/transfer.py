@@ -1,0 +1,105 @@
+"""Sending one HTTP request and following its redirects without carrying a credential or a body to a stranger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from orchestrator.actions.http.origins import origin
+from orchestrator.errors import StepFailed
+from orchestrator.secret import Secret
+
+if TYPE_CHECKING:
+    import httpx
+
+MAX_REDIRECTS = 5
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_HARMLESS = frozenset({"accept", "accept-language", "user-agent"})
+"""Headers of the author that another origin may see."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A request as it will be sent. `bearer` is for the origin of `url` only."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    content: bytes | None = None
+    bearer: Secret | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A response with its whole body."""
+
+    status: int
+    headers: httpx.Headers
+    body: bytes
+    url: str
+
+
+async def transfer(client: httpx.AsyncClient, request: Outgoing, *, redirects: int, max_bytes: int) -> Incoming:
+    """The response, after at most this many redirects. Raises StepFailed `output` or `http_status`."""
+    for _ in range(redirects + 1):
+        response = await _send(client, request, max_bytes)
+        target = response.headers.get("location")
+        if redirects == 0 or response.status not in _REDIRECTS or target is None:
+            return response
+        request = redirected(request, response.status, target)
+    raise StepFailed(
+        f"more than {redirects} redirects from {origin(request.url)}",
+        kind="http_status",
+        hint="name the final URL in `url`",
+    )
+
+
+async def _send(client: httpx.AsyncClient, request: Outgoing, max_bytes: int) -> Incoming:
+    headers = {"accept-encoding": "identity", **request.headers}
+    if request.bearer is not None:
+        headers["authorization"] = f"Bearer {request.bearer.reveal()}"
+    client.cookies.clear()
+    async with client.stream(request.method, request.url, headers=headers, content=request.content) as response:
+        body = bytearray()
+        async for chunk in response.aiter_bytes():
+            body += chunk
+            if len(body) > max_bytes:
+                raise StepFailed(
+                    f"{origin(request.url)} answered with more than {max_bytes} bytes",
+                    kind="output",
+                    hint="ask for less, or raise `max_bytes`",
+                )
+    return Incoming(response.status_code, response.headers, bytes(body), request.url)
+
+
+def redirected(request: Outgoing, status: int, location: str) -> Outgoing:
+    """The request that a redirect asks for (RFC 9110, 15.4).
+
+    To another origin (scheme, host or port) it takes neither the token nor headers of the author, and it is
+    refused if it would take the body (307 and 308). A token that was left behind does not come back.
+    """
+    import httpx
+
+    try:
+        url = str(httpx.URL(request.url).join(location).copy_with(fragment=None))
+        same = origin(url) == origin(request.url)
+    except (ValueError, httpx.InvalidURL) as error:
+        raise StepFailed(f"redirected to a bad address: {error}", kind="http_status", hint=_HINT) from None
+    following = replace(request, url=url)
+    if (status == 303 and request.method != "HEAD") or (status in (301, 302) and request.method == "POST"):
+        headers = {name: value for name, value in request.headers.items() if not name.lower().startswith("content-")}
+        following = replace(following, method="GET", content=None, headers=headers)
+    if same:
+        return following
+    if following.content is not None:
+        raise StepFailed(
+            f"{origin(request.url)} redirects the request with its body to {origin(url)}",
+            kind="http_status",
+            hint=_HINT,
+        )
+    headers = {name: value for name, value in following.headers.items() if name.lower() in _HARMLESS}
+    return replace(following, headers=headers, bearer=None)
+
+
+_HINT = "name the final URL in `url` if it is to be trusted"

@@ -1,0 +1,139 @@
+"""One connection to PostgreSQL for one step: opened as the step's login, closed with it, errors made safe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.actions.base import StepContext
+from orchestrator.actions.references import credential_of, field_of, redactor_for, within_deadline
+from orchestrator.errors import StepFailed
+from orchestrator.grants.credential import Credential
+from orchestrator.redaction import Redactor
+
+if TYPE_CHECKING:
+    import psycopg
+
+_CONNECTION_LOST = ("08", "57P")
+"""SQLSTATE classes: connection exceptions, and shutdown of the server or of the session by an operator."""
+
+
+def database_credential(context: StepContext, grant: str | None) -> Credential:
+    """The credential of the named database grant, or of the step's only one."""
+    if grant is not None:
+        credential = credential_of(context, grant)
+        if credential.kind != "database":
+            raise StepFailed(f"grant `{grant}` is of kind {credential.kind}", hint="name a grant of kind `database`")
+        return credential
+    found = [credential for credential in context.credentials.values() if credential.kind == "database"]
+    if len(found) != 1:
+        raise StepFailed(
+            f"the step holds {len(found)} database credentials", hint="name one of its grants with `grant`"
+        )
+    return found[0]
+
+
+@asynccontextmanager
+async def transaction(
+    context: StepContext, grant: str | None, *, read_only: bool
+) -> AsyncIterator[psycopg.AsyncConnection[tuple[Any, ...]]]:
+    """A connection inside one transaction, committed when the block ends well.
+
+    Raises StepFailed: `connection`, `timeout`, `permission` (SQLSTATE 42501) or `database`. When the block is
+    left in any other way the query is cancelled on the server and the connection closed.
+    """
+    import psycopg
+
+    credential = database_credential(context, grant)
+    redactor = redactor_for(context)
+    async with within_deadline(context, "the database"):
+        try:
+            connection = await _connect(context, credential)
+        except psycopg.Error as error:
+            raise connect_failure(error, credential, redactor) from None
+        try:
+            await connection.set_read_only(read_only)
+            async with connection.transaction():
+                yield connection
+        except psycopg.Error as error:
+            raise query_failure(error, redactor) from None
+        finally:
+            await connection.close()
+
+
+async def _connect(context: StepContext, credential: Credential) -> psycopg.AsyncConnection[tuple[Any, ...]]:
+    import psycopg
+    from psycopg.conninfo import conninfo_to_dict
+
+    from orchestrator.actions.postgres.values import SESSION, load_as_json
+
+    endpoint = context.endpoints.get(credential.connection or "")
+    if endpoint is None:
+        raise StepFailed(
+            f"no endpoint is known for the database connection `{credential.connection}`",
+            hint="add it to the endpoints in the settings: postgresql://host:port/database",
+        )
+    given = conninfo_to_dict(endpoint)
+    if given.get("password"):
+        raise StepFailed(
+            f"the endpoint `{credential.connection}` contains a password",
+            hint="endpoints are addresses without secrets",
+        )
+    remaining = context.remaining()
+    session = {"statement_timeout": str(math.ceil(remaining * 1000)), "cursor_tuple_fraction": "1", **SESSION}
+    settings = "".join(f" -c {name}={value.replace(' ', chr(92) + ' ')}" for name, value in session.items())
+    connection = await psycopg.AsyncConnection.connect(
+        endpoint,
+        user=field_of(credential, "username").reveal(),
+        password=field_of(credential, "password").reveal(),
+        application_name=f"orchestrator {context.workflow}/{context.step} {context.run_id}",
+        connect_timeout=min(math.ceil(remaining), int(given.get("connect_timeout") or 3600)),
+        options=f"-c TimeZone=UTC {given.get('options') or ''}{settings}",
+    )
+    load_as_json(connection)
+    return connection
+
+
+def connect_failure(error: psycopg.Error, credential: Credential, redactor: Redactor) -> StepFailed:
+    """What a connection that did not come about means for the step."""
+    import psycopg
+
+    text = " ".join(redactor.redact(str(error)).split())[:500]
+    timed_out = isinstance(error, psycopg.errors.ConnectionTimeout)
+    return StepFailed(
+        f"cannot connect to the database `{credential.connection}`: {text}",
+        kind="timeout" if timed_out else "connection",
+        hint="is the endpoint right, the server up, and the login allowed from here (pg_hba.conf, CONNECTION LIMIT)?",
+    )
+
+
+def query_failure(error: psycopg.Error, redactor: Redactor) -> StepFailed:
+    """What a failed statement means for the step.
+
+    Only the server's primary message is told: its DETAIL and CONTEXT may hold rows of other people.
+    """
+    state = error.sqlstate
+    if state is None:
+        lost = type(error).__name__ in ("OperationalError", "InterfaceError")
+        text = redactor.redact(" ".join(str(error).split()))[:500]
+        if lost:
+            return StepFailed(f"the connection to the database was lost: {text}", kind="connection", hint=_TRY_AGAIN)
+        return StepFailed(
+            f"the statement cannot be sent: {text}", kind="database", hint="compare `sql` and `parameters`"
+        )
+    message = redactor.redact(error.diag.message_primary or "no message")
+    what = f"{message} (SQLSTATE {state})"
+    if state == "42501":
+        return StepFailed(what, kind="permission", hint="the grant's role does not allow it; see `grants infer`")
+    if state == "57014":
+        return StepFailed(what, kind="timeout", hint="raise `timeout` of the step, or make the statement faster")
+    if state.startswith(_CONNECTION_LOST):
+        return StepFailed(what, kind="connection", hint=_TRY_AGAIN)
+    if state == "25006":
+        return StepFailed(what, kind="database", hint="`postgres.query` only reads; use `postgres.execute`")
+    return StepFailed(what, kind="database", hint="see the SQLSTATE in the PostgreSQL manual, appendix A")
+
+
+_TRY_AGAIN = "try again, for example with `retry: { on: [connection] }`"

@@ -1,0 +1,149 @@
+"""`postgres.query` and `postgres.execute`: one statement, as the step's own short-lived login."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field, model_validator
+from pydantic import JsonValue as Json
+
+from orchestrator.actions.base import GrantRef, Params, StepContext
+from orchestrator.actions.postgres.session import transaction
+from orchestrator.errors import StepFailed
+from orchestrator.grants.sql import statement_verbs
+from orchestrator.jsontypes import JsonObject, JsonValue
+
+if TYPE_CHECKING:
+    import psycopg
+
+_FIRST_BATCH = 20
+_LARGEST_BATCH = 2000
+
+
+class _Statement(Params):
+    sql: Annotated[str, Field(min_length=1)] = Field(
+        description="One statement. Values come in as `%(name)s` (or `%s`) and are bound, never pasted; where there "
+        "are parameters, a percent sign is written `%%`."
+    )
+    parameters: dict[str, Json] | list[Json] | None = Field(
+        default=None, description="Values by name or by position. Objects become jsonb, lists arrays."
+    )
+    grant: Annotated[str, GrantRef("database")] | None = Field(
+        default=None, description="The database grant to use. Default: the step's only one."
+    )
+
+
+class QueryParams(_Statement):
+    max_rows: Annotated[int, Field(gt=0)] = Field(default=10_000, description="More rows are an error.")
+    max_bytes: Annotated[int, Field(gt=0)] = Field(default=5_000_000, description="More bytes of JSON are an error.")
+
+
+class ExecuteParams(_Statement):
+    each: list[dict[str, Json]] | None = Field(
+        default=None,
+        description="Execute the statement once for each of these objects, whose values are added to `parameters`; "
+        "all in one transaction.",
+    )
+
+    @model_validator(mode="after")
+    def _names_with_each(self) -> ExecuteParams:
+        if self.each is not None and isinstance(self.parameters, list):
+            raise ValueError("with `each`, `parameters` are given by name")
+        return self
+
+
+def _view(params: _Statement, *, placeholders: bool) -> JsonObject:
+    return {"verbs": sorted(statement_verbs(params.sql, placeholders=placeholders))}
+
+
+class Query:
+    """Output: `{"rows": [{column: value}], "row_count": n, "columns": [...]}`.
+
+    Runs in a READ ONLY transaction through a cursor, so that the memory used does not depend on how much the
+    server would return (but for a single value). Kinds: `connection`, `timeout`, `permission`, `database`, `output`.
+    """
+
+    summary: ClassVar[str] = "Read rows from PostgreSQL."
+    params: ClassVar[type[Params]] = QueryParams
+
+    def view(self, params: QueryParams) -> JsonObject:
+        """The verbs of the statement."""
+        return _view(params, placeholders=params.parameters is not None)
+
+    async def run(self, params: QueryParams, context: StepContext) -> JsonValue:
+        async with (
+            transaction(context, params.grant, read_only=True) as connection,
+            connection.cursor(name="step") as cursor,
+        ):
+            await cursor.execute(params.sql, _bound(params.parameters))
+            columns = _columns(cursor)
+            rows = await _fetch(cursor, columns, params)
+        return {"rows": rows, "row_count": len(rows), "columns": columns}
+
+
+class Execute:
+    """Output: `{"row_count": n}`, the rows that were changed in all. One transaction; same kinds as the query."""
+
+    summary: ClassVar[str] = "Change rows in PostgreSQL, once or once for each of a list."
+    params: ClassVar[type[Params]] = ExecuteParams
+
+    def view(self, params: ExecuteParams) -> JsonObject:
+        """The verbs of the statement."""
+        return _view(params, placeholders=params.parameters is not None or params.each is not None)
+
+    async def run(self, params: ExecuteParams, context: StepContext) -> JsonValue:
+        if params.each is not None and not params.each:
+            return {"row_count": 0}
+        async with (
+            transaction(context, params.grant, read_only=False) as connection,
+            connection.cursor() as cursor,
+        ):
+            if params.each is None:
+                # A prepared statement cannot hold several commands; without one, psycopg would send them all.
+                await cursor.execute(params.sql, _bound(params.parameters), prepare=True)
+            else:
+                shared = params.parameters if isinstance(params.parameters, dict) else {}
+                each = [_bound({**shared, **values}) for values in params.each]
+                await cursor.executemany(params.sql, each)
+            count = cursor.rowcount
+        return {"row_count": max(0, count)}
+
+
+def _bound(parameters: dict[str, Json] | list[Json] | None) -> Any:
+    from orchestrator.actions.postgres.values import parameter
+
+    if isinstance(parameters, dict):
+        return {name: parameter(value) for name, value in parameters.items()}
+    return None if parameters is None else [parameter(value) for value in parameters]
+
+
+def _columns(cursor: psycopg.AsyncServerCursor[tuple[Any, ...]]) -> list[str]:
+    columns = [column.name for column in cursor.description or ()]
+    if twice := sorted({name for name in columns if columns.count(name) > 1}):
+        raise StepFailed(
+            f"the query returns several columns named {', '.join(twice)}", kind="output", hint="name them with AS"
+        )
+    return columns
+
+
+async def _fetch(
+    cursor: psycopg.AsyncServerCursor[tuple[Any, ...]], columns: list[str], params: QueryParams
+) -> list[JsonValue]:
+    """All rows, fetched in batches that fit into what is left of the limits."""
+    rows: list[JsonValue] = []
+    size, batch = 0, _FIRST_BATCH
+    while fetched := await cursor.fetchmany(batch):
+        for values in fetched:
+            row = dict(zip(columns, values, strict=True))
+            size += len(json.dumps(row, ensure_ascii=False).encode())
+            if len(rows) >= params.max_rows or size > params.max_bytes:
+                raise StepFailed(
+                    f"the query returns more than {params.max_rows} rows or {params.max_bytes} bytes",
+                    kind="output",
+                    hint="add a LIMIT, select fewer columns, or raise `max_rows` or `max_bytes`",
+                )
+            rows.append(row)
+        room = (params.max_bytes - size) // (size // len(rows) + 1) + 1
+        batch = max(1, min(_LARGEST_BATCH, room, params.max_rows - len(rows) + 1))
+    return rows

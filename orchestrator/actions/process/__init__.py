@@ -1,0 +1,1 @@
+"""`exec` and `python`: programs of the author's own, supervised."""

@@ -1,0 +1,293 @@
+"""Running a step's command under supervision: when `run_process` returns or raises, nothing of it lives any more."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator.actions.process import supervisor
+from orchestrator.errors import StepFailed
+from orchestrator.secret import Secret
+
+_log = logging.getLogger(__name__)
+
+GRACE = 2.0
+"""Seconds between SIGTERM and SIGKILL."""
+_STOP_LIMIT = GRACE + 10.0
+_STDERR_KEPT = 64 * 1024
+SAFE_PATH = "/usr/local/bin:/usr/bin:/bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What to run. Its environment is `environment` and `secrets`, and for each of `files` the path of a private
+    file with that content; nothing else. `directory` None: a fresh private one. `max_bytes` bounds its stdout.
+    `started` is called once it runs, with what can still be brought to it; its stdin stays open then.
+    """
+
+    arguments: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, Secret] = field(default_factory=dict)
+    files: Mapping[str, Secret] = field(default_factory=dict)
+    directory: Path | None = None
+    stdin: bytes = field(default=b"", repr=False)
+    max_bytes: int = 5_000_000
+    started: Callable[[Running], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """How it ended: an exit code, negative for the signal that killed it. `stderr` is the end of it."""
+
+    exit_code: int
+    stdout: bytes = field(repr=False)
+    stderr: bytes = field(repr=False)
+    stderr_cut: bool = False
+
+
+class _Pipes(asyncio.SubprocessProtocol):
+    """Collects output within bounds; what is too much is read and thrown away until the end."""
+
+    def __init__(self, max_bytes: int) -> None:
+        loop = asyncio.get_running_loop()
+        self.stdout, self.stderr = bytearray(), bytearray()
+        self.stderr_cut = False
+        self.too_much: asyncio.Future[None] = loop.create_future()
+        self.exited: asyncio.Future[None] = loop.create_future()
+        self.closed: asyncio.Future[None] = loop.create_future()
+        self._max_bytes = max_bytes
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        if fd == 2:
+            self.stderr += data
+            if len(self.stderr) > 2 * _STDERR_KEPT:
+                del self.stderr[:-_STDERR_KEPT]
+                self.stderr_cut = True
+        elif len(self.stdout) + len(data) > self._max_bytes:
+            if not self.too_much.done():
+                self.too_much.set_result(None)
+        else:
+            self.stdout += data
+
+    def process_exited(self) -> None:
+        self.exited.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+
+class _Report(asyncio.Protocol):
+    """What the supervisor says on its status pipe, in lines of JSON."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.facts: dict[str, int] = {}
+        self.ended: asyncio.Future[None] = loop.create_future()
+        self._replaced: asyncio.Future[int] | None = None
+        self._rest = b""
+
+    def expect_replaced(self) -> asyncio.Future[int]:
+        """The errno with which the next replacement of files ends; 0 if it succeeds, or nobody is there any more."""
+        self._replaced = asyncio.get_running_loop().create_future()
+        if self.ended.done():
+            self._replaced.set_result(0)
+        return self._replaced
+
+    def data_received(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            fact: dict[str, int] = json.loads(line)
+            if "replaced" in fact:
+                self._answer(fact["replaced"])
+            else:
+                self.facts |= fact
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._answer(0)
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def _answer(self, number: int) -> None:
+        if self._replaced is not None and not self._replaced.done():
+            self._replaced.set_result(number)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A command that runs, and what can still be brought to it."""
+
+    _paths: Mapping[str, str]
+    _control: asyncio.WriteTransport
+    _stdin: asyncio.WriteTransport
+    _report: _Report
+
+    def write(self, data: bytes) -> None:
+        """Write to its standard input. One that reads nothing any more misses nothing."""
+        if not self._stdin.is_closing():
+            self._stdin.write(data)
+
+    async def replace_files(self, files: Mapping[str, Secret]) -> None:
+        """Put other private files in the place of these, by name; each at once. One replacement at a time.
+
+        Raises StepFailed if that is impossible.
+        """
+        replaced = self._report.expect_replaced()
+        if self._control.is_closing():
+            return
+        contents = {self._paths[name]: content.reveal() for name, content in files.items()}
+        self._control.write(json.dumps({"replace": contents}).encode() + b"\n")
+        if number := await replaced:
+            raise StepFailed(f"a new credential could not be written to its file: {os.strerror(number)}")
+
+
+async def run_process(command: Command) -> Finished:
+    """Run to the end. Raises StepFailed `error` (cannot start, cannot be stopped) or `output` (too much stdout).
+
+    Cancellation stops it: SIGTERM to all its processes, SIGKILL two seconds later, and only when all are
+    confirmed dead does the cancellation go on.
+    """
+    vault = _private_directory(_memory_directory()) if command.files else None
+    work = _private_directory(None) if command.directory is None else None
+    private = [str(path) for path in (vault, work) if path is not None]
+    files = {name: str(vault / name) for name in command.files} if vault else {}
+    try:
+        order = {
+            "command": list(command.arguments),
+            "environment": {
+                **command.environment,
+                **{name: secret.reveal() for name, secret in command.secrets.items()},
+                **files,
+            },
+            "directory": str(command.directory or work),
+            "files": {path: command.files[name].reveal() for name, path in files.items()},
+            "remove": private,
+            "grace": GRACE,
+        }
+        return await _supervised(json.dumps(order).encode() + b"\n", command, files)
+    finally:
+        supervisor.remove_private(private, list(files.values()))
+
+
+async def _supervised(order: bytes, command: Command, files: Mapping[str, str]) -> Finished:
+    loop = asyncio.get_running_loop()
+    control_end, control = os.pipe()
+    status, status_end = os.pipe()
+    line: asyncio.WriteTransport | None = None
+    process: asyncio.SubprocessTransport | None = None
+    listening: asyncio.ReadTransport | None = None
+    pipes, report = _Pipes(command.max_bytes), _Report()
+    try:
+        line, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, os.fdopen(control, "wb", buffering=0))
+        process, _ = await loop.subprocess_exec(
+            lambda: pipes,
+            *(sys.executable, "-I", "-S", supervisor.__file__, str(control_end), str(status_end)),
+            pass_fds=(control_end, status_end),
+            env={},
+            start_new_session=True,
+        )
+        os.close(control_end)
+        os.close(status_end)
+        control_end = status_end = -1
+        listening, _ = await loop.connect_read_pipe(lambda: report, os.fdopen(status, "rb", buffering=0))
+        status = -1
+        line.write(order)
+        stdin = _feed(process, command.stdin, close=command.started is None)
+        if command.started is not None:
+            command.started(Running(files, line, stdin, report))
+        await asyncio.wait({pipes.closed, pipes.exited, pipes.too_much}, return_when=asyncio.FIRST_COMPLETED)
+        if pipes.too_much.done():
+            raise StepFailed(
+                f"the command wrote more than {command.max_bytes} bytes to its standard output",
+                kind="output",
+                hint="write less, or raise `max_bytes`",
+            )
+        await pipes.exited
+        await asyncio.wait({pipes.closed}, timeout=GRACE)
+        await report.ended  # the supervisor is over, and nobody else holds the other end
+        return _finished(report.facts, pipes)
+    finally:
+        if line is not None and not line.is_closing():
+            line.abort()
+        if process is not None:
+            await _uninterrupted(_stop(process, pipes))
+        if listening is not None:
+            listening.close()
+        for fd in (status, control_end, status_end):
+            if fd >= 0:
+                os.close(fd)
+
+
+def _feed(process: asyncio.SubprocessTransport, stdin: bytes, *, close: bool) -> asyncio.WriteTransport:
+    pipe = process.get_pipe_transport(0)
+    assert isinstance(pipe, asyncio.WriteTransport)
+    pipe.write(stdin)
+    if close:
+        pipe.close()
+    return pipe
+
+
+async def _stop(process: asyncio.SubprocessTransport, pipes: _Pipes) -> None:
+    """Wait for the supervisor, which ends when all that it started is dead."""
+    done, _ = await asyncio.wait({pipes.exited}, timeout=_STOP_LIMIT)
+    if not done:
+        _log.error("the supervisor of a step's command (pid %d) does not end; it is killed", process.get_pid())
+        with suppress(ProcessLookupError):
+            process.kill()
+        await pipes.exited
+    await asyncio.wait({pipes.closed}, timeout=GRACE)
+    process.close()
+
+
+async def _uninterrupted(work: Coroutine[None, None, None]) -> None:
+    """Finish the work even if the task is cancelled meanwhile, any number of times; then be cancelled."""
+    task = asyncio.create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled
+
+
+def _finished(report: Mapping[str, int], pipes: _Pipes) -> Finished:
+    if "failed" in report:
+        raise StepFailed(
+            f"the command cannot be started: {os.strerror(report['failed'])}",
+            hint="give the full path of an executable, or a PATH in `environment`; is `cwd` there?",
+        )
+    if report.get("left", 1):
+        raise StepFailed(
+            "processes of the command survived SIGKILL", hint="look for processes in state D or owned by another user"
+        )
+    if "exit" not in report and "signal" not in report:
+        raise StepFailed(
+            "the command was stopped from outside",
+            hint="its supervisor was killed; processes of it in other sessions may live",
+        )
+    code = report["exit"] if "exit" in report else -report["signal"]
+    return Finished(code, bytes(pipes.stdout), bytes(pipes.stderr), pipes.stderr_cut)
+
+
+def _private_directory(parent: str | None) -> Path:
+    """A folder for us alone; its name tells whose it is."""
+    return Path(tempfile.mkdtemp(prefix=f"orchestrator-step-{os.getpid()}-", dir=parent))
+
+
+def _memory_directory() -> str | None:
+    """A directory in memory, so that credentials never reach a disk; None (the temporary directory) without one."""
+    for path in ("/dev/shm", f"/run/user/{os.getuid()}"):  # noqa: S108 -- only a private directory is made there
+        if os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK):
+            return path
+    return None

@@ -1,0 +1,205 @@
+"""Puts the parts together for one process, and takes them apart again in reverse order."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any, TypeVar
+
+from orchestrator import extensions
+from orchestrator.actions.catalog import action
+from orchestrator.clock import Clock, SystemClock
+from orchestrator.credentials.broker import Broker
+from orchestrator.credentials.duties import DatabaseDuties
+from orchestrator.credentials.types import Issuer
+from orchestrator.errors import ExitCode, Interrupted
+from orchestrator.jsontypes import JsonValue
+from orchestrator.ledger.opening import open_ledger
+from orchestrator.policy.types import PolicyEngine
+from orchestrator.recovery.resumption import resume, run_once
+from orchestrator.redaction import Redactor
+from orchestrator.runs.engines.opening import open_engine
+from orchestrator.runs.engines.types import EngineName
+from orchestrator.runs.heartbeat import Heartbeat
+from orchestrator.runs.types import Interruption, RunOutcome, RunRequest, Services
+from orchestrator.runs.waiting_time import Patience
+from orchestrator.telemetry.observed_ledger import ObservedLedger, Observer
+from orchestrator.vault.config import VaultConfig
+from orchestrator.vault.session import VaultSession
+
+T = TypeVar("T")
+
+_GIVE_BACK_SECONDS = 5.0
+"""How long giving the runtime's own token back may take at the very end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerConfig:
+    """What a runner is told from outside. `grace` is in seconds; see `orchestrator.settings` for the meanings."""
+
+    vault: VaultConfig
+    ledger_url: str
+    policy: PolicyEngine
+    engine: EngineName = "local"
+    endpoints: Mapping[str, str] = field(default_factory=dict)
+    token_issuer: str | None = None
+    grace: float = 30.0
+    max_output_bytes: int = 1 << 20
+    max_parallel: int = 8
+    settle: float = 95.0
+    clock: Clock = field(default_factory=SystemClock)
+
+
+@asynccontextmanager
+async def open_services(
+    config: RunnerConfig, *, redactor: Redactor, observer: Observer | None = None
+) -> AsyncIterator[Services]:
+    """The services of this process. Leaving the context gives the runtime's Vault token back."""
+    ledger = open_ledger(config.ledger_url, clock=config.clock)
+    writer = ObservedLedger(ledger, observer, config.clock) if observer else ledger
+    heartbeat = Heartbeat(ledger.runners)
+    vault = VaultSession(config.vault, clock=config.clock, remember=redactor.add, own_token=heartbeat.remember_token)
+    broker = Broker(
+        vault=vault,
+        ledger=writer,
+        issuer=_issuers(),
+        remember=redactor.add,
+        clock=config.clock,
+        grace=config.grace,
+        token_issuer=config.token_issuer,
+    )
+    try:
+        async with open_engine(
+            config.engine, ledger_url=config.ledger_url, reader=ledger, runner_id=heartbeat.runner_id
+        ) as engine:
+            yield Services(
+                ledger=writer,
+                reader=ledger,
+                broker=replace(broker, duties=DatabaseDuties(broker, config.endpoints)),
+                policy=config.policy,
+                redactor=redactor,
+                action=action,
+                endpoints=config.endpoints,
+                clock=config.clock,
+                heartbeat=heartbeat,
+                queue=ledger.queue,
+                engine=engine,
+                patience=Patience(config.clock, ledger, vault),
+                max_output_bytes=config.max_output_bytes,
+                max_parallel=config.max_parallel,
+                settle=config.settle,
+            )
+    finally:
+        given_back = False
+        try:
+            given_back = await vault.aclose(deadline=config.clock.monotonic() + _GIVE_BACK_SECONDS)
+        finally:
+            await asyncio.to_thread(heartbeat.close, clean=given_back)
+            await ledger.aclose()
+
+
+async def run_workflow(
+    config: RunnerConfig,
+    request: RunRequest,
+    *,
+    redactor: Redactor,
+    observer: Observer | None = None,
+    notice: Callable[[str], None] = lambda text: None,
+) -> RunOutcome:
+    """Carry out one run in this process, obeying SIGINT and SIGTERM: first revoke, then end.
+
+    A run id that is in the ledger already is gone on with, or its outcome told. Beside it, what other
+    processes left when they died is closed. `notice` is told in one sentence what else there is to say.
+    """
+    return await _with_services(
+        config,
+        lambda services, interruption: run_once(services, request, interruption, notice),
+        redactor=redactor,
+        observer=observer,
+        notice=notice,
+    )
+
+
+async def resume_run(
+    config: RunnerConfig,
+    run_id: str,
+    secrets: dict[str, JsonValue],
+    *,
+    redactor: Redactor,
+    observer: Observer | None = None,
+    notice: Callable[[str], None] = lambda text: None,
+) -> RunOutcome:
+    """Go on with a run whose process died. Raises UnknownRun, or UsageError if a living process drives it."""
+    return await _with_services(
+        config,
+        lambda services, interruption: resume(services, run_id, secrets, interruption),
+        redactor=redactor,
+        observer=observer,
+        notice=notice,
+    )
+
+
+async def _with_services(
+    config: RunnerConfig,
+    work: Callable[[Services, Interruption], Coroutine[Any, Any, RunOutcome]],
+    *,
+    redactor: Redactor,
+    observer: Observer | None,
+    notice: Callable[[str], None],
+) -> RunOutcome:
+    async with open_services(config, redactor=redactor, observer=observer) as services:
+        interruption = Interruption()
+        task = asyncio.ensure_future(work(services, interruption))
+        with _signals(task, interruption, notice):
+            return await task
+
+
+async def interruptible(work: Coroutine[Any, Any, T]) -> T:
+    """Carry something out that SIGINT and SIGTERM end after it has revoked what it holds. Raises Interrupted."""
+    interruption = Interruption()
+    task = asyncio.ensure_future(work)
+    with _signals(task, interruption, lambda text: None):
+        try:
+            return await task
+        except asyncio.CancelledError:
+            raise Interrupted(interruption.reason, exit_code=interruption.exit_code) from None
+
+
+@contextmanager
+def _signals(task: asyncio.Future[Any], interruption: Interruption, notice: Callable[[str], None]) -> Iterator[None]:
+    """Turn the first signal into a cancellation. Later ones change nothing: revocation goes on, within its grace."""
+    loop = asyncio.get_running_loop()
+    received: list[signal.Signals] = []
+
+    def on_signal(number: signal.Signals, code: ExitCode) -> None:
+        received.append(number)
+        if len(received) > 1:
+            notice("still revoking what was issued; what cannot be confirmed will be listed at the end")
+            return
+        interruption.exit_code, interruption.reason = code, f"interrupted by {number.name}"
+        notice(f"{number.name}: stopping the steps and revoking their credentials")
+        task.cancel()
+
+    handled = {signal.SIGINT: ExitCode.INTERRUPTED, signal.SIGTERM: ExitCode.TERMINATED}
+    for number, code in handled.items():
+        loop.add_signal_handler(number, on_signal, number, code)
+    try:
+        yield
+    finally:
+        for number in handled:
+            loop.remove_signal_handler(number)
+
+
+def _issuers() -> Callable[[str], Issuer]:
+    """One issuer of each kind per process, made when first needed."""
+
+    @cache
+    def issuer(kind: str) -> Issuer:
+        made: Issuer = extensions.load("orchestrator.issuers", kind)()
+        return made
+
+    return issuer

@@ -1,0 +1,201 @@
+"""`orchestrator grants infer`: the smallest grants under which the SQL of a workflow runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli import options
+from orchestrator.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from orchestrator.grants.privileges import Privilege
+    from orchestrator.inference.live import Inferred
+    from orchestrator.inference.workflows import StepNeeds
+    from orchestrator.secret import Secret
+    from orchestrator.workflow.loader import LoadedWorkflow
+
+app = typer.Typer(
+    help="The smallest grants, by the database's own analysis.", no_args_is_help=True, rich_markup_mode=None
+)
+
+
+@app.callback()
+def _grants() -> None:
+    pass
+
+
+@app.command("infer")
+def infer(
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="The workflow, a YAML file.")] = None,
+    sql: Annotated[str | None, typer.Option("--sql", metavar="SQL", help="This SQL instead of a workflow.")] = None,
+    parameters: Annotated[
+        bool, typer.Option("--parameters", help="With --sql: psycopg's placeholders are in it, as in `%(name)s`.")
+    ] = False,
+    connection: Annotated[
+        str | None,
+        typer.Option("--connection", metavar="NAME", help="The database: of --sql, and of steps without a grant."),
+    ] = None,
+    step: Annotated[list[str] | None, typer.Option("--step", "-s", help="Only this step; may be given again.")] = None,
+    write: Annotated[bool, typer.Option("--write", help="Write the privileges into the file.")] = False,
+    replace_role: Annotated[
+        bool, typer.Option("--replace-role", help="With --write: also instead of a `role` that is maintained by hand.")
+    ] = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit with 4 where a grant is not what is inferred.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Show the smallest grant under which each step's SQL runs, and how it differs from the declared one.
+
+    The SQL is prepared on the real database, never executed. Its login needs to read the catalog only:
+    ORCHESTRATOR_CATALOG_DATABASES__NAME, else the administrator's ORCHESTRATOR_PROVISION_DATABASES__NAME.
+    """
+    if (file is None) == (sql is None):
+        raise UsageError("name a workflow FILE, or give --sql", hint="see `orchestrator grants infer --help`")
+    if sql is not None:
+        if step or write or check or replace_role:
+            raise UsageError("--step, --write, --replace-role and --check are about a workflow, not about --sql")
+        if connection is None:
+            raise UsageError("--sql needs --connection: the database that is asked")
+        _of_sql(sql, connection, placeholders=parameters, as_json=as_json)
+    elif file is not None:
+        if parameters:
+            raise UsageError("--parameters is for --sql; a workflow says itself which steps have parameters")
+        if write and check:
+            raise UsageError("either --write or --check")
+        if replace_role and not write:
+            raise UsageError("--replace-role says what --write may do")
+        needs = _of_workflow(
+            file, tuple(step or ()), connection, write=write, replace_role=replace_role, as_json=as_json
+        )
+        if check and any(need.differs for need in needs):
+            raise typer.Exit(int(ExitCode.STEP_FAILED))
+
+
+def _of_sql(sql: str, connection: str, *, placeholders: bool, as_json: bool) -> None:
+    from orchestrator.inference.workflows import open_catalogs
+
+    with open_catalogs(_logins()) as catalogs:
+        inferred = catalogs.of(connection).of(sql, placeholders=placeholders)
+    if as_json:
+        from orchestrator.cli.display.json_output import print_json
+
+        print_json(
+            {
+                "connection": connection,
+                "complete": inferred.complete,
+                "privileges": [privilege.as_json() for privilege in inferred.privileges],
+                "notes": list(inferred.notes),
+            }
+        )
+    else:
+        show_inferred(inferred)
+
+
+def _of_workflow(
+    file: Path, steps: tuple[str, ...], connection: str | None, *, write: bool, replace_role: bool, as_json: bool
+) -> list[StepNeeds]:
+    from orchestrator.actions.catalog import catalog
+    from orchestrator.inference.workflows import infer_workflow, open_catalogs
+    from orchestrator.workflow.loader import load
+
+    loaded = load(file, actions=catalog)
+    with open_catalogs(_logins()) as catalogs:
+        needs = infer_workflow(loaded, catalogs, steps=steps, connection=connection)
+    written = _write(file, loaded, needs, replace_role=replace_role) if write else []
+    if as_json:
+        from orchestrator.cli.display.json_output import print_json
+
+        print_json(
+            {
+                "workflow": loaded.workflow.name,
+                "steps": [{**need.as_json(), "written": need in written} for need in needs],
+            }
+        )
+    else:
+        show(needs, written=written)
+    return needs
+
+
+def _write(file: Path, loaded: LoadedWorkflow, needs: Sequence[StepNeeds], *, replace_role: bool) -> list[StepNeeds]:
+    from orchestrator.actions.catalog import catalog
+    from orchestrator.inference.replacing import read_exactly, replace_text
+    from orchestrator.inference.rewrite import rewritten, to_write
+
+    chosen = to_write(needs, replace_roles=replace_role)
+    if chosen:
+        before = read_exactly(file)
+        replace_text(file, before, rewritten(before, loaded, chosen, actions=catalog).text)
+    return chosen
+
+
+def _logins() -> dict[str, Secret]:
+    """The logins that may be used, by connection: a plain one where there is one, else the administrator's."""
+    from orchestrator.secret import Secret
+    from orchestrator.settings import load_settings
+
+    settings = load_settings()
+    both = {**settings.provision_databases, **settings.catalog_databases}
+    return {name: Secret(dsn.get_secret_value()) for name, dsn in both.items()}
+
+
+def show_inferred(inferred: Inferred, screen: Console | None = None) -> None:
+    """Privileges to be pasted into a grant, and what is not known."""
+    from orchestrator.cli.display.terminal import console
+
+    screen = screen or console(sys.stdout)
+    _show_privileges(screen, inferred.privileges, "")
+    for note in inferred.notes:
+        screen.print(f"note: {note}", style="yellow", soft_wrap=True)
+
+
+def show(needs: Sequence[StepNeeds], *, written: Sequence[StepNeeds] = (), screen: Console | None = None) -> None:
+    """Each step with the privileges to be pasted, the difference to what is declared, and what is not known."""
+    from rich.text import Text
+
+    from orchestrator.cli.display.terminal import console
+
+    screen = screen or console(sys.stdout)
+    for need in needs:
+        words, style = _state(need, need in written)
+        head = Text.assemble((need.step, "bold"), f"  {need.action}, grant {need.grant} on {need.connection}: ")
+        screen.print(head + Text(words, style=style), soft_wrap=True)
+        _show_privileges(screen, need.found.wanted, "  ")
+        compared = need.role is None and not need.added
+        for mark, title, privileges in (
+            ("+", "missing", need.found.missing if compared else ()),
+            ("-", "not needed", need.found.superfluous if compared else ()),
+        ):
+            for privilege in privileges:
+                line = f"  {mark} {title:<10}  {privilege.describe()}"
+                screen.print(line, style={"+": "green", "-": "red"}[mark], soft_wrap=True)
+        for note in need.found.notes:
+            screen.print(f"  note: {note}", style="yellow", soft_wrap=True)
+    right = sum(not need.differs and need.role is None for need in needs)
+    screen.print(f"{right} of {len(needs)} grants are as inferred" if needs else "no step runs SQL of the workflow")
+
+
+def _show_privileges(screen: Console, privileges: Sequence[Privilege], indent: str) -> None:
+    from orchestrator.inference.yaml_text import lines
+
+    if privileges:
+        screen.print(f"{indent}privileges:")
+        for line in lines(privileges):
+            screen.print(f"{indent}  {line}", soft_wrap=True)
+
+
+def _state(need: StepNeeds, written: bool) -> tuple[str, str]:
+    if written:
+        return "written", "green"
+    if need.role is not None:
+        return f"the role `{need.role}` is maintained by hand", "yellow"
+    if need.added:
+        return "no grant yet", "red"
+    if need.differs:
+        return "differs", "red"
+    return ("as inferred", "green") if need.found.complete else ("as declared, which cannot be checked whole", "yellow")

@@ -1,0 +1,311 @@
+"""`orchestrator leases`: who held which scope, when, and when it was gone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli import options
+from orchestrator.errors import ExitCode, UnknownRun
+from orchestrator.ledger.lease import LeaseState
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from orchestrator.ledger.types import LeaseFilter, LeaseRecord
+    from orchestrator.recovery.open_leases import Leftover
+    from orchestrator.recovery.sweep import Swept
+    from orchestrator.runs.types import Services
+
+app = typer.Typer(help="Who held which scope, when, and when it was gone.", no_args_is_help=True, rich_markup_mode=None)
+
+_Time = typer.Option(metavar="TIME", help="2026-03-02, 2026-03-02T12:00+07:00, or how long ago: 2h, 3d.")
+
+
+@app.command("list")
+def list_leases(
+    run: Annotated[str | None, typer.Option(help="Only of this run.")] = None,
+    workflow: Annotated[str | None, typer.Option(help="Only of this workflow.")] = None,
+    step: Annotated[str | None, typer.Option(help="Only of this step.")] = None,
+    agent: Annotated[str | None, typer.Option(help="Only of this agent.")] = None,
+    state: Annotated[list[LeaseState] | None, typer.Option(help="Only in this state; may be given again.")] = None,
+    resource: Annotated[str | None, typer.Option(help="Only where the Vault path begins so.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only of this kind of grant, or step-token.")] = None,
+    since: Annotated[str | None, _Time] = None,
+    until: Annotated[str | None, _Time] = None,
+    limit: options.Limit = 200,
+    as_json: options.Json = False,
+) -> None:
+    """List leases, newest first."""
+    from orchestrator.cli.connect import ledger_reader
+    from orchestrator.cli.display.json_output import print_json
+    from orchestrator.cli.moments import parse_moment
+    from orchestrator.clock import SystemClock
+    from orchestrator.ledger.types import LeaseFilter
+
+    now = SystemClock().now()
+    query = LeaseFilter(
+        run=run,
+        workflow=workflow,
+        step=step,
+        agent=agent,
+        states=frozenset(state) if state else None,
+        resource=resource,
+        grant_kind=kind,
+        since=parse_moment(since, now=now) if since else None,
+        until=parse_moment(until, now=now) if until else None,
+        limit=limit,
+    )
+    with ledger_reader() as reader:
+        found = reader.leases(query)
+    if as_json:
+        print_json(found)
+    else:
+        _print_leases(found, query)
+
+
+@app.command("show")
+def show(
+    lease_id: Annotated[str, typer.Argument(metavar="ID", help="The lease's id, or the beginning of it.")],
+    as_json: options.Json = False,
+) -> None:
+    """Show one lease and its life, from the request to its confirmed end."""
+    from orchestrator.cli.connect import ledger_reader
+    from orchestrator.cli.display.json_output import print_json
+    from orchestrator.cli.display.run_view import life_line
+    from orchestrator.cli.display.terminal import console, facts
+
+    with ledger_reader() as reader:
+        lease = reader.lease(lease_id)
+        if lease is None:
+            raise UnknownRun(f"no lease {lease_id} is in the ledger", hint="`orchestrator leases list` shows them")
+        events = reader.events(lease.run_id, lease_id=lease.lease_id)
+    if as_json:
+        print_json({"lease": lease, "events": events})
+        return
+    screen = console()
+    screen.print(facts(_facts(lease)))
+    screen.print()
+    screen.print(life_line(lease, events))
+
+
+@app.command("sweep")
+def sweep(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be closed.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Close what dead processes left and what ended runs could not confirm, and drop expired logins.
+
+    Every lease is tried at once, whatever its pause. What Vault has given up revoking is listed. The exit
+    code is 6 while something is left or could not be looked at. Safe to repeat, and beside other processes
+    that do the same.
+    """
+    import asyncio
+
+    if dry_run:
+        _show_left_over(as_json=as_json)
+        return
+    _show_swept(asyncio.run(_sweep()), as_json=as_json)
+
+
+@app.command("revoke")
+def revoke(
+    lease_id: Annotated[str, typer.Argument(metavar="ID", help="The lease's id, or the beginning of it.")],
+    as_json: options.Json = False,
+) -> None:
+    """Take one lease back now, whatever its step is doing."""
+    import asyncio
+
+    _show_closed([asyncio.run(_revoke(lease_id))], as_json=as_json)
+
+
+def _show_left_over(*, as_json: bool) -> None:
+    from orchestrator.cli.connect import open_store
+    from orchestrator.cli.display.json_output import print_json
+    from orchestrator.cli.display.terminal import console
+    from orchestrator.ledger.types import LeaseFilter
+    from orchestrator.recovery.open_leases import left_over
+
+    with open_store() as ledger:
+        found = left_over(ledger, ledger.runners)
+    if as_json:
+        print_json(found)
+    elif found:
+        _print_leases(found, LeaseFilter(limit=len(found) + 1))
+    else:
+        console().print("nothing is left over")
+
+
+def _show_closed(found: Sequence[Leftover], *, as_json: bool) -> None:
+    from orchestrator.cli.display.json_output import print_json
+
+    if as_json:
+        print_json(found)
+    else:
+        _print_closed(found)
+    if not all(item.confirmed for item in found):
+        raise typer.Exit(int(ExitCode.UNCONFIRMED))
+
+
+def _print_closed(found: Sequence[Leftover]) -> None:
+    from orchestrator.cli.display.terminal import console, table
+
+    rows = [
+        (
+            item.lease.lease_id,
+            f"{item.lease.step}.{item.lease.grant}",
+            "gone" if item.confirmed else "left",
+            item.detail,
+        )
+        for item in found
+    ]
+    if rows:
+        console().print(table(("LEASE", "GRANT", "NOW", "DETAIL"), rows, fold=("GRANT", "DETAIL")))
+    else:
+        console().print("nothing is left over")
+
+
+def _show_swept(swept: Swept, *, as_json: bool) -> None:
+    from orchestrator.cli.display.json_output import print_json
+
+    if as_json:
+        print_json(swept)
+    else:
+        _print_swept(swept)
+    if not swept.clean:
+        raise typer.Exit(int(ExitCode.UNCONFIRMED))
+
+
+def _print_swept(swept: Swept) -> None:
+    from orchestrator.cli.display.terminal import console, table
+
+    screen = console()
+    _print_closed(swept.leases)
+    for found in swept.orphans:
+        for login in found.dropped:
+            screen.print(f"{found.connection}: {login} had expired, and is dropped")
+        if not found.clean:
+            screen.print(f"{found.connection}: {found.reason}")
+    if swept.irrevocable:
+        screen.print("\nVault has given up revoking:")
+        rows = [
+            (each.vault_lease_id, each.lease.run_id if each.lease else "-", each.detail, each.error)
+            for each in swept.irrevocable
+        ]
+        screen.print(table(("VAULT LEASE", "RUN", "NOW", "LAST ERROR"), rows, fold=("NOW", "LAST ERROR")))
+        screen.print(
+            "repair the cause and sweep again; of a lease whose login is gone an admin lets Vault forget:\n"
+            "  bao lease revoke -force -prefix VAULT-LEASE",
+            style="dim",
+        )
+    for problem in swept.problems:
+        screen.print(problem)
+
+
+async def _sweep() -> Swept:
+    from orchestrator.recovery.sweep import sweep_everything
+
+    async with _services() as services:
+        return await sweep_everything(services)
+
+
+async def _revoke(lease_id: str) -> Leftover:
+    from orchestrator.recovery.open_leases import revoke_now
+
+    async with _services() as services:
+        lease = services.reader.lease(lease_id)
+        if lease is None:
+            raise UnknownRun(f"no lease {lease_id} is in the ledger", hint="`orchestrator leases list` shows them")
+        return await revoke_now(services, lease)
+
+
+def _services() -> AbstractAsyncContextManager[Services]:
+    from orchestrator.assembly import open_services
+    from orchestrator.cli.connect import log_to_stderr, redactor, runner_config
+    from orchestrator.settings import load_settings
+
+    settings = load_settings()
+    log_to_stderr(settings.log_level)
+    return open_services(runner_config(settings), redactor=redactor())
+
+
+def _print_leases(found: Sequence[LeaseRecord], query: LeaseFilter) -> None:
+    from orchestrator.cli.display.terminal import LEASE_MARKS, console, local, table
+
+    screen = console()
+    if not found:
+        screen.print("no leases")
+        return
+    if query.states == frozenset({LeaseState.REVOKING}):
+        screen.print(_revoking(found, screen.width))
+        return
+    columns = ("LEASE", "STATE", "STEP.GRANT", "REQUESTED", "RESOURCE", "AGENT", "RUN")
+    rows = [
+        (
+            lease.lease_id,
+            f"{LEASE_MARKS[lease.state]} {lease.state.value}",
+            f"{lease.step}.{lease.grant}",
+            local(lease.requested_at),
+            lease.resource,
+            lease.agent,
+            lease.run_id,
+        )
+        for lease in found
+    ]
+    kept = 4 if screen.width < 110 else 5 if screen.width < 160 else len(columns)
+    screen.print(table(columns[:kept], [row[:kept] for row in rows], fold=("STEP.GRANT", "RESOURCE", "AGENT")))
+    if len(found) == query.limit:
+        screen.print(f"the newest {query.limit}; --limit shows more", style="dim")
+
+
+def _revoking(found: Sequence[LeaseRecord], width: int) -> Table:
+    """What is being taken back: since when, how often in vain, and why it did not work the last time."""
+    from orchestrator.cli.display.terminal import local, table
+
+    columns = ("LEASE", "SINCE", "TRIES", "LAST ERROR", "STEP.GRANT", "LAST TRY", "RUN")
+    rows = [
+        (
+            lease.lease_id,
+            local(lease.revoking_since),
+            str(lease.failed_tries),
+            lease.reason,
+            f"{lease.step}.{lease.grant}",
+            local(lease.last_try_at),
+            lease.run_id,
+        )
+        for lease in found
+    ]
+    kept = 4 if width < 110 else len(columns)
+    return table(columns[:kept], [row[:kept] for row in rows], fold=("LAST ERROR", "STEP.GRANT", "LAST TRY"))
+
+
+def _tries(lease: LeaseRecord) -> str:
+    from orchestrator.cli.display.terminal import local
+
+    if not lease.failed_tries:
+        return ""
+    return f"{lease.failed_tries} in vain since {local(lease.revoking_since)}, the last at {local(lease.last_try_at)}"
+
+
+def _facts(lease: LeaseRecord) -> list[tuple[str, str]]:
+    from orchestrator.cli.display.terminal import lease_words, local, scope_words, took
+
+    return [
+        ("lease", lease.lease_id),
+        ("state", lease_words(lease.state)),
+        ("scope", scope_words(lease.scope)),
+        ("resource", lease.resource),
+        ("held by", lease.subject),
+        ("step", f"{lease.step}, attempt {lease.attempt}, key {lease.step_key}"),
+        ("run", f"{lease.run_id} of {lease.workflow}"),
+        ("agent", lease.agent),
+        ("expires", local(lease.expires_at) if lease.expires_at else ""),
+        ("held for", took(lease.issued_at, lease.closed_at) if lease.issued_at and lease.closed_at else ""),
+        ("Vault lease", lease.vault_lease_id),
+        ("accessor", lease.accessor),
+        ("reason", lease.reason),
+        ("tries", _tries(lease)),
+    ]

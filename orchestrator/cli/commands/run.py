@@ -1,0 +1,134 @@
+"""`orchestrator run`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrator.cli import options
+
+if TYPE_CHECKING:
+    from orchestrator.cli.display.live import View
+    from orchestrator.jsontypes import JsonObject
+    from orchestrator.runs.engines.types import EngineName
+    from orchestrator.runs.types import RunOutcome, RunRequest
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("run")(run)
+
+
+def run(
+    file: options.WorkflowFile,
+    inputs: options.Inputs = None,
+    inputs_file: options.InputsFile = None,
+    run_id: Annotated[
+        str | None,
+        typer.Option("--run-id", help="The run's id. Given again, the run is gone on with, or its outcome told."),
+    ] = None,
+    trigger: Annotated[str, typer.Option(help="What started it: manual, cron, ...; policies see it.")] = "manual",
+    engine: options.Engine = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something went wrong.")] = False,
+    as_json: options.Json = False,
+    grace: options.Grace = None,
+) -> None:
+    """Run a workflow, each step with its own credentials.
+
+    They are issued when the step begins and revoked when it ends, however it ends.
+    """
+    request = request_for(file, options.inputs_from(inputs, inputs_file), inputs, run_id, trigger)
+    from orchestrator.assembly import run_workflow
+
+    carry_out(
+        lambda config, **how: run_workflow(config, request, **how),
+        engine=engine,
+        grace=grace,
+        quiet=quiet,
+        as_json=as_json,
+    )
+
+
+def carry_out(
+    work: Callable[..., Coroutine[Any, Any, RunOutcome]],
+    *,
+    engine: EngineName | None = None,
+    grace: float | None = None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Show a run while it is carried out, and end with its exit code."""
+    with _view(quiet=quiet, as_json=as_json) as view:
+        outcome = _carry_out(work, view, engine, grace)
+    _conclude(outcome, view, quiet=quiet, as_json=as_json)
+    raise typer.Exit(int(outcome.exit_code))
+
+
+def request_for(
+    file: Path,
+    given: JsonObject,
+    pairs: list[str] | None,
+    run_id: str | None,
+    trigger: str,
+    *,
+    placeholders: bool = False,
+) -> RunRequest:
+    """What is to be run. With `placeholders` inputs that are not given are left out instead of refused."""
+    from orchestrator.actions.catalog import catalog
+    from orchestrator.ledger.ids import new_run_id
+    from orchestrator.runs.types import RunRequest
+    from orchestrator.workflow.inputs import bind_inputs
+    from orchestrator.workflow.loader import load
+
+    loaded = load(file, actions=catalog)
+    options.refuse_secrets_among_arguments(loaded.workflow, pairs)
+    bound = bind_inputs(loaded.workflow, given, from_text=True, partial=placeholders)
+    return RunRequest(run_id=run_id or new_run_id(), loaded=loaded, inputs=bound, trigger=trigger)
+
+
+def _view(*, quiet: bool, as_json: bool) -> View:
+    from orchestrator.cli.display.live import JsonLines, LiveTable, PlainLines
+
+    if as_json:
+        return JsonLines()
+    if sys.stdout.isatty() and not quiet:
+        return LiveTable()
+    return PlainLines(quiet=quiet)
+
+
+def _carry_out(
+    work: Callable[..., Coroutine[Any, Any, RunOutcome]], view: View, engine: EngineName | None, grace: float | None
+) -> RunOutcome:
+    import asyncio
+
+    from orchestrator.cli.connect import log_to_stderr, redactor, runner_config
+    from orchestrator.cli.tracing import traced
+    from orchestrator.hardening import keep_memory_private
+    from orchestrator.settings import load_settings
+    from orchestrator.telemetry.observed_ledger import both
+
+    keep_memory_private()
+    settings = load_settings()
+    log_to_stderr(settings.log_level)
+    # Kept until every thread has ended: the policy engine must end in this one.
+    config = runner_config(settings, engine=engine, grace=grace)
+    with traced() as spans:
+        observer = both(view.observe, spans)
+        return asyncio.run(work(config, redactor=redactor(), observer=observer, notice=view.notice))
+
+
+def _conclude(outcome: RunOutcome, view: View, *, quiet: bool, as_json: bool) -> None:
+    from orchestrator.cli.display.json_output import json_line
+    from orchestrator.cli.display.live import LiveTable, Outlet
+    from orchestrator.cli.display.summary import outcome_json, print_summary, problems
+
+    if as_json:
+        Outlet(sys.stdout).line(json_line(outcome_json(outcome, view.board)))
+    elif not quiet:
+        print_summary(outcome, view.board, steps=not isinstance(view, LiveTable))
+    if text := problems(outcome, view.board):
+        Outlet(sys.stderr).line(text.rstrip("\n"))

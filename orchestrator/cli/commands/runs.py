@@ -1,0 +1,131 @@
+"""`orchestrator runs`: what was run, and what happened in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli import options
+from orchestrator.errors import ExitCode, UnknownRun, UsageError
+from orchestrator.ledger.events import RunState
+
+if TYPE_CHECKING:
+    from orchestrator.ledger.types import LedgerReader, RunRecord
+
+app = typer.Typer(help="What was run, and what happened in it.", no_args_is_help=True, rich_markup_mode=None)
+
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="The id of the run.")]
+
+
+@app.command("list")
+def list_runs(
+    workflow: Annotated[str | None, typer.Option(help="Only runs of this workflow.")] = None,
+    state: Annotated[RunState | None, typer.Option(help="Only runs in this state.")] = None,
+    limit: options.Limit = 50,
+    as_json: options.Json = False,
+) -> None:
+    """List runs, newest first."""
+    from orchestrator.cli.connect import ledger_reader
+    from orchestrator.cli.display.json_output import print_json
+
+    with ledger_reader() as reader:
+        found = reader.runs(workflow=workflow, state=state, limit=limit)
+    if as_json:
+        print_json(found)
+    else:
+        _print_runs(found)
+
+
+@app.command("show")
+def show(run: RunId, as_json: options.Json = False) -> None:
+    """Show one run: its steps, its leases and its history in order."""
+    from orchestrator.cli.connect import ledger_reader
+    from orchestrator.cli.display.json_output import print_json
+    from orchestrator.cli.display.run_view import RunStory, print_story
+
+    with ledger_reader() as reader:
+        story = RunStory.read(reader, _record(reader, run))
+    if as_json:
+        print_json(story)
+    else:
+        print_story(story)
+
+
+@app.command("verify")
+def verify(run: RunId, as_json: options.Json = False) -> None:
+    """Check that no event of the run was changed, removed or added since it was recorded."""
+    from orchestrator.cli.connect import ledger_reader
+    from orchestrator.cli.display.json_output import print_json
+    from orchestrator.cli.display.terminal import console
+
+    with ledger_reader() as reader:
+        broken = reader.verify(run)
+    if as_json:
+        print_json({"run": run, "whole": broken is None, "first_broken_event": broken})
+    elif broken is None:
+        console().print(f"{run}: the history is whole")
+    else:
+        console().print(f"{run}: the history is broken from event {broken} on", style="red")
+    if broken is not None:
+        raise typer.Exit(int(ExitCode.STEP_FAILED))
+
+
+@app.command("resume")
+def resume(
+    run: RunId,
+    inputs_file: options.InputsFile = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something went wrong.")] = False,
+    as_json: options.Json = False,
+    grace: options.Grace = None,
+) -> None:
+    """Go on with a run whose process died: finished steps are not run again. Secret inputs are given again."""
+    from orchestrator.assembly import resume_run
+    from orchestrator.cli.commands.run import carry_out
+
+    secrets = options.inputs_from(None, inputs_file)
+    carry_out(lambda config, **how: resume_run(config, run, secrets, **how), quiet=quiet, as_json=as_json, grace=grace)
+
+
+@app.command("cancel")
+def cancel(
+    run: RunId, reason: Annotated[str, typer.Option(help="Why, for the record.")] = "cancelled by an operator"
+) -> None:
+    """Ask the process that drives a run to cancel it: its steps are stopped and their credentials revoked.
+
+    A run whose process is dead is ended by the next recovery, such as `orchestrator leases sweep`.
+    """
+    from orchestrator.cli.connect import open_store
+    from orchestrator.cli.display.terminal import console
+
+    with open_store() as ledger:
+        record = _record(ledger, run)
+        if record.state is not RunState.RUNNING:
+            raise UsageError(f"run {run} has ended already: {record.state.value}")
+        if not ledger.runners.request_cancel(run, reason):
+            raise UsageError(f"nobody drives run {run}", hint="`orchestrator leases sweep` closes what it left")
+    console().print(f"{run}: asked its process to cancel it; `orchestrator runs show {run}` tells when it has ended")
+
+
+def _record(reader: LedgerReader, run: str) -> RunRecord:
+    record = reader.run(run)
+    if record is None:
+        raise UnknownRun(f"no run {run} is in the ledger", hint="`orchestrator runs list` shows those that are")
+    return record
+
+
+def _print_runs(found: Sequence[RunRecord]) -> None:
+    from orchestrator.cli.display.terminal import console, local, table, took
+
+    if not found:
+        console().print("no runs")
+        return
+    screen = console()
+    rows = [
+        (run.run_id, run.workflow, run.state.value, local(run.started_at), took(run.started_at, run.finished_at))
+        for run in found
+    ]
+    columns = ("RUN", "WORKFLOW", "STATE", "STARTED", "TOOK")
+    kept = columns if screen.width >= 100 else columns[:-1]
+    screen.print(table(kept, [row[: len(kept)] for row in rows], fold=("WORKFLOW",)))

@@ -1,0 +1,104 @@
+"""`orchestrator serve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli import options
+from orchestrator.log_format import LogFormat
+
+if TYPE_CHECKING:
+    from orchestrator.runs.engines.types import EngineName
+
+WorkflowFolder = Annotated[Path, typer.Argument(metavar="[FOLDER]", help="The folder with the workflows.")]
+FOLDER = Path("workflows")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("serve")(serve)
+    app.command("worker")(worker)
+
+
+MaxRuns = Annotated[int, typer.Option(min=1, help="Runs that may go on at once in this process; others wait.")]
+Drain = Annotated[float, typer.Option(min=0, help="Seconds that runs may take to end after a signal.")]
+Listen = Annotated[str, typer.Option(metavar="HOST:PORT", help="Where /healthz, /readyz and /metrics are answered.")]
+NoListen = Annotated[bool, typer.Option("--no-listen", help="Answer nowhere.")]
+LogFormats = Annotated[LogFormat, typer.Option(help="How log records on standard error look.")]
+
+
+def serve(
+    folder: WorkflowFolder = FOLDER,
+    max_runs: MaxRuns = 8,
+    drain: Drain = 60.0,
+    listen: Listen = "127.0.0.1:9464",
+    no_listen: NoListen = False,
+    log_format: LogFormats = LogFormat.TEXT,
+    engine: options.Engine = None,
+    grace: options.Grace = None,
+) -> None:
+    """Run the workflows of a folder when their schedules say so, and go on where other processes died.
+
+    Changed files are loaded again. SIGTERM and SIGINT end it: nothing new is started, and what runs may end
+    within --drain seconds; then, or at a second signal, it is cancelled and revokes what it holds. The exit
+    code is 0 if nothing had to be cancelled.
+    """
+    _serve(folder, max_runs, drain, None if no_listen else listen, log_format, engine, grace, queue=False)
+
+
+def worker(
+    max_runs: MaxRuns = 8,
+    drain: Drain = 60.0,
+    listen: Listen = "127.0.0.1:9465",
+    no_listen: NoListen = False,
+    log_format: LogFormats = LogFormat.TEXT,
+    engine: options.Engine = None,
+    grace: options.Grace = None,
+) -> None:
+    """Carry out queued runs (`orchestrator queue add`), and go on where other processes died.
+
+    Any number of workers share a ledger in PostgreSQL. Signals and exit codes are those of `serve`.
+    """
+    _serve(None, max_runs, drain, None if no_listen else listen, log_format, engine, grace, queue=True)
+
+
+def _serve(
+    folder: Path | None,
+    max_runs: int,
+    drain: float,
+    listen: str | None,
+    log_format: LogFormat,
+    engine: EngineName | None,
+    grace: float | None,
+    *,
+    queue: bool,
+) -> None:
+    import asyncio
+
+    from orchestrator.cli.connect import log_to_stderr, redactor, runner_config
+    from orchestrator.cli.tracing import traced
+    from orchestrator.hardening import keep_memory_private
+    from orchestrator.server import serve as service
+    from orchestrator.settings import load_settings
+
+    keep_memory_private()
+    settings = load_settings()
+    level = settings.log_level if "log_level" in settings.model_fields_set else "info"
+    log_to_stderr(level, log_format)
+    config = service.ServeConfig(
+        folder=folder,
+        max_runs=max_runs,
+        drain=drain,
+        listen=listen,
+        queue=queue,
+        connection_runs=settings.connection_runs,
+        sweep_interval=settings.sweep_interval,
+    )
+    # Kept until every thread has ended: the policy engine must end in this one.
+    runner = runner_config(settings, engine=engine, grace=grace)
+    with traced() as spans:
+        code = asyncio.run(service.serve(runner, config, redactor=redactor(), observer=spans))
+    raise typer.Exit(int(code))

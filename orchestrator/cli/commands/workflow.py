@@ -1,0 +1,129 @@
+"""`orchestrator validate`, `plan`, `schema` and `init`: everything about a workflow that needs no server."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli import options
+from orchestrator.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from orchestrator.workflow.problems import Problem
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (init, validate, plan, schema):
+        app.command(command.__name__)(command)
+
+
+def init(
+    path: Annotated[Path, typer.Argument(metavar="[PATH]", help="The file to write.")] = Path("workflow.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file if there is one.")] = False,
+) -> None:
+    """Write a commented workflow to start from."""
+    from orchestrator.workflow.starter import STARTER
+
+    try:
+        with path.open("w" if force else "x", encoding="utf-8") as file:
+            file.write(STARTER)
+    except FileExistsError:
+        raise UsageError(f"{path} is there already", hint="--force overwrites it") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+    sys.stdout.write(f"{path} written; next: orchestrator validate {path}\n")
+
+
+def schema(
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it here.")] = None,
+) -> None:
+    """Print the JSON Schema of workflow files, for editors."""
+    import json
+
+    from orchestrator.actions.catalog import catalog
+    from orchestrator.workflow.schema import json_schema
+
+    text = json.dumps(json_schema(catalog), indent=2, ensure_ascii=False) + "\n"
+    if output is None:
+        sys.stdout.write(text)
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{output} cannot be written: {error.strerror}") from error
+
+
+def validate(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Workflows, YAML files.")],
+    strict: Annotated[bool, typer.Option("--strict", help="Let warnings fail, too.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Check workflows, and say where they are wrong. Nothing runs."""
+    from orchestrator.cli.display.json_output import print_json
+
+    found = {file: _problems(file) for file in files}
+    problems = [problem for of_file in found.values() for problem in of_file]
+    wrong = [problem for problem in problems if strict or problem.severity == "error"]
+    if as_json:
+        print_json({"valid": not wrong, "problems": [problem.as_json() for problem in problems]})
+    else:
+        for problem in problems:
+            sys.stderr.write(problem.render() + "\n")
+        for file, of_file in found.items():
+            if not of_file:
+                sys.stdout.write(f"{file}: valid\n")
+    if wrong:
+        raise typer.Exit(int(ExitCode.INVALID))
+
+
+def _problems(file: Path) -> Sequence[Problem]:
+    from orchestrator.actions.catalog import catalog
+    from orchestrator.planning.lint import lint
+    from orchestrator.workflow.loader import load
+    from orchestrator.workflow.problems import InvalidWorkflow
+
+    try:
+        return lint(load(file, actions=catalog))
+    except InvalidWorkflow as error:
+        return error.problems
+
+
+def plan(
+    file: options.WorkflowFile,
+    inputs: options.Inputs = None,
+    inputs_file: options.InputsFile = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show what each step will be allowed to do.
+
+    Offline: no network, no secrets, the same answer every time. The exit code is 3 where the policy denies a step.
+    """
+    import asyncio
+
+    from orchestrator.actions.catalog import action, catalog
+    from orchestrator.cli.connect import policy_engine
+    from orchestrator.cli.display.json_output import print_json
+    from orchestrator.cli.display.plan_view import plan_json, print_plan
+    from orchestrator.cli.dry_run import decided
+    from orchestrator.planning.plan import build
+    from orchestrator.settings import load_settings
+    from orchestrator.workflow.inputs import bind_inputs
+    from orchestrator.workflow.loader import load
+
+    loaded = load(file, actions=catalog)
+    options.refuse_secrets_among_arguments(loaded.workflow, inputs)
+    bound = bind_inputs(loaded.workflow, options.inputs_from(inputs, inputs_file), from_text=True)
+    settings = load_settings()
+    planned = build(loaded, bound, action=action, endpoints=settings.endpoints)
+    view = asyncio.run(decided(planned, policy_engine(settings)))
+    if as_json:
+        print_json(plan_json(view))
+    else:
+        print_plan(view)
+    if view.denied:
+        raise typer.Exit(int(ExitCode.REFUSED))

@@ -1,0 +1,195 @@
+"""Watching a run: a table that changes in place, plain lines, or JSON lines.
+
+An observer never fails a run: when nobody reads any more, it goes quiet and the run goes on, for its
+credentials have to be revoked all the same.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+from orchestrator.cli.display.board import Board, StepLine
+from orchestrator.cli.display.terminal import LEASE_MARKS, console, style_of, took
+from orchestrator.ledger.events import (
+    AttemptStarted,
+    Decided,
+    Event,
+    LeaseDenied,
+    LeaseFailed,
+    LeaseRevocationFailed,
+    RunFinished,
+    RunStarted,
+    StepFinished,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.table import Table
+
+
+class View(Protocol):
+    """Somebody who watches a run; `board` is what they have seen."""
+
+    board: Board
+
+    def __enter__(self) -> View: ...
+    def __exit__(self, *error: object) -> None: ...
+    def observe(self, run_id: str, time: datetime, event: Event) -> None: ...
+    def notice(self, text: str) -> None: ...
+
+
+@dataclass(slots=True)
+class Outlet:
+    """Lines for a stream, until its reader goes away."""
+
+    stream: TextIO
+    broken: bool = False
+
+    def line(self, text: str) -> None:
+        """Write one line at once."""
+        if self.broken:
+            return
+        try:
+            self.stream.write(text + "\n")
+            self.stream.flush()
+        except (BrokenPipeError, ValueError):
+            self.broken = True
+
+
+@dataclass(slots=True)
+class PlainLines:
+    """For logs: one line where a step begins, ends or is refused, on standard error."""
+
+    quiet: bool = False
+    board: Board = field(default_factory=Board)
+    outlet: Outlet = field(default_factory=lambda: Outlet(sys.stderr))
+
+    def __enter__(self) -> PlainLines:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+    def observe(self, run_id: str, time: datetime, event: Event) -> None:
+        """Say what happened, where it is worth a line."""
+        self.board.apply(run_id, time, event)
+        if (text := self._text(event)) and not self.quiet:
+            self.outlet.line(f"{time.astimezone():%Y-%m-%dT%H:%M:%S%z} {run_id} {text}")
+
+    def notice(self, text: str) -> None:
+        """Something that the person who waits should know now, quiet or not."""
+        self.outlet.line(text)
+
+    def _text(self, event: Event) -> str:
+        match event:
+            case RunStarted():
+                return f"started: {event.workflow} for {event.agent}"
+            case AttemptStarted():
+                again = f", attempt {event.attempt}" if event.attempt > 1 else ""
+                return f"{event.step}: started ({event.action}{again})"
+            case Decided(allow=False):
+                return f"{event.step}: denied by {event.engine}: {'; '.join(event.reasons)}"
+            case LeaseDenied() | LeaseFailed():
+                word = "refused" if isinstance(event, LeaseDenied) else "not issued"
+                return f"{self._grant(event.lease_id)} {word}: {event.reason}"
+            case LeaseRevocationFailed():
+                return f"{self._grant(event.lease_id)} not confirmed gone yet: {event.error}"
+            case StepFinished():
+                return f"{event.step}: {event.state.value}" + (f": {event.reason}" if event.reason else "")
+            case RunFinished():
+                return f"{event.state.value}, exit code {event.exit_code}"
+            case _:
+                return ""
+
+    def _grant(self, lease_id: str) -> str:
+        found = self.board.lease_of(lease_id)
+        return f"{found[0]}: {found[1].grant}" if found else lease_id
+
+
+@dataclass(slots=True)
+class JsonLines:
+    """For programs: every event as one JSON object, on standard output."""
+
+    board: Board = field(default_factory=Board)
+    outlet: Outlet = field(default_factory=lambda: Outlet(sys.stdout))
+    notices: Outlet = field(default_factory=lambda: Outlet(sys.stderr))
+
+    def __enter__(self) -> JsonLines:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+    def observe(self, run_id: str, time: datetime, event: Event) -> None:
+        """Print the event."""
+        from orchestrator.cli.display.json_output import json_line, utc
+        from orchestrator.ledger.storage.codec import event_to_json
+
+        self.board.apply(run_id, time, event)
+        self.outlet.line(json_line({"time": utc(time), "run": run_id, "kind": event.kind, **event_to_json(event)}))
+
+    def notice(self, text: str) -> None:
+        """Words are not JSON: they go to standard error."""
+        self.notices.line(text)
+
+
+@dataclass(slots=True)
+class LiveTable:
+    """For people: the steps with their leases, changing in place."""
+
+    board: Board = field(default_factory=Board)
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    screen: Console = field(default_factory=console)
+    _live: Live | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __enter__(self) -> LiveTable:
+        from rich.live import Live
+
+        self._live = Live(console=self.screen, get_renderable=self.table, refresh_per_second=8)
+        self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live is not None:
+            with suppress(OSError):
+                self._live.stop()
+
+    def observe(self, run_id: str, time: datetime, event: Event) -> None:
+        """Take the event in; the table shows it at its next refresh."""
+        with self._lock:
+            self.board.apply(run_id, time, event)
+
+    def notice(self, text: str) -> None:
+        """A line above the table."""
+        with suppress(OSError):
+            self.screen.print(text, style="yellow")
+
+    def table(self) -> Table:
+        """The table as it stands now."""
+        from rich.table import Table
+        from rich.text import Text
+
+        made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        for heading in ("STEP", "ACTION", "STATE"):
+            made.add_column(heading, no_wrap=True)
+        made.add_column("TOOK", justify="right", no_wrap=True)
+        made.add_column("CREDENTIALS", overflow="fold")
+        with self._lock:
+            for name, step in self.board.steps.items():
+                state = step.state.value if step.state else "waiting"
+                tries = f" #{step.attempt}" if step.attempt > 1 else ""
+                span = took(step.started, step.finished or self.now()) if step.started else "-"
+                made.add_row(name, step.action, Text(state + tries, style_of(state)), span, _leases(step))
+        return made
+
+
+def _leases(step: StepLine) -> str:
+    return "  ".join(f"{LEASE_MARKS[lease.state]} {lease.grant}" for lease in step.leases_now())

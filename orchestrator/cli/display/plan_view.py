@@ -1,0 +1,141 @@
+"""A plan on a terminal: a tree of steps with exactly what each will be allowed to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from orchestrator.cli.display.run_view import inputs_words
+from orchestrator.cli.display.terminal import console
+from orchestrator.grants.models import format_duration
+from orchestrator.grants.scope import Scope
+from orchestrator.jsontypes import JsonObject, JsonValue
+from orchestrator.policy.types import Decision
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+    from rich.tree import Tree
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepView:
+    """One step as it is shown. `does` is the action's own public view of its parameters; `partial` says that
+    some of them are only known at run time, when the policy is asked again."""
+
+    step: str
+    action: str
+    does: JsonObject
+    partial: bool
+    needs: Sequence[str]
+    condition: str | None
+    timeout: int
+    attempts: int
+    scopes: Sequence[Scope]
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanView:
+    """A plan as it is shown; `inputs` without the secret ones."""
+
+    workflow: str
+    digest: str
+    agent: str
+    inputs: JsonObject
+    steps: Sequence[StepView]
+
+    @property
+    def denied(self) -> Sequence[StepView]:
+        """The steps that the policy would not allow."""
+        return [step for step in self.steps if not step.decision.allow]
+
+
+def print_plan(plan: PlanView, screen: Console | None = None) -> None:
+    """The tree, and one line with the count."""
+    from rich.text import Text
+    from rich.tree import Tree
+
+    screen = screen or console()
+    title = Text.assemble((plan.workflow, "bold"), f" for {plan.agent}  ", (plan.digest[:19], "dim"))
+    tree = Tree(title, guide_style="dim")
+    if plan.inputs:
+        tree.add(Text.assemble(("inputs ", "dim"), inputs_words(plan.inputs)))
+    for step in plan.steps:
+        _add_step(tree, step)
+    screen.print(tree)
+    grants = sum(len(step.scopes) for step in plan.steps)
+    words = [f"{len(plan.steps)} steps", f"{grants} credentials"]
+    words += [f"{len(plan.denied)} DENIED"] if plan.denied else []
+    screen.print(f"{', '.join(words)}; nothing was asked of Vault")
+
+
+def _add_step(tree: Tree, step: StepView) -> None:
+    from rich.text import Text
+
+    tries = f", up to {step.attempts} attempts" if step.attempts > 1 else ""
+    branch = tree.add(
+        Text.assemble((step.step, "bold"), f"  {step.action}  ", (f"{format_duration(step.timeout)}{tries}", "dim"))
+    )
+    for name, words in (("after", ", ".join(step.needs)), ("if", step.condition or ""), ("does", does_words(step))):
+        if words:
+            branch.add(Text.assemble((f"{name} ", "dim"), words))
+    for scope in step.scopes:
+        branch.add(
+            Text.assemble(("grant ", "dim"), f"{scope.name}: {scope.describe()}", (f"  {scope.resource}", "dim"))
+        )
+    branch.add(_policy(step))
+
+
+def _policy(step: StepView) -> Text:
+    from rich.text import Text
+
+    decision = step.decision
+    if decision.allow:
+        later = "allowed so far, decided at run time" if step.partial else "allowed"
+        return Text.assemble(("policy ", "dim"), (later, "green"))
+    return Text.assemble(("policy ", "dim"), ("DENIED: " + "; ".join(decision.reasons), "red"))
+
+
+def does_words(step: StepView) -> str:
+    """`verbs select`, `method POST, path /v1/translate`: what the action says of itself in public."""
+    return ", ".join(f"{name} {_words(value)}" for name, value in step.does.items() if name != "partial")
+
+
+def _words(value: JsonValue) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value)) or "none"
+    return str(value)
+
+
+def plan_json(plan: PlanView) -> Mapping[str, object]:
+    """The same for programs; no time and no path of this machine, so that the same plan is the same text."""
+    return {
+        "workflow": plan.workflow,
+        "digest": plan.digest,
+        "agent": plan.agent,
+        "inputs": plan.inputs,
+        "allowed": not plan.denied,
+        "steps": [
+            {
+                "step": step.step,
+                "action": step.action,
+                "does": step.does,
+                "needs": step.needs,
+                "if": step.condition,
+                "timeout": step.timeout,
+                "attempts": step.attempts,
+                "grants": [scope.as_json() for scope in step.scopes],
+                "decision": {
+                    "allow": step.decision.allow,
+                    "reasons": step.decision.reasons,
+                    "at_run_time": step.partial,
+                    "engine": step.decision.engine,
+                    "revision": step.decision.revision,
+                    "max_ttl": step.decision.obligations.max_ttl,
+                },
+            }
+            for step in plan.steps
+        ],
+    }

@@ -1,0 +1,147 @@
+"""One run as the ledger knows it, on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from orchestrator.cli.display.terminal import (
+    LEASE_MARKS,
+    console,
+    facts,
+    lasting,
+    lease_words,
+    local,
+    scope_words,
+    table,
+    took,
+)
+from orchestrator.cli.display.timeline import words
+from orchestrator.jsontypes import JsonObject
+from orchestrator.ledger.types import EventRecord, LeaseFilter, LeaseRecord, LedgerReader, RunRecord, StepRecord
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+
+@dataclass(frozen=True, slots=True)
+class RunStory:
+    """A run with everything that belongs to it. `broken` is the first event whose hash does not fit, if any."""
+
+    run: RunRecord
+    steps: Sequence[StepRecord]
+    leases: Sequence[LeaseRecord]
+    events: Sequence[EventRecord]
+    broken: int | None
+
+    @classmethod
+    def read(cls, reader: LedgerReader, run: RunRecord) -> RunStory:
+        """Leases come in the order in which they were asked for."""
+        leases = reader.leases(LeaseFilter(run=run.run_id, limit=100_000))
+        return cls(
+            run=run,
+            steps=reader.steps(run.run_id),
+            leases=sorted(leases, key=lambda lease: lease.requested_at),
+            events=reader.events(run.run_id),
+            broken=reader.verify(run.run_id),
+        )
+
+
+def print_story(story: RunStory, screen: Console | None = None) -> None:
+    """The run, its steps, its leases, its events."""
+    screen = screen or console()
+    screen.print(facts(_run_facts(story)))
+    _section(screen, "STEPS", _steps(story.steps))
+    if story.leases:
+        _section(screen, "LEASES", _leases(story.leases))
+    _section(screen, "EVENTS", _events(story))
+
+
+def _section(screen: Console, title: str, content: RenderableType) -> None:
+    screen.print()
+    screen.print(title, style="bold")
+    screen.print(content)
+
+
+def _run_facts(story: RunStory) -> list[tuple[str, str]]:
+    run = story.run
+    code = "" if run.exit_code is None else f", exit code {run.exit_code}"
+    whole = f"{len(story.events)} events, hash chain whole"
+    return [
+        ("run", run.run_id),
+        ("workflow", f"{run.workflow}  {_short(run.digest)}"),
+        ("agent", run.agent),
+        ("trigger", run.trigger),
+        ("inputs", inputs_words(run.inputs)),
+        ("started", local(run.started_at)),
+        ("took", took(run.started_at, run.finished_at)),
+        ("state", f"{run.state.value}{code}"),
+        ("reason", run.reason),
+        ("history", whole if story.broken is None else f"BROKEN from event {story.broken} on"),
+    ]
+
+
+def inputs_words(inputs: JsonObject) -> str:
+    """`limit=5  channel="#support"`: secret inputs were recorded as `***`."""
+    import json
+
+    return "  ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in inputs.items())
+
+
+def _short(digest: str) -> str:
+    algorithm, _, value = digest.partition(":")
+    return f"{algorithm}:{value[:12]}" if value else digest[:12]
+
+
+def _steps(steps: Sequence[StepRecord]) -> RenderableType:
+    rows = [
+        (
+            step.step,
+            step.action,
+            step.state.value,
+            str(step.attempts),
+            took(step.started_at, step.finished_at),
+            step.reason,
+        )
+        for step in steps
+    ]
+    return table(("STEP", "ACTION", "STATE", "TRIES", "TOOK", "REASON"), rows, fold=("REASON",))
+
+
+def _leases(leases: Sequence[LeaseRecord]) -> RenderableType:
+    """Two lines a lease, so that its id and its scope stay whole at 80 columns."""
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    made.add_column(no_wrap=True)
+    made.add_column(overflow="fold")
+    for lease in leases:
+        held = f", held {took(lease.issued_at, lease.closed_at)}" if lease.issued_at and lease.closed_at else ""
+        attempt = f" #{lease.attempt}" if lease.attempt > 1 else ""
+        made.add_row(lease.lease_id, f"{lease.step}.{lease.grant}{attempt}  {lease_words(lease.state)}{held}")
+        made.add_row("", Text(scope_words(lease.scope), style="dim"))
+        if lease.subject:
+            made.add_row("", Text(lease.subject, style="dim"))
+        if lease.reason:
+            made.add_row("", Text(lease.reason, style="dim"))
+    return made
+
+
+def _events(story: RunStory) -> RenderableType:
+    grants = {lease.lease_id: f"{lease.step}.{lease.grant}" for lease in story.leases}
+    rows = []
+    for event in story.events:
+        lease = event.data.get("lease_id")
+        about = grants.get(lease, lease) if isinstance(lease, str) and event.kind != "lease.requested" else ""
+        said = words(event.kind, event.data)
+        after = f"+{lasting(event.time - story.run.started_at)}"
+        rows.append((str(event.seq), after, event.kind, ": ".join(filter(None, (about, said)))))
+    return table(("SEQ", "AFTER", "EVENT", "WHAT"), rows, fold=("WHAT",))
+
+
+def life_line(lease: LeaseRecord, events: Sequence[EventRecord]) -> RenderableType:
+    """The events of one lease with their times."""
+    rows = [(local(event.time), event.kind, words(event.kind, event.data)) for event in events]
+    return table(("TIME", f"{LEASE_MARKS[lease.state]} LIFE", "WHAT"), rows, fold=("WHAT",))

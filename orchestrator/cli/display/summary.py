@@ -1,0 +1,100 @@
+"""The last word on a run: how every step ended, what became of the credentials, and who refused what."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from orchestrator.cli.display.board import Board
+from orchestrator.cli.display.terminal import console, table, took
+from orchestrator.errors import GrantRefused, LedgerError, OrchestratorError, Refused
+from orchestrator.jsontypes import JsonObject
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from orchestrator.runs.types import RunOutcome
+
+
+def print_summary(outcome: RunOutcome, board: Board, *, steps: bool, screen: Console | None = None) -> None:
+    """How it came out. `steps` says whether they are still to be listed (a live table has shown them already)."""
+    screen = screen or console()
+    if steps:
+        rows = [
+            (name, step.action, step.state.value if step.state else "not started", took(step.started, step.finished))
+            for name, step in board.steps.items()
+        ]
+        screen.print(table(("STEP", "ACTION", "STATE", "TOOK"), rows))
+    span = took(board.started, board.finished)
+    screen.print(f"\n{outcome.run_id} {outcome.state.value} in {span}, exit code {int(outcome.exit_code)}")
+    screen.print(f"credentials: {board.count().words()}")
+
+
+def problems(outcome: RunOutcome, board: Board) -> str:
+    """What went wrong, for standard error: who refused what, which step failed, what is not confirmed gone."""
+    blocks = [*(_block(step, error, board) for step, error in outcome.errors.items()), *_unconfirmed(outcome)]
+    if not blocks and outcome.reason:
+        blocks = [f"error: {outcome.reason}"]
+    return "".join(f"{block}\n" for block in blocks)
+
+
+def _block(step: str, error: OrchestratorError, board: Board) -> str:
+    line = board.steps.get(step)
+    reasons: tuple[str, ...]
+    denials = line.denials if line else ()
+    match error:
+        case GrantRefused():
+            first, reasons = f"step `{step}`, grant `{error.grant}` was refused by {error.by}", (error.message,)
+        case LedgerError():
+            first, reasons = "the run could not be recorded", (error.message,)
+        case Refused():
+            first, reasons = f"step `{step}` was refused by {error.by}", denials or (error.message,)
+        case _:
+            first, reasons = f"step `{step}` failed", (error.message,)
+    path = f"asked for: {error.path}" if isinstance(error, GrantRefused) else ""
+    hint = f"hint: {error.hint}" if error.hint else ""
+    return "\n".join([f"error: {first}", *(textwrap.indent(text, "  ") for text in (*reasons, path, hint) if text)])
+
+
+def _unconfirmed(outcome: RunOutcome) -> Iterator[str]:
+    if not outcome.unconfirmed:
+        return
+    yield f"warning: {len(outcome.unconfirmed)} credentials are not confirmed gone yet"
+    for lease in outcome.unconfirmed:
+        subject = f" {lease.subject}" if lease.subject else ""
+        yield f"  {lease.lease_id} {lease.step}.{lease.grant}{subject}: {lease.reason or lease.state.value}"
+    yield "  hint: `orchestrator leases sweep` tries again; `orchestrator leases show ID` tells its story"
+
+
+def outcome_json(outcome: RunOutcome, board: Board) -> JsonObject:
+    """The same for programs: the last line of `run --json`."""
+    count = board.count()
+    answer: dict[str, object] = {
+        "kind": "outcome",
+        "run": outcome.run_id,
+        "state": outcome.state.value,
+        "exit_code": int(outcome.exit_code),
+        "reason": outcome.reason,
+        "steps": {step: state.value for step, state in outcome.steps.items()},
+        "leases": {
+            "issued": count.issued,
+            "revoked": count.revoked,
+            "ended": count.ended,
+            "refused": count.refused,
+            "pending": len(outcome.unconfirmed),
+        },
+        "unconfirmed": [lease.lease_id for lease in outcome.unconfirmed],
+    }
+    if outcome.errors:
+        step, error = next(iter(outcome.errors.items()))
+        answer["error"] = {
+            "kind": type(error).__name__,
+            "step": step,
+            "grant": getattr(error, "grant", None),
+            "by": getattr(error, "by", None),
+            "path": getattr(error, "path", None),
+            "message": error.message,
+            "hint": error.hint,
+        }
+    return answer  # type: ignore[return-value]  # every value above is JSON

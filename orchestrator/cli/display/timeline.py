@@ -1,0 +1,73 @@
+"""Events in words, for the lines of a run and for its history."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from orchestrator.cli.display.terminal import scope_words
+from orchestrator.jsontypes import JsonObject, JsonValue
+
+
+def _text(value: JsonValue) -> str:
+    return "" if value is None else str(value)
+
+
+def _list(value: JsonValue, separator: str) -> str:
+    return separator.join(map(str, value)) if isinstance(value, list | tuple) else _text(value)
+
+
+def _with_reason(words: str, reason: JsonValue) -> str:
+    return f"{words}: {reason}" if reason else words
+
+
+def _step(data: JsonObject) -> str:
+    attempt = data.get("attempt", 1)
+    return f"{data['step']}" + (f" (attempt {attempt})" if attempt != 1 else "")
+
+
+def _decision(data: JsonObject) -> str:
+    verb = "allowed" if data["allow"] else "denied"
+    return _with_reason(f"{_step(data)} {verb} by {data['engine']}", _list(data.get("reasons"), "; "))
+
+
+def _requested(data: JsonObject) -> str:
+    scope = data.get("scope")
+    what = scope_words(scope) if isinstance(scope, Mapping) else _text(data.get("resource"))
+    return f"{_step(data)} {data['grant']}: {what}"
+
+
+def _ended(data: JsonObject) -> str:
+    until = data.get("valid_until")
+    return f"access ended; the secret stays valid until {until}" if until else "access ended; the secret stays valid"
+
+
+def _swept(data: JsonObject) -> str:
+    roles = _list(data.get("roles"), ", ") or "none found"
+    return f"{data['step_key']} in {data['connection']}: {roles}"
+
+
+_WORDS: Mapping[str, Callable[[JsonObject], str]] = {
+    "run.started": lambda data: f"{data['workflow']} for {data['agent']}, trigger {data['trigger']}",
+    "run.finished": lambda data: _with_reason(f"{data['state']}, exit code {data['exit_code']}", data.get("reason")),
+    "attempt.started": lambda data: f"{_step(data)} {data['action']}",
+    "decision": _decision,
+    "attempt.finished": lambda data: _with_reason(f"{_step(data)} {data['state']}", data.get("reason")),
+    "step.finished": lambda data: _with_reason(f"{data['step']} {data['state']}", data.get("reason")),
+    "lease.requested": _requested,
+    "lease.denied": lambda data: _text(data.get("reason")),
+    "lease.failed": lambda data: _text(data.get("reason")),
+    "lease.issued": lambda data: " ".join(filter(None, (_text(data.get("subject")), f"for {data['ttl']}s"))),
+    "lease.renewed": lambda data: f"for {data['ttl']}s",
+    "lease.revoking": lambda data: _text(data.get("reason")),
+    "lease.revocation_failed": lambda data: _text(data.get("error")),
+    "lease.revoked": lambda data: f"confirmed by {data['confirmed_by']}",
+    "lease.expired": lambda data: "",
+    "lease.ended": _ended,
+    "orphans.swept": _swept,
+}
+
+
+def words(kind: str, data: JsonObject) -> str:
+    """What an event says besides its kind; a kind that is not known here is shown as it was recorded."""
+    known = _WORDS.get(kind)
+    return known(data) if known else ", ".join(f"{name}={value}" for name, value in data.items())

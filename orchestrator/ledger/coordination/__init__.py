@@ -1,0 +1,1 @@
+"""What processes agree on through the ledger and what is no history: runners, queue, schedules."""

@@ -1,0 +1,175 @@
+"""Processes that run workflows: their signs of life, their runs, and handing these over.
+
+Synchronous and safe for threads; every method may raise LedgerError. Nothing here is history: what
+happened to a run is in its events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Engine, delete, insert, select, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from orchestrator.ledger.events import RunState
+from orchestrator.ledger.faults import ledger_error
+from orchestrator.ledger.storage.connect import BEGIN
+from orchestrator.ledger.storage.tables import run, run_owner, runner, runner_token, workflow_text
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerRecord:
+    """A process. `process` is what `orchestrator.runs.process` says of it; `beat` grows while it lives."""
+
+    runner_id: str
+    process: str
+    beat: int
+    gone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """What a process learns when it gives a sign of life."""
+
+    alive: bool
+    """False: others have taken it for dead, and its runs with it."""
+    cancellations: tuple[tuple[str, str], ...] = ()
+    """Run ids that somebody wants cancelled, with the reason."""
+
+
+class RunnerStore:
+    """The tables `runner`, `runner_token`, `run_owner` and `workflow_text` of a ledger."""
+
+    def __init__(self, engine: Engine, label: str) -> None:
+        self._engine = engine
+        self._label = label
+
+    def register(self, runner_id: str, process: str) -> None:
+        """Enter a process."""
+        with self._writing() as connection:
+            connection.execute(insert(runner).values(runner_id=runner_id, process=process, beat=0, gone=0))
+
+    def beat(self, runner_id: str) -> Pulse:
+        """Give a sign of life and learn what others want."""
+        with self._writing() as connection:
+            mine = (runner.c.runner_id == runner_id) & (runner.c.gone == 0)
+            if connection.execute(update(runner).where(mine).values(beat=runner.c.beat + 1)).rowcount != 1:
+                return Pulse(alive=False)
+            wanted = select(run_owner.c.run_id, run_owner.c.cancel).where(
+                run_owner.c.runner_id == runner_id, run_owner.c.cancel.is_not(None)
+            )
+            return Pulse(True, tuple((str(row[0]), str(row[1])) for row in connection.execute(wanted)))
+
+    def retire(self, runner_id: str, *, clean: bool = True) -> None:
+        """Take a process out that ended. Where it leaves an unfinished run, or is not `clean`, it stays as gone."""
+        with self._writing() as connection:
+            if not clean or connection.execute(_unfinished(runner_id)).first() is not None:
+                connection.execute(update(runner).where(runner.c.runner_id == runner_id).values(gone=1))
+                return
+            for table in (run_owner, runner_token, runner):
+                connection.execute(delete(table).where(table.c.runner_id == runner_id))
+
+    def remember_token(self, runner_id: str, accessor: str) -> None:
+        """Note the accessor of a Vault token that the process logged in for."""
+        with self._writing() as connection:
+            connection.execute(insert(runner_token).values(runner_id=runner_id, accessor=accessor))
+
+    def tokens(self, runner_id: str) -> Sequence[str]:
+        """The accessors noted for a process."""
+        with self._reading() as connection:
+            rows = connection.execute(select(runner_token.c.accessor).where(runner_token.c.runner_id == runner_id))
+            return [str(row[0]) for row in rows]
+
+    def all(self) -> Sequence[RunnerRecord]:
+        """Every process that is entered, dead ones with unfinished runs included."""
+        with self._reading() as connection:
+            return [
+                RunnerRecord(str(row.runner_id), str(row.process), int(row.beat), bool(row.gone))
+                for row in connection.execute(select(runner).order_by(runner.c.runner_id))
+            ]
+
+    def declare_gone(self, seen: RunnerRecord) -> bool:
+        """Take a process for dead, unless it has given a sign of life since it was seen."""
+        with self._writing() as connection:
+            same = (runner.c.runner_id == seen.runner_id) & (runner.c.beat == seen.beat)
+            return connection.execute(update(runner).where(same).values(gone=1)).rowcount == 1
+
+    def unfinished(self, runner_id: str) -> Sequence[str]:
+        """The runs of a process that have not ended, by id."""
+        with self._reading() as connection:
+            return [str(row[0]) for row in connection.execute(_unfinished(runner_id))]
+
+    def own(self, run_id: str, runner_id: str, *, digest: str, text: str) -> bool:
+        """Become the one who drives a run that is about to begin; False if somebody was there before."""
+        with self._writing() as connection:
+            if connection.execute(select(run_owner.c.run_id).where(run_owner.c.run_id == run_id)).first() is not None:
+                return False
+            if connection.execute(select(run.c.run_id).where(run.c.run_id == run_id)).first() is not None:
+                return False
+            if (
+                connection.execute(select(workflow_text.c.digest).where(workflow_text.c.digest == digest)).first()
+                is None
+            ):
+                connection.execute(insert(workflow_text).values(digest=digest, text=text))
+            connection.execute(insert(run_owner).values(run_id=run_id, runner_id=runner_id))
+            return True
+
+    def take(self, run_id: str, runner_id: str, *, dead: str) -> bool:
+        """Become the one who drives a run of a dead process; False if another one was faster."""
+        with self._writing() as connection:
+            theirs = (run_owner.c.run_id == run_id) & (run_owner.c.runner_id == dead)
+            return connection.execute(update(run_owner).where(theirs).values(runner_id=runner_id)).rowcount == 1
+
+    def owner(self, run_id: str) -> str | None:
+        """The process that drives a run, or drove it."""
+        with self._reading() as connection:
+            row = connection.execute(select(run_owner.c.runner_id).where(run_owner.c.run_id == run_id)).first()
+            return None if row is None else str(row[0])
+
+    def cancellation(self, run_id: str) -> str | None:
+        """Why somebody wants the run cancelled, or None."""
+        with self._reading() as connection:
+            row = connection.execute(select(run_owner.c.cancel).where(run_owner.c.run_id == run_id)).first()
+            return None if row is None or row[0] is None else str(row[0])
+
+    def request_cancel(self, run_id: str, reason: str) -> bool:
+        """Ask the process that drives a run to cancel it; False if nobody drives it."""
+        with self._writing() as connection:
+            this = run_owner.c.run_id == run_id
+            return connection.execute(update(run_owner).where(this).values(cancel=reason)).rowcount == 1
+
+    def text(self, digest: str) -> str | None:
+        """The text of a workflow that was run."""
+        with self._reading() as connection:
+            row = connection.execute(select(workflow_text.c.text).where(workflow_text.c.digest == digest)).first()
+            return None if row is None else str(row[0])
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        with self._connection({BEGIN: "BEGIN IMMEDIATE"}) as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        with self._connection({}) as connection:
+            yield connection
+
+    @contextmanager
+    def _connection(self, options: dict[str, Any]) -> Iterator[Connection]:
+        try:
+            with self._engine.connect().execution_options(**options) as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise ledger_error(error, self._label) from error
+
+
+def _unfinished(runner_id: str) -> Any:
+    return (
+        select(run_owner.c.run_id)
+        .join(run, run.c.run_id == run_owner.c.run_id)
+        .where(run_owner.c.runner_id == runner_id, run.c.state == RunState.RUNNING.value)
+        .order_by(run_owner.c.run_id)
+    )

@@ -1,0 +1,110 @@
+"""The reading side. Synchronous: the command line, the web page's threads and tests use it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from orchestrator.errors import LedgerError, UnknownRun
+from orchestrator.ledger.events import RunState
+from orchestrator.ledger.faults import ledger_error
+from orchestrator.ledger.reading import queries
+from orchestrator.ledger.reading.records import event_record, lease_record, run_record, step_record
+from orchestrator.ledger.storage.chain import Head, StoredEvent, first_break, genesis
+from orchestrator.ledger.types import EventRecord, LeaseFilter, LeaseRecord, RunRecord, StepRecord
+
+ROWS_AT_ONCE = 1000
+
+
+class Reader:
+    """Implements LedgerReader. Safe for threads. Every method may raise LedgerError."""
+
+    def __init__(self, engine: Engine, label: str) -> None:
+        self._engine = engine
+        self._label = label
+
+    def run(self, run_id: str) -> RunRecord | None:
+        """The run, or None."""
+        with self._reading() as connection:
+            row = connection.execute(queries.run_by_id(run_id)).mappings().first()
+            return None if row is None else run_record(row)
+
+    def runs(
+        self, *, workflow: str | None = None, state: RunState | None = None, limit: int = 50
+    ) -> Sequence[RunRecord]:
+        """Newest first."""
+        with self._reading() as connection:
+            rows = connection.execute(queries.recent_runs(workflow, state, limit)).mappings().all()
+            return [run_record(row) for row in rows]
+
+    def steps(self, run_id: str) -> Sequence[StepRecord]:
+        """The steps that were tried or decided, in the order in which the run declared them."""
+        with self._reading() as connection:
+            run = connection.execute(queries.run_by_id(run_id)).mappings().first()
+            rows = connection.execute(queries.steps_of(run_id)).mappings().all()
+            declared = [] if run is None else json.loads(run["steps"])
+            position = {step: number for number, step in enumerate(declared)}
+            ordered = sorted(rows, key=lambda row: (position.get(row["step"], len(position)), row["step"]))
+            return [step_record(row) for row in ordered]
+
+    def lease(self, lease_id: str) -> LeaseRecord | None:
+        """The lease with this id, or the only one whose id starts so (6 characters or more, with or without `lease_`).
+
+        Raises UnknownRun if several start so.
+        """
+        with self._reading() as connection:
+            rows = connection.execute(queries.lease_by_id(lease_id)).mappings().all()
+            by_prefix = queries.leases_by_prefix(lease_id)
+            if not rows and by_prefix is not None:
+                rows = connection.execute(by_prefix).mappings().all()
+            if len(rows) > 1:
+                raise UnknownRun(f"more than one lease begins with {lease_id}", hint="Give more characters of its id.")
+            return lease_record(rows[0]) if rows else None
+
+    def leases(self, query: LeaseFilter) -> Sequence[LeaseRecord]:
+        """Newest first; `since` is included, `until` is not."""
+        with self._reading() as connection:
+            rows = connection.execute(queries.filtered_leases(query)).mappings().all()
+            return [lease_record(row) for row in rows]
+
+    def events(self, run_id: str, *, lease_id: str | None = None) -> Sequence[EventRecord]:
+        """In order of their sequence number; of one lease only, if its whole id is given."""
+        with self._reading() as connection:
+            rows = connection.execute(queries.events_of(run_id)).mappings().all()
+            records = [event_record(row) for row in rows]
+        return [record for record in records if lease_id is None or record.data.get("lease_id") == lease_id]
+
+    def verify(self, run_id: str) -> int | None:
+        """The sequence number of the first event that is changed, missing or foreign, or None if the history is whole.
+
+        Raises UnknownRun if the ledger has neither the run nor events of it. What it cannot see is a
+        history that was rewritten from some event to the end together with the run's head.
+        """
+        with self._reading(snapshot=True) as connection:
+            run = connection.execute(queries.run_by_id(run_id)).mappings().first()
+            head = genesis(run_id) if run is None else Head(run["seq"], run["head"])
+            streaming = connection.execution_options(yield_per=ROWS_AT_ONCE)
+            with streaming.execute(queries.events_of(run_id)) as stored:
+                broken = first_break(run_id, (StoredEvent(**row) for row in stored.mappings()), head)
+        if run is None and broken is None:
+            raise UnknownRun(f"no run {run_id} is in this ledger", hint="See `history` for the runs that it holds.")
+        return broken
+
+    @contextmanager
+    def _reading(self, *, snapshot: bool = False) -> Iterator[Connection]:
+        """A connection whose statements, with `snapshot`, all see the same state (on SQLite they always do)."""
+        try:
+            with self._engine.connect() as connection:
+                if snapshot and self._engine.dialect.name == "postgresql":
+                    connection.execution_options(isolation_level="REPEATABLE READ")
+                yield connection
+        except SQLAlchemyError as error:
+            raise ledger_error(error, self._label) from error
+        except (ValueError, TypeError) as error:
+            raise LedgerError(
+                f"the {self._label} holds a row that was not written by this ledger", hint="Run `history verify`."
+            ) from error

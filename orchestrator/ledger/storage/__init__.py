@@ -1,0 +1,1 @@
+"""What is stored: tables, encoding, chain, schema revisions, connections."""

@@ -1,0 +1,14 @@
+"""Run by Alembic: migrates over the connection, and in the transaction, that `migrate` opened."""
+
+from __future__ import annotations
+
+from alembic import context
+
+from orchestrator.ledger.storage.tables import metadata
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=metadata,
+    transactional_ddl=True,
+)
+context.run_migrations()

@@ -1,0 +1,1 @@
+"""The one writer: jobs, group commit, transactions, projections."""

@@ -1,0 +1,56 @@
+"""What a caller asks the writer for, each executed inside a transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from orchestrator.ledger.storage.chain import Head
+from orchestrator.ledger.writing.transaction import FIRST_FENCE, Entry, Transaction
+
+
+class Job(Protocol):
+    """A piece of writing that is done or not done as a whole."""
+
+    run_id: str
+    head: Head | None
+    """The head that it gave the chain, once executed: the proof that it was committed."""
+
+    def execute(self, transaction: Transaction) -> int:
+        """Do it and return the run's fence. May raise any OrchestratorError before it has written anything."""
+        ...
+
+
+@dataclass(slots=True)
+class BeginRun:
+    run_id: str
+    entry: Entry
+    head: Head | None = field(default=None, init=False)
+
+    def execute(self, transaction: Transaction) -> int:
+        self.head = transaction.begin_run(self.run_id, self.entry)
+        return FIRST_FENCE
+
+
+@dataclass(slots=True)
+class Append:
+    run_id: str
+    fence: int
+    entries: Sequence[Entry]
+    head: Head | None = field(default=None, init=False)
+
+    def execute(self, transaction: Transaction) -> int:
+        self.head = transaction.append(self.run_id, self.fence, self.entries)
+        return self.fence
+
+
+@dataclass(slots=True)
+class TakeOver:
+    """Repeating it after an unanswered commit raises the fence twice, which does no harm."""
+
+    run_id: str
+    head: Head | None = field(default=None, init=False)
+
+    def execute(self, transaction: Transaction) -> int:
+        return transaction.take_over(self.run_id)

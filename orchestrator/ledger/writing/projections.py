@@ -1,0 +1,236 @@
+"""From events to the rows of the current-state tables: pure functions, the same for every database.
+
+A row maps column names to what is stored: text, whole numbers or nothing. Times are text (see `codec`),
+JSON is canonical text. Rebuilding a run's rows from its events gives the same rows.
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Iterable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from orchestrator.errors import IllegalTransition, LedgerError
+from orchestrator.ledger.events import (
+    AttemptFinished,
+    AttemptStarted,
+    Decided,
+    Event,
+    LeaseDenied,
+    LeaseEnded,
+    LeaseEvent,
+    LeaseExpired,
+    LeaseFailed,
+    LeaseIssued,
+    LeaseRenewed,
+    LeaseRequested,
+    LeaseRevocationFailed,
+    LeaseRevoked,
+    LeaseRevoking,
+    OrphansSwept,
+    RunFinished,
+    RunStarted,
+    RunState,
+    RunTakenOver,
+    StepFinished,
+    StepState,
+)
+from orchestrator.ledger.lease import FINAL, LeaseState, check_transition
+from orchestrator.ledger.storage.codec import canonical_json, time_to_text
+
+Stored = str | int | None
+Row = Mapping[str, Stored]
+
+
+@dataclass(slots=True)
+class RunRows:
+    """What the current-state tables hold of one run."""
+
+    run: Row = field(default_factory=dict)
+    steps: MutableMapping[str, Row] = field(default_factory=dict)
+    """By step id."""
+    leases: MutableMapping[str, Row] = field(default_factory=dict)
+    """By lease id."""
+
+    def merge(self, changed: RunRows) -> None:
+        self.run = changed.run or self.run
+        self.steps.update(changed.steps)
+        self.leases.update(changed.leases)
+
+
+def project(before: RunRows, events: Iterable[tuple[str, Event]]) -> RunRows:
+    """The rows that the events, each with its time, change or add, whole; `before` is left as it is.
+
+    Raises IllegalTransition where a lease cannot become what an event says.
+    """
+    changed = RunRows()
+    present = RunRows(before.run, ChainMap(changed.steps, before.steps), ChainMap(changed.leases, before.leases))
+    for time, event in events:
+        match event:
+            case RunStarted():
+                changed.run = _run_started(present.run, event, time)
+            case RunFinished():
+                changed.run = {**present.run, **_run_finished(event, time)}
+            case AttemptStarted() | AttemptFinished() | StepFinished():
+                changed.steps[event.step] = _step(present, event, time)
+            case LeaseRequested():
+                changed.leases[event.lease_id] = _lease_requested(present, event, time)
+            case Decided() | OrphansSwept() | RunTakenOver():
+                pass
+            case _:
+                changed.leases[event.lease_id] = _lease_moved(present.leases.get(event.lease_id), event, time)
+        present.run = changed.run or before.run
+    return changed
+
+
+def storable(text: str) -> str:
+    """The text, with what a database cannot hold (NUL, lone surrogates) replaced. The event keeps the original."""
+    if text.isascii() and "\0" not in text:
+        return text
+    return text.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def _run_started(before: Row, event: RunStarted, time: str) -> Row:
+    if before:
+        raise LedgerError("this run has started already: only begin_run records run.started")
+    return {
+        "workflow": storable(event.workflow),
+        "digest": storable(event.digest),
+        "agent": storable(event.agent),
+        "trigger": storable(event.trigger),
+        "inputs": canonical_json(event.inputs),
+        "steps": canonical_json(event.steps),
+        "state": RunState.RUNNING.value,
+        "started_at": time,
+        "finished_at": None,
+        "exit_code": None,
+        "reason": "",
+    }
+
+
+def _run_finished(event: RunFinished, time: str) -> Row:
+    return {
+        "state": event.state.value,
+        "finished_at": time,
+        "exit_code": int(event.exit_code),
+        "reason": storable(event.reason),
+    }
+
+
+def _step(present: RunRows, event: AttemptStarted | AttemptFinished | StepFinished, time: str) -> Row:
+    before = present.steps.get(event.step) or _new_step(present.run, event.step)
+    match event:
+        case AttemptStarted():
+            return {
+                **before,
+                "state": StepState.RUNNING.value,
+                "attempts": event.attempt,
+                "step_key": storable(event.step_key),
+                "action": storable(event.action),
+                "started_at": before["started_at"] or time,
+                "finished_at": None,
+                "reason": "",
+            }
+        case AttemptFinished():
+            return {**before, "reason": storable(event.reason)}
+        case StepFinished():
+            return {
+                **before,
+                "state": event.state.value,
+                "finished_at": time,
+                "reason": storable(event.reason),
+                "outputs": canonical_json(event.outputs),
+            }
+
+
+def _new_step(run: Row, step: str) -> Row:
+    return {
+        "step": step,
+        "state": StepState.RUNNING.value,
+        "attempts": 0,
+        "step_key": "",
+        "action": "",
+        "started_at": None,
+        "finished_at": None,
+        "reason": "",
+        "outputs": "null",
+    }
+
+
+def _lease_requested(present: RunRows, event: LeaseRequested, time: str) -> Row:
+    before = present.leases.get(event.lease_id)
+    check_transition(event.lease_id, None if before is None else LeaseState(str(before["state"])), event.to)
+    step = present.steps.get(event.step, {})
+    return {
+        "lease_id": event.lease_id,
+        "workflow": present.run["workflow"],
+        "agent": present.run["agent"],
+        "step": event.step,
+        "attempt": event.attempt,
+        "step_key": storable(event.step_key) or step.get("step_key", ""),
+        "grant": storable(event.grant),
+        "grant_kind": storable(event.grant_kind),
+        "resource": storable(event.resource),
+        "scope": canonical_json(event.scope),
+        "state": event.to.value,
+        "ttl": event.ttl,
+        "requested_at": time,
+        "issued_at": None,
+        "expires_at": None,
+        "closed_at": None,
+        "vault_lease_id": "",
+        "accessor": "",
+        "subject": "",
+        "reason": "",
+        "revoking_since": None,
+        "failed_tries": 0,
+        "last_try_at": None,
+    }
+
+
+def _lease_moved(before: Row | None, event: LeaseEvent, time: str) -> Row:
+    """The row after any event of a lease but the first."""
+    state = None if before is None else LeaseState(str(before["state"]))
+    check_transition(event.lease_id, state, event.to)
+    assert before is not None, "check_transition lets only a request be the first"
+    # A second issuance would overwrite Vault's handle of the first one, and a renewal needs an issuance.
+    if isinstance(event, LeaseIssued | LeaseRenewed) and isinstance(event, LeaseIssued) == (state is LeaseState.ISSUED):
+        raise IllegalTransition(f"lease {event.lease_id}: {state} does not allow {event.kind}")
+    closed_at = time if event.to in FINAL else None
+    return {**before, "state": event.to.value, "closed_at": closed_at, **_lease_changes(before, event, time)}
+
+
+def _lease_changes(before: Row, event: LeaseEvent, time: str) -> Row:
+    match event:
+        case LeaseIssued():
+            return {
+                "ttl": event.ttl,
+                "issued_at": time,
+                "expires_at": time_to_text(event.expires_at),
+                "vault_lease_id": storable(event.vault_lease_id),
+                "accessor": storable(event.accessor),
+                "subject": storable(event.subject),
+            }
+        case LeaseRenewed():
+            return {"ttl": event.ttl, "expires_at": time_to_text(event.expires_at)}
+        case LeaseDenied() | LeaseFailed():
+            return {"reason": storable(event.reason)}
+        case LeaseRevoking():
+            return {"reason": storable(event.reason), "revoking_since": before["revoking_since"] or time}
+        case LeaseRevocationFailed():
+            return {
+                "reason": storable(event.error),
+                "revoking_since": before["revoking_since"] or time,
+                "failed_tries": int(before["failed_tries"] or 0) + 1,
+                "last_try_at": time,
+            }
+        case LeaseRevoked() | LeaseExpired():
+            return {"reason": ""}
+        case LeaseEnded():
+            until = event.valid_until
+            return {"reason": f"valid until {time_to_text(until) if until else 'its owner changes it'}"}
+        case LeaseRequested():
+            raise LedgerError("a request opens a lease and does not move it")
+        case _:
+            assert_never(event)

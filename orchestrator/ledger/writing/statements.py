@@ -1,0 +1,78 @@
+"""The SQL of the writing side, compiled once for the dialect and run on the driver's own cursor.
+
+SQLAlchemy Core writes it, so that both databases get their own dialect, but does not run it: running
+a prepared text costs a fifth of executing a Core statement.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import BindParameter, Dialect, bindparam, insert, literal_column, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql import ClauseElement
+
+from orchestrator.ledger.storage.tables import LEASE_CHANGES, event, lease, run, step
+
+RUN_CHANGES = ("state", "finished_at", "exit_code", "reason")
+STEP_CHANGES = ("state", "attempts", "step_key", "action", "started_at", "finished_at", "reason", "outputs")
+
+
+@dataclass(frozen=True, slots=True)
+class Statements:
+    """Each takes its parameters by name, in the dialect's style; names that it does not use are ignored."""
+
+    begin: str | None
+    """How a transaction begins, unless the driver begins it."""
+    load_run: str
+    """Locks the row on PostgreSQL; on SQLite the transaction has locked everything."""
+    load_steps: str
+    load_leases: str
+    load_digest: str
+    insert_run: str
+    """Inserts nothing where the id is taken."""
+    advance: str
+    """Moves the head of a chain, if fence and head are still the ones that the writer knows."""
+    raise_fence: str
+    update_run: str
+    insert_event: str
+    insert_step: str
+    update_step: str
+    insert_lease: str
+    update_lease: str
+
+
+def compile_statements(dialect: Dialect) -> Statements:
+    """The statements as this dialect writes them."""
+
+    def sql(statement: ClauseElement) -> str:
+        return str(statement.compile(dialect=dialect))
+
+    key: BindParameter[str] = bindparam("run_id")
+    new_run = sqlite.insert(run) if dialect.name == "sqlite" else postgresql.insert(run)
+    this_run = run.c.run_id == key
+    known_head = (run.c.fence == bindparam("fence"), run.c.seq == bindparam("seq"), run.c.head == bindparam("head"))
+    return Statements(
+        begin="BEGIN IMMEDIATE" if dialect.name == "sqlite" else None,
+        load_run=sql(select(run).where(this_run).with_for_update()),
+        load_steps=sql(select(step).where(step.c.run_id == key)),
+        load_leases=sql(select(lease).where(lease.c.run_id == key)),
+        load_digest=sql(select(event.c.digest).where(event.c.run_id == key, event.c.seq == bindparam("seq"))),
+        insert_run=sql(new_run.on_conflict_do_nothing(index_elements=["run_id"])),
+        advance=sql(
+            update(run).where(this_run, *known_head).values(seq=bindparam("next_seq"), head=bindparam("next_head"))
+        ),
+        raise_fence=sql(update(run).where(this_run).values(fence=run.c.fence + literal_column("1"))),
+        update_run=sql(update(run).where(this_run).values(_bound(RUN_CHANGES))),
+        insert_event=sql(insert(event)),
+        insert_step=sql(insert(step)),
+        update_step=sql(
+            update(step).where(step.c.run_id == key, step.c.step == bindparam("step")).values(_bound(STEP_CHANGES))
+        ),
+        insert_lease=sql(insert(lease)),
+        update_lease=sql(update(lease).where(lease.c.lease_id == bindparam("lease_id")).values(_bound(LEASE_CHANGES))),
+    )
+
+
+def _bound(columns: tuple[str, ...]) -> dict[str, object]:
+    return {column: bindparam(column) for column in columns}

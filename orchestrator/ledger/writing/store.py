@@ -1,0 +1,93 @@
+"""The ledger: one object that writes, from async code, and reads, from anywhere."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from orchestrator.clock import Clock
+from orchestrator.ledger.coordination.queue import RunQueue
+from orchestrator.ledger.coordination.runners import RunnerStore
+from orchestrator.ledger.events import Event, RunStarted
+from orchestrator.ledger.faults import ledger_error
+from orchestrator.ledger.location import Location
+from orchestrator.ledger.reading.reader import Reader
+from orchestrator.ledger.storage.codec import event_to_text, time_to_text
+from orchestrator.ledger.writing.committer import Committer
+from orchestrator.ledger.writing.group_commit import GroupCommit
+from orchestrator.ledger.writing.jobs import Append, BeginRun, TakeOver
+from orchestrator.ledger.writing.rebuild import rebuild
+from orchestrator.ledger.writing.transaction import Entry
+
+
+class Ledger(Reader):
+    """Implements LedgerWriter and LedgerReader. Made by `open_ledger`; close it, or use it in a `with`.
+
+    The writing methods may be awaited from any event loop. If their task is cancelled, what they were
+    given is still recorded, or refused, as a whole; shield them to learn which.
+    """
+
+    def __init__(self, engine: Engine, location: Location, clock: Clock) -> None:
+        super().__init__(engine, location.label)
+        self._clock = clock
+        self._writer = GroupCommit(Committer(engine, location))
+        self.runners = RunnerStore(engine, location.label)
+        """The processes that run workflows."""
+        self.queue = RunQueue(engine, location.label)
+        """The runs that wait for a worker."""
+
+    async def begin_run(self, run_id: str, started: RunStarted) -> int:
+        """Record a new run and return its fence. Raises UsageError if the id is taken, or LedgerError."""
+        return await self._writer.submit(BeginRun(run_id, self._entry(started)))
+
+    async def append(self, run_id: str, fence: int, events: Sequence[Event]) -> None:
+        """Commit the events, all or none; they are on disk when this returns.
+
+        Raises FenceLost, IllegalTransition, UnknownRun or LedgerError; then none of them is recorded. Only
+        where PostgreSQL is lost during the commit, and stays away, is it left to the database.
+        """
+        await self._writer.submit(Append(run_id, fence, [self._entry(event) for event in events]))
+
+    async def take_over(self, run_id: str) -> int:
+        """Return a new fence for the run; all earlier ones are lost. Raises UnknownRun or LedgerError."""
+        return await self._writer.submit(TakeOver(run_id))
+
+    def rebuild(self, run_id: str) -> None:
+        """Make the run's rows anew from its events. Raises UnknownRun, or LedgerError if its history is broken."""
+        try:
+            rebuild(self._engine, run_id)
+        except SQLAlchemyError as error:
+            raise ledger_error(error, self._label) from error
+
+    def close(self) -> None:
+        """Finish what was given to be written, then close all connections. May be called twice."""
+        self._writer.close()
+        self._engine.dispose()
+
+    async def aclose(self) -> None:
+        """As `close`, without holding up the event loop."""
+        await asyncio.to_thread(self.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await asyncio.shield(self.aclose())
+
+    def _entry(self, event: Event) -> Entry:
+        return Entry(time_to_text(self._clock.now()), event, event_to_text(event))

@@ -1,0 +1,206 @@
+"""What one database transaction of the writer does: fences, chains, projections, few statements.
+
+Events and rows are collected and written together at the end (`flush`), so that a batch of many
+appends costs as many statements as one. Only the head of each chain moves at once, since its
+UPDATE is also the check of the fence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+from sqlalchemy.engine.interfaces import DBAPICursor
+
+from orchestrator.errors import FenceLost, IllegalTransition, LedgerError, UnknownRun, UsageError
+from orchestrator.ledger.events import Event, RunStarted
+from orchestrator.ledger.storage.chain import Head, genesis, link
+from orchestrator.ledger.writing.projections import Row, RunRows, Stored, project
+from orchestrator.ledger.writing.statements import Statements
+
+FIRST_FENCE = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An event on its way into the ledger, with its time and its canonical JSON."""
+
+    time: str
+    event: Event
+    data: str
+
+
+@dataclass(slots=True)
+class RunView:
+    """What the writer knows of a run: as of its head, and only while fence and head are unchanged."""
+
+    fence: int
+    head: Head
+    rows: RunRows
+
+
+Views = MutableMapping[str, RunView]
+Pipeline = AbstractContextManager[object]
+
+
+class Transaction:
+    """One transaction, over a driver's cursor. `views` is changed along; if it is not committed, drop them.
+
+    `pipeline` makes a context in which statements are sent without waiting for each one's answer.
+    """
+
+    def __init__(
+        self, cursor: DBAPICursor, statements: Statements, views: Views, pipeline: Callable[[], Pipeline] = nullcontext
+    ) -> None:
+        self._cursor = cursor
+        self._sql = statements
+        self._views = views
+        self._pipeline = pipeline
+        self._written: dict[str, list[Row]] = {}
+
+    def begin_run(self, run_id: str, entry: Entry) -> Head:
+        """Insert the run with its first event. Raises UsageError if the id is taken."""
+        assert isinstance(entry.event, RunStarted)
+        rows = project(RunRows(), [(entry.time, entry.event)])
+        records, head = _chained(run_id, genesis(run_id), [entry])
+        row: Row = {"run_id": run_id, "fence": FIRST_FENCE, "seq": head.seq, "head": head.digest, **rows.run}
+        if self._execute(self._sql.insert_run, row) != 1:
+            raise UsageError(f"run {run_id} is in the ledger already", hint="Begin a run under a new id.")
+        self._views[run_id] = RunView(FIRST_FENCE, head, rows)
+        self._later(self._sql.insert_event, records)
+        return head
+
+    def append(self, run_id: str, fence: int, entries: Sequence[Entry]) -> Head:
+        """Add the events to the run's chain and return its new head.
+
+        Raises UnknownRun, FenceLost or IllegalTransition before anything is written.
+        """
+        cached = self._views.get(run_id)
+        if cached is not None and cached.fence == fence:
+            try:
+                if self._extend(run_id, cached, entries):
+                    return cached.head
+            except IllegalTransition:
+                pass  # decided below, by what the database says
+        view = self._load(run_id)
+        if view.fence != fence:
+            raise FenceLost(
+                f"run {run_id} was taken over: fence {fence} is no longer valid",
+                hint="Stop this process; the one that took over closes the run's leases.",
+            )
+        if not self._extend(run_id, view, entries):
+            raise LedgerError(f"run {run_id} changed while its row was locked", hint="Run `history verify`.")
+        return view.head
+
+    def take_over(self, run_id: str) -> int:
+        """Make every fence given out before invalid and return the new one. Raises UnknownRun."""
+        if self._execute(self._sql.raise_fence, {"run_id": run_id}) != 1:
+            raise _unknown(run_id)
+        return self._load(run_id).fence
+
+    def holds(self, run_id: str, head: Head) -> bool:
+        """Whether the run's chain contains this head: whether a commit that was not answered took place."""
+        self._cursor.execute(self._sql.load_run, {"run_id": run_id})  # waits for that commit, if it still runs
+        if not self._fetch():
+            return False
+        self._cursor.execute(self._sql.load_digest, {"run_id": run_id, "seq": head.seq})
+        return [row["digest"] for row in self._fetch()] == [head.digest]
+
+    def flush(self) -> None:
+        """Write what was collected; a row is inserted before it is updated."""
+        written, self._written = self._written, {}
+        sql = self._sql
+        order = (
+            sql.insert_event,
+            sql.update_run,
+            sql.insert_step,
+            sql.update_step,
+            sql.insert_lease,
+            sql.update_lease,
+        )
+        if not written:
+            return
+        with self._pipeline():
+            for statement in order:
+                rows = written.get(statement, ())
+                if len(rows) == 1:
+                    self._cursor.execute(statement, rows[0])
+                elif rows:
+                    self._cursor.executemany(statement, rows)
+
+    def _extend(self, run_id: str, view: RunView, entries: Sequence[Entry]) -> bool:
+        """False if the run's head is not the view's any more."""
+        changed = project(view.rows, ((entry.time, entry.event) for entry in entries))
+        records, head = _chained(run_id, view.head, entries)
+        step: Row = {
+            "run_id": run_id,
+            "fence": view.fence,
+            "seq": view.head.seq,
+            "head": view.head.digest,
+            "next_seq": head.seq,
+            "next_head": head.digest,
+        }
+        if self._execute(self._sql.advance, step) != 1:
+            return False
+        self._collect(run_id, view.rows, changed, records)
+        view.rows.merge(changed)
+        view.head = head
+        return True
+
+    def _collect(self, run_id: str, before: RunRows, changed: RunRows, records: Sequence[Row]) -> None:
+        sql = self._sql
+        self._later(sql.insert_event, records)
+        if changed.run:
+            self._later(sql.update_run, [{"run_id": run_id, **changed.run}])
+        for insert, update, known, rows in (
+            (sql.insert_step, sql.update_step, before.steps, changed.steps),
+            (sql.insert_lease, sql.update_lease, before.leases, changed.leases),
+        ):
+            for key, row in rows.items():
+                self._later(update if key in known else insert, [{"run_id": run_id, **row}])
+
+    def _later(self, sql: str, rows: Iterable[Row]) -> None:
+        self._written.setdefault(sql, []).extend(rows)
+
+    def _load(self, run_id: str) -> RunView:
+        """Read the run afresh; from here on nobody else can change it before the end of the transaction."""
+        self.flush()
+        key = {"run_id": run_id}
+        self._cursor.execute(self._sql.load_run, key)
+        runs = list(self._fetch())
+        if not runs:
+            raise _unknown(run_id)
+        self._cursor.execute(self._sql.load_steps, key)
+        steps: dict[str, Row] = {str(row["step"]): row for row in self._fetch()}
+        self._cursor.execute(self._sql.load_leases, key)
+        leases: dict[str, Row] = {str(row["lease_id"]): row for row in self._fetch()}
+        stored = runs[0]
+        fence, seq, head = stored["fence"], stored["seq"], stored["head"]
+        assert isinstance(fence, int)
+        assert isinstance(seq, int)
+        view = RunView(fence, Head(seq, str(head)), RunRows(stored, steps, leases))
+        self._views[run_id] = view
+        return view
+
+    def _execute(self, sql: str, parameters: Mapping[str, Stored]) -> int:
+        self._cursor.execute(sql, parameters)
+        return self._cursor.rowcount
+
+    def _fetch(self) -> list[dict[str, Stored]]:
+        names = [column[0] for column in self._cursor.description or ()]
+        return [dict(zip(names, row, strict=True)) for row in self._cursor.fetchall()]
+
+
+def _chained(run_id: str, head: Head, entries: Sequence[Entry]) -> tuple[list[Row], Head]:
+    """The rows of the event table for the entries after `head`, and the head after them."""
+    rows: list[Row] = []
+    for entry in entries:
+        seq, time, kind, data = head.seq + 1, entry.time, entry.event.kind, entry.data
+        head = Head(seq, link(head.digest, run_id=run_id, seq=seq, time=time, kind=kind, data=data))
+        rows.append({"run_id": run_id, "seq": seq, "time": time, "kind": kind, "data": data, "digest": head.digest})
+    return rows, head
+
+
+def _unknown(run_id: str) -> UnknownRun:
+    return UnknownRun(f"no run {run_id} is in this ledger", hint="See `history` for the runs that it holds.")

@@ -1,0 +1,1 @@
+"""Closing what others left open, and going on where another process died."""

@@ -1,0 +1,269 @@
+"""One try at one step: decide, open the credentials, act, check the output, close.
+
+The order is the product's promise: no decision, no credential; no record, no action; and whatever
+happens in between, the credentials are closed before this module says how the attempt ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+
+from pydantic import ValidationError
+
+from orchestrator.actions.base import Action, Params, StepContext
+from orchestrator.actions.handover import Handover
+from orchestrator.actions.output import check_output, keep
+from orchestrator.credentials.broker import StepLeases
+from orchestrator.credentials.types import Attempt
+from orchestrator.errors import InvalidExpression, OrchestratorError, PolicyDenied, StepFailed
+from orchestrator.grants.credential import Credential
+from orchestrator.grants.policy_names import step_policy_name
+from orchestrator.grants.scope import Scope
+from orchestrator.jsontypes import JsonObject, JsonValue
+from orchestrator.ledger.events import AttemptFinished, AttemptStarted, Decided, Event, StepState
+from orchestrator.ledger.ids import new_step_key
+from orchestrator.planning.requests import bind, policy_request, scopes_of
+from orchestrator.policy.types import Decision, PolicyRequest
+from orchestrator.redaction import redact_exception
+from orchestrator.runs.outcomes import state_after
+from orchestrator.runs.types import RunProgress, Services
+from orchestrator.workflow.expressions import evaluate
+from orchestrator.workflow.models import Step
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptResult:
+    """How an attempt ended. `output` holds only the keys that the step's `outputs:` names."""
+
+    state: StepState
+    output: JsonObject | None = None
+    error: OrchestratorError | None = None
+
+
+Conclude = Callable[[AttemptResult], tuple[Event, ...]]
+"""Given the result, the events to record after `attempt.finished`."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepAttempt:
+    """Attempt `number` (from 1) at `step_id`. `conclude` may add events to the one that ends the attempt."""
+
+    services: Services
+    progress: RunProgress
+    step_id: str
+    number: int
+    conclude: Conclude
+
+    async def run(self) -> AttemptResult:
+        """Carry it out. Raises CancelledError after clean-up, and LedgerError where nothing can be recorded."""
+        services = self.services
+        deadline = services.clock.monotonic() + self._step.timeout
+        started = AttemptStarted(
+            step=self.step_id,
+            attempt=self.number,
+            step_key=new_step_key(self.step_id),
+            action=self._step.action,
+            timeout=self._step.timeout,
+        )
+        try:
+            action = services.action(self._step.action)
+            params = self._parameters(action)
+            scopes = self._scopes()
+            request = self._policy_request(action, params, scopes)
+            decision = await services.policy.decide(request)
+        except OrchestratorError as error:
+            return await self._end_early(error, started)
+        decided = self._decided(decision, request)
+        if not decision.allow:
+            return await self._end_early(self._denied(decision), started, decided)
+        if scopes and decision.obligations.max_ttl is not None and decision.obligations.max_ttl < self._step.timeout:
+            return await self._end_early(self._too_short(decision.obligations.max_ttl), started, decided)
+        attempt = self._attempt(started.step_key, scopes, decision, deadline)
+        leases = services.broker.open(attempt, prelude=(started, decided))
+        return await self._act(leases, action, params, deadline)
+
+    async def _act(self, leases: StepLeases, action: Action, params: Params, deadline: float) -> AttemptResult:
+        opened = False
+        expiring: list[OrchestratorError] = []
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout_at(deadline) as limit:
+                    leases.on_expiry = partial(_end_now, limit, expiring)
+                    handover = Handover() if leases.replaceable else None
+                    if handover is not None:
+                        leases.deliver = handover.deliver
+                    credentials = await stack.enter_async_context(leases)
+                    opened = True
+                    context = self._context(credentials, deadline, handover)
+                    result = self._result(await action.run(params, context))
+            except asyncio.CancelledError:
+                result = AttemptResult(StepState.CANCELLED)
+                await self._finish(leases, result, opened)
+                raise
+            except TimeoutError:
+                result = self._failed(expiring[0] if expiring else self._too_long(opened=opened))
+            except OrchestratorError as error:
+                result = self._failed(error)
+            except Exception as error:  # noqa: BLE001 -- whatever an action raises, its step has failed
+                result = self._failed(StepFailed(redact_exception(error, self.services.redactor), kind="error"))
+            await self._finish(leases, result, opened)
+        return result
+
+    def _too_long(self, *, opened: bool) -> StepFailed:
+        what = "the action" if opened else "issuing the credentials"
+        return StepFailed(
+            f"{what} took longer than the step's timeout of {self._step.timeout}s",
+            kind="timeout",
+            hint="raise `timeout` of the step, or find out what it waits for",
+        )
+
+    async def _finish(self, leases: StepLeases, result: AttemptResult, opened: bool) -> None:
+        """While credentials are open the events go along with the beginning of their revocation."""
+        events = self._ending(result)
+        if opened:
+            leases.epilogue = events
+        else:
+            await self._record(*events)
+
+    async def _end_early(self, error: OrchestratorError, *events: Event) -> AttemptResult:
+        result = self._failed(error)
+        await self._record(*events, *self._ending(result))
+        return result
+
+    def _ending(self, result: AttemptResult) -> tuple[Event, ...]:
+        error = result.error
+        finished = AttemptFinished(
+            step=self.step_id,
+            attempt=self.number,
+            state=result.state,
+            error_kind=getattr(error, "kind", type(error).__name__) if error else "",
+            reason=error.message if error else "",
+        )
+        return (finished, *self.conclude(result))
+
+    def _failed(self, error: OrchestratorError) -> AttemptResult:
+        """An error's text may quote what a service said: it is redacted before anybody sees it."""
+        redact = self.services.redactor.redact
+        error.message = redact(error.message)
+        error.hint = redact(error.hint) if error.hint else None
+        error.args = (error.message,)
+        return AttemptResult(state_after(error), error=error)
+
+    def _result(self, output: JsonValue) -> AttemptResult:
+        checked = check_output(output, redactor=self.services.redactor, limit_bytes=self.services.max_output_bytes)
+        return AttemptResult(StepState.SUCCEEDED, output=keep(checked, self._step.outputs))
+
+    def _parameters(self, action: Action) -> Params:
+        try:
+            return action.params.model_validate(
+                evaluate(self._step.with_, self.progress.expression_context(self.services.endpoints))
+            )
+        except InvalidExpression as error:
+            raise StepFailed(f"step `{self.step_id}`: {error.message}", kind="parameters", hint=error.hint) from error
+        except ValidationError as error:
+            found = "; ".join(
+                f"`{'.'.join(str(part) for part in problem['loc'])}`: {problem['msg']}"
+                for problem in error.errors(include_input=False, include_context=False, include_url=False)
+            )
+            raise StepFailed(
+                f"step `{self.step_id}`: parameters of {self._step.action} are not valid: {found}", kind="parameters"
+            ) from None
+
+    def _scopes(self) -> tuple[Scope, ...]:
+        try:
+            return bind(scopes_of(self._step), self.progress.expression_context(self.services.endpoints))
+        except InvalidExpression as error:
+            raise StepFailed(f"step `{self.step_id}`: {error.message}", kind="parameters", hint=error.hint) from error
+
+    def _policy_request(self, action: Action, params: Params, scopes: tuple[Scope, ...]) -> PolicyRequest:
+        request = self.progress.request
+        return policy_request(
+            request.loaded,
+            self.step_id,
+            run_id=request.run_id,
+            trigger=request.trigger,
+            attempt=self.number,
+            inputs=self.progress.public_inputs,
+            context=self.progress.context,
+            action_view=action.view(params),
+            scopes=scopes,
+            time=self.services.clock.now(),
+        )
+
+    def _decided(self, decision: Decision, request: PolicyRequest) -> Decided:
+        return Decided(
+            step=self.step_id,
+            attempt=self.number,
+            engine=decision.engine,
+            revision=decision.revision,
+            input_digest=request.digest(),
+            allow=decision.allow,
+            reasons=decision.reasons,
+            max_ttl=decision.obligations.max_ttl,
+        )
+
+    def _denied(self, decision: Decision) -> PolicyDenied:
+        return PolicyDenied(
+            f"step `{self.step_id}` was denied by policy ({decision.engine}): {'; '.join(decision.reasons)}",
+            hint="narrow what the step asks for, or ask the owner of the policy; see `orchestrator plan`",
+        )
+
+    def _too_short(self, max_ttl: int) -> PolicyDenied:
+        return PolicyDenied(
+            f"step `{self.step_id}` may take {self._step.timeout}s, but the policy allows its credentials "
+            f"to live {max_ttl}s at most",
+            hint="shorten the step's timeout",
+        )
+
+    def _attempt(self, step_key: str, scopes: tuple[Scope, ...], decision: Decision, deadline: float) -> Attempt:
+        workflow, request = self.progress.request.loaded.workflow, self.progress.request
+        return Attempt(
+            run_id=request.run_id,
+            fence=self.progress.fence,
+            workflow=workflow.name,
+            step=self.step_id,
+            number=self.number,
+            agent=workflow.agent,
+            step_key=step_key,
+            scopes=tuple(_capped(scope, decision.obligations.max_ttl) for scope in scopes),
+            policy=step_policy_name(workflow.name, self.step_id),
+            deadline=deadline,
+        )
+
+    def _context(
+        self, credentials: Mapping[str, Credential], deadline: float, handover: Handover | None
+    ) -> StepContext:
+        request = self.progress.request
+        return StepContext(
+            run_id=request.run_id,
+            workflow=request.loaded.workflow.name,
+            step=self.step_id,
+            attempt=self.number,
+            agent=request.loaded.workflow.agent,
+            idempotency_key=f"{request.run_id}/{self.step_id}",
+            deadline=deadline,
+            credentials=credentials,
+            endpoints=self.services.endpoints,
+            handover=handover,
+        )
+
+    async def _record(self, *events: Event) -> None:
+        await self.services.ledger.append(self.progress.request.run_id, self.progress.fence, events)
+
+    @property
+    def _step(self) -> Step:
+        return self.progress.request.loaded.workflow.steps[self.step_id]
+
+
+def _end_now(limit: asyncio.Timeout, expiring: list[OrchestratorError], error: OrchestratorError) -> None:
+    """End the step although its time is not over: a credential of it is."""
+    expiring.append(error)
+    limit.reschedule(asyncio.get_running_loop().time())
+
+
+def _capped(scope: Scope, max_ttl: int | None) -> Scope:
+    return scope if max_ttl is None or scope.ttl <= max_ttl else replace(scope, ttl=max_ttl)

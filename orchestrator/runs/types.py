@@ -1,0 +1,124 @@
+"""What the parts of the runner share: the services of a process, one run, and how it came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.actions.base import Action
+from orchestrator.clock import Clock
+from orchestrator.credentials.broker import Broker
+from orchestrator.errors import ExitCode, OrchestratorError
+from orchestrator.jsontypes import JsonObject, JsonValue
+from orchestrator.ledger.coordination.queue import RunQueue
+from orchestrator.ledger.events import RunState, StepState
+from orchestrator.ledger.types import LeaseRecord, LedgerReader, LedgerWriter, StepRecord
+from orchestrator.policy.types import PolicyEngine
+from orchestrator.redaction import Redactor
+from orchestrator.runs.engines.local import LocalEngine
+from orchestrator.runs.engines.types import Engine
+from orchestrator.runs.heartbeat import Heartbeat
+from orchestrator.runs.waiting_time import Patience
+from orchestrator.secret import Secret
+from orchestrator.workflow.loader import LoadedWorkflow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """Everything a runner needs from outside, behind protocols. One per process, for any number of runs."""
+
+    ledger: LedgerWriter
+    reader: LedgerReader
+    broker: Broker
+    policy: PolicyEngine
+    redactor: Redactor
+    action: Callable[[str], Action]
+    endpoints: Mapping[str, str]
+    clock: Clock
+    heartbeat: Heartbeat
+    queue: RunQueue
+    patience: Patience
+    engine: Engine = field(default_factory=LocalEngine)
+    max_output_bytes: int = 1 << 20
+    max_parallel: int = 8
+    settle: float = 95.0
+    """Seconds after which Vault has certainly ended a request whose answer was lost (its limit is 90).
+
+    Negative: it is pretended that so much time has passed already.
+    """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequest:
+    """One run to carry out. `inputs` are bound and typed; secret ones are `Secret`."""
+
+    run_id: str
+    loaded: LoadedWorkflow
+    inputs: Mapping[str, JsonValue | Secret]
+    trigger: str = "manual"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakenRun:
+    """A run that another process began and that is ours now: `fence` is the only valid one, nothing of it is open."""
+
+    request: RunRequest
+    fence: int
+    steps: tuple[StepRecord, ...]
+
+
+@dataclass(slots=True)
+class Interruption:
+    """Why the run is being cancelled from outside, set before the task is cancelled."""
+
+    exit_code: ExitCode = ExitCode.INTERRUPTED
+    reason: str = "cancelled"
+
+
+@dataclass(slots=True)
+class RunProgress:
+    """What is known of a run while it goes on: how steps ended, their kept outputs, and the failures."""
+
+    request: RunRequest
+    fence: int
+    context: JsonObject
+    public_inputs: JsonObject
+    states: dict[str, StepState] = field(default_factory=dict)
+    results: dict[str, JsonObject] = field(default_factory=dict)
+    """State and kept output of the steps that ended, as expressions see them."""
+    errors: dict[str, OrchestratorError] = field(default_factory=dict)
+    attempts: dict[str, int] = field(default_factory=dict)
+    """How often each step was tried in earlier processes."""
+
+    def ended(self, step: str, state: StepState, output: JsonObject | None) -> None:
+        """Remember how a step ended and what its dependents may use of it."""
+        self.states[step] = state
+        self.results[step] = {"state": state.value, "output": output or {}}
+
+    def failed(self, step: str, error: OrchestratorError) -> None:
+        """Remember why a step failed."""
+        self.errors[step] = error
+
+    def expression_context(self, endpoints: Mapping[str, str]) -> dict[str, Any]:
+        """What `${{ }}` may refer to now. Secret inputs are `Secret` objects and are only passed on whole."""
+        return {
+            "inputs": dict(self.request.inputs),
+            "context": dict(self.context),
+            "run": {"id": self.request.run_id},
+            "endpoints": dict(endpoints),
+            "steps": dict(self.results),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOutcome:
+    """How a run came out. `unconfirmed` are the leases whose end nobody has confirmed yet."""
+
+    run_id: str
+    state: RunState
+    exit_code: ExitCode
+    reason: str = ""
+    steps: Mapping[str, StepState] = field(default_factory=dict)
+    errors: Mapping[str, OrchestratorError] = field(default_factory=dict)
+    unconfirmed: tuple[LeaseRecord, ...] = ()

@@ -1,0 +1,203 @@
+"""One workflow as one scheduler knows it, and the steps from a fire that is due to its run."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from functools import partial
+
+from orchestrator.errors import ExitCode, LedgerError, OrchestratorError, UsageError
+from orchestrator.ledger.coordination.schedules import ScheduleState, ScheduleStates
+from orchestrator.ledger.events import RunState
+from orchestrator.runs.runner import Runner
+from orchestrator.runs.types import RunRequest, Services
+from orchestrator.scheduling.fires import TRIGGER_REQUEST, TRIGGER_SCHEDULE, Fire, requested
+from orchestrator.scheduling.launcher import Launched, Launcher
+from orchestrator.scheduling.overlap import QUEUE_LIMIT, Decision, Verdict, admit, due, next_due
+from orchestrator.scheduling.state import StateChange, change_state
+from orchestrator.telemetry.metrics import Metrics
+from orchestrator.workflow.inputs import bind_inputs
+from orchestrator.workflow.loader import LoadedWorkflow
+
+log = logging.getLogger(__name__)
+
+_INSTANT = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerContext:
+    """What every entry of a scheduler works with."""
+
+    services: Services
+    store: ScheduleStates
+    launcher: Launcher
+    metrics: Metrics
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A workflow with its memory: up to which nominal time (`seen`) its fires were decided.
+
+    Only one task at a time may call `step`. `waiting` are the fires that were queued, oldest first.
+    """
+
+    context: SchedulerContext
+    loaded: LoadedWorkflow
+    seen: datetime
+    paused: bool = False
+    waiting: deque[Fire] = field(default_factory=deque)
+    running: list[Launched] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The workflow's name."""
+        return self.loaded.workflow.name
+
+    def replace(self, loaded: LoadedWorkflow, now: datetime) -> None:
+        """Go on with another version of the workflow. Times of a new schedule count from now on only."""
+        if loaded.workflow.schedule != self.loaded.workflow.schedule:
+            self.seen = max(self.seen, now)
+        self.loaded = loaded
+
+    def next_due(self) -> datetime | None:
+        """When `step` is next to be called for the schedule's sake; None: not for its sake."""
+        schedule = self.loaded.workflow.schedule
+        if schedule is None or self.paused:
+            return None
+        fire = next_due(schedule, self.name, after=self.seen)
+        return fire.due if fire else None
+
+    async def step(self) -> None:
+        """Decide and do whatever is due now. Raises LedgerError; then it is to be called again later."""
+        await self._start_waiting()
+        if not self.paused:
+            await self._scheduled()
+
+    async def request(self, at: datetime) -> None:
+        """Carry out what a person asked for at this moment, and strike the request out. Raises LedgerError."""
+        fire = requested(self.name, at)
+        if fire not in self.waiting and all(fire.run_id != one.run_id for one in self.running):
+            decision = admit(
+                self.loaded.workflow.schedule,
+                fire,
+                running=await self._going_on(),
+                waiting=len(self.waiting),
+                caught_up=False,
+            )
+            await self._do(decision)
+        if fire not in self.waiting:
+            await self._change(partial(_struck_out, at))
+
+    async def _scheduled(self) -> None:
+        schedule = self.loaded.workflow.schedule
+        if schedule is None:
+            return
+        room = QUEUE_LIMIT - len(self.waiting)
+        found = due(schedule, self.name, after=self.seen, now=self.context.services.clock.now(), room=room)
+        if found.upto is None:
+            return
+        if found.missed is not None:
+            self._skipped(Decision(found.missed, Verdict.SKIP, "missed"))
+            self.seen = max(self.seen, found.missed.at)
+        for number, fire in enumerate(found.fires):
+            decision = admit(
+                schedule,
+                fire,
+                running=await self._going_on(),
+                waiting=len(self.waiting),
+                caught_up=number < found.caught_up,
+            )
+            await self._do(decision)
+            self.seen = max(self.seen, fire.at)
+        self.seen = max(self.seen, found.upto)
+        await self._remember()
+
+    async def _start_waiting(self) -> None:
+        while self.waiting and not await self._going_on():
+            fire = self.waiting[0]
+            await self._start(fire)
+            self.waiting.popleft()
+            if fire.trigger == TRIGGER_REQUEST:
+                await self._change(partial(_struck_out, fire.at))
+            await self._remember()
+
+    async def _do(self, decision: Decision) -> None:
+        fire = decision.fire
+        match decision.verdict:
+            case Verdict.START:
+                await self._start(fire)
+            case Verdict.QUEUE:
+                self.waiting.append(fire)
+            case Verdict.SKIP:
+                self._skipped(decision)
+            case Verdict.REPLACE:
+                await self._replace(fire)
+
+    async def _replace(self, fire: Fire) -> None:
+        """Cancel the scheduler's runs of this workflow and start when all they held is given back."""
+        self.waiting.clear()
+        ending = list(self.running)
+        for launched in ending:
+            launched.cancel(ExitCode.TERMINATED, f"replaced by the run {fire.run_id}")
+        await self.context.launcher.wait(ending)
+        if await self._going_on():
+            self._skipped(Decision(fire, Verdict.SKIP, "overlap"))  # another process runs it
+        else:
+            await self._start(fire)
+
+    async def _start(self, fire: Fire) -> None:
+        """Start the run of a fire, unless the ledger has it already. Raises LedgerError."""
+        workflow = self.loaded.workflow
+        given = workflow.schedule.inputs if workflow.schedule else {}
+        try:
+            bound = bind_inputs(workflow, given)
+        except UsageError as error:  # only of a workflow that has no schedule: else it was checked
+            log.error("%s cannot be run: %s", self.name, error.message)
+            self._skipped(Decision(fire, Verdict.SKIP, "inputs"))
+            return
+        request = RunRequest(run_id=fire.run_id, loaded=self.loaded, inputs=bound, trigger=fire.trigger)
+        launched = self.context.launcher.launch(Runner(self.context.services), request)
+        self.running.append(launched)
+        launched.task.add_done_callback(lambda _: self.running.remove(launched))
+        try:
+            await asyncio.wait([launched.begun])
+            launched.begun.result()
+        except UsageError:
+            self._skipped(Decision(fire, Verdict.SKIP, "taken"))
+        except LedgerError:
+            raise
+        except OrchestratorError as error:
+            log.error("%s cannot be run: %s", self.name, error.message)
+            self._skipped(Decision(fire, Verdict.SKIP, "refused"))
+        else:
+            lag = (self.context.services.clock.now() - fire.due).total_seconds()
+            self.context.metrics.started(self.name, max(0.0, lag))
+
+    async def _going_on(self) -> int:
+        """How many runs of this workflow go on that a scheduler started, here or in another process."""
+        running = await asyncio.to_thread(
+            self.context.services.reader.runs, workflow=self.name, state=RunState.RUNNING, limit=100
+        )
+        ours = {launched.run_id for launched in self.running}
+        return len(ours | {run.run_id for run in running if run.trigger in (TRIGGER_SCHEDULE, TRIGGER_REQUEST)})
+
+    def _skipped(self, decision: Decision) -> None:
+        self.context.metrics.skipped(self.name, decision.reason)
+        at = decision.fire.at.isoformat()
+        log.info("%s: the time %s is skipped: %s", self.name, at, decision.reason, extra={"workflow": self.name})
+
+    async def _remember(self) -> None:
+        """Keep what was decided. What waits counts as undecided: after a restart `catch_up` says what becomes of it."""
+        scheduled = [fire.at for fire in self.waiting if fire.trigger == TRIGGER_SCHEDULE]
+        handled = min([self.seen, *(at - _INSTANT for at in scheduled)])
+        await self._change(lambda state: replace(state, handled=max(state.handled, handled)))
+
+    async def _change(self, change: StateChange) -> None:
+        await asyncio.to_thread(change_state, self.context.store, self.name, change, known_since=self.seen)
+
+
+def _struck_out(at: datetime, state: ScheduleState) -> ScheduleState:
+    return replace(state, requested=None) if state.requested == at else state

@@ -1,0 +1,117 @@
+"""The workflows of a folder, loaded again when their files change.
+
+A file that is not valid any more leaves its last valid version in place; a run keeps the version it
+was started with. What is found wrong is told once for each version of a file.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from orchestrator.errors import UsageError
+from orchestrator.workflow.loader import LoadedWorkflow, load
+from orchestrator.workflow.parameters import ActionCatalog
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".yaml", ".yml")
+Stamp = tuple[int, int, int]
+
+
+@dataclass(slots=True)
+class _File:
+    stamp: Stamp
+    loaded: LoadedWorkflow | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """The workflows to schedule, by name, and how many files could not be loaded."""
+
+    workflows: Mapping[str, LoadedWorkflow] = field(default_factory=lambda: MappingProxyType({}))
+    invalid: int = 0
+
+
+class WorkflowFolder:
+    """Reads `*.yaml` and `*.yml` of one folder, not of the folders in it. Not safe for threads."""
+
+    def __init__(self, path: Path | None, actions: ActionCatalog) -> None:
+        """None as path: there is nothing to schedule."""
+        self._path = path
+        self._actions = actions
+        self._files: dict[str, _File] = {}
+        self._catalogue: Catalogue | None = None
+        self._doubles: frozenset[str] = frozenset()
+
+    def read(self) -> Catalogue:
+        """Look at every file, load those that changed, and answer what is to be scheduled now.
+
+        The answer is the same object as before while no file has changed. Raises UsageError if the folder
+        itself cannot be read.
+        """
+        found = self._stamps()
+        if self._catalogue is not None and found == {path: file.stamp for path, file in self._files.items()}:
+            return self._catalogue
+        for path in self._files.keys() - found.keys():
+            log.info("%s is gone: its workflow is not scheduled any more", path)
+            del self._files[path]
+        for path, stamp in sorted(found.items()):
+            known = self._files.get(path)
+            if known is None or known.stamp != stamp:
+                self._files[path] = self._load(path, stamp, known)
+        self._catalogue = self._catalogued()
+        return self._catalogue
+
+    def _stamps(self) -> dict[str, Stamp]:
+        stamps: dict[str, Stamp] = {}
+        if self._path is None:
+            return stamps
+        try:
+            with os.scandir(self._path) as entries:
+                for entry in entries:
+                    if entry.name.endswith(SUFFIXES) and not entry.name.startswith("."):
+                        try:
+                            status = entry.stat()
+                        except FileNotFoundError:
+                            continue
+                        stamps[entry.path] = (status.st_mtime_ns, status.st_size, status.st_ino)
+        except OSError as error:
+            raise UsageError(
+                f"the folder {self._path} cannot be read: {error.strerror}", hint="name the folder with the workflows"
+            ) from error
+        return stamps
+
+    def _load(self, path: str, stamp: Stamp, known: _File | None) -> _File:
+        before = known.loaded if known else None
+        try:
+            loaded = load(Path(path), actions=self._actions)
+        except UsageError as error:
+            kept = "its last valid version stays scheduled" if before else "it is not scheduled"
+            log.error("%s: %s\n%s", path, kept, error.message)
+            return _File(stamp, before, error.message)
+        if before is None or before.digest != loaded.digest:
+            log.info("%s: loaded %s, %s", path, loaded.workflow.name, loaded.digest)
+        return _File(stamp, loaded)
+
+    def _catalogued(self) -> Catalogue:
+        workflows: dict[str, LoadedWorkflow] = {}
+        doubles = set()
+        for path, file in sorted(self._files.items()):
+            if file.loaded is None:
+                continue
+            name = file.loaded.workflow.name
+            if name in workflows:
+                doubles.add(path)
+                if path not in self._doubles:
+                    log.error("%s: another file has a workflow %s already; this one is not scheduled", path, name)
+            else:
+                workflows[name] = file.loaded
+        self._doubles = frozenset(doubles)
+        invalid = sum(bool(file.problem) for file in self._files.values()) + len(doubles)
+        return Catalogue(MappingProxyType(workflows), invalid)

@@ -1,0 +1,1 @@
+"""The process that stays: schedules, workers, health and metrics."""

@@ -1,0 +1,91 @@
+"""The small HTTP listener of the scheduler: `/healthz`, `/readyz` and `/metrics`. Needs the extra `serve`.
+
+It answers everybody who can reach it, so it says what is well and what is not, and no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from orchestrator.errors import UsageError
+from orchestrator.telemetry.metrics import Metrics
+
+Check = Callable[[], Awaitable[Mapping[str, str]]]
+"""Answers each part's name with `ok`, or with a word for what is wrong."""
+
+OK = "ok"
+
+
+def listener_app(*, health: Check, readiness: Check, metrics: Metrics) -> Starlette:
+    """200 where every part is `ok`, else 503; the parts as JSON."""
+
+    def answering(check: Check) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            parts = await check()
+            well = all(state == OK for state in parts.values())
+            return JSONResponse({"ok": well, **parts}, status_code=200 if well else 503)
+
+        return answer
+
+    async def exposition(request: Request) -> Response:
+        body, content_type = metrics.exposition()
+        return Response(body, headers={"Content-Type": content_type})
+
+    return Starlette(
+        routes=[
+            Route("/healthz", answering(health)),
+            Route("/readyz", answering(readiness)),
+            Route("/metrics", exposition),
+        ]
+    )
+
+
+def bind(address: str) -> socket.socket:
+    """A listening socket at `HOST:PORT`, `[IPV6]:PORT`; port 0 takes a free one. Raises UsageError."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
+        raise UsageError(f"{address!r} is not HOST:PORT", hint="for example 127.0.0.1:9464")
+    bare = host.strip("[]")
+    listening = socket.socket(socket.AF_INET6 if ":" in bare else socket.AF_INET)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((bare, int(port)))
+        listening.listen()
+    except (OSError, OverflowError) as error:
+        listening.close()
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(
+            f"cannot listen at {address}: {reason}", hint="give a free address with --listen, or --no-listen"
+        ) from error
+    return listening
+
+
+@asynccontextmanager
+async def listening(app: Starlette, bound: socket.socket) -> AsyncIterator[None]:
+    """Answer at a bound socket until the context is left."""
+    settings = uvicorn.Config(
+        app, log_config=None, lifespan="off", access_log=False, timeout_graceful_shutdown=1, server_header=False
+    )
+    server = _Server(settings)
+    task = asyncio.create_task(server.serve(sockets=[bound]), name="listener")
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await task
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the scheduler's."""
+        yield

@@ -1,0 +1,321 @@
+"""`orchestrator serve`: a folder of workflows, each run when its schedule says so, until a signal comes.
+
+The first SIGTERM or SIGINT drains: nothing new is started, what runs may end within `drain` seconds and
+is cancelled then. A second signal cancels at once. A cancelled run revokes what it holds before it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from orchestrator.actions.catalog import catalog
+from orchestrator.assembly import RunnerConfig, open_services
+from orchestrator.errors import ExitCode, UsageError
+from orchestrator.ledger.coordination.schedules import open_schedules
+from orchestrator.ledger.events import Event
+from orchestrator.ledger.lease import OPEN, LeaseState
+from orchestrator.ledger.types import LeaseFilter
+from orchestrator.recovery.backoff import is_due
+from orchestrator.recovery.irrevocable import close_irrevocable
+from orchestrator.recovery.open_leases import close_left_over, left_over
+from orchestrator.recovery.orphans import sweep_id, sweep_orphans
+from orchestrator.recovery.takeover import Recovery
+from orchestrator.redaction import Redactor
+from orchestrator.runs.runner import Runner
+from orchestrator.runs.types import Services
+from orchestrator.scheduling.entry import SchedulerContext
+from orchestrator.scheduling.folder import WorkflowFolder
+from orchestrator.scheduling.launcher import Launcher
+from orchestrator.scheduling.queue import claiming
+from orchestrator.scheduling.scheduler import Scheduler
+from orchestrator.server.maintenance import Maintenance, maintained
+from orchestrator.server.readiness import STALLED_SECONDS, Readiness
+from orchestrator.telemetry.event_log import log_event
+from orchestrator.telemetry.metrics import Metrics
+from orchestrator.telemetry.observed_ledger import Observer, both
+
+log = logging.getLogger(__name__)
+
+SAMPLE_SECONDS = 15.0
+"""Between two counts of the leases that are not confirmed gone."""
+
+RECOVERY_SECONDS = 1.0
+"""Between two looks for dead processes."""
+
+CLAIM_SECONDS = 0.5
+"""Between two looks into the queue."""
+
+LEFTOVER_SECONDS = 15.0
+"""Between two looks at what ended runs could not confirm closed; each lease is tried when its pause is over."""
+
+SWEEP_SECONDS = 900.0
+"""Between two sweeps of expired logins: they are of no use to anybody, and each look is itself on record."""
+
+IRREVOCABLE_SECONDS = 60.0
+"""Between two looks at what Vault has given up revoking."""
+
+IDENTITY_SECONDS = 1.0
+"""Between two looks at how long the orchestrator's own Vault token still lives."""
+
+RENEWAL_SECONDS = 5.0
+"""How long renewing it may take."""
+
+Hooks = Callable[[Services], Sequence[Maintenance]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    """What the scheduler is told from outside. `drain` in seconds; `listen` is `HOST:PORT` or None.
+
+    Without a folder nothing is scheduled; with `queue` runs of the shared queue are carried out, no more at
+    once for each connection than `connection_runs` says, over all workers. `sweep_interval` is in seconds, and
+    one for all processes on a ledger.
+    """
+
+    folder: Path | None
+    max_runs: int = 8
+    drain: float = 60.0
+    listen: str | None = "127.0.0.1:9464"
+    queue: bool = False
+    connection_runs: Mapping[str, int] = field(default_factory=dict)
+    sweep_interval: float = SWEEP_SECONDS
+
+
+@dataclass(slots=True)
+class _Stop:
+    """What the signals have asked for."""
+
+    drain: asyncio.Event = field(default_factory=asyncio.Event)
+    now: asyncio.Event = field(default_factory=asyncio.Event)
+    code: ExitCode = ExitCode.TERMINATED
+
+
+async def serve(
+    runner: RunnerConfig,
+    config: ServeConfig,
+    *,
+    redactor: Redactor,
+    observer: Observer | None = None,
+    maintenance: Hooks = lambda services: (),
+) -> ExitCode:
+    """Schedule until a signal comes, and answer how it ended.
+
+    `observer` is told of all events, `maintenance` gives the hooks that are carried out beside the runs.
+    DONE: every run had ended by itself and nothing is left. TERMINATED or INTERRUPTED: runs had to be
+    cancelled. UNCONFIRMED: a revocation is not confirmed. Raises UsageError and LedgerError if it cannot begin.
+    """
+    bound, metrics = _observed(config.listen)
+    launcher = Launcher(max_runs=config.max_runs, redactor=redactor)
+
+    def observe(run_id: str, time: datetime, event: Event) -> None:
+        launcher.observe(run_id, event)
+        metrics.event(run_id, time, event)
+        log_event(run_id, event)
+
+    everybody = both(observe, observer)
+    stop = _Stop()
+    try:
+        with open_schedules(runner.ledger_url) as store, _signals(stop):
+            async with open_services(runner, redactor=redactor, observer=everybody) as services:
+                context = SchedulerContext(services=services, store=store, launcher=launcher, metrics=metrics)
+                scheduler = Scheduler(context, WorkflowFolder(config.folder, catalog))
+                hooks = [
+                    (RECOVERY_SECONDS, _recovery(services, launcher)),
+                    (LEFTOVER_SECONDS, _leftovers(services)),
+                    (LEFTOVER_SECONDS, services.engine.settle),
+                    (config.sweep_interval, _orphans(services, config.sweep_interval)),
+                    (IRREVOCABLE_SECONDS, _irrevocable(services, metrics)),
+                    (IDENTITY_SECONDS, _identity(services)),
+                    *_queue(services, launcher, config),
+                    *maintenance(services),
+                    (SAMPLE_SECONDS, _pending_leases(services, metrics)),
+                ]
+                async with (
+                    _listening(bound, scheduler, Readiness(services, store, metrics), metrics, stop),
+                    maintained(hooks, metrics),
+                ):
+                    cut_short = await _until_drained(scheduler, launcher, stop, config.drain)
+                return _ended(services, launcher, stop, cut_short=cut_short)
+    finally:
+        if bound is not None:
+            bound.close()
+
+
+async def _until_drained(scheduler: Scheduler, launcher: Launcher, stop: _Stop, seconds: float) -> bool:
+    """Schedule until a signal comes, then let the runs end; whether any had to be cancelled."""
+    loop_task = asyncio.create_task(scheduler.run(), name="scheduler")
+    stopped = asyncio.create_task(stop.drain.wait())
+    try:
+        await asyncio.wait([loop_task, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if loop_task.done():
+            loop_task.result()  # it never ends by itself: this raises what ended it
+    finally:
+        stopped.cancel()
+        loop_task.cancel()
+        await asyncio.wait([loop_task])
+        await scheduler.stop()
+        cut_short = await _drained(launcher, stop, seconds)
+    return cut_short
+
+
+async def _drained(launcher: Launcher, stop: _Stop, seconds: float) -> bool:
+    running = launcher.active
+    if running:
+        log.info("waiting up to %gs for %d runs", seconds, len(running))
+    ended = asyncio.ensure_future(launcher.wait(running, seconds=seconds))
+    hurry = asyncio.ensure_future(stop.now.wait())
+    await asyncio.wait([ended, hurry], return_when=asyncio.FIRST_COMPLETED)
+    hurry.cancel()
+    left = launcher.active
+    for launched in left:
+        log.warning("cancelling run %s", launched.run_id, extra={"run": launched.run_id})
+        launched.cancel(stop.code, "the scheduler was stopped")
+    await launcher.wait(left)
+    await ended
+    return bool(left)
+
+
+def _ended(services: Services, launcher: Launcher, stop: _Stop, *, cut_short: bool) -> ExitCode:
+    still_open = 0
+    for lease_id in launcher.unconfirmed:
+        record = services.reader.lease(lease_id)
+        still_open += record is None or record.state in OPEN
+    if still_open:
+        log.error("%d leases are not confirmed gone; `orchestrator leases sweep` closes them", still_open)
+        return ExitCode.UNCONFIRMED
+    return stop.code if cut_short else ExitCode.DONE
+
+
+def _queue(services: Services, launcher: Launcher, config: ServeConfig) -> Sequence[Maintenance]:
+    if not config.queue:
+        return ()
+    claim = claiming(services, launcher, config.connection_runs, max_runs=config.max_runs)
+    return [(CLAIM_SECONDS, claim)]
+
+
+def _recovery(services: Services, launcher: Launcher) -> Callable[[], Awaitable[None]]:
+    """Close what dead processes left, and go on with their runs as far as they may."""
+    recovery = Recovery(services)
+
+    async def recover() -> None:
+        for found in await recovery.once():
+            about = {"run": found.run_id, "workflow": found.workflow}
+            log.warning("took over run %s from %s", found.run_id, found.dead, extra=about)
+            if found.resumable is not None:
+                launcher.launch(Runner(services), found.resumable.request, found.resumable)
+
+    return recover
+
+
+def _leftovers(services: Services) -> Callable[[], Awaitable[None]]:
+    async def leftovers() -> None:
+        records = await asyncio.to_thread(left_over, services.reader)
+        due = [lease for lease in records if is_due(lease, services.clock.now())]
+        for found in await close_left_over(services, due):
+            if found.confirmed:
+                log.info("lease %s is gone at last", found.lease.lease_id, extra={"lease": found.lease.lease_id})
+
+    return leftovers
+
+
+def _orphans(services: Services, seconds: float) -> Callable[[], Awaitable[None]]:
+    async def orphans() -> None:
+        for swept in await sweep_orphans(services, sweep_id(services.clock.now(), seconds)) or ():
+            if not swept.clean:
+                log.error("expired logins of %s: %s", swept.connection, swept.reason)
+
+    return orphans
+
+
+def _irrevocable(services: Services, metrics: Metrics) -> Callable[[], Awaitable[None]]:
+    async def irrevocable() -> None:
+        metrics.irrevocable(len(await close_irrevocable(services, at_once=False)))
+
+    return irrevocable
+
+
+def _identity(services: Services) -> Callable[[], Awaitable[None]]:
+    """Renew the orchestrator's own Vault token while there is nothing to do."""
+
+    async def identity() -> None:
+        deadline = services.clock.monotonic() + RENEWAL_SECONDS
+        await services.broker.vault.keep_identity(deadline=deadline)
+
+    return identity
+
+
+def _pending_leases(services: Services, metrics: Metrics) -> Callable[[], Awaitable[None]]:
+    async def pending_leases() -> None:
+        revoking = LeaseFilter(states=frozenset({LeaseState.REVOKING}), limit=10_000)
+        metrics.pending(len(await asyncio.to_thread(services.reader.leases, revoking)))
+
+    return pending_leases
+
+
+def _observed(address: str | None) -> tuple[socket.socket | None, Metrics]:
+    """The socket of the listener and what it shows; nothing is measured for nobody. Raises UsageError."""
+    if address is None:
+        return None, Metrics()
+    try:
+        from orchestrator.server.listener import bind
+        from orchestrator.telemetry.prometheus import PrometheusMetrics
+    except ImportError as error:
+        raise UsageError(
+            f"the listener needs the package {error.name}",
+            hint="pip install 'credential-orchestrator[serve]', or give --no-listen",
+        ) from error
+    return bind(address), PrometheusMetrics()
+
+
+@asynccontextmanager
+async def _listening(
+    bound: socket.socket | None, scheduler: Scheduler, readiness: Readiness, metrics: Metrics, stop: _Stop
+) -> AsyncIterator[None]:
+    if bound is None:
+        yield
+        return
+    from orchestrator.server.listener import listener_app, listening
+
+    async def health() -> Mapping[str, str]:
+        turning = not scheduler.loaded or stop.drain.is_set() or scheduler.silent_for() < STALLED_SECONDS
+        return {"loop": "ok" if turning else "stalled"}
+
+    async def ready() -> Mapping[str, str]:
+        workflows = "draining" if stop.drain.is_set() else "ok" if scheduler.loaded else "loading"
+        return {**await readiness.check(), "workflows": workflows}
+
+    host, port = bound.getsockname()[:2]
+    async with listening(listener_app(health=health, readiness=ready, metrics=metrics), bound):
+        log.info("listening at %s:%d", host, port, extra={"address": f"{host}:{port}"})
+        yield
+
+
+@contextmanager
+def _signals(stop: _Stop) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    handled = {signal.SIGINT: ExitCode.INTERRUPTED, signal.SIGTERM: ExitCode.TERMINATED}
+
+    def on_signal(number: signal.Signals, code: ExitCode) -> None:
+        if stop.drain.is_set():
+            stop.now.set()
+            log.warning("%s again: the runs are cancelled, and revoke what they hold", number.name)
+            return
+        stop.code = code
+        stop.drain.set()
+        log.info("%s: no new runs", number.name)
+
+    for number, code in handled.items():
+        loop.add_signal_handler(number, on_signal, number, code)
+    try:
+        yield
+    finally:
+        for number in handled:
+            loop.remove_signal_handler(number)

@@ -1,0 +1,39 @@
+"""What the scheduler tells whoever measures it. This base measures nothing; see `orchestrator.telemetry.prometheus`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from orchestrator.ledger.events import Event
+
+
+class Metrics:
+    """Called from the event loop; must not block. No call carries inputs, outputs or credentials."""
+
+    def event(self, run_id: str, time: datetime, event: Event) -> None:
+        """Something was recorded in the ledger."""
+
+    def started(self, workflow: str, lag: float) -> None:
+        """A fire has become a run, `lag` seconds after it was due."""
+
+    def skipped(self, workflow: str, reason: str) -> None:
+        """A fire is not run: `overlap`, `queue_full`, `missed`, `paused`, `taken`."""
+
+    def loaded(self, workflows: int, invalid: int) -> None:
+        """So many workflows are scheduled, and so many files of the folder cannot be loaded."""
+
+    def pending(self, leases: int) -> None:
+        """So many leases of the ledger are being revoked and not confirmed gone."""
+
+    def irrevocable(self, leases: int) -> None:
+        """So many leases Vault has given up revoking."""
+
+    def unreachable(self, service: str) -> None:
+        """`vault` or `ledger` did not answer when its readiness was checked."""
+
+    def failed(self, part: str) -> None:
+        """A part of the service failed and goes on: the name of a maintenance hook, or `scheduling`."""
+
+    def exposition(self) -> tuple[bytes, str]:
+        """Everything measured so far in Prometheus's text format, and its content type."""
+        return b"", "text/plain; version=0.0.4; charset=utf-8"
