@@ -15,7 +15,7 @@ from orchestrator.actions.catalog import action
 from orchestrator.clock import Clock, SystemClock
 from orchestrator.credentials.broker import Broker
 from orchestrator.credentials.duties import DatabaseDuties
-from orchestrator.credentials.types import Issuer
+from orchestrator.credentials.types import Confirm, Issuer
 from orchestrator.errors import ExitCode, Interrupted
 from orchestrator.jsontypes import JsonValue
 from orchestrator.ledger.opening import open_ledger
@@ -26,7 +26,7 @@ from orchestrator.runs.engines.opening import open_engine
 from orchestrator.runs.engines.types import EngineName
 from orchestrator.runs.heartbeat import Heartbeat
 from orchestrator.runs.types import Interruption, RunOutcome, RunRequest, Services
-from orchestrator.runs.waiting_time import Patience
+from orchestrator.runs.waiting_time import WaitingTime
 from orchestrator.telemetry.observed_ledger import ObservedLedger, Observer
 from orchestrator.vault.config import VaultConfig
 from orchestrator.vault.session import VaultSession
@@ -51,6 +51,7 @@ class RunnerConfig:
     max_output_bytes: int = 1 << 20
     max_parallel: int = 8
     settle: float = 95.0
+    confirm: Mapping[str, Confirm] = field(default_factory=dict)
     clock: Clock = field(default_factory=SystemClock)
 
 
@@ -71,6 +72,7 @@ async def open_services(
         clock=config.clock,
         grace=config.grace,
         token_issuer=config.token_issuer,
+        confirm=config.confirm,
     )
     try:
         async with open_engine(
@@ -88,7 +90,7 @@ async def open_services(
                 heartbeat=heartbeat,
                 queue=ledger.queue,
                 engine=engine,
-                patience=Patience(config.clock, ledger, vault),
+                waiting_time=WaitingTime(config.clock, ledger, vault),
                 max_output_bytes=config.max_output_bytes,
                 max_parallel=config.max_parallel,
                 settle=config.settle,

@@ -99,6 +99,8 @@ class Settings(BaseSettings):
     """Seconds that revocation may take when a step ends."""
     settle: Annotated[float, Field(gt=0)] = 95.0
     """Seconds after which a request to Vault whose answer was lost is certainly over."""
+    confirm: dict[str, Literal["database", "vault"]] = Field(default_factory=dict)
+    """Whose word it takes that a login is gone, by connection: the database's, or `vault` where it cannot be asked."""
     sweep_interval: Annotated[float, Field(ge=1)] = 900.0
     """Seconds between two sweeps of expired logins by `serve` and `worker`."""
     max_output_bytes: Annotated[int, Field(gt=0)] = 1 << 20

@@ -62,6 +62,7 @@ def policy_engine(settings: Settings) -> PolicyEngine:
 def runner_config(settings: Settings, *, engine: EngineName | None = None, grace: float | None = None) -> RunnerConfig:
     """Everything a runner is told from outside; `engine` and `grace`, in seconds, win over the settings."""
     from orchestrator.assembly import RunnerConfig
+    from orchestrator.credentials.types import Confirm
     from orchestrator.vault_login import vault_config
 
     return RunnerConfig(
@@ -75,6 +76,7 @@ def runner_config(settings: Settings, *, engine: EngineName | None = None, grace
         max_output_bytes=settings.max_output_bytes,
         max_parallel=settings.max_parallel,
         settle=settings.settle,
+        confirm={name: Confirm(word) for name, word in settings.confirm.items()},
     )
 
 

@@ -1,23 +1,46 @@
 """Taking credentials back, and never calling "revoked" what is not confirmed.
 
-Used at the end of every step attempt and, from the ledger's records alone, by recovery.
+Used at the end of every step attempt, at the end of every run and, from the ledger's records alone, by recovery.
+Vault is asked first, lease by lease; then the database, with one login for all step keys in question.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import asyncio
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from orchestrator.credentials.types import STEP_TOKEN_KIND, Attempt, Duties, LeaseHandle, LoginsLeft
+from orchestrator.credentials.types import (
+    STEP_TOKEN_KIND,
+    Attempt,
+    Confirm,
+    Duties,
+    LeaseHandle,
+    LoginLeft,
+    Suspect,
+    SweptLogins,
+    step_key_of,
+)
 from orchestrator.errors import OrchestratorError
-from orchestrator.ledger.events import LeaseEnded, LeaseEvent, LeaseRevocationFailed, LeaseRevoked, OrphansSwept
+from orchestrator.ledger.events import (
+    LeaseEnded,
+    LeaseEvent,
+    LeaseRevocationFailed,
+    LeaseRevoked,
+    LeaseVaultRevoked,
+    OrphansSwept,
+)
 from orchestrator.vault.session import VaultSession
 
 
-async def close_lease(handle: LeaseHandle, vault: VaultSession, *, deadline: float) -> LeaseEvent:
-    """Take one lease back and say what became of it. Never raises for what Vault, the network or a login does.
+async def close_lease(
+    handle: LeaseHandle, vault: VaultSession, *, deadline: float, confirm: Confirm = Confirm.VAULT
+) -> LeaseEvent:
+    """Ask Vault to take one lease back and say what became of it. Never raises for what Vault or the network does.
 
     Step tokens go by accessor and leases by their Vault lease id, synchronously. A handle that has
-    neither although its kind needs one is of unknown outcome and cannot be confirmed here.
+    neither although its kind needs one is of unknown outcome and cannot be confirmed here. With
+    `Confirm.DATABASE` Vault's word for a database login is recorded as just that. `deadline` is monotonic.
     """
     try:
         if handle.grant_kind == STEP_TOKEN_KIND:
@@ -27,6 +50,8 @@ async def close_lease(handle: LeaseHandle, vault: VaultSession, *, deadline: flo
             return LeaseRevoked(lease_id=handle.lease_id, confirmed_by="vault")
         if handle.vault_lease_id:
             await vault.revoke_lease(handle.vault_lease_id, deadline=deadline)
+            if confirm is Confirm.DATABASE and handle.connection:
+                return LeaseVaultRevoked(lease_id=handle.lease_id)
             return LeaseRevoked(lease_id=handle.lease_id, confirmed_by="vault")
     except OrchestratorError as error:
         return _failed(handle, error.message, vault)
@@ -39,32 +64,73 @@ def _failed(handle: LeaseHandle, error: str, vault: VaultSession) -> LeaseRevoca
     return LeaseRevocationFailed(lease_id=handle.lease_id, error=error, vault_time=vault.time())
 
 
-async def close_all(
-    held: Sequence[LeaseHandle], attempt: Attempt, *, vault: VaultSession, duties: Duties | None, deadline: float
-) -> list[LeaseEvent | OrphansSwept]:
-    """Take back what an attempt holds, in the given order, and say what became of each.
+def suspects_of(
+    step_key: str, held: Sequence[LeaseHandle], ends: Iterable[LeaseEvent | OrphansSwept]
+) -> tuple[Suspect, ...]:
+    """Those of the leases of one step key that Vault's answers do not settle."""
+    known = frozenset(handle.subject for handle in held)
+    open_ones = {end.lease_id: end for end in ends if isinstance(end, LeaseVaultRevoked | LeaseRevocationFailed)}
+    return tuple(
+        Suspect(handle, step_key, known, isinstance(open_ones[handle.lease_id], LeaseVaultRevoked))
+        for handle in held
+        if handle.connection and handle.lease_id in open_ones
+    )
 
-    What Vault does not confirm is looked for in its database by the attempt's step key.
+
+async def ask_databases(
+    suspects: Sequence[Suspect], attempt: Attempt, duties: Duties | None, *, deadline: float
+) -> tuple[list[LeaseEvent | OrphansSwept], dict[str, OrchestratorError]]:
+    """Look for the suspects in their databases and drop what is there, each database with one login.
+
+    Returns what is known now, and by connection why nothing is. The login is made for `attempt`, whose own
+    step key plays no part. `deadline` is monotonic.
     """
-    ends: list[LeaseEvent | OrphansSwept] = [await close_lease(handle, vault, deadline=deadline) for handle in held]
-    unconfirmed = {end.lease_id for end in ends if isinstance(end, LeaseRevocationFailed)}
-    suspects = [handle for handle in held if handle.connection and handle.lease_id in unconfirmed]
-    known = {handle.subject for handle in held}
-    for connection in sorted({handle.connection for handle in suspects if handle.connection}):
-        swept = await sweep_database(attempt, connection, duties, deadline)
-        if swept is None:
-            continue
-        here = [handle for handle in suspects if handle.connection == connection]
-        if isinstance(swept, LoginsLeft):
-            told: list[LeaseEvent | OrphansSwept] = [
-                LeaseRevocationFailed(lease_id=handle.lease_id, error=swept.message) for handle in here
-            ]
+    told: list[LeaseEvent | OrphansSwept] = []
+    silent: dict[str, OrchestratorError] = {}
+    by_connection: dict[str, list[Suspect]] = defaultdict(list)
+    for suspect in suspects:
+        by_connection[suspect.handle.connection or ""].append(suspect)
+
+    async def ask(duties: Duties, connection: str, here: Sequence[Suspect]) -> None:
+        keys = list(dict.fromkeys(suspect.step_key for suspect in here))
+        try:
+            swept = await duties.sweep(attempt, connection, keys, deadline=deadline)
+        except OrchestratorError as error:
+            silent[connection] = error
         else:
-            here = [handle for handle in here if gone_after_sweep(handle, swept.roles, known)]
-            told = [swept, *(LeaseRevoked(lease_id=each.lease_id, confirmed_by="database") for each in here)]
-        decided = {handle.lease_id for handle in here}
-        ends = [end for end in ends if getattr(end, "lease_id", None) not in decided] + told
-    return ends
+            told.extend(settled(here, connection, swept))
+
+    if duties is not None:
+        await asyncio.gather(*(ask(duties, *each) for each in sorted(by_connection.items())))
+    return told, silent
+
+
+def settled(suspects: Sequence[Suspect], connection: str, swept: SweptLogins) -> list[LeaseEvent | OrphansSwept]:
+    """What a database's answer says of each suspect in it; nothing of those that Vault may still be creating."""
+    dropped, left = _by_key(swept.dropped), _by_key(each.login for each in swept.left)
+    by_key: dict[str, list[Suspect]] = defaultdict(list)
+    for suspect in suspects:
+        by_key[suspect.step_key].append(suspect)
+    told: list[LeaseEvent | OrphansSwept] = []
+    for key, here in by_key.items():
+        logins = dropped.get(key, [])
+        if key in left:
+            problems = left_in(connection, [each for each in swept.left if each.login in left[key]])
+            told += [LeaseRevocationFailed(lease_id=each.handle.lease_id, error=problems) for each in here]
+            continue
+        if logins or not all(each.vault_agrees for each in here):
+            told.append(OrphansSwept(step_key=key, connection=connection, roles=tuple(sorted(logins))))
+        told += [
+            LeaseRevoked(lease_id=each.handle.lease_id, confirmed_by="database")
+            for each in here
+            if gone_after_sweep(each.handle, logins, each.known)
+        ]
+    return told
+
+
+def left_in(connection: str, left: Sequence[LoginLeft]) -> str:
+    """What is told of logins that the database could only disable."""
+    return f"still in `{connection}`, disabled: " + "; ".join(f"{each.login}: {each.problem}" for each in left)
 
 
 def gone_after_sweep(handle: LeaseHandle, dropped: Collection[str], known: Collection[str]) -> bool:
@@ -76,16 +142,20 @@ def gone_after_sweep(handle: LeaseHandle, dropped: Collection[str], known: Colle
     return handle.answered or not handle.unknown or not set(dropped) <= set(known)
 
 
-async def sweep_database(
-    attempt: Attempt, connection: str, duties: Duties | None, deadline: float
-) -> OrphansSwept | LoginsLeft | None:
-    """Drop the logins of the attempt's step key: what was dropped, or what is left; None where nothing can be said."""
-    if duties is None:
-        return None
-    try:
-        roles = await duties.sweep(attempt, connection, deadline=deadline)
-    except LoginsLeft as left:
-        return left
-    except OrchestratorError:
-        return None
-    return OrphansSwept(step_key=attempt.step_key, connection=connection, roles=roles)
+def merged(
+    ends: Sequence[LeaseEvent | OrphansSwept], told: Sequence[LeaseEvent | OrphansSwept]
+) -> list[LeaseEvent | OrphansSwept]:
+    """What to record of leases that Vault was asked about first and then their database.
+
+    Vault's word stays on record; a failure of Vault's is replaced by what the database says.
+    """
+    decided = {event.lease_id for event in told if not isinstance(event, OrphansSwept)}
+    kept = [end for end in ends if not (isinstance(end, LeaseRevocationFailed) and end.lease_id in decided)]
+    return [*kept, *told]
+
+
+def _by_key(logins: Iterable[str]) -> Mapping[str, list[str]]:
+    found: dict[str, list[str]] = defaultdict(list)
+    for login in logins:
+        found[step_key_of(login)].append(login)
+    return found

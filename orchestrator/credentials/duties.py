@@ -1,10 +1,11 @@
 """What the broker itself does in a target database, each duty with a short-lived login of its own.
 
 *Sweep*: Vault can create a login role and lose the lease (its own request was cancelled, it was
-sealed, it crashed in between): no Vault call can remove such a role. Its name carries the step key,
-and the functions `orchestrator.sweep` and `orchestrator.ephemeral_roles` drop and list exactly the
-roles of one step key; `orchestrator.sweep_expired` drops those, of whatever step, that are no longer
-valid. What cannot be dropped is disabled, and the database's reason is told.
+sealed, it crashed in between): no Vault call can remove such a role; and what it says is gone may
+still be there. The name of a login carries the step key, and
+the functions `orchestrator.sweep` and `orchestrator.ephemeral_roles` drop and list exactly the roles
+of one step key; `orchestrator.sweep_expired` drops those, of whatever step, that are no longer valid.
+What cannot be dropped is disabled, and the database's reason is told.
 
 *Bind*: the values of a step's row limits are told to the database by `orchestrator.bind`, once for a
 login, before the step has it. Until then the login sees no row.
@@ -13,13 +14,13 @@ login, before the step has it. Until then the login sees no row.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from orchestrator.credentials.broker import Broker
-from orchestrator.credentials.types import Attempt, ExpiredLogins, LoginLeft, LoginsLeft
+from orchestrator.credentials.types import Attempt, LeasesOfRun, LoginLeft, SweptLogins
 from orchestrator.errors import Unreachable
 from orchestrator.grants.policy_names import BrokerDuty, duty_policy_name, duty_role_name
 from orchestrator.grants.scope import Scope
@@ -27,6 +28,12 @@ from orchestrator.ledger.ids import new_step_key
 
 if TYPE_CHECKING:
     import psycopg
+
+_SWEEP = "SELECT login, problem FROM unnest(%s::text[]) AS step_key, orchestrator.sweep(step_key)"
+_LEFT = "SELECT login FROM unnest(%s::text[]) AS step_key, orchestrator.ephemeral_roles(step_key) AS login"
+
+_KEYS_AT_ONCE = 100
+"""Step keys in one statement: what it has dropped stays dropped if a later one takes too long."""
 
 _DUTY_SECONDS = 30
 """How long one duty may take; also the life of its login. Of a shorter time half is kept for taking the login back."""
@@ -42,27 +49,32 @@ class DatabaseDuties:
     broker: Broker
     endpoints: Mapping[str, str]
 
-    async def sweep(self, attempt: Attempt, connection: str, *, deadline: float) -> tuple[str, ...]:
-        """Drop every login of the attempt's step key and return their names, sorted.
+    async def sweep(
+        self, attempt: Attempt, connection: str, step_keys: Collection[str], *, deadline: float
+    ) -> SweptLogins:
+        """Drop every login of these step keys; when this returns only those in `left` are there, disabled.
 
-        Raises LoginsLeft where one cannot be dropped, and Unreachable, GrantRefused or VaultUnreachable
-        where it cannot be said that none is left.
+        Raises Unreachable, GrantRefused or VaultUnreachable where it cannot be said that no other is left.
         """
-        step_key = attempt.step_key
+        keys = sorted(step_keys)
+        dropped: list[str] = []
+        left: dict[str, str] = {}
         async with self._session("sweep", attempt, connection, deadline) as session:
-            rows = await (
-                await session.execute("SELECT login, problem FROM orchestrator.sweep(%s)", [step_key])
-            ).fetchall()
-            left = await (await session.execute("SELECT orchestrator.ephemeral_roles(%s)", [step_key])).fetchall()
-        if left:
-            problems = {str(login): str(problem) for login, problem in rows if problem}
-            raise LoginsLeft(
-                connection,
-                tuple(LoginLeft(str(login), problems.get(login, "it was created meanwhile")) for (login,) in left),
-            )
-        return tuple(sorted(str(login) for login, _ in rows))
+            for begin in range(0, len(keys), _KEYS_AT_ONCE):
+                some = keys[begin : begin + _KEYS_AT_ONCE]
+                for login, problem in await (await session.execute(_SWEEP, [some])).fetchall():
+                    if problem is None:
+                        dropped.append(str(login))
+                    else:
+                        left[str(login)] = str(problem)
+                for (login,) in await (await session.execute(_LEFT, [some])).fetchall():
+                    left.setdefault(str(login), "it was created meanwhile")
+        return SweptLogins(
+            dropped=tuple(sorted(set(dropped) - left.keys())),
+            left=tuple(LoginLeft(login, problem) for login, problem in sorted(left.items())),
+        )
 
-    async def sweep_expired(self, attempt: Attempt, connection: str, *, deadline: float) -> ExpiredLogins:
+    async def sweep_expired(self, attempt: Attempt, connection: str, *, deadline: float) -> SweptLogins:
         """Drop the ephemeral logins that are no longer valid by the database's own clock, whatever their step.
 
         Where there are very many the rest is left to the next call. Raises Unreachable, GrantRefused or
@@ -70,16 +82,16 @@ class DatabaseDuties:
         """
         async with self._session("sweep", attempt, connection, deadline) as session:
             rows = await (await session.execute("SELECT login, problem FROM orchestrator.sweep_expired()")).fetchall()
-        return ExpiredLogins(
+        return SweptLogins(
             dropped=tuple(sorted(str(login) for login, problem in rows if problem is None)),
             left=tuple(LoginLeft(str(login), str(problem)) for login, problem in rows if problem is not None),
         )
 
     async def bind(
-        self, attempt: Attempt, connection: str, login: str, values: Sequence[str], *, deadline: float
+        self, attempt: Attempt, connection: str, login: str, values: Sequence[str], *, deadline: float, run: LeasesOfRun
     ) -> None:
         """Set the row limits of a login, numbered from 1. Raises Unreachable, GrantRefused or VaultUnreachable."""
-        async with self._session("bind", attempt, connection, deadline) as session:
+        async with self._session("bind", attempt, connection, deadline, run) as session:
             await session.cursor().executemany(
                 "SELECT orchestrator.bind(%s, %s, %s)",
                 [(login, number, value) for number, value in enumerate(values, 1)],
@@ -87,7 +99,7 @@ class DatabaseDuties:
 
     @asynccontextmanager
     async def _session(
-        self, duty: BrokerDuty, attempt: Attempt, connection: str, deadline: float
+        self, duty: BrokerDuty, attempt: Attempt, connection: str, deadline: float, run: LeasesOfRun | None = None
     ) -> AsyncIterator[psycopg.AsyncConnection]:
         import psycopg
 
@@ -109,7 +121,7 @@ class DatabaseDuties:
             deadline=until,
         )
         broker = replace(self.broker, grace=min(self.broker.grace, half))
-        async with _until(until, duty), broker.open(own) as credentials:
+        async with _until(until, duty), broker.open(own, run=run) as credentials:
             login = credentials[scope.name].fields
             try:
                 async with await psycopg.AsyncConnection.connect(

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from enum import StrEnum
+from typing import Any, Protocol
 
 from orchestrator.clock import Clock
-from orchestrator.errors import Unreachable
 from orchestrator.grants.credential import Credential
 from orchestrator.grants.scope import Scope
+from orchestrator.ledger.journal import Journal
 from orchestrator.ledger.types import LeaseRecord
 from orchestrator.secret import Secret
 from orchestrator.vault.session import VaultSession
 
 STEP_TOKEN_KIND = "step-token"  # noqa: S105 -- a kind of lease
+
+
+SWEEP_GRANT = "(sweep)"
+"""How the ledger names a login that was made to look for others. Its own end needs no further one to be confirmed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,40 +133,74 @@ class LoginLeft:
     problem: str
 
 
-class LoginsLeft(Unreachable):
-    """Logins of a step are still in a database: nobody can use them, and a person has to clear the way."""
-
-    def __init__(self, connection: str, left: tuple[LoginLeft, ...]) -> None:
-        told = "; ".join(f"{each.login}: {each.problem}" for each in left)
-        super().__init__(
-            f"still in `{connection}`, disabled: {told}",
-            hint="clear what keeps it, then run `orchestrator leases sweep`",
-        )
-        self.left = left
-
-
 @dataclass(frozen=True, slots=True)
-class ExpiredLogins:
-    """What a sweep of one database found no longer valid: what it dropped, and what it could only disable."""
+class SweptLogins:
+    """What a sweep of one database came to: what it dropped, and what it could only disable. Nothing else is left."""
 
     dropped: tuple[str, ...]
     left: tuple[LoginLeft, ...]
 
 
+class Confirm(StrEnum):
+    """Whose word it takes that a database login is gone."""
+
+    DATABASE = "database"
+    """The database's own catalog, asked after Vault has answered."""
+    VAULT = "vault"
+    """Vault's answer alone, where the orchestrator cannot reach the database."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A database login that its database has not been asked about.
+
+    `known` are the logins that were certainly issued under its step key; `vault_agrees` that Vault says it is gone.
+    """
+
+    handle: LeaseHandle
+    step_key: str
+    known: frozenset[str]
+    vault_agrees: bool = False
+
+
+class LeasesOfRun(Protocol):
+    """What the attempts of one run share; see `orchestrator.credentials.run_leases`."""
+
+    @property
+    def journal(self) -> Journal:
+        """Where the run's events go."""
+
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have something done that no step waits for, but the end of the run."""
+
+    def given_back(self, attempt: Attempt, suspects: Sequence[Suspect]) -> None:
+        """Remember logins whose database is to be asked before the run is over."""
+
+
 class Duties(Protocol):
     """What the broker does in a database itself; see `orchestrator.credentials.duties`."""
 
-    async def sweep(self, attempt: Attempt, connection: str, *, deadline: float) -> tuple[str, ...]:
-        """Look for logins of the attempt's step key, drop them, and return their names.
+    async def sweep(
+        self, attempt: Attempt, connection: str, step_keys: Collection[str], *, deadline: float
+    ) -> SweptLogins:
+        """Look for logins of these step keys and drop them, all with one login of its own, made for `attempt`.
 
-        Returning means that none is left. Raises LoginsLeft with the database's reason where one is, and
-        another OrchestratorError where nothing can be said.
+        Returning means that the database has no login of these keys but those in `left`. Raises
+        OrchestratorError where nothing can be said.
         """
 
-    async def sweep_expired(self, attempt: Attempt, connection: str, *, deadline: float) -> ExpiredLogins:
+    async def sweep_expired(self, attempt: Attempt, connection: str, *, deadline: float) -> SweptLogins:
         """Drop the logins of any step that are no longer valid. Raises OrchestratorError where that cannot be asked."""
 
     async def bind(
-        self, attempt: Attempt, connection: str, login: str, values: Sequence[str], *, deadline: float
+        self, attempt: Attempt, connection: str, login: str, values: Sequence[str], *, deadline: float, run: LeasesOfRun
     ) -> None:
-        """Set the values of a login's row limits. Raises OrchestratorError where that did not happen."""
+        """Set the values of a login's row limits. Raises OrchestratorError where that did not happen.
+
+        What became of the login that this takes is confirmed with the other leases of `run`.
+        """
+
+
+def step_key_of(login: str) -> str:
+    """The step key in the name of an ephemeral login, `orc_<step key>_<8 characters>`."""
+    return login.removeprefix("orc_").rpartition("_")[0]

@@ -182,12 +182,21 @@ class LeaseRevocationFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseVaultRevoked:
+    """Vault has answered that it is revoked. It counts as gone when the database has been asked, too."""
+
+    kind: ClassVar[str] = "lease.vault_revoked"
+    to: ClassVar[LeaseState] = LeaseState.REVOKING
+    lease_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseRevoked:
     kind: ClassVar[str] = "lease.revoked"
     to: ClassVar[LeaseState] = LeaseState.REVOKED
     lease_id: str
     confirmed_by: str
-    """`vault` (synchronous revocation answered) or `database` (the catalog was asked)."""
+    """`vault` (it answered a synchronous revocation) or `database` (its catalog was asked, whatever Vault said)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,6 +231,7 @@ LeaseEvent = (
     | LeaseRenewed
     | LeaseRevoking
     | LeaseRevocationFailed
+    | LeaseVaultRevoked
     | LeaseRevoked
     | LeaseExpired
     | LeaseEnded

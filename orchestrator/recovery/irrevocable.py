@@ -20,7 +20,8 @@ from orchestrator.ledger.events import LeaseRevoking, RunState
 from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.types import LeaseFilter, LeaseRecord
 from orchestrator.recovery.backoff import is_due
-from orchestrator.recovery.open_leases import PATIENCE, close_left_over
+from orchestrator.recovery.closing_pass import CLOSING_SECONDS
+from orchestrator.recovery.open_leases import close_left_over
 from orchestrator.runs.types import Services
 from orchestrator.vault.faults import VaultRefused, VaultUnavailable
 from orchestrator.vault.session import IrrevocableLease
@@ -114,7 +115,7 @@ async def _ask_again(services: Services, leases: Sequence[LeaseRecord]) -> None:
 
 async def _ask_again_of(services: Services, leases: Sequence[LeaseRecord]) -> None:
     for lease in leases:
-        deadline = services.clock.monotonic() + PATIENCE
+        deadline = services.clock.monotonic() + CLOSING_SECONDS
         try:
             await services.broker.vault.revoke_lease(lease.vault_lease_id, deadline=deadline)
         except VaultRefused as refusal:

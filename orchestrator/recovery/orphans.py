@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from orchestrator.credentials.types import Attempt, LoginLeft
+from orchestrator.credentials.types import Attempt, LoginLeft, step_key_of
 from orchestrator.errors import ExitCode, FenceLost, IllegalTransition, OrchestratorError
 from orchestrator.ledger.events import (
     AttemptFinished,
@@ -183,8 +183,3 @@ def _ended_run(services: Services, step_key: str) -> str | None:
     leases = services.reader.leases(LeaseFilter(step_key=step_key, limit=1))
     run = services.reader.run(leases[0].run_id) if leases else None
     return run.run_id if run is not None and run.state is not RunState.RUNNING else None
-
-
-def step_key_of(login: str) -> str:
-    """The step key in the name of an ephemeral login, `orc_<step key>_<8 characters>`."""
-    return login.removeprefix("orc_").rpartition("_")[0]

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.ledger.ids import new_run_id
+from orchestrator.recovery.closing_pass import Leftover
 from orchestrator.recovery.irrevocable import Irrevocable, close_irrevocable
-from orchestrator.recovery.open_leases import Leftover, close_left_over, left_over
+from orchestrator.recovery.open_leases import close_left_over, left_over
 from orchestrator.recovery.orphans import ConnectionSwept, sweep_orphans
 from orchestrator.recovery.takeover import Recovery
 from orchestrator.runs.types import Services

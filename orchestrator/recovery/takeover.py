@@ -30,7 +30,8 @@ from orchestrator.ledger.events import (
 from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.reading.queries import SWEEP_WORKFLOW
 from orchestrator.ledger.types import LeaseFilter, RunRecord, StepRecord
-from orchestrator.recovery.open_leases import Leftover, close_leases
+from orchestrator.recovery.closing_pass import Leftover
+from orchestrator.recovery.open_leases import close_leases
 from orchestrator.runs.processes import certainly_gone
 from orchestrator.runs.types import RunRequest, Services, TakenRun
 from orchestrator.secret import Secret

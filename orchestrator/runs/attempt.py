@@ -83,7 +83,7 @@ class StepAttempt:
         if scopes and decision.obligations.max_ttl is not None and decision.obligations.max_ttl < self._step.timeout:
             return await self._end_early(self._too_short(decision.obligations.max_ttl), started, decided)
         attempt = self._attempt(started.step_key, scopes, decision, deadline)
-        leases = services.broker.open(attempt, prelude=(started, decided))
+        leases = services.broker.open(attempt, prelude=(started, decided), run=self.progress.leases)
         return await self._act(leases, action, params, deadline)
 
     async def _act(self, leases: StepLeases, action: Action, params: Params, deadline: float) -> AttemptResult:
@@ -92,10 +92,8 @@ class StepAttempt:
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout_at(deadline) as limit:
-                    leases.on_expiry = partial(_end_now, limit, expiring)
                     handover = Handover() if leases.replaceable else None
-                    if handover is not None:
-                        leases.deliver = handover.deliver
+                    leases.watch(partial(_end_now, limit, expiring), None if handover is None else handover.deliver)
                     credentials = await stack.enter_async_context(leases)
                     opened = True
                     context = self._context(credentials, deadline, handover)
@@ -252,7 +250,7 @@ class StepAttempt:
         )
 
     async def _record(self, *events: Event) -> None:
-        await self.services.ledger.append(self.progress.request.run_id, self.progress.fence, events)
+        await self.progress.leases.journal.append(*events)
 
     @property
     def _step(self) -> Step:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from orchestrator.credentials.broker import to_the_end
 from orchestrator.errors import (
     ExitCode,
     InvalidExpression,
@@ -18,6 +19,7 @@ from orchestrator.errors import (
     UsageError,
 )
 from orchestrator.ledger.events import Event, RunFinished, RunStarted, RunState, StepFinished, StepState
+from orchestrator.ledger.journal import Journal
 from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.types import LeaseFilter, LeaseRecord, StepRecord
 from orchestrator.planning.graph import dependencies
@@ -50,7 +52,7 @@ class Runner:
         )
         if not begun:
             raise UsageError(f"run {request.run_id} is in the ledger already", hint="Begin a run under a new id.")
-        progress.fence = await services.ledger.begin_run(
+        fence = await services.ledger.begin_run(
             request.run_id,
             RunStarted(
                 workflow=loaded.workflow.name,
@@ -61,12 +63,13 @@ class Runner:
                 steps=tuple(loaded.workflow.steps),
             ),
         )
+        progress.begun(fence)
         return await self._drive(progress, interruption or Interruption())
 
     async def resume(self, taken: TakenRun, interruption: Interruption | None = None) -> RunOutcome:
         """Go on with a run of another process: finished steps are not run again, their outputs come from the ledger."""
         progress = self._progress(taken.request)
-        progress.fence = taken.fence
+        progress.begun(taken.fence)
         for record in taken.steps:
             progress.attempts[record.step] = record.attempts
             if record.state is StepState.RUNNING:
@@ -83,7 +86,8 @@ class Runner:
             if isinstance(value, Secret):
                 self.services.redactor.add(value)
         context = evaluate(workflow.context, {"inputs": shown, "run": {"id": request.run_id}})
-        return RunProgress(request=request, fence=0, context=context, public_inputs=shown)
+        leases = self.services.broker.of_run(Journal(self.services.ledger, request.run_id, fence=0))
+        return RunProgress(request=request, leases=leases, context=context, public_inputs=shown)
 
     async def _drive(self, progress: RunProgress, interruption: Interruption) -> RunOutcome:
         task = asyncio.current_task()
@@ -142,6 +146,11 @@ class Runner:
             for step, error in progress.errors.items()
             if step in tolerated and not tolerated[step].continue_on_error
         }
+        try:
+            await to_the_end(progress.leases.settle())
+        except LedgerError as error:
+            progress.errors.setdefault("(ledger)", error)
+            cut_short = cut_short or (RunState.FAILED, error.exit_code, error.message)
         unconfirmed = await asyncio.to_thread(self._unconfirmed, progress.request.run_id)
         if cut_short is not None:
             state, code, reason = cut_short
@@ -221,7 +230,7 @@ class Runner:
         await self._record(progress, StepFinished(step=step_id, state=state, reason=reason))
 
     async def _record(self, progress: RunProgress, *events: Event) -> None:
-        await self.services.ledger.append(progress.request.run_id, progress.fence, events)
+        await progress.leases.journal.append(*events)
 
 
 def recorded_error(record: StepRecord) -> OrchestratorError:

@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator.actions.base import Action
 from orchestrator.clock import Clock
 from orchestrator.credentials.broker import Broker
+from orchestrator.credentials.run_leases import RunLeases
 from orchestrator.errors import ExitCode, OrchestratorError
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.coordination.queue import RunQueue
@@ -19,7 +20,7 @@ from orchestrator.redaction import Redactor
 from orchestrator.runs.engines.local import LocalEngine
 from orchestrator.runs.engines.types import Engine
 from orchestrator.runs.heartbeat import Heartbeat
-from orchestrator.runs.waiting_time import Patience
+from orchestrator.runs.waiting_time import WaitingTime
 from orchestrator.secret import Secret
 from orchestrator.workflow.loader import LoadedWorkflow
 
@@ -38,7 +39,7 @@ class Services:
     clock: Clock
     heartbeat: Heartbeat
     queue: RunQueue
-    patience: Patience
+    waiting_time: WaitingTime
     engine: Engine = field(default_factory=LocalEngine)
     max_output_bytes: int = 1 << 20
     max_parallel: int = 8
@@ -81,7 +82,7 @@ class RunProgress:
     """What is known of a run while it goes on: how steps ended, their kept outputs, and the failures."""
 
     request: RunRequest
-    fence: int
+    leases: RunLeases
     context: JsonObject
     public_inputs: JsonObject
     states: dict[str, StepState] = field(default_factory=dict)
@@ -90,6 +91,15 @@ class RunProgress:
     errors: dict[str, OrchestratorError] = field(default_factory=dict)
     attempts: dict[str, int] = field(default_factory=dict)
     """How often each step was tried in earlier processes."""
+
+    @property
+    def fence(self) -> int:
+        """The number under which this process may write; 0 before the run has begun."""
+        return self.leases.journal.fence
+
+    def begun(self, fence: int) -> None:
+        """The run is ours under this number."""
+        self.leases.journal.fence = fence
 
     def ended(self, step: str, state: StepState, output: JsonObject | None) -> None:
         """Remember how a step ended and what its dependents may use of it."""

@@ -26,7 +26,7 @@ from orchestrator.vault.session import VaultSession
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class WaitingTime:
     """One per process; it remembers since when this process has seen each lease wait."""
 
     clock: Clock

@@ -17,7 +17,8 @@ from orchestrator.errors import ExitCode
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.lease import FINAL, LeaseState
 from orchestrator.ledger.types import LeaseRecord
-from orchestrator.recovery.open_leases import Leftover, close_left_over, left_over
+from orchestrator.recovery.closing_pass import Leftover
+from orchestrator.recovery.open_leases import close_left_over, left_over
 from orchestrator.recovery.orphans import ConnectionSwept, sweep_orphans
 from orchestrator.redaction import Redactor
 
@@ -72,7 +73,7 @@ class Sick:
         async def go() -> list[Leftover]:
             config = self.bench.config(endpoints=self.endpoints, grace=2.0)
             async with open_services(config, redactor=Redactor()) as services:
-                return await close_left_over(services, left_over(services.reader), patience=2.0)
+                return await close_left_over(services, left_over(services.reader), seconds=2.0)
 
         return asyncio.run(go())
 

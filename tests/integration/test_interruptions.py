@@ -162,7 +162,8 @@ def test_a_role_that_vault_lost_is_found_by_its_step_key_and_dropped(bench: Benc
             fence = await services.ledger.begin_run(run_id, started)
             attempt = Attempt(run_id, fence, "w", "lost", 1, "a", mine, (), "", time.monotonic() + 30)
             assert services.broker.duties is not None
-            return await services.broker.duties.sweep(attempt, "support", deadline=time.monotonic() + 30)
+            deadline = time.monotonic() + 30
+            return (await services.broker.duties.sweep(attempt, "support", [mine], deadline=deadline)).dropped
 
     try:
         assert asyncio.run(sweep()) == (f"orc_{mine}_Ab3dEf6h",)

@@ -14,7 +14,8 @@ from ephemeral import Working, assert_useless, created, swept, working
 from orchestrator.assembly import open_services
 from orchestrator.errors import ExitCode
 from orchestrator.ledger.lease import LeaseState
-from orchestrator.recovery.open_leases import Leftover, close_left_over, left_over
+from orchestrator.recovery.closing_pass import Leftover
+from orchestrator.recovery.open_leases import close_left_over, left_over
 from orchestrator.redaction import Redactor
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from orchestrator.ledger.types import LeaseFilter, LeaseRecord
-    from orchestrator.recovery.open_leases import Leftover
+    from orchestrator.recovery.closing_pass import Leftover
     from orchestrator.recovery.sweep import Swept
     from orchestrator.runs.types import Services
 

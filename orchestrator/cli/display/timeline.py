@@ -60,6 +60,7 @@ _WORDS: Mapping[str, Callable[[JsonObject], str]] = {
     "lease.renewed": lambda data: f"for {data['ttl']}s",
     "lease.revoking": lambda data: _text(data.get("reason")),
     "lease.revocation_failed": lambda data: _text(data.get("error")),
+    "lease.vault_revoked": lambda data: "by Vault; its database is yet to be asked",
     "lease.revoked": lambda data: f"confirmed by {data['confirmed_by']}",
     "lease.expired": lambda data: "",
     "lease.ended": _ended,

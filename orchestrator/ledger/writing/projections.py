@@ -28,6 +28,7 @@ from orchestrator.ledger.events import (
     LeaseRevocationFailed,
     LeaseRevoked,
     LeaseRevoking,
+    LeaseVaultRevoked,
     OrphansSwept,
     RunFinished,
     RunStarted,
@@ -225,6 +226,8 @@ def _lease_changes(before: Row, event: LeaseEvent, time: str) -> Row:
                 "failed_tries": int(before["failed_tries"] or 0) + 1,
                 "last_try_at": time,
             }
+        case LeaseVaultRevoked():
+            return {"reason": "revoked in Vault; its database is yet to be asked"}
         case LeaseRevoked() | LeaseExpired():
             return {"reason": ""}
         case LeaseEnded():

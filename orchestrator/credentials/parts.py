@@ -1,0 +1,34 @@
+"""What it takes to open and close credentials, put together once for a process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from orchestrator.clock import Clock
+from orchestrator.credentials.types import SWEEP_GRANT, Confirm, Duties, Issuer, LeaseHandle
+from orchestrator.ledger.types import LedgerWriter
+from orchestrator.secret import Secret
+from orchestrator.vault.session import VaultSession
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerParts:
+    """What is needed to open credentials. `grace` bounds, in seconds, how long closing tries to confirm."""
+
+    vault: VaultSession
+    ledger: LedgerWriter
+    issuer: Callable[[str], Issuer]
+    remember: Callable[[Secret], None]
+    clock: Clock
+    grace: float = 30.0
+    token_issuer: str | None = None
+    duties: Duties | None = None
+    confirm: Mapping[str, Confirm] = field(default_factory=dict)
+    """By connection; the database where nothing is said."""
+
+    def confirmed_by(self, handle: LeaseHandle) -> Confirm:
+        """Whose word it takes that this lease is gone."""
+        if self.duties is None or handle.connection is None or handle.grant == SWEEP_GRANT:
+            return Confirm.VAULT
+        return self.confirm.get(handle.connection, Confirm.DATABASE)

@@ -1,0 +1,84 @@
+"""The events of one run on their way into the ledger, with those that nobody waits for in the next commit.
+
+What a step's end leaves to be told (its lease is gone) and what the next step begins with (its intents) are
+committed together: deferred events go along with whatever is recorded next, before it, and by themselves where
+nothing follows. So the order of a run's events is the order in which they were given, and nothing that was asked
+for durably is durable before what was deferred.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from orchestrator.errors import OrchestratorError
+from orchestrator.ledger.events import Event
+from orchestrator.ledger.types import LedgerWriter
+
+DEFER_SECONDS = 0.02
+"""How long a deferred event waits for another one at most."""
+
+
+class Journal:
+    """Writes the events of one run under one fence. Belongs to one event loop; `flush` it at the end."""
+
+    def __init__(self, ledger: LedgerWriter, run_id: str, fence: int) -> None:
+        self.run_id = run_id
+        self.fence = fence
+        self._ledger = ledger
+        self._deferred: list[Event] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._writing: set[asyncio.Task[None]] = set()
+        self._failed: OrchestratorError | None = None
+
+    async def append(self, *events: Event) -> None:
+        """Commit what was deferred and then these; durable when it returns.
+
+        Raises FenceLost, LedgerError or IllegalTransition, also for deferred events that could not be
+        committed before; then none of them is recorded.
+        """
+        deferred = self._take()
+        if self._failed is not None:
+            failed, self._failed = self._failed, None
+            raise failed
+        if not deferred and not events:
+            return
+        if deferred or self._writing:  # tasks begin in the order in which they were made, so nothing overtakes
+            await asyncio.shield(self._start((*deferred, *events)))
+        else:
+            await self._ledger.append(self.run_id, self.fence, events)
+
+    def defer(self, *events: Event) -> None:
+        """Have these committed with what comes next, or soon. What goes wrong is raised by the next call."""
+        self._deferred += events
+        if self._deferred and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(DEFER_SECONDS, self._write_deferred)
+
+    async def flush(self) -> None:
+        """Wait until everything is durable. Raises like `append`."""
+        while self._writing:
+            await asyncio.wait(self._writing)
+        await self.append()
+
+    def _take(self) -> Sequence[Event]:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        deferred, self._deferred = self._deferred, []
+        return deferred
+
+    def _write_deferred(self) -> None:
+        self._timer = None
+        if deferred := self._take():
+            self._start(deferred).add_done_callback(self._note_failure)
+
+    def _start(self, events: Sequence[Event]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(self._ledger.append(self.run_id, self.fence, events))
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
+        return task
+
+    def _note_failure(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, OrchestratorError):
+            self._failed = error
