@@ -145,28 +145,27 @@ class Postgres:
             self._process = None
 
     def _initialise(self) -> None:
-        """Make the data folder. The superuser's password comes through a pipe and is in no file."""
+        """Make the data folder. The superuser's password is in no file and no argument.
+
+        initdb has no terminal of its own, so it reads what it prompts for, twice, from its standard input.
+        """
         user = server_user()
-        read_end, write_end = os.pipe()
-        with (
-            os.fdopen(read_end, "rb"),
-            os.fdopen(write_end, "wb") as pipe,
-            reachable(self.directory, user) as (folder, inherit),
-        ):
-            os.fchown(read_end, self.directory.stat().st_uid, -1)
-            pipe.write(self.password.reveal().encode())
-            pipe.close()
+        with reachable(self.directory, user) as (folder, inherit):
             process = start(
                 [
                     *(str(binary("initdb")), "-D", f"{folder}/pgdata", "-U", "postgres", "-E", "UTF8"),
-                    *("--no-locale", "--no-sync", "-A", "scram-sha-256", f"--pwfile=/dev/fd/{read_end}"),
+                    *("--no-locale", "--no-sync", "-A", "scram-sha-256", "--pwprompt"),
                 ],
                 log=self.log,
                 environment=self._environment(),
                 user=user,
-                inherit=[read_end, *inherit],
+                inherit=inherit,
+                piped=True,
             )
-            if process.wait() != 0:
+            told, _ = process.communicate(f"{self.password.reveal()}\n".encode() * 2)
+            if process.returncode != 0:
+                with self.log.open("ab") as log:
+                    log.write(told)
                 raise Unreachable(f"initdb failed; its log ends:\n{last_lines(self.log)}")
 
     def _environment(self) -> dict[str, str]:

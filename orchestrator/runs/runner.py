@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-from orchestrator.credentials.broker import to_the_end
 from orchestrator.errors import (
     ExitCode,
     InvalidExpression,
@@ -99,7 +99,8 @@ class Runner:
                 task.cancel()
 
         with self.services.heartbeat.watched(progress.request.run_id, cancel):
-            return await self._finish(progress, *await self._walk(progress, interruption, cancel))
+            states, cut_short = await self._walk(progress, interruption, cancel)
+            return await _uncancellable(self._finish(progress, states, cut_short))
 
     async def _walk(
         self, progress: RunProgress, interruption: Interruption, cancel: Callable[[str], None]
@@ -147,7 +148,7 @@ class Runner:
             if step in tolerated and not tolerated[step].continue_on_error
         }
         try:
-            await to_the_end(progress.leases.settle())
+            await progress.leases.settle()
         except LedgerError as error:
             progress.errors.setdefault("(ledger)", error)
             cut_short = cut_short or (RunState.FAILED, error.exit_code, error.message)
@@ -231,6 +232,18 @@ class Runner:
 
     async def _record(self, progress: RunProgress, *events: Event) -> None:
         await progress.leases.journal.append(*events)
+
+
+async def _uncancellable(work: Coroutine[Any, Any, RunOutcome]) -> RunOutcome:
+    """The result of the work, whoever wants it cancelled: the steps are over, and how they ended is to be recorded."""
+    task, own = asyncio.ensure_future(work), asyncio.current_task()
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            if own is not None:
+                own.uncancel()
+    return task.result()
 
 
 def recorded_error(record: StepRecord) -> OrchestratorError:

@@ -99,8 +99,17 @@ SCENARIOS: dict[tuple[LeaseState | None, LeaseState], tuple[Scenario, ...]] = {
     (S.REQUESTED, S.REVOKING): (Scenario("lease.revoking", fault="lost"),),
     (S.ISSUED, S.ISSUED): (Scenario("lease.renewed", ttl="2s", with_=SLOW),),
     (S.ISSUED, S.REVOKING): (Scenario("lease.revoking"), Scenario("lease.revoking", in_recovery=True)),
-    (S.REVOKING, S.REVOKING): (Scenario("lease.revocation_failed", fault="stuck"),),
-    (S.REVOKING, S.REVOKED): (Scenario("lease.revoked"), Scenario("lease.revoked", in_recovery=True)),
+    (S.REVOKING, S.REVOKING): (
+        Scenario("lease.revocation_failed", fault="stuck"),
+        Scenario("lease.vault_revoked"),
+        Scenario("lease.vault_revoked", in_recovery=True),
+    ),
+    (S.REVOKING, S.REVOKED): (
+        Scenario("lease.revoked"),
+        Scenario("lease.revoked", in_recovery=True),
+        Scenario("lease.revoked", "step-token"),
+        Scenario("lease.revoked", "step-token", in_recovery=True),
+    ),
     (S.REVOKING, S.EXPIRED): (Scenario("lease.expired", "step-token", in_recovery=True, fault="no accessor"),),
     (S.REVOKING, S.ENDED): (Scenario("lease.ended", "token", TOKEN, "{ method: GET, url: __URL__ }", "http.request"),),
 }
