@@ -119,9 +119,8 @@ class StepLeases:
         )
         self._opening.unasked = {}
         leases = [handle for handle in held if handle not in tokens]
-        recorded, ends = await asyncio.gather(beginning, self._take_back(leases, deadline), return_exceptions=True)
-        for handle in tokens:
-            self._run.in_background(self._take_back_token(handle, deadline))
+        taking_back = self._take_back(leases, tokens, deadline)
+        recorded, ends = await asyncio.gather(beginning, taking_back, return_exceptions=True)
         if isinstance(ends, BaseException):
             raise ends
         if not isinstance(recorded, BaseException):
@@ -131,17 +130,29 @@ class StepLeases:
         if isinstance(recorded, BaseException):
             raise recorded
 
-    async def _take_back(self, held: Sequence[LeaseHandle], deadline: float) -> list[LeaseEvent | OrphansSwept]:
-        """Have Vault revoke the leases; what it does not confirm is looked for in the database at once."""
+    async def _take_back(
+        self, held: Sequence[LeaseHandle], tokens: Sequence[LeaseHandle], deadline: float
+    ) -> list[LeaseEvent | OrphansSwept]:
+        """Have Vault revoke the leases, and the step's token, for which nobody waits, beside what comes next.
+
+        What Vault does not confirm may still hang from the token, so then that goes first, and the database is
+        asked at once.
+        """
         broker, attempt = self._broker, self._attempt
         ends: list[LeaseEvent | OrphansSwept] = [
-            await close_lease(handle, broker.vault, deadline=deadline, confirm=broker.confirmed_by(handle))
+            await close_lease(
+                handle, broker.vault, deadline=deadline, confirm=broker.confirmed_by(handle, attempt.step_key)
+            )
             for handle in held
         ]
         retired = self._upkeep.retired
         handles = [*held, *(handle for handle, _ in retired)]
         suspects = suspects_of(attempt.step_key, handles, [*ends, *(end for _, end in retired)])
-        if not all(suspect.vault_agrees for suspect in suspects):
+        if all(suspect.vault_agrees for suspect in suspects):
+            for handle in tokens:
+                self._run.in_background(self._take_back_token(handle, deadline))
+        else:
+            ends += [await close_lease(handle, broker.vault, deadline=deadline) for handle in tokens]
             told, _ = await ask_databases(suspects, attempt, broker.duties, deadline=deadline)
             ends = merged(ends, told)
             decided = {event.lease_id for event in told if not isinstance(event, OrphansSwept)}

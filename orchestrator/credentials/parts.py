@@ -27,8 +27,10 @@ class BrokerParts:
     confirm: Mapping[str, Confirm] = field(default_factory=dict)
     """By connection; the database where nothing is said."""
 
-    def confirmed_by(self, handle: LeaseHandle) -> Confirm:
-        """Whose word it takes that this lease is gone."""
+    def confirmed_by(self, handle: LeaseHandle, step_key: str) -> Confirm:
+        """Whose word it takes that this lease is gone. A database can only be asked for names with the step key."""
         if self.duties is None or handle.connection is None or handle.grant == SWEEP_GRANT:
+            return Confirm.VAULT
+        if handle.subject and step_key not in handle.subject:
             return Confirm.VAULT
         return self.confirm.get(handle.connection, Confirm.DATABASE)

@@ -17,16 +17,13 @@ from orchestrator.credentials.closing import ask_databases
 from orchestrator.credentials.parts import BrokerParts
 from orchestrator.credentials.types import Attempt, Suspect
 from orchestrator.errors import LedgerError, OrchestratorError
-from orchestrator.ledger.events import LeaseRevocationFailed
+from orchestrator.ledger.events import WHOLE_RUN, LeaseRevocationFailed
 from orchestrator.ledger.journal import Journal
 
 log = logging.getLogger(__name__)
 
 CONFIRM_SECONDS = 60.0
 """In a run that goes on a database is asked at the latest so long after Vault has taken a login of it back."""
-
-WHOLE_RUN = "(run)"
-"""The step that the ledger names for a login which is made for the run as a whole."""
 
 
 class RunLeases:

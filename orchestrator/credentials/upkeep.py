@@ -104,7 +104,7 @@ class Upkeep:
         handle = next(each for each in opening.held if each.lease_id == lease_id)
         await opening.run.journal.append(LeaseRevoking(lease_id=lease_id, reason=reason))
         deadline = opening.broker.clock.monotonic() + opening.broker.grace
-        confirm = opening.broker.confirmed_by(handle)
+        confirm = opening.broker.confirmed_by(handle, opening.attempt.step_key)
         end = await close_lease(handle, opening.broker.vault, deadline=deadline, confirm=confirm)
         await opening.run.journal.append(end)
         if isinstance(end, LeaseVaultRevoked):

@@ -14,6 +14,9 @@ from typing import ClassVar
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.lease import LeaseState
 
+WHOLE_RUN = "(run)"
+"""The step that is named for a lease which the orchestrator needed for the run as a whole."""
+
 
 class RunState(StrEnum):
     RUNNING = "running"

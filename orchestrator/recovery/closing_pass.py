@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from orchestrator.credentials.closing import ask_databases, close_lease, suspects_of
-from orchestrator.credentials.run_leases import WHOLE_RUN
 from orchestrator.credentials.types import STEP_TOKEN_KIND, SWEEP_GRANT, Attempt, LeaseHandle, Suspect
 from orchestrator.errors import OrchestratorError
 from orchestrator.ledger.events import (
+    WHOLE_RUN,
     LeaseEvent,
     LeaseExpired,
     LeaseRevocationFailed,
@@ -124,10 +124,8 @@ async def close_pass(
             by_key[lease.step_key].append(lease)
         for leases in by_key.values():
             lanes[connections_of(leases)].append(_Key(run, leases))
+    await asyncio.gather(*(_close_lane(services, *lane, seconds, at_once=at_once) for lane in lanes.items()))
     keys = [key for lane in lanes.values() for key in lane]
-    await asyncio.gather(*(_ask_vault_in_lane(services, *lane, seconds) for lane in lanes.items()))
-    await _ask_databases(services, [key for key in keys if key.error is None], seconds, at_once=at_once)
-    await asyncio.gather(*(_record(services, key) for key in keys if key.error is None))
     outcome = [each for key in keys if key.error is None for each in key.outcome()]
     return outcome, [key.error for key in keys if key.error is not None]
 
@@ -138,10 +136,19 @@ def connections_of(leases: Sequence[LeaseRecord]) -> tuple[str, ...]:
     return tuple(sorted(name for name in named if name))
 
 
+async def _close_lane(
+    services: Services, connections: tuple[str, ...], keys: Sequence[_Key], seconds: float, *, at_once: bool
+) -> None:
+    """Close step keys that used the same databases."""
+    await _ask_vault_in_lane(services, connections, keys, seconds)
+    await _ask_databases(services, [key for key in keys if key.error is None], seconds, at_once=at_once)
+    await asyncio.gather(*(_record(services, key) for key in keys if key.error is None))
+
+
 async def _ask_vault_in_lane(
     services: Services, connections: tuple[str, ...], keys: Sequence[_Key], seconds: float
 ) -> None:
-    """Have Vault revoke the leases of step keys that used the same databases, several keys at once."""
+    """Have Vault revoke the leases, several step keys at once."""
     until = services.clock.monotonic() + _LANE_TURNS * seconds
     room = asyncio.Semaphore(_AT_ONCE)
 
@@ -175,7 +182,7 @@ async def _ask_vault(services: Services, key: _Key, seconds: float) -> None:
 
 async def _close(services: Services, lease: LeaseRecord, deadline: float, *, parent_revoked: bool) -> LeaseEvent:
     handle = LeaseHandle.of(lease)
-    confirm = services.broker.confirmed_by(handle)
+    confirm = services.broker.confirmed_by(handle, lease.step_key)
     end = await close_lease(handle, services.broker.vault, deadline=deadline, confirm=confirm)
     if isinstance(end, LeaseRevocationFailed) and parent_revoked and handle.grant_kind == STEP_TOKEN_KIND:
         return LeaseRevoked(lease_id=lease.lease_id, confirmed_by="vault")  # it went with the token above it

@@ -184,19 +184,14 @@ class RunSpans:
             span = run.leases[event.lease_id] = self._begin("lease", time, run.span, lease=event.lease_id)
         _tell(span, event.kind.removeprefix("lease."), time)
         span.set_attributes(_named({"state": event.to.value}))
-        if isinstance(event, LeaseVaultRevoked):  # the attempt is over; the lease is, when its database was asked
-            self._forget_in_attempts(run, event.lease_id, time)
         if event.to not in FINAL:
             return
         if event.to in (LeaseState.DENIED, LeaseState.FAILED):
             span.set_status(Status(StatusCode.ERROR))
         del run.leases[event.lease_id]
         span.end(_nanoseconds(time))
-        self._forget_in_attempts(run, event.lease_id, time)
-
-    def _forget_in_attempts(self, run: _Run, lease_id: str, time: datetime) -> None:
         for attempt in run.attempts.values():
-            attempt.leases.discard(lease_id)
+            attempt.leases.discard(event.lease_id)
         self._end_attempts(run, time)
 
     def _finish_attempt(self, run: _Run, event: AttemptFinished, time: datetime) -> None:

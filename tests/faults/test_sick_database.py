@@ -13,6 +13,7 @@ from ephemeral import Working, working
 from proxy import Proxy
 
 from orchestrator.assembly import open_services
+from orchestrator.credentials.types import Confirm
 from orchestrator.errors import ExitCode
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.lease import FINAL, LeaseState
@@ -46,6 +47,9 @@ steps:
     timeout: 60s
 """
 
+UNPROVISIONED = {"sick": Confirm.VAULT}
+"""Nothing of ours is installed there, so that database cannot be asked."""
+
 
 @dataclass
 class Sick:
@@ -71,7 +75,7 @@ class Sick:
         """What `serve` does with left-over leases, with little patience."""
 
         async def go() -> list[Leftover]:
-            config = self.bench.config(endpoints=self.endpoints, grace=2.0)
+            config = self.bench.config(endpoints=self.endpoints, grace=2.0, confirm=UNPROVISIONED)
             async with open_services(config, redactor=Redactor()) as services:
                 return await close_left_over(services, left_over(services.reader), seconds=2.0)
 
@@ -120,7 +124,7 @@ def sick(bench: Bench) -> Iterator[Sick]:
 
 def left_behind(sick: Sick) -> Working:
     """A run whose login could not be taken back, since its database fell silent."""
-    with working(sick.bench, text=SICK, endpoints=sick.endpoints, grace=2.0) as work:
+    with working(sick.bench, text=SICK, endpoints=sick.endpoints, grace=2.0, confirm=UNPROVISIONED) as work:
         sick.falls_silent()
     assert work.outcome.exit_code is ExitCode.UNCONFIRMED
     assert work.login in sick.bench.logins()

@@ -19,7 +19,14 @@ from orchestrator.actions.catalog import catalog
 from orchestrator.assembly import open_services
 from orchestrator.errors import ExitCode
 from orchestrator.grants.scope import normalise
-from orchestrator.ledger.events import LeaseIssued, LeaseRenewed, LeaseRequested, LeaseRevoked, LeaseRevoking
+from orchestrator.ledger.events import (
+    LeaseIssued,
+    LeaseRenewed,
+    LeaseRequested,
+    LeaseRevoked,
+    LeaseRevoking,
+    LeaseVaultRevoked,
+)
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.recovery.open_leases import close_left_over, left_over
@@ -159,10 +166,19 @@ def test_a_new_lease_is_on_record_before_it_is_issued_and_the_old_one_goes_after
         (LeaseRequested, second),
         (LeaseIssued, second),
         (LeaseRevoking, first),
-        (LeaseRevoked, first),
+        (LeaseVaultRevoked, first),
     ]
-    closed = [lease.lease_id for lease in sorted(bench.history(outcome.run_id), key=lambda lease: lease.closed_at)]
-    assert closed[-1] == bench.history(outcome.run_id)[0].lease_id, "the step's own token goes last"
+    token = bench.history(outcome.run_id)[0].lease_id
+    ends = [
+        (type(event), event.lease_id) for event in bench.events if isinstance(event, LeaseVaultRevoked | LeaseRevoked)
+    ]
+    by_vault = [lease for kind, lease in ends if kind is LeaseVaultRevoked]
+    assert {first, second} <= set(by_vault)
+    before = ends[: ends.index((LeaseRevoked, token))]
+    assert [lease for _, lease in before] == by_vault, "the step's own token goes when nothing hangs from it any more"
+    assert ends.index((LeaseRevoked, first)) > ends.index((LeaseVaultRevoked, by_vault[-1])), (
+        "its database is asked when the step is over: a sweep by step key would drop what took its place"
+    )
     reason = next(event.reason for event in bench.events if isinstance(event, LeaseRevoking))
     assert reason == f"{second} has taken its place"
 

@@ -23,6 +23,7 @@ from test_serve import Served, served, wait_for  # noqa: F401 -- a fixture
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.devstack.session import runtime_environment
+from orchestrator.ledger.events import WHOLE_RUN
 from orchestrator.telemetry.spans import trace_id_of
 from orchestrator.workflow.loader import load_text
 
@@ -148,6 +149,8 @@ def test_a_run_is_received_as_a_tree_of_attempts_and_leases(bench: Bench, collec
         ("step refused", "refused"),
         ("lease (step token)", "refused"),
         ("lease gone", "refused"),
+        ("lease (step token)", WHOLE_RUN),
+        ("lease (sweep)", WHOLE_RUN),
     }
     whole = spans["run traced_flow", ""]
     assert {span.trace_id for span in spans.values()} == {trace_id_of("run-traced").to_bytes(16)}
@@ -161,7 +164,7 @@ def test_a_run_is_received_as_a_tree_of_attempts_and_leases(bench: Bench, collec
         assert all(span.end_time_unix_nano <= attempt.end_time_unix_nano for span in below)
     lease = spans["lease db", "ask"]
     assert attributes(lease)["state"] == "revoked"
-    assert [event.name for event in lease.events] == ["issued", "revoking", "revoked"]
+    assert [event.name for event in lease.events] == ["issued", "revoking", "vault_revoked", "revoked"]
     assert attributes(spans["lease gone", "refused"])["state"] == "denied"
     assert attributes(whole) == {
         "run": "run-traced",
@@ -265,7 +268,8 @@ def test_the_scheduler_sends_spans_of_what_it_runs(served: Served, collector: Co
     assert served.stop() == 0
     (first, *_) = served.runs("often")
     names = sorted(span.name for span in collector.spans(first.run_id))
-    assert names == ["lease (step token)", "lease db", "run often", "step ask"]
+    own = ["lease (step token)", "lease (sweep)"]  # of the look into the database at the end of the run
+    assert names == sorted([*own, "lease (step token)", "lease db", "run often", "step ask"])
     assert {attributes(span)["trigger"] for span in collector.spans() if span.name == "run often"} == {"schedule"}
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from orchestrator.ledger.events import (
+    WHOLE_RUN,
     AttemptFinished,
     AttemptStarted,
     Decided,
@@ -21,6 +22,7 @@ from orchestrator.ledger.events import (
     LeaseRevocationFailed,
     LeaseRevoked,
     LeaseRevoking,
+    LeaseVaultRevoked,
     RunFinished,
     RunStarted,
     RunState,
@@ -36,6 +38,7 @@ _LEASE_EVENTS = (
     | LeaseRenewed
     | LeaseRevoking
     | LeaseRevocationFailed
+    | LeaseVaultRevoked
     | LeaseRevoked
     | LeaseExpired
     | LeaseEnded
@@ -44,7 +47,7 @@ _LEASE_EVENTS = (
 
 @dataclass(slots=True)
 class LeaseLine:
-    """One lease; `issued` says whether it ever was."""
+    """One lease; `issued` says whether it ever was, `of_a_step` whether it is not the orchestrator's own."""
 
     grant: str
     grant_kind: str
@@ -53,6 +56,7 @@ class LeaseLine:
     state: LeaseState = LeaseState.REQUESTED
     issued: bool = False
     reason: str = ""
+    of_a_step: bool = True
 
 
 @dataclass(slots=True)
@@ -113,7 +117,11 @@ class Board:
                 step.state, step.reason, step.finished = event.state, event.reason, time
             case LeaseRequested():
                 lease = LeaseLine(event.grant, event.grant_kind, event.resource, event.attempt)
-                self._step(event.step).leases[event.lease_id] = self._of_lease[event.lease_id] = lease
+                self._of_lease[event.lease_id] = lease
+                if event.step == WHOLE_RUN:
+                    lease.of_a_step = False
+                else:
+                    self._step(event.step).leases[event.lease_id] = lease
             case _ if isinstance(event, _LEASE_EVENTS):
                 self._lease(event)
 
@@ -136,10 +144,11 @@ class Board:
         return None
 
     def count(self) -> LeaseCount:
-        """How many leases were issued, and what became of them."""
-        states = Counter(lease.state for lease in self._of_lease.values())
+        """How many leases were issued to steps, and what became of them; of the orchestrator's own what is open."""
+        leases = [lease for lease in self._of_lease.values() if lease.of_a_step or lease.state in OPEN]
+        states = Counter(lease.state for lease in leases)
         return LeaseCount(
-            issued=sum(lease.issued for lease in self._of_lease.values()),
+            issued=sum(lease.issued for lease in leases),
             revoked=states[LeaseState.REVOKED] + states[LeaseState.EXPIRED],
             ended=states[LeaseState.ENDED],
             refused=states[LeaseState.DENIED] + states[LeaseState.FAILED],

@@ -1,0 +1,128 @@
+"""Deferred events go along with what is recorded next, in order, and by themselves where nothing follows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from orchestrator.clock import SystemClock
+from orchestrator.errors import FenceLost
+from orchestrator.ledger.events import AttemptStarted, Event, LeaseIssued, LeaseRequested, LeaseRevoking, RunStarted
+from orchestrator.ledger.journal import Journal
+from orchestrator.ledger.opening import open_ledger
+from orchestrator.ledger.types import LedgerWriter
+
+RUN = "run_1"
+STARTED = RunStarted(workflow="w", digest="d", agent="a", trigger="t", inputs={}, steps=("s",))
+UNTIL = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+@dataclass
+class Watched:
+    """A ledger that notes which events were committed together."""
+
+    ledger: LedgerWriter
+    batches: list[list[str]] = field(default_factory=list)
+
+    async def append(self, run_id: str, fence: int, events: Sequence[Event]) -> None:
+        self.batches.append([event.kind for event in events])
+        await self.ledger.append(run_id, fence, events)
+
+    async def begin_run(self, run_id: str, started: RunStarted) -> int:
+        return await self.ledger.begin_run(run_id, started)
+
+    async def take_over(self, run_id: str) -> int:
+        return await self.ledger.take_over(run_id)
+
+    async def aclose(self) -> None:
+        await self.ledger.aclose()
+
+
+@asynccontextmanager
+async def journal(path: Path) -> AsyncIterator[tuple[Journal, Watched, list[str]]]:
+    """A journal of a run that has begun; when the context is left the kinds of its events are in the list."""
+    kinds: list[str] = []
+    with open_ledger(f"sqlite:///{path / 'ledger.db'}", clock=SystemClock()) as ledger:
+        watched = Watched(ledger)
+        yield Journal(watched, RUN, await ledger.begin_run(RUN, STARTED)), watched, kinds
+        assert ledger.verify(RUN) is None
+        kinds += [event.kind for event in ledger.events(RUN)]
+
+
+def begun(number: int) -> AttemptStarted:
+    return AttemptStarted(step="s", attempt=number, step_key=f"s-{number}", action="exec", timeout=1)
+
+
+def requested(lease: str) -> LeaseRequested:
+    return LeaseRequested(
+        lease_id=lease, step="s", attempt=1, grant="g", grant_kind="database", resource="r", scope={}, ttl=1
+    )
+
+
+async def test_what_is_deferred_is_committed_with_what_comes_next_and_before_it(tmp_path: Path) -> None:
+    async with journal(tmp_path) as (to, watched, kinds):
+        to.defer(begun(1))
+        await to.append(requested("lease_1"))
+    assert watched.batches == [["attempt.started", "lease.requested"]]
+    assert kinds == ["run.started", "attempt.started", "lease.requested"]
+
+
+async def test_what_nothing_follows_is_committed_by_itself(tmp_path: Path) -> None:
+    async with journal(tmp_path) as (to, watched, _):
+        to.defer(begun(1))
+        async with asyncio.timeout(30):
+            while not watched.batches:
+                await asyncio.sleep(0.001)
+        await to.flush()
+    assert watched.batches == [["attempt.started"]]
+
+
+async def test_flushing_waits_for_what_is_on_its_way_and_writes_the_rest(tmp_path: Path) -> None:
+    async with journal(tmp_path) as (to, _, kinds):
+        writing = asyncio.create_task(to.append(requested("lease_1")))
+        to.defer(begun(1))
+        await to.flush()
+        await writing
+    assert sorted(kinds) == ["attempt.started", "lease.requested", "run.started"]
+
+
+async def test_the_order_of_giving_is_the_order_of_the_chain_whatever_is_deferred(tmp_path: Path) -> None:
+    """The end of a lease is never recorded before its beginning, though that was only deferred."""
+    async with journal(tmp_path) as (to, _, kinds):
+        await to.append(requested("lease_1"))
+        to.defer(LeaseIssued(lease_id="lease_1", ttl=1, expires_at=UNTIL))
+        first = asyncio.create_task(to.append(begun(1)))
+        await asyncio.sleep(0)  # it has begun, and what it writes is on its way
+        await to.append(LeaseRevoking(lease_id="lease_1", reason="x"))
+        await first
+    assert kinds[1:] == ["lease.requested", "lease.issued", "attempt.started", "lease.revoking"]
+
+
+async def test_a_deferred_event_that_cannot_be_committed_is_told_by_the_next_call(tmp_path: Path) -> None:
+    async with journal(tmp_path) as (to, watched, kinds):
+        await watched.take_over(RUN)
+        to.defer(begun(1))
+        async with asyncio.timeout(30):
+            while not watched.batches:
+                await asyncio.sleep(0.001)
+        with pytest.raises(FenceLost):
+            await to.flush()
+    assert kinds == ["run.started"]
+
+
+async def test_a_cancelled_caller_takes_nothing_of_what_was_deferred_with_it(tmp_path: Path) -> None:
+    async with journal(tmp_path) as (to, _, kinds):
+        to.defer(begun(1))
+        caller = asyncio.create_task(to.append(requested("lease_1")))
+        await asyncio.sleep(0)
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        await to.flush()
+    assert kinds == ["run.started", "attempt.started", "lease.requested"]
