@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from orchestrator.clock import Clock
 from orchestrator.secret import Secret
 from orchestrator.vault.config import AppRoleAuth, Auth, TokenAuth, TokenFileAuth
+from orchestrator.vault.confirmations import Confirmation, done
 from orchestrator.vault.faults import Outcome, VaultRefused, VaultUnavailable
 from orchestrator.vault.login_request import login_request, read_secret
 
@@ -43,6 +44,7 @@ class Ask(Protocol):
         deadline: float,
         payload: Mapping[str, Any] | None = None,
         stop: asyncio.Event | None = None,
+        confirmed_by: Confirmation | None = None,
     ) -> Awaitable[dict[str, Any]]: ...
 
 
@@ -241,7 +243,7 @@ class RuntimeIdentity:
         That Vault does not take one back now must not hide how the run ended: recovery revokes it by its accessor.
         """
         try:
-            await self._ask("post", _REVOKE, token=token, deadline=deadline)
+            await self._ask("post", _REVOKE, token=token, deadline=deadline, confirmed_by=done)
         except VaultRefused as refusal:
             if refusal.status != 403:
                 raise

@@ -12,6 +12,7 @@ from typing import Any
 from orchestrator.errors import UsageError
 from orchestrator.secret import Secret
 from orchestrator.vault.config import VaultConfig
+from orchestrator.vault.confirmations import Confirmation
 from orchestrator.vault.faults import (
     Outcome,
     VaultRefused,
@@ -53,9 +54,11 @@ class Transport:
         token: Secret | None,
         payload: Mapping[str, Any] | None = None,
         seconds: float | None = None,
+        confirmed_by: Confirmation | None = None,
     ) -> dict[str, Any]:
         """Send one request and return the JSON body (`{}` for none). With `seconds` it is given up earlier.
 
+        An answer 2xx that `confirmed_by` does not accept is of unknown outcome.
         Raises VaultRefused, or VaultUnavailable which says whether the request may have been done.
         """
         import requests
@@ -83,7 +86,7 @@ class Transport:
         except requests.RequestException as error:
             raise self._no_answer(error, path) from None
         self._hear_date(response.headers.get("Date"))
-        return self._read(response, path)
+        return self._read(response, path, confirmed_by)
 
     def _no_answer(self, error: Exception, path: str) -> VaultUnavailable:
         """`error`'s text may quote headers, so only its type goes into the message."""
@@ -102,19 +105,27 @@ class Transport:
             hint="is the address right (VAULT_ADDR), and is the server up?",
         )
 
-    def _read(self, response: Any, path: str) -> dict[str, Any]:
+    def _read(self, response: Any, path: str, confirmed_by: Confirmation | None) -> dict[str, Any]:
+        status = response.status_code
         try:
             body = response.json() if response.content else {}
         except ValueError:
             body = None
-        if 200 <= response.status_code < 300:
-            if isinstance(body, dict):
-                return body
-            raise VaultUnavailable(
-                f"Vault's answer to {path} is not JSON", outcome=Outcome.UNKNOWN, path=path, status=response.status_code
-            )
+        if 200 <= status < 300:
+            if not isinstance(body, dict):
+                raise VaultUnavailable(
+                    f"Vault's answer to {path} is not JSON", outcome=Outcome.UNKNOWN, path=path, status=status
+                )
+            if confirmed_by is not None and not confirmed_by(status, body if response.content else None):
+                raise VaultUnavailable(
+                    f"the answer {status} to {path} does not say that Vault has done it",
+                    outcome=Outcome.UNKNOWN,
+                    path=path,
+                    status=status,
+                    hint="what answers for Vault at its address (VAULT_ADDR)? only its own 204 counts",
+                )
+            return body
         errors = error_text(body.get("errors")) if isinstance(body, dict) else ""
-        status = response.status_code
         outcome = outcome_of(status, errors)
         message = f"Vault answered {status} to {path}: {errors or response.reason or 'no reason given'}"
         hint = hint_for(status, errors, path)
