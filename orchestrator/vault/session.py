@@ -254,4 +254,5 @@ class VaultSession:
         try:
             return await self._identity.give_back(deadline=until)
         finally:
+            self._threads.close()
             self._transport.close()
