@@ -18,7 +18,8 @@ from orchestrator.secret import Secret
 from orchestrator.vault.config import VaultConfig
 from orchestrator.vault.confirmations import Confirmation, done, token_gone
 from orchestrator.vault.faults import Outcome, VaultRefused, VaultUnavailable
-from orchestrator.vault.identity import RuntimeIdentity, granted_token, not_understood
+from orchestrator.vault.fields import not_understood, seconds, section, text
+from orchestrator.vault.identity import RuntimeIdentity, granted_token
 from orchestrator.vault.retry import retrying
 from orchestrator.vault.threads import Threads
 from orchestrator.vault.time import VaultTime
@@ -188,9 +189,9 @@ class VaultSession:
                 "post", path, token=parent, deadline=deadline, repeatable=False, stop=stop, payload=wish
             )
 
-        token, auth = granted_token(await self._as_runtime(parent, create, deadline), path)
-        self._remember(token)
-        return StepToken(token, str(auth["accessor"]), int(auth["lease_duration"]))
+        granted = granted_token(await self._as_runtime(parent, create, deadline), path)
+        self._remember(granted.token)
+        return StepToken(granted.token, granted.accessor, granted.ttl)
 
     async def revoke_lease(self, vault_lease_id: str, *, deadline: float) -> None:
         """Revoke and wait until it is done (`sync`). A lease that is already gone counts as revoked.
@@ -209,13 +210,8 @@ class VaultSession:
 
         Raises VaultRefused or VaultUnavailable.
         """
-        body = await self.runtime_request(
-            "put", "sys/leases/renew", deadline=deadline, payload={"lease_id": vault_lease_id, "increment": increment}
-        )
-        granted = body.get("lease_duration")
-        if not isinstance(granted, int):
-            raise not_understood("sys/leases/renew")
-        return granted
+        path, wish = "sys/leases/renew", {"lease_id": vault_lease_id, "increment": increment}
+        return seconds(await self.runtime_request("put", path, deadline=deadline, payload=wish), "lease_duration", path)
 
     async def revoke_accessor(self, accessor: str, *, deadline: float) -> None:
         """Revoke a child token. Its remaining leases are queued by Vault, not yet gone, when this returns.
@@ -237,13 +233,11 @@ class VaultSession:
     async def irrevocable_leases(self, *, deadline: float) -> list[IrrevocableLease]:
         """The leases that Vault has given up revoking, with its reasons. Raises VaultRefused or VaultUnavailable."""
         path = "sys/leases?type=irrevocable"
-        body = await self.runtime_request("get", path, deadline=deadline)
-        data = body.get("data")
-        if not isinstance(data, dict) or not isinstance(data.get("leases"), list | None):
+        data = section(await self.runtime_request("get", path, deadline=deadline), "data", path)
+        leases = data.get("leases")
+        if not isinstance(leases, list | None) or not all(isinstance(each, dict) for each in leases or ()):
             raise not_understood(path)
-        return [
-            IrrevocableLease(str(each["lease_id"]), str(each.get("error", ""))) for each in data.get("leases") or ()
-        ]
+        return [IrrevocableLease(text(each, "lease_id", path), str(each.get("error", ""))) for each in leases or ()]
 
     async def aclose(self, *, deadline: float | None = None) -> bool:
         """Give the runtime's own tokens back and close. Whatever still hangs from them goes with them.
