@@ -6,6 +6,7 @@ whether an issuance may have happened although no usable answer came.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
@@ -18,6 +19,12 @@ _NEVER_REACHED_DATABASE = re.compile(
     r"(?:starting up|shutting down)|error verifying connection|dial (?:tcp|unix)",
     re.IGNORECASE,
 )
+
+LONGEST_WAIT = 60.0
+"""Seconds that a server can make us wait before another try. Some name the time since 1970, or milliseconds."""
+
+_LONGEST_TEXT = 2000
+"""Characters of what Vault says went wrong. Its reasons end in the ledger and on a terminal."""
 
 _LOGIN_PATH = re.compile(r"auth/.+/login$")
 _LOGIN = ("auth/token/lookup-self", "auth/token/renew-self")
@@ -75,7 +82,7 @@ def outcome_of(status: int, errors: str) -> Outcome:
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """`Retry-After` (RFC 9110, 10.2.3) in seconds. None if absent or malformed.
+    """`Retry-After` (RFC 9110, 10.2.3) in seconds, at most `LONGEST_WAIT`. None if absent or malformed.
 
     A date is compared with the `Date` of the same answer: both are of the server's clock, whatever ours says.
     """
@@ -83,15 +90,18 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
     if not header:
         return None
     try:
-        return max(0.0, float(header))
+        seconds = float(header)
     except ValueError:
-        pass
+        seconds = _seconds_between(headers.get("Date", ""), header)
+    return None if math.isnan(seconds) else min(max(0.0, seconds), LONGEST_WAIT)
+
+
+def _seconds_between(earlier: str, later: str) -> float:
+    """Between two HTTP dates; not a number where one of them is none."""
     try:
-        return max(
-            0.0, (parsedate_to_datetime(header) - parsedate_to_datetime(headers.get("Date", ""))).total_seconds()
-        )
-    except (TypeError, ValueError):
-        return None
+        return (parsedate_to_datetime(later) - parsedate_to_datetime(earlier)).total_seconds()
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def error_text(errors: object) -> str:
@@ -100,7 +110,8 @@ def error_text(errors: object) -> str:
         return ""
     text = "; ".join(str(error) for error in errors)
     text = re.sub(r"\d+ errors? occurred:", "", text)
-    return re.sub(r"\s+", " ", text.replace("* ", "")).strip()
+    text = re.sub(r"\s+", " ", text.replace("* ", "")).strip()
+    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
 
 
 def hint_for(status: int, errors: str, path: str) -> str | None:

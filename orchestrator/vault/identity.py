@@ -18,7 +18,9 @@ from typing import Any, Protocol
 from orchestrator.clock import Clock
 from orchestrator.secret import Secret
 from orchestrator.vault.config import AppRoleAuth, Auth, TokenAuth, TokenFileAuth
+from orchestrator.vault.confirmations import Confirmation, done
 from orchestrator.vault.faults import Outcome, VaultRefused, VaultUnavailable
+from orchestrator.vault.fields import seconds, section, text
 from orchestrator.vault.login_request import login_request, read_secret
 
 _log = logging.getLogger(__name__)
@@ -43,7 +45,18 @@ class Ask(Protocol):
         deadline: float,
         payload: Mapping[str, Any] | None = None,
         stop: asyncio.Event | None = None,
+        confirmed_by: Confirmation | None = None,
     ) -> Awaitable[dict[str, Any]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class GrantedToken:
+    """What Vault says of a token that it grants or renews. `ttl` is in seconds from now, 0 if it never expires."""
+
+    token: Secret
+    accessor: str
+    ttl: int
+    renewable: bool
 
 
 @dataclass(slots=True)
@@ -186,10 +199,9 @@ class RuntimeIdentity:
         except VaultRefused:
             held.renewable = False
             return
-        _, granted = granted_token(body, _RENEW)
-        life = float(granted["lease_duration"])
+        life = granted_token(body, _RENEW).ttl
         held.renewable = not 0 < life < held.life  # less than before: its maximum is reached
-        held.life, held.expires = life, self._expiry(granted["lease_duration"])
+        held.life, held.expires = life, self._expiry(life)
 
     async def _log_in_again(self, why: str, deadline: float, stop: asyncio.Event | None = None) -> _Held:
         if isinstance(self._auth, TokenAuth):
@@ -222,18 +234,15 @@ class RuntimeIdentity:
             token = auth.token if isinstance(auth, TokenAuth) else read_secret(auth.path, "Vault token file")
             self._remember(token)
             body = await self._ask("get", _LOOKUP, token=token, deadline=deadline, stop=stop)
-            data = body.get("data")
-            if not isinstance(data, dict) or "ttl" not in data:
-                raise not_understood(_LOOKUP)
-            life = data["ttl"]
-            return _Held(token, float(life), self._expiry(life), bool(data.get("renewable")), own=False)
+            data = section(body, "data", _LOOKUP)
+            life = seconds(data, "ttl", _LOOKUP)
+            return _Held(token, life, self._expiry(life), data.get("renewable") is True, own=False)
         path, payload = login_request(auth)
         body = await self._ask("post", path, token=None, deadline=deadline, payload=payload, stop=stop)
-        token, granted = granted_token(body, path)
-        self._remember(token)
-        await asyncio.to_thread(self._own_token, str(granted["accessor"]))
-        life = granted["lease_duration"]
-        return _Held(token, float(life), self._expiry(life), bool(granted["renewable"]), own=True)
+        granted = granted_token(body, path)
+        self._remember(granted.token)
+        await asyncio.to_thread(self._own_token, granted.accessor)
+        return _Held(granted.token, granted.ttl, self._expiry(granted.ttl), granted.renewable, own=True)
 
     async def _revoke(self, token: Secret, deadline: float) -> bool:
         """Revoke a token of our own; whether it is gone. One that Vault no longer knows (403) has expired.
@@ -241,7 +250,7 @@ class RuntimeIdentity:
         That Vault does not take one back now must not hide how the run ended: recovery revokes it by its accessor.
         """
         try:
-            await self._ask("post", _REVOKE, token=token, deadline=deadline)
+            await self._ask("post", _REVOKE, token=token, deadline=deadline, confirmed_by=done)
         except VaultRefused as refusal:
             if refusal.status != 403:
                 raise
@@ -254,16 +263,12 @@ class RuntimeIdentity:
         return self._clock.monotonic() + seconds if seconds else None
 
 
-def granted_token(body: Mapping[str, Any], path: str) -> tuple[Secret, Mapping[str, Any]]:
-    """The token of an answer, and what is said of it. Raises VaultUnavailable if it is not there."""
-    auth = body.get("auth")
-    if not isinstance(auth, dict) or not {"client_token", "accessor", "lease_duration", "renewable"} <= set(auth):
-        raise not_understood(path)
-    return Secret(auth["client_token"]), auth
-
-
-def not_understood(path: str) -> VaultUnavailable:
-    """For an answer of Vault's that came and does not hold what it should."""
-    return VaultUnavailable(
-        f"Vault's answer to {path} cannot be understood", outcome=Outcome.UNKNOWN, path=path, status=200
+def granted_token(body: Mapping[str, Any], path: str) -> GrantedToken:
+    """The token of an answer. Raises VaultUnavailable if it is not there whole."""
+    auth = section(body, "auth", path)
+    return GrantedToken(
+        Secret(text(auth, "client_token", path)),
+        text(auth, "accessor", path),
+        seconds(auth, "lease_duration", path),
+        renewable=auth.get("renewable") is True,
     )

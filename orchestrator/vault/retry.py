@@ -48,6 +48,25 @@ async def retrying(
 
     Raises the last error. A call that runs is never interrupted from here.
     """
+    begun = clock.monotonic()
+    try:
+        return await call()
+    except VaultUnavailable as error:
+        failed = error
+    return await _again(failed, call, begun, clock=clock, deadline=deadline, repeatable=repeatable, stop=stop)
+
+
+async def _again(
+    failed: VaultUnavailable,
+    call: Callable[[], Awaitable[T]],
+    begun: float,
+    *,
+    clock: Clock,
+    deadline: float,
+    repeatable: bool,
+    stop: asyncio.Event | None,
+) -> T:
+    """What follows when the first call has failed: only then is there something to decide."""
 
     def exhausted(state: RetryCallState) -> bool:
         return (stop is not None and stop.is_set()) or clock.monotonic() + state.upcoming_sleep >= deadline
@@ -62,7 +81,7 @@ async def retrying(
         except TimeoutError:
             pass
 
-    begun, told = clock.monotonic(), False
+    told = False
 
     def tell(state: RetryCallState) -> None:
         nonlocal told
@@ -80,5 +99,7 @@ async def retrying(
         reraise=True,
     ):
         with attempt:
+            if attempt.retry_state.attempt_number == 1:
+                raise failed
             return await call()
     raise AssertionError("unreachable: the last error is raised again")

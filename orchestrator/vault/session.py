@@ -16,8 +16,10 @@ from typing import Any
 from orchestrator.clock import Clock
 from orchestrator.secret import Secret
 from orchestrator.vault.config import VaultConfig
+from orchestrator.vault.confirmations import Confirmation, done, token_gone
 from orchestrator.vault.faults import Outcome, VaultRefused, VaultUnavailable
-from orchestrator.vault.identity import RuntimeIdentity, granted_token, not_understood
+from orchestrator.vault.fields import not_understood, seconds, section, text
+from orchestrator.vault.identity import RuntimeIdentity, granted_token
 from orchestrator.vault.retry import retrying
 from orchestrator.vault.threads import Threads
 from orchestrator.vault.time import VaultTime
@@ -84,9 +86,11 @@ class VaultSession:
         payload: Mapping[str, Any] | None = None,
         repeatable: bool = True,
         stop: asyncio.Event | None = None,
+        confirmed_by: Confirmation | None = None,
     ) -> dict[str, Any]:
         """One request with retries until `deadline` (monotonic seconds).
 
+        With `confirmed_by` only such an answer counts; see `orchestrator.vault.confirmations`.
         `repeatable=False` for what creates something: it is then tried again only if it was
         certainly not done, and its answer is waited for as long as Vault may take. What is
         repeatable is given up at the deadline. Raises VaultRefused or VaultUnavailable.
@@ -94,7 +98,15 @@ class VaultSession:
 
         async def once() -> dict[str, Any]:
             seconds = deadline - self._clock.monotonic() if repeatable else None
-            call = partial(self._transport.request, method, path, token=token, payload=payload, seconds=seconds)
+            call = partial(
+                self._transport.request,
+                method,
+                path,
+                token=token,
+                payload=payload,
+                seconds=seconds,
+                confirmed_by=confirmed_by,
+            )
             return await self._threads.run(call)
 
         return await retrying(once, clock=self._clock, deadline=deadline, repeatable=repeatable, stop=stop)
@@ -108,12 +120,20 @@ class VaultSession:
         await self._identity.keep(deadline=deadline)
 
     async def runtime_request(
-        self, method: str, path: str, *, deadline: float, payload: Mapping[str, Any] | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        deadline: float,
+        payload: Mapping[str, Any] | None = None,
+        confirmed_by: Confirmation | None = None,
     ) -> dict[str, Any]:
-        """A repeatable request as the runtime identity."""
+        """A repeatable request as the runtime identity; see `request`."""
         return await self._as_runtime(
             partial(self._identity.token, deadline=deadline),
-            lambda token: self.request(method, path, token=token, deadline=deadline, payload=payload),
+            lambda token: self.request(
+                method, path, token=token, deadline=deadline, payload=payload, confirmed_by=confirmed_by
+            ),
             deadline,
         )
 
@@ -169,14 +189,18 @@ class VaultSession:
                 "post", path, token=parent, deadline=deadline, repeatable=False, stop=stop, payload=wish
             )
 
-        token, auth = granted_token(await self._as_runtime(parent, create, deadline), path)
-        self._remember(token)
-        return StepToken(token, str(auth["accessor"]), int(auth["lease_duration"]))
+        granted = granted_token(await self._as_runtime(parent, create, deadline), path)
+        self._remember(granted.token)
+        return StepToken(granted.token, granted.accessor, granted.ttl)
 
     async def revoke_lease(self, vault_lease_id: str, *, deadline: float) -> None:
-        """Revoke and wait until it is done (`sync`). A lease that is already gone counts as revoked."""
+        """Revoke and wait until it is done (`sync`). A lease that is already gone counts as revoked.
+
+        Raises VaultRefused, and VaultUnavailable also where an answer came that does not confirm it.
+        """
+        wish = {"lease_id": vault_lease_id, "sync": True}
         try:
-            await self._take_back("put", "sys/leases/revoke", {"lease_id": vault_lease_id, "sync": True}, deadline)
+            await self._take_back("put", "sys/leases/revoke", wish, deadline, done)
         except VaultRefused as refusal:
             if not (refusal.status in (400, 404) and "lease not found" in refusal.message):
                 raise
@@ -186,36 +210,34 @@ class VaultSession:
 
         Raises VaultRefused or VaultUnavailable.
         """
-        body = await self.runtime_request(
-            "put", "sys/leases/renew", deadline=deadline, payload={"lease_id": vault_lease_id, "increment": increment}
-        )
-        granted = body.get("lease_duration")
-        if not isinstance(granted, int):
-            raise not_understood("sys/leases/renew")
-        return granted
+        path, wish = "sys/leases/renew", {"lease_id": vault_lease_id, "increment": increment}
+        return seconds(await self.runtime_request("put", path, deadline=deadline, payload=wish), "lease_duration", path)
 
     async def revoke_accessor(self, accessor: str, *, deadline: float) -> None:
-        """Revoke a child token. Its remaining leases are queued by Vault, not yet gone, when this returns."""
+        """Revoke a child token. Its remaining leases are queued by Vault, not yet gone, when this returns.
+
+        Raises as `revoke_lease`.
+        """
         try:
-            await self._take_back("post", "auth/token/revoke-accessor", {"accessor": accessor}, deadline)
+            await self._take_back("post", "auth/token/revoke-accessor", {"accessor": accessor}, deadline, token_gone)
         except VaultRefused as refusal:
             if not (refusal.status in (400, 403, 404) and "invalid accessor" in refusal.message):
                 raise
 
-    async def _take_back(self, method: str, path: str, payload: Mapping[str, Any], deadline: float) -> None:
-        least = self._clock.monotonic() + _LEAST_WAIT
-        await self.runtime_request(method, path, deadline=max(deadline, least), payload=payload)
+    async def _take_back(
+        self, method: str, path: str, payload: Mapping[str, Any], deadline: float, confirmed_by: Confirmation
+    ) -> None:
+        until = max(deadline, self._clock.monotonic() + _LEAST_WAIT)
+        await self.runtime_request(method, path, deadline=until, payload=payload, confirmed_by=confirmed_by)
 
     async def irrevocable_leases(self, *, deadline: float) -> list[IrrevocableLease]:
         """The leases that Vault has given up revoking, with its reasons. Raises VaultRefused or VaultUnavailable."""
         path = "sys/leases?type=irrevocable"
-        body = await self.runtime_request("get", path, deadline=deadline)
-        data = body.get("data")
-        if not isinstance(data, dict) or not isinstance(data.get("leases"), list | None):
+        data = section(await self.runtime_request("get", path, deadline=deadline), "data", path)
+        leases = data.get("leases")
+        if not isinstance(leases, list | None) or not all(isinstance(each, dict) for each in leases or ()):
             raise not_understood(path)
-        return [
-            IrrevocableLease(str(each["lease_id"]), str(each.get("error", ""))) for each in data.get("leases") or ()
-        ]
+        return [IrrevocableLease(text(each, "lease_id", path), str(each.get("error", ""))) for each in leases or ()]
 
     async def aclose(self, *, deadline: float | None = None) -> bool:
         """Give the runtime's own tokens back and close. Whatever still hangs from them goes with them.
@@ -226,4 +248,5 @@ class VaultSession:
         try:
             return await self._identity.give_back(deadline=until)
         finally:
+            self._threads.close()
             self._transport.close()

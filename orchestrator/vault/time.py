@@ -15,6 +15,9 @@ from orchestrator.clock import Clock
 _FRESH = 10.0
 """Seconds after an answer during which it tells the time. A Vault that is silent may be standing still."""
 
+_YEARS = range(1970, 9000)
+"""Any other is no clock's, and time could not be counted on from it."""
+
 
 class VaultTime:
     """Vault's clock by the `Date` header (RFC 9110, 6.6.1) of its last answer, to the second.
@@ -30,9 +33,11 @@ class VaultTime:
         """Take over the `Date` of an answer that has just come. What is malformed is passed over."""
         try:
             told = parsedate_to_datetime(date or "")
-        except ValueError:
+            told = told.astimezone(UTC) if told.tzinfo else told.replace(tzinfo=UTC)
+        except (ValueError, OverflowError):
             return
-        self._heard = (told if told.tzinfo else told.replace(tzinfo=UTC), self._clock.monotonic())
+        if told.year in _YEARS:
+            self._heard = (told, self._clock.monotonic())
 
     def now(self) -> datetime | None:
         """The time at Vault, in UTC; None if it has not answered lately."""

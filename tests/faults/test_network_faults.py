@@ -238,9 +238,14 @@ def test_an_answer_that_never_comes_is_given_up_after_the_read_time_out_and_take
     assert network.close_left_over(outcome.run_id) <= FINAL
 
 
-def test_a_vault_that_takes_nothing_back_leaves_the_ledger_saying_revoking_until_it_does(network: Network) -> None:
+@pytest.mark.parametrize(
+    "answer", [Answer(500), Answer(200, b"{}"), Answer(200, b"")], ids=["500", "200-with-an-empty-object", "200-empty"]
+)
+def test_a_vault_that_takes_nothing_back_leaves_the_ledger_saying_revoking_until_it_does(
+    network: Network, answer: Answer
+) -> None:
     """Nothing can be confirmed within the grace: the run is done, but its exit code says that more is to be done."""
-    network.vault.fail(Answer(500), times=1000, when=lambda line: REVOKE(line) or ACCESSOR(line))
+    network.vault.fail(answer, times=1000, when=lambda line: REVOKE(line) or ACCESSOR(line))
     outcome = network.run(grace=2.0)
     assert (outcome.exit_code, outcome.state) == (ExitCode.UNCONFIRMED, RunState.SUCCEEDED)
     assert network.states(outcome)["token"] is LeaseState.REVOKING

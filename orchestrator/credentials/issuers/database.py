@@ -5,6 +5,7 @@ from __future__ import annotations
 from orchestrator.credentials.types import Issued, IssueRequest
 from orchestrator.grants.credential import Credential
 from orchestrator.secret import Secret
+from orchestrator.vault.fields import seconds, section, text
 
 
 class DatabaseIssuer:
@@ -20,10 +21,11 @@ class DatabaseIssuer:
             repeatable=False,
             stop=request.stop,
         )
-        password = Secret(body["data"]["password"])
+        data = section(body, "data", scope.resource)
+        password = Secret(text(data, "password", scope.resource))
         request.remember(password)
-        username, ttl = body["data"]["username"], int(body["lease_duration"])
+        username, ttl = text(data, "username", scope.resource), seconds(body, "lease_duration", scope.resource)
         credential = Credential(
             scope.name, scope.kind, ttl, scope.connection, {"username": Secret(username), "password": password}
         )
-        return Issued(credential, ttl, subject=username, vault_lease_id=body["lease_id"])
+        return Issued(credential, ttl, subject=username, vault_lease_id=text(body, "lease_id", scope.resource))

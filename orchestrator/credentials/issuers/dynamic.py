@@ -6,6 +6,7 @@ from orchestrator.credentials.types import Issued, IssueRequest
 from orchestrator.errors import GrantRefused
 from orchestrator.grants.credential import Credential
 from orchestrator.secret import Secret
+from orchestrator.vault.fields import seconds, section, text
 
 
 class DynamicIssuer:
@@ -21,7 +22,8 @@ class DynamicIssuer:
             repeatable=False,
             stop=request.stop,
         )
-        fields = {key: Secret(value) for key, value in (body.get("data") or {}).items() if isinstance(value, str)}
+        data = section(body, "data", scope.resource) if body.get("data") is not None else {}
+        fields = {key: Secret(value) for key, value in data.items() if isinstance(value, str)}
         for secret in fields.values():
             request.remember(secret)
         if not body.get("lease_id"):
@@ -32,5 +34,5 @@ class DynamicIssuer:
                 by="orchestrator",
                 hint="for a static secret declare a grant of kind `secret`",
             )
-        ttl = int(body["lease_duration"])
-        return Issued(Credential(scope.name, scope.kind, ttl, fields=fields), ttl, vault_lease_id=body["lease_id"])
+        ttl, lease_id = seconds(body, "lease_duration", scope.resource), text(body, "lease_id", scope.resource)
+        return Issued(Credential(scope.name, scope.kind, ttl, fields=fields), ttl, vault_lease_id=lease_id)

@@ -6,6 +6,7 @@ from orchestrator.credentials.types import Issued, IssueRequest
 from orchestrator.errors import GrantRefused
 from orchestrator.grants.credential import Credential
 from orchestrator.secret import Secret
+from orchestrator.vault.fields import section, whole_number
 
 
 class SecretIssuer:
@@ -16,7 +17,8 @@ class SecretIssuer:
         body = await request.vault.request(
             "get", scope.resource, token=request.token, deadline=request.attempt.deadline, stop=request.stop
         )
-        data = body["data"]["data"]
+        version_read = section(body, "data", scope.resource)
+        data = section(version_read, "data", scope.resource)
         for value in data.values():
             if isinstance(value, str):
                 request.remember(Secret(value))
@@ -28,7 +30,7 @@ class SecretIssuer:
                 path=scope.resource,
                 hint="correct `keys` of the grant, or store the key in Vault",
             )
-        version = body["data"].get("metadata", {}).get("version")
+        version = whole_number(section(version_read, "metadata", scope.resource), "version", scope.resource)
         fields = {key: Secret(data[key]) for key in scope.keys}
         return Issued(
             Credential(scope.name, scope.kind, scope.ttl, fields=fields), scope.ttl, subject=f"version {version}"

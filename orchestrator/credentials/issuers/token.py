@@ -11,6 +11,7 @@ from orchestrator.credentials.types import Issued, IssueRequest
 from orchestrator.errors import GrantRefused
 from orchestrator.grants.credential import Credential
 from orchestrator.secret import Secret
+from orchestrator.vault.fields import not_understood, section, text, whole_number
 from orchestrator.vault.jwks import algorithm_of, key_id
 
 _CLOCK_SKEW = 5
@@ -19,6 +20,9 @@ _CLOCK_SKEW = 5
 
 _CLOCK_DIFFERENCE = timedelta(seconds=5)
 """Beyond it our clock and Vault's are said to differ: Vault tells its own to the second, with the answer's delay."""
+
+_ROTATIONS = 5
+"""How often the key may turn out to be another one than that which has signed, before no sense is seen in it."""
 
 
 class TokenIssuer:
@@ -65,13 +69,14 @@ class TokenIssuer:
         )
 
     async def _sign(self, request: IssueRequest, claims: dict[str, Any]) -> Secret:
+        path = request.scope.resource
         version, kid, algorithm = await self._latest_key(request)
-        while True:
+        for _ in range(_ROTATIONS):
             header = {"alg": algorithm, "typ": "at+jwt", "kid": kid}
             signing_input = f"{_base64url(header)}.{_base64url(claims)}"
             body = await request.vault.request(
                 "post",
-                request.scope.resource,
+                path,
                 token=request.token,
                 deadline=request.attempt.deadline,
                 stop=request.stop,
@@ -81,17 +86,19 @@ class TokenIssuer:
                     "marshaling_algorithm": "jws",
                 },
             )
-            _, signed_by, signature = body["data"]["signature"].split(":", 2)
+            _, signed_by, signature = text(section(body, "data", path), "signature", path).split(":", 2)
             if signed_by == f"v{version}":
                 return Secret(f"{signing_input}.{signature}")
             version, kid, algorithm = await self._latest_key(request, refresh=True)
+        raise not_understood(path)
 
     async def _latest_key(self, request: IssueRequest, *, refresh: bool = False) -> tuple[int, str, str]:
         """Version, `kid` and `alg` of the key that signs now; asked for once, and again after a rotation."""
         mount, _, name = request.scope.resource.partition("/sign/")
         if refresh or name not in self._keys:
-            body = await request.vault.runtime_request("get", f"{mount}/keys/{name}", deadline=request.attempt.deadline)
-            version = int(body["data"]["latest_version"])
+            path = f"{mount}/keys/{name}"
+            body = await request.vault.runtime_request("get", path, deadline=request.attempt.deadline)
+            version = whole_number(section(body, "data", path), "latest_version", path, least=1)
             self._keys[name] = (version, key_id(name, version), algorithm_of(body))
         return self._keys[name]
 
@@ -108,5 +115,5 @@ def _now(request: IssueRequest) -> datetime:
 
 
 def _base64url(value: dict[str, Any]) -> str:
-    text = json.dumps(value, separators=(",", ":"), sort_keys=True)
-    return base64.urlsafe_b64encode(text.encode()).rstrip(b"=").decode()
+    encoded = json.dumps(value, separators=(",", ":"), sort_keys=True)
+    return base64.urlsafe_b64encode(encoded.encode()).rstrip(b"=").decode()
