@@ -74,9 +74,10 @@ class Lying:
         vault = replace(self.bench.provisioned.vault_config(), address=self.proxy.address)
         return self.bench.run(text, vault=vault, **changes)
 
-    def say(self, answer: Answer, *, times: int = 1) -> None:
-        """Answer a revocation without carrying it out."""
-        self.proxy.fail(answer, times=times, when=lambda line: "/sys/leases/revoke" in line)
+    def say(self, answer: Answer) -> None:
+        """Answer the revocation of one lease, and of one step token, without carrying it out."""
+        self.proxy.fail(answer, when=lambda line: "/sys/leases/revoke" in line)
+        self.proxy.fail(answer, when=lambda line: "/revoke-accessor" in line)
 
 
 @pytest.fixture

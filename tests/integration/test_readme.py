@@ -269,6 +269,7 @@ def test_the_settings_file_takes_the_same_names_without_the_prefix(
             "log_level": '"debug"',
             "grace": "5",
             "settle": "5",
+            "confirm": '"vault"',
             "connection_runs": "2",
             "sweep_interval": "5",
         }
