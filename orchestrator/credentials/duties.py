@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -121,10 +121,11 @@ class DatabaseDuties:
             deadline=until,
         )
         broker = replace(self.broker, grace=min(self.broker.grace, half))
-        async with _until(until, duty), broker.open(own, run=run) as credentials:
-            login = credentials[scope.name].fields
+        # What was found counts even if taking the login back takes longer: that has a limit of its own.
+        async with AsyncExitStack() as stack, _until(until, duty):
+            login = (await stack.enter_async_context(broker.open(own, run=run)))[scope.name].fields
             try:
-                async with await psycopg.AsyncConnection.connect(
+                connected = await psycopg.AsyncConnection.connect(
                     endpoint,
                     user=login["username"].reveal(),
                     password=login["password"].reveal(),
@@ -132,8 +133,8 @@ class DatabaseDuties:
                     connect_timeout=5,
                     autocommit=True,
                     options=f"-c statement_timeout={_DUTY_SECONDS}s",
-                ) as session:
-                    yield session
+                )
+                yield await stack.enter_async_context(connected)
             except psycopg.Error as error:
                 raise Unreachable(
                     f"the orchestrator's own {duty} in `{connection}` failed: {type(error).__name__}",

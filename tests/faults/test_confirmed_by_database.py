@@ -74,10 +74,10 @@ class Lying:
         vault = replace(self.bench.provisioned.vault_config(), address=self.proxy.address)
         return self.bench.run(text, vault=vault, **changes)
 
-    def say(self, answer: Answer) -> None:
-        """Answer the revocation of one lease, and of one step token, without carrying it out."""
-        self.proxy.fail(answer, when=lambda line: "/sys/leases/revoke" in line)
-        self.proxy.fail(answer, when=lambda line: "/revoke-accessor" in line)
+    def say(self, answer: Answer, *, times: int) -> None:
+        """Answer revocations of leases, and as many of step tokens, without carrying them out."""
+        self.proxy.fail(answer, times=times, when=lambda line: "/sys/leases/revoke" in line)
+        self.proxy.fail(answer, times=times, when=lambda line: "/revoke-accessor" in line)
 
 
 @pytest.fixture
@@ -123,28 +123,53 @@ def test_the_database_is_asked_once_for_all_steps_and_both_witnesses_are_on_reco
     bench.assert_nothing_left()
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        pytest.param(Answer(204, b""), id="as Vault confirms"),
-        pytest.param(Answer(200, b"{}"), id="empty object"),
-        pytest.param(Answer(200, b""), id="nothing"),
-        pytest.param(Answer(202, b""), id="accepted"),
-    ],
-)
-def test_a_login_that_lives_although_the_answer_says_revoked_is_found_and_dropped(lying: Lying, answer: Answer) -> None:
-    lying.say(answer)
+def swept(bench: Bench, run_id: str) -> list[str]:
+    """The logins that a run's end found in the database and dropped."""
+    with open_ledger(bench.config().ledger_url, clock=SystemClock()) as ledger:
+        found = [event.data["roles"] for event in ledger.events(run_id) if event.kind == "orphans.swept"]
+    return [str(role) for roles in found if isinstance(roles, list) for role in roles]
+
+
+def test_a_login_that_lives_although_vault_said_revoked_is_found_and_dropped(lying: Lying) -> None:
+    lying.say(Answer(204, b""), times=1)
     outcome = lying.run(THREE)
     assert lying.bench.logins() == []
     assert lying.bench.sessions() == []
     assert outcome.exit_code is ExitCode.DONE
-    first = next(lease for lease in steps_logins(lying.bench, outcome.run_id) if lease.step == "one")
-    assert events(lying.bench, outcome.run_id, first.lease_id)[-1] == "lease.revoked database"
-    said = "lease.vault_revoked" in events(lying.bench, outcome.run_id, first.lease_id)
-    assert said is (answer.status == 204), "only the answer that Vault gives counts as its word"
-    with open_ledger(lying.bench.config().ledger_url, clock=SystemClock()) as ledger:
-        swept = [event.data["roles"] for event in ledger.events(outcome.run_id) if event.kind == "orphans.swept"]
-    assert [first.subject] in swept
+    (first, *_) = steps_logins(lying.bench, outcome.run_id)
+    assert swept(lying.bench, outcome.run_id) == [first.subject]
+    assert events(lying.bench, outcome.run_id, first.lease_id)[-2:] == ["lease.vault_revoked", "lease.revoked database"]
+
+
+NO_CONFIRMATION = [
+    pytest.param(Answer(200, b"{}"), id="empty object"),
+    pytest.param(Answer(200, b""), id="nothing"),
+    pytest.param(Answer(202, b""), id="accepted"),
+    pytest.param(Answer(200, b"[]"), id="not even an object"),
+]
+
+
+@pytest.mark.parametrize("answer", NO_CONFIRMATION)
+def test_what_is_no_confirmation_of_vaults_is_asked_again(lying: Lying, answer: Answer) -> None:
+    lying.say(answer, times=1)
+    outcome = lying.run(THREE)
+    assert outcome.exit_code is ExitCode.DONE
+    assert swept(lying.bench, outcome.run_id) == [], "the second time Vault did it"
+    lying.bench.assert_nothing_left()
+
+
+@pytest.mark.parametrize("answer", NO_CONFIRMATION)
+def test_where_no_confirmation_of_vaults_is_to_be_had_nothing_is_called_revoked(lying: Lying, answer: Answer) -> None:
+    lying.say(answer, times=10_000)
+    one = lying.run(THREE.split("  two:")[0], grace=1.0)
+    assert one.exit_code is ExitCode.UNCONFIRMED
+    (login,) = steps_logins(lying.bench, one.run_id)
+    assert login.state is LeaseState.REVOKING
+    assert lying.bench.logins() == [login.subject], "it lives, and the ledger says so"
+    lying.proxy.heal()
+    recover(lying.bench)
+    assert lying.bench.logins() == []
+    assert not [lease for lease in lying.bench.history(one.run_id) if lease.state in OPEN]
 
 
 def test_what_the_database_was_not_asked_is_not_called_revoked_and_the_exit_code_says_so(bench: Bench) -> None:
