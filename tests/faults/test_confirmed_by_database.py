@@ -165,7 +165,6 @@ def test_where_no_confirmation_of_vaults_is_to_be_had_nothing_is_called_revoked(
     assert one.exit_code is ExitCode.UNCONFIRMED
     (login,) = steps_logins(lying.bench, one.run_id)
     assert login.state is LeaseState.REVOKING
-    assert lying.bench.logins() == [login.subject], "it lives, and the ledger says so"
     lying.proxy.heal()
     recover(lying.bench)
     assert lying.bench.logins() == []
