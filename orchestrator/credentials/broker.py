@@ -46,6 +46,7 @@ from orchestrator.ledger.events import (
 from orchestrator.ledger.ids import new_lease_id
 from orchestrator.ledger.types import LedgerWriter
 from orchestrator.secret import Secret
+from orchestrator.uninterrupted import to_the_end
 from orchestrator.vault.faults import Outcome, VaultUnavailable
 from orchestrator.vault.session import StepToken, VaultSession
 
@@ -116,13 +117,13 @@ class StepLeases:
             return await asyncio.shield(self._opening)
         except BaseException as error:
             self._stop.set()
-            await _to_the_end(self._close(_why(error)))
+            await to_the_end(self._close(_why(error)))
             raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await _to_the_end(self._close("step ended" if error is None else _why(error)))
+        await to_the_end(self._close("step ended" if error is None else _why(error)))
 
     async def _open(self) -> dict[str, Credential]:
         if not self._attempt.scopes:
@@ -194,7 +195,7 @@ class StepLeases:
             issued = await broker.issuer(scope.kind).issue(request)
         except OrchestratorError as error:
             raise await self._not_issued(lease_id, scope, error) from error
-        except (KeyError, TypeError, ValueError) as error:
+        except Exception as error:
             garbled = VaultUnavailable(
                 f"Vault's answer to {scope.resource} cannot be understood",
                 outcome=Outcome.UNKNOWN,
@@ -244,6 +245,9 @@ class StepLeases:
             ending = await renewal.keep(self._broker.vault, clock, self._record)
         except OrchestratorError as error:
             self.on_expiry(error)
+            return
+        except Exception as error:  # noqa: BLE001 -- a lease that nobody looks after must end its step in time
+            self.on_expiry(StepFailed(f"{self._where(scope)} cannot be renewed: {type(error).__name__}"))
             return
         if ending is None:
             return
@@ -378,21 +382,17 @@ class StepLeases:
     async def _settle(self) -> None:
         """Wait for what is under way. An issuance that outlasts even the grace is recorded as of unknown outcome."""
         under_way = {*self._unabandoned, *([self._opening] if self._opening else [])}
-        if not under_way:
-            return
-        done, late = await asyncio.wait(under_way, timeout=self._broker.grace)
+        done, late = await asyncio.wait(under_way, timeout=self._broker.grace) if under_way else (set(), set())
         for task in done:
             if not task.cancelled():
                 task.exception()  # whoever waited for it was told
-        if not late:
-            return
         for task in late:
             task.cancel()
         held = {handle.lease_id for handle in self._held}
         for lease_id, scope in list(self._in_flight.items()):
             if lease_id not in held:
                 self._held.append(LeaseHandle(lease_id, scope.name, scope.kind, scope.resource, unknown=True))
-                reason = "outcome unknown: no answer within the grace"
+                reason = f"outcome unknown: {'no answer within the grace' if late else 'asking for it fell over'}"
                 await self._record(LeaseRevoking(lease_id=lease_id, reason=reason))
 
     async def _record(self, *events: Event) -> None:
@@ -425,20 +425,6 @@ def _token_scope(broker: Broker, attempt: Attempt) -> Scope:
     left = math.ceil(attempt.deadline - broker.clock.monotonic())
     ttl = max([left + STEP_TOKEN_MARGIN, *(scope.ttl for scope in attempt.scopes)])
     return Scope(STEP_TOKEN_GRANT, STEP_TOKEN_KIND, attempt.policy, ttl)
-
-
-async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Run clean-up that a cancellation of the caller must not cut off; the cancellation is raised afterwards."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            cancelled = error
-    task.result()
-    if cancelled is not None:
-        raise cancelled
 
 
 async def _takes_nothing(credential: Credential) -> None:

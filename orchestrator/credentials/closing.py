@@ -30,6 +30,8 @@ async def close_lease(handle: LeaseHandle, vault: VaultSession, *, deadline: flo
             return LeaseRevoked(lease_id=handle.lease_id, confirmed_by="vault")
     except OrchestratorError as error:
         return _failed(handle, error.message, vault)
+    except Exception as error:  # noqa: BLE001 -- the other leases are taken back all the same
+        return _failed(handle, f"unexpected {type(error).__name__}", vault)
     if handle.unknown:
         return _failed(handle, "outcome unknown: no lease id was received", vault)
     return LeaseEnded(lease_id=handle.lease_id, valid_until=handle.valid_until)
@@ -86,6 +88,6 @@ async def sweep_database(
         roles = await duties.sweep(attempt, connection, deadline=deadline)
     except LoginsLeft as left:
         return left
-    except OrchestratorError:
+    except Exception:  # noqa: BLE001 -- nothing can be said then, whatever it was
         return None
     return OrphansSwept(step_key=attempt.step_key, connection=connection, roles=roles)
