@@ -1,4 +1,4 @@
-"""Carrying work to its end although whoever waits for it is cancelled."""
+"""Carrying work to its end although whoever waits for it is cancelled, and telling who is."""
 
 from __future__ import annotations
 
@@ -27,3 +27,9 @@ async def completed(work: Coroutine[Any, Any, T]) -> tuple[T, asyncio.CancelledE
         except asyncio.CancelledError as error:
             cancelled = error
     return task.result(), cancelled
+
+
+def is_cancelled() -> bool:
+    """Whether somebody has cancelled the present task. A CancelledError alone does not tell: anything may raise one."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -87,7 +87,8 @@ class StepLeases:
     def __init__(self, broker: Broker, attempt: Attempt, prelude: Sequence[Event]) -> None:
         self._broker = broker
         self._attempt = attempt
-        self._prelude = tuple(prelude)
+        self.unrecorded = tuple(prelude)
+        """What goes along with the first intent, until that is on record."""
         self._held: list[LeaseHandle] = []
         self._token_scope = _token_scope(broker, attempt)
         self._unasked: dict[str, Scope] = {}
@@ -127,15 +128,17 @@ class StepLeases:
 
     async def _open(self) -> dict[str, Credential]:
         if not self._attempt.scopes:
-            await self._record(*self._prelude)
+            await self._record(*self.unrecorded)
+            self.unrecorded = ()
             return {}
         token_id = new_lease_id()
         wanted = {new_lease_id(): scope for scope in self._attempt.scopes}
         await self._record(
-            *self._prelude,
+            *self.unrecorded,
             self._requested(token_id, self._token_scope),
             *(self._requested(lease_id, scope) for lease_id, scope in wanted.items()),
         )
+        self.unrecorded = ()
         self._unasked = wanted
         self._in_flight[token_id] = self._token_scope
         token = self.step_token = await self._mint(token_id)

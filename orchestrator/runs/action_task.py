@@ -7,38 +7,40 @@ anybody of ours cancelling it, and go on although it was told to stop. None of t
 from __future__ import annotations
 
 import asyncio
-import logging
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-from orchestrator.actions.base import Action, Params, StepContext
 from orchestrator.errors import OrchestratorError, StepFailed
-from orchestrator.jsontypes import JsonValue
 from orchestrator.redaction import Redactor, redact_exception
 
-log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 STOP_SECONDS = 30.0
 """How long an action may take to stop. The longest that those of ours take, for a process that ignores SIGTERM,
 is shorter."""
 
-_left_behind: set[asyncio.Task[JsonValue]] = set()
+_left_behind: set[asyncio.Task[Any]] = set()
 
 
 @dataclass(slots=True)
 class ActionTask:
-    """One use of an action. After it was stopped, `error` is what it raised on purpose meanwhile, and `note` tells
-    of anything else that it did instead of stopping."""
+    """One use of an action, up to its checked output.
+
+    After it was stopped, `error` is what it raised on purpose meanwhile, and `note` tells of anything else that
+    it did instead of stopping.
+    """
 
     redactor: Redactor
     error: OrchestratorError | None = field(default=None, init=False)
     note: str = field(default="", init=False)
 
-    async def run(self, action: Action, params: Params, context: StepContext) -> JsonValue:
-        """What the action returns. Raises what it raises, as StepFailed where that is no Exception.
+    async def run(self, work: Callable[[], Coroutine[Any, Any, T]], *, name: str) -> T:
+        """What the work gives. Raises what it raises, as StepFailed where that is no Exception.
 
-        When the caller is cancelled the action is, and it has ended or was given up when CancelledError is raised.
+        When the caller is cancelled the work is, and it has ended or was given up when CancelledError is raised.
         """
-        task = asyncio.create_task(self._contained(action, params, context), name=f"action of {context.step}")
+        task = asyncio.create_task(self._contained(work), name=name)
         try:
             await asyncio.wait({task})
         except asyncio.CancelledError:
@@ -48,15 +50,15 @@ class ActionTask:
             raise StepFailed("the action was cancelled, and not by this run", hint="see what it waits for")
         return task.result()
 
-    async def _contained(self, action: Action, params: Params, context: StepContext) -> JsonValue:
+    async def _contained(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         try:
-            return await action.run(params, context)
+            return await work()
         except (Exception, asyncio.CancelledError, KeyboardInterrupt):
             raise
         except BaseException as error:  # noqa: BLE001 -- SystemExit and its like end the step, not the process
             raise StepFailed(redact_exception(error, self.redactor)) from None
 
-    async def _stop(self, task: asyncio.Task[JsonValue]) -> None:
+    async def _stop(self, task: asyncio.Task[Any]) -> None:
         loop = asyncio.get_running_loop()
         until = loop.time() + STOP_SECONDS
         task.cancel()
@@ -75,7 +77,7 @@ class ActionTask:
                 self.note = f"told to stop, the action raised {redact_exception(error, self.redactor)}"
 
 
-def _leave_behind(task: asyncio.Task[JsonValue]) -> None:
+def _leave_behind(task: asyncio.Task[Any]) -> None:
     """Go on without it. The event loop must not wait for it at its end either, which it would do for ever."""
     _left_behind.add(task)
     task.add_done_callback(_left_behind.discard)

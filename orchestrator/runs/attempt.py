@@ -33,6 +33,7 @@ from orchestrator.redaction import redact_exception
 from orchestrator.runs.action_task import ActionTask
 from orchestrator.runs.outcomes import state_after
 from orchestrator.runs.types import RunProgress, Services
+from orchestrator.uninterrupted import is_cancelled
 from orchestrator.workflow.expressions import evaluate
 from orchestrator.workflow.models import Step
 
@@ -118,11 +119,17 @@ class StepAttempt:
                     credentials = await stack.enter_async_context(leases)
                     opened = True
                     context = self._context(credentials, deadline, handover)
-                    result = self._result(await at_work.run(action, params, context))
-            except asyncio.CancelledError:
-                result = AttemptResult(StepState.CANCELLED, note=at_work.note)
-                await self._finish(leases, result, opened)
-                raise
+
+                    async def work() -> AttemptResult:
+                        return self._result(await action.run(params, context))
+
+                    result = await at_work.run(work, name=f"action of {self.step_id}")
+            except asyncio.CancelledError as error:
+                if is_cancelled():
+                    result = AttemptResult(StepState.CANCELLED, note=at_work.note)
+                    await self._finish(leases, result, opened)
+                    raise
+                result = self._failed(self._unexpected(error))
             except OrchestratorError as error:
                 result = self._failed(error)
             except Exception as error:  # noqa: BLE001 -- whatever an action raises, its step has failed
@@ -134,7 +141,7 @@ class StepAttempt:
             await self._finish(leases, result, opened)
         return result
 
-    def _unexpected(self, error: Exception) -> StepFailed:
+    def _unexpected(self, error: BaseException) -> StepFailed:
         kind = "timeout" if isinstance(error, TimeoutError) else "error"
         return StepFailed(redact_exception(error, self.services.redactor), kind=kind)
 
@@ -152,7 +159,7 @@ class StepAttempt:
         if opened:
             leases.epilogue = events
         else:
-            await self._record(*events)
+            await self._record(*leases.unrecorded, *events)
 
     async def _end_early(self, error: OrchestratorError, *events: Event) -> AttemptResult:
         result = self._failed(error)

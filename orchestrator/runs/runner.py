@@ -32,7 +32,7 @@ from orchestrator.runs.graph_walk import Graph
 from orchestrator.runs.outcomes import excessive_wish, exit_code, missing_ends, retry_delay, run_state
 from orchestrator.runs.types import Interruption, RunOutcome, RunProgress, RunRequest, Services, TakenRun
 from orchestrator.secret import Secret
-from orchestrator.uninterrupted import completed, to_the_end
+from orchestrator.uninterrupted import completed, is_cancelled, to_the_end
 from orchestrator.workflow.expressions import evaluate, holds
 from orchestrator.workflow.inputs import public_inputs
 
@@ -40,6 +40,9 @@ log = logging.getLogger(__name__)
 
 CutShort = tuple[RunState, ExitCode, str]
 """How a run ended that did not come to the end of its graph: state, exit code and reason."""
+
+_CONTEXT = "(context)"
+"""The name under which it is kept that the run's context cannot be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +100,13 @@ class Runner:
         for value in request.inputs.values():
             if isinstance(value, Secret):
                 self.services.redactor.add(value)
-        context = evaluate(workflow.context, {"inputs": shown, "run": {"id": request.run_id}}, at="context")
-        return RunProgress(request=request, fence=0, context=context, public_inputs=shown)
+        progress = RunProgress(request=request, fence=0, context={}, public_inputs=shown)
+        try:
+            known = {"inputs": shown, "run": {"id": request.run_id}}
+            progress.context = evaluate(workflow.context, known, at="context")
+        except InvalidExpression as error:
+            progress.errors[_CONTEXT] = error  # the run begins all the same, so that its end is on record
+        return progress
 
     async def _drive(self, progress: RunProgress, interruption: Interruption, *, cancelled: bool = False) -> RunOutcome:
         """Walk, and record how it ended. Nothing but the ledger keeps a run from having an end."""
@@ -120,12 +128,13 @@ class Runner:
     ) -> RunOutcome:
         try:
             return await self._finish(progress, states, cut_short)
-        except LedgerError:
-            raise
-        except Exception as error:  # noqa: BLE001 -- tried once more, with words of our own only
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, LedgerError) or is_cancelled():
+                raise
+            # Tried once more, with words of our own only.
             return await self._finish(progress, states, self._defect(progress, error))
 
-    def _defect(self, progress: RunProgress, error: Exception) -> CutShort:
+    def _defect(self, progress: RunProgress, error: BaseException) -> CutShort:
         log.debug("run %s ended with a defect", progress.request.run_id, exc_info=error)
         defect = Defect(f"unexpected {redact_exception(error, self.services.redactor)}")
         progress.errors["(defect)"] = defect
@@ -155,11 +164,16 @@ class Runner:
             progress.deadline = self.services.clock.monotonic() + workflow.timeout
         try:
             async with asyncio.timeout(workflow.timeout) as limit:
+                if (wrong := progress.errors.get(_CONTEXT)) is not None:
+                    await walk.abandon()
+                    return progress.states, (RunState.FAILED, wrong.exit_code, wrong.message)
                 if cancelled:
                     await walk.abandon()
                     raise asyncio.CancelledError
                 states = await self.services.engine.drive(walk)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
+            if not is_cancelled():
+                return progress.states, self._defect(progress, error)
             return progress.states, (RunState.CANCELLED, interruption.exit_code, interruption.reason)
         except LedgerError as error:
             progress.errors["(ledger)"] = error
@@ -221,7 +235,7 @@ class Runner:
         except LedgerError:
             raise
         except asyncio.CancelledError as error:
-            if _is_cancelled():
+            if is_cancelled():
                 if step_id not in progress.states:
                     await to_the_end(self._complete(progress, step_id, StepState.CANCELLED, "cancelled"))
                 raise
@@ -296,12 +310,6 @@ class Runner:
 
     async def _record(self, progress: RunProgress, *events: Event) -> None:
         await self.services.ledger.append(progress.request.run_id, progress.fence, events)
-
-
-def _is_cancelled() -> bool:
-    """Whether somebody has cancelled the present task, which a CancelledError alone does not tell."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def recorded_error(record: StepRecord) -> OrchestratorError:
