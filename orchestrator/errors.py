@@ -13,6 +13,8 @@ class ExitCode(IntEnum):
     """What the process answers to its scheduler."""
 
     DONE = 0
+    DEFECT = 1
+    """Something that nobody foresaw: a defect of the orchestrator."""
     INVALID = 2
     """Usage, or a workflow that is not valid: nothing ran."""
     REFUSED = 3
@@ -51,6 +53,21 @@ class UsageError(OrchestratorError):
 
 class InvalidExpression(UsageError):
     """A `${{ }}` expression cannot be parsed or evaluated."""
+
+
+class Defect(OrchestratorError):
+    """Something that nobody foresaw ended a run. The message is redacted by whoever builds it."""
+
+    exit_code = ExitCode.DEFECT
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, hint=DEFECT_HINT)
+
+
+DEFECT_HINT = (
+    "this is a defect of the orchestrator or of an extension: please report it to whoever maintains that; "
+    "ORCHESTRATOR_LOG_LEVEL=debug shows where it comes from"
+)
 
 
 class Interrupted(OrchestratorError):

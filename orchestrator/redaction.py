@@ -149,8 +149,12 @@ class Redactor:
 
 
 def redact_exception(error: BaseException, redactor: Redactor) -> str:
-    """One safe line about any exception: its type and its redacted message, at most 500 characters."""
-    text = " ".join(redactor.redact(str(error)).split())
+    """One safe line about any exception, even one that cannot say what it is: type and redacted message, at most
+    500 characters."""
+    try:
+        text = " ".join(redactor.redact(str(error)).split())
+    except Exception:  # noqa: BLE001 -- `__str__` is code of whoever raised it
+        text = ""
     name = type(error).__name__
     return f"{name}: {text[:500]}" if text else name
 

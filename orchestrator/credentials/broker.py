@@ -10,9 +10,8 @@ waits for its answer, then revokes it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
 
 from orchestrator.credentials.closing import ask_databases, close_lease, merged, suspects_of
 from orchestrator.credentials.opening import Opening
@@ -30,6 +29,7 @@ from orchestrator.ledger.events import (
     OrphansSwept,
 )
 from orchestrator.ledger.journal import Journal
+from orchestrator.uninterrupted import to_the_end
 from orchestrator.vault.session import StepToken
 
 
@@ -61,11 +61,11 @@ class StepLeases:
     ) -> None:
         self._broker = broker
         self._attempt = attempt
-        self._prelude = tuple(prelude)
         self._run = run
         self._own = own
         self._upkeep = Upkeep()
         self._opening = Opening(broker, attempt, run, keep=lambda lease: self._upkeep.keep(self._opening, lease))
+        self._opening.unrecorded = tuple(prelude)
         self._task: asyncio.Task[dict[str, Credential]] | None = None
         self.epilogue: tuple[Event, ...] = ()
         """Committed together with the beginning of the revocation; set it before leaving the context."""
@@ -74,6 +74,11 @@ class StepLeases:
     def replaceable(self) -> bool:
         """Whether any credential of the attempt may be issued anew while the action runs."""
         return any(scope.on_expiry == "reissue" for scope in self._attempt.scopes)
+
+    @property
+    def unrecorded(self) -> tuple[Event, ...]:
+        """What goes along with the first intent, until that is on record."""
+        return self._opening.unrecorded
 
     @property
     def step_token(self) -> StepToken | None:
@@ -91,7 +96,7 @@ class StepLeases:
             self._upkeep.deliver = deliver
 
     async def __aenter__(self) -> Mapping[str, Credential]:
-        self._task = asyncio.create_task(self._opening.open(self._prelude), name=f"open {self._attempt.step_key}")
+        self._task = asyncio.create_task(self._opening.open(), name=f"open {self._attempt.step_key}")
         try:
             return await asyncio.shield(self._task)
         except BaseException as error:
@@ -166,28 +171,11 @@ class StepLeases:
     async def _settle(self) -> None:
         """Wait for what is under way. An issuance that outlasts even the grace is recorded as of unknown outcome."""
         under_way = {*self._upkeep.under_way, *([self._task] if self._task else [])}
-        if not under_way:
-            return
-        done, late = await asyncio.wait(under_way, timeout=self._broker.grace)
+        done, late = await asyncio.wait(under_way, timeout=self._broker.grace) if under_way else (set(), set())
         for task in done:
             if not task.cancelled():
                 task.exception()  # whoever waited for it was told
-        if late:
-            await self._opening.give_up_on(list(late))
-
-
-async def to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Run clean-up that a cancellation of the caller must not cut off; the cancellation is raised afterwards."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            cancelled = error
-    task.result()
-    if cancelled is not None:
-        raise cancelled
+        await self._opening.give_up_on(list(late))
 
 
 def _why(error: BaseException) -> str:

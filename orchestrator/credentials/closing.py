@@ -21,7 +21,7 @@ from orchestrator.credentials.types import (
     SweptLogins,
     step_key_of,
 )
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import OrchestratorError, Unreachable
 from orchestrator.ledger.events import (
     LeaseEnded,
     LeaseEvent,
@@ -55,6 +55,8 @@ async def close_lease(
             return LeaseRevoked(lease_id=handle.lease_id, confirmed_by="vault")
     except OrchestratorError as error:
         return _failed(handle, error.message, vault)
+    except Exception as error:  # noqa: BLE001 -- the other leases are taken back all the same
+        return _failed(handle, f"unexpected {type(error).__name__}", vault)
     if handle.unknown:
         return _failed(handle, "outcome unknown: no lease id was received", vault)
     return LeaseEnded(lease_id=handle.lease_id, valid_until=handle.valid_until)
@@ -97,6 +99,8 @@ async def ask_databases(
             swept = await duties.sweep(attempt, connection, keys, deadline=deadline)
         except OrchestratorError as error:
             silent[connection] = error
+        except Exception as error:  # noqa: BLE001 -- nothing can be said then, whatever it was
+            silent[connection] = Unreachable(f"unexpected {type(error).__name__}")
         else:
             told.extend(settled(here, connection, swept))
 

@@ -52,6 +52,8 @@ class Opening:
         self.attempt = attempt
         self.held: list[LeaseHandle] = []
         self.unasked: dict[str, Scope] = {}
+        self.unrecorded: tuple[Event, ...] = ()
+        """What goes along with the first intent, until that is on record."""
         self.stop = asyncio.Event()
         self.step_token: StepToken | None = None
         self.broker = broker
@@ -60,21 +62,23 @@ class Opening:
         self._token_scope = _token_scope(broker, attempt)
         self._in_flight: dict[str, Scope] = {}
 
-    async def open(self, prelude: Sequence[Event]) -> dict[str, Credential]:
+    async def open(self) -> dict[str, Credential]:
         """Issue every grant; the credentials by its name.
 
         Raises GrantRefused, VaultUnreachable or LedgerError; what was issued before is held.
         """
         if not self.attempt.scopes:
-            await self.run.journal.append(*prelude)
+            await self.run.journal.append(*self.unrecorded)
+            self.unrecorded = ()
             return {}
         token_id = new_lease_id()
         wanted = {new_lease_id(): scope for scope in self.attempt.scopes}
         await self.run.journal.append(
-            *prelude,
+            *self.unrecorded,
             self.requested(token_id, self._token_scope),
             *(self.requested(lease_id, scope) for lease_id, scope in wanted.items()),
         )
+        self.unrecorded = ()
         self.unasked = wanted
         self._in_flight[token_id] = self._token_scope
         token = self.step_token = await self._mint(token_id)
@@ -113,7 +117,7 @@ class Opening:
             issued = await broker.issuer(scope.kind).issue(request)
         except OrchestratorError as error:
             raise await self._not_issued(lease_id, scope, error) from error
-        except (KeyError, TypeError, ValueError) as error:
+        except Exception as error:
             garbled = VaultUnavailable(
                 f"Vault's answer to {scope.resource} cannot be understood",
                 outcome=Outcome.UNKNOWN,
@@ -145,14 +149,17 @@ class Opening:
         return replace(issued.credential, ttl=ttl, version=version)
 
     async def give_up_on(self, late: Sequence[asyncio.Task[Any]]) -> None:
-        """Stop waiting for issuances that outlast even the grace; each is recorded as of unknown outcome."""
+        """Stop waiting for issuances that outlast even the grace, and for what fell over while it asked for them.
+
+        Each is recorded as of unknown outcome.
+        """
         for task in late:
             task.cancel()
         held = {handle.lease_id for handle in self.held}
         for lease_id, scope in list(self._in_flight.items()):
             if lease_id not in held:
                 self.held.append(LeaseHandle(lease_id, scope.name, scope.kind, scope.resource, unknown=True))
-                reason = "outcome unknown: no answer within the grace"
+                reason = f"outcome unknown: {'no answer within the grace' if late else 'asking for it fell over'}"
                 await self.run.journal.append(LeaseRevoking(lease_id=lease_id, reason=reason))
 
     def requested(self, lease_id: str, scope: Scope) -> LeaseRequested:

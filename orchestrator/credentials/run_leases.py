@@ -62,8 +62,9 @@ class RunLeases:
             await asyncio.wait(self._background)
         await self._confirm(last=True)
         await self.journal.flush()
-        if self._failed is not None:
-            raise self._failed
+        failed, self._failed = self._failed, None
+        if failed is not None:
+            raise failed
 
     def _confirm_soon(self) -> None:
         self._timer = None

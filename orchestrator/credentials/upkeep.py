@@ -59,6 +59,9 @@ class Upkeep:
         except OrchestratorError as error:
             self.on_expiry(error)
             return
+        except Exception as error:  # noqa: BLE001 -- a lease that nobody looks after must end its step in time
+            self.on_expiry(StepFailed(f"{opening.where(lease.scope)} cannot be renewed: {type(error).__name__}"))
+            return
         if ending is None:
             return
         reason = ending.reason

@@ -96,6 +96,8 @@ class AttemptFinished:
     state: StepState
     error_kind: str = ""
     reason: str = ""
+    retry_at: datetime | None = None
+    """When the step is tried again; None: this was its last attempt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from orchestrator.errors import OrchestratorError
 from orchestrator.ledger.events import Event
 from orchestrator.ledger.types import LedgerWriter
 
@@ -29,7 +28,7 @@ class Journal:
         self._deferred: list[Event] = []
         self._timer: asyncio.TimerHandle | None = None
         self._writing: set[asyncio.Task[None]] = set()
-        self._failed: OrchestratorError | None = None
+        self._failed: BaseException | None = None
 
     async def append(self, *events: Event) -> None:
         """Commit what was deferred and then these; durable when it returns.
@@ -79,6 +78,5 @@ class Journal:
         return task
 
     def _note_failure(self, task: asyncio.Task[None]) -> None:
-        error = None if task.cancelled() else task.exception()
-        if isinstance(error, OrchestratorError):
+        if not task.cancelled() and (error := task.exception()) is not None:
             self._failed = error

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from orchestrator.grants.models import DatabaseGrant
 from orchestrator.workflow.dependencies import raw_dependencies
-from orchestrator.workflow.models import Workflow
+from orchestrator.workflow.models import Step, Workflow
 
 
 def dependencies(workflow: Workflow) -> dict[str, frozenset[str]]:
-    """For each step, in declaration order, the steps it waits for: `needs`, and those its expressions refer to."""
-    return raw_dependencies(
-        {name: {"needs": list(step.needs), "with": step.with_, "if": step.if_} for name, step in workflow.steps.items()}
-    )
+    """For each step, in declaration order, the steps it waits for: `needs`, and those its expressions refer to.
+
+    Those in row limits count: what a login may see can depend on what another step found.
+    """
+    return raw_dependencies({name: _raw(step) for name, step in workflow.steps.items()})
+
+
+def _raw(step: Step) -> dict[str, Any]:
+    limits = [
+        limit
+        for grant in step.grants.values()
+        if isinstance(grant, DatabaseGrant)
+        for privilege in grant.privileges
+        for limit in privilege.where.values()
+    ]
+    return {"needs": list(step.needs), "with": step.with_, "if": step.if_, "grants": limits}
 
 
 def execution_order(workflow: Workflow) -> list[str]:

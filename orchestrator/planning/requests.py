@@ -28,14 +28,17 @@ def bind(scopes: tuple[Scope, ...], context: Mapping[str, Any]) -> tuple[Scope, 
     Raises InvalidExpression where a value is not known, or is not one text, whole number, truth value or UUID.
     """
     return tuple(
-        replace(scope, bindings=tuple(_binding(limit.value, context) for _, limit in bound_limits(scope.privileges)))
+        replace(
+            scope,
+            bindings=tuple(_binding(limit.value, context, scope.name) for _, limit in bound_limits(scope.privileges)),
+        )
         for scope in scopes
     )
 
 
-def _binding(value: object, context: Mapping[str, Any]) -> str:
+def _binding(value: object, context: Mapping[str, Any], grant: str) -> str:
     assert isinstance(value, Bound)
-    found = evaluate(value.expression, context)
+    found = evaluate(value.expression, context, at=f"grants.{grant}: where")
     if isinstance(found, bool):
         return "true" if found else "false"
     if isinstance(found, str | int):

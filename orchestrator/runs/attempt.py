@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 
 from pydantic import ValidationError
@@ -29,8 +30,10 @@ from orchestrator.ledger.ids import new_step_key
 from orchestrator.planning.requests import bind, policy_request, scopes_of
 from orchestrator.policy.types import Decision, PolicyRequest
 from orchestrator.redaction import redact_exception
+from orchestrator.runs.action_task import ActionTask
 from orchestrator.runs.outcomes import state_after
 from orchestrator.runs.types import RunProgress, Services
+from orchestrator.uninterrupted import is_cancelled
 from orchestrator.workflow.expressions import evaluate
 from orchestrator.workflow.models import Step
 
@@ -42,10 +45,24 @@ class AttemptResult:
     state: StepState
     output: JsonObject | None = None
     error: OrchestratorError | None = None
+    note: str = ""
+    """What else there is to say of one that was cancelled."""
+
+    @property
+    def reason(self) -> str:
+        """Why it did not succeed, as far as there is anything to say."""
+        return self.error.message if self.error else self.note
 
 
-Conclude = Callable[[AttemptResult], tuple[Event, ...]]
-"""Given the result, the events to record after `attempt.finished`."""
+@dataclass(frozen=True, slots=True)
+class Conclusion:
+    """What follows from a result: the events to record after `attempt.finished`, and when the step is tried again."""
+
+    events: tuple[Event, ...] = ()
+    retry_at: datetime | None = None
+
+
+Conclude = Callable[[AttemptResult], Conclusion]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +94,8 @@ class StepAttempt:
             decision = await services.policy.decide(request)
         except OrchestratorError as error:
             return await self._end_early(error, started)
+        except Exception as error:  # noqa: BLE001 -- an action, a library or a policy engine may raise anything
+            return await self._end_early(self._unexpected(error), started)
         decided = self._decided(decision, request)
         if not decision.allow:
             return await self._end_early(self._denied(decision), started, decided)
@@ -89,6 +108,7 @@ class StepAttempt:
     async def _act(self, leases: StepLeases, action: Action, params: Params, deadline: float) -> AttemptResult:
         opened = False
         expiring: list[OrchestratorError] = []
+        at_work = ActionTask(self.services.redactor)
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout_at(deadline) as limit:
@@ -97,24 +117,36 @@ class StepAttempt:
                     credentials = await stack.enter_async_context(leases)
                     opened = True
                     context = self._context(credentials, deadline, handover)
-                    result = self._result(await action.run(params, context))
-            except asyncio.CancelledError:
-                result = AttemptResult(StepState.CANCELLED)
-                await self._finish(leases, result, opened)
-                raise
-            except TimeoutError:
-                result = self._failed(expiring[0] if expiring else self._too_long(opened=opened))
+
+                    async def work() -> AttemptResult:
+                        return self._result(await action.run(params, context))
+
+                    result = await at_work.run(work, name=f"action of {self.step_id}")
+            except asyncio.CancelledError as error:
+                if is_cancelled():
+                    result = AttemptResult(StepState.CANCELLED, note=at_work.note)
+                    await self._finish(leases, result, opened)
+                    raise
+                result = self._failed(self._unexpected(error))
             except OrchestratorError as error:
                 result = self._failed(error)
             except Exception as error:  # noqa: BLE001 -- whatever an action raises, its step has failed
-                result = self._failed(StepFailed(redact_exception(error, self.services.redactor), kind="error"))
+                if limit.expired() and isinstance(error, TimeoutError):
+                    ended = expiring[0] if expiring else self._too_long(at_work.note, opened=opened)
+                    result = self._failed(at_work.error or ended)
+                else:
+                    result = self._failed(self._unexpected(error))
             await self._finish(leases, result, opened)
         return result
 
-    def _too_long(self, *, opened: bool) -> StepFailed:
+    def _unexpected(self, error: BaseException) -> StepFailed:
+        kind = "timeout" if isinstance(error, TimeoutError) else "error"
+        return StepFailed(redact_exception(error, self.services.redactor), kind=kind)
+
+    def _too_long(self, note: str, *, opened: bool) -> StepFailed:
         what = "the action" if opened else "issuing the credentials"
         return StepFailed(
-            f"{what} took longer than the step's timeout of {self._step.timeout}s",
+            f"{what} took longer than the step's timeout of {self._step.timeout}s" + (f"; {note}" if note else ""),
             kind="timeout",
             hint="raise `timeout` of the step, or find out what it waits for",
         )
@@ -125,7 +157,7 @@ class StepAttempt:
         if opened:
             leases.epilogue = events
         else:
-            await self._record(*events)
+            await self._record(*leases.unrecorded, *events)
 
     async def _end_early(self, error: OrchestratorError, *events: Event) -> AttemptResult:
         result = self._failed(error)
@@ -133,15 +165,17 @@ class StepAttempt:
         return result
 
     def _ending(self, result: AttemptResult) -> tuple[Event, ...]:
+        conclusion = self.conclude(result)
         error = result.error
         finished = AttemptFinished(
             step=self.step_id,
             attempt=self.number,
             state=result.state,
             error_kind=getattr(error, "kind", type(error).__name__) if error else "",
-            reason=error.message if error else "",
+            reason=result.reason,
+            retry_at=conclusion.retry_at,
         )
-        return (finished, *self.conclude(result))
+        return (finished, *conclusion.events)
 
     def _failed(self, error: OrchestratorError) -> AttemptResult:
         """An error's text may quote what a service said: it is redacted before anybody sees it."""
@@ -158,7 +192,7 @@ class StepAttempt:
     def _parameters(self, action: Action) -> Params:
         try:
             return action.params.model_validate(
-                evaluate(self._step.with_, self.progress.expression_context(self.services.endpoints))
+                evaluate(self._step.with_, self.progress.expression_context(self.services.endpoints), at="with")
             )
         except InvalidExpression as error:
             raise StepFailed(f"step `{self.step_id}`: {error.message}", kind="parameters", hint=error.hint) from error

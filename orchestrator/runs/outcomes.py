@@ -2,29 +2,67 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 from orchestrator.errors import ExitCode, OrchestratorError, Refused, StepFailed
-from orchestrator.ledger.events import RunState, StepState
+from orchestrator.ledger.events import AttemptFinished, AttemptStarted, RunState, StepFinished, StepState
+from orchestrator.ledger.types import EventRecord
 from orchestrator.workflow.models import Retry
 
 _SEVERITY = (ExitCode.REFUSED, ExitCode.UNREACHABLE, ExitCode.STEP_FAILED)
 """Which exit code wins when several steps failed in different ways."""
 
+LONGEST_WISH = 60.0
+"""Seconds that a service may always ask to be waited for, even where `max_backoff` is shorter."""
 
-def retry_delay(retry: Retry | None, attempt: int, error: OrchestratorError, jitter: float) -> float | None:
+
+def retry_delay(
+    retry: Retry | None, attempt: int, error: OrchestratorError, jitter: float, *, left: float = math.inf
+) -> float | None:
     """Seconds until the next attempt, or None for no more.
 
-    `attempt` is the one that just failed, from 1; `jitter` lies in [0, 1) and adds up to a quarter.
-    Only what an action reports is tried again; a refusal never is. A service's own `Retry-After`
-    is respected even beyond `max_backoff`.
+    `attempt` is the one that just failed, from 1; `jitter` lies in [0, 1) and adds up to a quarter; `left` is
+    how many seconds the run may still take. Only what an action reports is tried again; a refusal never is. A
+    service's own `Retry-After` is respected beyond `max_backoff`, up to what `excessive_wish` calls too much.
     """
-    if retry is None or attempt >= retry.attempts or not isinstance(error, StepFailed):
+    if not _is_tried_again(retry, attempt, error) or excessive_wish(retry, attempt, error, left=left):
         return None
-    if "any" not in retry.on and error.kind not in retry.on:
-        return None
+    assert retry is not None
+    assert isinstance(error, StepFailed)
     backoff = min(retry.backoff * float(2 ** (attempt - 1)), retry.max_backoff)
     return max(backoff * (1 + jitter / 4), error.retry_after or 0.0)
+
+
+def excessive_wish(retry: Retry | None, attempt: int, error: OrchestratorError, *, left: float = math.inf) -> str:
+    """Why a wait that a service asks for ends the step at once, or an empty text.
+
+    It is waited for up to a minute, or `max_backoff` where that is longer, and never beyond the run's own
+    time-out: a service may say anything, such as the seconds since 1970 at which it wants to be asked again.
+    """
+    if not _is_tried_again(retry, attempt, error):
+        return ""
+    assert retry is not None
+    wish = error.retry_after if isinstance(error, StepFailed) else None
+    ceiling = max(float(retry.max_backoff), LONGEST_WISH)
+    if not wish or wish <= min(ceiling, left):
+        return ""
+    limit = f"the {ceiling:g} s that are waited at most" if ceiling <= left else "the run has time left"
+    return f"not tried again: it asks for a wait of {lasting(wish)}, longer than {limit}"
+
+
+def lasting(seconds: float) -> str:
+    """A duration in the largest unit that it has two of, such as `90 s`, `56 years`."""
+    for size, unit in ((31_557_600, "years"), (86_400, "days"), (3_600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.0f} {unit}" if seconds < 1e12 else "thousands of years"
+    return f"{seconds:g} s"
+
+
+def _is_tried_again(retry: Retry | None, attempt: int, error: OrchestratorError) -> bool:
+    if retry is None or attempt >= retry.attempts or not isinstance(error, StepFailed):
+        return False
+    return "any" in retry.on or error.kind in retry.on
 
 
 def state_after(error: OrchestratorError) -> StepState:
@@ -50,3 +88,27 @@ def exit_code(errors: Iterable[OrchestratorError], *, unconfirmed: bool) -> Exit
     if codes:
         return min(codes)
     return ExitCode.UNCONFIRMED if unconfirmed else ExitCode.DONE
+
+
+def missing_ends(
+    recorded: Iterable[EventRecord], step: str, state: StepState, reason: str
+) -> tuple[AttemptFinished | StepFinished, ...]:
+    """What the ledger lacks for a step to be over that ended otherwise than foreseen, in `state`."""
+    ours = [event for event in recorded if event.data.get("step") == step]
+    kinds = {event.kind for event in ours}
+    if StepFinished.kind in kinds:
+        return ()
+    finished = StepFinished(step=step, state=state, reason=reason)
+    numbers = {kind: _last_attempt(ours, kind) for kind in (AttemptStarted.kind, AttemptFinished.kind)}
+    if numbers[AttemptStarted.kind] == numbers[AttemptFinished.kind]:
+        return (finished,)
+    kind = "error" if state is StepState.FAILED else ""
+    attempt = AttemptFinished(
+        step=step, attempt=numbers[AttemptStarted.kind], state=state, error_kind=kind, reason=reason
+    )
+    return (attempt, finished)
+
+
+def _last_attempt(events: Iterable[EventRecord], kind: str) -> int:
+    numbers = [event.data.get("attempt") for event in events if event.kind == kind]
+    return max((number for number in numbers if isinstance(number, int)), default=0)

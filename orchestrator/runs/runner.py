@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
-from typing import Any
 
 from orchestrator.errors import (
+    DEFECT_HINT,
+    Defect,
     ExitCode,
     InvalidExpression,
     LedgerError,
@@ -23,14 +26,24 @@ from orchestrator.ledger.journal import Journal
 from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.types import LeaseFilter, LeaseRecord, StepRecord
 from orchestrator.planning.graph import dependencies
-from orchestrator.runs.attempt import AttemptResult, StepAttempt
+from orchestrator.redaction import redact_exception
+from orchestrator.runs.attempt import AttemptResult, Conclusion, StepAttempt
 from orchestrator.runs.engines.types import Walk
 from orchestrator.runs.graph_walk import Graph
-from orchestrator.runs.outcomes import exit_code, retry_delay, run_state
+from orchestrator.runs.outcomes import excessive_wish, exit_code, missing_ends, retry_delay, run_state
 from orchestrator.runs.types import Interruption, RunOutcome, RunProgress, RunRequest, Services, TakenRun
 from orchestrator.secret import Secret
+from orchestrator.uninterrupted import completed, is_cancelled, to_the_end
 from orchestrator.workflow.expressions import evaluate, holds
 from orchestrator.workflow.inputs import public_inputs
+
+log = logging.getLogger(__name__)
+
+CutShort = tuple[RunState, ExitCode, str]
+"""How a run ended that did not come to the end of its graph: state, exit code and reason."""
+
+_CONTEXT = "(context)"
+"""The name under which it is kept that the run's context cannot be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +58,20 @@ class Runner:
 
         Raises UsageError if the run id is taken, and LedgerError if not even the beginning can be recorded.
         """
-        services, loaded = self.services, request.loaded
         progress = self._progress(request)
+        # Cut off in between, the ledger might have a beginning without an end.
+        fence, cancelled = await completed(self._begin(progress))
+        progress.begun(fence)
+        return await self._drive(progress, interruption or Interruption(), cancelled=cancelled is not None)
+
+    async def _begin(self, progress: RunProgress) -> int:
+        services, request, loaded = self.services, progress.request, progress.request.loaded
         begun = await asyncio.to_thread(
             services.heartbeat.begin, request.run_id, digest=loaded.digest, text=loaded.text
         )
         if not begun:
             raise UsageError(f"run {request.run_id} is in the ledger already", hint="Begin a run under a new id.")
-        fence = await services.ledger.begin_run(
+        return await services.ledger.begin_run(
             request.run_id,
             RunStarted(
                 workflow=loaded.workflow.name,
@@ -63,8 +82,6 @@ class Runner:
                 steps=tuple(loaded.workflow.steps),
             ),
         )
-        progress.begun(fence)
-        return await self._drive(progress, interruption or Interruption())
 
     async def resume(self, taken: TakenRun, interruption: Interruption | None = None) -> RunOutcome:
         """Go on with a run of another process: finished steps are not run again, their outputs come from the ledger."""
@@ -85,11 +102,17 @@ class Runner:
         for value in request.inputs.values():
             if isinstance(value, Secret):
                 self.services.redactor.add(value)
-        context = evaluate(workflow.context, {"inputs": shown, "run": {"id": request.run_id}})
         leases = self.services.broker.of_run(Journal(self.services.ledger, request.run_id, fence=0))
-        return RunProgress(request=request, leases=leases, context=context, public_inputs=shown)
+        progress = RunProgress(request=request, leases=leases, context={}, public_inputs=shown)
+        try:
+            known = {"inputs": shown, "run": {"id": request.run_id}}
+            progress.context = evaluate(workflow.context, known, at="context")
+        except InvalidExpression as error:
+            progress.errors[_CONTEXT] = error  # the run begins all the same, so that its end is on record
+        return progress
 
-    async def _drive(self, progress: RunProgress, interruption: Interruption) -> RunOutcome:
+    async def _drive(self, progress: RunProgress, interruption: Interruption, *, cancelled: bool = False) -> RunOutcome:
+        """Walk, and record how it ended. Nothing but the ledger keeps a run from having an end."""
         task = asyncio.current_task()
         assert task is not None
 
@@ -99,12 +122,30 @@ class Runner:
                 task.cancel()
 
         with self.services.heartbeat.watched(progress.request.run_id, cancel):
-            states, cut_short = await self._walk(progress, interruption, cancel)
-            return await _uncancellable(self._finish(progress, states, cut_short))
+            walked = await self._walk(progress, interruption, cancel, cancelled=cancelled)
+            outcome, _ = await completed(self._finish_whatever(progress, *walked))
+            return outcome
+
+    async def _finish_whatever(
+        self, progress: RunProgress, states: dict[str, StepState], cut_short: CutShort | None
+    ) -> RunOutcome:
+        try:
+            return await self._finish(progress, states, cut_short)
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, LedgerError) or is_cancelled():
+                raise
+            # Tried once more, with words of our own only.
+            return await self._finish(progress, states, self._defect(progress, error))
+
+    def _defect(self, progress: RunProgress, error: BaseException) -> CutShort:
+        log.debug("run %s ended with a defect", progress.request.run_id, exc_info=error)
+        defect = Defect(f"unexpected {redact_exception(error, self.services.redactor)}")
+        progress.errors["(defect)"] = defect
+        return RunState.FAILED, defect.exit_code, f"{defect.message}; {defect.hint}"
 
     async def _walk(
-        self, progress: RunProgress, interruption: Interruption, cancel: Callable[[str], None]
-    ) -> tuple[dict[str, StepState], tuple[RunState, ExitCode, str] | None]:
+        self, progress: RunProgress, interruption: Interruption, cancel: Callable[[str], None], *, cancelled: bool
+    ) -> tuple[dict[str, StepState], CutShort | None]:
         """The states of the steps, and how the run ended if it was cut short."""
         workflow = progress.request.loaded.workflow
         graph = Graph(
@@ -122,24 +163,36 @@ class Runner:
             parallel=self.services.max_parallel,
             already=dict(progress.states),
         )
+        if workflow.timeout is not None:
+            progress.deadline = self.services.clock.monotonic() + workflow.timeout
         try:
-            async with asyncio.timeout(workflow.timeout):
+            async with asyncio.timeout(workflow.timeout) as limit:
+                if (wrong := progress.errors.get(_CONTEXT)) is not None:
+                    await walk.abandon()
+                    return progress.states, (RunState.FAILED, wrong.exit_code, wrong.message)
+                if cancelled:
+                    await walk.abandon()
+                    raise asyncio.CancelledError
                 states = await self.services.engine.drive(walk)
-        except TimeoutError:
-            reason = f"the run took longer than its timeout of {workflow.timeout}s"
-            return dict(progress.states), (RunState.FAILED, ExitCode.STEP_FAILED, reason)
-        except asyncio.CancelledError:
-            return dict(progress.states), (RunState.CANCELLED, interruption.exit_code, interruption.reason)
+        except asyncio.CancelledError as error:
+            if not is_cancelled():
+                return progress.states, self._defect(progress, error)
+            return progress.states, (RunState.CANCELLED, interruption.exit_code, interruption.reason)
         except LedgerError as error:
             progress.errors["(ledger)"] = error
-            return dict(progress.states), (RunState.FAILED, error.exit_code, error.message)
-        return states, None
+            return progress.states, (RunState.FAILED, error.exit_code, error.message)
+        except Exception as error:  # noqa: BLE001 -- a run has an end, whatever keeps it from going on
+            if limit.expired() and isinstance(error, TimeoutError):
+                reason = f"the run took longer than its timeout of {workflow.timeout}s"
+                return progress.states, (RunState.FAILED, ExitCode.STEP_FAILED, reason)
+            return progress.states, self._defect(progress, error)
+        return {**states, **progress.states}, None
 
     async def _finish(
         self,
         progress: RunProgress,
         states: dict[str, StepState],
-        cut_short: tuple[RunState, ExitCode, str] | None,
+        cut_short: CutShort | None,
     ) -> RunOutcome:
         tolerated = progress.request.loaded.workflow.steps
         counted = {
@@ -183,17 +236,47 @@ class Runner:
             return ()
 
     async def _step(self, progress: RunProgress, step_id: str) -> StepState:
-        """One step with all its attempts. Raises CancelledError and LedgerError only."""
+        """One step, which ends whatever is raised in it. Raises CancelledError and LedgerError only."""
+        failure: BaseException
+        try:
+            return await self._attempts(progress, step_id)
+        except LedgerError:
+            raise
+        except asyncio.CancelledError as error:
+            if is_cancelled():
+                if step_id not in progress.states:
+                    await to_the_end(self._complete(progress, step_id, StepState.CANCELLED, "cancelled"))
+                raise
+            failure = error  # raised by something that the step uses, and not meant for it
+        except Exception as error:  # noqa: BLE001 -- the other steps and the run go on
+            failure = error
+        log.debug("step %s", step_id, exc_info=failure)
+        reason = f"step `{step_id}`: unexpected {redact_exception(failure, self.services.redactor)}"
+        return await to_the_end(self._complete(progress, step_id, StepState.FAILED, reason))
+
+    async def _complete(self, progress: RunProgress, step_id: str, state: StepState, reason: str) -> StepState:
+        """Record of a step that fell over what it still lacks, and say how it ended according to the ledger."""
+        run_id = progress.request.run_id
+        await progress.leases.journal.flush()
+        recorded = await asyncio.to_thread(self.services.reader.events, run_id)
+        if not (missing := missing_ends(recorded, step_id, state, reason)):
+            return progress.states.get(step_id, state)
+        if state is StepState.FAILED:
+            progress.failed(step_id, StepFailed(reason, hint=DEFECT_HINT))
+        progress.ended(step_id, state, None)
+        await self._record(progress, *missing)
+        return state
+
+    async def _attempts(self, progress: RunProgress, step_id: str) -> StepState:
         step = progress.request.loaded.workflow.steps[step_id]
         try:
             if step.if_ is not None and not holds(step.if_, progress.expression_context(self.services.endpoints)):
                 await self._skip(progress, step_id, StepState.SKIPPED, f"its condition is false: {step.if_}")
                 return StepState.SKIPPED
         except InvalidExpression as error:
-            progress.failed(
-                step_id, StepFailed(f"step `{step_id}`: {error.message}", kind="condition", hint=error.hint)
-            )
-            await self._skip(progress, step_id, StepState.FAILED, error.message)
+            failed = StepFailed(f"step `{step_id}`: `if`: {error.message}", kind="condition", hint=error.hint)
+            progress.failed(step_id, failed)
+            await self._skip(progress, step_id, StepState.FAILED, failed.message)
             return StepState.FAILED
         number = progress.attempts.get(step_id, 0)
         while True:
@@ -213,37 +296,29 @@ class Runner:
 
     def _conclude(
         self, progress: RunProgress, step_id: str, number: int, delay: list[float], result: AttemptResult
-    ) -> tuple[Event, ...]:
+    ) -> Conclusion:
         """Decide whether this attempt was the last one; if so the step is finished with it."""
-        step = progress.request.loaded.workflow.steps[step_id]
-        if result.error is not None:
-            seconds = retry_delay(step.retry, number, result.error, self.jitter())
+        step, clock, error = progress.request.loaded.workflow.steps[step_id], self.services.clock, result.error
+        if error is not None:
+            left = progress.deadline - clock.monotonic()
+            seconds = retry_delay(step.retry, number, error, self.jitter(), left=left)
             if seconds is not None:
                 delay.append(seconds)
-                return ()
-            progress.failed(step_id, result.error)
+                return Conclusion(retry_at=clock.now() + timedelta(seconds=seconds))
+            if wish := excessive_wish(step.retry, number, error, left=left):
+                error.message = f"{error.message}; {wish}"
+            progress.failed(step_id, error)
         progress.ended(step_id, result.state, result.output)
-        reason = result.error.message if result.error else ""
-        return (StepFinished(step=step_id, state=result.state, reason=reason, outputs=result.output),)
+        return Conclusion(
+            (StepFinished(step=step_id, state=result.state, reason=result.reason, outputs=result.output),)
+        )
 
     async def _skip(self, progress: RunProgress, step_id: str, state: StepState, reason: str) -> None:
         progress.ended(step_id, state, None)
-        await self._record(progress, StepFinished(step=step_id, state=state, reason=reason))
+        await to_the_end(self._record(progress, StepFinished(step=step_id, state=state, reason=reason)))
 
     async def _record(self, progress: RunProgress, *events: Event) -> None:
         await progress.leases.journal.append(*events)
-
-
-async def _uncancellable(work: Coroutine[Any, Any, RunOutcome]) -> RunOutcome:
-    """The result of the work, whoever wants it cancelled: the steps are over, and how they ended is to be recorded."""
-    task, own = asyncio.ensure_future(work), asyncio.current_task()
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError:
-            if own is not None:
-                own.uncancel()
-    return task.result()
 
 
 def recorded_error(record: StepRecord) -> OrchestratorError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,6 +92,8 @@ class RunProgress:
     errors: dict[str, OrchestratorError] = field(default_factory=dict)
     attempts: dict[str, int] = field(default_factory=dict)
     """How often each step was tried in earlier processes."""
+    deadline: float = math.inf
+    """When the run's own timeout ends it, by the monotonic clock."""
 
     @property
     def fence(self) -> int:

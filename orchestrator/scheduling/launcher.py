@@ -7,9 +7,9 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from orchestrator.errors import ExitCode, OrchestratorError
-from orchestrator.ledger.events import Event, RunStarted
-from orchestrator.redaction import Redactor
+from orchestrator.errors import Defect, ExitCode, OrchestratorError
+from orchestrator.ledger.events import Event, RunFinished, RunStarted
+from orchestrator.redaction import Redactor, redact_exception
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import Interruption, RunOutcome, RunRequest, TakenRun
 
@@ -31,14 +31,17 @@ class Launched:
     """The redactor's position when it was launched: what it holds was added later."""
     placed: bool = False
     """It does not wait for a place any more: the ledger may have its beginning at any moment."""
+    over: bool = False
+    """The ledger has its end."""
     task: asyncio.Task[None] = field(init=False)
-    _cancelled: bool = False
+    cancelled: bool = False
+    """It was told to end."""
 
     def cancel(self, code: ExitCode, reason: str) -> None:
         """End the run now; what it holds is revoked first. A second call changes nothing."""
-        if self.task.done() or self._cancelled:
+        if self.task.done() or self.cancelled:
             return
-        self._cancelled = True
+        self.cancelled = True
         self.interruption.exit_code, self.interruption.reason = code, reason
         if self.placed and not self.begun.done():
             # Cut off between the two, the ledger would have a beginning without an end.
@@ -56,6 +59,8 @@ class Launcher:
         self._launched: dict[str, Launched] = {}
         self.unconfirmed: set[str] = set()
         """The ids of leases whose end was not confirmed when their run ended."""
+        self.unended: set[str] = set()
+        """The runs whose task is over although the ledger has no end of them: somebody must record one."""
 
     @property
     def active(self) -> tuple[Launched, ...]:
@@ -85,6 +90,10 @@ class Launcher:
         launched = self._launched.get(run_id)
         if isinstance(event, RunStarted) and launched is not None and not launched.begun.done():
             launched.begun.set_result(None)
+        if isinstance(event, RunFinished):
+            self.unended.discard(run_id)
+            if launched is not None:
+                launched.over = True
 
     async def wait(self, launched: Iterable[Launched], *, seconds: float | None = None) -> bool:
         """Wait for these runs to end; whether they have."""
@@ -112,6 +121,11 @@ class Launcher:
             else:
                 log.error("run %s: %s", request.run_id, error.message, extra={"run": request.run_id})
             return
+        except Exception as error:  # whoever waits for it is told, and its place is free again
+            log.exception("run %s ended with a defect", request.run_id, extra={"run": request.run_id})
+            if not launched.begun.done():
+                launched.begun.set_exception(Defect(f"unexpected {redact_exception(error, self._redactor)}"))
+            return
         self._conclude(outcome, launched.workflow)
 
     def _conclude(self, outcome: RunOutcome, workflow: str) -> None:
@@ -125,8 +139,11 @@ class Launcher:
         oldest = min((one.issued_before for one in self.active), default=self._redactor.position)
         self._redactor.forget(until=oldest, keep=SECRETS_KEPT)
         if not launched.begun.done():
-            launched.begun.cancel()
-        elif not launched.begun.cancelled():
-            launched.begun.exception()  # somebody has seen it, even if nobody waits
-        if not launched.task.cancelled() and (error := launched.task.exception()) is not None:
-            log.error("run %s ended with a defect", launched.run_id, exc_info=error, extra={"run": launched.run_id})
+            if launched.cancelled:
+                launched.begun.cancel()
+            else:
+                launched.begun.set_exception(Defect("the run's task was ended by nobody of ours"))
+        if not launched.begun.cancelled() and launched.begun.exception() is None and not launched.over:
+            self.unended.add(launched.run_id)
+        if not launched.task.cancelled() and (fault := launched.task.exception()) is not None:
+            log.error("run %s ended with a defect", launched.run_id, exc_info=fault, extra={"run": launched.run_id})

@@ -13,7 +13,7 @@ from orchestrator.grants.models import DatabaseGrant
 from orchestrator.ledger.coordination.queue import QueuedRun, RunQueue
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import RunRequest, Services
-from orchestrator.scheduling.launcher import Launcher
+from orchestrator.scheduling.launcher import Launched, Launcher
 from orchestrator.secret import Secret
 from orchestrator.workflow.inputs import bind_inputs
 from orchestrator.workflow.loader import load_text
@@ -58,21 +58,32 @@ def claiming(
 ) -> Callable[[], Awaitable[None]]:
     """The worker's regular look into the queue: claim and start as much as there is room for here."""
     runner = Runner(services)
+    unbegun: set[str] = set()
+    """Claimed here, and given up before the ledger had their beginning: others may have them."""
+
+    def give_up(launched: Launched) -> None:
+        if launched.begun.cancelled() or launched.begun.exception() is not None:
+            unbegun.add(launched.run_id)
 
     async def claim_runs() -> None:
         heartbeat = services.heartbeat
         await asyncio.to_thread(heartbeat.enter)
+        while unbegun:
+            await asyncio.to_thread(services.queue.release, heartbeat.runner_id, run_id=next(iter(unbegun)))
+            unbegun.pop()
         while len(launcher.active) < max_runs:
             claimed = await asyncio.to_thread(services.queue.claim, heartbeat.runner_id, limits)
             if claimed is None:
                 return
             try:
                 request = await asyncio.to_thread(_request, services, claimed)
-            except OrchestratorError as error:
-                log.error("run %s cannot be carried out here: %s", claimed.run_id, error.message)
-                await asyncio.to_thread(services.queue.release, heartbeat.runner_id)
+            except Exception as error:  # noqa: BLE001 -- whatever it is, the claim must not stay
+                why = error.message if isinstance(error, OrchestratorError) else f"unexpected {type(error).__name__}"
+                log.error("run %s cannot be carried out here: %s", claimed.run_id, why)
+                await asyncio.to_thread(services.queue.release, heartbeat.runner_id, run_id=claimed.run_id)
                 return
-            launcher.launch(runner, request)
+            launched = launcher.launch(runner, request)
+            launched.task.add_done_callback(lambda _, launched=launched: give_up(launched))  # type: ignore[misc]
 
     return claim_runs
 

@@ -88,6 +88,9 @@ class Scheduler:
             except (LedgerError, UsageError) as error:
                 log.error("scheduling: %s", error.message)
                 self._context.metrics.failed("scheduling")
+            except Exception:  # counted and told, and tried again with the next look
+                log.exception("looking for changes failed")
+                self._context.metrics.failed("scheduling")
 
     async def _reload(self) -> None:
         found = await asyncio.to_thread(self._folder.read)

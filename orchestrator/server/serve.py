@@ -28,6 +28,7 @@ from orchestrator.recovery.irrevocable import close_irrevocable
 from orchestrator.recovery.open_leases import close_left_over, left_over
 from orchestrator.recovery.orphans import sweep_id, sweep_orphans
 from orchestrator.recovery.takeover import Recovery
+from orchestrator.recovery.unended import end_run
 from orchestrator.redaction import Redactor
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import Services
@@ -129,6 +130,7 @@ async def serve(
                 scheduler = Scheduler(context, WorkflowFolder(config.folder, catalog))
                 hooks = [
                     (RECOVERY_SECONDS, _recovery(services, launcher)),
+                    (RECOVERY_SECONDS, _unended(services, launcher)),
                     (LEFTOVER_SECONDS, _leftovers(services)),
                     (LEFTOVER_SECONDS, services.engine.settle),
                     (config.sweep_interval, _orphans(services, config.sweep_interval)),
@@ -213,6 +215,18 @@ def _recovery(services: Services, launcher: Launcher) -> Callable[[], Awaitable[
                 launcher.launch(Runner(services), found.resumable.request, found.resumable)
 
     return recover
+
+
+def _unended(services: Services, launcher: Launcher) -> Callable[[], Awaitable[None]]:
+    """Record an end of our own runs that died without one."""
+
+    async def unended() -> None:
+        for run_id in tuple(launcher.unended):
+            await end_run(services, run_id)
+            launcher.unended.discard(run_id)
+            log.warning("run %s had died without an end, and was ended", run_id, extra={"run": run_id})
+
+    return unended
 
 
 def _leftovers(services: Services) -> Callable[[], Awaitable[None]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,6 +10,8 @@ from datetime import datetime
 from orchestrator.clock import Clock
 from orchestrator.ledger.events import Event, RunStarted
 from orchestrator.ledger.types import LedgerWriter
+
+log = logging.getLogger(__name__)
 
 Observer = Callable[[str, datetime, Event], None]
 """Called with the run id, the time and the event, in the order in which the ledger has them."""
@@ -36,7 +39,7 @@ class ObservedLedger:
 
     async def begin_run(self, run_id: str, started: RunStarted) -> int:
         fence = await self.ledger.begin_run(run_id, started)
-        self.observer(run_id, self.clock.now(), started)
+        self._tell(run_id, self.clock.now(), started)
         return fence
 
     async def take_over(self, run_id: str) -> int:
@@ -46,7 +49,14 @@ class ObservedLedger:
         await self.ledger.append(run_id, fence, events)
         now = self.clock.now()
         for event in events:
-            self.observer(run_id, now, event)
+            self._tell(run_id, now, event)
 
     async def aclose(self) -> None:
         await self.ledger.aclose()
+
+    def _tell(self, run_id: str, time: datetime, event: Event) -> None:
+        """Watching never fails what is watched: the event is on record by now."""
+        try:
+            self.observer(run_id, time, event)
+        except Exception:
+            log.exception("%s of run %s could not be shown", event.kind, run_id, extra={"run": run_id})

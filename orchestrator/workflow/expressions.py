@@ -7,6 +7,7 @@ are inserted, and must be scalars. `$${{` stands for a literal `${{`. The langua
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,14 +17,10 @@ from typing import Any
 
 from orchestrator.errors import InvalidExpression
 from orchestrator.secret import Secret
+from orchestrator.workflow.cel import TOKEN, compiled, execute, variables
 
 ROOTS = ("inputs", "steps", "run", "endpoints", "context")
 _OPENING = re.compile(r"\$?\$\{\{")
-_TOKEN = re.compile(
-    r"""(?P<string>[rRbB]{0,2}(?:\"{3}(?:.|\n)*?\"{3}|'{3}(?:.|\n)*?'{3}|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'))"""
-    r"|(?P<number>\d[\w.]*)|(?P<name>[A-Za-z_]\w*)|(?P<other>\S)",
-    re.VERBOSE,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +74,7 @@ def parse_template(text: str) -> Template:
             raise InvalidExpression("`${{` is not closed", hint="end the expression with `}}`")
         parts.append(text[position : opening.start()])
         cel = text[opening.end() : closing].strip()
-        _compiled(cel)
+        compiled(cel)
         parts.append(Expression(cel, opening.start()))
         position = closing + 2
     parts.append(text[position:])
@@ -89,7 +86,7 @@ def _closing(text: str, start: int) -> int | None:
     depth = 0
     position = start
     while position < len(text):
-        match = _TOKEN.search(text, position)
+        match = TOKEN.search(text, position)
         if match is None:
             return None
         token = match.group()
@@ -104,25 +101,10 @@ def _closing(text: str, start: int) -> int | None:
 
 
 @lru_cache(maxsize=4096)
-def _compiled(cel: str) -> Any:
-    import cel as engine
-
-    if not cel:
-        raise InvalidExpression("the expression is empty")
-    try:
-        return engine.compile(cel)
-    except (ValueError, TypeError, RuntimeError) as error:
-        detail = str(error).splitlines()[0].removeprefix(f"Failed to parse expression '{cel}': ")
-        raise InvalidExpression(
-            f"`{cel}` is not a CEL expression: {detail}", hint="the language is CEL, see cel.dev"
-        ) from None
-
-
-@lru_cache(maxsize=4096)
 def references(cel: str) -> frozenset[Reference]:
     """What an expression refers to. Raises InvalidExpression for a variable that does not exist."""
-    known = set(_compiled(cel).references()["variables"])
-    tokens = list(_TOKEN.finditer(cel))
+    known = variables(cel)
+    tokens = list(TOKEN.finditer(cel))
     found: set[Reference] = set()
     bound = _bound_names(tokens)
     for index, token in enumerate(tokens):
@@ -164,20 +146,28 @@ def _selections(tokens: list[re.Match[str]], index: int) -> Iterator[str]:
             return
 
 
-def evaluate(value: Any, context: Mapping[str, Any]) -> Any:
+def evaluate(value: Any, context: Mapping[str, Any], *, at: str = "") -> Any:
     """The value with every expression in it replaced by its result; maps and lists are walked.
 
-    `context` gives `inputs`, `steps`, `run`, `endpoints`, `context`. A secret input that is referred
-    to as a whole comes out as the `Secret` itself. Raises InvalidExpression, which names the
-    expression and never a value.
+    `context` gives `inputs`, `steps`, `run`, `endpoints`, `context`; `at` is where the value stands, such as
+    `with`. A secret input that is referred to as a whole comes out as the `Secret` itself. Raises
+    InvalidExpression, which names the place (`with.parameters.id`) and the expression, and never a value.
     """
     if isinstance(value, str):
-        return _text(value, context)
+        try:
+            return _text(value, context)
+        except InvalidExpression as error:
+            raise located(error, at) from None
     if isinstance(value, Mapping):
-        return {key: evaluate(item, context) for key, item in value.items()}
+        return {key: evaluate(item, context, at=f"{at}.{key}" if at else str(key)) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [evaluate(item, context) for item in value]
+        return [evaluate(item, context, at=f"{at}[{index}]") for index, item in enumerate(value)]
     return value
+
+
+def located(error: InvalidExpression, at: str) -> InvalidExpression:
+    """The same error with its place before it."""
+    return InvalidExpression(f"`{at}`: {error.message}", hint=error.hint) if at else error
 
 
 def holds(condition: str, context: Mapping[str, Any]) -> bool:
@@ -191,7 +181,7 @@ def holds(condition: str, context: Mapping[str, Any]) -> bool:
 def condition_of(text: str) -> str:
     """The CEL text of an `if:`."""
     if "${{" not in text:
-        _compiled(text.strip())
+        compiled(text.strip())
         return text.strip()
     whole = parse_template(text.strip()).whole
     if whole is None:
@@ -232,20 +222,13 @@ def _run(cel: str, context: Mapping[str, Any]) -> Any:
     visible["inputs"] = {
         name: value for name, value in context.get("inputs", {}).items() if not isinstance(value, Secret)
     }
-    try:
-        return _plain(_compiled(cel).execute(visible), cel)
-    except InvalidExpression:
-        raise
-    except KeyError as error:
-        raise InvalidExpression(
-            f"`{cel}`: there is no {error}", hint="check the name; `has(a.b)` asks whether it is there"
-        ) from None
-    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
-        raise InvalidExpression(f"`{cel}` cannot be evaluated ({type(error).__name__})") from None
+    return _plain(execute(cel, visible), cel)
 
 
 def _plain(value: Any, cel: str) -> Any:
     """A CEL result as plain JSON data."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InvalidExpression(f"`{cel}` gives {value}, which is not JSON", hint="look for a division by 0.0")
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, Mapping):

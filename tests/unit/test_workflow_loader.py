@@ -211,3 +211,14 @@ def test_inputs_are_typed_and_all_that_is_wrong_is_named() -> None:
     for part in ("`n` is not right", "`flagg`; did you mean `flag`?", "`key` is missing"):
         assert part in caught.value.message
     assert "five" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "place", ["    with: { sql: SELECT 1, parameters: { x: '${{ %s }}' } }", "    if: '%s'\n" + QUERY]
+)
+def test_an_expression_that_could_crash_the_engine_is_named_with_its_place(place: str) -> None:
+    text = step(place % "+".join(["1"] * 600))
+    [found] = [problem for problem in problems(text) if "words and signs" in problem.message]
+    line = next(number for number, row in enumerate(text.splitlines(), 1) if "1+1+1" in row)
+    assert (found.line, found.column > 1) == (line, True)
+    assert len(found.message) < 200

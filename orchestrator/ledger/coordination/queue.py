@@ -92,10 +92,12 @@ class RunQueue:
                 return waiting
             return None
 
-    def release(self, runner_id: str) -> int:
-        """Give back what a dead worker had claimed and never begun; how many there were."""
+    def release(self, runner_id: str, *, run_id: str | None = None) -> int:
+        """Give back what a worker claimed and never begun, all of it or one run; how many there were."""
         with self._writing() as connection:
             theirs = (queued_run.c.claimed_by == runner_id) & queued_run.c.run_id.not_in(select(run.c.run_id))
+            if run_id is not None:
+                theirs &= queued_run.c.run_id == run_id
             return connection.execute(update(queued_run).where(theirs).values(claimed_by=None)).rowcount
 
     def remove(self, run_id: str) -> bool:
