@@ -161,8 +161,11 @@ class RuntimeIdentity:
     async def _turn(self, deadline: float) -> AsyncIterator[None]:
         """One task at a time looks after the token. Whoever waits in vain for another one's login learns it in time."""
         try:
-            async with asyncio.timeout(max(0.0, deadline - self._clock.monotonic())):
-                await self._lock.acquire()
+            if self._lock.locked():
+                async with asyncio.timeout(max(0.0, deadline - self._clock.monotonic())):
+                    await self._lock.acquire()
+            else:
+                await self._lock.acquire()  # at once, so that no timer is needed
         except TimeoutError:
             raise VaultUnavailable(
                 "Vault has not let the orchestrator log in yet", outcome=Outcome.NOT_DONE, path=_LOOKUP

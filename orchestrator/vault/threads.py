@@ -94,13 +94,15 @@ class Threads:
                 return
             self._alive += 1
         try:
-            threading.Thread(target=self._work, args=(call,), name=self._name, daemon=True).start()
+            threading.Thread(target=self._work, name=self._name, daemon=True).start()
         except BaseException:
             with self._lock:
                 self._alive -= 1
             raise
+        self._handed.put(call)  # not as an argument: the thread would hold it for as long as it lives
 
-    def _work(self, call: _Call[Any] | None) -> None:
+    def _work(self) -> None:
+        call = self._take()
         while call is not None:
             call.carry_out()
             call = None  # what it held is not kept for as long as this thread idles
@@ -115,13 +117,17 @@ class Threads:
                 self._alive -= 1
                 return None
             self._free += 1
+        return self._take()
+
+    def _take(self) -> _Call[Any] | None:
+        """What is handed over. Which thread takes which call does not matter: for each call there is one."""
         while True:
             try:
                 call = self._handed.get(timeout=self._longest_idle)
             except Empty:
                 with self._lock:
                     if not self._free:
-                        continue  # something was handed over in this moment, and is there for this thread
+                        continue  # something is there for this thread, or will be in a moment
                     self._free -= 1
                     self._alive -= 1
                 return None

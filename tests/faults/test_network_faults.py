@@ -45,6 +45,19 @@ steps:
 SEALED = Answer(503, body=b'{"errors": ["Vault is sealed"]}')
 EMPTY = GarbledAnswer(b"{}")
 
+
+def issued(lease_duration: str, lease_id: str = '"database/creds/feedback-read/x"') -> GarbledAnswer:
+    """The answer to an issuance that Vault did, with these two as JSON."""
+    data = '{"username": "orc_work-0123456789ab_x", "password": "none"}'
+    text = f'{{"lease_id": {lease_id}, "lease_duration": {lease_duration}, "data": {data}}}'
+    return GarbledAnswer(text.encode())
+
+
+def minted(lease_duration: str, accessor: str = '"none"') -> GarbledAnswer:
+    auth = f'{{"client_token": "none", "accessor": {accessor}, "lease_duration": {lease_duration}, "renewable": true}}'
+    return GarbledAnswer(f'{{"auth": {auth}}}'.encode())
+
+
 DONE = {"token": LeaseState.REVOKED, "db": LeaseState.REVOKED}
 NOT_CONFIRMED_YET = {"token": LeaseState.REVOKED, "db": LeaseState.REVOKING}
 TOKEN_UNKNOWN = {"token": LeaseState.REVOKING, "db": LeaseState.FAILED}
@@ -178,6 +191,14 @@ def test_what_can_be_tried_again_is_and_the_run_succeeds(
         pytest.param(Answer(500), MINT, TOKEN_UNKNOWN, id="minting-500"),
         pytest.param(EMPTY, MINT, TOKEN_UNKNOWN, id="minting-without-a-token"),
         pytest.param(EMPTY, LOGIN, NOTHING_ASKED, id="login-without-a-token"),
+        pytest.param(issued("-1"), ISSUE, DONE, id="issuance-for-a-negative-time"),
+        pytest.param(issued("true"), ISSUE, DONE, id="issuance-for-a-time-that-is-no-number"),
+        pytest.param(issued("1" + "0" * 30), ISSUE, DONE, id="issuance-for-longer-than-any-clock-runs"),
+        pytest.param(issued("300", lease_id="7"), ISSUE, DONE, id="issuance-with-a-lease-id-that-is-no-text"),
+        pytest.param(issued("300", lease_id='""'), ISSUE, DONE, id="issuance-without-a-lease-id"),
+        pytest.param(minted("-1"), MINT, TOKEN_UNKNOWN, id="minting-for-a-negative-time"),
+        pytest.param(minted("60.5"), MINT, TOKEN_UNKNOWN, id="minting-for-a-part-of-a-second"),
+        pytest.param(minted("60", accessor="null"), MINT, TOKEN_UNKNOWN, id="minting-without-an-accessor"),
     ],
 )
 def test_what_may_have_happened_is_not_asked_for_again_but_taken_back(

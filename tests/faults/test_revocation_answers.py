@@ -28,6 +28,7 @@ NOT_VAULTS_WORD = [
     pytest.param(Answer(200, b'{"warnings": ["it will be tried later"]}'), id="200-with-another-warning"),
     pytest.param(Answer(202, b""), id="202-with-nothing"),
     pytest.param(Answer(202, b"{}"), id="202-with-an-empty-object"),
+    pytest.param(Answer(204, b"{}"), id="204-with-a-body"),
 ]
 
 

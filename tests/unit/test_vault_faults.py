@@ -51,6 +51,33 @@ def test_retry_after_is_read_in_both_of_its_forms(header: str | None, seconds: f
     assert retry_after_seconds(headers) == seconds
 
 
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("61", 60.0),
+        ("1795000000", 60.0),
+        ("1795000000000", 60.0),
+        ("9" * 400, 60.0),
+        ("1e999", 60.0),
+        ("inf", 60.0),
+        ("-inf", 0.0),
+        ("nan", None),
+        ("-1", 0.0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 60.0),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
+        ("Thu, 01 Jan 99999 00:00:00 GMT", None),
+        ("Thu, 01 Jan 1970 00:00:20 +9999999999", None),
+        ("Thu, 01 Jan 1970 00:00:20", None),
+    ],
+)
+def test_no_server_makes_us_wait_for_longer_than_a_minute(header: str, seconds: float | None) -> None:
+    assert retry_after_seconds({"Date": "Thu, 01 Jan 1970 00:00:10 GMT", "Retry-After": header}) == seconds
+
+
+def test_a_reason_without_end_is_cut() -> None:
+    assert len(error_text(["x" * 10_000_000])) < 3000
+
+
 def test_a_date_to_retry_after_means_nothing_without_the_servers_own_time() -> None:
     assert retry_after_seconds({"Retry-After": "Thu, 01 Jan 1970 00:00:20 GMT"}) is None
 

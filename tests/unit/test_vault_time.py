@@ -47,7 +47,18 @@ def test_a_vault_that_is_silent_does_not_tell_the_time() -> None:
     assert time.now() == datetime(2026, 11, 25, 15, 0, 11, tzinfo=UTC)
 
 
-@pytest.mark.parametrize("date", [None, "", "yesterday"])
+@pytest.mark.parametrize(
+    "date",
+    [
+        None,
+        "",
+        "yesterday",
+        "Fri, 31 Dec 9999 23:59:59 GMT",
+        "Fri, 31 Dec 9999 23:59:59 -1200",
+        "Thu, 01 Jan 99999 00:00:00 GMT",
+        "Thu, 01 Jan 1970 00:00:20 +9999999999",
+    ],
+)
 def test_an_answer_without_a_date_changes_nothing(date: str | None) -> None:
     time = VaultTime(Stopped())
     time.hear("Wed, 25 Nov 2026 15:00:00 GMT")

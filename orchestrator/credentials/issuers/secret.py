@@ -6,7 +6,7 @@ from orchestrator.credentials.types import Issued, IssueRequest
 from orchestrator.errors import GrantRefused
 from orchestrator.grants.credential import Credential
 from orchestrator.secret import Secret
-from orchestrator.vault.fields import section, whole_number
+from orchestrator.vault.fields import section
 
 
 class SecretIssuer:
@@ -30,8 +30,11 @@ class SecretIssuer:
                 path=scope.resource,
                 hint="correct `keys` of the grant, or store the key in Vault",
             )
-        version = whole_number(section(version_read, "metadata", scope.resource), "version", scope.resource)
+        metadata = version_read.get("metadata")
+        version = metadata.get("version") if isinstance(metadata, dict) else None
         fields = {key: Secret(data[key]) for key in scope.keys}
         return Issued(
-            Credential(scope.name, scope.kind, scope.ttl, fields=fields), scope.ttl, subject=f"version {version}"
+            Credential(scope.name, scope.kind, scope.ttl, fields=fields),
+            scope.ttl,
+            subject=f"version {version if isinstance(version, int) else None}",
         )
