@@ -19,7 +19,7 @@ def dependencies(workflow: Workflow) -> dict[str, frozenset[str]]:
 
 def _raw(step: Step) -> dict[str, Any]:
     limits = [
-        limit.value
+        limit
         for grant in step.grants.values()
         if isinstance(grant, DatabaseGrant)
         for privilege in grant.privileges
