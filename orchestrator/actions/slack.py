@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import re
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 from pydantic import JsonValue as Json
 
 from orchestrator.actions.base import GrantRef, Params, StepContext
+from orchestrator.actions.http.answer import character_set, retry_after
 from orchestrator.actions.http.origins import is_confidential, origin
 from orchestrator.actions.references import redactor_for, secret_of, within_deadline
 from orchestrator.errors import StepFailed
@@ -18,6 +20,7 @@ from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.redaction import redact_exception
 
 if TYPE_CHECKING:
+    from aiohttp import ClientResponse
     from slack_sdk.errors import SlackApiError
     from slack_sdk.web.async_client import AsyncWebClient
 
@@ -48,6 +51,10 @@ _PERMISSION = frozenset(
 _UNAVAILABLE = frozenset(
     ["fatal_error", "internal_error", "request_timeout", "service_unavailable", "team_added_to_org"]
 )
+
+
+_RATE_LIMITED = frozenset(["rate_limited", "ratelimited"])
+"""Slack's reference names both, and says them with status 200 too."""
 
 
 class PostMessageParams(Params):
@@ -82,7 +89,9 @@ class PostMessage:
         address = _address(context)
         async with within_deadline(context, "Slack"):
             timeout = aiohttp.ClientTimeout(total=context.remaining())
-            async with aiohttp.ClientSession(timeout=timeout, trust_env=False) as session:
+            async with aiohttp.ClientSession(
+                timeout=timeout, trust_env=False, response_class=_response_class()
+            ) as session:
                 client = _client(token.reveal(), address, session, context)
                 try:
                     answer = await client.chat_postMessage(
@@ -115,6 +124,21 @@ def _address(context: StepContext) -> str:
     return address
 
 
+def _response_class() -> type[ClientResponse]:
+    import aiohttp
+
+    class Response(aiohttp.ClientResponse):
+        """What the label of a character set says is not believed where it names none: the message is posted by now."""
+
+        def get_encoding(self) -> str:
+            return character_set(self.charset or "utf-8")
+
+        async def text(self, encoding: str | None = None, errors: str = "replace") -> str:
+            return await super().text(encoding, errors)
+
+    return Response
+
+
 def _client(token: str, address: str, session: Any, context: StepContext) -> AsyncWebClient:
     from slack_sdk.web.async_client import AsyncWebClient
 
@@ -143,12 +167,11 @@ def failure(error: SlackApiError) -> StepFailed:
     if not _CODE.fullmatch(code):
         code = "unknown_error"
     headers = {name.lower(): value for name, value in dict(getattr(response, "headers", None) or {}).items()}
-    if code == "ratelimited" or status == 429:
-        wait = str(headers.get("retry-after", ""))
+    if code in _RATE_LIMITED or status == 429:
         return StepFailed(
-            "Slack answered ratelimited",
+            f"Slack answered {code if code in _RATE_LIMITED else 'ratelimited'}",
             kind="rate_limited",
-            retry_after=float(wait) if wait.isascii() and wait.isdigit() else None,
+            retry_after=retry_after(headers, now=datetime.now(UTC)),
             hint="retry with `retry: { on: [rate_limited] }`",
         )
     if code in _PERMISSION:

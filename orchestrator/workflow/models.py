@@ -90,7 +90,11 @@ class Retry(_Model):
 
     attempts: Annotated[int, Field(ge=1, le=20)] = Field(default=3, description="Attempts in all, the first included.")
     backoff: Duration = Field(default=1, description="Wait before the second attempt; doubles each time, with jitter.")
-    max_backoff: Duration = Field(default=60, description="The longest wait.")
+    max_backoff: Duration = Field(
+        default=60,
+        description="The longest wait, but for one that a service asks for with `Retry-After`: that is kept up to "
+        "this or a minute, whichever is longer, and ends the step at once where it is longer still.",
+    )
     on: list[
         Literal[
             "any", "error", "timeout", "connection", "rate_limited", "http_status", "exit_status", "database", "output"

@@ -15,11 +15,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from orchestrator.actions.base import StepContext
+from orchestrator.actions.http.answer import _CHARACTER_SETS, body_of
 from orchestrator.actions.http.request import Request, RequestParams
-from orchestrator.actions.http.transfer import Outgoing, redirected
+from orchestrator.actions.http.transfer import Incoming, Outgoing, redirected
 from orchestrator.errors import StepFailed
 from orchestrator.grants.credential import Credential
 from orchestrator.secret import Secret
@@ -196,6 +199,77 @@ async def test_rate_limits_say_how_long_to_wait_in_seconds_or_as_a_date(service:
     assert 3000 < date.retry_after <= 3600
     silent, broken = await failure(url=f"{service.url}/silent"), await failure(url=f"{service.url}/broken")
     assert (silent.kind, silent.retry_after, broken.kind) == ("rate_limited", None, "http_status")
+
+
+@pytest.mark.parametrize(
+    ("value", "least"),
+    [
+        ("1795000000", 1.7e9),
+        ("1795000000000", 1.7e12),
+        ("9" * 400, 1e18),
+        ("0", 0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 1e11),
+        ("Fri, 31 Dec 9999 23:59:59 -2359", 1e11),
+        ("Mon, 01 Jan 0001 00:00:00 +2359", 0),
+        ("Mon, 01 Jan 2024 00:00:00 GMT", 0),
+    ],
+)
+async def test_a_wait_of_any_length_is_read(service: Service, value: str, least: float) -> None:
+    service.answers("/", status=429, retry_after=value)
+    error = await failure(url=f"{service.url}/")
+    assert error.kind == "rate_limited"
+    assert error.retry_after is not None
+    assert error.retry_after >= least
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "-1",
+        "0.5",
+        "1e9",
+        "soon",
+        "\u0662",
+        "Mon, 01 Jan 2024 00:00:00 +99999999999",
+        "Mon, 99 Foo 99999 99:99:99 GMT",
+        ",",
+    ],
+)
+async def test_a_wait_that_cannot_be_read_is_none(service: Service, value: str) -> None:
+    service.answers("/", status=429, retry_after=value.encode().decode("latin-1"))
+    error = await failure(url=f"{service.url}/")
+    assert (error.kind, error.retry_after) == ("rate_limited", None)
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        *("undefined", "idna", "punycode", "unicode_escape", "raw_unicode_escape", "rot13", "hex", "base64", "zlib"),
+        *("utf-7", "uu", "quopri", "bz2", "string-escape", "mbcs", "oem", "null", "nonsense", "utf_8_sig_"),
+    ],
+)
+async def test_a_label_that_names_no_character_set_is_utf_8(service: Service, label: str) -> None:
+    service.answers("/", body="grün \\u0041 +AGE-".encode(), content_type=f"text/plain; charset={label}")
+    assert (await request(method="POST", url=f"{service.url}/"))["body"] == "grün \\u0041 +AGE-"
+
+
+@pytest.mark.parametrize(
+    ("label", "encoded"),
+    [
+        *[(label, "grün") for label in ("ISO-8859-1", "latin1", "windows-1252", "UTF-16", "utf-8-sig", "cp850")],
+        *[("Shift_JIS", "日本"), ("gb18030", "中国"), ("EUC-KR", "한국"), ("koi8-r", "мир"), ("big5", "中")],
+    ],
+)
+async def test_a_text_is_read_in_the_character_set_that_it_names(service: Service, label: str, encoded: str) -> None:
+    service.answers("/", body=encoded.encode(label), content_type=f'text/plain; charset="{label}"')
+    assert (await request(url=f"{service.url}/"))["body"] == encoded
+
+
+@given(st.text(max_size=20), st.binary(max_size=60), st.sampled_from(sorted(_CHARACTER_SETS)))
+def test_no_body_and_no_label_makes_reading_a_text_fail(label: str, body: bytes, known: str) -> None:
+    for name in (label, known):
+        headers: Any = {"content-type": f"text/plain; charset={name}"}
+        assert isinstance(body_of(Incoming(200, headers, body, "http://x/")), str)
 
 
 async def test_an_endless_body_is_cut_off_at_the_limit(service: Service) -> None:

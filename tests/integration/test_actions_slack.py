@@ -116,6 +116,22 @@ async def test_a_rate_limit_says_how_long_to_wait_and_is_not_retried_here(slack:
     assert len(slack.received) == 1
 
 
+@pytest.mark.parametrize("code", ["ratelimited", "rate_limited"])
+@pytest.mark.parametrize("status", [200, 429])
+async def test_both_words_for_a_rate_limit_are_one_whatever_the_status(slack: Slack, code: str, status: int) -> None:
+    slack.status, slack.headers, slack.answer = status, {"Retry-After": "9" * 400}, {"ok": False, "error": code}
+    error = await failure(slack)
+    assert (error.kind, error.message) == ("rate_limited", f"Slack answered {code}")
+    assert error.retry_after is not None
+    assert error.retry_after > 1e18
+
+
+@pytest.mark.parametrize("label", ["undefined", "idna", "rot13", "utf-7", "nonsense"])
+async def test_a_label_that_names_no_character_set_does_not_fail_what_was_posted(slack: Slack, label: str) -> None:
+    slack.headers = {"content-type": f"application/json; charset={label}"}
+    assert (await post(slack))["ok"] is True
+
+
 async def test_a_broken_slack_is_a_connection_error(slack: Slack) -> None:
     slack.status, slack.answer = 500, "<html>oops</html>"
     assert (await failure(slack)).kind == "connection"

@@ -1,12 +1,25 @@
 """What the runner decides, without any server."""
 
+import math
+from datetime import UTC, datetime
+
 import pytest
 
 from orchestrator.errors import ExitCode, GrantRefused, PolicyDenied, StepFailed, VaultUnreachable
 from orchestrator.ledger.events import RunState, StepState
-from orchestrator.runs.outcomes import exit_code, retry_delay, run_state, state_after
+from orchestrator.ledger.types import EventRecord
+from orchestrator.runs.outcomes import (
+    excessive_wish,
+    exit_code,
+    lasting,
+    missing_ends,
+    retry_delay,
+    run_state,
+    state_after,
+)
 from orchestrator.workflow.models import Retry
 
+NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 REFUSED = GrantRefused("no", grant="db", path="database/creds/x")
 
 
@@ -31,6 +44,71 @@ def test_back_off_doubles_up_to_its_cap_and_ends_with_the_last_attempt() -> None
 def test_a_services_own_retry_after_is_respected_beyond_the_cap() -> None:
     retry = Retry(attempts=2, backoff=1, max_backoff=1, on=["rate_limited"])
     assert retry_delay(retry, 1, StepFailed("slow down", kind="rate_limited", retry_after=30), 0.5) == 30
+
+
+@pytest.mark.parametrize("wish", [1_795_000_000.0, 1_795_000_000_000.0, math.inf, 3e19, 61.0])
+def test_a_service_that_wants_a_longer_wait_is_not_waited_for_and_its_wish_is_told(wish: float) -> None:
+    retry = Retry(attempts=5, backoff=1, max_backoff=3, on=["rate_limited"])
+    error = StepFailed("slow down", kind="rate_limited", retry_after=wish)
+    assert retry_delay(retry, 1, error, 0.0) is None
+    assert lasting(wish) in excessive_wish(retry, 1, error)
+    assert "60 s that are waited at most" in excessive_wish(retry, 1, error)
+
+
+def test_a_longer_back_off_is_a_longer_patience() -> None:
+    retry = Retry(attempts=5, backoff=1, max_backoff=600, on=["rate_limited"])
+    assert retry_delay(retry, 1, StepFailed("slow down", kind="rate_limited", retry_after=600), 0.0) == 600
+    assert retry_delay(retry, 1, StepFailed("slow down", kind="rate_limited", retry_after=601), 0.0) is None
+
+
+def test_nobody_waits_beyond_the_time_that_the_run_has_left() -> None:
+    retry = Retry(attempts=5, backoff=1, max_backoff=60, on=["rate_limited"])
+    error = StepFailed("slow down", kind="rate_limited", retry_after=20)
+    assert retry_delay(retry, 1, error, 0.0, left=21) == 20
+    assert retry_delay(retry, 1, error, 0.0, left=19) is None
+    assert "20 s, longer than the run has time left" in excessive_wish(retry, 1, error, left=19)
+
+
+def test_a_wish_means_nothing_where_the_step_is_not_tried_again() -> None:
+    error = StepFailed("slow down", kind="rate_limited", retry_after=math.inf)
+    assert excessive_wish(None, 1, error) == ""
+    assert excessive_wish(Retry(attempts=2, on=["rate_limited"]), 2, error) == ""
+    assert excessive_wish(Retry(on=["timeout"]), 1, error) == ""
+    assert excessive_wish(Retry(on=["any"]), 1, REFUSED) == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.5, "0.5 s"), (119, "119 s"), (3_600, "60 minutes"), (86_400, "24 hours"), (1.8e9, "57 years")],
+)
+def test_a_duration_is_told_in_words(seconds: float, words: str) -> None:
+    assert lasting(seconds) == words
+
+
+def recorded(*events: tuple[str, int]) -> list[EventRecord]:
+    return [
+        EventRecord("run_1", number, NOON, kind, {"step": "bad", **({"attempt": attempt} if attempt else {})}, "")
+        for number, (kind, attempt) in enumerate(events, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("events", "missing"),
+    [
+        ((), ["step.finished"]),
+        ((("attempt.started", 1),), ["attempt.finished", "step.finished"]),
+        ((("attempt.started", 1), ("attempt.finished", 1)), ["step.finished"]),
+        (
+            (("attempt.started", 1), ("attempt.finished", 1), ("attempt.started", 2)),
+            ["attempt.finished", "step.finished"],
+        ),
+        ((("attempt.started", 1), ("attempt.finished", 1), ("step.finished", 0)), []),
+    ],
+)
+def test_a_step_that_fell_over_lacks_no_end(events: tuple[tuple[str, int], ...], missing: list[str]) -> None:
+    found = missing_ends(recorded(*events), "bad", StepState.FAILED, "why")
+    assert [event.kind for event in found] == missing
+    assert missing_ends(recorded(*events), "other", StepState.FAILED, "why")[0].step == "other"
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,8 @@ class StepLine:
     started: datetime | None = None
     finished: datetime | None = None
     reason: str = ""
+    retry_at: datetime | None = None
+    """Until when it waits before it is tried again."""
     denials: tuple[str, ...] = ()
     leases: dict[str, LeaseLine] = field(default_factory=dict)
 
@@ -109,12 +111,13 @@ class Board:
             case AttemptStarted():
                 step = self._step(event.step)
                 step.action, step.attempt, step.state = event.action, event.attempt, StepState.RUNNING
-                step.started = step.started or time
+                step.started, step.retry_at = step.started or time, None
             case Decided(allow=False):
                 self._step(event.step).denials = event.reasons
             case AttemptFinished() | StepFinished():
                 step = self._step(event.step)
                 step.state, step.reason, step.finished = event.state, event.reason, time
+                step.retry_at = event.retry_at if isinstance(event, AttemptFinished) else None
             case LeaseRequested():
                 lease = LeaseLine(event.grant, event.grant_kind, event.resource, event.attempt)
                 self._of_lease[event.lease_id] = lease

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 from orchestrator.cli.display.board import Board, StepLine
 from orchestrator.cli.display.terminal import LEASE_MARKS, console, style_of, took
 from orchestrator.ledger.events import (
+    AttemptFinished,
     AttemptStarted,
     Decided,
     Event,
@@ -94,6 +95,8 @@ class PlainLines:
             case AttemptStarted():
                 again = f", attempt {event.attempt}" if event.attempt > 1 else ""
                 return f"{event.step}: started ({event.action}{again})"
+            case AttemptFinished(retry_at=datetime() as until):
+                return f"{event.step}: {event.reason}; tried again at {_clock_time(until)}"
             case Decided(allow=False):
                 return f"{event.step}: denied by {event.engine}: {'; '.join(event.reasons)}"
             case LeaseDenied() | LeaseFailed():
@@ -186,9 +189,16 @@ class LiveTable:
             for name, step in self.board.steps.items():
                 state = step.state.value if step.state else "waiting"
                 tries = f" #{step.attempt}" if step.attempt > 1 else ""
+                tries += f", again at {_clock_time(step.retry_at)}" if step.retry_at else ""
                 span = took(step.started, step.finished or self.now()) if step.started else "-"
                 made.add_row(name, step.action, Text(state + tries, style_of(state)), span, _leases(step))
         return made
+
+
+def _clock_time(moment: datetime) -> str:
+    """The time of day, with the day where it is another one: a wait may be a long one."""
+    local, today = moment.astimezone(), datetime.now(UTC).astimezone().date()
+    return f"{local:%H:%M:%S}" if local.date() == today else f"{local:%Y-%m-%d %H:%M:%S}"
 
 
 def _leases(step: StepLine) -> str:

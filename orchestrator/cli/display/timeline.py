@@ -36,6 +36,11 @@ def _requested(data: JsonObject) -> str:
     return f"{_step(data)} {data['grant']}: {what}"
 
 
+def _attempt_finished(data: JsonObject) -> str:
+    again = f"; tried again at {data['retry_at']}" if data.get("retry_at") else ""
+    return _with_reason(f"{_step(data)} {data['state']}", data.get("reason")) + again
+
+
 def _ended(data: JsonObject) -> str:
     until = data.get("valid_until")
     return f"access ended; the secret stays valid until {until}" if until else "access ended; the secret stays valid"
@@ -51,7 +56,7 @@ _WORDS: Mapping[str, Callable[[JsonObject], str]] = {
     "run.finished": lambda data: _with_reason(f"{data['state']}, exit code {data['exit_code']}", data.get("reason")),
     "attempt.started": lambda data: f"{_step(data)} {data['action']}",
     "decision": _decision,
-    "attempt.finished": lambda data: _with_reason(f"{_step(data)} {data['state']}", data.get("reason")),
+    "attempt.finished": _attempt_finished,
     "step.finished": lambda data: _with_reason(f"{data['step']} {data['state']}", data.get("reason")),
     "lease.requested": _requested,
     "lease.denied": lambda data: _text(data.get("reason")),
