@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -138,6 +138,14 @@ class LedgerReader(Protocol):
 
     def leases(self, query: LeaseFilter) -> Sequence[LeaseRecord]:
         """Newest first."""
+        ...
+
+    def leases_of_ended_runs(self, *, dead: Collection[str] = ()) -> Sequence[LeaseRecord]:
+        """The open leases of ended runs, newest first; also of the runs that the processes `dead` (ids) drive."""
+        ...
+
+    def open_lease_counts(self) -> Mapping[LeaseState, int]:
+        """How many leases are in each open state, 0 where there is none."""
         ...
 
     def events(self, run_id: str, *, lease_id: str | None = None) -> Sequence[EventRecord]:

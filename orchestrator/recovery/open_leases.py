@@ -17,8 +17,7 @@ from orchestrator.credentials.types import LeaseHandle
 from orchestrator.errors import FenceLost, IllegalTransition
 from orchestrator.ledger.coordination.runners import RunnerStore
 from orchestrator.ledger.events import LeaseRevoked, RunState
-from orchestrator.ledger.lease import OPEN
-from orchestrator.ledger.types import LeaseFilter, LeaseRecord, LedgerReader
+from orchestrator.ledger.types import LeaseRecord, LedgerReader
 from orchestrator.recovery.closing_pass import CLOSING_SECONDS, Leftover, OpenRun, close_pass
 from orchestrator.runs.processes import certainly_gone
 from orchestrator.runs.types import Services
@@ -26,17 +25,12 @@ from orchestrator.runs.types import Services
 
 def left_over(reader: LedgerReader, runners: RunnerStore | None = None) -> list[LeaseRecord]:
     """Every lease that is not over although its run is, newest first; with `runners` also those of dead processes."""
-    records = reader.leases(LeaseFilter(states=OPEN, limit=100_000))
-    over: dict[str, bool] = {}
-    gone = (
-        {} if runners is None else {each.runner_id: each.gone or certainly_gone(each.process) for each in runners.all()}
+    dead = (
+        ()
+        if runners is None
+        else [each.runner_id for each in runners.all() if each.gone or certainly_gone(each.process)]
     )
-    for record in records:
-        if record.run_id not in over:
-            run = reader.run(record.run_id)
-            ended = run is not None and run.state is not RunState.RUNNING
-            over[record.run_id] = ended or (runners is not None and gone.get(runners.owner(record.run_id) or "", False))
-    return [record for record in records if over[record.run_id]]
+    return list(reader.leases_of_ended_runs(dead=dead))
 
 
 async def close_left_over(

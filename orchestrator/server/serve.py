@@ -22,7 +22,6 @@ from orchestrator.errors import ExitCode, UsageError
 from orchestrator.ledger.coordination.schedules import open_schedules
 from orchestrator.ledger.events import Event
 from orchestrator.ledger.lease import OPEN, LeaseState
-from orchestrator.ledger.types import LeaseFilter
 from orchestrator.recovery.backoff import is_due
 from orchestrator.recovery.irrevocable import close_irrevocable
 from orchestrator.recovery.open_leases import close_left_over, left_over
@@ -268,8 +267,8 @@ def _identity(services: Services) -> Callable[[], Awaitable[None]]:
 
 def _pending_leases(services: Services, metrics: Metrics) -> Callable[[], Awaitable[None]]:
     async def pending_leases() -> None:
-        revoking = LeaseFilter(states=frozenset({LeaseState.REVOKING}), limit=10_000)
-        metrics.pending(len(await asyncio.to_thread(services.reader.leases, revoking)))
+        counts = await asyncio.to_thread(services.reader.open_lease_counts)
+        metrics.pending(counts[LeaseState.REVOKING])
 
     return pending_leases
 

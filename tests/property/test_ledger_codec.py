@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import LedgerError
-from orchestrator.ledger.reading.queries import after_prefix
+from orchestrator.ledger.reading.lease_queries import after_prefix
 from orchestrator.ledger.storage.codec import (
     EVENT_TYPES,
     canonical_json,

@@ -11,13 +11,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, delete, insert, select, update
+from sqlalchemy import Connection, Engine, Select, delete, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from orchestrator.ledger.events import RunState
 from orchestrator.ledger.faults import ledger_error
+from orchestrator.ledger.reading.newest_first import unindexed
 from orchestrator.ledger.storage.connect import BEGIN
-from orchestrator.ledger.storage.tables import run, run_owner, runner, runner_token, workflow_text
+from orchestrator.ledger.storage.tables import (
+    IS_RUNNING,
+    IS_TO_CANCEL,
+    run,
+    run_owner,
+    runner,
+    runner_token,
+    workflow_text,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +66,8 @@ class RunnerStore:
             mine = (runner.c.runner_id == runner_id) & (runner.c.gone == 0)
             if connection.execute(update(runner).where(mine).values(beat=runner.c.beat + 1)).rowcount != 1:
                 return Pulse(alive=False)
-            wanted = select(run_owner.c.run_id, run_owner.c.cancel).where(
-                run_owner.c.runner_id == runner_id, run_owner.c.cancel.is_not(None)
-            )
-            return Pulse(True, tuple((str(row[0]), str(row[1])) for row in connection.execute(wanted)))
+            wanted = connection.execute(_to_cancel(runner_id)).mappings()
+            return Pulse(True, tuple((str(row["run_id"]), str(row["cancel"])) for row in wanted))
 
     def retire(self, runner_id: str, *, clean: bool = True) -> None:
         """Take a process out that ended. Where it leaves an unfinished run, or is not `clean`, it stays as gone."""
@@ -166,10 +172,15 @@ class RunnerStore:
             raise ledger_error(error, self._label) from error
 
 
-def _unfinished(runner_id: str) -> Any:
+def _unfinished(runner_id: str) -> Select[tuple[object, ...]]:
+    """Out of what runs now, which is little: a process that lives long has driven far more."""
     return (
         select(run_owner.c.run_id)
         .join(run, run.c.run_id == run_owner.c.run_id)
-        .where(run_owner.c.runner_id == runner_id, run.c.state == RunState.RUNNING.value)
+        .where(unindexed(run_owner.c.runner_id) == runner_id, IS_RUNNING)
         .order_by(run_owner.c.run_id)
     )
+
+
+def _to_cancel(runner_id: str) -> Select[tuple[object, ...]]:
+    return select(run_owner.c.run_id, run_owner.c.cancel).where(run_owner.c.runner_id == runner_id, IS_TO_CANCEL)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from sqlalchemy import Connection, Engine
@@ -12,7 +12,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from orchestrator.errors import LedgerError, UnknownRun
 from orchestrator.ledger.events import RunState
 from orchestrator.ledger.faults import ledger_error
-from orchestrator.ledger.reading import queries
+from orchestrator.ledger.lease import OPEN, LeaseState
+from orchestrator.ledger.reading import lease_queries, queries
 from orchestrator.ledger.reading.records import event_record, lease_record, run_record, step_record
 from orchestrator.ledger.storage.chain import Head, StoredEvent, first_break, genesis
 from orchestrator.ledger.types import EventRecord, LeaseFilter, LeaseRecord, RunRecord, StepRecord
@@ -57,10 +58,10 @@ class Reader:
         Raises UnknownRun if several start so.
         """
         with self._reading() as connection:
-            rows = connection.execute(queries.lease_by_id(lease_id)).mappings().all()
-            by_prefix = queries.leases_by_prefix(lease_id)
+            rows = connection.execute(lease_queries.lease_by_id(lease_id)).all()
+            by_prefix = lease_queries.leases_by_prefix(lease_id)
             if not rows and by_prefix is not None:
-                rows = connection.execute(by_prefix).mappings().all()
+                rows = connection.execute(by_prefix).all()
             if len(rows) > 1:
                 raise UnknownRun(f"more than one lease begins with {lease_id}", hint="Give more characters of its id.")
             return lease_record(rows[0]) if rows else None
@@ -68,8 +69,24 @@ class Reader:
     def leases(self, query: LeaseFilter) -> Sequence[LeaseRecord]:
         """Newest first; `since` is included, `until` is not."""
         with self._reading() as connection:
-            rows = connection.execute(queries.filtered_leases(query)).mappings().all()
+            under = lease_queries.resources_under(query)
+            found = None if under is None else lease_queries.found_under(connection.execute(under).mappings().all())
+            rows = connection.execute(lease_queries.filtered_leases(query, found)).all()
             return [lease_record(row) for row in rows]
+
+    def leases_of_ended_runs(self, *, dead: Collection[str] = ()) -> Sequence[LeaseRecord]:
+        """Every open lease whose run has ended, newest first; with the ids of dead processes also those of the runs
+        that these drive. One query, as long as what is open, however many leases are closed."""
+        with self._reading() as connection:
+            rows = connection.execute(lease_queries.leases_of_ended_runs(dead)).all()
+            return [lease_record(row) for row in rows]
+
+    def open_lease_counts(self) -> Mapping[LeaseState, int]:
+        """How many leases are in each open state. Reads what is open and nothing else."""
+        with self._reading() as connection:
+            rows = connection.execute(lease_queries.open_leases_by_state()).mappings()
+            counted = {str(row["state"]): int(row["leases"]) for row in rows}
+            return {state: counted.get(state.value, 0) for state in sorted(OPEN)}
 
     def events(self, run_id: str, *, lease_id: str | None = None) -> Sequence[EventRecord]:
         """In order of their sequence number; of one lease only, if its whole id is given."""

