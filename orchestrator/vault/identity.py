@@ -43,7 +43,9 @@ class Ask(Protocol):
         deadline: float,
         payload: Mapping[str, Any] | None = None,
         stop: asyncio.Event | None = None,
-    ) -> Awaitable[dict[str, Any]]: ...
+    ) -> Awaitable[dict[str, Any]]:
+        """The JSON body of the answer. Raises VaultRefused or VaultUnavailable."""
+        ...
 
 
 @dataclass(slots=True)

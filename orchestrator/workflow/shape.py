@@ -116,6 +116,7 @@ def _in_file(location: Iterable[str | int], data: Any) -> Path:
 
 
 def value_at(data: Any, path: Path) -> Any:
+    """What is at a place of parsed YAML, or None where there is no such place."""
     for part in path:
         if isinstance(data, dict):
             data = data.get(part)

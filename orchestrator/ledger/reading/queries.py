@@ -20,6 +20,7 @@ SHORTEST_PREFIX = 6
 
 
 def run_by_id(run_id: str) -> Select[tuple[object, ...]]:
+    """At most one row, by the primary key."""
     return select(run).where(run.c.run_id == run_id)
 
 
@@ -33,6 +34,7 @@ def recent_runs(workflow: str | None, state: RunState | None, limit: int) -> Sel
 
 
 def steps_of(run_id: str) -> Select[tuple[object, ...]]:
+    """The steps of a run that have a row, in no order."""
     return select(step).where(step.c.run_id == run_id)
 
 
@@ -42,6 +44,7 @@ def events_of(run_id: str) -> Select[tuple[object, ...]]:
 
 
 def lease_by_id(lease_id: str) -> Select[tuple[object, ...]]:
+    """At most one row, by the whole id."""
     return select(lease).where(lease.c.lease_id == lease_id)
 
 

@@ -15,6 +15,7 @@ from orchestrator.ledger.types import EventRecord, LeaseRecord, RunRecord, StepR
 
 
 def run_record(row: RowMapping) -> RunRecord:
+    """A row of the table `run`. Raises ValueError for one that this version did not write."""
     return RunRecord(
         run_id=row["run_id"],
         workflow=row["workflow"],
@@ -32,6 +33,7 @@ def run_record(row: RowMapping) -> RunRecord:
 
 
 def step_record(row: RowMapping) -> StepRecord:
+    """A row of the table `step`. Raises ValueError for one that this version did not write."""
     return StepRecord(
         run_id=row["run_id"],
         step=row["step"],
@@ -46,6 +48,7 @@ def step_record(row: RowMapping) -> StepRecord:
 
 
 def lease_record(row: RowMapping) -> LeaseRecord:
+    """A row of the table `lease`. Raises ValueError for one that this version did not write."""
     fields: dict[str, Any] = dict(row)
     return LeaseRecord(
         **{
@@ -63,6 +66,7 @@ def lease_record(row: RowMapping) -> LeaseRecord:
 
 
 def event_record(row: RowMapping) -> EventRecord:
+    """A row of the table `event`. Raises ValueError for one that is no JSON."""
     return EventRecord(
         run_id=row["run_id"],
         seq=row["seq"],
