@@ -21,10 +21,14 @@ import psycopg
 import pytest
 from bench import ESCAPED, SETUPS, Bench, Setup, prepare
 from fork_server import ForkServer
+from hypothesis import settings
 
 from orchestrator.devstack.openbao import OpenBao
 from orchestrator.devstack.postgres import Postgres
 from orchestrator.devstack.stack import DevStack, StackInfo
+
+settings.register_profile("untimed", deadline=None)  # how long an example takes is nobody's promise
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
