@@ -1,7 +1,7 @@
 FROM python:3.13-slim AS build
 WORKDIR /src
 RUN python -m venv /opt/orchestrator
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY orchestrator ./orchestrator
 RUN /opt/orchestrator/bin/pip install --no-cache-dir '.[serve]'
 

@@ -23,7 +23,9 @@ class SystemClock:
     """The machine's own clocks."""
 
     def now(self) -> datetime:
+        """The wall clock, in UTC; it may jump."""
         return datetime.now(UTC)
 
     def monotonic(self) -> float:
+        """Seconds since some moment (CLOCK_MONOTONIC); comparable within this machine's boot only."""
         return time.monotonic()

@@ -11,6 +11,8 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 
 class LogFormat(StrEnum):
+    """How log records are written to standard error: for people, or one JSON object a line."""
+
     TEXT = "text"
     JSON = "json"
 

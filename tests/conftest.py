@@ -17,12 +17,18 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import psycopg
 import pytest
 from bench import ESCAPED, SETUPS, Bench, Setup, prepare
+from fork_server import ForkServer
+from hypothesis import settings
 
 from orchestrator.devstack.openbao import OpenBao
 from orchestrator.devstack.postgres import Postgres
 from orchestrator.devstack.stack import DevStack, StackInfo
+
+settings.register_profile("untimed", deadline=None)  # how long an example takes is nobody's promise
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +43,18 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackInfo]:
     else:
         with DevStack(directory) as info:
             yield info
+
+
+@pytest.fixture
+def new_database(stack: StackInfo) -> Iterator[str]:
+    """The URL of a new, empty database on the session's server, as its superuser; it is dropped at the end."""
+    admin = stack.admin_dsn.reveal()
+    name = f"test_{os.urandom(4).hex()}"
+    with psycopg.connect(admin, autocommit=True) as session:
+        session.execute(f"CREATE DATABASE {name}")
+    yield f"{admin.removesuffix('/postgres')}/{name}"
+    with psycopg.connect(admin, autocommit=True) as session:
+        session.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture
@@ -93,6 +111,13 @@ def own_bench(
     servers = DevStack(tmp_path / "stack", persistent=getattr(request, "param", "") == "persistent")
     with servers as info:
         yield servers, prepare(info, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def crash_children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """Runs `faults/crash_child.py`: a runner in a process of its own, which dies where it is told to."""
+    with ForkServer(tmp_path_factory.mktemp("children")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -83,4 +83,9 @@ class Action(Protocol):
         """What policies and people may see of these parameters; never contents, never secrets."""
         ...
 
-    async def run(self, params: Any, context: StepContext) -> JsonValue: ...
+    async def run(self, params: Any, context: StepContext) -> JsonValue:
+        """Do it and return JSON. Raises StepFailed; anything else that it raises fails the step as `error`.
+
+        `params` is an instance of the action's own model. A cancellation comes at `context.deadline`.
+        """
+        ...

@@ -58,6 +58,8 @@ _RATE_LIMITED = frozenset(["rate_limited", "ratelimited"])
 
 
 class PostMessageParams(Params):
+    """A message, where it goes, and the bot token that sends it; lengths and formats are Slack's to judge."""
+
     token: Annotated[str, GrantRef("secret", "dynamic"), Field(pattern=r"^[^.]+\.[^.]+$")] = Field(
         description="`grant.field` that holds the bot token."
     )
@@ -82,6 +84,10 @@ class PostMessage:
         return {"channel": params.channel}
 
     async def run(self, params: PostMessageParams, context: StepContext) -> JsonValue:
+        """Post it (Web API `chat.postMessage`) and return channel and timestamp.
+
+        Sent once: a 429 is StepFailed `rate_limited` with Slack's `Retry-After`, for the step's `retry` to wait.
+        """
         import aiohttp
         from slack_sdk.errors import SlackApiError
 

@@ -1,0 +1,1 @@
+"""The command `orchestrator`: arguments in, exit codes out; no logic."""

@@ -13,22 +13,38 @@ class PlannedStep(Protocol):
     """What a plan says of a step. `request` has no time; its view says `partial` where parameters are not known yet."""
 
     @property
-    def needs(self) -> Sequence[str]: ...
+    def needs(self) -> Sequence[str]:
+        """The steps that must have ended before this one starts."""
+        ...
+
     @property
-    def condition(self) -> str | None: ...
+    def condition(self) -> str | None:
+        """The expression of `if`, or None."""
+        ...
+
     @property
-    def timeout(self) -> int: ...
+    def timeout(self) -> int:
+        """Seconds that one attempt may take."""
+        ...
+
     @property
-    def attempts(self) -> int: ...
+    def attempts(self) -> int:
+        """How often it is tried at most."""
+        ...
+
     @property
-    def request(self) -> PolicyRequest: ...
+    def request(self) -> PolicyRequest:
+        """What the policy is asked, without a time."""
+        ...
 
 
 class Plan(Protocol):
     """A plan, in the order in which the steps may run."""
 
     @property
-    def steps(self) -> Sequence[PlannedStep]: ...
+    def steps(self) -> Sequence[PlannedStep]:
+        """At least one."""
+        ...
 
 
 async def decided(plan: Plan, engine: PolicyEngine) -> PlanView:

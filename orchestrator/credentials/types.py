@@ -84,7 +84,13 @@ class Issuer(Protocol):
     It raises VaultRefused or GrantRefused for a definite no, VaultUnavailable for anything else.
     """
 
-    async def issue(self, request: IssueRequest) -> Issued: ...
+    async def issue(self, request: IssueRequest) -> Issued:
+        """Ask for the credential of `request.scope` and pass its secrets to `request.remember` at once.
+
+        Raises VaultRefused, GrantRefused or VaultUnavailable; KeyError, TypeError and ValueError mean that the
+        answer could not be read, so that its outcome is unknown.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)

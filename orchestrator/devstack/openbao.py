@@ -75,6 +75,7 @@ class OpenBao:
 
     @property
     def address(self) -> str:
+        """`http://127.0.0.1:PORT`."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
@@ -84,10 +85,12 @@ class OpenBao:
 
     @property
     def audit_log(self) -> Path:
+        """One JSON object a line, secrets as HMAC (Vault documentation, "Audit devices")."""
         return self.directory / "audit.log"
 
     @property
     def log(self) -> Path:
+        """What the server prints, without the unseal key and the root token."""
         return self.directory / "openbao.log"
 
     @property

@@ -56,6 +56,7 @@ class Postgres:
 
     @property
     def host(self) -> str:
+        """The only address that it listens on."""
         return "127.0.0.1"
 
     @property
@@ -73,6 +74,7 @@ class Postgres:
 
     @property
     def data_dir(self) -> Path:
+        """The cluster's data (initdb's `-D`)."""
         return self.directory / "pgdata"
 
     @property
@@ -83,6 +85,7 @@ class Postgres:
 
     @property
     def log(self) -> Path:
+        """What initdb and the server print; it holds no statement."""
         return self.directory / "postgres.log"
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import pwd
@@ -30,12 +31,28 @@ def server_user() -> str | None:
     """None: as ourselves. As root, a system user, made when missing, as the wheel's own package does."""
     if os.geteuid() != 0:
         return None
-    try:
-        pwd.getpwnam(_SYSTEM_USER)
-    except KeyError:
-        command = ["useradd", "--system", "--shell", "/usr/sbin/nologin", _SYSTEM_USER]
-        subprocess.run(command, check=True)  # noqa: S603 -- found on root's own PATH
+    with _one_process():
+        try:
+            pwd.getpwnam(_SYSTEM_USER)
+        except KeyError:
+            command = ["useradd", "--system", "--shell", "/usr/sbin/nologin", _SYSTEM_USER]
+            subprocess.run(command, check=True)  # noqa: S603 -- found on root's own PATH
     return _SYSTEM_USER
+
+
+@contextmanager
+def _one_process() -> Iterator[None]:
+    """Let no other process of ours be here on this machine.
+
+    useradd(8) looks whether there is such a user before it takes its own lock: of two at the same time both make
+    one, and the number that the first has told belongs to nobody.
+    """
+    folder = os.open("/etc", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ class Provisioned:
 
     @property
     def endpoints(self) -> dict[str, str]:
+        """The addresses that the sample workflows name, without credentials."""
         return self.info.endpoints
 
     def vault_config(self) -> VaultConfig:

@@ -47,6 +47,7 @@ class SampleServices:
 
     @property
     def log(self) -> Path:
+        """What the services print."""
         return self.directory / "services.log"
 
     @property

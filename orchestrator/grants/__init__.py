@@ -1,0 +1,1 @@
+"""What a step declares that it needs: kinds of grant as data, their normal form, and their SQL."""

@@ -26,6 +26,7 @@ class Difference:
 
     @property
     def complete(self) -> bool:
+        """Whether everything was inferred: without it, what is superfluous is only a guess."""
         return not self.notes
 
     def __bool__(self) -> bool:

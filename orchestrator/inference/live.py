@@ -37,6 +37,7 @@ class Inferred:
 
     @property
     def complete(self) -> bool:
+        """Whether the privileges are all that the statements need."""
         return not self.notes
 
 

@@ -56,6 +56,7 @@ class StepNeeds:
         return self.added or (self.role is None and bool(self.found))
 
     def as_json(self) -> dict[str, Any]:
+        """A JSON object, as `grants infer --json` prints it for each step."""
         parts: dict[str, Any] = {
             "step": self.step,
             "action": self.action,

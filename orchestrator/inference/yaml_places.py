@@ -27,6 +27,7 @@ class Places:
         return self._with_edits(0, len(self._text))
 
     def has(self, mapping: Any, key: str) -> bool:
+        """Whether a mapping node has the key itself; one that a merge (`<<`) brings in is not counted."""
         return any(known.value == key for known, _ in mapping.value)
 
     def value(self, mapping: Any, key: str, step: str) -> Any:

@@ -19,6 +19,8 @@ WHOLE_RUN = "(run)"
 
 
 class RunState(StrEnum):
+    """How a run stands. All but RUNNING are final."""
+
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -27,6 +29,8 @@ class RunState(StrEnum):
 
 
 class StepState(StrEnum):
+    """How a step, or one attempt at it, stands. All but RUNNING are final; SKIPPED never had an attempt."""
+
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -37,6 +41,8 @@ class StepState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted:
+    """The first event of every run. `digest` is of the workflow's text; `steps` are in declaration order."""
+
     kind: ClassVar[str] = "run.started"
     workflow: str
     digest: str
@@ -49,6 +55,8 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFinished:
+    """The last event of a run: nothing of it is under way any more. `exit_code` is the process's."""
+
     kind: ClassVar[str] = "run.finished"
     state: RunState
     exit_code: int
@@ -66,6 +74,8 @@ class RunTakenOver:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptStarted:
+    """An attempt, counted from 1, begins. `timeout` is in seconds."""
+
     kind: ClassVar[str] = "attempt.started"
     step: str
     attempt: int
@@ -77,6 +87,8 @@ class AttemptStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decided:
+    """The policy's answer. `input_digest` is SHA-256 of the canonical `input`; `max_ttl` an obligation in seconds."""
+
     kind: ClassVar[str] = "decision"
     step: str
     attempt: int
@@ -90,6 +102,8 @@ class Decided:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptFinished:
+    """The outcome of an attempt is known; its leases may still be open. `error_kind` is empty where it succeeded."""
+
     kind: ClassVar[str] = "attempt.finished"
     step: str
     attempt: int
@@ -114,6 +128,8 @@ class StepFinished:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseRequested:
+    """The intent, recorded before Vault is asked. `ttl` (seconds) is what is wanted; `scope` is `Scope.as_json`."""
+
     kind: ClassVar[str] = "lease.requested"
     to: ClassVar[LeaseState] = LeaseState.REQUESTED
     lease_id: str
@@ -131,6 +147,8 @@ class LeaseRequested:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseDenied:
+    """Vault or the orchestrator said no: there is no credential. Final."""
+
     kind: ClassVar[str] = "lease.denied"
     to: ClassVar[LeaseState] = LeaseState.DENIED
     lease_id: str
@@ -139,6 +157,8 @@ class LeaseDenied:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseFailed:
+    """It was certainly not issued, for another reason than a refusal. Final."""
+
     kind: ClassVar[str] = "lease.failed"
     to: ClassVar[LeaseState] = LeaseState.FAILED
     lease_id: str
@@ -147,6 +167,8 @@ class LeaseFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseIssued:
+    """Vault gave the credential. `ttl` (seconds) is what was granted; `expires_at` is by our clock."""
+
     kind: ClassVar[str] = "lease.issued"
     to: ClassVar[LeaseState] = LeaseState.ISSUED
     lease_id: str
@@ -160,6 +182,8 @@ class LeaseIssued:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseRenewed:
+    """It lives longer: `ttl` seconds from the renewal on."""
+
     kind: ClassVar[str] = "lease.renewed"
     to: ClassVar[LeaseState] = LeaseState.ISSUED
     lease_id: str
@@ -169,6 +193,8 @@ class LeaseRenewed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseRevoking:
+    """It is to go; from here on it counts as open until somebody confirms its end."""
+
     kind: ClassVar[str] = "lease.revoking"
     to: ClassVar[LeaseState] = LeaseState.REVOKING
     lease_id: str
@@ -178,6 +204,8 @@ class LeaseRevoking:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseRevocationFailed:
+    """One try to take it back was not confirmed. `error` says why, without secrets; it is tried again."""
+
     kind: ClassVar[str] = "lease.revocation_failed"
     to: ClassVar[LeaseState] = LeaseState.REVOKING
     lease_id: str
@@ -197,6 +225,8 @@ class LeaseVaultRevoked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseRevoked:
+    """Confirmed gone. Final."""
+
     kind: ClassVar[str] = "lease.revoked"
     to: ClassVar[LeaseState] = LeaseState.REVOKED
     lease_id: str
@@ -206,6 +236,8 @@ class LeaseRevoked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseExpired:
+    """It ran out before it could be revoked, by its own end and that of all that it hung from. Final."""
+
     kind: ClassVar[str] = "lease.expired"
     to: ClassVar[LeaseState] = LeaseState.EXPIRED
     lease_id: str
@@ -213,6 +245,8 @@ class LeaseExpired:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseEnded:
+    """The step has it no more, but it cannot be revoked. Final."""
+
     kind: ClassVar[str] = "lease.ended"
     to: ClassVar[LeaseState] = LeaseState.ENDED
     lease_id: str
@@ -222,6 +256,8 @@ class LeaseEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrphansSwept:
+    """Logins of a step key that no lease covered were dropped; `roles` are their names, none if there were none."""
+
     kind: ClassVar[str] = "orphans.swept"
     step_key: str
     connection: str

@@ -14,6 +14,8 @@ from orchestrator.ledger.lease import LeaseState
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
+    """A run as it stands now. `fence` is the newest; times are UTC."""
+
     run_id: str
     workflow: str
     digest: str
@@ -30,6 +32,8 @@ class RunRecord:
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
+    """A step as it stands now. `attempts` counts those begun; `outputs` are the kept keys of its output."""
+
     run_id: str
     step: str
     state: StepState
@@ -43,6 +47,8 @@ class StepRecord:
 
 @dataclass(frozen=True, slots=True)
 class LeaseRecord:
+    """A lease as it stands now, without any secret. `ttl` is in seconds; times are UTC."""
+
     lease_id: str
     run_id: str
     workflow: str
@@ -76,6 +82,8 @@ class LeaseRecord:
 
 @dataclass(frozen=True, slots=True)
 class EventRecord:
+    """An event as it is stored, with its place in the run's chain. `seq` counts from 1."""
+
     run_id: str
     seq: int
     time: datetime
@@ -118,13 +126,17 @@ class LedgerWriter(Protocol):
         """Commit the events. Raises FenceLost, LedgerError or IllegalTransition; then none of them is recorded."""
         ...
 
-    async def aclose(self) -> None: ...
+    async def aclose(self) -> None:
+        """Finish what was given to be written, and close."""
+        ...
 
 
 class LedgerReader(Protocol):
     """The reading side, synchronous: the command line and tests use it."""
 
-    def run(self, run_id: str) -> RunRecord | None: ...
+    def run(self, run_id: str) -> RunRecord | None:
+        """The run, or None."""
+        ...
 
     def runs(
         self, *, workflow: str | None = None, state: RunState | None = None, limit: int = 50
@@ -132,9 +144,13 @@ class LedgerReader(Protocol):
         """Newest first."""
         ...
 
-    def steps(self, run_id: str) -> Sequence[StepRecord]: ...
+    def steps(self, run_id: str) -> Sequence[StepRecord]:
+        """The steps of a run in declaration order; none of an unknown one."""
+        ...
 
-    def lease(self, lease_id: str) -> LeaseRecord | None: ...
+    def lease(self, lease_id: str) -> LeaseRecord | None:
+        """The lease, or None. Raises UnknownRun where the beginning of an id fits several."""
+        ...
 
     def leases(self, query: LeaseFilter) -> Sequence[LeaseRecord]:
         """Newest first."""

@@ -34,9 +34,13 @@ class ViewedAction(Protocol):
     """What a plan needs of an action."""
 
     @property
-    def params(self) -> type[BaseModel]: ...
+    def params(self) -> type[BaseModel]:
+        """The model of its parameters."""
+        ...
 
-    def view(self, params: Any) -> JsonObject: ...
+    def view(self, params: Any) -> JsonObject:
+        """What policies may see of valid parameters."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,9 +82,13 @@ class PolicyEngine(Protocol):
     """Decides. Anything but a well-formed allowing answer is a denial; it never raises for a bad policy answer."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What the ledger calls it."""
+        ...
 
-    async def decide(self, request: PolicyRequest) -> Decision: ...
+    async def decide(self, request: PolicyRequest) -> Decision:
+        """Answer one question. Called once for each attempt, from the event loop; it may wait for a service."""
+        ...
 
 
 def decision_from(answer: object, *, engine: str, revision: str) -> Decision:

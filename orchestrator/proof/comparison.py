@@ -29,6 +29,7 @@ class Comparison:
 
     @property
     def exact(self) -> bool:
+        """Whether nothing declared is missing, and nothing is there but what every login has."""
         return not self.missing and all(each.tolerated for each in self.excess)
 
 

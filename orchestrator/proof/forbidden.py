@@ -16,6 +16,8 @@ from orchestrator.grants.privileges import ALL_COLUMNS, Bound, Privilege
 
 
 class Verdict(StrEnum):
+    """What a server said to an operation that must not work."""
+
     REFUSED = "refused"
     ALLOWED = "allowed"
     INCONCLUSIVE = "inconclusive"

@@ -35,6 +35,7 @@ class Share:
 
     @property
     def percent(self) -> float:
+        """Of a hundred; 0 where there is nothing to hold."""
         return 100 * self.held / self.total if self.total else 0.0
 
 

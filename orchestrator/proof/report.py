@@ -35,10 +35,12 @@ class GrantProof:
 
     @property
     def holds(self) -> bool:
+        """Whether it was issued, is exact, and no trial was allowed; an inconclusive one is not held against it."""
         exact = self.comparison is None or self.comparison.exact
         return not self.refused and exact and all(trial.verdict is not Verdict.ALLOWED for trial in self.trials)
 
     def as_json(self) -> dict[str, Any]:
+        """A JSON object; `refused` is there only where it was."""
         found: dict[str, Any] = {
             "step": self.step,
             "grant": self.grant,
@@ -77,9 +79,11 @@ class Proof:
 
     @property
     def holds(self) -> bool:
+        """Whether every grant holds."""
         return all(each.holds for each in self.grants)
 
     def as_json(self) -> dict[str, Any]:
+        """A JSON object; `unconfirmed` counts leases whose end is not confirmed."""
         return {
             "workflow": self.workflow,
             "digest": self.digest,

@@ -19,11 +19,15 @@ class _Model(BaseModel):
 
 
 class Mount(_Model):
+    """A secrets engine and its options (Vault API, `POST /sys/mounts/:path`)."""
+
     type: Literal["kv", "database", "transit"]
     options: dict[str, str] = Field(default_factory=dict)
 
 
 class TransitKey(_Model):
+    """A signing key of the transit engine; the private part never leaves it."""
+
     type: Literal["ecdsa-p256", "ed25519"] = "ecdsa-p256"
 
 

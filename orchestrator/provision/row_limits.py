@@ -37,6 +37,7 @@ class RowPolicy:
 
     @property
     def name(self) -> str:
+        """`orchestrator_SCOPE_VERB`: unique on the table, and the same whenever it is compiled."""
         return f"orchestrator_{self.scope_role.removeprefix(SCOPE_ROLE_PREFIX)}_{self.verb}"
 
     def create(self, table: sql.Composable) -> sql.Composed:

@@ -22,6 +22,8 @@ QUEUE_LIMIT = 100
 
 
 class Verdict(StrEnum):
+    """What is done about a fire while other runs of its workflow go on."""
+
     START = "start"
     QUEUE = "queue"
     REPLACE = "replace"

@@ -38,20 +38,24 @@ class ObservedLedger:
     clock: Clock
 
     async def begin_run(self, run_id: str, started: RunStarted) -> int:
+        """As the ledger's; the observer is told when it is committed."""
         fence = await self.ledger.begin_run(run_id, started)
         self._tell(run_id, self.clock.now(), started)
         return fence
 
     async def take_over(self, run_id: str) -> int:
+        """As the ledger's; nobody is told."""
         return await self.ledger.take_over(run_id)
 
     async def append(self, run_id: str, fence: int, events: Sequence[Event]) -> None:
+        """As the ledger's; the observer is told of each event when all are committed, in their order."""
         await self.ledger.append(run_id, fence, events)
         now = self.clock.now()
         for event in events:
             self._tell(run_id, now, event)
 
     async def aclose(self) -> None:
+        """Close the ledger."""
         await self.ledger.aclose()
 
     def _tell(self, run_id: str, time: datetime, event: Event) -> None:

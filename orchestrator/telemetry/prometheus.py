@@ -86,6 +86,10 @@ class PrometheusMetrics(Metrics):
             self._unreachable.labels(service)
 
     def event(self, run_id: str, time: datetime, event: Event) -> None:
+        """Counts `orchestrator_runs_total`, `orchestrator_leases_total`, and what is open or running now.
+
+        The open leases of a run leave the gauge with the run, whatever became of them.
+        """
         if isinstance(event, RunStarted):
             self._started[run_id] = (event.workflow, time)
             self._running.labels(event.workflow).inc()
@@ -105,28 +109,36 @@ class PrometheusMetrics(Metrics):
             self._lease(str(getattr(event, "lease_id", "")), outcome, final=isinstance(event, _FINAL))
 
     def started(self, workflow: str, lag: float) -> None:
+        """Observes `orchestrator_schedule_lag_seconds`."""
         self._lag.labels(workflow).observe(lag)
 
     def skipped(self, workflow: str, reason: str) -> None:
+        """Counts `orchestrator_schedule_skipped_total` by workflow and reason."""
         self._skips.labels(workflow, reason).inc()
 
     def loaded(self, workflows: int, invalid: int) -> None:
+        """Sets `orchestrator_workflows_loaded` and `orchestrator_workflows_invalid`."""
         self._workflows.set(workflows)
         self._invalid.set(invalid)
 
     def pending(self, leases: int) -> None:
+        """Sets `orchestrator_leases_pending`."""
         self._pending.set(leases)
 
     def irrevocable(self, leases: int) -> None:
+        """Sets `orchestrator_leases_irrevocable`."""
         self._irrevocable.set(leases)
 
     def unreachable(self, service: str) -> None:
+        """Counts `orchestrator_unreachable_total` by service."""
         self._unreachable.labels(service).inc()
 
     def failed(self, part: str) -> None:
+        """Counts `orchestrator_maintenance_failures_total` by part."""
         self._failures.labels(part).inc()
 
     def exposition(self) -> tuple[bytes, str]:
+        """The registry in text format 0.0.4, which every Prometheus reads."""
         return generate_latest(self.registry), CONTENT_TYPE_PLAIN_0_0_4
 
     def _lease(self, lease_id: str, outcome: str, *, final: bool) -> None:

@@ -57,6 +57,7 @@ class RunTraceIds(RandomIdGenerator):
     trace_id: int | None = None
 
     def generate_trace_id(self) -> int:
+        """128 bits: those of the run while it is begun, else random ones (W3C Trace Context, "trace-id")."""
         return super().generate_trace_id() if self.trace_id is None else self.trace_id
 
 

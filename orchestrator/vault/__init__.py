@@ -1,0 +1,1 @@
+"""The one session with Vault: login, child tokens, issuance, renewal, revocation, retries."""

@@ -10,6 +10,8 @@ from orchestrator.secret import Secret
 
 @dataclass(frozen=True, slots=True)
 class AppRoleAuth:
+    """A role and a secret id (Vault documentation, "AppRole auth method")."""
+
     role_id: str
     secret_id: Secret
     mount: str = "approle"
@@ -17,6 +19,8 @@ class AppRoleAuth:
 
 @dataclass(frozen=True, slots=True)
 class TokenAuth:
+    """A token that was given: it is renewed, and not given back at the end."""
+
     token: Secret
 
 
@@ -29,6 +33,8 @@ class TokenFileAuth:
 
 @dataclass(frozen=True, slots=True)
 class KubernetesAuth:
+    """A pod's service account token, read at every login (Vault documentation, "Kubernetes auth method")."""
+
     role: str
     jwt_file: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
     mount: str = "kubernetes"

@@ -46,7 +46,9 @@ class Ask(Protocol):
         payload: Mapping[str, Any] | None = None,
         stop: asyncio.Event | None = None,
         confirmed_by: Confirmation | None = None,
-    ) -> Awaitable[dict[str, Any]]: ...
+    ) -> Awaitable[dict[str, Any]]:
+        """The JSON body of the answer. Raises VaultRefused or VaultUnavailable."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

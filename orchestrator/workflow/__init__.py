@@ -1,0 +1,1 @@
+"""The YAML language: models, a loader that knows file, line and column, expressions, JSON Schema."""

@@ -39,6 +39,7 @@ class Template:
 
     @property
     def expressions(self) -> tuple[Expression, ...]:
+        """The expression parts, in their order."""
         return tuple(part for part in self.parts if isinstance(part, Expression))
 
     @property

@@ -8,12 +8,15 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from orchestrator.grants.models import DatabaseGrant, DynamicGrant, SecretGrant, TokenGrant
+from orchestrator.grants.models import Grant
 from orchestrator.workflow.models import Workflow
 from orchestrator.workflow.problems import suggestion
 from orchestrator.workflow.source import Path, Source
 
-_GRANTS = {"database": DatabaseGrant, "secret": SecretGrant, "dynamic": DynamicGrant, "token": TokenGrant}
+_GRANTS: dict[str, type[BaseModel]] = {
+    get_args(model.model_fields["kind"].annotation)[0]: model for model in get_args(get_args(Grant)[0])
+}
+"""The kinds of grant by what `kind` says."""
 _WORDS = {
     "string_type": "expected a text",
     "int_type": "expected a whole number",
@@ -113,6 +116,7 @@ def _in_file(location: Iterable[str | int], data: Any) -> Path:
 
 
 def value_at(data: Any, path: Path) -> Any:
+    """What is at a place of parsed YAML, or None where there is no such place."""
     for part in path:
         if isinstance(data, dict):
             data = data.get(part)

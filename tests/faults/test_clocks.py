@@ -7,18 +7,15 @@ the database, Vault and monotonic clocks say.
 from __future__ import annotations
 
 import asyncio
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from bench import Bench
+from fork_server import ForkServer
 from proxy import DropAnswer, Proxy
 
 from orchestrator.actions.catalog import catalog
@@ -216,7 +213,7 @@ def test_vaults_own_clock_tells_a_second_process_how_long_the_first_one_has_trie
 
 @pytest.mark.parametrize("hours", [1, -1])
 def test_what_a_killed_process_with_a_wrong_clock_asked_for_is_not_called_gone_before_vault_is_done(
-    bench: Bench, tmp_path: Path, hours: int
+    bench: Bench, crash_children: ForkServer, hours: int
 ) -> None:
     run_id = new_run_id()
     text = RUN.split("  translate:")[0]
@@ -236,8 +233,7 @@ def test_what_a_killed_process_with_a_wrong_clock_asked_for_is_not_called_gone_b
             "do": do,
             **more,
         }
-        program = Path(__file__).with_name("crash_child.py")
-        return subprocess.run([sys.executable, str(program)], input=json.dumps(given), text=True, timeout=90).returncode
+        return crash_children.run(given)
 
     def states() -> set[LeaseState]:
         return {lease.state for lease in bench.history(run_id) if lease.attempt == 1 and "sweep" not in lease.resource}

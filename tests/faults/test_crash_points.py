@@ -6,9 +6,6 @@ Afterwards another process recovers, and the database, Vault and the ledger must
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +13,7 @@ from typing import Any
 
 import pytest
 from bench import SETUPS, Bench, Setup
+from fork_server import ForkServer
 from proxy import Answer, DropAnswer, Proxy
 
 from orchestrator.actions.catalog import catalog
@@ -27,7 +25,6 @@ from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.types import LeaseFilter, RunRecord, StepRecord
 from orchestrator.workflow.loader import load_text
 
-CHILD = Path(__file__).with_name("crash_child.py")
 S = LeaseState
 
 FLOW = """
@@ -58,7 +55,7 @@ DB = """db:
           - { select: customer_feedback, columns: [id, kind], where: { kind: complaint } }"""
 BOUND = DB.replace("kind: complaint", 'kind: "${{ run.id }}"')
 QUERY = "{ sql: 'SELECT id FROM customer_feedback LIMIT 1', grant: db }"
-SLOW = "{ sql: 'SELECT pg_sleep(5)', grant: db }"
+SLOW = "{ sql: 'SELECT pg_sleep(3)', grant: db }"
 TOKEN = "api: { kind: token, audience: translation-api, scope: [translate] }"
 MISSING = DB + "\n      gone: { kind: secret, path: nowhere/at-all, keys: [token] }"
 MISSING_FIRST = "gone: { kind: secret, path: nowhere/at-all, keys: [token] }\n      " + DB
@@ -145,6 +142,7 @@ class Victim:
     run_id: str
     marks: Path
     setup: Setup
+    children: ForkServer
 
     def text(self, scenario: Scenario) -> str:
         text = FLOW
@@ -176,8 +174,7 @@ class Victim:
             "point": point,
             **more,
         }
-        ended = subprocess.run([sys.executable, str(CHILD)], input=json.dumps(given), text=True, timeout=90)
-        return ended.returncode
+        return self.children.run(given)
 
     def record(self) -> tuple[RunRecord, list[StepRecord], set[LeaseState]]:
         with open_ledger(self.setup.ledger_url, clock=SystemClock()) as ledger:
@@ -189,11 +186,11 @@ class Victim:
 
 
 @pytest.fixture
-def victim(bench: Bench, setup: Setup, tmp_path: Path) -> Iterator[Victim]:
+def victim(bench: Bench, setup: Setup, tmp_path: Path, crash_children: ForkServer) -> Iterator[Victim]:
     host = bench.info.vault_address.removeprefix("http://")
     address, _, port = host.partition(":")
     with Proxy((address, int(port)), http=True) as proxy:
-        yield Victim(bench, proxy, new_run_id(), tmp_path / "marks", setup)
+        yield Victim(bench, proxy, new_run_id(), tmp_path / "marks", setup, crash_children)
 
 
 def kill(victim: Victim, scenario: Scenario, when: str) -> None:
@@ -211,10 +208,12 @@ def kill(victim: Victim, scenario: Scenario, when: str) -> None:
             first["when"] = "before"
         assert victim.child("run", point=first, text=text) == -9
         if scenario.fault == "no accessor":  # nothing tells that the token above it is gone
-            victim.proxy.fail(Answer(500), times=1000, when=lambda line: "/revoke-accessor" in line)
+            # Refused and not unreachable, which would be waited for.
+            victim.proxy.fail(Answer(400), times=1000, when=lambda line: "/revoke-accessor" in line)
         assert victim.child("recover", point=point, later=scenario.kind == "lease.expired") == -9
     else:
-        assert victim.child("run", point=point, text=text) == -9
+        grace = {"grace": 1.0} if scenario.fault == "stuck" else {}
+        assert victim.child("run", point=point, text=text, **grace) == -9
     victim.proxy.heal()
 
 

@@ -190,9 +190,10 @@ def test_new_connections_are_refused_until_they_are_accepted_again(proxy: Proxy,
 
 
 def test_refusing_ends_by_itself_when_it_was_for_a_time(proxy: Proxy) -> None:
-    proxy.refuse(seconds=0.2)
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(proxy.address, trust_env=False)
+    with httpx.Client(trust_env=False) as ready:  # making one takes longer than asking
+        proxy.refuse(seconds=0.7)
+        with pytest.raises(httpx.ConnectError):
+            ready.get(proxy.address)
     again = httpx.HTTPTransport(retries=10)
     with httpx.Client(transport=again) as patient:
         assert patient.get(proxy.address).status_code == 200

@@ -11,11 +11,8 @@ storage, sealed start) and of PostgreSQL in the middle of a run.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -23,12 +20,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from bench import Bench
+from fork_server import ForkServer
 from proxy import Answer, CutAfterForwarding, DropAnswer, Fault, Garbage, GarbledAnswer, Proxy
 
 from orchestrator.actions.catalog import catalog
@@ -104,6 +101,7 @@ class Arena:
     chance: random.Random
     keeper: ThreadPoolExecutor
     """Starts servers again from a thread that stays: they die with the thread that started them."""
+    children: ForkServer
     done: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -166,9 +164,7 @@ class Arena:
             "point": point,
             "grace": 2.0,
         }
-        child = Path(__file__).with_name("crash_child.py")
-        ended = subprocess.run([sys.executable, str(child)], input=json.dumps(given), text=True, timeout=120)
-        return ended.returncode == -9
+        return self.children.run(given, seconds=120) == -9
 
     @contextmanager
     def server_dies(self) -> Iterator[None]:
@@ -218,7 +214,7 @@ class Arena:
 
 
 @pytest.fixture
-def arena(own_bench: tuple[DevStack, Bench]) -> Iterator[Arena]:
+def arena(own_bench: tuple[DevStack, Bench], crash_children: ForkServer) -> Iterator[Arena]:
     servers, bench = own_bench
     at = urlsplit(bench.info.vault_address)
     assert at.hostname
@@ -234,7 +230,7 @@ def arena(own_bench: tuple[DevStack, Bench]) -> Iterator[Arena]:
         details = bench.vault.read("database/config/support")["data"]["connection_details"]
         through = details["connection_url"].replace(f":{postgres[1]}/", f":{database.port}/")
         bench.vault.write("database/config/support", connection_url=through)
-        yield Arena(bench, servers, vault, database, random.Random(SEED), keeper)
+        yield Arena(bench, servers, vault, database, random.Random(SEED), keeper, crash_children)
         servers.openbao.stop()
         servers.postgres.stop()
 

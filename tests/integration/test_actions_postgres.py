@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from orchestrator.actions.base import StepContext
 from orchestrator.actions.output import check_output
 from orchestrator.actions.postgres.statements import Execute, ExecuteParams, Query, QueryParams
+from orchestrator.devstack.postgres_user import server_user
 from orchestrator.errors import StepFailed
 from orchestrator.grants.credential import Credential
 from orchestrator.redaction import Redactor
@@ -40,6 +41,7 @@ GRANT SELECT, INSERT, UPDATE ON translation, feedback TO writer;
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
     directory = tempfile.mkdtemp(prefix="pg-")  # not below pytest's own, which another session may close to the server
+    server_user()  # made under a lock, which the wheel does not take
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         server = get_server(directory, cleanup_mode="delete")

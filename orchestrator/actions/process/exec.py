@@ -46,6 +46,8 @@ class ExecCredentials(Params):
 
 
 class ExecParams(Params):
+    """A program, and where it finds the step's credentials: in variables, or in files that only it can read."""
+
     command: Annotated[list[Text], Field(min_length=1)] = Field(
         description="The program and its arguments; there is no shell. Expressions never see credentials, so no "
         "argument can hold one."
@@ -78,6 +80,7 @@ class Exec:
         return {"program": params.command[0], "arguments": len(params.command) - 1}
 
     async def run(self, params: ExecParams, context: StepContext) -> JsonValue:
+        """Run it until it ends, or kill it with all its descendants at the deadline. Raises StepFailed."""
         command = Command(
             arguments=params.command,
             environment={"PATH": SAFE_PATH, **params.environment},

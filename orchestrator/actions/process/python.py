@@ -28,6 +28,8 @@ _RESULT_ALLOWANCE = 1000
 
 
 class PythonParams(Params):
+    """A function by the name under which it is imported, its arguments, and where its module is looked for."""
+
     takes_new_credentials: ClassVar[bool] = True
     callable: Annotated[str, Field(pattern=rf"^{_IDENTIFIER}(\.{_IDENTIFIER})*:{_IDENTIFIER}(\.{_IDENTIFIER})*$")] = (
         Field(
@@ -52,6 +54,10 @@ class Python:
         return {"callable": params.callable, "arguments": sorted(params.arguments)}
 
     async def run(self, params: PythonParams, context: StepContext) -> JsonValue:
+        """Call it in a new interpreter (`python -I`) and return its result, which must be JSON.
+
+        The credentials reach the child through its standard input. Raises StepFailed.
+        """
         command = Command(
             arguments=[sys.executable, "-I", "-m", "orchestrator.actions.process.python_child"],
             environment={"PATH": SAFE_PATH},

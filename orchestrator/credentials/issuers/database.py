@@ -12,6 +12,10 @@ class DatabaseIssuer:
     """Reads `MOUNT/creds/ROLE`; the login's name is the credential's subject."""
 
     async def issue(self, request: IssueRequest) -> Issued:
+        """Have Vault create the login (Vault API, `GET /database/creds/:name`).
+
+        Raises VaultRefused; or VaultUnavailable, after which there may be a login without a known lease.
+        """
         scope = request.scope
         body = await request.vault.request(
             "get",

@@ -13,6 +13,10 @@ class DynamicIssuer:
     """Reads the path; every text in `data` becomes a field of the credential."""
 
     async def issue(self, request: IssueRequest) -> Issued:
+        """Read the path once.
+
+        Raises VaultRefused, VaultUnavailable, or GrantRefused for an answer that could not be revoked.
+        """
         scope = request.scope
         body = await request.vault.request(
             "get",

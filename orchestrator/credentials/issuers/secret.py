@@ -13,6 +13,10 @@ class SecretIssuer:
     """Reads the secret and passes on only the declared keys. It cannot be revoked, only its access ended."""
 
     async def issue(self, request: IssueRequest) -> Issued:
+        """Read the newest version (Vault API, KV version 2); also what is not passed on of it is remembered.
+
+        Raises VaultRefused, VaultUnavailable, or GrantRefused where a declared key is missing or no text.
+        """
         scope = request.scope
         body = await request.vault.request(
             "get", scope.resource, token=request.token, deadline=request.attempt.deadline, stop=request.stop

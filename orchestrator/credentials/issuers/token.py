@@ -35,6 +35,10 @@ class TokenIssuer:
         self._keys: dict[str, tuple[int, str, str]] = {}
 
     async def issue(self, request: IssueRequest) -> Issued:
+        """Sign a token for the rest of the attempt (Vault API, `POST /transit/sign/:name`; RFC 9068, section 2).
+
+        Raises VaultRefused, VaultUnavailable, or GrantRefused where no token issuer is configured.
+        """
         scope = request.scope
         if request.token_issuer is None:
             raise GrantRefused(

@@ -52,6 +52,7 @@ class Workspace:
     _clock: itertools.count[int] = field(default_factory=lambda: itertools.count(_FIRST_STAMP))
 
     async def post_message(self, request: Request) -> Response:
+        """`chat.postMessage`: to a channel that exists and in which the bot is; scope `chat:write`."""
         bot, arguments = await self._authenticated(request, "chat:write")
         name = _channel_name(str(arguments.get("channel", "")))
         if name is None:
@@ -67,6 +68,7 @@ class Workspace:
         return JSONResponse({"ok": True, "channel": CHANNELS[name], "ts": stamp, "message": message})
 
     async def list_conversations(self, request: Request) -> Response:
+        """`conversations.list`: all channels on one page; scope `channels:read`."""
         bot, _ = await self._authenticated(request, "channels:read")
         channels = [
             {"id": number, "name": name.removeprefix("#"), "is_channel": True, "is_member": name in bot.channels}
@@ -75,6 +77,7 @@ class Workspace:
         return JSONResponse({"ok": True, "channels": channels, "response_metadata": {"next_cursor": ""}})
 
     async def test_auth(self, request: Request) -> Response:
+        """`auth.test`: who the token is; no scope."""
         bot, _ = await self._authenticated(request, None)
         return JSONResponse({"ok": True, "user": bot.name, "team": "Sample", "bot_id": "B0" + bot.name.upper()})
 

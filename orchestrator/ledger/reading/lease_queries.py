@@ -46,6 +46,7 @@ ResourceState = tuple[str, LeaseState]
 
 
 def lease_by_id(lease_id: str) -> Select[tuple[object, ...]]:
+    """The row of one lease."""
     return select(lease).where(lease.c.lease_id == lease_id)
 
 

@@ -13,6 +13,7 @@ ORDER = Order(run, "started_at", "run_id")
 
 
 def run_by_id(run_id: str) -> Select[tuple[object, ...]]:
+    """At most one row, by the primary key."""
     return select(run).where(run.c.run_id == run_id)
 
 
@@ -25,6 +26,7 @@ def recent_runs(workflow: str | None, state: RunState | None, limit: int) -> Sel
 
 
 def steps_of(run_id: str) -> Select[tuple[object, ...]]:
+    """The steps of a run that have a row, in no order."""
     return select(step).where(step.c.run_id == run_id)
 
 

@@ -20,6 +20,7 @@ _LEASE_TIMES = ("requested_at", "issued_at", "expires_at", "closed_at", "revokin
 
 
 def run_record(row: RowMapping) -> RunRecord:
+    """A row of the table `run`. Raises ValueError for one that this version did not write."""
     return RunRecord(
         run_id=row["run_id"],
         workflow=row["workflow"],
@@ -37,6 +38,7 @@ def run_record(row: RowMapping) -> RunRecord:
 
 
 def step_record(row: RowMapping) -> StepRecord:
+    """A row of the table `step`. Raises ValueError for one that this version did not write."""
     return StepRecord(
         run_id=row["run_id"],
         step=row["step"],
@@ -62,6 +64,7 @@ def lease_record(row: Row[Any]) -> LeaseRecord:
 
 
 def event_record(row: RowMapping) -> EventRecord:
+    """A row of the table `event`. Raises ValueError for one that is no JSON."""
     return EventRecord(
         run_id=row["run_id"],
         seq=row["seq"],

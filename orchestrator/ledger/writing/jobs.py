@@ -24,23 +24,29 @@ class Job(Protocol):
 
 @dataclass(slots=True)
 class BeginRun:
+    """Record a new run with its first event."""
+
     run_id: str
     entry: Entry
     head: Head | None = field(default=None, init=False)
 
     def execute(self, transaction: Transaction) -> int:
+        """Raises UsageError if the id is taken."""
         self.head = transaction.begin_run(self.run_id, self.entry)
         return FIRST_FENCE
 
 
 @dataclass(slots=True)
 class Append:
+    """Add events to a run under a fence."""
+
     run_id: str
     fence: int
     entries: Sequence[Entry]
     head: Head | None = field(default=None, init=False)
 
     def execute(self, transaction: Transaction) -> int:
+        """Raises UnknownRun, FenceLost or IllegalTransition."""
         self.head = transaction.append(self.run_id, self.fence, self.entries)
         return self.fence
 
@@ -53,4 +59,5 @@ class TakeOver:
     head: Head | None = field(default=None, init=False)
 
     def execute(self, transaction: Transaction) -> int:
+        """Raises UnknownRun."""
         return transaction.take_over(self.run_id)

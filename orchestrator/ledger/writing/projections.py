@@ -55,6 +55,7 @@ class RunRows:
     """By lease id."""
 
     def merge(self, changed: RunRows) -> None:
+        """Take over the rows that changed; each replaces its predecessor as a whole."""
         self.run = changed.run or self.run
         self.steps.update(changed.steps)
         self.leases.update(changed.leases)

@@ -12,6 +12,7 @@ TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 
 def upgrade() -> None:
+    """Create `run`, `event`, `step` and `lease`, and the triggers that keep events from being changed or deleted."""
     _create_run()
     _create_event()
     _create_step()

@@ -12,6 +12,7 @@ TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 
 def upgrade() -> None:
+    """Create `schedule`."""
     op.create_table(
         "schedule",
         sa.Column("workflow", TEXT, primary_key=True),

@@ -12,6 +12,7 @@ TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 
 def upgrade() -> None:
+    """Create the tables of the processes, of their runs and of their Vault tokens."""
     op.create_table(
         "runner",
         sa.Column("runner_id", TEXT, primary_key=True),

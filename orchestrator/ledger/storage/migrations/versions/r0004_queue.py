@@ -12,6 +12,7 @@ TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 
 def upgrade() -> None:
+    """Create the queue."""
     op.create_table(
         "queued_run",
         sa.Column("run_id", TEXT, primary_key=True),

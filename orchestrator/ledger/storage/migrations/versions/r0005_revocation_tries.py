@@ -14,6 +14,7 @@ TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 
 def upgrade() -> None:
+    """Give leases the columns that tell of the tries to revoke them, filled from the events, and two indexes."""
     op.add_column("lease", sa.Column("revoking_since", TEXT))
     op.add_column("lease", sa.Column("failed_tries", sa.Integer, nullable=False, server_default="0"))
     op.add_column("lease", sa.Column("last_try_at", TEXT))

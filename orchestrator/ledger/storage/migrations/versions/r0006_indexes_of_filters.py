@@ -24,6 +24,7 @@ REPLACED = {
 
 
 def upgrade() -> None:
+    """Replace the indexes of the filters."""
     for table, indexes in REPLACED.items():
         for index in indexes:
             op.drop_index(index, table)
