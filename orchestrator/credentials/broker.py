@@ -43,7 +43,7 @@ from orchestrator.ledger.events import (
     LeaseRevocationFailed,
     LeaseRevoking,
 )
-from orchestrator.ledger.ids import new_lease_id
+from orchestrator.ledger.ids import carries, new_lease_id
 from orchestrator.ledger.types import LedgerWriter
 from orchestrator.secret import Secret
 from orchestrator.vault.faults import Outcome, VaultUnavailable
@@ -325,7 +325,7 @@ class StepLeases:
                 path=scope.resource,
                 hint="shorten the step's timeout, or raise the TTL of the role and of the grant",
             )
-        if scope.kind == "database" and self._attempt.step_key not in issued.subject:
+        if scope.kind == "database" and not carries(issued.subject, self._attempt.step_key):
             raise GrantRefused(
                 f"{self._where(scope)}: the name of the issued login does not carry the step key",
                 grant=scope.name,
