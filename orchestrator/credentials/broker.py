@@ -45,6 +45,7 @@ from orchestrator.ledger.events import (
 )
 from orchestrator.ledger.ids import carries, new_lease_id
 from orchestrator.ledger.types import LedgerWriter
+from orchestrator.redaction_forms import recognisable
 from orchestrator.secret import Secret
 from orchestrator.vault.faults import Outcome, VaultUnavailable
 from orchestrator.vault.session import StepToken, VaultSession
@@ -99,6 +100,8 @@ class StepLeases:
         self.pending: tuple[str, ...] = ()
         self.on_expiry: Callable[[OrchestratorError], None] = lambda error: None
         """Called once if a lease is about to end before the step's deadline and cannot be renewed."""
+        self.on_secret: Callable[[Secret], None] = lambda secret: None
+        """Called with every secret that is issued to the attempt, before anybody else has it."""
         self.deliver: Callable[[Credential], Awaitable[None]] = _takes_nothing
         """Brings a credential that was issued anew to the action; raises StepFailed if that is impossible."""
         self._upkeep: list[asyncio.Task[None]] = []
@@ -170,6 +173,7 @@ class StepLeases:
 
     def _token_held(self, lease_id: str, token: StepToken) -> LeaseIssued:
         scope = self._token_scope
+        self.on_secret(token.token)
         self._held.append(LeaseHandle(lease_id, scope.name, scope.kind, scope.resource, accessor=token.accessor))
         return self._issued_event(lease_id, ttl=token.ttl, accessor=token.accessor, subject=self._attempt.step_key)
 
@@ -177,7 +181,13 @@ class StepLeases:
         self, lease_id: str, scope: Scope, token: StepToken, *, version: int, deadline: float | None = None
     ) -> Credential:
         """Issue what is on record as requested. It is asked for until `deadline`, by default as long as the step."""
-        broker = self._broker
+        broker, secrets = self._broker, list[Secret]()
+
+        def remember(secret: Secret) -> None:
+            secrets.append(secret)
+            broker.remember(secret)
+            self.on_secret(secret)
+
         request = IssueRequest(
             scope=scope,
             attempt=self._attempt if deadline is None else replace(self._attempt, deadline=deadline),
@@ -186,7 +196,7 @@ class StepLeases:
             vault=broker.vault,
             clock=broker.clock,
             stop=self._stop,
-            remember=broker.remember,
+            remember=remember,
             token_issuer=broker.token_issuer,
         )
         self._in_flight[lease_id] = scope
@@ -214,7 +224,13 @@ class StepLeases:
                 valid_until=issued.valid_until,
                 subject=issued.subject,
             ),
-            self._issued_event(lease_id, ttl=ttl, vault_lease_id=issued.vault_lease_id, subject=issued.subject),
+            self._issued_event(
+                lease_id,
+                ttl=ttl,
+                vault_lease_id=issued.vault_lease_id,
+                subject=issued.subject,
+                not_looked_for=_not_looked_for(issued.credential, secrets),
+            ),
         )
         del self._in_flight[lease_id]
         self._check(scope, issued, ttl)
@@ -425,6 +441,12 @@ def _token_scope(broker: Broker, attempt: Attempt) -> Scope:
     left = math.ceil(attempt.deadline - broker.clock.monotonic())
     ttl = max([left + STEP_TOKEN_MARGIN, *(scope.ttl for scope in attempt.scopes)])
     return Scope(STEP_TOKEN_GRANT, STEP_TOKEN_KIND, attempt.policy, ttl)
+
+
+def _not_looked_for(credential: Credential, secrets: Sequence[Secret]) -> tuple[str, ...]:
+    return tuple(
+        name for name, value in credential.fields.items() if value in secrets and not recognisable(value.reveal())
+    )
 
 
 async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:

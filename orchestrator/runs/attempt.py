@@ -84,6 +84,7 @@ class StepAttempt:
             return await self._end_early(self._too_short(decision.obligations.max_ttl), started, decided)
         attempt = self._attempt(started.step_key, scopes, decision, deadline)
         leases = services.broker.open(attempt, prelude=(started, decided))
+        leases.on_secret = self.progress.secrets.add
         return await self._act(leases, action, params, deadline)
 
     async def _act(self, leases: StepLeases, action: Action, params: Params, deadline: float) -> AttemptResult:
@@ -154,7 +155,12 @@ class StepAttempt:
         return AttemptResult(state_after(error), error=error)
 
     def _result(self, output: JsonValue) -> AttemptResult:
-        checked = check_output(output, redactor=self.services.redactor, limit_bytes=self.services.max_output_bytes)
+        checked = check_output(
+            output,
+            redactor=self.progress.secrets,
+            own=self.services.own_tokens,
+            limit_bytes=self.services.max_output_bytes,
+        )
         return AttemptResult(StepState.SUCCEEDED, output=keep(checked, self._step.outputs))
 
     def _parameters(self, action: Action) -> Params:

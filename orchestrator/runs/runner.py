@@ -21,6 +21,7 @@ from orchestrator.ledger.events import Event, RunFinished, RunStarted, RunState,
 from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.types import LeaseFilter, LeaseRecord, StepRecord
 from orchestrator.planning.graph import dependencies
+from orchestrator.redaction_forms import recognisable
 from orchestrator.runs.attempt import AttemptResult, StepAttempt
 from orchestrator.runs.engines.types import Walk
 from orchestrator.runs.graph_walk import Graph
@@ -59,6 +60,7 @@ class Runner:
                 trigger=request.trigger,
                 inputs=progress.public_inputs,
                 steps=tuple(loaded.workflow.steps),
+                not_looked_for=_not_looked_for(request),
             ),
         )
         return await self._drive(progress, interruption or Interruption())
@@ -79,11 +81,13 @@ class Runner:
     def _progress(self, request: RunRequest) -> RunProgress:
         workflow = request.loaded.workflow
         shown = public_inputs(workflow, request.inputs)
+        context = evaluate(workflow.context, {"inputs": shown, "run": {"id": request.run_id}})
+        progress = RunProgress(request=request, fence=0, context=context, public_inputs=shown)
         for value in request.inputs.values():
             if isinstance(value, Secret):
                 self.services.redactor.add(value)
-        context = evaluate(workflow.context, {"inputs": shown, "run": {"id": request.run_id}})
-        return RunProgress(request=request, fence=0, context=context, public_inputs=shown)
+                progress.secrets.add(value)
+        return progress
 
     async def _drive(self, progress: RunProgress, interruption: Interruption) -> RunOutcome:
         task = asyncio.current_task()
@@ -229,3 +233,8 @@ def recorded_error(record: StepRecord) -> OrchestratorError:
     if record.state is StepState.REFUSED:
         return Refused(record.reason, by="orchestrator")
     return StepFailed(record.reason)
+
+
+def _not_looked_for(request: RunRequest) -> tuple[str, ...]:
+    secret = {name: value for name, value in request.inputs.items() if isinstance(value, Secret)}
+    return tuple(name for name, value in secret.items() if not recognisable(value.reveal()))

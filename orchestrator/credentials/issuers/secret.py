@@ -9,7 +9,11 @@ from orchestrator.secret import Secret
 
 
 class SecretIssuer:
-    """Reads the secret and passes on only the declared keys. It cannot be revoked, only its access ended."""
+    """Reads the secret and passes on only the declared keys. It cannot be revoked, only its access ended.
+
+    What else the secret holds goes no further than this module, so that nobody has to look for it: it is often no
+    secret at all but settings beside one.
+    """
 
     async def issue(self, request: IssueRequest) -> Issued:
         scope = request.scope
@@ -17,9 +21,6 @@ class SecretIssuer:
             "get", scope.resource, token=request.token, deadline=request.attempt.deadline, stop=request.stop
         )
         data = body["data"]["data"]
-        for value in data.values():
-            if isinstance(value, str):
-                request.remember(Secret(value))
         missing = [key for key in scope.keys if not isinstance(data.get(key), str)]
         if missing:
             raise GrantRefused(
@@ -30,6 +31,8 @@ class SecretIssuer:
             )
         version = body["data"].get("metadata", {}).get("version")
         fields = {key: Secret(data[key]) for key in scope.keys}
+        for secret in fields.values():
+            request.remember(secret)
         return Issued(
             Credential(scope.name, scope.kind, scope.ttl, fields=fields), scope.ttl, subject=f"version {version}"
         )
