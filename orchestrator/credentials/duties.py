@@ -118,6 +118,7 @@ class DatabaseDuties:
                     password=login["password"].reveal(),
                     application_name=f"orchestrator {duty} {attempt.step_key}",
                     connect_timeout=5,
+                    client_encoding="UTF8",
                     autocommit=True,
                     options=f"-c statement_timeout={_DUTY_SECONDS}s",
                 ) as session:

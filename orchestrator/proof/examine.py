@@ -38,6 +38,7 @@ def examine_database(
             password=credential.fields["password"].reveal(),
             application_name=f"orchestrator prove {step}",
             connect_timeout=10,
+            client_encoding="UTF8",
             autocommit=True,
         ) as session:
             session.execute("SET search_path = pg_catalog, pg_temp")

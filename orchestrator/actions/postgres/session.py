@@ -16,6 +16,14 @@ from orchestrator.redaction import Redactor
 if TYPE_CHECKING:
     import psycopg
 
+_ENCODING = {
+    "22P05": "the encoding of the database has no such character: `SHOW server_encoding` says which it is",
+    "22021": "a database whose encoding is SQL_ASCII keeps bytes of any encoding: convert them in the SQL, such as "
+    "`convert_from(convert(convert_to(name, 'SQL_ASCII'), 'LATIN1', 'UTF8'), 'SQL_ASCII')`",
+}
+"""SQLSTATE of characters that cannot be brought from one side to the other, and what to do. Every session of ours
+asks for UTF-8; the server converts (PostgreSQL manual, 23.3)."""
+
 _CONNECTION_LOST = ("08", "57P")
 """SQLSTATE classes: connection exceptions, and shutdown of the server or of the session by an operator."""
 
@@ -59,6 +67,12 @@ async def transaction(
                 yield connection
         except psycopg.Error as error:
             raise query_failure(error, redactor) from None
+        except UnicodeEncodeError:
+            raise StepFailed(
+                "the statement cannot be sent: a parameter is not valid Unicode",
+                kind="database",
+                hint="half of a surrogate pair (`\\ud83d`) is no character: correct what makes the text",
+            ) from None
         finally:
             await connection.close()
 
@@ -88,6 +102,7 @@ async def _connect(context: StepContext, credential: Credential) -> psycopg.Asyn
         endpoint,
         user=field_of(credential, "username").reveal(),
         password=field_of(credential, "password").reveal(),
+        client_encoding="UTF8",
         application_name=f"orchestrator {context.workflow}/{context.step} {context.run_id}",
         connect_timeout=min(math.ceil(remaining), int(given.get("connect_timeout") or 3600)),
         options=f"-c TimeZone=UTC {given.get('options') or ''}{settings}",
@@ -131,6 +146,8 @@ def query_failure(error: psycopg.Error, redactor: Redactor) -> StepFailed:
         return StepFailed(what, kind="timeout", hint="raise `timeout` of the step, or make the statement faster")
     if state.startswith(_CONNECTION_LOST):
         return StepFailed(what, kind="connection", hint=_TRY_AGAIN)
+    if state in _ENCODING:
+        return StepFailed(what, kind="database", hint=_ENCODING[state])
     if state == "25006":
         return StepFailed(what, kind="database", hint="`postgres.query` only reads; use `postgres.execute`")
     return StepFailed(what, kind="database", hint="see the SQLSTATE in the PostgreSQL manual, appendix A")
