@@ -50,6 +50,7 @@ class RunnerConfig:
     policy: PolicyEngine
     engine: EngineName = "local"
     endpoints: Mapping[str, str] = field(default_factory=dict)
+    primaries: Mapping[str, str] = field(default_factory=dict)
     token_issuer: str | None = None
     grace: float = 30.0
     max_output_bytes: int = 1 << 20
@@ -91,12 +92,13 @@ async def open_services(
             yield Services(
                 ledger=writer,
                 reader=ledger,
-                broker=replace(broker, duties=DatabaseDuties(broker, config.endpoints)),
+                broker=replace(broker, duties=DatabaseDuties(broker, config.endpoints, config.primaries)),
                 policy=config.policy,
                 redactor=redactor,
                 own_tokens=own_tokens,
                 action=action,
                 endpoints=config.endpoints,
+                primaries=config.primaries,
                 clock=config.clock,
                 heartbeat=heartbeat,
                 queue=ledger.queue,

@@ -8,6 +8,8 @@ valid. What cannot be dropped is disabled, and the database's reason is told.
 
 *Bind*: the values of a step's row limits are told to the database by `orchestrator.bind`, once for a
 login, before the step has it. Until then the login sees no row.
+
+Both are done at the primary. Where the steps' endpoint is a standby of it, a bind waits until the values are there.
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from orchestrator.credentials.broker import Broker
+from orchestrator.credentials.standby import at_standby, is_standby, replayed
 from orchestrator.credentials.types import Attempt, ExpiredLogins, LoginLeft, LoginsLeft
 from orchestrator.errors import Unreachable
 from orchestrator.grants.policy_names import BrokerDuty, duty_policy_name, duty_role_name
@@ -41,6 +44,8 @@ class DatabaseDuties:
 
     broker: Broker
     endpoints: Mapping[str, str]
+    primaries: Mapping[str, str] = field(default_factory=dict)
+    """Where the duties are done instead, by connection, where the endpoint is a standby."""
 
     async def sweep(self, attempt: Attempt, connection: str, *, deadline: float) -> tuple[str, ...]:
         """Drop every login of the attempt's step key and return their names, sorted.
@@ -84,6 +89,8 @@ class DatabaseDuties:
                 "SELECT orchestrator.bind(%s, %s, %s)",
                 [(login, number, value) for number, value in enumerate(values, 1)],
             )
+            if connection in self.primaries:
+                await replayed(session, self.endpoints[connection], connection)
 
     @asynccontextmanager
     async def _session(
@@ -91,7 +98,7 @@ class DatabaseDuties:
     ) -> AsyncIterator[psycopg.AsyncConnection]:
         import psycopg
 
-        endpoint = self.endpoints.get(connection)
+        endpoint = self.primaries.get(connection) or self.endpoints.get(connection)
         if endpoint is None:
             raise Unreachable(f"no endpoint is configured for the connection `{connection}`")
         role = duty_role_name(duty, connection)
@@ -122,6 +129,8 @@ class DatabaseDuties:
                     autocommit=True,
                     options=f"-c statement_timeout={_DUTY_SECONDS}s",
                 ) as session:
+                    if is_standby(session):
+                        raise at_standby(duty, connection)
                     yield session
             except psycopg.Error as error:
                 raise Unreachable(

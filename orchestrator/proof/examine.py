@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from orchestrator.proof.comparison import Comparison, compare, expected
 from orchestrator.proof.forbidden import Trial, Verdict, try_forbidden
 from orchestrator.proof.holdings import holdings, share
 from orchestrator.proof.report import GrantProof
+from orchestrator.replication import WAIT_SECONDS, Arrival
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,15 +34,7 @@ def examine_database(
 ) -> GrantProof:
     """Log in with the credential and compare all that it may do with what was declared. Raises Unreachable."""
     try:
-        with psycopg.connect(
-            endpoint,
-            user=credential.fields["username"].reveal(),
-            password=credential.fields["password"].reveal(),
-            application_name=f"orchestrator prove {step}",
-            connect_timeout=10,
-            client_encoding="UTF8",
-            autocommit=True,
-        ) as session:
+        with _session(step, credential, endpoint) as session:
             session.execute("SET search_path = pg_catalog, pg_temp")
             session.execute("SET quote_all_identifiers = off")
             # `read_only` of a grant is a default that any session may change: what is tried must not rely on it.
@@ -62,6 +56,25 @@ def examine_database(
             f"{error.diag.message_primary or type(error).__name__}",
             hint="is the endpoint of the connection right, and does the role named with --before exist?",
         ) from None
+
+
+def _session(step: str, credential: Credential, endpoint: str) -> psycopg.Connection:
+    """A session of the login, which a standby may not know yet."""
+    login = credential.fields["username"].reveal()
+    arrival = Arrival.of(login, seconds=WAIT_SECONDS)
+    while True:
+        try:
+            return psycopg.connect(
+                endpoint,
+                user=login,
+                password=credential.fields["password"].reveal(),
+                application_name=f"orchestrator prove {step}",
+                connect_timeout=10,
+                client_encoding="UTF8",
+                autocommit=True,
+            )
+        except psycopg.OperationalError as error:
+            time.sleep(arrival.pause(error))
 
 
 def _compared(session: psycopg.Connection, scope: Scope, scope_role: str, wish: Examination) -> Comparison:

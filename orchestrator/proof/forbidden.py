@@ -69,11 +69,16 @@ def _try(session: psycopg.Connection, operation: Operation, public: Iterable[Exc
     except psycopg.errors.InsufficientPrivilege as error:
         return Trial(operation.what, Verdict.REFUSED, str(error.diag.message_primary))
     except psycopg.Error as error:
-        return Trial(operation.what, Verdict.INCONCLUSIVE, f"{error.sqlstate}: {error.diag.message_primary}")
+        standby = session.info.parameter_status("in_hot_standby") == "on"
+        told = f"{error.sqlstate}: {error.diag.message_primary}{_AT_STANDBY if standby else ''}"
+        return Trial(operation.what, Verdict.INCONCLUSIVE, told)
     by = _opened(operation, [each.holding for each in public])
     return Trial(
         operation.what, Verdict.ALLOWED, f"the server did it: {by} through PUBLIC" if by else "the server did it"
     )
+
+
+_AT_STANDBY = "; this is a standby, where nothing can be written by anybody: name its primary in the settings"
 
 
 def _opened(operation: Operation, holdings: Iterable[Holding]) -> Holding | None:

@@ -41,6 +41,8 @@ class Services:
     heartbeat: Heartbeat
     queue: RunQueue
     patience: Patience
+    primaries: Mapping[str, str] = field(default_factory=dict)
+    """Addresses of the servers in which the logins are made, by connection, where the endpoint is a standby."""
     own_tokens: Redactor = field(default_factory=Redactor)
     """Knows the orchestrator's own tokens, which no output may hold."""
     engine: Engine = field(default_factory=LocalEngine)
