@@ -27,6 +27,7 @@ from orchestrator.runs.engines.types import EngineName
 from orchestrator.runs.heartbeat import Heartbeat
 from orchestrator.runs.types import Interruption, RunOutcome, RunRequest, Services
 from orchestrator.runs.waiting_time import WaitingTime
+from orchestrator.secret import Secret
 from orchestrator.telemetry.observed_ledger import ObservedLedger, Observer
 from orchestrator.vault.config import VaultConfig
 from orchestrator.vault.session import VaultSession
@@ -35,6 +36,9 @@ T = TypeVar("T")
 
 _GIVE_BACK_SECONDS = 5.0
 """How long giving the runtime's own token back may take at the very end."""
+
+_TOKENS_KEPT = 64
+"""How many of the newest Vault tokens no output may hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +50,7 @@ class RunnerConfig:
     policy: PolicyEngine
     engine: EngineName = "local"
     endpoints: Mapping[str, str] = field(default_factory=dict)
+    primaries: Mapping[str, str] = field(default_factory=dict)
     token_issuer: str | None = None
     grace: float = 30.0
     max_output_bytes: int = 1 << 20
@@ -63,7 +68,15 @@ async def open_services(
     ledger = open_ledger(config.ledger_url, clock=config.clock)
     writer = ObservedLedger(ledger, observer, config.clock) if observer else ledger
     heartbeat = Heartbeat(ledger.runners)
-    vault = VaultSession(config.vault, clock=config.clock, remember=redactor.add, own_token=heartbeat.remember_token)
+    own_tokens = Redactor()
+
+    def remember_token(token: Secret) -> None:
+        redactor.add(token)
+        own_tokens.add(token)
+        if own_tokens.position % _TOKENS_KEPT == 0:  # the one that is in use is added again with each use
+            own_tokens.forget(until=own_tokens.position, keep=_TOKENS_KEPT)
+
+    vault = VaultSession(config.vault, clock=config.clock, remember=remember_token, own_token=heartbeat.remember_token)
     broker = Broker(
         vault=vault,
         ledger=writer,
@@ -81,11 +94,13 @@ async def open_services(
             yield Services(
                 ledger=writer,
                 reader=ledger,
-                broker=replace(broker, duties=DatabaseDuties(broker, config.endpoints)),
+                broker=replace(broker, duties=DatabaseDuties(broker, config.endpoints, config.primaries)),
                 policy=config.policy,
                 redactor=redactor,
+                own_tokens=own_tokens,
                 action=action,
                 endpoints=config.endpoints,
+                primaries=config.primaries,
                 clock=config.clock,
                 heartbeat=heartbeat,
                 queue=ledger.queue,

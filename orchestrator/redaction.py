@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from orchestrator.jsontypes import JsonValue
 from orchestrator.redaction_forms import Needle, lines_of, needles_of, spelled, unescaped, unquoted, whole_forms_of
@@ -28,11 +28,14 @@ _SPELLED_LIMIT = 200_000
 class Redactor:
     """Knows the secrets that were issued, until they are forgotten: a process that serves for weeks must forget.
 
+    `only` says which values, and which lines of them, are looked for at all; the others are not even kept.
+
     Not safe for use by several threads while secrets are added, except that a search which runs at the
     same time sees either the old or the new secrets.
     """
 
-    def __init__(self, secrets: Iterable[Secret] = ()) -> None:
+    def __init__(self, secrets: Iterable[Secret] = (), *, only: Callable[[str], bool] = lambda value: True) -> None:
+        self._only = only
         self._plain: frozenset[str] = frozenset()
         self._whole: frozenset[str] = frozenset()
         self._needles: tuple[Needle, ...] | None = ()
@@ -46,6 +49,8 @@ class Redactor:
     def add(self, secret: Secret) -> None:
         """Look for this secret too from now on. Adding it again only makes it the newest."""
         value = secret.reveal()
+        if not self._only(value):
+            return
         self._position += 1
         known_before = self._order.pop(value, None) is not None
         self._order[value] = self._position
@@ -55,7 +60,7 @@ class Redactor:
             self._whole |= whole_forms_of(value)
             return
         known = len(self._plain)
-        self._plain |= {value, *lines_of(value)}
+        self._plain |= {value, *self._lines(value)}
         if len(self._plain) != known:
             self._needles = self._spelled = None
 
@@ -72,7 +77,7 @@ class Redactor:
             return
         self._order = {value: position for value, position in self._order.items() if value not in old}
         long = [value for value in self._order if len(value) >= SHORTEST]
-        self._plain = frozenset(line for value in long for line in (value, *lines_of(value)))
+        self._plain = frozenset(line for value in long for line in (value, *self._lines(value)))
         self._whole = frozenset(
             form for value in self._order if len(value) < SHORTEST for form in whole_forms_of(value)
         )
@@ -109,6 +114,9 @@ class Redactor:
         if len(texts) > 1 and not self._found("\x00".join(texts)):
             return False
         return any(self._found(text) for text in texts)
+
+    def _lines(self, value: str) -> set[str]:
+        return {line for line in lines_of(value) if self._only(line)}
 
     def _found(self, text: str) -> bool:
         if not self._plain:

@@ -11,6 +11,14 @@ from urllib.parse import unquote
 _BASE64 = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_")
 _LINE = 8
 """Characters of the shortest line that is looked for by itself."""
+_LEAST = 8
+"""Characters of a value that is looked for in outputs: what is shorter is met by chance, and no service should take it
+for a password (NIST SP 800-63B, 5.1.1.2)."""
+_LONG = 16
+"""Characters from which letters alone or digits alone are no word, number or date any more: 16 small letters are an
+application's password at Google, 16 digits a payment card."""
+_SEPARATORS = re.compile(r"[-_./:,\s]+")
+_NUMBER = re.compile(r"[A-Za-z]?\d+[A-Za-z]?")
 _ARMOUR = re.compile(r"-----(BEGIN|END) [A-Z0-9 ]+-----")
 _ESCAPE = re.compile(r"((?:\\u[0-9a-fA-F]{4})+)|\\(?:x([0-9a-fA-F]{2})|U([0-9a-fA-F]{8})|(.))", re.DOTALL)
 _SHORT = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "a": "\a", "v": "\v", "0": "\0"}
@@ -39,6 +47,22 @@ class Needle:
         while self.wraps and end < len(text) and text[end] == "=":
             end += 1
         return start, end
+
+
+def recognisable(value: str) -> bool:
+    """Whether a text that holds this value has it from the secret and not by chance: then it is a reason to refuse.
+
+    Words, numbers, dates, addresses, versions, regions (`eu-central-1`) and rows of dashes are met by chance. To take
+    them out of messages does no harm; to refuse outputs for them would fail steps that have nothing to do with them.
+    """
+    if len(value) < _LEAST or len(set(value)) < 3:
+        return False
+    parts = filter(None, _SEPARATORS.split(value))
+    return len(value) >= _LONG or not all(_NUMBER.fullmatch(part) or _is_word(part) for part in parts)
+
+
+def _is_word(part: str) -> bool:
+    return part.isalpha() and part in (part.lower(), part.upper(), part.capitalize())
 
 
 def lines_of(value: str) -> set[str]:

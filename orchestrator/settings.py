@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -87,6 +95,8 @@ class Settings(BaseSettings):
 
     endpoints: dict[str, Address] = Field(default_factory=dict)
     """Addresses of services and databases without any secret, by the name that workflows use."""
+    primaries: dict[str, Address] = Field(default_factory=dict)
+    """Where the orchestrator's own duties and Vault go instead, by connection, where the endpoint is a standby."""
     token_issuer: HttpAddress | None = None
     """The `iss` of the tokens that are issued; None: grants of the kind `token` are refused."""
     ledger_url: SecretStr | None = None
@@ -112,6 +122,19 @@ class Settings(BaseSettings):
     """DSNs of the administrators' logins, by connection; only `provision` uses them, and `grants infer`."""
     catalog_databases: dict[str, SecretStr] = Field(default_factory=dict)
     """DSNs of logins that may only connect, by connection; `grants infer` prefers them."""
+
+    @field_validator("primaries", mode="after")
+    @classmethod
+    def _of_endpoints(cls, primaries: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        endpoints = info.data.get("endpoints", {})
+        if unknown := sorted(set(primaries) - set(endpoints)):
+            raise ValueError(f"there is no endpoint of the name {', '.join(unknown)}")
+        return primaries
+
+    @property
+    def database_addresses(self) -> dict[str, str]:
+        """The endpoints, and instead of standbys their primaries: where logins are made."""
+        return {**self.endpoints, **self.primaries}
 
     @classmethod
     def settings_customise_sources(

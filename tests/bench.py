@@ -177,7 +177,7 @@ class Bench:
         return database_leases(self.provisioned)
 
     def sql(self, statement: str, parameters: Sequence[Any] | None = None) -> list[Any]:
-        with psycopg.connect(self.info.support_dsn.reveal(), autocommit=True) as session:
+        with psycopg.connect(self.info.support_dsn.reveal(), autocommit=True, client_encoding="UTF8") as session:
             cursor = session.execute(statement, parameters)  # type: ignore[arg-type]
             return [row[0] for row in cursor.fetchall()] if cursor.description else []
 

@@ -15,10 +15,11 @@ _DEPTH = 100
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 
 
-def check_output(value: object, *, redactor: Redactor, limit_bytes: int) -> JsonValue:
+def check_output(value: object, *, redactor: Redactor, limit_bytes: int, own: Redactor | None = None) -> JsonValue:
     """The output as plain lists, dicts and scalars, or OutputRefused with the place in it that is wrong.
 
-    `limit_bytes` bounds its JSON text in UTF-8. The value itself is never part of the error.
+    `redactor` knows what was issued to the run, `own` the orchestrator's own tokens. `limit_bytes` bounds the
+    output's JSON text in UTF-8. The value itself is never part of the error.
     """
     plain = _plain(value, "output", 0)
     size = len(json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode())
@@ -27,11 +28,12 @@ def check_output(value: object, *, redactor: Redactor, limit_bytes: int) -> Json
             f"the output of the step is {size} bytes of JSON; the limit is {limit_bytes}",
             hint="return less: a LIMIT, fewer columns, or a reference to where the data is",
         )
-    if redactor.contains(plain):
-        raise OutputRefused(
-            f"{redactor.redact(_secret_at(plain, redactor, 'output'))} contains a secret that was issued to this run",
-            hint="a step must not return its credentials, in any encoding; return only what dependents need",
-        )
+    for known, whose in ((redactor, "a secret that was issued to this run"), (own, "a token of the orchestrator")):
+        if known is not None and known.contains(plain):
+            raise OutputRefused(
+                f"{known.redact(_secret_at(plain, known, 'output'))} contains {whose}",
+                hint="a step must not return its credentials, in any encoding; return only what dependents need",
+            )
     return plain
 
 

@@ -71,6 +71,7 @@ def runner_config(settings: Settings, *, engine: EngineName | None = None, grace
         policy=policy_engine(settings),
         engine=engine or settings.engine,
         endpoints=settings.endpoints,
+        primaries=settings.primaries,
         token_issuer=settings.token_issuer,
         grace=settings.grace if grace is None else grace,
         max_output_bytes=settings.max_output_bytes,
@@ -97,7 +98,7 @@ def provisioning(workflows: Path, declarations: Path, *, prune: bool) -> Iterato
         workflows=load_workflows(workflows),
         declarations=declarations,
         prune=prune,
-        endpoints=settings.endpoints,
+        endpoints=settings.database_addresses,
     ) as work:
         yield work
 

@@ -29,6 +29,7 @@ from orchestrator.ledger.events import (
     OrphansSwept,
 )
 from orchestrator.ledger.journal import Journal
+from orchestrator.secret import Secret
 from orchestrator.uninterrupted import to_the_end
 from orchestrator.vault.session import StepToken
 
@@ -88,10 +89,15 @@ class StepLeases:
     def watch(
         self,
         on_expiry: Callable[[OrchestratorError], None],
+        on_secret: Callable[[Secret], None],
         deliver: Callable[[Credential], Awaitable[None]] | None = None,
     ) -> None:
-        """Say who is told that a lease ends before the step does, and what brings a new credential to the action."""
+        """Say who is told that a lease ends before the step does, and what brings a new credential to the action.
+
+        `on_secret` is called with every secret that is issued to the attempt, before anybody else has it.
+        """
         self._upkeep.on_expiry = on_expiry
+        self._opening.on_secret = on_secret
         if deliver is not None:
             self._upkeep.deliver = deliver
 

@@ -9,6 +9,8 @@ What cannot be dropped is disabled, and the database's reason is told.
 
 *Bind*: the values of a step's row limits are told to the database by `orchestrator.bind`, once for a
 login, before the step has it. Until then the login sees no row.
+
+Both are done at the primary. Where the steps' endpoint is a standby of it, a bind waits until the values are there.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from orchestrator.credentials.broker import Broker
+from orchestrator.credentials.standby import at_standby, is_standby, replayed
 from orchestrator.credentials.types import Attempt, LeasesOfRun, LoginLeft, SweptLogins
 from orchestrator.errors import Unreachable
 from orchestrator.grants.policy_names import BrokerDuty, duty_policy_name, duty_role_name
@@ -48,6 +51,8 @@ class DatabaseDuties:
 
     broker: Broker
     endpoints: Mapping[str, str]
+    primaries: Mapping[str, str] = field(default_factory=dict)
+    """Where the duties are done instead, by connection, where the endpoint is a standby."""
 
     async def sweep(
         self, attempt: Attempt, connection: str, step_keys: Collection[str], *, deadline: float
@@ -96,6 +101,8 @@ class DatabaseDuties:
                 "SELECT orchestrator.bind(%s, %s, %s)",
                 [(login, number, value) for number, value in enumerate(values, 1)],
             )
+            if connection in self.primaries:
+                await replayed(session, self.endpoints[connection], connection)
 
     @asynccontextmanager
     async def _session(
@@ -103,7 +110,7 @@ class DatabaseDuties:
     ) -> AsyncIterator[psycopg.AsyncConnection]:
         import psycopg
 
-        endpoint = self.endpoints.get(connection)
+        endpoint = self.primaries.get(connection) or self.endpoints.get(connection)
         if endpoint is None:
             raise Unreachable(f"no endpoint is configured for the connection `{connection}`")
         role = duty_role_name(duty, connection)
@@ -131,10 +138,14 @@ class DatabaseDuties:
                     password=login["password"].reveal(),
                     application_name=f"orchestrator {duty} {attempt.step_key}",
                     connect_timeout=5,
+                    client_encoding="UTF8",
                     autocommit=True,
                     options=f"-c statement_timeout={_DUTY_SECONDS}s",
                 )
-                yield await stack.enter_async_context(connected)
+                session = await stack.enter_async_context(connected)
+                if is_standby(session):
+                    raise at_standby(duty, connection)
+                yield session
             except psycopg.Error as error:
                 raise Unreachable(
                     f"the orchestrator's own {duty} in `{connection}` failed: {type(error).__name__}",

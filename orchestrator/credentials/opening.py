@@ -20,7 +20,9 @@ from orchestrator.errors import GrantRefused, OrchestratorError
 from orchestrator.grants.credential import Credential
 from orchestrator.grants.scope import STEP_TOKEN_MARGIN, Scope
 from orchestrator.ledger.events import Event, LeaseIssued, LeaseRequested, LeaseRevoking
-from orchestrator.ledger.ids import new_lease_id
+from orchestrator.ledger.ids import carries, new_lease_id
+from orchestrator.redaction_forms import recognisable
+from orchestrator.secret import Secret
 from orchestrator.vault.faults import Outcome, VaultUnavailable
 from orchestrator.vault.session import StepToken
 
@@ -58,6 +60,7 @@ class Opening:
         self.step_token: StepToken | None = None
         self.broker = broker
         self.run = run
+        self.on_secret: Callable[[Secret], None] = lambda secret: None
         self._keep = keep
         self._token_scope = _token_scope(broker, attempt)
         self._in_flight: dict[str, Scope] = {}
@@ -100,7 +103,13 @@ class Opening:
 
         It is asked for until `deadline` (monotonic), by default as long as the step may take. Raises like `open`.
         """
-        broker = self.broker
+        broker, secrets = self.broker, list[Secret]()
+
+        def remember(secret: Secret) -> None:
+            secrets.append(secret)
+            broker.remember(secret)
+            self.on_secret(secret)
+
         request = IssueRequest(
             scope=scope,
             attempt=self.attempt if deadline is None else replace(self.attempt, deadline=deadline),
@@ -109,7 +118,7 @@ class Opening:
             vault=broker.vault,
             clock=broker.clock,
             stop=self.stop,
-            remember=broker.remember,
+            remember=remember,
             token_issuer=broker.token_issuer,
         )
         self._in_flight[lease_id] = scope
@@ -138,7 +147,13 @@ class Opening:
         )
         self.held.append(handle)  # held first and recorded second: if the record fails, closing knows what to revoke
         await self.run.journal.append(
-            self._issued_event(lease_id, ttl=ttl, vault_lease_id=issued.vault_lease_id, subject=issued.subject)
+            self._issued_event(
+                lease_id,
+                ttl=ttl,
+                vault_lease_id=issued.vault_lease_id,
+                subject=issued.subject,
+                not_looked_for=_not_looked_for(issued.credential, secrets),
+            )
         )
         del self._in_flight[lease_id]
         self._check(scope, issued, ttl)
@@ -196,6 +211,7 @@ class Opening:
 
     def _token_held(self, lease_id: str, token: StepToken) -> LeaseIssued:
         scope = self._token_scope
+        self.on_secret(token.token)
         self.held.append(LeaseHandle(lease_id, scope.name, scope.kind, scope.resource, accessor=token.accessor))
         return self._issued_event(lease_id, ttl=token.ttl, accessor=token.accessor, subject=self.attempt.step_key)
 
@@ -222,7 +238,7 @@ class Opening:
                 path=scope.resource,
                 hint="shorten the step's timeout, or raise the TTL of the role and of the grant",
             )
-        if scope.kind == "database" and self.attempt.step_key not in issued.subject:
+        if scope.kind == "database" and not carries(issued.subject, self.attempt.step_key):
             raise GrantRefused(
                 f"{self.where(scope)}: the name of the issued login does not carry the step key",
                 grant=scope.name,
@@ -244,6 +260,13 @@ class Opening:
     def _issued_event(self, lease_id: str, *, ttl: int, **rest: Any) -> LeaseIssued:
         expires = self.broker.clock.now() + timedelta(seconds=ttl)
         return LeaseIssued(lease_id=lease_id, ttl=ttl, expires_at=expires, **rest)
+
+
+def _not_looked_for(credential: Credential, secrets: Sequence[Secret]) -> tuple[str, ...]:
+    """The fields of a credential that are too short or too common to be recognised in an output."""
+    return tuple(
+        name for name, value in credential.fields.items() if value in secrets and not recognisable(value.reveal())
+    )
 
 
 def _token_scope(broker: BrokerParts, attempt: Attempt) -> Scope:

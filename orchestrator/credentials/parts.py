@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.clock import Clock
 from orchestrator.credentials.types import SWEEP_GRANT, Confirm, Duties, Issuer, LeaseHandle
+from orchestrator.ledger.ids import carries
 from orchestrator.ledger.types import LedgerWriter
 from orchestrator.secret import Secret
 from orchestrator.vault.session import VaultSession
@@ -31,6 +32,6 @@ class BrokerParts:
         """Whose word it takes that this lease is gone. A database can only be asked for names with the step key."""
         if self.duties is None or handle.connection is None or handle.grant == SWEEP_GRANT:
             return Confirm.VAULT
-        if handle.subject and step_key not in handle.subject:
+        if handle.subject and not carries(handle.subject, step_key):
             return Confirm.VAULT
         return self.confirm.get(handle.connection, Confirm.DATABASE)

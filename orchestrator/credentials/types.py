@@ -47,7 +47,7 @@ class Attempt:
 class IssueRequest:
     """What an issuer needs: one scope, for one attempt, with the attempt's own Vault token.
 
-    `remember` takes every secret that arrives, at once; `token_issuer` is the `iss` of signed tokens;
+    `remember` takes every secret that is handed out, at once; `token_issuer` is the `iss` of signed tokens;
     `stop` is set when the attempt is being cancelled: no further try is made then.
     """
 

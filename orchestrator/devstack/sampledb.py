@@ -64,7 +64,7 @@ def create_sample_database(admin: Secret, target: Secret, messages: Path) -> Non
 
     with psycopg.connect(admin.reveal(), autocommit=True) as session:
         session.execute("CREATE DATABASE support")
-    with psycopg.connect(target.reveal()) as session:
+    with psycopg.connect(target.reveal(), client_encoding="UTF8") as session:
         session.execute(_SCHEMA)
         with session.cursor().copy("COPY customer_feedback FROM STDIN") as copy:
             for row in sample_rows(messages):

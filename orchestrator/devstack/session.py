@@ -118,7 +118,7 @@ def what_is_left(provisioned: Provisioned) -> Left:
     import psycopg
 
     info = provisioned.info
-    with psycopg.connect(info.support_dsn.reveal()) as session:
+    with psycopg.connect(info.support_dsn.reveal(), client_encoding="UTF8") as session:
         logins = session.execute("SELECT count(*) FROM pg_roles WHERE rolname LIKE 'orc\\_%'").fetchone()
         translations = session.execute("SELECT count(*) FROM feedback_translation").fetchone()
     state = httpx.get(

@@ -110,7 +110,9 @@ def open_catalogs(logins: Mapping[str, Secret]) -> Iterator[Catalogs]:
 def _session(connection: str, dsn: Secret) -> Iterator[psycopg.Connection]:
     """A session that resolves names as a step's own does: by the database's search path, not by the login's."""
     try:
-        session = psycopg.connect(dsn.reveal(), connect_timeout=10, autocommit=True, options=_SESSION)
+        session = psycopg.connect(
+            dsn.reveal(), connect_timeout=10, autocommit=True, client_encoding="UTF8", options=_SESSION
+        )
         session.execute(_SEARCH_PATH)
     except psycopg.Error as error:
         raise Unreachable(

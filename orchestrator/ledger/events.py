@@ -51,6 +51,8 @@ class RunStarted:
     inputs: JsonObject
     """As policies may see them; secret inputs are `***`."""
     steps: tuple[str, ...]
+    not_looked_for: tuple[str, ...] = ()
+    """Secret inputs that are too short or too common to be recognised in an output."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +180,8 @@ class LeaseIssued:
     accessor: str = ""
     subject: str = ""
     """Who the credential is: a database role name, a token's `jti`, a secret's version."""
+    not_looked_for: tuple[str, ...] = ()
+    """Fields of it that are too short or too common to be recognised in an output."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -45,6 +46,11 @@ def new_step_key(step_id: str, *, entropy: Entropy = secrets.token_bytes) -> str
     It becomes part of a PostgreSQL role name (63 bytes at most) and of a Vault display name.
     """
     return f"{step_id[:20].replace('_', '-')}-{_base32(entropy(8), 12)}"
+
+
+def carries(login: str, step_key: str) -> bool:
+    """Whether a database login is one of this step key, `orc_<step key>_<8 characters>`: what a sweep goes by."""
+    return re.fullmatch(rf"orc_{re.escape(step_key)}_[A-Za-z0-9]{{8}}", login) is not None
 
 
 def _base32(raw: bytes, length: int) -> str:

@@ -34,7 +34,8 @@ def locate(text: str) -> Location:
     if scheme == "sqlite":
         return _file(url.database or "")
     if scheme in ("postgresql", "postgres", "postgresql+psycopg"):
-        return Location(url.set(drivername="postgresql+psycopg"), _postgresql_label(url), None)
+        url = url.set(drivername="postgresql+psycopg").update_query_dict({"client_encoding": "UTF8"})
+        return Location(url, _postgresql_label(url), None)
     raise UsageError(f"a ledger cannot be kept in {scheme}", hint=HINT)
 
 

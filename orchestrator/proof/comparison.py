@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from orchestrator.grants.privileges import ALL_COLUMNS, Privilege, bound_limits, qualified, quoted
+from orchestrator.grants.privileges import ALL_COLUMNS, Privilege, bound_limits, qualified
 from orchestrator.proof.holdings import PUBLIC, Holding
 
 
@@ -34,29 +34,36 @@ class Comparison:
 
 
 def expected(
-    privileges: Sequence[Privilege], *, scope_role: str, database: str, signatures: Mapping[str, str]
+    privileges: Sequence[Privilege],
+    *,
+    scope_role: str,
+    database: str,
+    signatures: Mapping[str, str],
+    quote: Callable[[str], str],
 ) -> set[Holding]:
     """What a login of a compiled grant must hold: what is declared, and the way to it.
 
-    `signatures` are those of functions as the server writes them, by their declared text.
+    `signatures` are those of functions as the server writes them, by their declared text. `quote` writes a name as
+    the server does, which alone knows its reserved words.
     """
     found = {
-        Holding("role", quoted(scope_role), "INHERIT"),
-        Holding("database", quoted(database), "CONNECT"),
+        Holding("role", quote(scope_role), "INHERIT"),
+        Holding("database", quote(database), "CONNECT"),
     }
     if bound_limits(privileges):
         found.add(Holding("function", "orchestrator.bound(wanted integer)", "EXECUTE"))
     for each in privileges:
-        found.add(Holding("schema", quoted(each.schema), "USAGE"))
-        name = qualified(each.schema, each.name, function=each.verb == "execute")
+        found.add(Holding("schema", quote(each.schema), "USAGE"))
+        name = f"{quote(each.schema)}.{quote(each.name)}"
         if each.verb == "execute":
-            found.add(Holding("function", signatures.get(name, name), "EXECUTE"))
+            function = qualified(each.schema, each.name, function=True)
+            found.add(Holding("function", signatures.get(function, function), "EXECUTE"))
         elif each.verb == "usage":
             found.add(Holding("sequence", name, "USAGE"))
         elif each.columns in ((), ALL_COLUMNS):
             found.add(Holding("table", name, each.verb.upper()))
         else:
-            found |= {Holding("column", f"{name}.{quoted(column)}", each.verb.upper()) for column in each.columns}
+            found |= {Holding("column", f"{name}.{quote(column)}", each.verb.upper()) for column in each.columns}
     return found
 
 

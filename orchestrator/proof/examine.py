@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +13,11 @@ from orchestrator.errors import Unreachable
 from orchestrator.grants.credential import Credential
 from orchestrator.grants.privileges import qualified
 from orchestrator.grants.scope import Scope
-from orchestrator.proof.comparison import compare, expected
+from orchestrator.proof.comparison import Comparison, compare, expected
 from orchestrator.proof.forbidden import Trial, Verdict, try_forbidden
 from orchestrator.proof.holdings import holdings, share
 from orchestrator.proof.report import GrantProof
+from orchestrator.replication import WAIT_SECONDS, Arrival
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,30 +34,18 @@ def examine_database(
 ) -> GrantProof:
     """Log in with the credential and compare all that it may do with what was declared. Raises Unreachable."""
     try:
-        with psycopg.connect(
-            endpoint,
-            user=credential.fields["username"].reveal(),
-            password=credential.fields["password"].reveal(),
-            application_name=f"orchestrator prove {step}",
-            connect_timeout=10,
-            autocommit=True,
-        ) as session:
+        with _session(step, credential, endpoint) as session:
             session.execute("SET search_path = pg_catalog, pg_temp")
+            session.execute("SET quote_all_identifiers = off")
             # `read_only` of a grant is a default that any session may change: what is tried must not rely on it.
             session.execute("SET default_transaction_read_only = off")
-            privileges = scope.bound_privileges()
-            declared = expected(
-                scope.privileges,
-                scope_role=scope_role,
-                database=session.info.dbname,
-                signatures=_signatures(session, scope),
-            )
+            comparison = _compared(session, scope, scope_role, wish)
             return GrantProof(
                 step=step,
                 grant=scope.name,
                 declared=scope.describe(),
-                comparison=compare(holdings(session), declared, tolerate=wish.tolerate),
-                trials=tuple(try_forbidden(session, privileges, scope_role)),
+                comparison=comparison,
+                trials=tuple(try_forbidden(session, scope.bound_privileges(), scope_role, comparison.excess)),
                 former=wish.before or "",
                 before=share(session, wish.before) if wish.before else None,
                 after=share(session),
@@ -68,16 +58,56 @@ def examine_database(
         ) from None
 
 
+def _session(step: str, credential: Credential, endpoint: str) -> psycopg.Connection:
+    """A session of the login, which a standby may not know yet."""
+    login = credential.fields["username"].reveal()
+    arrival = Arrival.of(login, seconds=WAIT_SECONDS)
+    while True:
+        try:
+            return psycopg.connect(
+                endpoint,
+                user=login,
+                password=credential.fields["password"].reveal(),
+                application_name=f"orchestrator prove {step}",
+                connect_timeout=10,
+                client_encoding="UTF8",
+                autocommit=True,
+            )
+        except psycopg.OperationalError as error:
+            time.sleep(arrival.pause(error))
+
+
+def _compared(session: psycopg.Connection, scope: Scope, scope_role: str, wish: Examination) -> Comparison:
+    database = session.info.dbname
+    names = {scope_role, database}
+    for each in scope.privileges:
+        names |= {each.schema, each.name, *each.columns}
+    rows = session.execute("SELECT name, quote_ident(name) FROM unnest(%s::text[]) AS of (name)", [list(names)])
+    quoted = {str(name): str(text) for name, text in rows}
+    declared = expected(
+        scope.privileges,
+        scope_role=scope_role,
+        database=database,
+        signatures=_signatures(session, scope),
+        quote=quoted.__getitem__,
+    )
+    return compare(holdings(session), declared, tolerate=wish.tolerate)
+
+
 def _signatures(session: psycopg.Connection, scope: Scope) -> dict[str, str]:
+    """As the server writes them, by their declared text. What the login cannot reach it does not hold either."""
     found = {}
     for privilege in scope.privileges:
         if privilege.verb == "execute":
             name = qualified(privilege.schema, privilege.name, function=True)
-            row = session.execute(
-                "SELECT format('%%I.%%I(%%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid))"
-                " FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE p.oid = to_regprocedure(%s)",
-                [name],
-            ).fetchone()
+            try:
+                row = session.execute(
+                    "SELECT format('%%I.%%I(%%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid))"
+                    " FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE p.oid = to_regprocedure(%s)",
+                    [name],
+                ).fetchone()
+            except psycopg.errors.InsufficientPrivilege:
+                continue
             if row is not None:
                 found[name] = str(row[0])
     return found

@@ -24,7 +24,7 @@ border-bottom: 1px solid #dde3ea; vertical-align: top } code { font-size: .92em;
 """
 
 _COLUMNS = '<col class="said"><col class="verdict"><col>'
-_VERDICTS = {Verdict.ALLOWED.value: "bad", Verdict.INCONCLUSIVE.value: "open"}
+_VERDICTS = {Verdict.ALLOWED.value: "bad", Verdict.INCONCLUSIVE.value: "open", Verdict.NOT_TRIED.value: "open"}
 
 
 def page(proof: Proof) -> str:

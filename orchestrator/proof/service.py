@@ -175,7 +175,8 @@ class Prover:
         step = request.loaded.workflow.steps[attempt.step]
         grant = step.grants[scope.name]
         if isinstance(grant, DatabaseGrant) and (made := compiled(grant, step_timeout=step.timeout)):
-            endpoint = self.services.endpoints.get(grant.connection)
+            # At the primary, if the endpoint is a standby: the login is the same there, and what writes can be tried.
+            endpoint = self.services.primaries.get(grant.connection) or self.services.endpoints.get(grant.connection)
             if endpoint is None:
                 raise Unreachable(f"no endpoint is configured for the connection `{grant.connection}`")
             return await asyncio.to_thread(

@@ -43,7 +43,7 @@ class DatabaseSide:
         self._scopes = {grant.scope_role: grant for grant in grants}
         self._prune = prune
         try:
-            self._session = psycopg.connect(admin.reveal(), connect_timeout=10)
+            self._session = psycopg.connect(admin.reveal(), connect_timeout=10, client_encoding="UTF8")
         except psycopg.Error as error:
             raise ProvisionError(
                 f"the database `{name}` cannot be reached as its administrator: {type(error).__name__}",
@@ -58,9 +58,15 @@ class DatabaseSide:
 
     def changes(self) -> list[Change]:
         """Every difference, read in one snapshot. Raises ProvisionError where a grant names what is not there."""
-        with self._session.transaction(force_rollback=True):
-            self._begin()
-            return [change for change in self._differences(self._targets()) if change is not None]
+        try:
+            with self._session.transaction(force_rollback=True):
+                self._begin()
+                return [change for change in self._differences(self._targets()) if change is not None]
+        except psycopg.errors.CharacterNotInRepertoire as error:
+            raise ProvisionError(
+                f"a name in the catalog of the database `{self.name}` is no UTF-8: {error.diag.message_primary}",
+                hint="the encoding of the database is SQL_ASCII: rename what has that name",
+            ) from error
 
     def apply(self) -> None:
         """Install everything in one transaction: all of it or nothing. Doing it again changes nothing."""

@@ -11,7 +11,9 @@ from orchestrator.provision.revocation import KEEP_OBJECTS, REVOCATION_FUNCTIONS
 PREFIX = "orc_"
 """Begins the name of every ephemeral login: `orc_<step key>_<8 characters>`."""
 
-USERNAME_TEMPLATE = '{{ printf "orc_%s_%s" (.DisplayName | replace "token-" "") (random 8) | truncate 63 }}'
+USERNAME_TEMPLATE = '{{ printf "orc_%s_%s" .DisplayName (random 8) | replace "orc_token-" "orc_" | truncate 63 }}'
+"""Vault puts `token-` before the display name of a token. Only that one goes: step keys may have it in them as well,
+but no underscore, so what is replaced can stand nowhere but at the beginning."""
 
 DUTY_ROLES: dict[BrokerDuty, str] = {"sweep": "orchestrator_sweeper", "bind": "orchestrator_binder"}
 """The NOLOGIN role of each duty of the broker."""

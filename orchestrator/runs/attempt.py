@@ -113,7 +113,8 @@ class StepAttempt:
             try:
                 async with asyncio.timeout_at(deadline) as limit:
                     handover = Handover() if leases.replaceable else None
-                    leases.watch(partial(_end_now, limit, expiring), None if handover is None else handover.deliver)
+                    deliver = None if handover is None else handover.deliver
+                    leases.watch(partial(_end_now, limit, expiring), self.progress.secrets.add, deliver)
                     credentials = await stack.enter_async_context(leases)
                     opened = True
                     context = self._context(credentials, deadline, handover)
@@ -186,7 +187,12 @@ class StepAttempt:
         return AttemptResult(state_after(error), error=error)
 
     def _result(self, output: JsonValue) -> AttemptResult:
-        checked = check_output(output, redactor=self.services.redactor, limit_bytes=self.services.max_output_bytes)
+        checked = check_output(
+            output,
+            redactor=self.progress.secrets,
+            own=self.services.own_tokens,
+            limit_bytes=self.services.max_output_bytes,
+        )
         return AttemptResult(StepState.SUCCEEDED, output=keep(checked, self._step.outputs))
 
     def _parameters(self, action: Action) -> Params:

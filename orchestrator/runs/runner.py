@@ -27,6 +27,7 @@ from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.types import LeaseFilter, LeaseRecord, StepRecord
 from orchestrator.planning.graph import dependencies
 from orchestrator.redaction import redact_exception
+from orchestrator.redaction_forms import recognisable
 from orchestrator.runs.attempt import AttemptResult, Conclusion, StepAttempt
 from orchestrator.runs.engines.types import Walk
 from orchestrator.runs.graph_walk import Graph
@@ -80,6 +81,7 @@ class Runner:
                 trigger=request.trigger,
                 inputs=progress.public_inputs,
                 steps=tuple(loaded.workflow.steps),
+                not_looked_for=_not_looked_for(request),
             ),
         )
 
@@ -99,11 +101,12 @@ class Runner:
     def _progress(self, request: RunRequest) -> RunProgress:
         workflow = request.loaded.workflow
         shown = public_inputs(workflow, request.inputs)
+        leases = self.services.broker.of_run(Journal(self.services.ledger, request.run_id, fence=0))
+        progress = RunProgress(request=request, leases=leases, context={}, public_inputs=shown)
         for value in request.inputs.values():
             if isinstance(value, Secret):
                 self.services.redactor.add(value)
-        leases = self.services.broker.of_run(Journal(self.services.ledger, request.run_id, fence=0))
-        progress = RunProgress(request=request, leases=leases, context={}, public_inputs=shown)
+                progress.secrets.add(value)
         try:
             known = {"inputs": shown, "run": {"id": request.run_id}}
             progress.context = evaluate(workflow.context, known, at="context")
@@ -326,3 +329,8 @@ def recorded_error(record: StepRecord) -> OrchestratorError:
     if record.state is StepState.REFUSED:
         return Refused(record.reason, by="orchestrator")
     return StepFailed(record.reason)
+
+
+def _not_looked_for(request: RunRequest) -> tuple[str, ...]:
+    secret = {name: value for name, value in request.inputs.items() if isinstance(value, Secret)}
+    return tuple(name for name, value in secret.items() if not recognisable(value.reveal()))

@@ -18,6 +18,7 @@ from orchestrator.ledger.events import RunState, StepState
 from orchestrator.ledger.types import LeaseRecord, LedgerReader, LedgerWriter, StepRecord
 from orchestrator.policy.types import PolicyEngine
 from orchestrator.redaction import Redactor
+from orchestrator.redaction_forms import recognisable
 from orchestrator.runs.engines.local import LocalEngine
 from orchestrator.runs.engines.types import Engine
 from orchestrator.runs.heartbeat import Heartbeat
@@ -35,12 +36,17 @@ class Services:
     broker: Broker
     policy: PolicyEngine
     redactor: Redactor
+    """Knows every secret of this process, to take it out of logs and messages."""
     action: Callable[[str], Action]
     endpoints: Mapping[str, str]
     clock: Clock
     heartbeat: Heartbeat
     queue: RunQueue
     waiting_time: WaitingTime
+    primaries: Mapping[str, str] = field(default_factory=dict)
+    """Addresses of the servers in which the logins are made, by connection, where the endpoint is a standby."""
+    own_tokens: Redactor = field(default_factory=Redactor)
+    """Knows the orchestrator's own tokens, which no output may hold."""
     engine: Engine = field(default_factory=LocalEngine)
     max_output_bytes: int = 1 << 20
     max_parallel: int = 8
@@ -94,6 +100,9 @@ class RunProgress:
     """How often each step was tried in earlier processes."""
     deadline: float = math.inf
     """When the run's own timeout ends it, by the monotonic clock."""
+    secrets: Redactor = field(default_factory=lambda: Redactor(only=recognisable))
+    """Knows what was issued or given to this run, so that no output of it holds that. What others hold is no concern of
+    its: else it would depend on what else this process does whether a run succeeds."""
 
     @property
     def fence(self) -> int:

@@ -269,6 +269,14 @@ async def test_a_single_statement_and_an_empty_list(endpoint: str) -> None:
     assert await execute(endpoint, "INSERT INTO feedback VALUES (%(id)s, '')", each=[]) == {"row_count": 0}
 
 
+async def test_half_a_character_is_a_clear_error(endpoint: str) -> None:
+    half = {"it": "half \ud83d"}
+    for running in (query(endpoint, "SELECT %(it)s::text", half), execute(endpoint, "SELECT %(it)s::text", half)):
+        error = await failure(running)
+        assert error.message == "the statement cannot be sent: a parameter is not valid Unicode"
+        assert error.kind == "database"
+
+
 async def test_missing_parameters_are_a_clear_error(endpoint: str) -> None:
     error = await failure(query(endpoint, "SELECT %(a)s", {"b": 1}))
     assert error.kind == "database"

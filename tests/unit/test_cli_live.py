@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -11,7 +12,9 @@ from rich.console import Console
 
 from orchestrator.cli.display.board import Board
 from orchestrator.cli.display.live import JsonLines, LiveTable, Outlet, PlainLines
-from orchestrator.ledger.events import AttemptStarted, Event
+from orchestrator.cli.display.timeline import words
+from orchestrator.ledger.events import AttemptStarted, Event, LeaseIssued, RunStarted
+from orchestrator.ledger.storage.codec import event_to_json
 
 
 def shown(events: list[Event]) -> str:
@@ -95,6 +98,21 @@ def test_plain_lines_tell_beginnings_and_ends() -> None:
 )
 def test_plain_lines_tell_refusals_and_what_is_not_gone(events: list[Event], told: str) -> None:
     assert told in "\n".join(lines(events))
+
+
+def test_what_cannot_be_looked_for_in_outputs_is_said_where_it_is_issued_and_in_the_history() -> None:
+    said = "`pin`, `stage` too short or too common to be looked for in outputs"
+    events: list[Event] = [
+        replace(STARTED, not_looked_for=("pin", "stage")),
+        *(replace(each, not_looked_for=("pin", "stage")) if isinstance(each, LeaseIssued) else each for each in READ),
+    ]
+    for found in ("\n".join(lines(events)), " ".join(shown(events).split())):
+        assert f"inputs: {said}" in found
+        assert f"read: db: {said}" in found
+    for event in events:
+        if isinstance(event, RunStarted | LeaseIssued):
+            assert words(event.kind, event_to_json(event)).endswith(f"; {said}")
+    assert lines(events, quiet=True) == []
 
 
 def test_quiet_is_quiet_about_everything_but_notices() -> None:

@@ -42,6 +42,36 @@ def test_nothing_need_be_set_to_plan() -> None:
     assert settings.max_output_bytes == 1024 * 1024
 
 
+def test_a_primary_takes_the_place_of_its_endpoint_where_logins_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(
+        monkeypatch,
+        ORCHESTRATOR_ENDPOINTS__SUPPORT="postgresql://replica:5432/support",
+        ORCHESTRATOR_ENDPOINTS__OTHER="postgresql://other:5432/other",
+        ORCHESTRATOR_PRIMARIES__SUPPORT="postgresql://primary:5432/support",
+    )
+    assert settings.endpoints["support"] == "postgresql://replica:5432/support"
+    assert settings.database_addresses == {
+        "support": "postgresql://primary:5432/support",
+        "other": "postgresql://other:5432/other",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "address", "said"),
+    [
+        ("SUPORT", "postgresql://primary/support", "PRIMARIES: there is no endpoint of the name suport"),
+        ("SUPPORT", f"postgresql://u:{PASSWORD}@primary/support", "contains a password"),
+    ],
+)
+def test_a_primary_without_an_endpoint_or_with_a_password_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, address: str, said: str
+) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_ENDPOINTS__SUPPORT", "postgresql://replica:5432/support")
+    with pytest.raises(UsageError, match=said) as caught:
+        load(monkeypatch, **{f"ORCHESTRATOR_PRIMARIES__{name}": address})
+    assert PASSWORD not in str(caught.value)
+
+
 def test_vaults_own_variables_are_understood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ca = tmp_path / "ca.pem"
     ca.touch()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.actions.base import StepContext
@@ -12,9 +15,20 @@ from orchestrator.actions.references import credential_of, field_of, redactor_fo
 from orchestrator.errors import StepFailed
 from orchestrator.grants.credential import Credential
 from orchestrator.redaction import Redactor
+from orchestrator.replication import WAIT_SECONDS, Arrival, unknown_login
 
 if TYPE_CHECKING:
     import psycopg
+
+log = logging.getLogger(__name__)
+
+_ENCODING = {
+    "22P05": "the encoding of the database has no such character: `SHOW server_encoding` says which it is",
+    "22021": "a database whose encoding is SQL_ASCII keeps bytes of any encoding: convert them in the SQL, such as "
+    "`convert_from(convert(convert_to(name, 'SQL_ASCII'), 'LATIN1', 'UTF8'), 'SQL_ASCII')`",
+}
+"""SQLSTATE of characters that cannot be brought from one side to the other, and what to do. Every session of ours
+asks for UTF-8; the server converts (PostgreSQL manual, 23.3)."""
 
 _CONNECTION_LOST = ("08", "57P")
 """SQLSTATE classes: connection exceptions, and shutdown of the server or of the session by an operator."""
@@ -54,11 +68,23 @@ async def transaction(
         except psycopg.Error as error:
             raise connect_failure(error, credential, redactor) from None
         try:
+            if not read_only and connection.info.parameter_status("in_hot_standby") == "on":
+                raise StepFailed(
+                    f"the endpoint `{credential.connection}` is a standby, in which nothing can be written",
+                    kind="database",
+                    hint="name a connection whose endpoint is the primary",
+                )
             await connection.set_read_only(read_only)
             async with connection.transaction():
                 yield connection
         except psycopg.Error as error:
             raise query_failure(error, redactor) from None
+        except UnicodeEncodeError:
+            raise StepFailed(
+                "the statement cannot be sent: a parameter is not valid Unicode",
+                kind="database",
+                hint="half of a surrogate pair (`\\ud83d`) is no character: correct what makes the text",
+            ) from None
         finally:
             await connection.close()
 
@@ -84,16 +110,35 @@ async def _connect(context: StepContext, credential: Credential) -> psycopg.Asyn
     remaining = context.remaining()
     session = {"statement_timeout": str(math.ceil(remaining * 1000)), "cursor_tuple_fraction": "1", **SESSION}
     settings = "".join(f" -c {name}={value.replace(' ', chr(92) + ' ')}" for name, value in session.items())
-    connection = await psycopg.AsyncConnection.connect(
-        endpoint,
-        user=field_of(credential, "username").reveal(),
-        password=field_of(credential, "password").reveal(),
-        application_name=f"orchestrator {context.workflow}/{context.step} {context.run_id}",
-        connect_timeout=min(math.ceil(remaining), int(given.get("connect_timeout") or 3600)),
-        options=f"-c TimeZone=UTC {given.get('options') or ''}{settings}",
+    login = field_of(credential, "username").reveal()
+    arrival = Arrival.of(login, seconds=remaining, waiting=partial(_say_waiting, context, credential))
+    while True:
+        try:
+            connection = await psycopg.AsyncConnection.connect(
+                endpoint,
+                user=login,
+                password=field_of(credential, "password").reveal(),
+                client_encoding="UTF8",
+                application_name=f"orchestrator {context.workflow}/{context.step} {context.run_id}",
+                connect_timeout=min(math.ceil(remaining), int(given.get("connect_timeout") or 3600)),
+                options=f"-c TimeZone=UTC {given.get('options') or ''}{settings}",
+            )
+        except psycopg.OperationalError as error:
+            await asyncio.sleep(arrival.pause(error))
+        else:
+            load_as_json(connection)
+            return connection
+
+
+def _say_waiting(context: StepContext, credential: Credential) -> None:
+    log.warning(
+        "run %s, step %s: the server of `%s` does not know the login yet, as a standby that is behind; "
+        "it is tried for %gs at most",
+        context.run_id,
+        context.step,
+        credential.connection,
+        min(WAIT_SECONDS, context.remaining()),
     )
-    load_as_json(connection)
-    return connection
 
 
 def connect_failure(error: psycopg.Error, credential: Credential, redactor: Redactor) -> StepFailed:
@@ -102,10 +147,13 @@ def connect_failure(error: psycopg.Error, credential: Credential, redactor: Reda
 
     text = " ".join(redactor.redact(str(error)).split())[:500]
     timed_out = isinstance(error, psycopg.errors.ConnectionTimeout)
+    unknown = unknown_login(error, field_of(credential, "username").reveal())
     return StepFailed(
         f"cannot connect to the database `{credential.connection}`: {text}",
         kind="timeout" if timed_out else "connection",
-        hint="is the endpoint right, the server up, and the login allowed from here (pg_hba.conf, CONNECTION LIMIT)?",
+        hint=_UNKNOWN
+        if unknown
+        else "is the endpoint right, the server up, and the login allowed from here (pg_hba.conf, CONNECTION LIMIT)?",
     )
 
 
@@ -131,9 +179,15 @@ def query_failure(error: psycopg.Error, redactor: Redactor) -> StepFailed:
         return StepFailed(what, kind="timeout", hint="raise `timeout` of the step, or make the statement faster")
     if state.startswith(_CONNECTION_LOST):
         return StepFailed(what, kind="connection", hint=_TRY_AGAIN)
+    if state in _ENCODING:
+        return StepFailed(what, kind="database", hint=_ENCODING[state])
     if state == "25006":
         return StepFailed(what, kind="database", hint="`postgres.query` only reads; use `postgres.execute`")
     return StepFailed(what, kind="database", hint="see the SQLSTATE in the PostgreSQL manual, appendix A")
 
 
+_UNKNOWN = (
+    "is the endpoint the server in which Vault makes the logins, or a standby of it that is further behind than a "
+    "login is waited for?"
+)
 _TRY_AGAIN = "try again, for example with `retry: { on: [connection] }`"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 
 from orchestrator.cli.display.board import Board, StepLine
 from orchestrator.cli.display.terminal import LEASE_MARKS, console, style_of, took
+from orchestrator.cli.display.timeline import not_looked_for
 from orchestrator.ledger.events import (
     AttemptFinished,
     AttemptStarted,
@@ -23,6 +24,7 @@ from orchestrator.ledger.events import (
     Event,
     LeaseDenied,
     LeaseFailed,
+    LeaseIssued,
     LeaseRevocationFailed,
     RunFinished,
     RunStarted,
@@ -86,8 +88,9 @@ class PlainLines:
     def observe(self, run_id: str, time: datetime, event: Event) -> None:
         """Say what happened, where it is worth a line."""
         self.board.apply(run_id, time, event)
-        if (text := self._text(event)) and not self.quiet:
-            self.outlet.line(f"{time.astimezone():%Y-%m-%dT%H:%M:%S%z} {run_id} {text}")
+        for text in filter(None, (self._text(event), _unguarded(self.board, event))):
+            if not self.quiet:
+                self.outlet.line(f"{time.astimezone():%Y-%m-%dT%H:%M:%S%z} {run_id} {text}")
 
     def notice(self, text: str) -> None:
         """Something that the person who waits should know now, quiet or not."""
@@ -174,6 +177,8 @@ class LiveTable:
         """Take the event in; the table shows it at its next refresh."""
         with self._lock:
             self.board.apply(run_id, time, event)
+        if text := _unguarded(self.board, event):
+            self.notice(text)
 
     def notice(self, text: str) -> None:
         """A line above the table."""
@@ -204,6 +209,14 @@ def _clock_time(moment: datetime) -> str:
     """The time of day, with the day where it is another one: a wait may be a long one."""
     local, today = moment.astimezone(), datetime.now(UTC).astimezone().date()
     return f"{local:%H:%M:%S}" if local.date() == today else f"{local:%Y-%m-%d %H:%M:%S}"
+
+
+def _unguarded(board: Board, event: Event) -> str:
+    """What of a secret does not keep an output from being accepted; an empty text if it all does."""
+    if not isinstance(event, RunStarted | LeaseIssued) or not (text := not_looked_for(event.not_looked_for)):
+        return ""
+    found = board.lease_of(event.lease_id) if isinstance(event, LeaseIssued) else None
+    return f"{found[0]}: {found[1].grant}: {text}" if found else f"inputs: {text}"
 
 
 def _leases(step: StepLine) -> str:

@@ -51,8 +51,24 @@ def _swept(data: JsonObject) -> str:
     return f"{data['step_key']} in {data['connection']}: {roles}"
 
 
+def _issued(data: JsonObject) -> str:
+    said = " ".join(filter(None, (_text(data.get("subject")), f"for {data['ttl']}s")))
+    return "; ".join(filter(None, (said, not_looked_for(data.get("not_looked_for")))))
+
+
+def _started(data: JsonObject) -> str:
+    said = f"{data['workflow']} for {data['agent']}, trigger {data['trigger']}"
+    return "; ".join(filter(None, (said, not_looked_for(data.get("not_looked_for")))))
+
+
+def not_looked_for(names: JsonValue) -> str:
+    """That these secrets do not keep an output from being accepted, so that nobody relies on it."""
+    quoted = _list([f"`{name}`" for name in names] if isinstance(names, list | tuple) else None, ", ")
+    return f"{quoted} too short or too common to be looked for in outputs" if quoted else ""
+
+
 _WORDS: Mapping[str, Callable[[JsonObject], str]] = {
-    "run.started": lambda data: f"{data['workflow']} for {data['agent']}, trigger {data['trigger']}",
+    "run.started": _started,
     "run.finished": lambda data: _with_reason(f"{data['state']}, exit code {data['exit_code']}", data.get("reason")),
     "attempt.started": lambda data: f"{_step(data)} {data['action']}",
     "decision": _decision,
@@ -61,7 +77,7 @@ _WORDS: Mapping[str, Callable[[JsonObject], str]] = {
     "lease.requested": _requested,
     "lease.denied": lambda data: _text(data.get("reason")),
     "lease.failed": lambda data: _text(data.get("reason")),
-    "lease.issued": lambda data: " ".join(filter(None, (_text(data.get("subject")), f"for {data['ttl']}s"))),
+    "lease.issued": _issued,
     "lease.renewed": lambda data: f"for {data['ttl']}s",
     "lease.revoking": lambda data: _text(data.get("reason")),
     "lease.revocation_failed": lambda data: _text(data.get("error")),

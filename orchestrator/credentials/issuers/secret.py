@@ -10,10 +10,14 @@ from orchestrator.vault.fields import section
 
 
 class SecretIssuer:
-    """Reads the secret and passes on only the declared keys. It cannot be revoked, only its access ended."""
+    """Reads the secret and passes on only the declared keys. It cannot be revoked, only its access ended.
+
+    What else the secret holds goes no further than this module, so that nobody has to look for it: it is often no
+    secret at all but settings beside one.
+    """
 
     async def issue(self, request: IssueRequest) -> Issued:
-        """Read the newest version (Vault API, KV version 2); also what is not passed on of it is remembered.
+        """Read the newest version (Vault API, KV version 2).
 
         Raises VaultRefused, VaultUnavailable, or GrantRefused where a declared key is missing or no text.
         """
@@ -23,9 +27,6 @@ class SecretIssuer:
         )
         version_read = section(body, "data", scope.resource)
         data = section(version_read, "data", scope.resource)
-        for value in data.values():
-            if isinstance(value, str):
-                request.remember(Secret(value))
         missing = [key for key in scope.keys if not isinstance(data.get(key), str)]
         if missing:
             raise GrantRefused(
@@ -37,6 +38,8 @@ class SecretIssuer:
         metadata = version_read.get("metadata")
         version = metadata.get("version") if isinstance(metadata, dict) else None
         fields = {key: Secret(data[key]) for key in scope.keys}
+        for secret in fields.values():
+            request.remember(secret)
         return Issued(
             Credential(scope.name, scope.kind, scope.ttl, fields=fields),
             scope.ttl,

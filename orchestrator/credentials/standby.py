@@ -1,0 +1,86 @@
+"""Seeing that what was written at a primary has arrived at the standby that a step reads from."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from orchestrator.errors import Unreachable
+from orchestrator.replication import WAIT_SECONDS
+
+if TYPE_CHECKING:
+    import psycopg
+
+_PAUSE = 0.05
+
+_MARK = "SELECT pg_current_xact_id()::text FROM pg_logical_emit_message(true, 'orchestrator', '')"
+"""A transaction that comes after all that is committed, and is in the log of the primary before this returns: without
+the message nothing would make the server write it out at once."""
+
+
+def is_standby(session: psycopg.AsyncConnection) -> bool:
+    """Whether the server follows another one. It says so when a session begins, from PostgreSQL 14 on."""
+    return session.info.parameter_status("in_hot_standby") == "on"
+
+
+def at_standby(duty: str, connection: str) -> Unreachable:
+    """Why a duty was not done: a standby takes no writes, and what it does not know yet is not gone."""
+    return Unreachable(
+        f"the orchestrator's own {duty} in `{connection}` cannot be done: its endpoint is a standby",
+        hint=f"set ORCHESTRATOR_PRIMARIES__{connection.upper()} to the address of its primary",
+    )
+
+
+async def replayed(primary: psycopg.AsyncConnection, endpoint: str, connection: str) -> None:
+    """Wait until what the session at the primary has committed is visible at the endpoint, with the same login there.
+
+    Without the values of its row limits a login would find no row at the standby, and nothing would tell why. The
+    session is closed: its login may have one only, and the endpoint may lead to the same server after all.
+    Raises Unreachable after `WAIT_SECONDS`, and psycopg.Error.
+    """
+    row = await (await primary.execute(_MARK)).fetchone()
+    assert row is not None, "a SELECT without FROM has one row"
+    login, password = primary.info.user, primary.info.password
+    await primary.close()
+    until = time.monotonic() + WAIT_SECONDS
+    async with await _connect(endpoint, login, password, until, connection) as session:
+        while not await _sees(session, str(row[0])):
+            if time.monotonic() > until:
+                raise _behind(connection)
+            await asyncio.sleep(_PAUSE)
+
+
+async def _sees(session: psycopg.AsyncConnection, transaction: str) -> bool:
+    question = "SELECT pg_visible_in_snapshot(%s::xid8, pg_current_snapshot())"
+    row = await (await session.execute(question, [transaction])).fetchone()
+    return row is not None and bool(row[0])
+
+
+async def _connect(endpoint: str, login: str, password: str, until: float, connection: str) -> psycopg.AsyncConnection:
+    import psycopg
+
+    while True:
+        try:
+            return await psycopg.AsyncConnection.connect(
+                endpoint,
+                user=login,
+                password=password,
+                application_name="orchestrator bind",
+                connect_timeout=5,
+                client_encoding="UTF8",
+                autocommit=True,
+            )
+        except psycopg.OperationalError as error:
+            if login not in str(error):  # else it is not known yet, or its session of before has not ended yet
+                raise
+            if time.monotonic() > until:
+                raise _behind(connection) from None
+            await asyncio.sleep(_PAUSE)
+
+
+def _behind(connection: str) -> Unreachable:
+    return Unreachable(
+        f"the standby of `{connection}` has not replayed the step's row limits within {WAIT_SECONDS:g}s",
+        hint="how far is it behind? `SELECT * FROM pg_stat_replication` at the primary tells",
+    )
