@@ -99,6 +99,8 @@ class Settings(BaseSettings):
     """Seconds that revocation may take when a step ends."""
     settle: Annotated[float, Field(gt=0)] = 95.0
     """Seconds after which a request to Vault whose answer was lost is certainly over."""
+    dead_after: Annotated[float, Field(ge=2)] = 15.0
+    """Seconds without a sign of life after which a process is taken for dead that nobody can see to be gone."""
     sweep_interval: Annotated[float, Field(ge=1)] = 900.0
     """Seconds between two sweeps of expired logins by `serve` and `worker`."""
     max_output_bytes: Annotated[int, Field(gt=0)] = 1 << 20

@@ -75,6 +75,7 @@ def runner_config(settings: Settings, *, engine: EngineName | None = None, grace
         max_output_bytes=settings.max_output_bytes,
         max_parallel=settings.max_parallel,
         settle=settings.settle,
+        dead_after=settings.dead_after,
     )
 
 

@@ -69,7 +69,7 @@ class Runner:
         progress.fence = taken.fence
         for record in taken.steps:
             progress.attempts[record.step] = record.attempts
-            if record.state is StepState.RUNNING:
+            if record.state in (StepState.RUNNING, StepState.INTERRUPTED):
                 continue
             progress.ended(record.step, record.state, record.outputs if isinstance(record.outputs, dict) else None)
             if record.state in (StepState.FAILED, StepState.REFUSED):

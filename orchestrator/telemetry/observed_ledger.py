@@ -26,6 +26,16 @@ def both(first: Observer, second: Observer | None) -> Observer:
     return observer
 
 
+def only(run: str, observer: Observer) -> Observer:
+    """An observer that tells of one run, and not of others that this process recovers beside it."""
+
+    def observe(run_id: str, time: datetime, event: Event) -> None:
+        if run_id == run:
+            observer(run_id, time, event)
+
+    return observe
+
+
 @dataclass(frozen=True, slots=True)
 class ObservedLedger:
     """Writes through to a ledger and tells an observer what was committed."""
@@ -39,8 +49,8 @@ class ObservedLedger:
         self.observer(run_id, self.clock.now(), started)
         return fence
 
-    async def take_over(self, run_id: str) -> int:
-        return await self.ledger.take_over(run_id)
+    async def take_over(self, run_id: str, *, ended: bool = False) -> int:
+        return await self.ledger.take_over(run_id, ended=ended)
 
     async def append(self, run_id: str, fence: int, events: Sequence[Event]) -> None:
         await self.ledger.append(run_id, fence, events)

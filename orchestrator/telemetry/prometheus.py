@@ -24,6 +24,7 @@ from orchestrator.ledger.events import (
     OrphansSwept,
     RunFinished,
     RunStarted,
+    RunState,
 )
 from orchestrator.telemetry.metrics import Metrics
 
@@ -106,6 +107,9 @@ class PrometheusMetrics(Metrics):
 
     def started(self, workflow: str, lag: float) -> None:
         self._lag.labels(workflow).observe(lag)
+
+    def interrupted(self, workflow: str) -> None:
+        self._runs.labels(workflow, RunState.INTERRUPTED.value).inc()
 
     def skipped(self, workflow: str, reason: str) -> None:
         self._skips.labels(workflow, reason).inc()

@@ -81,6 +81,7 @@ class Team:
             "ORCHESTRATOR_POLICY": "allow-all",
             "ORCHESTRATOR_LEDGER_URL": self.ledger_url,
             "ORCHESTRATOR_ENGINE": self.setup.engine,
+            "ORCHESTRATOR_DEAD_AFTER": "4",
         }
 
     def flow(self, name: str = "taken_over", *, top: str = "", step: str = "", sql: str = "") -> Path:

@@ -80,12 +80,18 @@ def resume(
     as_json: options.Json = False,
     grace: options.Grace = None,
 ) -> None:
-    """Go on with a run whose process died: finished steps are not run again. Secret inputs are given again."""
+    """Go on with a run that was interrupted: finished steps are not run again. Secret inputs are given again."""
     from orchestrator.assembly import resume_run
     from orchestrator.cli.commands.run import carry_out
 
     secrets = options.inputs_from(None, inputs_file)
-    carry_out(lambda config, **how: resume_run(config, run, secrets, **how), quiet=quiet, as_json=as_json, grace=grace)
+    carry_out(
+        lambda config, **how: resume_run(config, run, secrets, **how),
+        run_id=run,
+        quiet=quiet,
+        as_json=as_json,
+        grace=grace,
+    )
 
 
 @app.command("cancel")

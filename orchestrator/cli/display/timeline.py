@@ -49,6 +49,8 @@ def _swept(data: JsonObject) -> str:
 _WORDS: Mapping[str, Callable[[JsonObject], str]] = {
     "run.started": lambda data: f"{data['workflow']} for {data['agent']}, trigger {data['trigger']}",
     "run.finished": lambda data: _with_reason(f"{data['state']}, exit code {data['exit_code']}", data.get("reason")),
+    "run.taken_over": lambda data: _with_reason(f"by {data['runner']}", data.get("reason")),
+    "run.resumed": lambda data: _with_reason(f"by {data['runner']}", data.get("reason")),
     "attempt.started": lambda data: f"{_step(data)} {data['action']}",
     "decision": _decision,
     "attempt.finished": lambda data: _with_reason(f"{_step(data)} {data['state']}", data.get("reason")),
