@@ -104,7 +104,7 @@ async def _close_lane(
             ]
             continue
         try:
-            fence = await services.ledger.take_over(leases[0].run_id)
+            fence = await services.ledger.take_over(leases[0].run_id, ended=True)
             reason = "found open after its run had ended"
             outcome += await close_leases(services, fence, leases, reason, patience=patience)
         except (FenceLost, IllegalTransition):
