@@ -57,6 +57,7 @@ class RunnerConfig:
     max_parallel: int = 8
     settle: float = 95.0
     confirm: Mapping[str, Confirm] = field(default_factory=dict)
+    dead_after: float = 15.0
     clock: Clock = field(default_factory=SystemClock)
 
 
@@ -109,6 +110,7 @@ async def open_services(
                 max_output_bytes=config.max_output_bytes,
                 max_parallel=config.max_parallel,
                 settle=config.settle,
+                dead_after=config.dead_after,
             )
     finally:
         given_back = False
@@ -126,15 +128,17 @@ async def run_workflow(
     redactor: Redactor,
     observer: Observer | None = None,
     notice: Callable[[str], None] = lambda text: None,
+    others: Callable[[str], None] = lambda text: None,
 ) -> RunOutcome:
     """Carry out one run in this process, obeying SIGINT and SIGTERM: first revoke, then end.
 
     A run id that is in the ledger already is gone on with, or its outcome told. Beside it, what other
-    processes left when they died is closed. `notice` is told in one sentence what else there is to say.
+    processes left when they died is closed. `notice` is told in one sentence what whoever waits for this run
+    must know, and `others`, once at most, what became of other runs.
     """
     return await _with_services(
         config,
-        lambda services, interruption: run_once(services, request, interruption, notice),
+        lambda services, interruption: run_once(services, request, interruption, others),
         redactor=redactor,
         observer=observer,
         notice=notice,
@@ -150,7 +154,7 @@ async def resume_run(
     observer: Observer | None = None,
     notice: Callable[[str], None] = lambda text: None,
 ) -> RunOutcome:
-    """Go on with a run whose process died. Raises UnknownRun, or UsageError if a living process drives it."""
+    """Go on with a run that was interrupted. Raises UnknownRun, or UsageError if a living process drives it."""
     return await _with_services(
         config,
         lambda services, interruption: resume(services, run_id, secrets, interruption),

@@ -111,6 +111,8 @@ class Settings(BaseSettings):
     """Seconds after which a request to Vault whose answer was lost is certainly over."""
     confirm: dict[str, Literal["database", "vault"]] = Field(default_factory=dict)
     """Whose word it takes that a login is gone, by connection: the database's, or `vault` where it cannot be asked."""
+    dead_after: Annotated[float, Field(ge=2)] = 15.0
+    """Seconds without a sign of life after which a process is taken for dead that nobody can see to be gone."""
     sweep_interval: Annotated[float, Field(ge=1)] = 900.0
     """Seconds between two sweeps of expired logins by `serve` and `worker`."""
     max_output_bytes: Annotated[int, Field(gt=0)] = 1 << 20

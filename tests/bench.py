@@ -85,6 +85,7 @@ class Bench:
             endpoints=self.provisioned.endpoints,
             token_issuer=self.info.issuer_url,
             grace=10.0,
+            dead_after=4.0,
         )
         return replace(config, **changes)
 

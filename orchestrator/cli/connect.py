@@ -78,6 +78,7 @@ def runner_config(settings: Settings, *, engine: EngineName | None = None, grace
         max_parallel=settings.max_parallel,
         settle=settings.settle,
         confirm={name: Confirm(word) for name, word in settings.confirm.items()},
+        dead_after=settings.dead_after,
     )
 
 

@@ -26,6 +26,8 @@ class RunState(StrEnum):
     FAILED = "failed"
     REFUSED = "refused"
     CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
+    """Its process died. Nobody drives it any more; `run.resumed` makes it `running` again."""
 
 
 class StepState(StrEnum):
@@ -37,6 +39,8 @@ class StepState(StrEnum):
     REFUSED = "refused"
     SKIPPED = "skipped"
     CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
+    """It was running when its run was interrupted, and is tried again when that is resumed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +74,15 @@ class RunTakenOver:
     """Another process became the only writer of the run, because the one before was gone or was told to stop."""
 
     kind: ClassVar[str] = "run.taken_over"
+    runner: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResumed:
+    """A run that was interrupted goes on, driven by `runner`."""
+
+    kind: ClassVar[str] = "run.resumed"
     runner: str
     reason: str
 
@@ -284,6 +297,7 @@ LeaseEvent = (
 Event = (
     RunStarted
     | RunTakenOver
+    | RunResumed
     | RunFinished
     | AttemptStarted
     | Decided

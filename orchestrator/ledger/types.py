@@ -118,8 +118,11 @@ class LedgerWriter(Protocol):
         """Record a new run and return its fence number. Raises UsageError if the id is taken."""
         ...
 
-    async def take_over(self, run_id: str) -> int:
-        """Become the only writer of a run whose process is gone: a new fence number, and FenceLost for the old one."""
+    async def take_over(self, run_id: str, *, ended: bool = False) -> int:
+        """Become the only writer of a run whose process is gone: a new fence number, and FenceLost for the old one.
+
+        With `ended` only if the run is not running: FenceLost where it was resumed meanwhile.
+        """
         ...
 
     async def append(self, run_id: str, fence: int, events: Sequence[Event]) -> None:

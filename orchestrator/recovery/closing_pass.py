@@ -52,7 +52,7 @@ class Leftover:
 
 
 @dataclass(frozen=True, slots=True)
-class OpenRun:
+class RunToClose:
     """Open leases of one run that is ours under `fence`, and why they are closed.
 
     `parent_revoked` says that the Vault token from which they hang was revoked before.
@@ -69,7 +69,7 @@ class OpenRun:
 class _Key:
     """The leases of one step key, and what is known of them by now."""
 
-    run: OpenRun
+    run: RunToClose
     leases: Sequence[LeaseRecord]
     ends: dict[str, LeaseEvent] = field(default_factory=dict)
     """What Vault's answer says, by lease id."""
@@ -109,13 +109,13 @@ class _Key:
 
 
 async def close_pass(
-    services: Services, runs: Sequence[OpenRun], *, seconds: float = CLOSING_SECONDS, at_once: bool = True
-) -> tuple[list[Leftover], list[OrchestratorError]]:
+    services: Services, runs: Sequence[RunToClose], *, seconds: float = CLOSING_SECONDS, at_once: bool = True
+) -> tuple[list[Leftover], dict[str, OrchestratorError]]:
     """Close open leases and record what could be confirmed. Safe to repeat; an error of one key hinders no other.
 
     `seconds` bound how long one lease, and again its database, is waited for. Without `at_once` a login that was
     made to look for others and is in doubt is not looked for with a further one: the sweep of expired logins
-    finds it. The errors are those of step keys of which nothing could be recorded, such as FenceLost.
+    finds it. The errors, one for a run, are those of step keys of which nothing could be recorded, such as FenceLost.
     """
     lanes: dict[tuple[str, ...], list[_Key]] = defaultdict(list)
     for run in runs:
@@ -127,7 +127,7 @@ async def close_pass(
     await asyncio.gather(*(_close_lane(services, *lane, seconds, at_once=at_once) for lane in lanes.items()))
     keys = [key for lane in lanes.values() for key in lane]
     outcome = [each for key in keys if key.error is None for each in key.outcome()]
-    return outcome, [key.error for key in keys if key.error is not None]
+    return outcome, {key.run.run_id: key.error for key in keys if key.error is not None}
 
 
 def connections_of(leases: Sequence[LeaseRecord]) -> tuple[str, ...]:

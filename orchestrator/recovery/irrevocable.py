@@ -99,7 +99,8 @@ async def _note(services: Services, lease: LeaseRecord, error: str) -> bool:
     """Record what Vault said; False if another process is closing the lease."""
     event = LeaseRevoking(lease_id=lease.lease_id, reason=f"Vault has given up revoking it: {error}")
     try:
-        await services.ledger.append(lease.run_id, await services.ledger.take_over(lease.run_id), [event])
+        fence = await services.ledger.take_over(lease.run_id, ended=True)
+        await services.ledger.append(lease.run_id, fence, [event])
     except (FenceLost, IllegalTransition):
         return False
     return True

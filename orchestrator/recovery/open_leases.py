@@ -18,7 +18,7 @@ from orchestrator.errors import FenceLost, IllegalTransition
 from orchestrator.ledger.coordination.runners import RunnerStore
 from orchestrator.ledger.events import LeaseRevoked, RunState
 from orchestrator.ledger.types import LeaseRecord, LedgerReader
-from orchestrator.recovery.closing_pass import CLOSING_SECONDS, Leftover, OpenRun, close_pass
+from orchestrator.recovery.closing_pass import CLOSING_SECONDS, Leftover, RunToClose, close_pass
 from orchestrator.runs.processes import certainly_gone
 from orchestrator.runs.types import Services
 
@@ -44,13 +44,13 @@ async def close_left_over(
     by_run: dict[str, list[LeaseRecord]] = defaultdict(list)
     for record in records:
         by_run[record.run_id].append(record)
-    runs: list[OpenRun] = []
+    runs: list[RunToClose] = []
     for run_id, leases in by_run.items():
         with suppress(FenceLost, IllegalTransition):  # another process is closing them at the same time
-            fence = await services.ledger.take_over(run_id)
-            runs.append(OpenRun(run_id, fence, tuple(leases), "found open after its run had ended"))
+            fence = await services.ledger.take_over(run_id, ended=True)
+            runs.append(RunToClose(run_id, fence, tuple(leases), "found open after its run had ended"))
     outcome, errors = await close_pass(services, runs, seconds=seconds, at_once=at_once)
-    for error in errors:
+    for error in errors.values():
         if not isinstance(error, FenceLost | IllegalTransition):
             raise error
     return outcome
@@ -84,8 +84,8 @@ async def close_leases(
     """
     if not leases:
         return []
-    run = OpenRun(leases[0].run_id, fence, tuple(leases), reason, parent_revoked=parent_revoked)
+    run = RunToClose(leases[0].run_id, fence, tuple(leases), reason, parent_revoked=parent_revoked)
     outcome, errors = await close_pass(services, [run], seconds=seconds)
-    if errors:
-        raise errors[0]
+    for error in errors.values():
+        raise error
     return outcome

@@ -169,7 +169,7 @@ async def _record(services: Services, run_id: str, fence: int, event: OrphansSwe
     own = await asyncio.to_thread(_ended_run, services, event.step_key)
     if own is not None:
         try:
-            await services.ledger.append(own, await services.ledger.take_over(own), [event])
+            await services.ledger.append(own, await services.ledger.take_over(own, ended=True), [event])
             return
         except (FenceLost, IllegalTransition):
             log.info(

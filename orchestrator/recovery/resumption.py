@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from orchestrator.errors import ExitCode, OrchestratorError, StepFailed, UnknownRun, UsageError
 from orchestrator.jsontypes import JsonValue
 from orchestrator.ledger.events import RunState, StepState
 from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.types import LeaseFilter, RunRecord
-from orchestrator.recovery.takeover import Recovery
+from orchestrator.recovery.dead_runs import Verdict
+from orchestrator.recovery.reopen import reopen
+from orchestrator.recovery.takeover import Recovered, Recovery
 from orchestrator.runs.runner import Runner, recorded_error
-from orchestrator.runs.types import Interruption, RunOutcome, RunRequest, Services
+from orchestrator.runs.types import Interruption, RunOutcome, RunRequest, Services, TakenRun
+
+_LOOK_SECONDS = 0.25
+"""Between two looks at whether the process of a run is dead."""
 
 
 async def run_once(
     services: Services,
     request: RunRequest,
     interruption: Interruption,
-    notice: Callable[[str], None] = lambda text: None,
+    others: Callable[[str], None] = lambda text: None,
 ) -> RunOutcome:
     """Run, or go on with, or tell the outcome of the run with this id. Beside a new run, close what the dead left.
 
+    `others` is told in one sentence at most what became of other runs.
     Raises UsageError where it belongs to another workflow or is being run by a living process.
     """
     record = await asyncio.to_thread(services.reader.run, request.run_id)
     if record is None:
-        beside = asyncio.create_task(_close_for_the_dead(services, notice))
+        beside = asyncio.create_task(_close_for_the_dead(services, others))
         try:
             return await Runner(services).run(request, interruption)
         finally:
@@ -51,18 +57,22 @@ def _revealed(given: Mapping[str, object]) -> dict[str, JsonValue]:
 async def resume(
     services: Services, run_id: str, secrets: dict[str, JsonValue], interruption: Interruption
 ) -> RunOutcome:
-    """Go on with a run whose process is dead; of a run that has ended, tell how.
+    """Go on with a run that was interrupted, or whose process is dead; of a run that has ended, tell how.
 
-    Raises UnknownRun, or UsageError if a living process drives it.
+    Raises UnknownRun, or UsageError if a living process drives it or it cannot go on as it was begun.
     """
-    if await asyncio.to_thread(services.reader.run, run_id) is None:
-        raise UnknownRun(f"no run {run_id} is in the ledger", hint="`orchestrator runs list` shows those that are")
-    recovery = Recovery(services, secrets={run_id: secrets})
-    for found in await recovery.patiently():
-        if found.run_id == run_id and found.resumable is not None:
-            return await Runner(services).resume(found.resumable, interruption)
     record = await asyncio.to_thread(services.reader.run, run_id)
-    assert record is not None
+    if record is None:
+        raise UnknownRun(f"no run {run_id} is in the ledger", hint="`orchestrator runs list` shows those that are")
+    taken: TakenRun | None = None
+    if record.state is RunState.RUNNING:
+        taken = await _from_the_dead(services, run_id, secrets)
+        record = await asyncio.to_thread(services.reader.run, run_id)
+        assert record is not None
+    if record.state is RunState.INTERRUPTED:
+        taken = await reopen(services, record, secrets)
+    if taken is not None:
+        return await Runner(services).resume(taken, interruption)
     if record.state is RunState.RUNNING:
         owner = await asyncio.to_thread(services.heartbeat.store.owner, run_id)
         raise UsageError(
@@ -70,6 +80,22 @@ async def resume(
             hint=f"wait for it, or `orchestrator runs cancel {run_id}`",
         )
     return await asyncio.to_thread(recorded_outcome, services, record)
+
+
+async def _from_the_dead(services: Services, run_id: str, secrets: dict[str, JsonValue]) -> TakenRun | None:
+    """The run, if its process turns out to be dead within the time that this may take; else None."""
+    recovery = Recovery(services, goes_on=lambda each: each.run_id == run_id, secrets={run_id: secrets})
+    until = services.clock.monotonic() + services.dead_after + 1
+    while True:
+        for found in await recovery.once():
+            if found.run_id == run_id and found.resumable is not None:
+                return found.resumable
+        owner = await asyncio.to_thread(services.heartbeat.store.owner, run_id)
+        record = await asyncio.to_thread(services.reader.run, run_id)
+        running = record is not None and record.state is RunState.RUNNING
+        if not running or owner is None or not recovery.undecided(owner) or services.clock.monotonic() >= until:
+            return None
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
 def recorded_outcome(services: Services, record: RunRecord) -> RunOutcome:
@@ -91,16 +117,27 @@ def recorded_outcome(services: Services, record: RunRecord) -> RunOutcome:
     )
 
 
-async def _close_for_the_dead(services: Services, notice: Callable[[str], None]) -> None:
-    """Close what processes left that are certainly gone. Their runs stay: whoever may decides to go on with them."""
+async def _close_for_the_dead(services: Services, others: Callable[[str], None]) -> None:
+    """Close what processes left that are certainly gone, and end their runs unless a service goes on with them."""
     try:
         found = await Recovery(services).once()
     except OrchestratorError as error:
-        notice(f"what another process left when it died could not be closed yet: {error.message}")
+        others(f"what another process left when it died could not be closed yet: {error.message}")
         return
-    for each in found:
-        notice(
-            f"run {each.run_id} of {each.workflow}: its process was gone; its credentials are "
-            + ("revoked" if each.confirmed else "being revoked")
-            + (f"; `orchestrator runs resume {each.run_id}` goes on with it" if each.resumable else "")
+    if found:
+        others(_told(found))
+
+
+def _told(found: Sequence[Recovered]) -> str:
+    """One sentence on the runs of dead processes."""
+    credentials = "revoked" if all(each.confirmed for each in found) else "being revoked"
+    if len(found) == 1:
+        (one,) = found
+        resumable = one.verdict is Verdict.INTERRUPT
+        return f"run {one.run_id} of {one.workflow}: its process was gone; its credentials are {credentials}" + (
+            f"; `orchestrator runs resume {one.run_id}` goes on with it" if resumable else ""
         )
+    return (
+        f"{len(found)} runs whose processes were gone: their credentials are {credentials}; "
+        "`orchestrator runs list --state interrupted` shows those that can be resumed"
+    )

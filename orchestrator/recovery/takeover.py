@@ -1,61 +1,52 @@
-"""Going on where another process died: its leases are closed first, then its runs go on or end.
+"""Closing what a dead process left: its tokens, its leases, and then its runs, which go on or are ended.
 
-A process is dead when it is certainly gone (same machine, and no such process), or when it gave no
-sign of life for `DEAD_AFTER` seconds of our own monotonic clock, whatever any wall clock says. Of
-several that find it one takes each run: by the owner's row, and for good by the fence. The order for
-one run is always: fence, the dead process's own Vault tokens, its leases, the steps' states, and only
-then whether it goes on.
+A process is dead when it is certainly gone (same machine, and no such process), or when it gave no sign of
+life for `dead_after` seconds of our own monotonic clock, whatever any wall clock says. Of several that find
+it one recovers it: by a claim in the ledger, which ends with the claimer's own life, and for each run for
+good by the fence. The order is always: fences, the dead processes' own Vault tokens, the leases, and only
+then whether a run goes on. What is on record already is not recorded again, however often this is repeated
+and by whom; what a recovery leaves when it is killed itself belongs to the same run and is closed with it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from orchestrator.actions.catalog import catalog
-from orchestrator.errors import ExitCode, FenceLost, OrchestratorError, UsageError
+from orchestrator.errors import FenceLost, OrchestratorError
 from orchestrator.jsontypes import JsonValue
 from orchestrator.ledger.coordination.runners import RunnerRecord
-from orchestrator.ledger.events import (
-    AttemptFinished,
-    Event,
-    RunFinished,
-    RunState,
-    RunTakenOver,
-    StepFinished,
-    StepState,
-)
+from orchestrator.ledger.events import Event, RunState, RunTakenOver
 from orchestrator.ledger.lease import OPEN
-from orchestrator.ledger.reading.queries import SWEEP_WORKFLOW
-from orchestrator.ledger.types import LeaseFilter, RunRecord, StepRecord
-from orchestrator.recovery.closing_pass import Leftover
-from orchestrator.recovery.open_leases import close_leases
+from orchestrator.ledger.types import LeaseFilter, LeaseRecord, RunRecord
+from orchestrator.recovery.backoff import is_due
+from orchestrator.recovery.closing_pass import Leftover, RunToClose, close_pass
+from orchestrator.recovery.dead_runs import Cut, Decision, GoesOn, Verdict, cut_short, decide, ending
 from orchestrator.runs.processes import certainly_gone
-from orchestrator.runs.types import RunRequest, Services, TakenRun
-from orchestrator.secret import Secret
-from orchestrator.workflow.inputs import bind_inputs
-from orchestrator.workflow.loader import load_text
+from orchestrator.runs.types import Services, TakenRun
 
 log = logging.getLogger(__name__)
 
-DEAD_AFTER = 4.0
-"""Seconds without a sign of life after which a process is taken for dead."""
-
 _REVOKE_SECONDS = 10.0
+"""How long revoking the tokens of one dead process may take."""
+
+_LOOK_SECONDS = 0.25
+"""Between two looks at processes that may be dead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovered:
-    """What became of one run of a dead process. `resumable` is None if the run was ended, with `reason`."""
+    """What became of one run of a dead process. `resumable` is there if whoever found it goes on with it."""
 
     run_id: str
     workflow: str
     dead: str
     leases: tuple[Leftover, ...]
-    resumable: TakenRun | None
+    verdict: Verdict
     reason: str = ""
+    resumable: TakenRun | None = None
 
     @property
     def confirmed(self) -> bool:
@@ -63,85 +54,158 @@ class Recovered:
         return all(each.confirmed for each in self.leases)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenRun:
+    """A run of a dead process that is ours now, with what is to be closed of it."""
+
+    record: RunRecord
+    dead: str
+    fence: int
+    leases: tuple[LeaseRecord, ...]
+    decision: Decision
+    cut: Cut
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """`dead` are the processes that are ours to recover, `gone` all that nobody thinks alive."""
+
+    dead: tuple[RunnerRecord, ...]
+    gone: tuple[RunnerRecord, ...]
+
+
 @dataclass(slots=True)
 class Recovery:
-    """Looks for dead processes. Keep one for as long as this process lives: it remembers the beats that it saw."""
+    """Looks for dead processes. Keep one for as long as this process lives: it remembers the beats that it saw.
+
+    `goes_on` says of a run whether this process goes on with it itself; by default with none.
+    `secrets` are secret inputs that were given again, by run id; `dead_after` is in seconds.
+    """
 
     services: Services
-    dead_after: float = DEAD_AFTER
-    secrets: dict[str, dict[str, JsonValue]] = field(default_factory=dict)
-    """Secret inputs that were given again, by run id."""
-    _seen: dict[str, tuple[int, float]] = field(default_factory=dict)
+    goes_on: GoesOn = lambda record: False
+    dead_after: float | None = None
+    secrets: Mapping[str, Mapping[str, JsonValue]] = field(default_factory=dict)
+    _seen: dict[str, _Beats] = field(default_factory=dict)
+    _fences: dict[str, int] = field(default_factory=dict)
+    _elsewhere: frozenset[str] = frozenset()
 
     async def once(self) -> list[Recovered]:
-        """Bury the dead that can be seen now, and take over their runs. Safe to repeat, and beside others who do it."""
-        found: list[Recovered] = []
-        for dead in await asyncio.to_thread(self._dead):
-            found += await self._bury(dead)
-        if found:
-            await self.services.engine.settle()
-        return found
+        """Recover the dead that can be seen now. Safe to repeat, and beside others who do it. Raises LedgerError.
 
-    def suspects(self) -> int:
-        """How many processes have been silent since we looked first, and may turn out to be dead."""
-        return len(self._seen)
+        What could not be closed before is tried again when its pause is over.
+        """
+        return await self._recover(at_once=False)
 
     async def patiently(self) -> list[Recovered]:
-        """As `once`, waiting as long as it takes to tell a silent process from a dead one."""
-        found = await self.once()
-        until = self.services.clock.monotonic() + self.dead_after + 1
-        while self._seen and self.services.clock.monotonic() < until:
-            await asyncio.sleep(0.25)
+        """As `once`, without pauses, waiting as long as it takes to tell a silent process from a dead one."""
+        found = await self._recover(at_once=True)
+        until = self.services.clock.monotonic() + self._patience + 1
+        while any(beats.silent for beats in self._seen.values()) and self.services.clock.monotonic() < until:
+            await asyncio.sleep(_LOOK_SECONDS)
             found += await self.once()
         return found
 
-    def _dead(self) -> list[RunnerRecord]:
-        store, now = self.services.heartbeat.store, self.services.clock.monotonic()
-        dead: list[RunnerRecord] = []
-        present = [each for each in store.all() if each.runner_id != self.services.heartbeat.runner_id]
-        for each in present:
-            beat, since = self._seen.get(each.runner_id, (-1, now))
-            if beat != each.beat:
-                self._seen[each.runner_id] = (each.beat, now)
-                since = now
-            silent = now - since >= self.dead_after
-            if each.gone or ((silent or certainly_gone(each.process)) and store.declare_gone(each)):
-                dead.append(each)
-                self._seen.pop(each.runner_id, None)
-        for known in set(self._seen) - {each.runner_id for each in present}:
-            del self._seen[known]
+    def undecided(self, runner_id: str) -> bool:
+        """Whether a process may yet turn out to be dead, or is just being recovered by another one."""
+        beats = self._seen.get(runner_id)
+        return runner_id in self._elsewhere or (beats is not None and beats.silent)
+
+    @property
+    def _patience(self) -> float:
+        return self.services.dead_after if self.dead_after is None else self.dead_after
+
+    async def _recover(self, *, at_once: bool) -> list[Recovered]:
+        found = await asyncio.to_thread(self._find)
+        if not found.dead:
+            return []
+        runs = await self._take_runs(found.dead, at_once=at_once)
+        tokens = dict(zip(found.gone, await asyncio.gather(*map(self._revoke_tokens, found.gone)), strict=True))
+        parents = {each.runner_id for each in found.dead if tokens[each] and None not in tokens.values()}
+        closed = await close_runs(self.services, runs, parents_revoked=parents)
+        recovered = [
+            await self._conclude(run, closed[run.record.run_id]) for run in runs if run.record.run_id in closed
+        ]
+        for run in runs:
+            if run.record.run_id not in closed:
+                self._fences.pop(run.record.run_id, None)  # somebody else has taken it from us
+        for dead in found.dead:
+            await asyncio.to_thread(self._bury, dead, tokens_gone=tokens[dead] is not None)
+        if runs:
+            await self.services.engine.settle()
+        return [each for each in recovered if each is not None]
+
+    def _find(self) -> _Found:
+        """Who is dead, and of them those that nobody else recovers."""
+        heartbeat, now = self.services.heartbeat, self.services.clock.monotonic()
+        present = [each for each in heartbeat.store.all() if each.runner_id != heartbeat.runner_id]
+        gone = tuple(each for each in present if self._is_dead(each, now))
+        self._seen = {each.runner_id: self._seen[each.runner_id] for each in present if each.runner_id in self._seen}
+        if gone:
+            heartbeat.enter()
+        dead = tuple(each for each in gone if heartbeat.store.claim(each.runner_id, heartbeat.runner_id))
+        self._elsewhere = frozenset(each.runner_id for each in gone) - {each.runner_id for each in dead}
+        return _Found(dead, gone)
+
+    def _is_dead(self, process: RunnerRecord, now: float) -> bool:
+        beats = self._seen.setdefault(process.runner_id, _Beats(process.beat, process.beat, now))
+        if beats.last != process.beat:
+            beats.last, beats.since = process.beat, now
+        silent = now - beats.since >= self._patience
+        dead = process.gone or (
+            (silent or certainly_gone(process.process)) and self.services.heartbeat.store.declare_gone(process)
+        )
+        if dead:
+            del self._seen[process.runner_id]
         return dead
 
-    async def _bury(self, dead: RunnerRecord) -> list[Recovered]:
-        services, store = self.services, self.services.heartbeat.store
-        found: list[Recovered] = []
-        runs = await asyncio.to_thread(store.unfinished, dead.runner_id)
-        taken: list[tuple[RunRecord, int]] = []
-        for run_id in runs:
-            if (fence := await self._take(run_id, dead)) is not None:
-                record = services.reader.run(run_id)
-                assert record is not None
-                taken.append((record, fence))
-        revoked = await self._revoke_tokens(dead)
-        for record, fence in taken:
-            try:
-                found.append(await self._recover(record, fence, dead, tokens_gone=bool(revoked)))
-            except FenceLost:
-                continue  # somebody else has taken it from us
-        await asyncio.to_thread(services.queue.release, dead.runner_id)
-        if revoked is not None and not await asyncio.to_thread(store.unfinished, dead.runner_id):
-            await asyncio.to_thread(store.retire, dead.runner_id)
-        return found
+    async def _take_runs(self, dead: Sequence[RunnerRecord], *, at_once: bool) -> list[OpenRun]:
+        store = self.services.heartbeat.store
+        taken: list[OpenRun] = []
+        for process in dead:
+            for run_id in await asyncio.to_thread(store.unfinished, process.runner_id):
+                try:
+                    run = await self._take(run_id, process.runner_id, at_once=at_once)
+                except FenceLost:
+                    self._fences.pop(run_id, None)
+                    continue
+                if run is not None:
+                    taken.append(run)
+        return taken
 
-    async def _take(self, run_id: str, dead: RunnerRecord) -> int | None:
-        heartbeat = self.services.heartbeat
-        await asyncio.to_thread(heartbeat.enter)
-        if not await asyncio.to_thread(heartbeat.store.take, run_id, heartbeat.runner_id, dead=dead.runner_id):
+    async def _take(self, run_id: str, dead: str, *, at_once: bool) -> OpenRun | None:
+        """Take the fence, unless we have it, and record what is certain; None where there is nothing to do."""
+        services, fence = self.services, self._fences.get(run_id, 0)
+        run = await asyncio.to_thread(self._look, run_id, dead, fence, at_once=at_once)
+        if run is None:
             return None
-        fence = await self.services.ledger.take_over(run_id)
-        event = RunTakenOver(runner=heartbeat.runner_id, reason=f"the process {dead.runner_id} is gone")
-        await self.services.ledger.append(run_id, fence, [event])
-        return fence
+        events: list[Event] = []
+        if not fence:
+            fence = await services.ledger.take_over(run_id)
+            # What the dead process recorded up to here counts; from here on it can record nothing.
+            run = await asyncio.to_thread(self._look, run_id, dead, fence, at_once=at_once)
+            if run is None:
+                return None
+            events.append(RunTakenOver(runner=services.heartbeat.runner_id, reason=f"the process {dead} is gone"))
+        events += run.cut.attempts_finished()
+        if events:
+            await services.ledger.append(run_id, fence, events)
+        self._fences[run_id] = fence
+        return run
+
+    def _look(self, run_id: str, dead: str, fence: int, *, at_once: bool) -> OpenRun | None:
+        services = self.services
+        record = services.reader.run(run_id)
+        if record is None or record.state is not RunState.RUNNING:
+            return None
+        decision = decide(services, record, dead, self.goes_on, self.secrets.get(run_id))
+        leases = services.reader.leases(LeaseFilter(run=run_id, states=OPEN, limit=100_000))
+        if decision.verdict is Verdict.LEAVE and not at_once:
+            leases = [lease for lease in leases if is_due(lease, services.clock.now())]
+        cut = cut_short(services.reader, run_id)
+        if decision.verdict is Verdict.LEAVE and not leases and not cut.unfinished:
+            return None
+        return OpenRun(record=record, dead=dead, fence=fence, leases=tuple(leases), decision=decision, cut=cut)
 
     async def _revoke_tokens(self, dead: RunnerRecord) -> int | None:
         """Revoke the Vault tokens that the dead process logged in for; all its step tokens hang from them.
@@ -159,83 +223,80 @@ class Recovery:
                 return None
         return len(accessors)
 
-    async def _recover(self, record: RunRecord, fence: int, dead: RunnerRecord, *, tokens_gone: bool) -> Recovered:
-        services = self.services
-        left = services.reader.leases(LeaseFilter(run=record.run_id, states=OPEN, limit=100_000))
-        leases = await close_leases(
-            services, fence, left, f"the process {dead.runner_id} is gone", parent_revoked=tokens_gone
-        )
-        steps = await asyncio.to_thread(services.reader.steps, record.run_id)
-        cancelled = await asyncio.to_thread(services.heartbeat.store.cancellation, record.run_id)
-        request, reason = self._request(record) if cancelled is None else (None, cancelled)
-        events = list(_settled_steps(request, steps))
-        if request is None:
-            state = RunState.CANCELLED if cancelled is not None else RunState.FAILED
-            code = ExitCode.INTERRUPTED if cancelled is not None else ExitCode.STEP_FAILED
-            events.append(RunFinished(state=state, exit_code=int(code), reason=reason))
-        if events:
-            await services.ledger.append(record.run_id, fence, events)
-        resumable = None
-        if request is not None:
-            steps = await asyncio.to_thread(services.reader.steps, record.run_id)
-            resumable = TakenRun(request=request, fence=fence, steps=tuple(steps))
-        return Recovered(
-            run_id=record.run_id,
-            workflow=record.workflow,
-            dead=dead.runner_id,
-            leases=tuple(leases),
-            resumable=resumable,
-            reason=reason,
-        )
-
-    def _request(self, record: RunRecord) -> tuple[RunRequest | None, str]:
-        """The run as it was asked for, from the ledger; or why it cannot go on."""
-        if record.trigger == "prove":
-            return None, "a proof is made again, not gone on with"
-        if record.workflow == SWEEP_WORKFLOW:
-            return None, "a sweep is made again, not gone on with"
-        text = self.services.heartbeat.store.text(record.digest)
-        if text is None:
-            return None, "the workflow's text is not in the ledger"
+    async def _conclude(self, run: OpenRun, leases: Sequence[Leftover]) -> Recovered | None:
+        """Record what becomes of the run; None if somebody else has taken it from us."""
+        services, store, run_id = self.services, self.services.heartbeat.store, run.record.run_id
+        goes_on = run.decision.verdict is Verdict.GO_ON
         try:
-            return request_of(record, text, self.secrets.get(record.run_id)), ""
-        except OrchestratorError as error:
-            return None, f"it cannot go on: {error.message.splitlines()[0]}"
-
-
-def request_of(record: RunRecord, text: str, secrets: dict[str, JsonValue] | None = None) -> RunRequest:
-    """What was asked for when the run began. Secret inputs are not on record and must be given again.
-
-    Raises UsageError without them, and InvalidWorkflow where an action of the workflow is not installed here.
-    """
-    loaded = load_text(text, filename=f"{record.workflow} of {record.run_id}", actions=catalog)
-    given: dict[str, JsonValue] = {**record.inputs, **(secrets or {})}
-    for name, declared in loaded.workflow.inputs.items():
-        if declared.secret and name not in (secrets or {}):
-            if not declared.required and given.get(name) is None:
-                continue
-            raise UsageError(
-                f"the secret input `{name}` is not kept in the ledger",
-                hint=f"orchestrator runs resume {record.run_id} --inputs FILE",
-            )
-    inputs: dict[str, JsonValue | Secret] = bind_inputs(loaded.workflow, given)
-    return RunRequest(run_id=record.run_id, loaded=loaded, inputs=inputs, trigger=record.trigger)
-
-
-def _settled_steps(request: RunRequest | None, steps: Sequence[StepRecord]) -> list[Event]:
-    """What the ledger must say of the steps that were running: their attempt is over, and for some the step."""
-    events: list[Event] = []
-    for record in steps:
-        if record.state is not StepState.RUNNING:
-            continue
-        reason = "the orchestrator died while the step ran"
-        events.append(
-            AttemptFinished(
-                step=record.step, attempt=record.attempts, state=StepState.FAILED, error_kind="crash", reason=reason
-            )
+            if events := ending(run.decision, run.cut):
+                await services.ledger.append(run_id, run.fence, events)
+        except FenceLost:
+            self._fences.pop(run_id, None)
+            return None
+        if run.decision.verdict is not Verdict.LEAVE:
+            self._fences.pop(run_id, None)
+        resumable = None
+        if goes_on and run.decision.request is not None:
+            runner_id = services.heartbeat.runner_id
+            if not await asyncio.to_thread(store.take, run_id, runner_id, dead=run.dead):
+                return None
+            steps = await asyncio.to_thread(services.reader.steps, run_id)
+            resumable = TakenRun(request=run.decision.request, fence=run.fence, steps=tuple(steps))
+        return Recovered(
+            run_id=run_id,
+            workflow=run.record.workflow,
+            dead=run.dead,
+            leases=tuple(leases),
+            verdict=run.decision.verdict,
+            reason=run.decision.reason,
+            resumable=resumable,
         )
-        if request is None:
-            events.append(StepFinished(step=record.step, state=StepState.CANCELLED, reason=reason))
-        elif request.loaded.workflow.steps[record.step].on_crash == "fail":
-            events.append(StepFinished(step=record.step, state=StepState.FAILED, reason=reason))
-    return events
+
+    def _bury(self, dead: RunnerRecord, *, tokens_gone: bool) -> None:
+        """Give back what it had claimed of the queue, and forget it if nothing of it is left."""
+        self.services.queue.release(dead.runner_id)
+        if tokens_gone:
+            self.services.heartbeat.store.bury(dead.runner_id, self.services.heartbeat.runner_id)
+
+
+@dataclass(slots=True)
+class _Beats:
+    """The signs of life of one process: at our first look, the last one, and since when it is the last."""
+
+    first: int
+    last: int
+    since: float
+
+    @property
+    def silent(self) -> bool:
+        """Whether it gave none since our first look."""
+        return self.last == self.first
+
+
+async def close_runs(
+    services: Services, runs: Sequence[OpenRun], *, parents_revoked: frozenset[str] | set[str] = frozenset()
+) -> dict[str, list[Leftover]]:
+    """Close the leases of all runs in one pass, and say what became of them, by run id.
+
+    `parents_revoked` are the dead processes whose Vault tokens were revoked before. A run whose fence was lost
+    is missing in the answer. Raises LedgerError once all have been tried.
+    """
+    wanted = [
+        RunToClose(
+            run.record.run_id,
+            run.fence,
+            run.leases,
+            f"the process {run.dead} is gone",
+            parent_revoked=run.dead in parents_revoked,
+        )
+        for run in runs
+    ]
+    outcome, errors = await close_pass(services, wanted)
+    for error in errors.values():
+        if not isinstance(error, FenceLost):
+            raise error
+    closed: dict[str, list[Leftover]] = {run.record.run_id: [] for run in runs if run.record.run_id not in errors}
+    for each in outcome:
+        if each.lease.run_id in closed:
+            closed[each.lease.run_id].append(each)
+    return closed

@@ -91,7 +91,7 @@ class Runner:
         progress.begun(taken.fence)
         for record in taken.steps:
             progress.attempts[record.step] = record.attempts
-            if record.state is StepState.RUNNING:
+            if record.state in (StepState.RUNNING, StepState.INTERRUPTED):
                 continue
             progress.ended(record.step, record.state, record.outputs if isinstance(record.outputs, dict) else None)
             if record.state in (StepState.FAILED, StepState.REFUSED):

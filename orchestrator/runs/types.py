@@ -55,6 +55,8 @@ class Services:
 
     Negative: it is pretended that so much time has passed already.
     """
+    dead_after: float = 15.0
+    """Seconds without a sign of life after which a process is taken for dead that nobody can see to be gone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,8 +13,9 @@ from orchestrator.errors import ExitCode, LedgerError, OrchestratorError, UsageE
 from orchestrator.ledger.coordination.schedules import ScheduleState, ScheduleStates
 from orchestrator.ledger.events import RunState
 from orchestrator.runs.runner import Runner
+from orchestrator.runs.triggers import SERVICE_TRIGGERS, TRIGGER_REQUEST, TRIGGER_SCHEDULE
 from orchestrator.runs.types import RunRequest, Services
-from orchestrator.scheduling.fires import TRIGGER_REQUEST, TRIGGER_SCHEDULE, Fire, requested
+from orchestrator.scheduling.fires import Fire, requested
 from orchestrator.scheduling.launcher import Launched, Launcher
 from orchestrator.scheduling.overlap import QUEUE_LIMIT, Decision, Verdict, admit, due, next_due
 from orchestrator.scheduling.state import StateChange, change_state
@@ -182,7 +183,7 @@ class Entry:
             self.context.services.reader.runs, workflow=self.name, state=RunState.RUNNING, limit=100
         )
         ours = {launched.run_id for launched in self.running}
-        return len(ours | {run.run_id for run in running if run.trigger in (TRIGGER_SCHEDULE, TRIGGER_REQUEST)})
+        return len(ours | {run.run_id for run in running if run.trigger in SERVICE_TRIGGERS})
 
     def _skipped(self, decision: Decision) -> None:
         self.context.metrics.skipped(self.name, decision.reason)

@@ -11,13 +11,9 @@ from datetime import datetime, timedelta
 
 from orchestrator.ledger.ids import run_id_of
 from orchestrator.ledger.storage.codec import time_to_text
+from orchestrator.runs.triggers import TRIGGER_REQUEST, TRIGGER_SCHEDULE
 from orchestrator.scheduling.fire_times import next_fire
 from orchestrator.workflow.models import Schedule
-
-TRIGGER_SCHEDULE = "schedule"
-"""What the ledger and policies see as the trigger of a scheduled run."""
-TRIGGER_REQUEST = "trigger"
-"""The same for a run that a person asked the scheduler for."""
 
 
 @dataclass(frozen=True, slots=True)

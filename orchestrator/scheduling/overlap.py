@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from orchestrator.runs.triggers import TRIGGER_REQUEST
 from orchestrator.scheduling.fire_times import fires_between, latest_fire, next_fire
-from orchestrator.scheduling.fires import TRIGGER_REQUEST, Fire, scheduled
+from orchestrator.scheduling.fires import Fire, scheduled
 from orchestrator.workflow.models import Schedule
 
 ON_TIME = timedelta(seconds=30)

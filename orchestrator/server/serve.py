@@ -23,6 +23,7 @@ from orchestrator.ledger.coordination.schedules import open_schedules
 from orchestrator.ledger.events import Event
 from orchestrator.ledger.lease import OPEN, LeaseState
 from orchestrator.recovery.backoff import is_due
+from orchestrator.recovery.dead_runs import Verdict, of_a_service
 from orchestrator.recovery.irrevocable import close_irrevocable
 from orchestrator.recovery.open_leases import close_left_over, left_over
 from orchestrator.recovery.orphans import sweep_id, sweep_orphans
@@ -128,7 +129,7 @@ async def serve(
                 context = SchedulerContext(services=services, store=store, launcher=launcher, metrics=metrics)
                 scheduler = Scheduler(context, WorkflowFolder(config.folder, catalog))
                 hooks = [
-                    (RECOVERY_SECONDS, _recovery(services, launcher)),
+                    (RECOVERY_SECONDS, _recovery(services, launcher, metrics)),
                     (RECOVERY_SECONDS, _unended(services, launcher)),
                     (LEFTOVER_SECONDS, _leftovers(services)),
                     (LEFTOVER_SECONDS, services.engine.settle),
@@ -202,16 +203,20 @@ def _queue(services: Services, launcher: Launcher, config: ServeConfig) -> Seque
     return [(CLAIM_SECONDS, claim)]
 
 
-def _recovery(services: Services, launcher: Launcher) -> Callable[[], Awaitable[None]]:
-    """Close what dead processes left, and go on with their runs as far as they may."""
-    recovery = Recovery(services)
+def _recovery(services: Services, launcher: Launcher, metrics: Metrics) -> Callable[[], Awaitable[None]]:
+    """Close what dead processes left, go on with what services had started, and end the rest as interrupted."""
+    recovery = Recovery(services, goes_on=lambda record: of_a_service(services, record))
 
     async def recover() -> None:
         for found in await recovery.once():
             about = {"run": found.run_id, "workflow": found.workflow}
-            log.warning("took over run %s from %s", found.run_id, found.dead, extra=about)
             if found.resumable is not None:
+                log.warning("took over run %s from %s", found.run_id, found.dead, extra=about)
                 launcher.launch(Runner(services), found.resumable.request, found.resumable)
+            else:
+                log.warning("run %s of %s: %s", found.run_id, found.dead, found.verdict.value, extra=about)
+            if found.verdict is Verdict.INTERRUPT:
+                metrics.interrupted(found.workflow)
 
     return recover
 

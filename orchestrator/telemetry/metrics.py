@@ -16,6 +16,9 @@ class Metrics:
     def started(self, workflow: str, lag: float) -> None:
         """A fire has become a run, `lag` seconds after it was due."""
 
+    def interrupted(self, workflow: str) -> None:
+        """A run of another process, which is dead, was ended as interrupted."""
+
     def skipped(self, workflow: str, reason: str) -> None:
         """A fire is not run: `overlap`, `queue_full`, `missed`, `paused`, `taken`."""
 

@@ -29,6 +29,16 @@ def both(first: Observer, second: Observer | None) -> Observer:
     return observer
 
 
+def only(run: str, observer: Observer) -> Observer:
+    """An observer that tells of one run, and not of others that this process recovers beside it."""
+
+    def observe(run_id: str, time: datetime, event: Event) -> None:
+        if run_id == run:
+            observer(run_id, time, event)
+
+    return observe
+
+
 @dataclass(frozen=True, slots=True)
 class ObservedLedger:
     """Writes through to a ledger and tells an observer what was committed."""
@@ -43,9 +53,9 @@ class ObservedLedger:
         self._tell(run_id, self.clock.now(), started)
         return fence
 
-    async def take_over(self, run_id: str) -> int:
+    async def take_over(self, run_id: str, *, ended: bool = False) -> int:
         """As the ledger's; nobody is told."""
-        return await self.ledger.take_over(run_id)
+        return await self.ledger.take_over(run_id, ended=ended)
 
     async def append(self, run_id: str, fence: int, events: Sequence[Event]) -> None:
         """As the ledger's; the observer is told of each event when all are committed, in their order."""

@@ -24,6 +24,7 @@ from orchestrator.ledger.events import (
     OrphansSwept,
     RunFinished,
     RunStarted,
+    RunState,
 )
 from orchestrator.telemetry.metrics import Metrics
 
@@ -111,6 +112,10 @@ class PrometheusMetrics(Metrics):
     def started(self, workflow: str, lag: float) -> None:
         """Observes `orchestrator_schedule_lag_seconds`."""
         self._lag.labels(workflow).observe(lag)
+
+    def interrupted(self, workflow: str) -> None:
+        """A run of a dead process was ended."""
+        self._runs.labels(workflow, RunState.INTERRUPTED.value).inc()
 
     def skipped(self, workflow: str, reason: str) -> None:
         """Counts `orchestrator_schedule_skipped_total` by workflow and reason."""

@@ -31,6 +31,7 @@ from orchestrator.ledger.events import (
     LeaseVaultRevoked,
     OrphansSwept,
     RunFinished,
+    RunResumed,
     RunStarted,
     RunState,
     RunTakenOver,
@@ -79,7 +80,7 @@ class _Run:
 class RunSpans:
     """Give `observe` every event that the ledger has taken. `ids` are those of the tracer's provider.
 
-    Only runs that begin, or are taken over, while this is watching have spans.
+    Only runs that begin, are taken over or are resumed while this is watching have spans.
     """
 
     def __init__(self, tracer: Tracer, ids: RunTraceIds) -> None:
@@ -89,7 +90,7 @@ class RunSpans:
 
     def observe(self, run_id: str, time: datetime, event: Event) -> None:
         """Begin, extend or end the span that the event is about."""
-        if isinstance(event, RunStarted | RunTakenOver) and run_id not in self._runs:
+        if isinstance(event, RunStarted | RunTakenOver | RunResumed) and run_id not in self._runs:
             self._begin_run(run_id, time, event)
         run = self._runs.get(run_id)
         if run is None:
@@ -99,6 +100,8 @@ class RunSpans:
                 pass
             case RunTakenOver():
                 _tell(run.span, "taken over", time, runner=event.runner)
+            case RunResumed():
+                _tell(run.span, "resumed", time, runner=event.runner)
             case AttemptStarted():
                 self._begin_attempt(run, event, time)
             case Decided():
@@ -134,7 +137,7 @@ class RunSpans:
             start_time=_nanoseconds(time),
         )
 
-    def _begin_run(self, run_id: str, time: datetime, event: RunStarted | RunTakenOver) -> None:
+    def _begin_run(self, run_id: str, time: datetime, event: RunStarted | RunTakenOver | RunResumed) -> None:
         about: dict[str, Attribute] = {"run": run_id}
         if isinstance(event, RunStarted):
             about |= {"workflow": event.workflow, "agent": event.agent, "trigger": event.trigger}

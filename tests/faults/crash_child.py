@@ -49,8 +49,8 @@ class FatalLedger:
     async def begin_run(self, run_id: str, started: RunStarted) -> int:
         return await self.ledger.begin_run(run_id, started)
 
-    async def take_over(self, run_id: str) -> int:
-        return await self.ledger.take_over(run_id)
+    async def take_over(self, run_id: str, *, ended: bool = False) -> int:
+        return await self.ledger.take_over(run_id, ended=ended)
 
     async def append(self, run_id: str, fence: int, events: Sequence[Event]) -> None:
         fatal = any(self._wanted(event) for event in events)
@@ -97,6 +97,7 @@ def config_of(given: dict[str, Any]) -> RunnerConfig:
         endpoints=given["endpoints"],
         token_issuer=given["issuer"],
         grace=given.get("grace", 5.0),
+        dead_after=4.0,
         settle=LATER if given.get("later") else given.get("settle", 95.0),
         clock=Ahead(timedelta(hours=given.get("hours_ahead", 0))),
     )
@@ -104,7 +105,7 @@ def config_of(given: dict[str, Any]) -> RunnerConfig:
 
 async def work(services: Services, given: dict[str, Any]) -> int:
     if given["do"] == "recover":
-        for found in await Recovery(services).patiently():
+        for found in await Recovery(services, goes_on=lambda record: True).patiently():
             if found.resumable is not None:
                 await Runner(services).resume(found.resumable)
         await close_left_over(services, left_over(services.reader))

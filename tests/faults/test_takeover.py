@@ -81,6 +81,7 @@ class Team:
             "ORCHESTRATOR_POLICY": "allow-all",
             "ORCHESTRATOR_LEDGER_URL": self.ledger_url,
             "ORCHESTRATOR_ENGINE": self.setup.engine,
+            "ORCHESTRATOR_DEAD_AFTER": "4",
         }
 
     def flow(self, name: str = "taken_over", *, top: str = "", step: str = "", sql: str = "") -> Path:
@@ -263,12 +264,130 @@ class TestOneShot:
         assert len(team.bench.logins()) == 1
         shown = team.command("leases", "sweep", "--dry-run", "--json")
         assert len(json.loads(shown.stdout)) == 2
-        other = team.command("run", str(team.flow("other")))
+        flow = str(team.flow("other", sql="SELECT 1"))
+        other = team.command("run", flow)
         assert other.returncode == 0, other.stderr
         assert f"`orchestrator runs resume {run_id}` goes on with it" in other.stdout + other.stderr
+        assert "interrupted" not in other.stdout, "its own summary is of its own run"
         assert team.bench.logins() == []
         assert {lease.state for lease in team.leases(run_id)} <= FINAL
+        record = team.run(run_id)
+        assert record is not None
+        assert (record.state, record.exit_code) == (RunState.INTERRUPTED, 130)
+        assert record.reason.endswith("is gone")
+        before = events(team, run_id)
+        again = team.command("run", flow)
+        assert again.returncode == 0
+        assert run_id not in again.stdout + again.stderr, "nobody speaks of it again"
+        assert team.command("leases", "sweep").returncode == 0
+        assert events(team, run_id) == before, "nor touches it"
         assert team.command("runs", "resume", run_id).returncode == 0
+        assert team.marks.read_text().split().count("first") == 3, "one of each run"
+
+    @one_engine
+    def test_quiet_says_nothing_of_other_runs(self, team: Team) -> None:
+        path, run_ids = team.flow(), [new_run_id(), new_run_id()]
+        for run_id in run_ids:
+            team.marks.unlink(missing_ok=True)
+            victim = team.start("run", str(path), "--run-id", run_id)
+            wait_for(lambda: team.marks.exists() and "work" in team.marks.read_text(), "the step to work")
+            victim.kill()
+            victim.wait()
+        flow = str(team.flow("other", sql="SELECT 1"))
+        quiet = team.command("run", flow, "--quiet")
+        assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+        assert {team.ended(run_id).state for run_id in run_ids} == {RunState.INTERRUPTED}  # type: ignore[union-attr]
+
+    @one_engine
+    def test_json_tells_of_its_own_run_only(self, team: Team) -> None:
+        path, run_id = team.flow(), new_run_id()
+        victim = team.start("run", str(path), "--run-id", run_id)
+        wait_for(team.at_work, "the step to hold its login")
+        victim.kill()
+        victim.wait()
+        other = team.command("run", str(team.flow("other", sql="SELECT 1")), "--json")
+        assert other.returncode == 0
+        lines = [json.loads(line) for line in other.stdout.splitlines()]
+        assert len({line["run"] for line in lines}) == 1
+        assert run_id not in other.stdout
+
+    @both_engines
+    def test_a_run_that_is_killed_again_and_again_is_interrupted_each_time_and_finished_at_last(
+        self, team: Team
+    ) -> None:
+        path, run_id = team.flow(), new_run_id()
+        command = ["run", str(path), "--run-id", run_id]
+        for turn in range(3):
+            team.marks.write_text("first")  # so that the step takes its time again
+            victim = team.start(*command)
+            wait_for(lambda: bool(team.bench.logins()) and "work" in team.marks.read_text(), "the step to work")
+            victim.kill()
+            victim.wait()
+            assert team.command("leases", "sweep").returncode == 0
+            record = team.run(run_id)
+            assert record is not None
+            assert record.state is RunState.INTERRUPTED
+            command = ["runs", "resume", run_id] if turn % 2 else ["run", str(path), "--run-id", run_id]
+        assert team.command("runs", "resume", run_id).returncode == 0
+        assert team.ended(run_id).state is RunState.SUCCEEDED  # type: ignore[union-attr]
+        assert team.bench.logins() == []
+        kinds = [event.kind for event in events(team, run_id)]
+        assert kinds.count("run.resumed") == kinds.count("run.finished") - 1 == 3
+        ended = [(e.data["step"], e.data["attempt"]) for e in events(team, run_id) if e.kind == "attempt.finished"]
+        assert len(ended) == len(set(ended))
+
+    @one_engine
+    def test_a_worker_ends_the_run_of_a_dead_command_and_does_not_go_on_with_it(self, team: Team) -> None:
+        path, run_id = team.flow(), new_run_id()
+        victim = team.start("run", str(path), "--run-id", run_id)
+        wait_for(team.at_work, "the step to hold its login")
+        victim.kill()
+        victim.wait()
+        team.worker()
+        record = wait_for(lambda: team.ended(run_id), "the run to be ended")
+        assert record.state is RunState.INTERRUPTED
+        assert team.bench.logins() == []
+        assert team.marks.read_text().split() == ["first", "work"]
+
+    @one_engine
+    def test_a_command_closes_what_a_worker_left_and_leaves_the_run_to_another_worker(self, team: Team) -> None:
+        run_id = queue(team, team.flow())
+        victim = team.worker()
+        wait_for(team.at_work, "the step to hold its login")
+        victim.kill()
+        victim.wait()
+        flow = str(team.flow("other", sql="SELECT 1"))
+        assert team.command("run", flow).returncode == 0
+        assert team.bench.logins() == []
+        assert {lease.state for lease in team.leases(run_id)} <= FINAL
+        record = team.run(run_id)
+        assert record is not None
+        assert record.state is RunState.RUNNING
+        before = events(team, run_id)
+        again = team.command("run", flow)
+        assert run_id not in again.stdout + again.stderr
+        assert events(team, run_id) == before
+        team.worker()
+        record = wait_for(lambda: team.ended(run_id), "another worker to finish it")
+        assert record.state is RunState.SUCCEEDED
+        assert team.marks.read_text().split().count("work") == 2
+
+    @one_engine
+    def test_without_its_secret_input_a_run_stays_resumable(self, team: Team) -> None:
+        path, run_id = team.flow(top="inputs: { key: { type: string, secret: true } }"), new_run_id()
+        given = team.bench.directory / "inputs.json"
+        given.write_text('{"key": "opensesame"}')
+        victim = team.start("run", str(path), "--run-id", run_id, "--inputs", str(given))
+        wait_for(team.at_work, "the step to hold its login")
+        victim.kill()
+        victim.wait()
+        for _ in range(2):
+            refused = team.command("runs", "resume", run_id)
+            assert refused.returncode == 2
+            assert "the secret input `key` is not kept in the ledger" in refused.stderr
+            assert team.ended(run_id).state is RunState.INTERRUPTED  # type: ignore[union-attr]
+        assert team.command("runs", "resume", run_id, "--inputs", str(given)).returncode == 0
+        assert team.bench.logins() == []
 
     @one_engine
     def test_a_run_of_a_living_process_is_not_taken(self, team: Team) -> None:

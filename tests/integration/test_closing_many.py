@@ -63,8 +63,8 @@ class Watched:
     async def begin_run(self, run_id: str, started: RunStarted) -> int:
         return await self.ledger.begin_run(run_id, started)
 
-    async def take_over(self, run_id: str) -> int:
-        return await self.ledger.take_over(run_id)
+    async def take_over(self, run_id: str, *, ended: bool = False) -> int:
+        return await self.ledger.take_over(run_id, ended=ended)
 
     async def aclose(self) -> None:
         await self.ledger.aclose()

@@ -12,6 +12,7 @@ import typer
 from orchestrator.cli import options
 
 if TYPE_CHECKING:
+    from orchestrator.assembly import RunnerConfig
     from orchestrator.cli.display.live import View
     from orchestrator.jsontypes import JsonObject
     from orchestrator.runs.engines.types import EngineName
@@ -44,8 +45,12 @@ def run(
     request = request_for(file, options.inputs_from(inputs, inputs_file), inputs, run_id, trigger)
     from orchestrator.assembly import run_workflow
 
+    def work(config: RunnerConfig, *, notice: Callable[[str], None], **how: Any) -> Coroutine[Any, Any, RunOutcome]:
+        return run_workflow(config, request, notice=notice, others=_unsaid if quiet else notice, **how)
+
     carry_out(
-        lambda config, **how: run_workflow(config, request, **how),
+        work,
+        run_id=request.run_id,
         engine=engine,
         grace=grace,
         quiet=quiet,
@@ -53,9 +58,14 @@ def run(
     )
 
 
+def _unsaid(text: str) -> None:
+    """What became of other runs, told to somebody who wants quiet."""
+
+
 def carry_out(
     work: Callable[..., Coroutine[Any, Any, RunOutcome]],
     *,
+    run_id: str,
     engine: EngineName | None = None,
     grace: float | None = None,
     quiet: bool,
@@ -63,7 +73,7 @@ def carry_out(
 ) -> None:
     """Show a run while it is carried out, and end with its exit code."""
     with _view(quiet=quiet, as_json=as_json) as view:
-        outcome = _carry_out(work, view, engine, grace)
+        outcome = _carry_out(work, view, run_id, engine, grace)
     _conclude(outcome, view, quiet=quiet, as_json=as_json)
     raise typer.Exit(int(outcome.exit_code))
 
@@ -101,7 +111,11 @@ def _view(*, quiet: bool, as_json: bool) -> View:
 
 
 def _carry_out(
-    work: Callable[..., Coroutine[Any, Any, RunOutcome]], view: View, engine: EngineName | None, grace: float | None
+    work: Callable[..., Coroutine[Any, Any, RunOutcome]],
+    view: View,
+    run_id: str,
+    engine: EngineName | None,
+    grace: float | None,
 ) -> RunOutcome:
     import asyncio
 
@@ -109,7 +123,7 @@ def _carry_out(
     from orchestrator.cli.tracing import traced
     from orchestrator.hardening import keep_memory_private
     from orchestrator.settings import load_settings
-    from orchestrator.telemetry.observed_ledger import both
+    from orchestrator.telemetry.observed_ledger import both, only
 
     keep_memory_private()
     settings = load_settings()
@@ -117,7 +131,7 @@ def _carry_out(
     # Kept until every thread has ended: the policy engine must end in this one.
     config = runner_config(settings, engine=engine, grace=grace)
     with traced() as spans:
-        observer = both(view.observe, spans)
+        observer = both(only(run_id, view.observe), spans)
         return asyncio.run(work(config, redactor=redactor(), observer=observer, notice=view.notice))
 
 

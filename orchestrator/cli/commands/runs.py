@@ -39,8 +39,14 @@ def list_runs(
 
 
 @app.command("show")
-def show(run: RunId, as_json: options.Json = False) -> None:
-    """Show one run: its steps, its leases and its history in order."""
+def show(
+    run: RunId,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also the logins that the orchestrator made to sweep and to set row limits.")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Show one run: its steps, its leases and its history in order. With --json always all of it."""
     from orchestrator.cli.connect import ledger_reader
     from orchestrator.cli.display.json_output import print_json
     from orchestrator.cli.display.run_view import RunStory, print_story
@@ -50,7 +56,7 @@ def show(run: RunId, as_json: options.Json = False) -> None:
     if as_json:
         print_json(story)
     else:
-        print_story(story)
+        print_story(story, everything=everything)
 
 
 @app.command("verify")
@@ -80,12 +86,18 @@ def resume(
     as_json: options.Json = False,
     grace: options.Grace = None,
 ) -> None:
-    """Go on with a run whose process died: finished steps are not run again. Secret inputs are given again."""
+    """Go on with a run that was interrupted: finished steps are not run again. Secret inputs are given again."""
     from orchestrator.assembly import resume_run
     from orchestrator.cli.commands.run import carry_out
 
     secrets = options.inputs_from(None, inputs_file)
-    carry_out(lambda config, **how: resume_run(config, run, secrets, **how), quiet=quiet, as_json=as_json, grace=grace)
+    carry_out(
+        lambda config, **how: resume_run(config, run, secrets, **how),
+        run_id=run,
+        quiet=quiet,
+        as_json=as_json,
+        grace=grace,
+    )
 
 
 @app.command("cancel")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,9 @@ from orchestrator.ledger.types import EventRecord, LeaseFilter, LeaseRecord, Led
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+
+_DUTIES = ("(sweep)", "(bind)")
+"""The grants of the logins that the orchestrator works with itself: `orchestrator.credentials.duties`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +50,34 @@ class RunStory:
             broken=reader.verify(run.run_id),
         )
 
+    def own_leases(self) -> list[LeaseRecord]:
+        """Those that the orchestrator made for itself, to sweep a database or set row limits, with their tokens."""
+        keys = {lease.step_key for lease in self.leases if lease.grant in _DUTIES}
+        return [lease for lease in self.leases if lease.step_key in keys]
 
-def print_story(story: RunStory, screen: Console | None = None) -> None:
-    """The run, its steps, its leases, its events."""
+
+def print_story(story: RunStory, screen: Console | None = None, *, everything: bool = False) -> None:
+    """The run, its steps, its leases, its events. What the orchestrator's own logins did only with `everything`."""
     screen = screen or console()
+    folded = [] if everything else story.own_leases()
+    hidden = {lease.lease_id for lease in folded}
     screen.print(facts(_run_facts(story)))
     _section(screen, "STEPS", _steps(story.steps))
-    if story.leases:
-        _section(screen, "LEASES", _leases(story.leases))
-    _section(screen, "EVENTS", _events(story))
+    if shown := [lease for lease in story.leases if lease.lease_id not in hidden]:
+        _section(screen, "LEASES", _leases(shown))
+    if folded:
+        screen.print(_folded(folded), style="dim")
+    _section(screen, "EVENTS", _events(story, hidden))
+
+
+def _folded(leases: Sequence[LeaseRecord]) -> str:
+    """`+ 4 of the orchestrator's own (sweep, bind): 4 revoked; --all shows them`."""
+    from collections import Counter
+
+    duties = ", ".join(sorted({lease.grant.strip("()") for lease in leases if lease.grant in _DUTIES}))
+    states = Counter(lease_words(lease.state) for lease in leases)
+    counted = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    return f"+ {len(leases)} of the orchestrator's own ({duties}): {counted}; --all shows them and their events"
 
 
 def _section(screen: Console, title: str, content: RenderableType) -> None:
@@ -129,11 +151,13 @@ def _leases(leases: Sequence[LeaseRecord]) -> RenderableType:
     return made
 
 
-def _events(story: RunStory) -> RenderableType:
+def _events(story: RunStory, hidden: Collection[str]) -> RenderableType:
     grants = {lease.lease_id: f"{lease.step}.{lease.grant}" for lease in story.leases}
     rows = []
     for event in story.events:
         lease = event.data.get("lease_id")
+        if lease in hidden:
+            continue
         about = grants.get(lease, lease) if isinstance(lease, str) and event.kind != "lease.requested" else ""
         said = words(event.kind, event.data)
         after = f"+{lasting(event.time - story.run.started_at)}"

@@ -41,6 +41,7 @@ _STYLES: dict[str, str] = {
     RunState.FAILED: "red",
     RunState.REFUSED: "red",
     RunState.CANCELLED: "yellow",
+    RunState.INTERRUPTED: "yellow",
     StepState.SKIPPED: "dim",
     LeaseState.ISSUED: "cyan",
     LeaseState.REVOKING: "yellow",

@@ -70,6 +70,8 @@ def not_looked_for(names: JsonValue) -> str:
 _WORDS: Mapping[str, Callable[[JsonObject], str]] = {
     "run.started": _started,
     "run.finished": lambda data: _with_reason(f"{data['state']}, exit code {data['exit_code']}", data.get("reason")),
+    "run.taken_over": lambda data: _with_reason(f"by {data['runner']}", data.get("reason")),
+    "run.resumed": lambda data: _with_reason(f"by {data['runner']}", data.get("reason")),
     "attempt.started": lambda data: f"{_step(data)} {data['action']}",
     "decision": _decision,
     "attempt.finished": _attempt_finished,

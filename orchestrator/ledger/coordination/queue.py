@@ -106,6 +106,13 @@ class RunQueue:
             waiting = (queued_run.c.run_id == run_id) & queued_run.c.claimed_by.is_(None)
             return connection.execute(delete(queued_run).where(waiting)).rowcount == 1
 
+    def holds(self, run_id: str) -> bool:
+        """Whether a run came through the queue and has not ended, as far as the queue knows."""
+        with self._connection(begin="BEGIN") as connection:
+            return (
+                connection.execute(select(queued_run.c.run_id).where(queued_run.c.run_id == run_id)).first() is not None
+            )
+
     def all(self) -> Sequence[QueuedRun]:
         """Every run that waits or goes on, oldest first."""
         with self._connection(begin="BEGIN") as connection:

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Select, delete, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
+from orchestrator.ledger.events import RunState
 from orchestrator.ledger.faults import ledger_error
 from orchestrator.ledger.reading.newest_first import unindexed
 from orchestrator.ledger.storage.connect import BEGIN
@@ -75,8 +76,7 @@ class RunnerStore:
             if not clean or connection.execute(_unfinished(runner_id)).first() is not None:
                 connection.execute(update(runner).where(runner.c.runner_id == runner_id).values(gone=1))
                 return
-            for table in (run_owner, runner_token, runner):
-                connection.execute(delete(table).where(table.c.runner_id == runner_id))
+            _take_out(connection, runner_id)
 
     def remember_token(self, runner_id: str, accessor: str) -> None:
         """Note the accessor of a Vault token that the process logged in for."""
@@ -103,6 +103,31 @@ class RunnerStore:
             same = (runner.c.runner_id == seen.runner_id) & (runner.c.beat == seen.beat)
             return connection.execute(update(runner).where(same).values(gone=1)).rowcount == 1
 
+    def claim(self, dead: str, recoverer: str) -> bool:
+        """Become the one process that recovers a dead one; True also if it is already.
+
+        False while another one that is not dead has the claim, and for a process that is itself taken for dead.
+        """
+        with self._writing() as connection:
+            row = connection.execute(select(runner.c.recovered_by).where(_gone(dead)).with_for_update()).first()
+            if row is None or not _lives(connection, recoverer):
+                return False
+            if row[0] not in (None, recoverer) and _lives(connection, str(row[0])):
+                return False
+            connection.execute(update(runner).where(_gone(dead)).values(recovered_by=recoverer))
+            return True
+
+    def bury(self, dead: str, recoverer: str) -> bool:
+        """Take a dead process out, if nothing of it is unfinished and the claim to recover it is still ours."""
+        with self._writing() as connection:
+            ours = _gone(dead) & (runner.c.recovered_by == recoverer)
+            if connection.execute(select(runner.c.runner_id).where(ours).with_for_update()).first() is None:
+                return False
+            if connection.execute(_unfinished(dead)).first() is not None:
+                return False
+            _take_out(connection, dead)
+            return True
+
     def unfinished(self, runner_id: str) -> Sequence[str]:
         """The runs of a process that have not ended, by id."""
         with self._reading() as connection:
@@ -128,6 +153,22 @@ class RunnerStore:
         with self._writing() as connection:
             theirs = (run_owner.c.run_id == run_id) & (run_owner.c.runner_id == dead)
             return connection.execute(update(run_owner).where(theirs).values(runner_id=runner_id)).rowcount == 1
+
+    def reopen(self, run_id: str, runner_id: str) -> bool:
+        """Become the one who drives a run that was interrupted; False if it is not, or if somebody has become so."""
+        with self._writing() as connection:
+            this = (run.c.run_id == run_id) & (run.c.state == RunState.INTERRUPTED.value)
+            if connection.execute(select(run.c.run_id).where(this).with_for_update()).first() is None:
+                return False
+            owner = connection.execute(select(run_owner.c.runner_id).where(run_owner.c.run_id == run_id)).first()
+            if owner is None:
+                connection.execute(insert(run_owner).values(run_id=run_id, runner_id=runner_id))
+                return True
+            if str(owner[0]) != runner_id and _lives(connection, str(owner[0])):
+                return False
+            changed = {"runner_id": runner_id, "cancel": None}
+            connection.execute(update(run_owner).where(run_owner.c.run_id == run_id).values(changed))
+            return True
 
     def owner(self, run_id: str) -> str | None:
         """The process that drives a run, or drove it."""
@@ -170,6 +211,21 @@ class RunnerStore:
                 yield connection
         except SQLAlchemyError as error:
             raise ledger_error(error, self._label) from error
+
+
+def _gone(runner_id: str) -> Any:
+    return (runner.c.runner_id == runner_id) & (runner.c.gone == 1)
+
+
+def _lives(connection: Connection, runner_id: str) -> bool:
+    """Whether a process is entered and nobody has taken it for dead."""
+    living = (runner.c.runner_id == runner_id) & (runner.c.gone == 0)
+    return connection.execute(select(runner.c.runner_id).where(living)).first() is not None
+
+
+def _take_out(connection: Connection, runner_id: str) -> None:
+    for table in (run_owner, runner_token, runner):
+        connection.execute(delete(table).where(table.c.runner_id == runner_id))
 
 
 def _unfinished(runner_id: str) -> Select[tuple[object, ...]]:

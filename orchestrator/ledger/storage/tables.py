@@ -165,9 +165,13 @@ runner = Table(
     Column("process", TEXT, nullable=False),
     Column("beat", BigInteger, nullable=False),
     Column("gone", Integer, nullable=False),
+    Column("recovered_by", TEXT),
     sqlite_with_rowid=False,
 )
-"""One row a process that runs workflows. `beat` grows while it lives; `gone` is 1 once others may take its runs."""
+"""One row a process that runs workflows. `beat` grows while it lives; `gone` is 1 once others may take its runs.
+
+`recovered_by` is the one process that closes what a dead one left. It holds while that process lives.
+"""
 
 runner_token = Table(
     "runner_token",

@@ -56,8 +56,9 @@ class TakeOver:
     """Repeating it after an unanswered commit raises the fence twice, which does no harm."""
 
     run_id: str
+    ended: bool = False
     head: Head | None = field(default=None, init=False)
 
     def execute(self, transaction: Transaction) -> int:
         """Raises UnknownRun."""
-        return transaction.take_over(self.run_id)
+        return transaction.take_over(self.run_id, ended=self.ended)

@@ -31,6 +31,7 @@ from orchestrator.ledger.events import (
     LeaseVaultRevoked,
     OrphansSwept,
     RunFinished,
+    RunResumed,
     RunStarted,
     RunState,
     RunTakenOver,
@@ -64,7 +65,7 @@ class RunRows:
 def project(before: RunRows, events: Iterable[tuple[str, Event]]) -> RunRows:
     """The rows that the events, each with its time, change or add, whole; `before` is left as it is.
 
-    Raises IllegalTransition where a lease cannot become what an event says.
+    Raises IllegalTransition where a lease, or the run, cannot become what an event says.
     """
     changed = RunRows()
     present = RunRows(before.run, ChainMap(changed.steps, before.steps), ChainMap(changed.leases, before.leases))
@@ -73,7 +74,11 @@ def project(before: RunRows, events: Iterable[tuple[str, Event]]) -> RunRows:
             case RunStarted():
                 changed.run = _run_started(present.run, event, time)
             case RunFinished():
-                changed.run = {**present.run, **_run_finished(event, time)}
+                changed.run = {**present.run, **_run_finished(present.run, event, time)}
+                if event.state is RunState.INTERRUPTED:
+                    changed.steps.update(_interrupted(present.steps))
+            case RunResumed():
+                changed.run = {**present.run, **_run_resumed(present.run)}
             case AttemptStarted() | AttemptFinished() | StepFinished():
                 changed.steps[event.step] = _step(present, event, time)
             case LeaseRequested():
@@ -111,12 +116,28 @@ def _run_started(before: Row, event: RunStarted, time: str) -> Row:
     }
 
 
-def _run_finished(event: RunFinished, time: str) -> Row:
+def _run_finished(before: Row, event: RunFinished, time: str) -> Row:
+    if before.get("state") == RunState.INTERRUPTED.value:
+        raise IllegalTransition("this run was interrupted: it must be resumed before it can end in another way")
     return {
         "state": event.state.value,
         "finished_at": time,
         "exit_code": int(event.exit_code),
         "reason": storable(event.reason),
+    }
+
+
+def _run_resumed(before: Row) -> Row:
+    if before.get("state") != RunState.INTERRUPTED.value:
+        raise IllegalTransition("only a run that was interrupted can be resumed")
+    return {"state": RunState.RUNNING.value, "finished_at": None, "exit_code": None, "reason": ""}
+
+
+def _interrupted(steps: Mapping[str, Row]) -> dict[str, Row]:
+    """The steps that were running when their run was interrupted."""
+    running = StepState.RUNNING.value
+    return {
+        name: {**row, "state": StepState.INTERRUPTED.value} for name, row in steps.items() if row["state"] == running
     }
 
 

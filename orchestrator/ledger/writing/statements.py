@@ -12,6 +12,7 @@ from sqlalchemy import BindParameter, Dialect, bindparam, insert, literal_column
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql import ClauseElement
 
+from orchestrator.ledger.events import RunState
 from orchestrator.ledger.storage.tables import LEASE_CHANGES, event, lease, run, step
 
 RUN_CHANGES = ("state", "finished_at", "exit_code", "reason")
@@ -34,6 +35,8 @@ class Statements:
     advance: str
     """Moves the head of a chain, if fence and head are still the ones that the writer knows."""
     raise_fence: str
+    raise_fence_of_ended: str
+    """The same for a run that is not running."""
     update_run: str
     insert_event: str
     insert_step: str
@@ -63,6 +66,11 @@ def compile_statements(dialect: Dialect) -> Statements:
             update(run).where(this_run, *known_head).values(seq=bindparam("next_seq"), head=bindparam("next_head"))
         ),
         raise_fence=sql(update(run).where(this_run).values(fence=run.c.fence + literal_column("1"))),
+        raise_fence_of_ended=sql(
+            update(run)
+            .where(this_run, run.c.state != literal_column(f"'{RunState.RUNNING.value}'"))
+            .values(fence=run.c.fence + literal_column("1"))
+        ),
         update_run=sql(update(run).where(this_run).values(_bound(RUN_CHANGES))),
         insert_event=sql(insert(event)),
         insert_step=sql(insert(step)),

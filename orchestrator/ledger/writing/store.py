@@ -53,9 +53,12 @@ class Ledger(Reader):
         """
         await self._writer.submit(Append(run_id, fence, [self._entry(event) for event in events]))
 
-    async def take_over(self, run_id: str) -> int:
-        """Return a new fence for the run; all earlier ones are lost. Raises UnknownRun or LedgerError."""
-        return await self._writer.submit(TakeOver(run_id))
+    async def take_over(self, run_id: str, *, ended: bool = False) -> int:
+        """Return a new fence for the run; all earlier ones are lost. Raises UnknownRun or LedgerError.
+
+        With `ended` a run that is running keeps its fence, and FenceLost is raised: somebody has resumed it.
+        """
+        return await self._writer.submit(TakeOver(run_id, ended))
 
     def rebuild(self, run_id: str) -> None:
         """Make the run's rows anew from its events. Raises UnknownRun, or LedgerError if its history is broken."""

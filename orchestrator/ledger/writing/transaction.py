@@ -93,10 +93,16 @@ class Transaction:
             raise LedgerError(f"run {run_id} changed while its row was locked", hint="Run `history verify`.")
         return view.head
 
-    def take_over(self, run_id: str) -> int:
-        """Make every fence given out before invalid and return the new one. Raises UnknownRun."""
-        if self._execute(self._sql.raise_fence, {"run_id": run_id}) != 1:
-            raise _unknown(run_id)
+    def take_over(self, run_id: str, *, ended: bool = False) -> int:
+        """Make every fence given out before invalid and return the new one.
+
+        Raises UnknownRun, and with `ended` FenceLost where the run is running.
+        """
+        self.flush()
+        statement = self._sql.raise_fence_of_ended if ended else self._sql.raise_fence
+        if self._execute(statement, {"run_id": run_id}) != 1:
+            self._load(run_id)
+            raise FenceLost(f"run {run_id} goes on", hint="Whoever drives it closes its leases.")
         return self._load(run_id).fence
 
     def holds(self, run_id: str, head: Head) -> bool:

@@ -1,0 +1,180 @@
+"""What becomes of a run whose process died, decided from the ledger. Nothing is written and no service is asked here.
+
+A run that a service of ours started by itself (scheduled, asked of the scheduler, queued) goes on in a service.
+Any other one, begun by a command that is gone, is ended as `interrupted`: its caller decides whether to resume it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
+
+from orchestrator.actions.catalog import catalog
+from orchestrator.errors import ExitCode, OrchestratorError, UsageError
+from orchestrator.jsontypes import JsonValue
+from orchestrator.ledger.events import AttemptFinished, Event, RunFinished, RunState, StepFinished, StepState
+from orchestrator.ledger.reading.queries import SWEEP_WORKFLOW
+from orchestrator.ledger.types import LedgerReader, RunRecord, StepRecord
+from orchestrator.runs.triggers import SERVICE_TRIGGERS
+from orchestrator.runs.types import RunRequest, Services
+from orchestrator.secret import Secret
+from orchestrator.workflow.inputs import bind_inputs
+from orchestrator.workflow.loader import LoadedWorkflow, load_text
+
+CRASH = "crash"
+"""The `error_kind` of an attempt whose process died."""
+
+_DIED = "the orchestrator died while the step ran"
+
+GoesOn = Callable[[RunRecord], bool]
+"""Whether the process that asks goes on with a run itself."""
+
+
+class Verdict(Enum):
+    """What becomes of a run whose process is dead, in words."""
+
+    GO_ON = "gone on with"
+    """Whoever found it goes on with it."""
+    LEAVE = "left to a service"
+    """It stays as it is: a service goes on with it."""
+    INTERRUPT = "interrupted, and can be resumed"
+    """It is ended, and may be resumed."""
+    FAIL = "failed"
+    CANCEL = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """`reason` is what the ledger will say; `request` is there to go on with it."""
+
+    verdict: Verdict
+    reason: str
+    request: RunRequest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The steps that the death of a process cut short."""
+
+    running: tuple[StepRecord, ...] = ()
+    """All that had begun and not ended, also those that waited for another try."""
+    unfinished: tuple[StepRecord, ...] = ()
+    """Those whose present attempt has no end on record yet."""
+    crashed: tuple[StepRecord, ...] = ()
+    """Those whose present attempt ended with a process, on record or not."""
+
+    def attempts_finished(self) -> list[Event]:
+        """The ends of the attempts that have none."""
+        return [
+            AttemptFinished(
+                step=each.step, attempt=each.attempts, state=StepState.FAILED, error_kind=CRASH, reason=_DIED
+            )
+            for each in self.unfinished
+        ]
+
+    def not_repeated(self, loaded: LoadedWorkflow) -> list[Event]:
+        """The ends of steps that say `on_crash: fail`."""
+        steps = loaded.workflow.steps
+        return [
+            StepFinished(step=each.step, state=StepState.FAILED, reason=_DIED)
+            for each in self.crashed
+            if steps[each.step].on_crash == "fail"
+        ]
+
+
+def cut_short(reader: LedgerReader, run_id: str) -> Cut:
+    """What a dead process left of the steps of a run. Raises LedgerError."""
+    running = tuple(each for each in reader.steps(run_id) if each.state in (StepState.RUNNING, StepState.INTERRUPTED))
+    if not running:
+        return Cut()
+    ended = {
+        (event.data["step"], event.data["attempt"]): event.data.get("error_kind")
+        for event in reader.events(run_id)
+        if event.kind == AttemptFinished.kind
+    }
+    return Cut(
+        running=running,
+        unfinished=tuple(each for each in running if (each.step, each.attempts) not in ended),
+        crashed=tuple(each for each in running if ended.get((each.step, each.attempts), CRASH) == CRASH),
+    )
+
+
+def of_a_service(services: Services, record: RunRecord) -> bool:
+    """Whether `serve` or a worker started the run by itself, so that any of them goes on with it."""
+    return record.trigger in SERVICE_TRIGGERS or services.queue.holds(record.run_id)
+
+
+def decide(
+    services: Services, record: RunRecord, dead: str, goes_on: GoesOn, secrets: Mapping[str, JsonValue] | None
+) -> Decision:
+    """What becomes of a running run of the dead process `dead`. Reads the ledger; parses only to go on."""
+    store = services.heartbeat.store
+    if (cancelled := store.cancellation(record.run_id)) is not None:
+        return Decision(Verdict.CANCEL, cancelled)
+    if record.trigger == "prove":
+        return Decision(Verdict.FAIL, "a proof is made again, not gone on with")
+    if record.workflow == SWEEP_WORKFLOW:
+        return Decision(Verdict.FAIL, "a sweep is made again, not gone on with")
+    if (text := store.text(record.digest)) is None:
+        return Decision(Verdict.FAIL, "the workflow's text is not in the ledger")
+    gone = f"the process {dead} is gone"
+    a_services = of_a_service(services, record)
+    if goes_on(record):
+        try:
+            return Decision(Verdict.GO_ON, gone, request_of(record, text, secrets))
+        except OrchestratorError as error:
+            if a_services:
+                return Decision(Verdict.FAIL, f"it cannot go on: {error.message.splitlines()[0]}")
+    elif a_services:
+        return Decision(Verdict.LEAVE, gone)
+    return Decision(Verdict.INTERRUPT, gone)
+
+
+def ending(decision: Decision, cut: Cut) -> list[Event]:
+    """What the ledger must say once the run's leases are closed, or on record as being revoked."""
+    match decision.verdict:
+        case Verdict.LEAVE:
+            return []
+        case Verdict.GO_ON:
+            assert decision.request is not None
+            return cut.not_repeated(decision.request.loaded)
+        case Verdict.INTERRUPT:
+            return [_finished(RunState.INTERRUPTED, ExitCode.INTERRUPTED, decision.reason)]
+        case Verdict.FAIL | Verdict.CANCEL:
+            steps: list[Event] = [
+                StepFinished(step=each.step, state=StepState.CANCELLED, reason=_DIED) for each in cut.running
+            ]
+            if decision.verdict is Verdict.CANCEL:
+                return [*steps, _finished(RunState.CANCELLED, ExitCode.INTERRUPTED, decision.reason)]
+            return [*steps, _finished(RunState.FAILED, ExitCode.STEP_FAILED, decision.reason)]
+
+
+def _finished(state: RunState, code: ExitCode, reason: str) -> RunFinished:
+    return RunFinished(state=state, exit_code=int(code), reason=reason)
+
+
+def request_of(record: RunRecord, text: str, secrets: Mapping[str, JsonValue] | None = None) -> RunRequest:
+    """What was asked for when the run began. Secret inputs are not on record and must be given again.
+
+    Raises UsageError without them, and InvalidWorkflow where an action of the workflow is not installed here.
+    """
+    loaded = _loaded(text, record.workflow)
+    given: dict[str, JsonValue] = {**record.inputs, **(secrets or {})}
+    for name, declared in loaded.workflow.inputs.items():
+        if declared.secret and name not in (secrets or {}):
+            if not declared.required and given.get(name) is None:
+                continue
+            raise UsageError(
+                f"the secret input `{name}` is not kept in the ledger",
+                hint=f"orchestrator runs resume {record.run_id} --inputs FILE",
+            )
+    inputs: dict[str, JsonValue | Secret] = bind_inputs(loaded.workflow, given)
+    return RunRequest(run_id=record.run_id, loaded=loaded, inputs=inputs, trigger=record.trigger)
+
+
+@lru_cache(maxsize=64)
+def _loaded(text: str, workflow: str) -> LoadedWorkflow:
+    """Many runs of a dead service are of few workflows."""
+    return load_text(text, filename=f"{workflow} in the ledger", actions=catalog)
