@@ -11,7 +11,6 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -51,10 +50,27 @@ class _Call(Generic[T]):
             self._answer.set_exception(error)
 
 
+class _Worker:
+    """One thread's place: the call that it is to make next, and the lock at which it waits for one."""
+
+    __slots__ = ("call", "woken")
+
+    def __init__(self, call: _Call[Any]) -> None:
+        self.call: _Call[Any] | None = call
+        self.woken = threading.Lock()
+        self.woken.acquire()
+
+    def carry_out(self) -> None:
+        call, self.call = self.call, None  # what it holds is not kept for as long as this thread idles
+        if call is not None:
+            call.carry_out()
+
+
 class Threads:
     """At most `limit` calls at once in daemon threads, which end after `idle` seconds without work.
 
-    Used from one event loop at a time; further calls wait for their turn.
+    Belongs to one event loop; further calls wait for their turn. The thread that was busy last gets the next
+    call, so that those which are not needed grow old.
     """
 
     def __init__(self, limit: int, name: str, *, idle: float = 10.0) -> None:
@@ -63,9 +79,7 @@ class Threads:
         self._longest_idle = idle
         self._lock = threading.Lock()
         self._alive = 0
-        self._free = 0
-        """Threads that wait at `_handed` for a call that nobody has put there yet."""
-        self._handed: SimpleQueue[_Call[Any] | None] = SimpleQueue()
+        self._free: list[_Worker] = []
         self._waiting: deque[_Call[Any]] = deque()
         self._closed = False
 
@@ -79,59 +93,48 @@ class Threads:
         """End the threads that have nothing to do now, and the others after their call. None is waited for."""
         with self._lock:
             self._closed = True
-            for _ in range(self._free):
-                self._handed.put(None)
-            self._free = 0
+            self._alive -= len(self._free)
+            while self._free:
+                self._free.pop().woken.release()
 
     def _submit(self, call: _Call[Any]) -> None:
         with self._lock:
             if self._free:
-                self._free -= 1
-                self._handed.put(call)
+                worker = self._free.pop()
+                worker.call = call
+                worker.woken.release()
                 return
             if self._alive >= self._limit:
                 self._waiting.append(call)
                 return
             self._alive += 1
         try:
-            threading.Thread(target=self._work, name=self._name, daemon=True).start()
+            threading.Thread(target=self._work, args=(_Worker(call),), name=self._name, daemon=True).start()
         except BaseException:
             with self._lock:
                 self._alive -= 1
             raise
-        self._handed.put(call)  # not as an argument: the thread would hold it for as long as it lives
 
-    def _work(self) -> None:
-        call = self._take()
-        while call is not None:
-            call.carry_out()
-            call = None  # what it held is not kept for as long as this thread idles
-            call = self._next()
+    def _work(self, worker: _Worker) -> None:
+        while worker.call is not None:
+            worker.carry_out()
+            self._wait_for_next(worker)
 
-    def _next(self) -> _Call[Any] | None:
-        """The next call, or None if this thread is to end: it is no longer counted then."""
+    def _wait_for_next(self, worker: _Worker) -> None:
+        """Returns with the worker's next call, or without one if its thread is to end and is no longer counted."""
         with self._lock:
             if self._waiting:
-                return self._waiting.popleft()
+                worker.call = self._waiting.popleft()
+                return
             if self._closed:
                 self._alive -= 1
-                return None
-            self._free += 1
-        return self._take()
-
-    def _take(self) -> _Call[Any] | None:
-        """What is handed over. Which thread takes which call does not matter: for each call there is one."""
-        while True:
-            try:
-                call = self._handed.get(timeout=self._longest_idle)
-            except Empty:
-                with self._lock:
-                    if not self._free:
-                        continue  # something is there for this thread, or will be in a moment
-                    self._free -= 1
-                    self._alive -= 1
-                return None
-            if call is None:
-                with self._lock:
-                    self._alive -= 1
-            return call
+                return
+            self._free.append(worker)
+        if worker.woken.acquire(timeout=self._longest_idle):
+            return
+        with self._lock:
+            if worker in self._free:
+                self._free.remove(worker)
+                self._alive -= 1
+                return
+        worker.woken.acquire()  # it was woken in the moment in which it gave up

@@ -7,7 +7,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -132,8 +132,7 @@ def test_requests_side_by_side_take_a_connection_each_and_leave_no_more_than_are
             together.wait(20)
             connection.sendall(OK)
 
-    with peer(at_once) as (server, _):
-        transport = Transport(config(server.address, connections=2))
+    with peer(at_once) as (server, _), closing(Transport(config(server.address, connections=2))) as transport:
         threads = [threading.Thread(target=issue, args=(transport,)) for _ in range(4)]
         for thread in threads:
             thread.start()
