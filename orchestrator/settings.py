@@ -7,12 +7,10 @@ Variables begin with `ORCHESTRATOR_`; parts of a table are joined by two undersc
 
 from __future__ import annotations
 
-import os
 import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -31,18 +29,15 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from orchestrator.environment import PREFIX, config_file, default_ledger, has_password, is_http
 from orchestrator.errors import UsageError
-
-PREFIX = "ORCHESTRATOR_"
 
 Method = Literal["approle", "token", "token-file", "kubernetes", "jwt"]
 """Ways of logging in to Vault."""
 
-_PASSWORD = re.compile(r"(?i)(?:^|[\s?&;])(?:password|passwd|pwd)\s*=")
-
 
 def _without_password(value: str) -> str:
-    if urlsplit(value).password is not None or _PASSWORD.search(value):
+    if has_password(value):
         raise ValueError(
             "this address contains a password; addresses are shown and recorded, "
             "and the login comes from Vault: declare a grant for it"
@@ -51,7 +46,7 @@ def _without_password(value: str) -> str:
 
 
 def _http(value: str) -> str:
-    if urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).netloc:
+    if not is_http(value):
         raise ValueError("an address begins with https:// or http://")
     return _without_password(value).rstrip("/")
 
@@ -156,26 +151,7 @@ class Settings(BaseSettings):
         """The ledger's URL. The folder of the default one is made, readable by its owner only."""
         if self.ledger_url is not None:
             return self.ledger_url.get_secret_value()
-        from platformdirs import user_state_path
-
-        folder = user_state_path("orchestrator", appauthor=False)
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(
-                f"the ledger's folder {folder} cannot be made: {error.strerror}",
-                hint=f"say with {PREFIX}LEDGER_URL where the history is to be kept",
-            ) from error
-        return f"sqlite:///{folder / 'ledger.db'}"
-
-
-def config_file() -> Path | None:
-    """The settings file, if any. Raises UsageError when the one that was named does not exist."""
-    if named := os.environ.get(f"{PREFIX}CONFIG"):
-        if not (path := Path(named)).is_file():
-            raise UsageError(f"{PREFIX}CONFIG names {named}, which is not a file")
-        return path
-    return path if (path := Path("orchestrator.toml")).is_file() else None
+        return default_ledger()
 
 
 def load_settings() -> Settings:

@@ -7,9 +7,10 @@ from typing import TypeVar, assert_never
 
 from pydantic import SecretStr
 
+from orchestrator.environment import PREFIX
 from orchestrator.errors import UsageError
 from orchestrator.secret import Secret
-from orchestrator.settings import PREFIX, Method, Settings
+from orchestrator.settings import Method, Settings
 from orchestrator.vault.config import (
     AppRoleAuth,
     Auth,

@@ -34,18 +34,21 @@ def redactor() -> Redactor:
 @contextmanager
 def ledger_reader() -> Iterator[LedgerReader]:
     """The ledger that the settings name, for reading."""
-    with open_store() as ledger:
-        yield ledger
+    from orchestrator.environment import ledger_location
+    from orchestrator.ledger.opening import open_reader
+
+    with open_reader(ledger_location()) as reader:
+        yield reader
 
 
 @contextmanager
 def open_store() -> Iterator[Ledger]:
     """The ledger that the settings name."""
     from orchestrator.clock import SystemClock
+    from orchestrator.environment import ledger_location
     from orchestrator.ledger.opening import open_ledger
-    from orchestrator.settings import load_settings
 
-    ledger = open_ledger(load_settings().ledger_location(), clock=SystemClock())
+    ledger = open_ledger(ledger_location(), clock=SystemClock())
     try:
         yield ledger
     finally:

@@ -350,7 +350,7 @@ def ranged(index: str, *columns: str) -> str:
 
 
 READ = [
-    (of(run="x"), ranged("lease_by_run", "run_id")),
+    (of(run="x"), r"INDEX lease_by_run \(run_id=\?\)"),
     (of(step_key="x"), r"INDEX lease_by_step_key \(step_key=\?\)"),
     (of(vault_lease_id="x"), r"INDEX lease_by_vault_lease_id \(vault_lease_id=\?\)"),
     (of(workflow="x", states=FAILED), ranged("lease_by_workflow", "workflow", "state")),

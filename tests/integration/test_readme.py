@@ -25,11 +25,12 @@ from orchestrator.cli.failures import DEFECT
 from orchestrator.devstack.provisioned import RUNTIME, Provisioned
 from orchestrator.devstack.session import admin_environment, runtime_environment, what_is_left
 from orchestrator.devstack.stack import DevStack
+from orchestrator.environment import PREFIX
 from orchestrator.errors import ExitCode
 from orchestrator.provision.service import new_secret_id
 from orchestrator.provision.vault_side import VaultAdmin
 from orchestrator.secret import Secret
-from orchestrator.settings import PREFIX, Settings
+from orchestrator.settings import Settings
 
 README = (ROOT / "README.md").read_text()
 

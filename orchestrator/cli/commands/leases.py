@@ -13,8 +13,6 @@ from orchestrator.errors import ExitCode, UnknownRun
 from orchestrator.ledger.lease import LeaseState
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from orchestrator.ledger.types import LeaseFilter, LeaseRecord
     from orchestrator.recovery.closing_pass import Leftover
     from orchestrator.recovery.sweep import Swept
@@ -233,14 +231,14 @@ def _services() -> AbstractAsyncContextManager[Services]:
 
 
 def _print_leases(found: Sequence[LeaseRecord], query: LeaseFilter) -> None:
-    from orchestrator.cli.display.terminal import LEASE_MARKS, console, local, table
+    from orchestrator.cli.display.listing import print_line, print_list, width
+    from orchestrator.cli.display.terminal import LEASE_MARKS, local
 
-    screen = console()
     if not found:
-        screen.print("no leases")
+        print_line("no leases")
         return
     if query.states == frozenset({LeaseState.REVOKING}):
-        screen.print(_revoking(found, screen.width))
+        _print_revoking(found)
         return
     columns = ("LEASE", "STATE", "STEP.GRANT", "REQUESTED", "RESOURCE", "AGENT", "RUN")
     rows = [
@@ -255,15 +253,17 @@ def _print_leases(found: Sequence[LeaseRecord], query: LeaseFilter) -> None:
         )
         for lease in found
     ]
-    kept = 4 if screen.width < 110 else 5 if screen.width < 160 else len(columns)
-    screen.print(table(columns[:kept], [row[:kept] for row in rows], fold=("STEP.GRANT", "RESOURCE", "AGENT")))
+    columns_wide = width()
+    kept = 4 if columns_wide < 110 else 5 if columns_wide < 160 else len(columns)
+    print_list(columns[:kept], [row[:kept] for row in rows], fold=("STEP.GRANT", "RESOURCE", "AGENT"))
     if len(found) == query.limit:
-        screen.print(f"the newest {query.limit}; --limit shows more", style="dim")
+        print_line(f"the newest {query.limit}; --limit shows more", style="dim")
 
 
-def _revoking(found: Sequence[LeaseRecord], width: int) -> Table:
+def _print_revoking(found: Sequence[LeaseRecord]) -> None:
     """What is being taken back: since when, how often in vain, and why it did not work the last time."""
-    from orchestrator.cli.display.terminal import local, table
+    from orchestrator.cli.display.listing import print_list, width
+    from orchestrator.cli.display.terminal import local
 
     columns = ("LEASE", "SINCE", "TRIES", "LAST ERROR", "STEP.GRANT", "LAST TRY", "RUN")
     rows = [
@@ -278,8 +278,8 @@ def _revoking(found: Sequence[LeaseRecord], width: int) -> Table:
         )
         for lease in found
     ]
-    kept = 4 if width < 110 else len(columns)
-    return table(columns[:kept], [row[:kept] for row in rows], fold=("LAST ERROR", "STEP.GRANT", "LAST TRY"))
+    kept = 4 if width() < 110 else len(columns)
+    print_list(columns[:kept], [row[:kept] for row in rows], fold=("LAST ERROR", "STEP.GRANT", "LAST TRY"))
 
 
 def _tries(lease: LeaseRecord) -> str:

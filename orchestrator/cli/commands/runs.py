@@ -128,16 +128,16 @@ def _record(reader: LedgerReader, run: str) -> RunRecord:
 
 
 def _print_runs(found: Sequence[RunRecord]) -> None:
-    from orchestrator.cli.display.terminal import console, local, table, took
+    from orchestrator.cli.display.listing import print_line, print_list, width
+    from orchestrator.cli.display.terminal import local, took
 
     if not found:
-        console().print("no runs")
+        print_line("no runs")
         return
-    screen = console()
     rows = [
         (run.run_id, run.workflow, run.state.value, local(run.started_at), took(run.started_at, run.finished_at))
         for run in found
     ]
     columns = ("RUN", "WORKFLOW", "STATE", "STARTED", "TOOK")
-    kept = columns if screen.width >= 100 else columns[:-1]
-    screen.print(table(kept, [row[: len(kept)] for row in rows], fold=("WORKFLOW",)))
+    kept = columns if width() >= 100 else columns[:-1]
+    print_list(kept, [row[: len(kept)] for row in rows], fold=("WORKFLOW",))

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TextIO
 
-from orchestrator.grants.scope import scope_from_json
 from orchestrator.jsontypes import JsonObject
 from orchestrator.ledger.events import RunState, StepState
 from orchestrator.ledger.lease import LeaseState
@@ -135,4 +134,6 @@ def lasting(span: timedelta) -> str:
 
 def scope_words(scope: JsonObject) -> str:
     """A recorded scope in one line: `database support as feedback-read, 2m`."""
+    from orchestrator.grants.scope import scope_from_json
+
     return scope_from_json(scope).describe()

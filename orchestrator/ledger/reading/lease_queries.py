@@ -135,13 +135,10 @@ def _parts(wanted: LeaseFilter, resources: Sequence[ResourceState] | None) -> It
     """Parts of which an index serves each, so that every lease that is wanted belongs to one."""
     given, checked = _given(wanted), _checked_resource(wanted)
     if few := _serving(_OF_FEW, given):
+        found = [lease.c[name] == given[name] for name in few]
+        has_any = [HAS_VAULT_LEASE] if few == ("vault_lease_id",) else []
         states = _state_of(set(LeaseState), wanted)
-        if few == ("run_id",):
-            yield Part(under={"run_id": given["run_id"]}, conditions=[*_rest(given, few), *states, *checked])
-        else:
-            found = [lease.c[name] == given[name] for name in few]
-            has_any = [HAS_VAULT_LEASE] if few == ("vault_lease_id",) else []
-            yield Part(conditions=[*found, *has_any, *_rest(given, few), *states, *checked])
+        yield Part(conditions=[*found, *has_any, *_rest(given, few), *states, *checked])
         return
     served = () if resources is not None else _serving(_OF_MANY, given)
     if resources is None and not served and wanted.states is None:

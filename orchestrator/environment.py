@@ -1,0 +1,79 @@
+"""Where settings come from, and the one that can be told without reading all of them: where the ledger is.
+
+Kept apart from `orchestrator.settings`, whose checks take longer to import than a list takes to print.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from orchestrator.errors import UsageError
+
+PREFIX = "ORCHESTRATOR_"
+
+_OF_VAULT = ("VAULT_ADDR", "VAULT_NAMESPACE", "VAULT_CACERT", "VAULT_TOKEN")
+_ANY_TEXT = {
+    *(f"{PREFIX}{name}" for name in ("LEDGER_URL", "AUTH_ROLE_ID", "AUTH_SECRET_ID", "AUTH_TOKEN", "TOKEN_ROLE")),
+    *_OF_VAULT[1:],
+}
+"""Variables of which every text is a valid setting."""
+
+_PASSWORD = re.compile(r"(?i)(?:^|[\s?&;])(?:password|passwd|pwd)\s*=")
+
+
+def config_file() -> Path | None:
+    """The settings file, if any. Raises UsageError when the one that was named does not exist."""
+    if named := os.environ.get(f"{PREFIX}CONFIG"):
+        if not (path := Path(named)).is_file():
+            raise UsageError(f"{PREFIX}CONFIG names {named}, which is not a file")
+        return path
+    return path if (path := Path("orchestrator.toml")).is_file() else None
+
+
+def ledger_location() -> str:
+    """The URL of the ledger that the settings name.
+
+    The other settings are read, and checked, where there is a file or a variable that could be wrong. Raises
+    UsageError as `orchestrator.settings.load_settings` does.
+    """
+    given = {name: value for name, value in os.environ.items() if name.upper().startswith((PREFIX, *_OF_VAULT))}
+    if config_file() is None and all(value and _cannot_be_wrong(name, value) for name, value in given.items()):
+        return given.get(f"{PREFIX}LEDGER_URL") or default_ledger()
+    from orchestrator.settings import load_settings
+
+    return load_settings().ledger_location()
+
+
+def _cannot_be_wrong(name: str, value: str) -> bool:
+    if name in ("VAULT_ADDR", f"{PREFIX}VAULT_ADDR"):
+        return is_http(value) and not has_password(value)
+    return name in _ANY_TEXT
+
+
+def is_http(address: str) -> bool:
+    """Whether it begins with `http://` or `https://` and a host."""
+    parts = urlsplit(address)
+    return parts.scheme in ("http", "https") and bool(parts.netloc)
+
+
+def has_password(address: str) -> bool:
+    """Whether a password is in an address: before the host, among the parameters, or in a key-value DSN."""
+    return urlsplit(address).password is not None or _PASSWORD.search(address) is not None
+
+
+def default_ledger() -> str:
+    """The URL of an SQLite file in the user's state folder. The folder is made, readable by its owner only."""
+    from platformdirs import user_state_path
+
+    folder = user_state_path("orchestrator", appauthor=False)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"the ledger's folder {folder} cannot be made: {error.strerror}",
+            hint=f"say with {PREFIX}LEDGER_URL where the history is to be kept",
+        ) from error
+    return f"sqlite:///{folder / 'ledger.db'}"
