@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 from orchestrator import extensions
 from orchestrator.actions.catalog import action
@@ -16,7 +15,7 @@ from orchestrator.clock import Clock, SystemClock
 from orchestrator.credentials.broker import Broker
 from orchestrator.credentials.duties import DatabaseDuties
 from orchestrator.credentials.types import Confirm, Issuer
-from orchestrator.errors import ExitCode, Interrupted
+from orchestrator.errors import ExitCode
 from orchestrator.jsontypes import JsonValue
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.policy.types import PolicyEngine
@@ -28,11 +27,10 @@ from orchestrator.runs.heartbeat import Heartbeat
 from orchestrator.runs.types import Interruption, RunOutcome, RunRequest, Services
 from orchestrator.runs.waiting_time import WaitingTime
 from orchestrator.secret import Secret
+from orchestrator.signals import Interruptions, handled
 from orchestrator.telemetry.observed_ledger import ObservedLedger, Observer
 from orchestrator.vault.config import VaultConfig
 from orchestrator.vault.session import VaultSession
-
-T = TypeVar("T")
 
 _GIVE_BACK_SECONDS = 5.0
 """How long giving the runtime's own token back may take at the very end."""
@@ -172,47 +170,34 @@ async def _with_services(
     observer: Observer | None,
     notice: Callable[[str], None],
 ) -> RunOutcome:
-    async with open_services(config, redactor=redactor, observer=observer) as services:
-        interruption = Interruption()
-        task = asyncio.ensure_future(work(services, interruption))
-        with _signals(task, interruption, notice):
-            return await task
-
-
-async def interruptible(work: Coroutine[Any, Any, T]) -> T:
-    """Carry something out that SIGINT and SIGTERM end after it has revoked what it holds. Raises Interrupted."""
     interruption = Interruption()
-    task = asyncio.ensure_future(work)
-    with _signals(task, interruption, lambda text: None):
-        try:
-            return await task
-        except asyncio.CancelledError:
-            raise Interrupted(interruption.reason, exit_code=interruption.exit_code) from None
+
+    def told(code: ExitCode, reason: str) -> None:
+        interruption.exit_code, interruption.reason = code, reason
+
+    async with interruptible_services(
+        config, redactor=redactor, observer=observer, interruptions=Interruptions(told, notice)
+    ) as (services, interruptions):
+        return await interruptions.carry_out(work(services, interruption))
 
 
-@contextmanager
-def _signals(task: asyncio.Future[Any], interruption: Interruption, notice: Callable[[str], None]) -> Iterator[None]:
-    """Turn the first signal into a cancellation. Later ones change nothing: revocation goes on, within its grace."""
-    loop = asyncio.get_running_loop()
-    received: list[signal.Signals] = []
+@asynccontextmanager
+async def interruptible_services(
+    config: RunnerConfig,
+    *,
+    redactor: Redactor,
+    observer: Observer | None = None,
+    interruptions: Interruptions | None = None,
+) -> AsyncIterator[tuple[Services, Interruptions]]:
+    """The services of this process, for work that SIGINT and SIGTERM end after it has revoked what it holds.
 
-    def on_signal(number: signal.Signals, code: ExitCode) -> None:
-        received.append(number)
-        if len(received) > 1:
-            notice("still revoking what was issued; what cannot be confirmed will be listed at the end")
-            return
-        interruption.exit_code, interruption.reason = code, f"interrupted by {number.name}"
-        notice(f"{number.name}: stopping the steps and revoking their credentials")
-        task.cancel()
-
-    handled = {signal.SIGINT: ExitCode.INTERRUPTED, signal.SIGTERM: ExitCode.TERMINATED}
-    for number, code in handled.items():
-        loop.add_signal_handler(number, on_signal, number, code)
-    try:
-        yield
-    finally:
-        for number in handled:
-            loop.remove_signal_handler(number)
+    Carry it out with the second of both. A signal while the services are being closed does not cut that short.
+    """
+    interruptions = interruptions or Interruptions()
+    with ExitStack() as stack:
+        async with open_services(config, redactor=redactor, observer=observer) as services:
+            stack.enter_context(handled(interruptions))
+            yield services, interruptions
 
 
 def _issuers() -> Callable[[str], Issuer]:

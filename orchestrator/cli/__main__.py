@@ -1,8 +1,6 @@
 """`python -m orchestrator.cli`: the same as the command `orchestrator`."""
 
-import sys
-
-from orchestrator.cli.main import main
+from orchestrator.cli.entry import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

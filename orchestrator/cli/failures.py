@@ -13,7 +13,7 @@ from orchestrator.errors import ExitCode, OrchestratorError
 if TYPE_CHECKING:
     import typer
 
-DEFECT = 1
+DEFECT = int(ExitCode.DEFECT)
 """The exit code of an error that nobody foresaw."""
 
 

@@ -24,6 +24,7 @@ from orchestrator.cli.commands import (
     serve,
     workflow,
 )
+from orchestrator.cli.interruption import interruptible, received
 from orchestrator.errors import ExitCode, OrchestratorError
 
 _EPILOG = """\
@@ -81,7 +82,19 @@ def _program(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and answer its exit code. Errors are reported here, and only here."""
+    """Run the command line and answer its exit code. Errors are reported here, and only here.
+
+    A signal interrupts it; what is held is given back first, and the code is that of the signal.
+    """
+    try:
+        with interruptible():
+            code = _answer(arguments)
+    except KeyboardInterrupt:
+        code = int(ExitCode.INTERRUPTED)
+    return (received() or code) if code else code
+
+
+def _answer(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in given
     _write_what_can_be_written()
@@ -101,6 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _reader_went_away()  # Typer ends the process when it meets one
         raise
     except Exception as error:  # noqa: BLE001 -- reported as the defect it is, and the process ends
+        if received() is not None:  # a library has made another error of the interruption
+            return int(ExitCode.INTERRUPTED)
         return failures.unexpected(error, as_json=as_json)
     return answer if isinstance(answer, int) else 0
 

@@ -39,6 +39,7 @@ from orchestrator.scheduling.queue import claiming
 from orchestrator.scheduling.scheduler import Scheduler
 from orchestrator.server.maintenance import Maintenance, maintained
 from orchestrator.server.readiness import STALLED_SECONDS, Readiness
+from orchestrator.signals import EXIT_CODES, handled
 from orchestrator.telemetry.event_log import log_event
 from orchestrator.telemetry.metrics import Metrics
 from orchestrator.telemetry.observed_ledger import Observer, both
@@ -318,22 +319,14 @@ async def _listening(
 
 @contextmanager
 def _signals(stop: _Stop) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-    handled = {signal.SIGINT: ExitCode.INTERRUPTED, signal.SIGTERM: ExitCode.TERMINATED}
-
-    def on_signal(number: signal.Signals, code: ExitCode) -> None:
+    def on_signal(number: signal.Signals) -> None:
         if stop.drain.is_set():
             stop.now.set()
             log.warning("%s again: the runs are cancelled, and revoke what they hold", number.name)
             return
-        stop.code = code
+        stop.code = EXIT_CODES[number]
         stop.drain.set()
         log.info("%s: no new runs", number.name)
 
-    for number, code in handled.items():
-        loop.add_signal_handler(number, on_signal, number, code)
-    try:
+    with handled(on_signal):
         yield
-    finally:
-        for number in handled:
-            loop.remove_signal_handler(number)

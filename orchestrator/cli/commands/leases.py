@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from orchestrator.recovery.closing_pass import Leftover
     from orchestrator.recovery.sweep import Swept
     from orchestrator.runs.types import Services
+    from orchestrator.signals import Interruptions
 
 app = typer.Typer(help="Who held which scope, when, and when it was gone.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -101,12 +102,12 @@ def sweep(
     code is 6 while something is left or could not be looked at. Safe to repeat, and beside other processes
     that do the same.
     """
-    import asyncio
+    from orchestrator.cli import interruption
 
     if dry_run:
         _show_left_over(as_json=as_json)
         return
-    _show_swept(asyncio.run(_sweep()), as_json=as_json)
+    _show_swept(interruption.run(_sweep), as_json=as_json)
 
 
 @app.command("revoke")
@@ -115,9 +116,9 @@ def revoke(
     as_json: options.Json = False,
 ) -> None:
     """Take one lease back now, whatever its step is doing."""
-    import asyncio
+    from orchestrator.cli import interruption
 
-    _show_closed([asyncio.run(_revoke(lease_id))], as_json=as_json)
+    _show_closed([interruption.run(lambda: _revoke(lease_id))], as_json=as_json)
 
 
 def _show_left_over(*, as_json: bool) -> None:
@@ -206,28 +207,28 @@ def _print_swept(swept: Swept) -> None:
 async def _sweep() -> Swept:
     from orchestrator.recovery.sweep import sweep_everything
 
-    async with _services() as services:
-        return await sweep_everything(services)
+    async with _services() as (services, interruptions):
+        return await interruptions.carry_out(sweep_everything(services))
 
 
 async def _revoke(lease_id: str) -> Leftover:
     from orchestrator.recovery.open_leases import revoke_now
 
-    async with _services() as services:
+    async with _services() as (services, interruptions):
         lease = services.reader.lease(lease_id)
         if lease is None:
             raise UnknownRun(f"no lease {lease_id} is in the ledger", hint="`orchestrator leases list` shows them")
-        return await revoke_now(services, lease)
+        return await interruptions.carry_out(revoke_now(services, lease))
 
 
-def _services() -> AbstractAsyncContextManager[Services]:
-    from orchestrator.assembly import open_services
+def _services() -> AbstractAsyncContextManager[tuple[Services, Interruptions]]:
+    from orchestrator.assembly import interruptible_services
     from orchestrator.cli.connect import log_to_stderr, redactor, runner_config
     from orchestrator.settings import load_settings
 
     settings = load_settings()
     log_to_stderr(settings.log_level)
-    return open_services(runner_config(settings), redactor=redactor())
+    return interruptible_services(runner_config(settings), redactor=redactor())
 
 
 def _print_leases(found: Sequence[LeaseRecord], query: LeaseFilter) -> None:

@@ -90,9 +90,8 @@ def _prove(
     *,
     quiet: bool,
 ) -> Proof:
-    import asyncio
-
-    from orchestrator.assembly import interruptible, open_services
+    from orchestrator.assembly import interruptible_services
+    from orchestrator.cli import interruption
     from orchestrator.cli.connect import log_to_stderr, redactor, runner_config
     from orchestrator.hardening import keep_memory_private
     from orchestrator.proof.examine import Examination
@@ -108,11 +107,12 @@ def _prove(
             sys.stderr.write(f"examining {name}\n")
 
     async def go() -> Proof:
-        async with open_services(runner_config(settings, grace=grace), redactor=redactor()) as services:
+        config = runner_config(settings, grace=grace)
+        async with interruptible_services(config, redactor=redactor()) as (services, interruptions):
             prover = Prover(services=services, wish=Examination(tolerate=tolerate, before=before), progress=progress)
-            return await interruptible(prover.prove(request, steps))
+            return await interruptions.carry_out(prover.prove(request, steps))
 
-    return asyncio.run(go())
+    return interruption.run(go)
 
 
 def show(proof: Proof, screen: Console | None = None) -> None:

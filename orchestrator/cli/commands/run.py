@@ -117,8 +117,7 @@ def _carry_out(
     engine: EngineName | None,
     grace: float | None,
 ) -> RunOutcome:
-    import asyncio
-
+    from orchestrator.cli import interruption
     from orchestrator.cli.connect import log_to_stderr, redactor, runner_config
     from orchestrator.cli.tracing import traced
     from orchestrator.hardening import keep_memory_private
@@ -132,7 +131,7 @@ def _carry_out(
     config = runner_config(settings, engine=engine, grace=grace)
     with traced() as spans:
         observer = both(only(run_id, view.observe), spans)
-        return asyncio.run(work(config, redactor=redactor(), observer=observer, notice=view.notice))
+        return interruption.run(lambda: work(config, redactor=redactor(), observer=observer, notice=view.notice))
 
 
 def _conclude(outcome: RunOutcome, view: View, *, quiet: bool, as_json: bool) -> None:

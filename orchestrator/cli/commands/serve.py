@@ -76,8 +76,7 @@ def _serve(
     *,
     queue: bool,
 ) -> None:
-    import asyncio
-
+    from orchestrator.cli import interruption
     from orchestrator.cli.connect import log_to_stderr, redactor, runner_config
     from orchestrator.cli.tracing import traced
     from orchestrator.hardening import keep_memory_private
@@ -100,5 +99,5 @@ def _serve(
     # Kept until every thread has ended: the policy engine must end in this one.
     runner = runner_config(settings, engine=engine, grace=grace)
     with traced() as spans:
-        code = asyncio.run(service.serve(runner, config, redactor=redactor(), observer=spans))
+        code = interruption.run(lambda: service.serve(runner, config, redactor=redactor(), observer=spans))
     raise typer.Exit(int(code))

@@ -103,9 +103,8 @@ def plan(
 
     Offline: no network, no secrets, the same answer every time. The exit code is 3 where the policy denies a step.
     """
-    import asyncio
-
     from orchestrator.actions.catalog import action, catalog
+    from orchestrator.cli import interruption
     from orchestrator.cli.connect import policy_engine
     from orchestrator.cli.display.json_output import print_json
     from orchestrator.cli.display.plan_view import plan_json, print_plan
@@ -120,7 +119,7 @@ def plan(
     bound = bind_inputs(loaded.workflow, options.inputs_from(inputs, inputs_file), from_text=True)
     settings = load_settings()
     planned = build(loaded, bound, action=action, endpoints=settings.endpoints)
-    view = asyncio.run(decided(planned, policy_engine(settings)))
+    view = interruption.run(lambda: decided(planned, policy_engine(settings)))
     if as_json:
         print_json(plan_json(view))
     else:

@@ -1,0 +1,28 @@
+"""The first and the last lines of the process `orchestrator`: what a signal does before and after a command works.
+
+Nothing is held in either phase, so a signal ends the process at once: with the code of the signal while modules
+are imported (an exception would come out as a traceback of whichever import it met), and with the command's own
+code once that has been decided. Importing this module installs the first of these: it is imported by nothing else.
+"""
+
+import sys
+from _signal import SIGINT, SIGTERM, signal  # type: ignore[import-not-found]  # `signal` without its enums: quick
+from os import _exit
+
+
+def _end_with_the_signals_code(number: int, frame: object) -> None:
+    _exit(128 + number)
+
+
+signal(SIGINT, _end_with_the_signals_code)
+signal(SIGTERM, _end_with_the_signals_code)
+
+
+def run() -> None:
+    """Run the command line and end the process."""
+    from orchestrator.cli.main import main
+
+    code = main()
+    for number in (SIGINT, SIGTERM):
+        signal(number, lambda number, frame: _exit(code))
+    sys.exit(code)
