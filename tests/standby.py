@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import psycopg
@@ -41,6 +42,20 @@ class Standby(Postgres):
         with psycopg.connect(self.dsn().reveal(), autocommit=True) as session:
             session.execute(f"ALTER SYSTEM SET recovery_min_apply_delay = '{milliseconds}ms'")
             session.execute("SELECT pg_reload_conf()")
+
+    def pause(self) -> None:
+        """Nothing is replayed any more, from before this returns until `resume`."""
+        with psycopg.connect(self.dsn().reveal(), autocommit=True) as session:
+            session.execute("SELECT pg_wal_replay_pause()")
+            until = time.monotonic() + 30
+            while session.execute("SELECT pg_get_wal_replay_pause_state()").fetchone() != ("paused",):
+                assert time.monotonic() < until, "replay does not pause"
+                time.sleep(0.01)
+
+    def resume(self) -> None:
+        """Replay what was held back, and go on."""
+        with psycopg.connect(self.dsn().reveal(), autocommit=True) as session:
+            session.execute("SELECT pg_wal_replay_resume()")
 
     def has_replayed(self) -> bool:
         """Whether it has all that its primary has."""

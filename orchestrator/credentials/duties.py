@@ -22,12 +22,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from orchestrator.credentials.broker import Broker
-from orchestrator.credentials.standby import at_standby, is_standby, replayed
+from orchestrator.credentials.standby import at_standby, is_standby, not_known, replayed
 from orchestrator.credentials.types import Attempt, LeasesOfRun, LoginLeft, SweptLogins
 from orchestrator.errors import Unreachable
 from orchestrator.grants.policy_names import BrokerDuty, duty_policy_name, duty_role_name
 from orchestrator.grants.scope import Scope
 from orchestrator.ledger.ids import new_step_key
+from orchestrator.replication import unknown_login
 
 if TYPE_CHECKING:
     import psycopg
@@ -147,6 +148,8 @@ class DatabaseDuties:
                     raise at_standby(duty, connection)
                 yield session
             except psycopg.Error as error:
+                if unknown_login(error, login["username"].reveal()):
+                    raise not_known(duty, connection) from None
                 raise Unreachable(
                     f"the orchestrator's own {duty} in `{connection}` failed: {type(error).__name__}",
                     hint="is the database up, and is it provisioned? run `orchestrator provision check`",

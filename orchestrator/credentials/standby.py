@@ -32,6 +32,15 @@ def at_standby(duty: str, connection: str) -> Unreachable:
     )
 
 
+def not_known(duty: str, connection: str) -> Unreachable:
+    """Why a duty was not done in a server that does not know its login."""
+    return Unreachable(
+        f"the orchestrator's own {duty} in `{connection}` failed: the server does not know the login that Vault made",
+        hint=f"if it is a standby set ORCHESTRATOR_PRIMARIES__{connection.upper()} to the address of its primary; "
+        "else the endpoint is not the server of Vault's connection",
+    )
+
+
 async def replayed(primary: psycopg.AsyncConnection, endpoint: str, connection: str) -> None:
     """Wait until what the session at the primary has committed is visible at the endpoint, with the same login there.
 
