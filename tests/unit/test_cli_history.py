@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cli_samples import BOT, DB, REFUSED, RUN, START, SUCCEEDED, TOKEN, UNCONFIRMED, Ticking
+from cli_samples import BOT, DB, REFUSED, RUN, START, SUCCEEDED, TOKEN, UNCONFIRMED, Ticking, asks, gets
 
+from orchestrator.cli.display.terminal import LEASE_MARKS
 from orchestrator.cli.main import main
-from orchestrator.ledger.events import Event
+from orchestrator.ledger.events import Event, LeaseRevoked, LeaseRevoking
+from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.opening import open_ledger
 
 SECOND = RUN[:-1] + "T"
@@ -101,6 +103,33 @@ def test_a_run_is_shown_with_its_steps_leases_and_events(capsys: pytest.CaptureF
         "22   +2.10s  run.finished      succeeded, exit code 0",
     ):  # fmt: skip
         assert line in answer.lines
+
+
+def test_the_orchestrators_own_logins_are_one_line_unless_all_are_wanted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "swept.db"
+    key, ids = "sweep-k3v9w2m7q4xa", [f"lease_{letter * 20}" for letter in "defg"]
+    own: list[Event] = []
+    for number, duty in enumerate(("sweep", "bind")):
+        token, login = ids[2 * number : 2 * number + 2]
+        scope = {"name": f"({duty})", "kind": "database", "resource": f"database/creds/{duty}", "ttl": 30}
+        for lease, grant, kind in ((token, "(step token)", "step-token"), (login, f"({duty})", "database")):
+            asked = replace(asks(lease, "read", grant, kind, scope), step_key=f"{number}{key}")
+            own += [asked, gets(lease), LeaseRevoking(lease_id=lease, reason="step ended")]
+        own.append(LeaseRevoked(lease_id=login, confirmed_by="vault"))
+    monkeypatch.setenv("ORCHESTRATOR_LEDGER_URL", str(path))
+    asyncio.run(record(path, {RUN: ("", [*SUCCEEDED[:-1], *own, SUCCEEDED[-1]])}))
+    folded = Answer(capsys, "runs", "show", RUN)
+    line = "+ 4 of the orchestrator's own (bind, sweep; --all): 2 … revoking, 2 ✓ revoked"
+    assert line.replace("…", LEASE_MARKS[LeaseState.REVOKING]) in folded.lines
+    assert not [shown for shown in folded.lines if "(sweep)" in shown or "(bind)" in shown or ids[0] in shown]
+    assert len([shown for shown in folded.lines if "lease.requested" in shown]) == 3
+    whole = Answer(capsys, "runs", "show", RUN, "--all")
+    assert all([shown for shown in whole.lines if lease in shown] for lease in (each[:-1] for each in ids))
+    assert len([shown for shown in whole.lines if "lease.requested" in shown]) == 7
+    story = Answer(capsys, "runs", "show", RUN, "--json").json()
+    assert len(story["leases"]) == 7
 
 
 def test_a_run_is_shown_to_programs_whole(capsys: pytest.CaptureFixture[str]) -> None:

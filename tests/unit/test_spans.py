@@ -21,6 +21,7 @@ from orchestrator.ledger.events import (
     LeaseRevoking,
     OrphansSwept,
     RunFinished,
+    RunResumed,
     RunStarted,
     RunState,
     RunTakenOver,
@@ -180,6 +181,17 @@ def test_the_trace_of_a_run_is_the_same_in_the_process_that_goes_on_with_it(watc
     assert {span.name for span in after.ended.values()} == {"run", "lease"}
     assert {span.context.trace_id for span in spans} == {trace_id_of(RUN)}
     assert parent_of(after.ended["lease"]) == after.ended["run"].context.span_id
+
+
+def test_a_run_that_is_resumed_has_a_second_span_in_the_same_trace(watched: Watched) -> None:
+    interrupted = RunFinished(state=RunState.INTERRUPTED, exit_code=130, reason="gone")
+    watched.tell(STARTED, interrupted, RunResumed(runner="host-2", reason="gone"), RUN_DONE)
+    first, second = watched.exporter.get_finished_spans()
+    assert first.context.trace_id == second.context.trace_id == trace_id_of(RUN)
+    assert first.attributes is not None
+    assert first.attributes["orchestrator.state"] == "interrupted"
+    assert first.status.status_code is StatusCode.ERROR
+    assert [event.name for event in second.events] == ["resumed"]
 
 
 def test_runs_side_by_side_have_traces_of_their_own(watched: Watched) -> None:

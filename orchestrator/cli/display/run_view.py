@@ -71,13 +71,13 @@ def print_story(story: RunStory, screen: Console | None = None, *, everything: b
 
 
 def _folded(leases: Sequence[LeaseRecord]) -> str:
-    """`+ 4 of the orchestrator's own (sweep, bind): 4 revoked; --all shows them`."""
+    """`+ 4 of the orchestrator's own (bind, sweep; --all): 4 ✓ revoked`."""
     from collections import Counter
 
     duties = ", ".join(sorted({lease.grant.strip("()") for lease in leases if lease.grant in _DUTIES}))
     states = Counter(lease_words(lease.state) for lease in leases)
     counted = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-    return f"+ {len(leases)} of the orchestrator's own ({duties}): {counted}; --all shows them and their events"
+    return f"+ {len(leases)} of the orchestrator's own ({duties}; --all): {counted}"
 
 
 def _section(screen: Console, title: str, content: RenderableType) -> None:
