@@ -11,6 +11,9 @@ FAULTS ?= 300
 # all workers end at the same time. A worker still sees the tests of a file in their order, one after another.
 SPREAD := --dist load --maxschedchunk 1
 
+# The tests start hundreds of processes: each would compile every module anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test lint types contracts unit faults format clean
 
 demo: $(STAMP)
