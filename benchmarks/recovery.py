@@ -41,7 +41,7 @@ from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.types import LeaseFilter, LeaseRecord
 from orchestrator.policy.allow_all import AllowAllEngine
 from orchestrator.recovery.takeover import Recovery
-from orchestrator.redaction import Redactor
+from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import RunRequest
 from orchestrator.secret import Secret

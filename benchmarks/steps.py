@@ -30,7 +30,7 @@ from orchestrator.grants.policy_names import step_policy_name
 from orchestrator.grants.scope import normalise
 from orchestrator.jsontypes import JsonObject
 from orchestrator.ledger.ids import new_run_id
-from orchestrator.redaction import Redactor
+from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import RunRequest
 from orchestrator.workflow.loader import LoadedWorkflow, load_text

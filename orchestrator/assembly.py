@@ -20,7 +20,7 @@ from orchestrator.jsontypes import JsonValue
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.policy.types import PolicyEngine
 from orchestrator.recovery.resumption import resume, run_once
-from orchestrator.redaction import Redactor
+from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.engines.opening import open_engine
 from orchestrator.runs.engines.types import EngineName
 from orchestrator.runs.heartbeat import Heartbeat

@@ -32,7 +32,7 @@ from orchestrator.policy.allow_all import AllowAllEngine
 from orchestrator.policy.types import PolicyEngine
 from orchestrator.provision.service import Provisioning, compiled_grants, load_workflows, open_provisioning
 from orchestrator.provision.step_policies import step_policy
-from orchestrator.redaction import Redactor
+from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.engines.types import EngineName
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import RunOutcome, RunRequest

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from orchestrator.errors import OutputRefused
 from orchestrator.jsontypes import JsonValue
-from orchestrator.redaction import Redactor
+from orchestrator.redaction.redactor import Redactor
 
 _DEPTH = 100
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from orchestrator.actions.base import StepContext
 from orchestrator.errors import StepFailed
 from orchestrator.grants.credential import Credential
-from orchestrator.redaction import Redactor
+from orchestrator.redaction.redactor import Redactor
 from orchestrator.secret import Secret
 
 

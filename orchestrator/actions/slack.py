@@ -17,7 +17,7 @@ from orchestrator.actions.http.origins import is_confidential, origin
 from orchestrator.actions.references import redactor_for, secret_of, within_deadline
 from orchestrator.errors import StepFailed
 from orchestrator.jsontypes import JsonObject, JsonValue
-from orchestrator.redaction import redact_exception
+from orchestrator.redaction.redactor import redact_exception
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse

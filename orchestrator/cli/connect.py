@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.log_format import LogFormat, formatter
+from orchestrator.cli.log_format import LogFormat, formatter
 
 if TYPE_CHECKING:
     from orchestrator.assembly import RunnerConfig
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from orchestrator.ledger.writing.store import Ledger
     from orchestrator.policy.types import PolicyEngine
     from orchestrator.provision.service import Provisioning
-    from orchestrator.redaction import Redactor
+    from orchestrator.redaction.redactor import Redactor
     from orchestrator.runs.engines.types import EngineName
     from orchestrator.settings import Settings
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @cache
 def redactor() -> Redactor:
     """The one redactor of this process: it learns every secret that is issued."""
-    from orchestrator.redaction import Redactor
+    from orchestrator.redaction.redactor import Redactor
 
     return Redactor()
 
@@ -34,7 +34,7 @@ def redactor() -> Redactor:
 @contextmanager
 def ledger_reader() -> Iterator[LedgerReader]:
     """The ledger that the settings name, for reading."""
-    from orchestrator.environment import ledger_location
+    from orchestrator.cli.ledger_location import ledger_location
     from orchestrator.ledger.opening import open_reader
 
     with open_reader(ledger_location()) as reader:
@@ -44,8 +44,8 @@ def ledger_reader() -> Iterator[LedgerReader]:
 @contextmanager
 def open_store() -> Iterator[Ledger]:
     """The ledger that the settings name."""
+    from orchestrator.cli.ledger_location import ledger_location
     from orchestrator.clock import SystemClock
-    from orchestrator.environment import ledger_location
     from orchestrator.ledger.opening import open_ledger
 
     ledger = open_ledger(ledger_location(), clock=SystemClock())
@@ -65,8 +65,8 @@ def policy_engine(settings: Settings) -> PolicyEngine:
 def runner_config(settings: Settings, *, engine: EngineName | None = None, grace: float | None = None) -> RunnerConfig:
     """Everything a runner is told from outside; `engine` and `grace`, in seconds, win over the settings."""
     from orchestrator.assembly import RunnerConfig
+    from orchestrator.cli.vault_login import vault_config
     from orchestrator.credentials.types import Confirm
-    from orchestrator.vault_login import vault_config
 
     return RunnerConfig(
         vault=vault_config(settings),
@@ -93,7 +93,7 @@ def provisioning(workflows: Path, declarations: Path, *, prune: bool) -> Iterato
     from orchestrator.settings import load_settings
 
     settings = load_settings()
-    from orchestrator.vault_login import vault_config
+    from orchestrator.cli.vault_login import vault_config
 
     databases = {name: Secret(dsn.get_secret_value()) for name, dsn in settings.provision_databases.items()}
     with open_provisioning(
@@ -109,7 +109,7 @@ def provisioning(workflows: Path, declarations: Path, *, prune: bool) -> Iterato
 
 def log_to_stderr(level: str, kind: LogFormat = LogFormat.TEXT) -> None:
     """Send log records of this level and above to standard error, with every issued secret taken out."""
-    from orchestrator.redaction import RedactingFilter
+    from orchestrator.redaction.redactor import RedactingFilter
 
     to_stderr = logging.StreamHandler(sys.stderr)
     to_stderr.setFormatter(formatter(kind))

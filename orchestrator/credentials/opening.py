@@ -21,7 +21,7 @@ from orchestrator.grants.credential import Credential
 from orchestrator.grants.scope import STEP_TOKEN_MARGIN, Scope
 from orchestrator.ledger.events import Event, LeaseIssued, LeaseRequested, LeaseRevoking
 from orchestrator.ledger.ids import carries, new_lease_id
-from orchestrator.redaction_forms import recognisable
+from orchestrator.redaction.forms import recognisable
 from orchestrator.secret import Secret
 from orchestrator.vault.faults import Outcome, VaultUnavailable
 from orchestrator.vault.session import StepToken

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from orchestrator.errors import OrchestratorError, StepFailed
-from orchestrator.redaction import Redactor, redact_exception
+from orchestrator.redaction.redactor import Redactor, redact_exception
 
 T = TypeVar("T")
 

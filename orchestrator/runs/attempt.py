@@ -29,7 +29,7 @@ from orchestrator.ledger.events import AttemptFinished, AttemptStarted, Decided,
 from orchestrator.ledger.ids import new_step_key
 from orchestrator.planning.requests import bind, policy_request, scopes_of
 from orchestrator.policy.types import Decision, PolicyRequest
-from orchestrator.redaction import redact_exception
+from orchestrator.redaction.redactor import redact_exception
 from orchestrator.runs.action_task import ActionTask
 from orchestrator.runs.outcomes import state_after
 from orchestrator.runs.types import RunProgress, Services

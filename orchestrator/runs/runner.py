@@ -26,8 +26,8 @@ from orchestrator.ledger.journal import Journal
 from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.types import LeaseFilter, LeaseRecord, StepRecord
 from orchestrator.planning.graph import dependencies
-from orchestrator.redaction import redact_exception
-from orchestrator.redaction_forms import recognisable
+from orchestrator.redaction.forms import recognisable
+from orchestrator.redaction.redactor import redact_exception
 from orchestrator.runs.attempt import AttemptResult, Conclusion, StepAttempt
 from orchestrator.runs.engines.types import Walk
 from orchestrator.runs.graph_walk import Graph

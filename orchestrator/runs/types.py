@@ -17,8 +17,8 @@ from orchestrator.ledger.coordination.queue import RunQueue
 from orchestrator.ledger.events import RunState, StepState
 from orchestrator.ledger.types import LeaseRecord, LedgerReader, LedgerWriter, StepRecord
 from orchestrator.policy.types import PolicyEngine
-from orchestrator.redaction import Redactor
-from orchestrator.redaction_forms import recognisable
+from orchestrator.redaction.forms import recognisable
+from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.engines.local import LocalEngine
 from orchestrator.runs.engines.types import Engine
 from orchestrator.runs.heartbeat import Heartbeat

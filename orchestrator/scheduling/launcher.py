@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.errors import Defect, ExitCode, OrchestratorError
 from orchestrator.ledger.events import Event, RunFinished, RunStarted
-from orchestrator.redaction import Redactor, redact_exception
+from orchestrator.redaction.redactor import Redactor, redact_exception
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import Interruption, RunOutcome, RunRequest, TakenRun
 

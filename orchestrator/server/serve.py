@@ -29,7 +29,7 @@ from orchestrator.recovery.open_leases import close_left_over, left_over
 from orchestrator.recovery.orphans import sweep_id, sweep_orphans
 from orchestrator.recovery.takeover import Recovery
 from orchestrator.recovery.unended import end_run
-from orchestrator.redaction import Redactor
+from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import Services
 from orchestrator.scheduling.entry import SchedulerContext

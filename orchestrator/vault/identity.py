@@ -18,9 +18,8 @@ from typing import Any, Protocol
 from orchestrator.clock import Clock
 from orchestrator.secret import Secret
 from orchestrator.vault.config import AppRoleAuth, Auth, TokenAuth, TokenFileAuth
-from orchestrator.vault.confirmations import Confirmation, done
 from orchestrator.vault.faults import Outcome, VaultRefused, VaultUnavailable
-from orchestrator.vault.fields import seconds, section, text
+from orchestrator.vault.fields import Confirmation, done, seconds, section, text
 from orchestrator.vault.login_request import login_request, read_secret
 
 _log = logging.getLogger(__name__)

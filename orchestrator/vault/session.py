@@ -16,9 +16,8 @@ from typing import Any
 from orchestrator.clock import Clock
 from orchestrator.secret import Secret
 from orchestrator.vault.config import VaultConfig
-from orchestrator.vault.confirmations import Confirmation, done, token_gone
 from orchestrator.vault.faults import Outcome, VaultRefused, VaultUnavailable
-from orchestrator.vault.fields import not_understood, seconds, section, text
+from orchestrator.vault.fields import Confirmation, done, not_understood, seconds, section, text, token_gone
 from orchestrator.vault.identity import RuntimeIdentity, granted_token
 from orchestrator.vault.retry import retrying
 from orchestrator.vault.threads import Threads
@@ -90,7 +89,7 @@ class VaultSession:
     ) -> dict[str, Any]:
         """One request with retries until `deadline` (monotonic seconds).
 
-        With `confirmed_by` only such an answer counts; see `orchestrator.vault.confirmations`.
+        With `confirmed_by` only such an answer counts; see `orchestrator.vault.fields`.
         `repeatable=False` for what creates something: it is then tried again only if it was
         certainly not done, and its answer is waited for as long as Vault may take. What is
         repeatable is given up at the deadline. Raises VaultRefused or VaultUnavailable.

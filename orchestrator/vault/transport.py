@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.secret import Secret
 from orchestrator.vault.config import VaultConfig
-from orchestrator.vault.confirmations import Confirmation
 from orchestrator.vault.faults import (
     Outcome,
     VaultRefused,
@@ -22,6 +21,7 @@ from orchestrator.vault.faults import (
     outcome_of,
     retry_after_seconds,
 )
+from orchestrator.vault.fields import Confirmation
 
 if TYPE_CHECKING:
     from orchestrator.vault.answer import Answer

@@ -13,9 +13,8 @@ from pydantic import ValidationError
 
 from orchestrator.errors import InvalidExpression
 from orchestrator.workflow.expressions import Expression, condition_of, parse_template, references
-from orchestrator.workflow.parameters import ActionCatalog, GrantReference, grant_references
+from orchestrator.workflow.parameters import ActionCatalog, GrantReference, check_reissue, grant_references
 from orchestrator.workflow.problems import suggestion
-from orchestrator.workflow.reissue import check_reissue
 from orchestrator.workflow.shape import report_errors
 from orchestrator.workflow.source import Path, Source
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol, get_args, get_origin
 
 from pydantic import BaseModel
 
-from orchestrator.workflow.source import Path
+from orchestrator.workflow.source import Path, Source
+
+_ANEW_HINT = (
+    "an `exec` step takes it as one file (`credentials: { files: { NAME: GRANT } }`), a `python` step as "
+    "`credentials`; else leave `on_expiry` out: then the step is ended before its credential"
+)
 
 
 class ActionCatalog(Protocol):
@@ -73,3 +78,24 @@ def _of_value(annotation: Any, value: Any, path: Path) -> Iterator[GrantReferenc
         for member in get_args(annotation):
             if member is not type(None) and not isinstance(value, list):
                 yield from _of_value(member, value, path)
+
+
+def check_reissue(
+    source: Source, base: Path, step: Mapping[str, Any], used: Sequence[GrantReference], *, otherwise: bool
+) -> None:
+    """Report every grant of a step that is to be issued anew and cannot be handed to the action under way.
+
+    `otherwise` says what holds for grants that no parameter names.
+    """
+    grants = step.get("grants")
+    for name, grant in grants.items() if isinstance(grants, dict) else ():
+        if not isinstance(grant, dict) or grant.get("on_expiry") != "reissue":
+            continue
+        own = [reference for reference in used if reference.grant == name]
+        once = [reference for reference in own if not reference.anew]
+        place: Path = (*base, "grants", name, "on_expiry")
+        if once:
+            where = ".".join(str(part) for part in ("with", *once[0].path))
+            source.report(place, f"`{where}` takes `{once[0].text}` once, when the step begins", _ANEW_HINT)
+        elif not own and not otherwise:
+            source.report(place, f"{step.get('action')} takes `{name}` once, when the step begins", _ANEW_HINT)

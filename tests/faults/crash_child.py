@@ -26,7 +26,7 @@ from orchestrator.policy.allow_all import AllowAllEngine
 from orchestrator.recovery.open_leases import close_left_over, left_over
 from orchestrator.recovery.resumption import run_once
 from orchestrator.recovery.takeover import Recovery
-from orchestrator.redaction import Redactor
+from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import Interruption, RunRequest, Services
 from orchestrator.secret import Secret

@@ -26,7 +26,7 @@ from orchestrator.ledger.events import LeaseRenewed, LeaseRequested, RunState
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.lease import FINAL, LeaseState
 from orchestrator.recovery.open_leases import close_left_over, left_over
-from orchestrator.redaction import Redactor
+from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.types import RunOutcome
 from orchestrator.workflow.loader import load_text
 

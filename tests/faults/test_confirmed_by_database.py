@@ -22,7 +22,7 @@ from orchestrator.ledger.lease import OPEN, LeaseState
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.types import LeaseRecord
 from orchestrator.recovery.open_leases import close_left_over, left_over
-from orchestrator.redaction import Redactor
+from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.types import RunOutcome
 
 STEP = """

@@ -26,7 +26,7 @@ from orchestrator.ledger.events import OrphansSwept, RunStarted, RunState
 from orchestrator.ledger.ids import new_run_id, new_step_key
 from orchestrator.ledger.lease import FINAL, LeaseState
 from orchestrator.recovery.open_leases import close_left_over, left_over
-from orchestrator.redaction import Redactor
+from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.types import RunOutcome
 from orchestrator.vault.config import VaultConfig
 

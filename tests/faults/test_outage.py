@@ -19,7 +19,7 @@ from orchestrator.ledger.events import RunState
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.lease import FINAL, LeaseState
 from orchestrator.recovery.open_leases import close_left_over, left_over
-from orchestrator.redaction import Redactor
+from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import RunOutcome, RunRequest, Services
 from orchestrator.workflow.loader import LoadedWorkflow, load_text

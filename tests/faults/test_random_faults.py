@@ -39,7 +39,7 @@ from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.types import LeaseFilter
 from orchestrator.recovery.open_leases import close_left_over, left_over
 from orchestrator.recovery.takeover import Recovery
-from orchestrator.redaction import Redactor
+from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.runner import Runner
 from orchestrator.workflow.loader import load_text
 

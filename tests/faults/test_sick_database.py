@@ -21,7 +21,7 @@ from orchestrator.ledger.types import LeaseRecord
 from orchestrator.recovery.closing_pass import Leftover
 from orchestrator.recovery.open_leases import close_left_over, left_over
 from orchestrator.recovery.orphans import ConnectionSwept, sweep_orphans
-from orchestrator.redaction import Redactor
+from orchestrator.redaction.redactor import Redactor
 
 HEALTHY = """
 version: 1

@@ -23,7 +23,7 @@ from orchestrator.actions.postgres.statements import Execute, ExecuteParams, Que
 from orchestrator.devstack.postgres_user import server_user
 from orchestrator.errors import StepFailed
 from orchestrator.grants.credential import Credential
-from orchestrator.redaction import Redactor
+from orchestrator.redaction.redactor import Redactor
 from orchestrator.secret import Secret
 
 CANARY = "canary-pw-4711-%/+"

@@ -29,7 +29,7 @@ from orchestrator.ledger.ids import new_run_id, new_step_key
 from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.types import LeaseFilter, LeaseRecord, LedgerWriter
 from orchestrator.recovery.open_leases import close_leases
-from orchestrator.redaction import Redactor
+from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.types import Services
 from orchestrator.workflow.loader import load_text
 

@@ -27,7 +27,7 @@ from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.reading.queries import SWEEP_WORKFLOW
 from orchestrator.recovery.orphans import ConnectionSwept, databases, step_key_of, sweep_id, sweep_orphans
 from orchestrator.recovery.takeover import Recovery
-from orchestrator.redaction import Redactor
+from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.types import Services
 
 T = TypeVar("T")

@@ -149,7 +149,7 @@ def test_a_role_that_vault_lost_is_found_by_its_step_key_and_dropped(bench: Benc
     from orchestrator.credentials.types import Attempt
     from orchestrator.ledger.events import RunStarted
     from orchestrator.ledger.ids import new_run_id, new_step_key
-    from orchestrator.redaction import Redactor
+    from orchestrator.redaction.redactor import Redactor
 
     mine, other = new_step_key("lost"), new_step_key("lost")
     for key in (mine, other):

@@ -25,7 +25,7 @@ from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.types import LeaseRecord
 from orchestrator.recovery.irrevocable import Irrevocable, close_irrevocable
-from orchestrator.redaction import Redactor
+from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.types import RunOutcome, Services
 from orchestrator.vault.faults import VaultRefused
 

@@ -16,7 +16,7 @@ from orchestrator.errors import ExitCode
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.recovery.closing_pass import Leftover
 from orchestrator.recovery.open_leases import close_left_over, left_over
-from orchestrator.redaction import Redactor
+from orchestrator.redaction.redactor import Redactor
 
 
 def in_database(bench: Bench, name: str, statement: str) -> list[Any]:

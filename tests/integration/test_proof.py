@@ -24,7 +24,7 @@ from orchestrator.proof.forbidden import Verdict
 from orchestrator.proof.page import page
 from orchestrator.proof.report import GrantProof, Proof
 from orchestrator.proof.service import Prover
-from orchestrator.redaction import Redactor
+from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.types import RunRequest
 from orchestrator.workflow.inputs import bind_inputs
 from orchestrator.workflow.loader import load_text

@@ -27,7 +27,7 @@ from orchestrator.proof.examine import Examination
 from orchestrator.proof.forbidden import Verdict
 from orchestrator.proof.report import Proof
 from orchestrator.proof.service import Prover
-from orchestrator.redaction import Redactor
+from orchestrator.redaction.redactor import Redactor
 from orchestrator.replication import unknown_login
 from orchestrator.runs.types import RunOutcome, RunRequest
 from orchestrator.workflow.inputs import bind_inputs

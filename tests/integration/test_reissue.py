@@ -29,7 +29,7 @@ from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.recovery.open_leases import close_left_over, left_over
 from orchestrator.recovery.takeover import Recovery
-from orchestrator.redaction import Redactor
+from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.types import RunOutcome
 from orchestrator.workflow.loader import load_text
 from orchestrator.workflow.problems import InvalidWorkflow

@@ -32,7 +32,7 @@ from orchestrator.ledger.events import RunState
 from orchestrator.ledger.lease import FINAL, LeaseState
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.recovery.open_leases import close_left_over, left_over
-from orchestrator.redaction import Redactor
+from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.types import RunOutcome
 from orchestrator.secret import Secret
 from orchestrator.vault.config import AppRoleAuth, Auth, TokenAuth, TokenFileAuth, VaultConfig

@@ -15,7 +15,7 @@ from orchestrator.assembly import open_services
 from orchestrator.errors import ExitCode
 from orchestrator.ledger.events import LeaseIssued, RunStarted, StepState
 from orchestrator.ledger.ids import new_run_id
-from orchestrator.redaction import Redactor
+from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import RunOutcome, RunRequest
 from orchestrator.secret import Secret

@@ -22,7 +22,7 @@ from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.types import LeaseFilter, LedgerReader
 from orchestrator.policy.types import Decision, PolicyRequest
 from orchestrator.recovery.open_leases import close_left_over, left_over
-from orchestrator.redaction import Redactor
+from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import RunOutcome, RunRequest, Services
 from orchestrator.secret import Secret

@@ -10,7 +10,7 @@ from urllib.parse import quote, quote_plus
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from orchestrator.redaction import MASK, SHORTEST, Redactor
+from orchestrator.redaction.redactor import MASK, SHORTEST, Redactor
 from orchestrator.secret import Secret
 
 LINES = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=8, max_size=30)

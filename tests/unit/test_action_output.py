@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.actions.output import check_output, keep
 from orchestrator.errors import OutputRefused
-from orchestrator.redaction import Redactor
+from orchestrator.redaction.redactor import Redactor
 from orchestrator.secret import Secret
 
 CANARY = "canary-7f3a9/+!x"

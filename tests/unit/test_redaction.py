@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from orchestrator.redaction import RedactingFilter, Redactor, redact_exception
+from orchestrator.redaction.redactor import RedactingFilter, Redactor, redact_exception
 from orchestrator.secret import Secret
 
 CANARY = "canary-7f3a9/+!x"

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.redaction import Redactor
-from orchestrator.redaction_forms import recognisable
+from orchestrator.redaction.forms import recognisable
+from orchestrator.redaction.redactor import Redactor
 from orchestrator.secret import Secret
 
 BY_CHANCE = [

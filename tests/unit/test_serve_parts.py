@@ -11,6 +11,7 @@ from typing import cast
 import pytest
 
 from orchestrator.actions.catalog import catalog
+from orchestrator.cli.log_format import LogFormat, formatter
 from orchestrator.errors import ExitCode, UsageError, VaultUnreachable
 from orchestrator.ledger.coordination.schedules import ScheduleState
 from orchestrator.ledger.events import (
@@ -22,8 +23,7 @@ from orchestrator.ledger.events import (
     RunStarted,
     RunState,
 )
-from orchestrator.log_format import LogFormat, formatter
-from orchestrator.redaction import RedactingFilter, Redactor
+from orchestrator.redaction.redactor import RedactingFilter, Redactor
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import Interruption, RunOutcome, RunRequest
 from orchestrator.scheduling.launcher import SECRETS_KEPT, Launcher

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cli.vault_login import vault_config
 from orchestrator.errors import UsageError
 from orchestrator.settings import Settings, load_settings
 from orchestrator.vault.config import AppRoleAuth, JwtAuth, KubernetesAuth, TokenAuth, TokenFileAuth
-from orchestrator.vault_login import vault_config
 
 PASSWORD = "canary-5f2c"
 

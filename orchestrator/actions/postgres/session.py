@@ -14,7 +14,7 @@ from orchestrator.actions.base import StepContext
 from orchestrator.actions.references import credential_of, field_of, redactor_for, within_deadline
 from orchestrator.errors import StepFailed
 from orchestrator.grants.credential import Credential
-from orchestrator.redaction import Redactor
+from orchestrator.redaction.redactor import Redactor
 from orchestrator.replication import WAIT_SECONDS, Arrival, unknown_login
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from orchestrator.actions.references import credential_of, redactor_for, secret_
 from orchestrator.errors import OutputRefused, StepFailed
 from orchestrator.grants.credential import Credential
 from orchestrator.jsontypes import JsonObject, JsonValue
-from orchestrator.redaction import Redactor
+from orchestrator.redaction.redactor import Redactor
 from orchestrator.secret import Secret
 
 _STDERR_SHOWN = 2000

@@ -19,7 +19,7 @@ from orchestrator.actions.references import redactor_for, within_deadline
 from orchestrator.errors import OutputRefused, StepFailed
 from orchestrator.grants.credential import Credential
 from orchestrator.jsontypes import JsonObject, JsonValue
-from orchestrator.redaction import Redactor
+from orchestrator.redaction.redactor import Redactor
 
 _MESSAGE_SHOWN = 500
 _IDENTIFIER = r"[A-Za-z_]\w*"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli import options
-from orchestrator.log_format import LogFormat
+from orchestrator.cli.log_format import LogFormat
 
 if TYPE_CHECKING:
     from orchestrator.runs.engines.types import EngineName

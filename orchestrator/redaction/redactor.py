@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from orchestrator.jsontypes import JsonValue
-from orchestrator.redaction_forms import Needle, lines_of, needles_of, spelled, unescaped, unquoted, whole_forms_of
+from orchestrator.redaction.forms import Needle, lines_of, needles_of, spelled, unescaped, unquoted, whole_forms_of
 from orchestrator.secret import Secret
 
 MASK = "***"

@@ -1,0 +1,1 @@
+"""Taking secrets out of what is logged and told, and seeing them in what a step puts out."""
