@@ -48,7 +48,7 @@ def rewritten(
     for need in needs:
         _Grant(places, need).write()
     try:
-        result = load_text(places.edited(), filename=loaded.source.filename, actions=actions)
+        result = load_text(places.edited(), filename=loaded.filename, actions=actions)
     except InvalidWorkflow as error:
         raise UsageError("the edited file would not be a valid workflow; nothing was written") from error
     if _without_privileges(result.workflow, needs) != _without_privileges(loaded.workflow, needs):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,24 @@ from orchestrator.workflow.source import Source, parse
 
 @dataclass(frozen=True, slots=True)
 class LoadedWorkflow:
-    """A valid workflow, with the digest of its text (`sha256:HEX`) and the positions of everything in it."""
+    """A valid workflow, with the digest of its text (`sha256:HEX`).
+
+    The positions of everything in it are found again when they are asked for: a scheduler keeps many workflows.
+    """
 
     workflow: Workflow
     digest: str
-    source: Source
+    filename: str
     text: str = field(repr=False)
 
     def problem(self, path: Sequence[str | int], message: str, hint: str = "", *, warning: bool = False) -> Problem:
         """A finding at a place of the file, for whoever checks more than the language does."""
-        return self.source.problem(path, message, hint, warning=warning)
+        return _source(self.text, self.filename).problem(path, message, hint, warning=warning)
+
+
+@lru_cache(maxsize=1)
+def _source(text: str, filename: str) -> Source:
+    return parse(text, filename)
 
 
 def load(path: Path, *, actions: ActionCatalog) -> LoadedWorkflow:
@@ -57,7 +66,7 @@ def load_text(text: str, *, filename: str, actions: ActionCatalog) -> LoadedWork
     if workflow is None:
         raise InvalidWorkflow([source.at(1, 1, "a workflow is a map with `version`, `name`, `agent` and `steps`")])
     digest = "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-    return LoadedWorkflow(workflow, digest, source, text)
+    return LoadedWorkflow(workflow, digest, filename, text)
 
 
 def _validated(source: Source) -> Workflow | None:

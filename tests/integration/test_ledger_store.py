@@ -40,8 +40,8 @@ from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.storage import migrations
 from orchestrator.ledger.storage.codec import event_from_json, event_to_text
 from orchestrator.ledger.storage.connect import connect
+from orchestrator.ledger.storage.indexes import metadata
 from orchestrator.ledger.storage.schema import CURRENT, REVISIONS
-from orchestrator.ledger.storage.tables import metadata
 from orchestrator.ledger.types import LeaseFilter, LedgerReader, LedgerWriter
 from orchestrator.ledger.writing.committer import Committer
 from orchestrator.ledger.writing.jobs import Append

@@ -10,6 +10,15 @@ import pytest
 
 COMMAND = [sys.executable, "-c", "import sys; from orchestrator.cli.main import main; sys.exit(main())"]
 
+FEEDBACK = """version: 1
+name: feedback
+agent: ann
+steps:
+  tell:
+    action: exec
+    with: { command: [/bin/echo, hello] }
+"""
+
 
 def orchestrator(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -79,6 +88,79 @@ def test_the_start_imports_nothing_heavy() -> None:
     code = f"import sys, orchestrator.cli.main; print([name for name in {heavy!r} if name in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+SERVICES = ("hvac", "requests", "httpx", "aiohttp", "slack_sdk", "psycopg", "regorus", "pglast", "alembic", "rich")
+"""What only a run, a migration or a terminal needs."""
+
+LEDGER = ("sqlalchemy",)
+WRITER = ("orchestrator.ledger.writing", "sqlalchemy.dialects.postgresql", "pydantic_settings", "orchestrator.grants")
+LANGUAGE = ("orchestrator.workflow.loader", "pydantic_settings")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "not_needed"),
+    [
+        (["--help"], (*SERVICES, *LEDGER, *LANGUAGE, "asyncio", "pydantic")),
+        (["leases", "list"], (*SERVICES, *WRITER, "orchestrator.workflow.loader")),
+        (["leases", "list", "--state", "revoking", "--json"], (*SERVICES, *WRITER, "orchestrator.workflow.loader")),
+        (["runs", "list"], (*SERVICES, *WRITER, "orchestrator.workflow.loader")),
+        (["validate", "feedback.yaml"], (*SERVICES, *LEDGER, "pydantic_settings")),
+    ],
+    ids=lambda value: "-".join(value[:2]) if isinstance(value, list) else "",
+)
+def test_a_cheap_command_imports_nothing_that_it_does_not_need(
+    tmp_path: Path, arguments: list[str], not_needed: tuple[str, ...]
+) -> None:
+    (tmp_path / "feedback.yaml").write_text(FEEDBACK)
+    assert orchestrator("runs", "list", cwd=tmp_path).returncode == 0, "the ledger is made by the first command"
+    code = (
+        "import sys; from orchestrator.cli.main import main; code = main(sys.argv[1:]);"
+        f"print([name for name in {not_needed!r} if name in sys.modules], file=sys.stderr); sys.exit(code)"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path),
+            "VAULT_ADDR": "https://vault.example",
+            "LC_ALL": "C.UTF-8",
+        },
+    )
+    assert (shown.returncode, shown.stderr.splitlines()[-1]) == (0, "[]"), shown.stderr
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"VAULT_ADDR": "vault.example"},
+        {"VAULT_ADDR": "https://someone:secret@vault.example"},
+        {"ORCHESTRATOR_ENDPOINTS__SUPPORT": "postgresql://someone:secret@db/support"},
+        {"orchestrator_grace": "soon"},
+    ],
+)
+def test_a_list_still_tells_of_a_setting_that_is_wrong(tmp_path: Path, variables: dict[str, str]) -> None:
+    shown = orchestrator("runs", "list", cwd=tmp_path, **variables)
+    assert shown.returncode == 2
+    assert shown.stderr.startswith("error: ")
+    assert "secret" not in shown.stderr
+
+
+def test_a_list_is_of_the_ledger_that_the_settings_name(tmp_path: Path) -> None:
+    """However it is named: a variable wins over the file, and an empty one says nothing."""
+    (tmp_path / "settings.toml").write_text(f'ledger_url = "{tmp_path}/by-file.db"')
+    for variables, expected in (
+        ({"ORCHESTRATOR_CONFIG": "settings.toml"}, "by-file.db"),
+        ({"ORCHESTRATOR_CONFIG": "settings.toml", "ORCHESTRATOR_LEDGER_URL": f"{tmp_path}/by-name.db"}, "by-name.db"),
+        ({"orchestrator_ledger_url": f"{tmp_path}/lower.db"}, "lower.db"),
+        ({"ORCHESTRATOR_LEDGER_URL": "", "XDG_STATE_HOME": str(tmp_path / "state")}, "state/orchestrator/ledger.db"),
+    ):
+        assert not (tmp_path / expected).exists()
+        assert orchestrator("leases", "list", cwd=tmp_path, **variables).returncode == 0
+        assert (tmp_path / expected).exists()
 
 
 def test_the_version_is_told() -> None:

@@ -1,8 +1,8 @@
-"""The tables as SQLAlchemy knows them. `migrations/` creates them; a test holds the two together.
+"""The tables as SQLAlchemy knows them, without their indexes, which are in `indexes`. `migrations/` creates both.
 
-Only text and whole numbers are stored, so that a value is the same text in both databases: times as
-ISO 8601 in UTC, JSON in its canonical form. On PostgreSQL text sorts by code point (collation "C"), as
-in SQLite, which prefix searches and times rely on.
+A test holds them together. Only text and whole numbers are stored, so that a value is the same text in both
+databases: times as ISO 8601 in UTC, JSON in its canonical form. On PostgreSQL text sorts by code point
+(collation "C"), as in SQLite, which prefix searches and times rely on.
 """
 
 from __future__ import annotations
@@ -11,13 +11,11 @@ from sqlalchemy import (
     BigInteger,
     Column,
     ForeignKey,
-    Index,
     Integer,
     MetaData,
     PrimaryKeyConstraint,
     Table,
     Text,
-    TextClause,
     text,
 )
 
@@ -37,11 +35,6 @@ NO_SWEEP = text(f"workflow <> '{SWEEP_WORKFLOW}'")
 IS_RUNNING = text("state = 'running'")
 IS_TO_CANCEL = text("cancel IS NOT NULL")
 
-
-def _partial(name: str, *columns: str, where: TextClause) -> Index:
-    return Index(name, *columns, sqlite_where=where, postgresql_where=where)
-
-
 run = Table(
     "run",
     metadata,
@@ -60,10 +53,6 @@ run = Table(
     Column("finished_at", TEXT),
     Column("exit_code", Integer),
     Column("reason", TEXT, nullable=False),
-    _partial("run_by_time", "started_at", "run_id", where=NO_SWEEP),
-    _partial("run_by_state", "state", "started_at", "run_id", where=NO_SWEEP),
-    Index("run_by_workflow", "workflow", "state", "started_at", "run_id"),
-    _partial("run_running", "run_id", where=IS_RUNNING),
     sqlite_with_rowid=False,
 )
 """One row a run. `fence`, `seq` and `head` are the chain's; the rest follows from the events."""
@@ -126,25 +115,8 @@ lease = Table(
     Column("revoking_since", TEXT),
     Column("failed_tries", Integer, nullable=False, server_default="0"),
     Column("last_try_at", TEXT),
-    Index("lease_by_time", "requested_at", "lease_id"),
-    Index("lease_by_run", "run_id", "requested_at", "lease_id"),
-    Index("lease_by_step_key", "step_key"),
-    _partial("lease_by_vault_lease_id", "vault_lease_id", where=HAS_VAULT_LEASE),
-    _partial("lease_open", "requested_at", "lease_id", where=IS_OPEN),
-    _partial("lease_by_state", "state", "requested_at", "lease_id", where=IS_CLOSED),
-    _partial("lease_by_workflow", "workflow", "state", "requested_at", "lease_id", where=IS_CLOSED),
-    _partial("lease_by_workflow_step", "workflow", "step", "state", "requested_at", "lease_id", where=IS_CLOSED),
-    _partial("lease_by_step", "step", "state", "requested_at", "lease_id", where=IS_CLOSED),
-    _partial("lease_by_agent", "agent", "state", "requested_at", "lease_id", where=IS_CLOSED),
-    _partial("lease_by_grant_kind", "grant_kind", "state", "requested_at", "lease_id", where=IS_CLOSED),
-    _partial("lease_by_resource", "resource", "state", "requested_at", "lease_id", where=IS_CLOSED),
 )
-"""One row a lease. `closed_at` is set exactly where `state` is final.
-
-What is open is few and changes often; what is closed is many and never changes again. So open leases are in one
-small index, and a lease enters the indexes of the filters once, when it is closed. There each filter is followed
-by the state, so that both together, or either, are answered in the order of time: `ledger.reading.lease_queries`.
-"""
+"""One row a lease. `closed_at` is set exactly where `state` is final."""
 
 schedule = Table(
     "schedule",
@@ -189,8 +161,6 @@ run_owner = Table(
     Column("run_id", TEXT, primary_key=True),
     Column("runner_id", TEXT, nullable=False),
     Column("cancel", TEXT),
-    Index("run_owner_by_runner", "runner_id", "run_id"),
-    _partial("run_owner_to_cancel", "runner_id", where=IS_TO_CANCEL),
     sqlite_with_rowid=False,
 )
 """Which process drives a run, written before the run begins, and why somebody wants it cancelled."""
@@ -216,7 +186,6 @@ queued_run = Table(
     Column("max_runs", Integer, nullable=False),
     Column("queued_at", TEXT, nullable=False),
     Column("claimed_by", TEXT),
-    Index("queued_run_by_time", "queued_at", "run_id"),
     sqlite_with_rowid=False,
 )
 """Runs that wait for a worker, and those that one has claimed until they end. `max_runs` 0: as many as there are."""

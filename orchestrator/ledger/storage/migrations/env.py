@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from orchestrator.ledger.storage.tables import metadata
+from orchestrator.ledger.storage.indexes import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

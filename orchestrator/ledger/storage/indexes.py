@@ -1,0 +1,52 @@
+"""The indexes of the tables. Kept apart from them, since only a migration needs to know them as SQLAlchemy does.
+
+Of leases, what is open is few and changes often; what is closed is many and never changes again. So open leases are
+in one small index, and a lease enters the indexes of the filters once, when it is closed. There each filter is
+followed by the state, so that both together, or either, are answered in the order of time: see
+`orchestrator.ledger.reading.lease_queries`.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Index, Table, TextClause
+
+from orchestrator.ledger.storage.tables import (
+    HAS_VAULT_LEASE,
+    IS_CLOSED,
+    IS_OPEN,
+    IS_RUNNING,
+    IS_TO_CANCEL,
+    NO_SWEEP,
+    lease,
+    queued_run,
+    run,
+    run_owner,
+)
+from orchestrator.ledger.storage.tables import metadata as metadata
+
+
+def _index(table: Table, name: str, *columns: str, where: TextClause | None = None) -> Index:
+    return Index(name, *(table.c[column] for column in columns), sqlite_where=where, postgresql_where=where)
+
+
+INDEXES = (
+    _index(run, "run_by_time", "started_at", "run_id", where=NO_SWEEP),
+    _index(run, "run_by_state", "state", "started_at", "run_id", where=NO_SWEEP),
+    _index(run, "run_by_workflow", "workflow", "state", "started_at", "run_id"),
+    _index(run, "run_running", "run_id", where=IS_RUNNING),
+    _index(run_owner, "run_owner_by_runner", "runner_id", "run_id"),
+    _index(run_owner, "run_owner_to_cancel", "runner_id", where=IS_TO_CANCEL),
+    _index(queued_run, "queued_run_by_time", "queued_at", "run_id"),
+    _index(lease, "lease_by_time", "requested_at", "lease_id"),
+    _index(lease, "lease_by_run", "run_id", "requested_at", "lease_id"),
+    _index(lease, "lease_by_step_key", "step_key"),
+    _index(lease, "lease_by_vault_lease_id", "vault_lease_id", where=HAS_VAULT_LEASE),
+    _index(lease, "lease_open", "requested_at", "lease_id", where=IS_OPEN),
+    _index(lease, "lease_by_state", "state", "requested_at", "lease_id", where=IS_CLOSED),
+    _index(lease, "lease_by_workflow", "workflow", "state", "requested_at", "lease_id", where=IS_CLOSED),
+    _index(lease, "lease_by_workflow_step", "workflow", "step", "state", "requested_at", "lease_id", where=IS_CLOSED),
+    _index(lease, "lease_by_step", "step", "state", "requested_at", "lease_id", where=IS_CLOSED),
+    _index(lease, "lease_by_agent", "agent", "state", "requested_at", "lease_id", where=IS_CLOSED),
+    _index(lease, "lease_by_grant_kind", "grant_kind", "state", "requested_at", "lease_id", where=IS_CLOSED),
+    _index(lease, "lease_by_resource", "resource", "state", "requested_at", "lease_id", where=IS_CLOSED),
+)
