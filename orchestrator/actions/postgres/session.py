@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.actions.base import StepContext
 from orchestrator.actions.references import credential_of, field_of, redactor_for, within_deadline
+from orchestrator.credentials.arrival import WAIT_SECONDS, Arrival, unknown_login
 from orchestrator.errors import StepFailed
 from orchestrator.grants.credential import Credential
 from orchestrator.redaction import Redactor
-from orchestrator.replication import WAIT_SECONDS, Arrival, unknown_login
 
 if TYPE_CHECKING:
     import psycopg
