@@ -21,6 +21,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from orchestrator.credentials.arrival import unknown_login
 from orchestrator.credentials.broker import Broker
 from orchestrator.credentials.standby import at_standby, is_standby, not_known, replayed
 from orchestrator.credentials.types import Attempt, LeasesOfRun, LoginLeft, SweptLogins
@@ -28,7 +29,6 @@ from orchestrator.errors import Unreachable
 from orchestrator.grants.policy_names import BrokerDuty, duty_policy_name, duty_role_name
 from orchestrator.grants.scope import Scope
 from orchestrator.ledger.ids import new_step_key
-from orchestrator.replication import unknown_login
 
 if TYPE_CHECKING:
     import psycopg

@@ -6,8 +6,8 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+from orchestrator.credentials.arrival import WAIT_SECONDS
 from orchestrator.errors import Unreachable
-from orchestrator.replication import WAIT_SECONDS
 
 if TYPE_CHECKING:
     import psycopg

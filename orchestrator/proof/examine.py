@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 
+from orchestrator.credentials.arrival import WAIT_SECONDS, Arrival
 from orchestrator.errors import Unreachable
 from orchestrator.grants.credential import Credential
 from orchestrator.grants.privileges import qualified
@@ -17,7 +18,6 @@ from orchestrator.proof.comparison import Comparison, compare, expected
 from orchestrator.proof.forbidden import Trial, Verdict, try_forbidden
 from orchestrator.proof.holdings import holdings, share
 from orchestrator.proof.report import GrantProof
-from orchestrator.replication import WAIT_SECONDS, Arrival
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -238,7 +238,7 @@ def _leftovers(services: Services) -> Callable[[], Awaitable[None]]:
     async def leftovers() -> None:
         records = await asyncio.to_thread(left_over, services.reader)
         due = [lease for lease in records if is_due(lease, services.clock.now())]
-        for found in await close_left_over(services, due):
+        for found in await close_left_over(services, due, at_once=False):
             if found.confirmed:
                 log.info("lease %s is gone at last", found.lease.lease_id, extra={"lease": found.lease.lease_id})
 

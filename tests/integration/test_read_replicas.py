@@ -17,6 +17,7 @@ from test_proof import excess, of
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.assembly import open_services
+from orchestrator.credentials.arrival import unknown_login
 from orchestrator.credentials.types import Attempt
 from orchestrator.devstack.postgres import Postgres
 from orchestrator.devstack.stack import DevStack
@@ -27,8 +28,12 @@ from orchestrator.proof.examine import Examination
 from orchestrator.proof.forbidden import Verdict
 from orchestrator.proof.report import Proof
 from orchestrator.proof.service import Prover
+<<<<<<< HEAD
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.replication import unknown_login
+=======
+from orchestrator.redaction import Redactor
+>>>>>>> promises
 from orchestrator.runs.types import RunOutcome, RunRequest
 from orchestrator.workflow.inputs import bind_inputs
 from orchestrator.workflow.loader import load_text
@@ -147,7 +152,7 @@ def test_a_step_waits_with_the_same_login_until_the_standby_knows_it(replicated:
     assert outcome.exit_code is ExitCode.DONE, {name: error.message for name, error in outcome.errors.items()}
     assert replicated.rows()[0]["standby"] is True
     leases = replicated.bench.history(outcome.run_id)
-    assert [lease.grant_kind for lease in leases].count("database") == 1
+    assert [lease.grant for lease in leases].count("db") == 1
     assert [WAITS in message for message in listener.heard] == [True], "it is said once"
 
 
@@ -160,7 +165,7 @@ def test_a_standby_that_is_further_behind_fails_the_step_and_says_what_may_be_wr
     replicated: Replicated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replicated.bench.install(load_text(READS, filename="x.yaml", actions=catalog).workflow)
-    monkeypatch.setattr("orchestrator.replication.WAIT_SECONDS", 0.5)
+    monkeypatch.setattr("orchestrator.credentials.arrival.WAIT_SECONDS", 0.5)
     replicated.standby.pause()
     outcome = replicated.run(READS, install=False)
     error = outcome.errors["read"]

@@ -24,7 +24,15 @@ from orchestrator.workflow.inputs import bind_inputs
 from orchestrator.workflow.loader import load_text
 
 TOKEN = "abcdefgh-1234-token"
-COMPANIONS = {"token": TOKEN, "retries": "1", "environment": "production", "region": "eu-central-1", "debug": "true"}
+UNDECLARED = "https://translate.example.org/v2"
+COMPANIONS = {
+    "token": TOKEN,
+    "retries": "1",
+    "environment": "production",
+    "region": "eu-central-1",
+    "debug": "true",
+    "address": UNDECLARED,
+}
 READ = "{ kind: database, connection: support, role: feedback-read }"
 
 
@@ -70,6 +78,7 @@ ORDINARY = (
     "'the region eu-central-1'",
     "encode('production', 'base64')",
     "encode('production', 'hex')",
+    f"'{UNDECLARED}'",
 )
 
 

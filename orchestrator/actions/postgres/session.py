@@ -12,10 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.actions.base import StepContext
 from orchestrator.actions.references import credential_of, field_of, redactor_for, within_deadline
+from orchestrator.credentials.arrival import WAIT_SECONDS, Arrival, unknown_login
 from orchestrator.errors import StepFailed
 from orchestrator.grants.credential import Credential
+<<<<<<< HEAD
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.replication import WAIT_SECONDS, Arrival, unknown_login
+=======
+from orchestrator.redaction import Redactor
+>>>>>>> promises
 
 if TYPE_CHECKING:
     import psycopg
