@@ -28,12 +28,7 @@ from orchestrator.proof.examine import Examination
 from orchestrator.proof.forbidden import Verdict
 from orchestrator.proof.report import Proof
 from orchestrator.proof.service import Prover
-<<<<<<< HEAD
 from orchestrator.redaction.redactor import Redactor
-from orchestrator.replication import unknown_login
-=======
-from orchestrator.redaction import Redactor
->>>>>>> promises
 from orchestrator.runs.types import RunOutcome, RunRequest
 from orchestrator.workflow.inputs import bind_inputs
 from orchestrator.workflow.loader import load_text

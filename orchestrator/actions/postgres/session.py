@@ -15,12 +15,7 @@ from orchestrator.actions.references import credential_of, field_of, redactor_fo
 from orchestrator.credentials.arrival import WAIT_SECONDS, Arrival, unknown_login
 from orchestrator.errors import StepFailed
 from orchestrator.grants.credential import Credential
-<<<<<<< HEAD
 from orchestrator.redaction.redactor import Redactor
-from orchestrator.replication import WAIT_SECONDS, Arrival, unknown_login
-=======
-from orchestrator.redaction import Redactor
->>>>>>> promises
 
 if TYPE_CHECKING:
     import psycopg
