@@ -33,18 +33,15 @@ def config_file() -> Path | None:
     return path if (path := Path("orchestrator.toml")).is_file() else None
 
 
-def ledger_location() -> str:
-    """The URL of the ledger that the settings name.
+def ledger_location() -> str | None:
+    """The URL of the ledger that the settings name, or None where all settings are to be read for it.
 
-    The other settings are read, and checked, where there is a file or a variable that could be wrong. Raises
-    UsageError as `orchestrator.settings.load_settings` does.
+    They are, and are checked by it, where there is a file or a variable that could be wrong. Raises UsageError.
     """
     given = {name: value for name, value in os.environ.items() if name.upper().startswith((PREFIX, *_OF_VAULT))}
     if config_file() is None and all(value and _cannot_be_wrong(name, value) for name, value in given.items()):
         return given.get(f"{PREFIX}LEDGER_URL") or default_ledger()
-    from orchestrator.settings import load_settings
-
-    return load_settings().ledger_location()
+    return None
 
 
 def _cannot_be_wrong(name: str, value: str) -> bool:

@@ -120,10 +120,10 @@ class Scheduler:
                 entry = Entry(self._context, found.workflows[name], state.handled, state.paused)
                 self._entries[name], self._due[name] = entry, entry.next_due()
         self._catalogue = found
-        for name, loaded in found.workflows.items():
+        for name, known_now in found.workflows.items():
             entry = self._entries[name]
-            if entry.loaded is not loaded:
-                entry.replace(loaded, self._context.services.clock.now())
+            if entry.known is not known_now:
+                entry.replace(known_now, self._context.services.clock.now())
                 self._due[name] = entry.next_due()
 
     async def _attend(self) -> None:
