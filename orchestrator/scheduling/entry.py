@@ -16,12 +16,12 @@ from orchestrator.runs.runner import Runner
 from orchestrator.runs.triggers import SERVICE_TRIGGERS, TRIGGER_REQUEST, TRIGGER_SCHEDULE
 from orchestrator.runs.types import RunRequest, Services
 from orchestrator.scheduling.fires import Fire, requested
+from orchestrator.scheduling.folder import KnownWorkflow
 from orchestrator.scheduling.launcher import Launched, Launcher
 from orchestrator.scheduling.overlap import QUEUE_LIMIT, Decision, Verdict, admit, due, next_due
 from orchestrator.scheduling.state import StateChange, change_state
 from orchestrator.telemetry.metrics import Metrics
 from orchestrator.workflow.inputs import bind_inputs
-from orchestrator.workflow.loader import LoadedWorkflow
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Entry:
     """
 
     context: SchedulerContext
-    loaded: LoadedWorkflow
+    known: KnownWorkflow
     seen: datetime
     paused: bool = False
     waiting: deque[Fire] = field(default_factory=deque)
@@ -55,17 +55,17 @@ class Entry:
     @property
     def name(self) -> str:
         """The workflow's name."""
-        return self.loaded.workflow.name
+        return self.known.name
 
-    def replace(self, loaded: LoadedWorkflow, now: datetime) -> None:
+    def replace(self, known: KnownWorkflow, now: datetime) -> None:
         """Go on with another version of the workflow. Times of a new schedule count from now on only."""
-        if loaded.workflow.schedule != self.loaded.workflow.schedule:
+        if known.schedule != self.known.schedule:
             self.seen = max(self.seen, now)
-        self.loaded = loaded
+        self.known = known
 
     def next_due(self) -> datetime | None:
         """When `step` is next to be called for the schedule's sake; None: not for its sake."""
-        schedule = self.loaded.workflow.schedule
+        schedule = self.known.schedule
         if schedule is None or self.paused:
             return None
         fire = next_due(schedule, self.name, after=self.seen)
@@ -82,7 +82,7 @@ class Entry:
         fire = requested(self.name, at)
         if fire not in self.waiting and all(fire.run_id != one.run_id for one in self.running):
             decision = admit(
-                self.loaded.workflow.schedule,
+                self.known.schedule,
                 fire,
                 running=await self._going_on(),
                 waiting=len(self.waiting),
@@ -93,7 +93,7 @@ class Entry:
             await self._change(partial(_struck_out, at))
 
     async def _scheduled(self) -> None:
-        schedule = self.loaded.workflow.schedule
+        schedule = self.known.schedule
         if schedule is None:
             return
         room = QUEUE_LIMIT - len(self.waiting)
@@ -151,15 +151,15 @@ class Entry:
 
     async def _start(self, fire: Fire) -> None:
         """Start the run of a fire, unless the ledger has it already. Raises LedgerError."""
-        workflow = self.loaded.workflow
-        given = workflow.schedule.inputs if workflow.schedule else {}
+        given = self.known.schedule.inputs if self.known.schedule else {}
         try:
-            bound = bind_inputs(workflow, given)
+            loaded = await asyncio.to_thread(self.known.load)
+            bound = bind_inputs(loaded.workflow, given)
         except UsageError as error:  # only of a workflow that has no schedule: else it was checked
             log.error("%s cannot be run: %s", self.name, error.message)
             self._skipped(Decision(fire, Verdict.SKIP, "inputs"))
             return
-        request = RunRequest(run_id=fire.run_id, loaded=self.loaded, inputs=bound, trigger=fire.trigger)
+        request = RunRequest(run_id=fire.run_id, loaded=loaded, inputs=bound, trigger=fire.trigger)
         launched = self.context.launcher.launch(Runner(self.context.services), request)
         self.running.append(launched)
         launched.task.add_done_callback(lambda _: self.running.remove(launched))

@@ -14,7 +14,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from orchestrator.errors import UsageError
-from orchestrator.workflow.loader import LoadedWorkflow, load
+from orchestrator.workflow.loader import LoadedWorkflow, load, load_text
+from orchestrator.workflow.models import Schedule, Workflow
 from orchestrator.workflow.parameters import ActionCatalog
 
 log = logging.getLogger(__name__)
@@ -23,10 +24,31 @@ SUFFIXES = (".yaml", ".yml")
 Stamp = tuple[int, int, int]
 
 
+@dataclass(frozen=True, slots=True)
+class KnownWorkflow:
+    """What is kept of a valid workflow until it is run: its text, and when. Most wait for most of the time."""
+
+    name: str
+    schedule: Schedule | None
+    digest: str
+    filename: str
+    text: str = field(repr=False)
+    actions: ActionCatalog = field(repr=False)
+
+    @property
+    def workflow(self) -> Workflow:
+        """The whole of it, read again."""
+        return self.load().workflow
+
+    def load(self) -> LoadedWorkflow:
+        """The workflow to be run, as it was when the file was read. Raises InvalidWorkflow if an action is gone."""
+        return load_text(self.text, filename=self.filename, actions=self.actions)
+
+
 @dataclass(slots=True)
 class _File:
     stamp: Stamp
-    loaded: LoadedWorkflow | None = None
+    known: KnownWorkflow | None = None
     problem: str = ""
 
 
@@ -34,7 +56,7 @@ class _File:
 class Catalogue:
     """The workflows to schedule, by name, and how many files could not be loaded."""
 
-    workflows: Mapping[str, LoadedWorkflow] = field(default_factory=lambda: MappingProxyType({}))
+    workflows: Mapping[str, KnownWorkflow] = field(default_factory=lambda: MappingProxyType({}))
     invalid: int = 0
 
 
@@ -88,7 +110,7 @@ class WorkflowFolder:
         return stamps
 
     def _load(self, path: str, stamp: Stamp, known: _File | None) -> _File:
-        before = known.loaded if known else None
+        before = known.known if known else None
         try:
             loaded = load(Path(path), actions=self._actions)
         except UsageError as error:
@@ -97,21 +119,25 @@ class WorkflowFolder:
             return _File(stamp, before, error.message)
         if before is None or before.digest != loaded.digest:
             log.info("%s: loaded %s, %s", path, loaded.workflow.name, loaded.digest)
-        return _File(stamp, loaded)
+        workflow = loaded.workflow
+        return _File(
+            stamp,
+            KnownWorkflow(workflow.name, workflow.schedule, loaded.digest, path, loaded.text, self._actions),
+        )
 
     def _catalogued(self) -> Catalogue:
-        workflows: dict[str, LoadedWorkflow] = {}
+        workflows: dict[str, KnownWorkflow] = {}
         doubles = set()
         for path, file in sorted(self._files.items()):
-            if file.loaded is None:
+            if file.known is None:
                 continue
-            name = file.loaded.workflow.name
+            name = file.known.name
             if name in workflows:
                 doubles.add(path)
                 if path not in self._doubles:
                     log.error("%s: another file has a workflow %s already; this one is not scheduled", path, name)
             else:
-                workflows[name] = file.loaded
+                workflows[name] = file.known
         self._doubles = frozenset(doubles)
         invalid = sum(bool(file.problem) for file in self._files.values()) + len(doubles)
         return Catalogue(MappingProxyType(workflows), invalid)

@@ -6,13 +6,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
+from typing import Protocol
 
 from orchestrator.grants.models import format_duration
 from orchestrator.ledger.coordination.schedules import ScheduleState
 from orchestrator.scheduling.fires import Fire
 from orchestrator.scheduling.overlap import next_due
-from orchestrator.workflow.loader import LoadedWorkflow
 from orchestrator.workflow.models import Schedule
+
+
+class Scheduled(Protocol):
+    """A workflow that may have a schedule."""
+
+    @property
+    def schedule(self) -> Schedule | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,14 +39,14 @@ class ScheduleLine:
 
 
 def overview(
-    workflows: Mapping[str, LoadedWorkflow], states: Iterable[ScheduleState], now: datetime
+    workflows: Mapping[str, Scheduled], states: Iterable[ScheduleState], now: datetime
 ) -> Sequence[ScheduleLine]:
     """Every scheduled workflow of a folder, and what the ledger knows besides, by name."""
     known = {state.workflow: state for state in states}
     lines = []
     for name in sorted(workflows.keys() | known.keys()):
-        loaded, state = workflows.get(name), known.get(name)
-        schedule = loaded.workflow.schedule if loaded else None
+        found, state = workflows.get(name), known.get(name)
+        schedule = found.schedule if found else None
         if schedule is None and state is None:
             continue
         coming = upcoming(schedule, name, now, 1) if schedule and not (state and state.paused) else ()
@@ -50,7 +57,7 @@ def overview(
                 timezone=schedule.timezone if schedule and schedule.cron else "",
                 overlap=schedule.overlap if schedule else "",
                 catch_up=schedule.catch_up if schedule else "",
-                state=_state(loaded is not None, schedule, state),
+                state=_state(found is not None, schedule, state),
                 next=coming[0].due if coming else None,
                 handled=state.handled if state else None,
                 requested=state.requested if state else None,

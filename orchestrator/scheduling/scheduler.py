@@ -18,6 +18,11 @@ log = logging.getLogger(__name__)
 TICK = 1.0
 """Seconds between two looks at the folder and at what people asked for; also the longest sleep."""
 
+READING_SHARE = 1 / 500
+LONGEST_PAUSE = 3.0
+"""A large folder is looked through less often, so as to take no more than this share of the time; the pause between two
+looks is so many seconds at most."""
+
 RETRY = 2.0
 """Seconds; how long a workflow rests after the ledger did not answer."""
 
@@ -43,6 +48,7 @@ class Scheduler:
         self.loaded = False
         """Whether the folder was read at least once."""
         self._last_turn = context.services.clock.monotonic()
+        self._next_read = 0.0
 
     @property
     def entries(self) -> Mapping[str, Entry]:
@@ -93,7 +99,13 @@ class Scheduler:
                 self._context.metrics.failed("scheduling")
 
     async def _reload(self) -> None:
+        clock = self._context.services.clock
+        began = clock.monotonic()
+        if self._catalogue is not None and began < self._next_read:
+            return
         found = await asyncio.to_thread(self._folder.read)
+        ended = clock.monotonic()
+        self._next_read = ended + min((ended - began) / READING_SHARE, LONGEST_PAUSE)
         if found is self._catalogue:
             return
         self._context.metrics.loaded(len(found.workflows), found.invalid)
@@ -111,10 +123,10 @@ class Scheduler:
                 entry = Entry(self._context, found.workflows[name], state.handled, state.paused)
                 self._entries[name], self._due[name] = entry, entry.next_due()
         self._catalogue = found
-        for name, loaded in found.workflows.items():
+        for name, known_now in found.workflows.items():
             entry = self._entries[name]
-            if entry.loaded is not loaded:
-                entry.replace(loaded, self._context.services.clock.now())
+            if entry.known is not known_now:
+                entry.replace(known_now, self._context.services.clock.now())
                 self._due[name] = entry.next_due()
 
     async def _attend(self) -> None:
@@ -162,11 +174,10 @@ class Scheduler:
 
     async def _sleep(self) -> None:
         now = self._context.services.clock.now()
-        waits = [
-            max((at - now).total_seconds(), self._rest(name))
-            for name, at in self._due.items()
-            if at and name not in self._busy
-        ]
+        due = {name: at for name, at in self._due.items() if at and name not in self._busy}
+        waits = [max((at - now).total_seconds(), self._rest(name)) for name, at in due.items() if name in self._resting]
+        if soonest := min((at for name, at in due.items() if name not in self._resting), default=None):
+            waits.append((soonest - now).total_seconds())
         seconds = max(0.0, min(waits, default=TICK))
         try:
             # Not `wait_for`: in Python 3.11 it loses a cancellation that comes together with the wake.

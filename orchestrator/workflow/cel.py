@@ -9,8 +9,10 @@ which quote values, never reach an error of ours.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from types import ModuleType
 from typing import Any, TypeVar
 
 from orchestrator.errors import InvalidExpression
@@ -36,11 +38,23 @@ _UNKNOWN = re.compile(r"Undefined variable or function: '(\w+)'")
 _FUNCTION = re.compile(r"Function '(\w+)' error")
 
 
+@lru_cache(maxsize=1)
+def _engine() -> ModuleType:
+    """The CEL runtime, without the command line that its package imports along: 10 MiB and a tenth of a second."""
+    command_line = ModuleType("cel.cli")
+    given = sys.modules.setdefault("cel.cli", command_line)
+    try:
+        import cel
+    finally:
+        if given is command_line:
+            del sys.modules["cel.cli"]
+    return cel
+
+
 @lru_cache(maxsize=4096)
 def compiled(cel: str) -> Any:
     """The engine's program for a CEL text. Raises InvalidExpression for one that is too large, or is not CEL."""
-    import cel as engine
-
+    engine = _engine()
     if not cel:
         raise InvalidExpression("the expression is empty")
     _check_size(cel)

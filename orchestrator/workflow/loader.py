@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from orchestrator.errors import UsageError
 from orchestrator.workflow.checks import check
-from orchestrator.workflow.models import Workflow
+from orchestrator.workflow.models import Schedule, Workflow
 from orchestrator.workflow.parameters import ActionCatalog
 from orchestrator.workflow.problems import InvalidWorkflow, Problem
 from orchestrator.workflow.shape import report_errors, shape_problems
@@ -31,6 +31,11 @@ class LoadedWorkflow:
     digest: str
     filename: str
     text: str = field(repr=False)
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """When it is to be run by itself."""
+        return self.workflow.schedule
 
     def problem(self, path: Sequence[str | int], message: str, hint: str = "", *, warning: bool = False) -> Problem:
         """A finding at a place of the file, for whoever checks more than the language does."""

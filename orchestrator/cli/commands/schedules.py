@@ -57,9 +57,9 @@ def next_times(
     now = SystemClock().now()
     fires = [
         fire
-        for name, loaded in _read(folder).workflows.items()
-        if loaded.workflow.schedule is not None and workflow in (None, name)
-        for fire in upcoming(loaded.workflow.schedule, name, now, count)
+        for name, known in _read(folder).workflows.items()
+        if known.schedule is not None and workflow in (None, name)
+        for fire in upcoming(known.schedule, name, now, count)
     ]
     fires.sort(key=lambda fire: (fire.due, fire.workflow))
     if as_json:
