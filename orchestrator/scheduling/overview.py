@@ -19,7 +19,8 @@ class Scheduled(Protocol):
     """A workflow that may have a schedule."""
 
     @property
-    def schedule(self) -> Schedule | None: ...
+    def schedule(self) -> Schedule | None:
+        """When it is due; None for a workflow that nothing schedules."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

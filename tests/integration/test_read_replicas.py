@@ -225,7 +225,7 @@ def sweep(replicated: Replicated, key: str, *, primary: bool) -> tuple[str, ...]
             until = time.monotonic() + 30
             attempt = Attempt(run_id, fence, "w", "lost", 1, "a", key, (), "", until)
             assert services.broker.duties is not None
-            return await services.broker.duties.sweep(attempt, "support", deadline=until)
+            return (await services.broker.duties.sweep(attempt, "support", [key], deadline=until)).dropped
 
     return asyncio.run(go())
 
