@@ -140,13 +140,13 @@ async def _close_lane(
     services: Services, connections: tuple[str, ...], keys: Sequence[_Key], seconds: float, *, at_once: bool
 ) -> None:
     """Close step keys that used the same databases."""
-    await _ask_vault_in_lane(services, connections, keys, seconds)
+    await _ask_vault_in_lane(services, connections, keys, seconds, at_once=at_once)
     await _ask_databases(services, [key for key in keys if key.error is None], seconds, at_once=at_once)
     await asyncio.gather(*(_record(services, key) for key in keys if key.error is None))
 
 
 async def _ask_vault_in_lane(
-    services: Services, connections: tuple[str, ...], keys: Sequence[_Key], seconds: float
+    services: Services, connections: tuple[str, ...], keys: Sequence[_Key], seconds: float, *, at_once: bool
 ) -> None:
     """Have Vault revoke the leases, several step keys at once."""
     until = services.clock.monotonic() + _LANE_TURNS * seconds
@@ -158,14 +158,14 @@ async def _ask_vault_in_lane(
                 key.untried = f"not tried: {', '.join(connections)} took too long"
                 return
             try:
-                await _ask_vault(services, key, seconds)
+                await _ask_vault(services, key, seconds, at_once=at_once)
             except OrchestratorError as error:
                 key.error = error
 
     await asyncio.gather(*map(ask, keys))
 
 
-async def _ask_vault(services: Services, key: _Key, seconds: float) -> None:
+async def _ask_vault(services: Services, key: _Key, seconds: float, *, at_once: bool) -> None:
     beginning = [
         LeaseRevoking(lease_id=lease.lease_id, reason=key.run.reason)
         for lease in key.leases
@@ -175,7 +175,10 @@ async def _ask_vault(services: Services, key: _Key, seconds: float) -> None:
         await services.ledger.append(key.run.run_id, key.run.fence, beginning)
     for lease in key.ordered:
         deadline = services.clock.monotonic() + seconds
-        key.ends[lease.lease_id] = await _close(services, lease, deadline, parent_revoked=key.run.parent_revoked)
+        end = await _close(services, lease, deadline, parent_revoked=key.run.parent_revoked)
+        if isinstance(end, LeaseRevocationFailed) and await _run_out(services, lease, at_once=at_once):
+            end = LeaseExpired(lease_id=lease.lease_id)
+        key.ends[lease.lease_id] = end
         if services.clock.monotonic() >= deadline:  # a login for the sweep would only be stuck as well
             key.silent |= set(connections_of([lease]))
 
@@ -186,8 +189,6 @@ async def _close(services: Services, lease: LeaseRecord, deadline: float, *, par
     end = await close_lease(handle, services.broker.vault, deadline=deadline, confirm=confirm)
     if isinstance(end, LeaseRevocationFailed) and parent_revoked and handle.grant_kind == STEP_TOKEN_KIND:
         return LeaseRevoked(lease_id=lease.lease_id, confirmed_by="vault")  # it went with the token above it
-    if isinstance(end, LeaseRevocationFailed) and await _run_out(services, handle, lease):
-        return LeaseExpired(lease_id=lease.lease_id)
     return end
 
 
@@ -267,12 +268,14 @@ async def _settled(services: Services, lease: LeaseRecord) -> bool:
     return await services.waiting_time.waited(lease) >= services.settle
 
 
-async def _run_out(services: Services, handle: LeaseHandle, lease: LeaseRecord) -> bool:
+async def _run_out(services: Services, lease: LeaseRecord, *, at_once: bool) -> bool:
     """Whether it has ended by itself: a token in Vault, or what was perhaps issued and no database knows of.
 
     A lease that Vault holds and cannot revoke does not end by waiting: its credential may live on elsewhere. A
-    login that was made to look for others is left to the sweep of expired logins.
+    login that was made to look for others is left to the sweep of expired logins, where it is not looked for now.
     """
-    if handle.vault_lease_id or (handle.connection is not None and handle.grant != SWEEP_GRANT):
+    handle = LeaseHandle.of(lease)
+    left_alone = handle.grant == SWEEP_GRANT and not at_once
+    if handle.vault_lease_id or (handle.connection is not None and not left_alone):
         return False
     return await services.waiting_time.waited(lease) >= lease.ttl + services.settle
