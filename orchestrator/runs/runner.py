@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -133,12 +134,21 @@ class Runner:
         self, progress: RunProgress, states: dict[str, StepState], cut_short: CutShort | None
     ) -> RunOutcome:
         try:
+            if cut_short is not None:
+                await self._complete_steps(progress, cut_short[2])
             return await self._finish(progress, states, cut_short)
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, LedgerError) or is_cancelled():
                 raise
             # Tried once more, with words of our own only.
             return await self._finish(progress, states, self._defect(progress, error))
+
+    async def _complete_steps(self, progress: RunProgress, reason: str) -> None:
+        """Of the steps that were cut off in the middle too the ledger says that they are over, where it can."""
+        with suppress(LedgerError):
+            for record in await asyncio.to_thread(self.services.reader.steps, progress.request.run_id):
+                if record.state is StepState.RUNNING:
+                    await self._complete(progress, record.step, StepState.FAILED, reason)
 
     def _defect(self, progress: RunProgress, error: BaseException) -> CutShort:
         log.debug("run %s ended with a defect", progress.request.run_id, exc_info=error)
@@ -255,6 +265,7 @@ class Runner:
             failure = error
         log.debug("step %s", step_id, exc_info=failure)
         reason = f"step `{step_id}`: unexpected {redact_exception(failure, self.services.redactor)}"
+        progress.failed(step_id, StepFailed(reason, hint=DEFECT_HINT))
         return await to_the_end(self._complete(progress, step_id, StepState.FAILED, reason))
 
     async def _complete(self, progress: RunProgress, step_id: str, state: StepState, reason: str) -> StepState:
@@ -264,8 +275,6 @@ class Runner:
         recorded = await asyncio.to_thread(self.services.reader.events, run_id)
         if not (missing := missing_ends(recorded, step_id, state, reason)):
             return progress.states.get(step_id, state)
-        if state is StepState.FAILED:
-            progress.failed(step_id, StepFailed(reason, hint=DEFECT_HINT))
         progress.ended(step_id, state, None)
         await self._record(progress, *missing)
         return state

@@ -134,9 +134,15 @@ class RunnerStore:
             return [str(row[0]) for row in connection.execute(_unfinished(runner_id))]
 
     def own(self, run_id: str, runner_id: str, *, digest: str, text: str) -> bool:
-        """Become the one who drives a run that is about to begin; False if somebody was there before."""
+        """Become the one who drives a run that is about to begin; False if somebody was there before.
+
+        Whoever failed to begin it, or died before it had begun, is nobody.
+        """
         with self._writing() as connection:
-            if connection.execute(select(run_owner.c.run_id).where(run_owner.c.run_id == run_id)).first() is not None:
+            this = run_owner.c.run_id == run_id
+            owner = connection.execute(select(run_owner.c.runner_id).where(this)).scalar()
+            living = (runner.c.runner_id == owner) & (runner.c.gone == 0)
+            if owner not in (None, runner_id) and connection.execute(select(runner.c.beat).where(living)).first():
                 return False
             if connection.execute(select(run.c.run_id).where(run.c.run_id == run_id)).first() is not None:
                 return False
@@ -145,7 +151,10 @@ class RunnerStore:
                 is None
             ):
                 connection.execute(insert(workflow_text).values(digest=digest, text=text))
-            connection.execute(insert(run_owner).values(run_id=run_id, runner_id=runner_id))
+            if owner is None:
+                connection.execute(insert(run_owner).values(run_id=run_id, runner_id=runner_id))
+            else:
+                connection.execute(update(run_owner).where(this).values(runner_id=runner_id))
             return True
 
     def take(self, run_id: str, runner_id: str, *, dead: str) -> bool:
