@@ -167,8 +167,8 @@ class LedgerReader(Protocol):
         """How many leases are in each open state, 0 where there is none."""
         ...
 
-    def events(self, run_id: str, *, lease_id: str | None = None) -> Sequence[EventRecord]:
-        """In order of their sequence number."""
+    def events(self, run_id: str, *, lease_id: str | None = None, kind: str | None = None) -> Sequence[EventRecord]:
+        """In order of their sequence number; of one lease, or of one kind, only if it is given."""
         ...
 
     def verify(self, run_id: str) -> int | None:

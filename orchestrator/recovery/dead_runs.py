@@ -91,8 +91,7 @@ def cut_short(reader: LedgerReader, run_id: str) -> Cut:
         return Cut()
     ended = {
         (event.data["step"], event.data["attempt"]): event.data.get("error_kind")
-        for event in reader.events(run_id)
-        if event.kind == AttemptFinished.kind
+        for event in reader.events(run_id, kind=AttemptFinished.kind)
     }
     return Cut(
         running=running,

@@ -3,7 +3,7 @@
 A process is dead when it is certainly gone (same machine, and no such process), or when it gave no sign of
 life for `dead_after` seconds of our own monotonic clock, whatever any wall clock says. Of several that find
 it one recovers it: by a claim in the ledger, which ends with the claimer's own life, and for each run for
-good by the fence. The order is always: fences, the dead processes' own Vault tokens, the leases, and only
+good by the fence. The order is always: fences, the dead processes' own Vault tokens and the leases, and only
 then whether a run goes on. What is on record already is not recorded again, however often this is repeated
 and by whom; what a recovery leaves when it is killed itself belongs to the same run and is closed with it.
 """
@@ -13,13 +13,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from orchestrator.errors import FenceLost, OrchestratorError
 from orchestrator.jsontypes import JsonValue
 from orchestrator.ledger.coordination.runners import RunnerRecord
-from orchestrator.ledger.events import Event, RunState, RunTakenOver
-from orchestrator.ledger.lease import OPEN
+from orchestrator.ledger.events import Event, LeaseRevoking, RunState, RunTakenOver
+from orchestrator.ledger.lease import OPEN, LeaseState
 from orchestrator.ledger.types import LeaseFilter, LeaseRecord, RunRecord
 from orchestrator.recovery.backoff import is_due
 from orchestrator.recovery.closing_pass import Leftover, RunToClose, close_pass
@@ -120,9 +120,7 @@ class Recovery:
         if not found.dead:
             return []
         runs = await self._take_runs(found.dead, at_once=at_once)
-        tokens = dict(zip(found.gone, await asyncio.gather(*map(self._revoke_tokens, found.gone)), strict=True))
-        parents = {each.runner_id for each in found.dead if tokens[each] and None not in tokens.values()}
-        closed = await close_runs(self.services, runs, parents_revoked=parents)
+        tokens, closed = await self._close(found, runs)
         recovered = [
             await self._conclude(run, closed[run.record.run_id]) for run in runs if run.record.run_id in closed
         ]
@@ -134,6 +132,23 @@ class Recovery:
         if runs:
             await self.services.engine.settle()
         return [each for each in recovered if each is not None]
+
+    async def _close(
+        self, found: _Found, runs: Sequence[OpenRun]
+    ) -> tuple[dict[RunnerRecord, int | None], dict[str, list[Leftover]]]:
+        """Revoke the tokens of the dead, and the leases of their runs: what became of each.
+
+        Where the answer to an issuance is missing the tokens come first: what hangs from them without our knowing
+        goes with them. Else every lease is known by its id and goes first, since Vault would take back what
+        hangs from a token by itself at the same time, and both would be slower.
+        """
+        if all(lease.issued_at is not None for run in runs for lease in run.leases):
+            closed = await close_runs(self.services, runs)
+            revoked = await asyncio.gather(*map(self._revoke_tokens, found.gone))
+            return dict(zip(found.gone, revoked, strict=True)), closed
+        tokens = dict(zip(found.gone, await asyncio.gather(*map(self._revoke_tokens, found.gone)), strict=True))
+        parents = {each.runner_id for each in found.dead if tokens[each] and None not in tokens.values()}
+        return tokens, await close_runs(self.services, runs, parents_revoked=parents)
 
     def _find(self) -> _Found:
         """Who is dead, and of them those that nobody else recovers."""
@@ -161,37 +176,52 @@ class Recovery:
 
     async def _take_runs(self, dead: Sequence[RunnerRecord], *, at_once: bool) -> list[OpenRun]:
         store = self.services.heartbeat.store
-        taken: list[OpenRun] = []
+
+        async def take(run_id: str, process: str) -> OpenRun | None:
+            try:
+                return await self._take(run_id, process, at_once=at_once)
+            except FenceLost:
+                self._fences.pop(run_id, None)
+                return None
+
+        taken: list[OpenRun | None] = []
         for process in dead:
-            for run_id in await asyncio.to_thread(store.unfinished, process.runner_id):
-                try:
-                    run = await self._take(run_id, process.runner_id, at_once=at_once)
-                except FenceLost:
-                    self._fences.pop(run_id, None)
-                    continue
-                if run is not None:
-                    taken.append(run)
-        return taken
+            runs = await asyncio.to_thread(store.unfinished, process.runner_id)
+            taken += await asyncio.gather(*(take(run_id, process.runner_id) for run_id in runs))
+        return [run for run in taken if run is not None]
 
     async def _take(self, run_id: str, dead: str, *, at_once: bool) -> OpenRun | None:
         """Take the fence, unless we have it, and record what is certain; None where there is nothing to do."""
         services, fence = self.services, self._fences.get(run_id, 0)
+        events: list[Event] = []
+        reason = f"the process {dead} is gone"
+        if not fence:
+            if not await asyncio.to_thread(self._concerns_us, run_id, dead, at_once=at_once):
+                return None
+            # What the dead process recorded up to here counts; from here on it can record nothing.
+            fence = await services.ledger.take_over(run_id)
+            events.append(RunTakenOver(runner=services.heartbeat.runner_id, reason=reason))
         run = await asyncio.to_thread(self._look, run_id, dead, fence, at_once=at_once)
         if run is None:
             return None
-        events: list[Event] = []
-        if not fence:
-            fence = await services.ledger.take_over(run_id)
-            # What the dead process recorded up to here counts; from here on it can record nothing.
-            run = await asyncio.to_thread(self._look, run_id, dead, fence, at_once=at_once)
-            if run is None:
-                return None
-            events.append(RunTakenOver(runner=services.heartbeat.runner_id, reason=f"the process {dead} is gone"))
         events += run.cut.attempts_finished()
+        events += (
+            LeaseRevoking(lease_id=lease.lease_id, reason=reason)
+            for lease in run.leases
+            if lease.state is not LeaseState.REVOKING
+        )
         if events:
             await services.ledger.append(run_id, fence, events)
         self._fences[run_id] = fence
-        return run
+        return replace(run, leases=tuple(replace(lease, state=LeaseState.REVOKING) for lease in run.leases))
+
+    def _concerns_us(self, run_id: str, dead: str, *, at_once: bool) -> bool:
+        """Whether there is anything to do, so that a run which is left to a service is not taken over for nothing."""
+        record = self.services.reader.run(run_id)
+        if record is None or record.state is not RunState.RUNNING:
+            return False
+        decision = decide(self.services, record, dead, self.goes_on, self.secrets.get(run_id))
+        return decision.verdict is not Verdict.LEAVE or self._look(run_id, dead, 0, at_once=at_once) is not None
 
     def _look(self, run_id: str, dead: str, fence: int, *, at_once: bool) -> OpenRun | None:
         services = self.services

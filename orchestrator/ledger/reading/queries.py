@@ -30,6 +30,7 @@ def steps_of(run_id: str) -> Select[tuple[object, ...]]:
     return select(step).where(step.c.run_id == run_id)
 
 
-def events_of(run_id: str) -> Select[tuple[object, ...]]:
-    """In order of their sequence number."""
-    return select(event).where(event.c.run_id == run_id).order_by(event.c.seq)
+def events_of(run_id: str, kind: str | None = None) -> Select[tuple[object, ...]]:
+    """In order of their sequence number; with `kind` only those of it."""
+    query = select(event).where(event.c.run_id == run_id).order_by(event.c.seq)
+    return query if kind is None else query.where(event.c.kind == kind)

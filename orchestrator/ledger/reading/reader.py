@@ -88,10 +88,10 @@ class Reader:
             counted = {str(row["state"]): int(row["leases"]) for row in rows}
             return {state: counted.get(state.value, 0) for state in sorted(OPEN)}
 
-    def events(self, run_id: str, *, lease_id: str | None = None) -> Sequence[EventRecord]:
-        """In order of their sequence number; of one lease only, if its whole id is given."""
+    def events(self, run_id: str, *, lease_id: str | None = None, kind: str | None = None) -> Sequence[EventRecord]:
+        """In order of their sequence number; of one lease only, if its whole id is given, or of one kind."""
         with self._reading() as connection:
-            rows = connection.execute(queries.events_of(run_id)).mappings().all()
+            rows = connection.execute(queries.events_of(run_id, kind)).mappings().all()
             records = [event_record(row) for row in rows]
         return [record for record in records if lease_id is None or record.data.get("lease_id") == lease_id]
 
