@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, inspect, text
 
 from orchestrator.errors import FenceLost, IllegalTransition, LedgerError, UnknownRun, UsageError
 from orchestrator.ledger.events import (
@@ -40,7 +40,7 @@ from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.storage import migrations
 from orchestrator.ledger.storage.codec import event_from_json, event_to_text
 from orchestrator.ledger.storage.connect import connect
-from orchestrator.ledger.storage.indexes import metadata
+from orchestrator.ledger.storage.indexes import INDEXES, metadata
 from orchestrator.ledger.storage.schema import CURRENT, REVISIONS
 from orchestrator.ledger.types import LeaseFilter, LedgerReader, LedgerWriter
 from orchestrator.ledger.writing.committer import Committer
@@ -540,14 +540,87 @@ async def test_a_ledger_of_before_learns_what_its_events_say_of_the_leases_being
         assert ledger.verify("run_1") is None
 
 
+async def test_a_ledger_of_before_gets_the_indexes_and_the_origins_of_its_leases(url: str) -> None:
+    clock = SteppingClock()
+    with open_ledger(url, clock=clock) as ledger:
+        fresh = indexes_of(url)
+        await ledger.begin_run("run_1", started())
+        await ledger.append("run_1", 1, [requested("lease_1"), requested("lease_2", step="write", resource="mail/s")])
+        await ledger.append("run_1", 1, [revoking("lease_1"), revoked("lease_1")])
+    back_to_r0005(url)
+    with open_ledger(url, clock=clock) as ledger:
+        assert indexes_of(url) == fresh
+        origin = ("feedback", "read", "ann", "database", "support/t")
+        assert rows(url, "lease_origin") == [origin, ("feedback", "write", "ann", "database", "mail/s")]
+        together = LeaseFilter(agent="ann", resource="support/")
+        assert [lease.lease_id for lease in ledger.leases(together)] == ["lease_1"]
+        await ledger.append("run_1", 1, [requested("lease_3"), requested("lease_4", kind="token")])
+        await ledger.append("run_1", 1, [revoking("lease_3"), revoked("lease_3")])
+        assert [lease.lease_id for lease in ledger.leases(together)] == ["lease_4", "lease_3", "lease_1"]
+        assert len(rows(url, "lease_origin")) == 3, "one that is known is not noted again"
+        assert ledger.verify("run_1") is None
+
+
+def indexes_of(url: str) -> dict[str, tuple[list[str | None], str]]:
+    """The columns of every index and its condition, without what PostgreSQL writes around it."""
+    engine = connect(locate(url))
+    found = {
+        str(index["name"]): (index["column_names"], condition_of(index.get("dialect_options", {})))
+        for table in metadata.tables
+        for index in inspect(engine).get_indexes(table)
+    }
+    engine.dispose()
+    return found
+
+
+def condition_of(options: Mapping[str, object]) -> str:
+    where = options.get("sqlite_where", options.get("postgresql_where", ""))
+    return str(where).replace("::text", "").strip("()")
+
+
+def test_the_indexes_are_those_that_the_code_knows(ledger: Ledger, url: str) -> None:
+    """With their conditions, which Alembic does not compare, and without which a query would not be answered by one."""
+    known = {
+        str(index.name): ([column.name for column in index.columns], condition_of(dict(index.dialect_kwargs)))
+        for index in INDEXES
+    }
+    assert indexes_of(url) == {
+        name: (columns, "" if where == "None" else where) for name, (columns, where) in known.items()
+    }
+
+
+def back_to_r0005(url: str) -> None:
+    """Take away what r0006 and r0007 added, and make what the first replaced, as the ledger was before."""
+    filters = ("workflow", "step", "agent", "state", "resource", "grant_kind", "step_key", "vault_lease_id")
+    engine = connect(locate(url))
+    with engine.begin() as connection:
+        for trigger in {"sqlite": ["lease_notes_origin"], "postgresql": ["lease_notes_origin ON lease"]}[engine.name]:
+            connection.execute(text(f"DROP TRIGGER {trigger}"))
+        if engine.name == "postgresql":
+            connection.execute(text("DROP FUNCTION note_lease_origin"))
+        connection.execute(text("DROP TABLE lease_origin"))
+        connection.execute(text("ALTER TABLE runner DROP COLUMN recovered_by"))
+        kept = {"run_owner_by_runner", "queued_run_by_time", "lease_by_time", "lease_by_run", "lease_origin_by_all"}
+        for index in INDEXES:
+            if index.name not in kept:
+                connection.execute(text(f"DROP INDEX {index.name}"))
+        for name in filters:
+            connection.execute(text(f"CREATE INDEX lease_by_{name} ON lease ({name}, requested_at, lease_id)"))
+        connection.execute(text("CREATE INDEX run_by_time ON run (started_at, run_id)"))
+        for name in ("workflow", "state"):
+            connection.execute(text(f"CREATE INDEX run_by_{name} ON run ({name}, started_at, run_id)"))
+        connection.execute(text("UPDATE alembic_version SET version_num = 'r0005'"))
+    engine.dispose()
+
+
 def back_to_r0004(url: str) -> None:
-    """Take away what r0005 and those after it added, as the ledger was before."""
+    """Take away what r0005 added, as the ledger was before."""
+    back_to_r0005(url)
     engine = connect(locate(url))
     with engine.begin() as connection:
         for index in ("lease_by_step_key", "lease_by_vault_lease_id"):
             connection.execute(text(f"DROP INDEX {index}"))
         for column in ("revoking_since", "failed_tries", "last_try_at"):
             connection.execute(text(f"ALTER TABLE lease DROP COLUMN {column}"))
-        connection.execute(text("ALTER TABLE runner DROP COLUMN recovered_by"))
         connection.execute(text("UPDATE alembic_version SET version_num = 'r0004'"))
     engine.dispose()

@@ -2,25 +2,33 @@
 
 Open leases are few: one small index holds them, and every other condition is checked on each. Closed leases are
 many: there the index of a filter goes on with the state and the time, so that each final state is a part that is
-read newest first and no further than the limit. Under a prefix of resources each resource with a state is such a
-part. So no answer sorts, or reads, more than a few times what it gives, however many leases are closed.
-
-Where several filters are given, the one that leaves least serves, and the others are checked on the way.
+read newest first and no further than the limit. For several filters together, and for a prefix of resources, the
+parts are the combinations of workflow, step, agent, kind and resource that ever occurred and agree (`lease_origin`),
+each with its states. So no answer sorts, or reads, more than a few times what it gives, however many leases are closed.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from sqlalchemy import ColumnElement, RowMapping, Select, exists, func, literal, or_, select
+from sqlalchemy import ColumnElement, RowMapping, Select, func, or_, select
 
 from orchestrator.ledger.events import RunState
 from orchestrator.ledger.lease import FINAL, OPEN, LeaseState
-from orchestrator.ledger.reading.newest_first import Condition, Order, Part, newest, unindexed
+from orchestrator.ledger.reading.newest_first import Condition, Order, Part, newest, newest_time, unindexed
 from orchestrator.ledger.storage.codec import time_to_text
-from orchestrator.ledger.storage.tables import HAS_VAULT_LEASE, IS_CLOSED, IS_OPEN, lease, run, run_owner
+from orchestrator.ledger.storage.tables import (
+    HAS_VAULT_LEASE,
+    IS_CLOSED,
+    IS_OPEN,
+    ORIGIN,
+    lease,
+    lease_origin,
+    run,
+    run_owner,
+)
 from orchestrator.ledger.types import LeaseFilter
 
 LEASE_PREFIX = "lease_"
@@ -28,21 +36,27 @@ LEASE_PREFIX = "lease_"
 SHORTEST_PREFIX = 6
 """Characters of a lease id, after `lease_`, that may stand for it."""
 
-MOST_RESOURCES = 32
-MOST_PARTS = 48
-"""Of so many resources, and of so many with a state, an answer is put together. A prefix that takes in more is checked
-on the newest leases of all, or of a filter that is given beside, where it is met soon."""
+MOST_ORIGINS = 64
+"""So many combinations are looked at one by one. What takes in more is met soon in the index of one of its filters, or
+among the newest leases of all."""
 
 ORDER = Order(lease, "requested_at", "lease_id")
 
 _OF_FEW = (("step_key",), ("vault_lease_id",), ("run_id",))
 """Columns of which one value has few leases: an index of their own, whatever the state."""
 
-_OF_MANY = (("workflow", "step"), ("step",), ("workflow",), ("agent",), ("grant_kind",))
+_OF_MANY = (("step",), ("workflow",), ("agent",), ("grant_kind",))
 """Columns whose index goes on with the state and the time, those that leave least first."""
 
-ResourceState = tuple[str, LeaseState]
-"""A resource, and a final state in which leases of it are."""
+_NEWEST = "newest "
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A part of the closed leases: those under these values, of which the newest was requested at this time."""
+
+    under: Mapping[str, str]
+    newest: str
 
 
 def lease_by_id(lease_id: str) -> Select[tuple[object, ...]]:
@@ -58,50 +72,56 @@ def leases_by_prefix(prefix: str) -> Select[tuple[object, ...]] | None:
     return select(lease).where(*_starts_with(lease.c.lease_id, LEASE_PREFIX + rest)).limit(2)
 
 
-def filtered_leases(
-    wanted: LeaseFilter, resources: Sequence[ResourceState] | None = None
-) -> Select[tuple[object, ...]]:
+def filtered_leases(wanted: LeaseFilter, heads: Sequence[Head] | None = None) -> Select[tuple[object, ...]]:
     """Newest first. `since` is included, `until` is not.
 
-    `resources` are what `found_under` made of this filter; without them its resource is only checked.
+    `heads` says of which parts to put the closed leases together; without it one filter's index is read, and the
+    other filters are checked on the way.
     """
-    since = None if wanted.since is None else time_to_text(wanted.since)
-    until = None if wanted.until is None else time_to_text(wanted.until)
-    parts = [replace(part, since=since, until=until) for part in _parts(wanted, resources)]
+    since, until = _times(wanted)
+    parts = [replace(part, since=since, until=until) for part in _parts(wanted, heads)]
     return newest(ORDER, parts, wanted.limit)
 
 
-def resources_under(wanted: LeaseFilter) -> Select[tuple[object, ...]] | None:
-    """The resources of closed leases that begin as the filter says, each with its final states; one more than
-    `MOST_RESOURCES` at most. None where the filter's leases are found without. Read with `found_under`.
+def heads_of(wanted: LeaseFilter) -> Select[tuple[object, ...]] | None:
+    """What there is of closed leases for filters that are given together, or for a prefix of resources.
 
-    From each resource to the next one is a step in an index: no lease more is read than there are answers.
+    For each combination of their columns that ever occurred, at most one more than `MOST_ORIGINS`, the time of the
+    newest lease in each final state. Read with `found_heads`. None where one filter's index does without.
     """
-    if not wanted.resource or _serving(_OF_FEW, _given(wanted)):
+    given = _given(wanted)
+    if _serving(_OF_FEW, given) or (not wanted.resource and len(given) < 2):
         return None
-    least = select(func.min(lease.c.resource)).where(IS_CLOSED)
-    under = (
-        select(literal(1).label("number"), least.where(*_starts_with(lease.c.resource, wanted.resource)).label("name"))
-    ).cte("under", recursive=True)
-    end = after_prefix(wanted.resource)
-    before_end = [] if end is None else [lease.c.resource < end]
-    following = least.where(lease.c.resource > under.c.name, *before_end).scalar_subquery()
-    under = under.union_all(
-        select(under.c.number + 1, following).where(under.c.name.is_not(None), under.c.number <= MOST_RESOURCES)
-    )
-    held = (
-        exists().where(IS_CLOSED, lease.c.resource == under.c.name, lease.c.state == state.value).label(state.value)
+    columns = [lease_origin.c[name] for name in (ORIGIN if given else ("resource",))]
+    conditions = [lease_origin.c[name] == value for name, value in given.items()]
+    if wanted.resource:
+        conditions += _starts_with(lease_origin.c.resource, wanted.resource)
+    found = select(*columns).where(*conditions).distinct().limit(MOST_ORIGINS + 1).subquery()
+    since, until = _times(wanted)
+    times = (
+        newest_time(
+            ORDER,
+            Part(under={"state": state.value}, conditions=[IS_CLOSED], since=since, until=until),
+            dict(found.c),
+        ).label(_NEWEST + state.value)
         for state in _wanted(FINAL, wanted)
     )
-    return select(under.c.name, *held).where(under.c.name.is_not(None))
+    return select(found, *times)
 
 
-def found_under(rows: Sequence[RowMapping]) -> Sequence[ResourceState] | None:
-    """What the rows of `resources_under` name, or None if that is too much to put an answer together from."""
-    found = [
-        (str(row["name"]), LeaseState(state)) for row in rows for state, held in row.items() if state != "name" and held
+def found_heads(rows: Sequence[RowMapping]) -> list[Head] | None:
+    """From the rows of `heads_of`, the parts that have any lease, the newest first; None if there are too many."""
+    heads = [
+        Head({**_columns(row), "state": name.removeprefix(_NEWEST)}, str(time))
+        for row in rows
+        for name, time in row.items()
+        if name.startswith(_NEWEST) and time is not None
     ]
-    return None if len(rows) > MOST_RESOURCES or len(found) > MOST_PARTS else found
+    return None if len(rows) > MOST_ORIGINS else sorted(heads, key=lambda head: head.newest, reverse=True)
+
+
+def _columns(row: RowMapping) -> dict[str, str]:
+    return {name: str(value) for name, value in row.items() if not name.startswith(_NEWEST)}
 
 
 def leases_of_ended_runs(dead: Collection[str]) -> Select[tuple[object, ...]]:
@@ -131,7 +151,7 @@ def after_prefix(prefix: str) -> str | None:
     return kept[:-1] + chr(following)
 
 
-def _parts(wanted: LeaseFilter, resources: Sequence[ResourceState] | None) -> Iterator[Part]:
+def _parts(wanted: LeaseFilter, heads: Sequence[Head] | None) -> Iterator[Part]:
     """Parts of which an index serves each, so that every lease that is wanted belongs to one."""
     given, checked = _given(wanted), _checked_resource(wanted)
     if few := _serving(_OF_FEW, given):
@@ -140,20 +160,23 @@ def _parts(wanted: LeaseFilter, resources: Sequence[ResourceState] | None) -> It
         states = _state_of(set(LeaseState), wanted)
         yield Part(conditions=[*found, *has_any, *_rest(given, few), *states, *checked])
         return
-    served = () if resources is not None else _serving(_OF_MANY, given)
-    if resources is None and not served and wanted.states is None:
+    served = _serving(_OF_MANY, given)
+    if heads is None and not served and wanted.states is None:
         yield Part(conditions=checked)
         return
     if _wanted(OPEN, wanted):
         yield Part(conditions=[IS_OPEN, *_rest(given, ()), *_state_of(OPEN, wanted), *checked])
-    if resources is not None:
-        for name, state in resources:
-            under = {"resource": name, "state": state.value}
-            yield Part(under=under, conditions=[IS_CLOSED, *_rest(given, ())])
+    if heads is not None:
+        yield from (Part(under=head.under, conditions=[IS_CLOSED]) for head in heads)
         return
     for state in _wanted(FINAL, wanted):
         under = {**{name: given[name] for name in served}, "state": state.value}
         yield Part(under=under, conditions=[IS_CLOSED, *_rest(given, served), *checked])
+
+
+def _times(wanted: LeaseFilter) -> tuple[str | None, str | None]:
+    since, until = wanted.since, wanted.until
+    return (None if since is None else time_to_text(since), None if until is None else time_to_text(until))
 
 
 def _serving(indexes: Sequence[tuple[str, ...]], given: Mapping[str, str]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from sqlalchemy import (
     BindParameter,
     ColumnElement,
     Integer,
+    ScalarSelect,
     Select,
     SQLColumnExpression,
     Table,
@@ -74,6 +75,23 @@ def newest(order: Order, parts: Sequence[Part], limit: int) -> Select[tuple[obje
     )
 
 
+def newest_time(order: Order, part: Part, columns: Mapping[str, ColumnElement[str]]) -> ScalarSelect[str | None]:
+    """The time of the part's newest row with the values in these columns of the enclosing query, or null.
+
+    By equalities: of values that are not known yet PostgreSQL assumes that they are rare, and SQLite reads no range.
+    """
+    time, key = order.table.c[order.time], order.table.c[order.key]
+    equal = [order.table.c[name] == value for name, value in {**columns, **part.under}.items()]
+    newest_first = (time.desc(), key.desc())
+    query = select(time).where(*part.conditions, *equal, *_within(time, part)).order_by(*newest_first)
+    return query.limit(_literal(1)).scalar_subquery()
+
+
+def _within(time: ColumnElement[str], part: Part) -> list[ColumnElement[bool]]:
+    since = [] if part.since is None else [time >= part.since]
+    return since if part.until is None else [*since, time < part.until]
+
+
 def _read(query: Select[Any], order: Order, part: Part, limit: int) -> Select[Any]:
     """The part's rows, newest first.
 
@@ -89,9 +107,7 @@ def _read(query: Select[Any], order: Order, part: Part, limit: int) -> Select[An
         conditions.append(row >= tuple_(*part.under.values(), part.since or "", ""))
         conditions.append(row < tuple_(*part.under.values(), part.until or AFTER_ALL_TIMES, ""))
     else:
-        time = order.table.c[order.time]
-        conditions += [] if part.since is None else [time >= part.since]
-        conditions += [] if part.until is None else [time < part.until]
+        conditions += _within(order.table.c[order.time], part)
     return query.where(*conditions).order_by(*(column.desc() for column in columns)).limit(_literal(limit))
 
 

@@ -2,8 +2,8 @@
 
 Of leases, what is open is few and changes often; what is closed is many and never changes again. So open leases are
 in one small index, and a lease enters the indexes of the filters once, when it is closed. There each filter is
-followed by the state, so that both together, or either, are answered in the order of time: see
-`orchestrator.ledger.reading.lease_queries`.
+followed by the state, so that both together, or either, are answered in the order of time; `lease_by_origin` serves
+several filters together. See `orchestrator.ledger.reading.lease_queries`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from orchestrator.ledger.storage.tables import (
     IS_RUNNING,
     IS_TO_CANCEL,
     NO_SWEEP,
+    ORIGIN,
     lease,
+    lease_origin,
     queued_run,
     run,
     run_owner,
@@ -44,7 +46,8 @@ INDEXES = (
     _index(lease, "lease_open", "requested_at", "lease_id", where=IS_OPEN),
     _index(lease, "lease_by_state", "state", "requested_at", "lease_id", where=IS_CLOSED),
     _index(lease, "lease_by_workflow", "workflow", "state", "requested_at", "lease_id", where=IS_CLOSED),
-    _index(lease, "lease_by_workflow_step", "workflow", "step", "state", "requested_at", "lease_id", where=IS_CLOSED),
+    _index(lease, "lease_by_origin", *ORIGIN, "state", "requested_at", "lease_id", where=IS_CLOSED),
+    _index(lease_origin, "lease_origin_by_all", *ORIGIN),
     _index(lease, "lease_by_step", "step", "state", "requested_at", "lease_id", where=IS_CLOSED),
     _index(lease, "lease_by_agent", "agent", "state", "requested_at", "lease_id", where=IS_CLOSED),
     _index(lease, "lease_by_grant_kind", "grant_kind", "state", "requested_at", "lease_id", where=IS_CLOSED),

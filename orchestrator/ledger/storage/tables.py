@@ -118,6 +118,20 @@ lease = Table(
 )
 """One row a lease. `closed_at` is set exactly where `state` is final."""
 
+lease_origin = Table(
+    "lease_origin",
+    metadata,
+    Column("workflow", TEXT, nullable=False),
+    Column("step", TEXT, nullable=False),
+    Column("agent", TEXT, nullable=False),
+    Column("grant_kind", TEXT, nullable=False),
+    Column("resource", TEXT, nullable=False),
+)
+"""Which combinations of these columns leases have ever had. They are few, since workflows declare them. A trigger on
+`lease` adds what is new; two processes that do so at once may add it twice, which is better than waiting."""
+
+ORIGIN = tuple(column.name for column in lease_origin.columns)
+
 schedule = Table(
     "schedule",
     metadata,

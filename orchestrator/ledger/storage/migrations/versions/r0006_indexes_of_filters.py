@@ -1,4 +1,4 @@
-"""Indexes that serve each filter with its states, of closed leases only, and one of what is open."""
+"""Indexes that serve the filters with their states, of closed leases only, one of what is open, and the origins."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from alembic import op
 
 revision = "r0006"
 down_revision = "r0005"
+
+ORIGIN = ("workflow", "step", "agent", "grant_kind", "resource")
 
 REPLACED = {
     "lease": (
@@ -30,6 +32,7 @@ def upgrade() -> None:
             op.drop_index(index, table)
     _index_leases()
     _index_runs()
+    _note_origins()
 
 
 def _index_leases() -> None:
@@ -40,7 +43,7 @@ def _index_leases() -> None:
     for name, columns in {
         "lease_by_state": ["state"],
         "lease_by_workflow": ["workflow", "state"],
-        "lease_by_workflow_step": ["workflow", "step", "state"],
+        "lease_by_origin": [*ORIGIN, "state"],
         "lease_by_step": ["step", "state"],
         "lease_by_agent": ["agent", "state"],
         "lease_by_grant_kind": ["grant_kind", "state"],
@@ -61,3 +64,42 @@ def _index_runs() -> None:
 def _create_partial(name: str, table: str, columns: list[str], condition: str) -> None:
     where = sa.text(condition)
     op.create_index(name, table, columns, sqlite_where=where, postgresql_where=where)
+
+
+def _note_origins() -> None:
+    text = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+    op.create_table("lease_origin", *(sa.Column(name, text, nullable=False) for name in ORIGIN))
+    op.create_index("lease_origin_by_all", "lease_origin", list(ORIGIN))
+    op.execute(
+        "INSERT INTO lease_origin (workflow, step, agent, grant_kind, resource)"
+        " SELECT DISTINCT workflow, step, agent, grant_kind, resource FROM lease"
+    )
+    for statement in TRIGGERS[op.get_bind().dialect.name]:
+        op.execute(statement)
+
+
+# Without a constraint: a transaction that adds a new origin would hold up every other that adds the same.
+_NOTE = """
+    INSERT INTO lease_origin (workflow, step, agent, grant_kind, resource)
+    SELECT NEW.workflow, NEW.step, NEW.agent, NEW.grant_kind, NEW.resource
+    WHERE NOT EXISTS (
+        SELECT 1 FROM lease_origin
+        WHERE workflow = NEW.workflow AND step = NEW.step AND agent = NEW.agent
+        AND grant_kind = NEW.grant_kind AND resource = NEW.resource
+    );
+"""
+
+TRIGGERS = {
+    "sqlite": (f"CREATE TRIGGER lease_notes_origin AFTER INSERT ON lease BEGIN {_NOTE} END",),
+    "postgresql": (
+        f"""
+        CREATE FUNCTION note_lease_origin() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN {_NOTE} RETURN NULL; END $$
+        """,
+        """
+        CREATE TRIGGER lease_notes_origin AFTER INSERT ON lease
+        FOR EACH ROW EXECUTE FUNCTION note_lease_origin()
+        """,
+    ),
+}
+"""What keeps the origins, by dialect."""
