@@ -90,7 +90,7 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
         return max(
             0.0, (parsedate_to_datetime(header) - parsedate_to_datetime(headers.get("Date", ""))).total_seconds()
         )
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, ArithmeticError, IndexError):
         return None
 
 
