@@ -100,7 +100,7 @@ def _seconds_between(earlier: str, later: str) -> float:
     """Between two HTTP dates; not a number where one of them is none."""
     try:
         return (parsedate_to_datetime(later) - parsedate_to_datetime(earlier)).total_seconds()
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, ArithmeticError, IndexError):
         return math.nan
 
 
