@@ -22,8 +22,17 @@ from bench import Bench, Setup
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.clock import SystemClock
+from orchestrator.credentials.types import SWEEP_GRANT
 from orchestrator.devstack.session import runtime_environment
-from orchestrator.ledger.events import AttemptFinished, RunFinished, RunResumed, RunStarted, RunState, RunTakenOver
+from orchestrator.ledger.events import (
+    AttemptFinished,
+    LeaseRequested,
+    RunFinished,
+    RunResumed,
+    RunStarted,
+    RunState,
+    RunTakenOver,
+)
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.opening import open_ledger
@@ -197,7 +206,7 @@ def test_nothing_is_left_and_nothing_is_done_twice(bench: Bench, setup: Setup) -
 
 def check_histories(storm: Storm, ledger: Ledger) -> None:
     recoverers: set[str] = set()
-    longest = 0
+    longest = made_to_sweep = 0
     for record in storm.records():
         assert ledger.verify(record.run_id) is None
         events = ledger.events(record.run_id)
@@ -205,14 +214,30 @@ def check_histories(storm: Storm, ledger: Ledger) -> None:
         takeovers = [str(event.data["runner"]) for event in events if event.kind == RunTakenOver.kind]
         recoverers |= set(takeovers)
         longest = max(longest, len(events))
+        own, others = made_to_look(events)
+        assert own <= 2 * DATABASES * sum(event.kind in (RunStarted.kind, RunResumed.kind) for event in events)
+        made_to_sweep += others
     leases = ledger.leases(LeaseFilter(limit=1_000_000))
-    made_to_sweep = [lease for lease in leases if lease.grant == "(sweep)"]
     passes = len(recoverers) + PASSES_OF_A_SWEEP * storm.sweeps
     print(
-        f"{len(storm.runs)} runs, {len(recoverers)} recoverers, {len(made_to_sweep)} logins made to sweep, "
+        f"{len(storm.runs)} runs, {len(recoverers)} recoverers, {made_to_sweep} logins made to sweep, "
         f"longest history {longest}, open leases {sum(lease.state in OPEN for lease in leases)}"
     )
-    assert len(made_to_sweep) <= 2 * DATABASES * passes
+    assert made_to_sweep <= 2 * DATABASES * passes
+
+
+def made_to_look(events: Sequence[EventRecord]) -> tuple[int, int]:
+    """The logins made to look into a database: by the process that drives the run, and by those that recover it."""
+    own = others = 0
+    driven = True
+    for event in events:
+        if event.kind in (RunStarted.kind, RunResumed.kind):
+            driven = True
+        elif event.kind in (RunTakenOver.kind, RunFinished.kind):
+            driven = False
+        elif event.kind == LeaseRequested.kind and event.data["grant"] == SWEEP_GRANT:
+            own, others = (own + 1, others) if driven else (own, others + 1)
+    return own, others
 
 
 def assert_nothing_twice(events: Sequence[EventRecord]) -> None:
