@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from orchestrator.credentials.closing import ask_databases, close_lease, suspects_of
 from orchestrator.credentials.types import STEP_TOKEN_KIND, SWEEP_GRANT, Attempt, LeaseHandle, Suspect
@@ -83,6 +83,15 @@ class _Key:
     def ordered(self) -> list[LeaseRecord]:
         """The step's token last: its leases hang from it."""
         return sorted(self.leases, key=lambda lease: lease.grant_kind == STEP_TOKEN_KIND)
+
+    @property
+    def step_key(self) -> str:
+        """What the names of its logins carry."""
+        return self.leases[0].step_key
+
+    def lease(self, lease_id: str) -> LeaseRecord:
+        """One of the leases."""
+        return next(lease for lease in self.leases if lease.lease_id == lease_id)
 
     def events(self) -> list[LeaseEvent | OrphansSwept]:
         """What to record: Vault's word beside the database's, and a failure only where neither settles it."""
@@ -194,7 +203,7 @@ async def _close(services: Services, lease: LeaseRecord, deadline: float, *, par
 
 async def _ask_databases(services: Services, keys: Sequence[_Key], seconds: float, *, at_once: bool) -> None:
     """Look for what Vault's answers do not settle: in each database once, for all step keys."""
-    suspects = await _suspects(services, keys)
+    suspects = _suspects(keys)
     if not at_once:
         worth = {suspect.handle.connection for suspect in suspects if suspect.handle.grant != SWEEP_GRANT}
         suspects = [suspect for suspect in suspects if suspect.handle.connection in worth]
@@ -207,29 +216,27 @@ async def _ask_databases(services: Services, keys: Sequence[_Key], seconds: floa
     for event in told:
         owner = by_step_key[event.step_key] if isinstance(event, OrphansSwept) else by_lease[event.lease_id]
         owner.told.append(event)
+    decided = {event.lease_id for event in told if not isinstance(event, OrphansSwept)}
     for suspect in suspects:
-        problem = silent.get(suspect.handle.connection or "")
-        if problem is not None and suspect.vault_agrees:
-            error = f"Vault has revoked it, but `{suspect.handle.connection}` could not be asked: {problem.message}"
-            owner = by_lease[suspect.handle.lease_id]
-            owner.told.append(LeaseRevocationFailed(lease_id=suspect.handle.lease_id, error=error))
+        lease_id, connection = suspect.handle.lease_id, suspect.handle.connection
+        owner = by_lease[lease_id]
+        if (problem := silent.get(connection or "")) is not None:
+            if suspect.vault_agrees:
+                error = f"Vault has revoked it, but `{connection}` could not be asked: {problem.message}"
+                owner.told.append(LeaseRevocationFailed(lease_id=lease_id, error=error))
+        elif lease_id not in decided and await _settled(services, owner.lease(lease_id)):
+            owner.told.append(LeaseRevoked(lease_id=lease_id, confirmed_by="database"))
 
 
-async def _suspects(services: Services, keys: Sequence[_Key]) -> list[Suspect]:
+def _suspects(keys: Sequence[_Key]) -> list[Suspect]:
     """What is to be looked for, but not in databases that are silent."""
     silent = {name for key in keys for name in key.silent}
-    found: list[Suspect] = []
-    for key in keys:
-        records = {lease.lease_id: lease for lease in key.leases}
-        handles = [LeaseHandle.of(lease) for lease in key.leases]
-        for suspect in suspects_of(key.leases[0].step_key, handles, key.ends.values()):
-            handle = suspect.handle
-            if handle.connection in silent:
-                continue
-            if not handle.answered and await _settled(services, records[handle.lease_id]):
-                handle = replace(handle, answered=True)
-            found.append(replace(suspect, handle=handle))
-    return found
+    return [
+        suspect
+        for key in keys
+        for suspect in suspects_of(key.step_key, [LeaseHandle.of(lease) for lease in key.leases], key.ends.values())
+        if suspect.handle.connection not in silent
+    ]
 
 
 def _attempt(key: _Key, deadline: float) -> Attempt:

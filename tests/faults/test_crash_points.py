@@ -77,6 +77,8 @@ class Scenario:
     in_recovery: bool = False
     """It is the recovery that is killed; the run before it was killed while its lease was issued."""
     count: int = 1
+    beside: bool = False
+    """The step that follows may be under way: what a step has done and nobody could record is done again."""
 
 
 SCENARIOS: dict[tuple[LeaseState | None, LeaseState], tuple[Scenario, ...]] = {
@@ -104,7 +106,7 @@ SCENARIOS: dict[tuple[LeaseState | None, LeaseState], tuple[Scenario, ...]] = {
     (S.REVOKING, S.REVOKED): (
         Scenario("lease.revoked"),
         Scenario("lease.revoked", in_recovery=True),
-        Scenario("lease.revoked", "step-token"),
+        Scenario("lease.revoked", "step-token", beside=True),
         Scenario("lease.revoked", "step-token", in_recovery=True),
     ),
     (S.REVOKING, S.EXPIRED): (Scenario("lease.expired", "step-token", in_recovery=True, fault="no accessor"),),
@@ -232,6 +234,6 @@ def test_nothing_is_left_after_a_crash(victim: Victim, scenario: Scenario, when:
     assert all(step.finished_at is not None for step in steps)
     marks = victim.marks.read_text().split()
     assert marks.count("first") == 1, "a finished step is not run again"
-    assert marks.count("last") <= 1
+    assert marks.count("last") <= (2 if scenario.beside else 1)
     if record.state is RunState.SUCCEEDED:
-        assert marks == ["first", "last"]
+        assert list(dict.fromkeys(marks)) == ["first", "last"]
