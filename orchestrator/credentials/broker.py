@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 
 from orchestrator.credentials.closing import ask_databases, close_lease, merged, suspects_of
 from orchestrator.credentials.opening import Opening
 from orchestrator.credentials.parts import BrokerParts
 from orchestrator.credentials.run_leases import RunLeases
-from orchestrator.credentials.types import STEP_TOKEN_KIND, Attempt, LeaseHandle, LeasesOfRun
+from orchestrator.credentials.types import STEP_TOKEN_KIND, Attempt, LeaseHandle, LeasesOfRun, Suspect
 from orchestrator.credentials.upkeep import Upkeep
 from orchestrator.errors import OrchestratorError
 from orchestrator.grants.credential import Credential
@@ -52,6 +53,15 @@ class Broker(BrokerParts):
         shared = run or own
         assert shared is not None
         return StepLeases(self, attempt, prelude, shared, own)
+
+
+@dataclass(frozen=True, slots=True)
+class _TakenBack:
+    """What became of the leases of a step, whose database is yet to be asked, and the tokens that are left."""
+
+    ends: Sequence[LeaseEvent | OrphansSwept]
+    suspects: Sequence[Suspect]
+    tokens: Sequence[LeaseHandle] = ()
 
 
 class StepLeases:
@@ -131,11 +141,15 @@ class StepLeases:
         self._opening.unasked = {}
         leases = [handle for handle in held if handle not in tokens]
         taking_back = self._take_back(leases, tokens, deadline)
-        recorded, ends = await asyncio.gather(beginning, taking_back, return_exceptions=True)
-        if isinstance(ends, BaseException):
-            raise ends
-        if not isinstance(recorded, BaseException):
-            self._run.journal.defer(*ends)
+        recorded, taken = await asyncio.gather(beginning, taking_back, return_exceptions=True)
+        if isinstance(taken, BaseException):
+            raise taken
+        on_record = not isinstance(recorded, BaseException)
+        for handle in taken.tokens:
+            self._run.in_background(self._take_back_token(handle, deadline, on_record=on_record))
+        if on_record:  # an end can follow only where the beginning is on record
+            self._run.journal.defer(*taken.ends)
+            self._run.given_back(self._attempt, taken.suspects)
         if self._own is not None:
             await self._own.settle()
         if isinstance(recorded, BaseException):
@@ -143,11 +157,11 @@ class StepLeases:
 
     async def _take_back(
         self, held: Sequence[LeaseHandle], tokens: Sequence[LeaseHandle], deadline: float
-    ) -> list[LeaseEvent | OrphansSwept]:
-        """Have Vault revoke the leases, and the step's token, for which nobody waits, beside what comes next.
+    ) -> _TakenBack:
+        """Have Vault revoke the leases; the step's token is left, since nobody waits for its end.
 
-        What Vault does not confirm may still hang from the token, so then that goes first, and the database is
-        asked at once.
+        What Vault does not confirm may still hang from the token, so then that goes at once, too, and the database
+        is asked.
         """
         broker, attempt = self._broker, self._attempt
         ends: list[LeaseEvent | OrphansSwept] = [
@@ -160,19 +174,17 @@ class StepLeases:
         handles = [*held, *(handle for handle, _ in retired)]
         suspects = suspects_of(attempt.step_key, handles, [*ends, *(end for _, end in retired)])
         if all(suspect.vault_agrees for suspect in suspects):
-            for handle in tokens:
-                self._run.in_background(self._take_back_token(handle, deadline))
-        else:
-            ends += [await close_lease(handle, broker.vault, deadline=deadline) for handle in tokens]
-            told, _ = await ask_databases(suspects, attempt, broker.duties, deadline=deadline)
-            ends = merged(ends, told)
-            decided = {event.lease_id for event in told if not isinstance(event, OrphansSwept)}
-            suspects = tuple(suspect for suspect in suspects if suspect.handle.lease_id not in decided)
-        self._run.given_back(attempt, [suspect for suspect in suspects if suspect.vault_agrees])
-        return ends
+            return _TakenBack(ends, suspects, tokens)
+        ends += [await close_lease(handle, broker.vault, deadline=deadline) for handle in tokens]
+        told, _ = await ask_databases(suspects, attempt, broker.duties, deadline=deadline)
+        decided = {event.lease_id for event in told if not isinstance(event, OrphansSwept)}
+        left = [each for each in suspects if each.vault_agrees and each.handle.lease_id not in decided]
+        return _TakenBack(merged(ends, told), left)
 
-    async def _take_back_token(self, handle: LeaseHandle, deadline: float) -> None:
-        self._run.journal.defer(await close_lease(handle, self._broker.vault, deadline=deadline))
+    async def _take_back_token(self, handle: LeaseHandle, deadline: float, *, on_record: bool) -> None:
+        end = await close_lease(handle, self._broker.vault, deadline=deadline)
+        if on_record:
+            self._run.journal.defer(end)
 
     async def _settle(self) -> None:
         """Wait for what is under way. An issuance that outlasts even the grace is recorded as of unknown outcome."""

@@ -129,7 +129,7 @@ def test_a_run_that_meets_the_end_of_the_disk_issues_nothing_that_is_not_on_reco
     met: set[tuple[ExitCode, str, bool]] = set()
     with Proxy((at.hostname, at.port), http=True) as proxy:
         vault = replace(bench.provisioned.vault_config(), address=proxy.address)
-        for free in range(0, 28, 2):
+        for free in range(0, 72, 4):
             url, run_id = f"sqlite:///{bench.directory / f'ledger-{free}.db'}", new_run_id()
             open_ledger(url, clock=SystemClock()).close()
             asked_before, watch = len(proxy.requests), Watch(bench)
