@@ -12,12 +12,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from typing import Any
 
 from sqlalchemy import ColumnElement, RowMapping, Select, func, or_, select
 
 from orchestrator.ledger.events import RunState
 from orchestrator.ledger.lease import FINAL, OPEN, LeaseState
-from orchestrator.ledger.reading.newest_first import Condition, Order, Part, newest, newest_time, unindexed
+from orchestrator.ledger.reading.newest_first import Condition, Order, Part, newest, newest_time, places, unindexed
 from orchestrator.ledger.storage.codec import time_to_text
 from orchestrator.ledger.storage.tables import (
     HAS_VAULT_LEASE,
@@ -72,15 +73,35 @@ def leases_by_prefix(prefix: str) -> Select[tuple[object, ...]] | None:
     return select(lease).where(*_starts_with(lease.c.lease_id, LEASE_PREFIX + rest)).limit(2)
 
 
-def filtered_leases(wanted: LeaseFilter, heads: Sequence[Head] | None = None) -> Select[tuple[object, ...]]:
-    """Newest first. `since` is included, `until` is not.
+def filtered_leases(wanted: LeaseFilter) -> Select[tuple[object, ...]]:
+    """Newest first, from the index of one filter; the others are checked on the way.
 
-    `heads` says of which parts to put the closed leases together; without it one filter's index is read, and the
-    other filters are checked on the way.
+    `since` is included, `until` is not.
     """
-    since, until = _times(wanted)
-    parts = [replace(part, since=since, until=until) for part in _parts(wanted, heads)]
-    return newest(ORDER, parts, wanted.limit)
+    return newest(ORDER, [_within(wanted, part) for part in _parts(wanted)], wanted.limit)
+
+
+def leases_by_ids(ids: Sequence[str]) -> Select[tuple[object, ...]]:
+    """These leases, newest first."""
+    return select(lease).where(lease.c.lease_id.in_(ids)).order_by(lease.c.requested_at.desc(), lease.c.lease_id.desc())
+
+
+def places_in(part: Part, limit: int) -> Select[Any]:
+    """Times and ids of the newest leases in a part, newest first."""
+    return places(ORDER, part, limit)
+
+
+def open_parts(wanted: LeaseFilter) -> list[Part]:
+    """The open leases that a filter asks for: one part, or none."""
+    if not _wanted(OPEN, wanted):
+        return []
+    conditions = [IS_OPEN, *_rest(_given(wanted), ()), *_state_of(OPEN, wanted), *_checked_resource(wanted)]
+    return [_within(wanted, Part(conditions=conditions))]
+
+
+def part_of(wanted: LeaseFilter, head: Head) -> Part:
+    """The closed leases of which a head is the newest."""
+    return _within(wanted, Part(under=head.under, conditions=[IS_CLOSED]))
 
 
 def heads_of(wanted: LeaseFilter) -> Select[tuple[object, ...]] | None:
@@ -97,15 +118,11 @@ def heads_of(wanted: LeaseFilter) -> Select[tuple[object, ...]] | None:
     if wanted.resource:
         conditions += _starts_with(lease_origin.c.resource, wanted.resource)
     found = select(*columns).where(*conditions).distinct().limit(MOST_ORIGINS + 1).subquery()
-    since, until = _times(wanted)
-    times = (
-        newest_time(
-            ORDER,
-            Part(under={"state": state.value}, conditions=[IS_CLOSED], since=since, until=until),
-            dict(found.c),
-        ).label(_NEWEST + state.value)
+    parts = {
+        state.value: _within(wanted, Part(under={"state": state.value}, conditions=[IS_CLOSED]))
         for state in _wanted(FINAL, wanted)
-    )
+    }
+    times = (newest_time(ORDER, part, dict(found.c)).label(_NEWEST + state) for state, part in parts.items())
     return select(found, *times)
 
 
@@ -151,7 +168,7 @@ def after_prefix(prefix: str) -> str | None:
     return kept[:-1] + chr(following)
 
 
-def _parts(wanted: LeaseFilter, heads: Sequence[Head] | None) -> Iterator[Part]:
+def _parts(wanted: LeaseFilter) -> Iterator[Part]:
     """Parts of which an index serves each, so that every lease that is wanted belongs to one."""
     given, checked = _given(wanted), _checked_resource(wanted)
     if few := _serving(_OF_FEW, given):
@@ -161,22 +178,20 @@ def _parts(wanted: LeaseFilter, heads: Sequence[Head] | None) -> Iterator[Part]:
         yield Part(conditions=[*found, *has_any, *_rest(given, few), *states, *checked])
         return
     served = _serving(_OF_MANY, given)
-    if heads is None and not served and wanted.states is None:
+    if not served and wanted.states is None:
         yield Part(conditions=checked)
         return
-    if _wanted(OPEN, wanted):
-        yield Part(conditions=[IS_OPEN, *_rest(given, ()), *_state_of(OPEN, wanted), *checked])
-    if heads is not None:
-        yield from (Part(under=head.under, conditions=[IS_CLOSED]) for head in heads)
-        return
+    yield from open_parts(wanted)
     for state in _wanted(FINAL, wanted):
         under = {**{name: given[name] for name in served}, "state": state.value}
         yield Part(under=under, conditions=[IS_CLOSED, *_rest(given, served), *checked])
 
 
-def _times(wanted: LeaseFilter) -> tuple[str | None, str | None]:
-    since, until = wanted.since, wanted.until
-    return (None if since is None else time_to_text(since), None if until is None else time_to_text(until))
+def _within(wanted: LeaseFilter, part: Part) -> Part:
+    """The part between the times of the filter."""
+    since = None if wanted.since is None else time_to_text(wanted.since)
+    until = None if wanted.until is None else time_to_text(wanted.until)
+    return replace(part, since=since, until=until)
 
 
 def _serving(indexes: Sequence[tuple[str, ...]], given: Mapping[str, str]) -> tuple[str, ...]:

@@ -64,7 +64,7 @@ def newest(order: Order, parts: Sequence[Part], limit: int) -> Select[tuple[obje
         return select(table).where(false())
     if len(parts) == 1:
         return _read(select(table), order, parts[0], limit)
-    heads = [_read(select(table.c[order.time], key), order, part, limit).subquery() for part in parts]
+    heads = [places(order, part, limit).subquery() for part in parts]
     together = union_all(*(select(head) for head in heads)).subquery()
     newest_first = (together.c[order.time].desc(), together.c[order.key].desc())
     chosen = select(together).order_by(*newest_first).limit(_literal(limit)).subquery()
@@ -73,6 +73,11 @@ def newest(order: Order, parts: Sequence[Part], limit: int) -> Select[tuple[obje
         .join(chosen, key == chosen.c[order.key])
         .order_by(chosen.c[order.time].desc(), chosen.c[order.key].desc())
     )
+
+
+def places(order: Order, part: Part, limit: int) -> Select[Any]:
+    """Times and ids of the part's newest rows, newest first."""
+    return _read(select(order.table.c[order.time], order.table.c[order.key]), order, part, limit)
 
 
 def newest_time(order: Order, part: Part, columns: Mapping[str, ColumnElement[str]]) -> ScalarSelect[str | None]:

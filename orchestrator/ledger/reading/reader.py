@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
-from sqlalchemy import Connection, Engine, Row
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.errors import LedgerError, UnknownRun
@@ -15,14 +14,12 @@ from orchestrator.ledger.events import RunState
 from orchestrator.ledger.faults import ledger_error
 from orchestrator.ledger.lease import OPEN, LeaseState
 from orchestrator.ledger.reading import lease_queries, queries
+from orchestrator.ledger.reading.lease_search import newest_leases
 from orchestrator.ledger.reading.records import event_record, lease_record, run_record, step_record
 from orchestrator.ledger.storage.chain import Head, StoredEvent, first_break, genesis
 from orchestrator.ledger.types import EventRecord, LeaseFilter, LeaseRecord, RunRecord, StepRecord
 
 ROWS_AT_ONCE = 1000
-
-PARTS_AT_ONCE = (16, 64)
-"""Of how many parts an answer is put together first, and then."""
 
 
 class Reader:
@@ -72,8 +69,8 @@ class Reader:
 
     def leases(self, query: LeaseFilter) -> Sequence[LeaseRecord]:
         """Newest first; `since` is included, `until` is not."""
-        with self._reading() as connection:
-            return [lease_record(row) for row in _newest_leases(connection, query)]
+        with self._reading(snapshot=True) as connection:
+            return [lease_record(row) for row in newest_leases(connection, query)]
 
     def leases_of_ended_runs(self, *, dead: Collection[str] = ()) -> Sequence[LeaseRecord]:
         """Every open lease whose run has ended, newest first; with the ids of dead processes also those of the runs
@@ -126,18 +123,3 @@ class Reader:
             raise LedgerError(
                 f"the {self._label} holds a row that was not written by this ledger", hint="Run `history verify`."
             ) from error
-
-
-def _newest_leases(connection: Connection, wanted: LeaseFilter) -> Sequence[Row[Any]]:
-    """Put together of the parts whose newest lease is the newest; of more where those may not hold the answer."""
-    heads_of = lease_queries.heads_of(wanted)
-    if heads_of is not None:
-        heads = lease_queries.found_heads(connection.execute(heads_of).mappings().all())
-        for most in PARTS_AT_ONCE:
-            if heads is None:
-                break
-            rows = connection.execute(lease_queries.filtered_leases(wanted, heads[:most])).all()
-            left = heads[most:]
-            if not left or (len(rows) >= wanted.limit and rows[-1].requested_at > left[0].newest):
-                return rows
-    return connection.execute(lease_queries.filtered_leases(wanted)).all()
