@@ -69,13 +69,13 @@ def _before_exec(user: str | None, death_signal: signal.Signals) -> Callable[[],
     return prepare
 
 
-def stop(process: subprocess.Popen[bytes], *, how: signal.Signals = signal.SIGTERM, patience: float = 10.0) -> None:
-    """End a process and reap it; after `patience` seconds by SIGKILL to its whole group."""
+def stop(process: subprocess.Popen[bytes], *, how: signal.Signals = signal.SIGTERM, seconds: float = 10.0) -> None:
+    """End a process and reap it; after `seconds` by SIGKILL to its whole group."""
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(how)
         try:
-            process.wait(patience)
+            process.wait(seconds)
         except subprocess.TimeoutExpired:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

@@ -38,7 +38,7 @@ async def sweep_everything(services: Services) -> Swept:
 
     Vault's list and the databases are looked at even if one of them does not answer. Raises LedgerError.
     """
-    recovered = await Recovery(services).patiently()
+    recovered = await Recovery(services).until_decided()
     leases = [lease for run in recovered for lease in run.leases]
     problems: list[str] = []
     irrevocable: tuple[Irrevocable, ...] = ()

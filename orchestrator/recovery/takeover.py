@@ -97,10 +97,10 @@ class Recovery:
         """
         return await self._recover(at_once=False)
 
-    async def patiently(self) -> list[Recovered]:
+    async def until_decided(self) -> list[Recovered]:
         """As `once`, without pauses, waiting as long as it takes to tell a silent process from a dead one."""
         found = await self._recover(at_once=True)
-        until = self.services.clock.monotonic() + self._patience + 1
+        until = self.services.clock.monotonic() + self._dead_after + 1
         while any(beats.silent for beats in self._seen.values()) and self.services.clock.monotonic() < until:
             await asyncio.sleep(_LOOK_SECONDS)
             found += await self.once()
@@ -112,7 +112,7 @@ class Recovery:
         return runner_id in self._elsewhere or (beats is not None and beats.silent)
 
     @property
-    def _patience(self) -> float:
+    def _dead_after(self) -> float:
         return self.services.dead_after if self.dead_after is None else self.dead_after
 
     async def _recover(self, *, at_once: bool) -> list[Recovered]:
@@ -166,7 +166,7 @@ class Recovery:
         beats = self._seen.setdefault(process.runner_id, _Beats(process.beat, process.beat, now))
         if beats.last != process.beat:
             beats.last, beats.since = process.beat, now
-        silent = now - beats.since >= self._patience
+        silent = now - beats.since >= self._dead_after
         dead = process.gone or (
             (silent or certainly_gone(process.process)) and self.services.heartbeat.store.declare_gone(process)
         )

@@ -105,7 +105,7 @@ def config_of(given: dict[str, Any]) -> RunnerConfig:
 
 async def work(services: Services, given: dict[str, Any]) -> int:
     if given["do"] == "recover":
-        for found in await Recovery(services, goes_on=lambda record: True).patiently():
+        for found in await Recovery(services, goes_on=lambda record: True).until_decided():
             if found.resumable is not None:
                 await Runner(services).resume(found.resumable)
         await close_left_over(services, left_over(services.reader))

@@ -115,7 +115,7 @@ def recover(bench: Bench, ledger_url: str) -> None:
     async def go() -> None:
         config = bench.config(ledger_url=ledger_url, settle=-600.0)
         async with open_services(config, redactor=Redactor()) as services:
-            await Recovery(services, dead_after=0.1).patiently()
+            await Recovery(services, dead_after=0.1).until_decided()
             await close_left_over(services, left_over(services.reader))
 
     asyncio.run(go())

@@ -192,7 +192,7 @@ class Arena:
         async def go() -> None:
             config = self.bench.config(**{**self.config, "settle": LATER})
             async with open_services(config, redactor=Redactor()) as services:
-                for found in await Recovery(services, goes_on=lambda record: True).patiently():
+                for found in await Recovery(services, goes_on=lambda record: True).until_decided():
                     if found.resumable is not None:
                         await Runner(services).resume(found.resumable)
                 await close_left_over(services, left_over(services.reader))

@@ -314,7 +314,7 @@ def test_a_process_that_ignores_the_request_to_end_is_killed(tmp_path: Path) -> 
     process = start([sys.executable, "-c", script], log=tmp_path / "log", environment={}, piped=True)
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
-    stop(process, patience=0.1)
+    stop(process, seconds=0.1)
     assert process.returncode == -signal.SIGKILL
 
 

@@ -282,7 +282,7 @@ def test_a_runner_that_is_killed_while_it_replaces_a_lease_leaves_neither(
 
     async def recover() -> None:
         async with open_services(bench.config(settle=-600.0), redactor=Redactor()) as services:
-            await Recovery(services).patiently()
+            await Recovery(services).until_decided()
             await close_left_over(services, left_over(services.reader))
 
     asyncio.run(recover())
