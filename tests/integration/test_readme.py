@@ -273,10 +273,12 @@ def test_the_settings_file_takes_the_same_names_without_the_prefix(
             "confirm": '"vault"',
             "connection_runs": "2",
             "sweep_interval": "5",
+            "dead_after": "5",
         }
         value = fitting.get(field, "7" if field.startswith("max_") else '"https://value.test"')
         file = tmp_path / "orchestrator.toml"
-        file.write_text(f"[{name}]\n{part} = {value}\n" if part else f"{name} = {value}\n")
+        needed = f"[endpoints]\n{part} = {value}\n" if name == "primaries" else ""  # a primary is one of an endpoint
+        file.write_text(f"{needed}[{name}]\n{part} = {value}\n" if part else f"{name} = {value}\n")
         monkeypatch.setenv("ORCHESTRATOR_CONFIG", str(file))
         assert getattr(Settings(), field) != Settings.model_fields[field].default, variable
 
