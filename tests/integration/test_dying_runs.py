@@ -22,7 +22,7 @@ from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.types import LeaseFilter
 from orchestrator.recovery.open_leases import close_left_over, left_over
 from orchestrator.recovery.unended import end_run
-from orchestrator.redaction import Redactor
+from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import RunRequest, Services
 from orchestrator.scheduling.launcher import Launched, Launcher
