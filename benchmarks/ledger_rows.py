@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import psycopg
-from sqlalchemy import Engine, Table
+from sqlalchemy import Engine
 
 from orchestrator.ledger.location import locate
 from orchestrator.ledger.storage.codec import time_to_text
 from orchestrator.ledger.storage.connect import connect
-from orchestrator.ledger.storage.tables import lease, run, run_owner, runner
 
 STEP_NAMES = ("read", "translate", "enrich", "notify", "record", "archive", "check", "report", "import", "publish")
 KINDS = ("database", "secret", "token", "dynamic")
@@ -225,11 +224,24 @@ def fill(url: str, leases: int, *, seed: int = 1) -> Filled:
     )
 
 
-def _tables(rows: Rows) -> Iterator[tuple[Table, Iterable[tuple[object, ...]]]]:
-    yield lease, rows.leases()
-    yield run, rows.runs
-    yield runner, [(DEAD, "{}", 1, 1), (LIVING, "{}", 1, 0)]
-    yield run_owner, rows.owners
+LEASE_COLUMNS = (
+    "lease_id run_id workflow agent step attempt step_key grant grant_kind resource scope state ttl requested_at"
+    " issued_at expires_at closed_at vault_lease_id accessor subject reason revoking_since failed_tries last_try_at"
+)
+RUN_COLUMNS = (
+    "run_id fence seq head workflow digest agent trigger inputs steps state started_at finished_at exit_code reason"
+)
+
+
+def _tables(rows: Rows) -> Iterator[tuple[str, str, Iterable[tuple[object, ...]]]]:
+    """Each table with the columns that its rows fill, as SQL writes them, and the rows."""
+    for table, columns, records in (
+        ("lease", LEASE_COLUMNS, rows.leases()),
+        ("run", RUN_COLUMNS, rows.runs),
+        ("runner", "runner_id process beat gone", [(DEAD, "{}", 1, 1), (LIVING, "{}", 1, 0)]),
+        ("run_owner", "run_id runner_id cancel", rows.owners),
+    ):
+        yield table, ", ".join(f'"{column}"' for column in columns.split()), records
 
 
 def _fill_sqlite(engine: Engine, rows: Rows) -> None:
@@ -244,9 +256,9 @@ def _fill_sqlite(engine: Engine, rows: Rows) -> None:
         connection.execute("BEGIN IMMEDIATE")
         for name, _ in indexes:
             connection.execute(f"DROP INDEX {name}")
-        for table, records in _tables(rows):
-            places = ", ".join("?" * len(table.columns))
-            connection.executemany(f'INSERT INTO "{table.name}" VALUES ({places})', records)
+        for table, columns, records in _tables(rows):
+            places = ", ".join("?" * (columns.count(",") + 1))
+            connection.executemany(f"INSERT INTO {table} ({columns}) VALUES ({places})", records)
         for _, statement in indexes:
             connection.execute(statement)
         connection.execute("COMMIT")
@@ -268,8 +280,8 @@ def _fill_postgresql(engine: Engine, rows: Rows) -> None:
             connection.execute(f"ALTER TABLE {table} DROP CONSTRAINT {name}")
         for name, _ in indexes:
             connection.execute(f"DROP INDEX {name}")
-        for table, records in _tables(rows):
-            with connection.cursor().copy(f'COPY "{table.name}" FROM STDIN') as copy:
+        for table, columns, records in _tables(rows):
+            with connection.cursor().copy(f"COPY {table} ({columns}) FROM STDIN") as copy:
                 for record in records:
                     copy.write_row(record)
         for _, statement in indexes:

@@ -26,18 +26,17 @@ from orchestrator.ledger.lease import OPEN, LeaseState
 from orchestrator.ledger.location import locate
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.reading.lease_queries import (
-    Head,
     filtered_leases,
     lease_by_id,
     leases_by_prefix,
-    part_of,
     places_in,
 )
+from orchestrator.ledger.reading.newest_first import Part
 from orchestrator.ledger.reading.queries import events_of, recent_runs, run_by_id, steps_of
 from orchestrator.ledger.reading.reader import Reader
 from orchestrator.ledger.storage.codec import time_to_text
 from orchestrator.ledger.storage.connect import connect
-from orchestrator.ledger.storage.tables import lease, lease_origin, run, run_owner, runner
+from orchestrator.ledger.storage.tables import IS_CLOSED, lease, lease_origin, run, run_owner, runner
 from orchestrator.ledger.types import LeaseFilter
 
 START = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -411,7 +410,7 @@ def plan(path: Path, query: Executable) -> str:
         *((filtered_leases(wanted), expected) for wanted, expected in READ),
         (filtered_leases(LeaseFilter(resource="db/")), r"SCAN lease USING INDEX lease_by_time"),
         (
-            places_in(part_of(of(resource="db/"), Head({"resource": "db/x", "state": "failed"}, "")), LIMIT),
+            places_in(Part(under={"resource": "db/x", "state": "failed"}, conditions=[IS_CLOSED]), LIMIT),
             ranged("lease_by_resource", "resource", "state"),
         ),
         (filtered_leases(LeaseFilter()), r"SCAN lease USING INDEX lease_by_time"),

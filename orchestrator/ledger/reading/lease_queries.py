@@ -18,7 +18,16 @@ from sqlalchemy import ColumnElement, RowMapping, Select, func, or_, select
 
 from orchestrator.ledger.events import RunState
 from orchestrator.ledger.lease import FINAL, OPEN, LeaseState
-from orchestrator.ledger.reading.newest_first import Condition, Order, Part, newest, newest_time, places, unindexed
+from orchestrator.ledger.reading.newest_first import (
+    Condition,
+    Order,
+    Part,
+    PlacesUnder,
+    newest,
+    newest_time,
+    places,
+    unindexed,
+)
 from orchestrator.ledger.storage.codec import time_to_text
 from orchestrator.ledger.storage.tables import (
     HAS_VAULT_LEASE,
@@ -99,9 +108,15 @@ def open_parts(wanted: LeaseFilter) -> list[Part]:
     return [_within(wanted, Part(conditions=conditions))]
 
 
-def part_of(wanted: LeaseFilter, head: Head) -> Part:
-    """The closed leases of which a head is the newest."""
-    return _within(wanted, Part(under=head.under, conditions=[IS_CLOSED]))
+def closed_places(head: Head, limit: int) -> PlacesUnder:
+    """Reads the closed leases under the columns of a head."""
+    return PlacesUnder(ORDER, list(head.under), [IS_CLOSED], limit)
+
+
+def times_of(wanted: LeaseFilter) -> tuple[str | None, str | None]:
+    """`since` and `until` of a filter, as times are stored."""
+    since, until = wanted.since, wanted.until
+    return (None if since is None else time_to_text(since), None if until is None else time_to_text(until))
 
 
 def heads_of(wanted: LeaseFilter) -> Select[tuple[object, ...]] | None:
@@ -189,8 +204,7 @@ def _parts(wanted: LeaseFilter) -> Iterator[Part]:
 
 def _within(wanted: LeaseFilter, part: Part) -> Part:
     """The part between the times of the filter."""
-    since = None if wanted.since is None else time_to_text(wanted.since)
-    until = None if wanted.until is None else time_to_text(wanted.until)
+    since, until = times_of(wanted)
     return replace(part, since=since, until=until)
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 from sqlalchemy import Connection, Row
 
 from orchestrator.ledger.reading import lease_queries
-from orchestrator.ledger.reading.newest_first import Part
 from orchestrator.ledger.types import LeaseFilter
 
 IDS_AT_ONCE = 1000
@@ -32,20 +30,21 @@ def newest_leases(connection: Connection, wanted: LeaseFilter) -> Sequence[Row[A
         return connection.execute(lease_queries.filtered_leases(wanted)).all()
     places: list[Place] = []
     for part in lease_queries.open_parts(wanted):
-        places = _with(connection, places, part, wanted.limit)
+        places = _newest(places, connection.execute(lease_queries.places_in(part, wanted.limit)).all(), wanted.limit)
+    since, until = lease_queries.times_of(wanted)
+    closed = lease_queries.closed_places(heads[0], wanted.limit) if heads else None
     for head in heads:
-        if len(places) == wanted.limit and head.newest < places[-1][0]:
+        full = len(places) == wanted.limit
+        if closed is None or (full and head.newest < places[-1][0]):
             break
-        places = _with(connection, places, lease_queries.part_of(wanted, head), wanted.limit)
+        found = closed.read(connection, head.under, places[-1][0] if full else since, until)
+        places = _newest(places, found, wanted.limit)
     ids = iter([lease_id for _, lease_id in places])
     return [row for some in _batches(ids) for row in connection.execute(lease_queries.leases_by_ids(some)).all()]
 
 
-def _with(connection: Connection, places: list[Place], part: Part, limit: int) -> list[Place]:
-    """The newest places of those and the part's, of which nothing is read that is older than all that are needed."""
-    since = places[-1][0] if len(places) == limit else part.since
-    found = connection.execute(lease_queries.places_in(replace(part, since=since), limit)).all()
-    return sorted([*places, *((str(time), str(lease_id)) for time, lease_id in found)], reverse=True)[:limit]
+def _newest(places: list[Place], found: Sequence[Any], limit: int) -> list[Place]:
+    return sorted([*places, *((str(row[0]), str(row[1])) for row in found)], reverse=True)[:limit]
 
 
 def _batches(ids: Iterator[str]) -> Iterator[list[str]]:
