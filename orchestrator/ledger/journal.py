@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
+from orchestrator.errors import LedgerError
 from orchestrator.ledger.events import Event
 from orchestrator.ledger.types import LedgerWriter
 
@@ -33,17 +35,22 @@ class Journal:
     async def append(self, *events: Event) -> None:
         """Commit what was deferred and then these; durable when it returns.
 
-        Raises FenceLost, LedgerError or IllegalTransition, also for deferred events that could not be
-        committed before; then none of them is recorded.
+        Raises FenceLost, LedgerError or IllegalTransition; then none of these is recorded. So it does for deferred
+        events that could not be committed in between, after it has tried them once more: they are not lost for it.
         """
         deferred = self._take()
         if self._failed is not None:
             failed, self._failed = self._failed, None
+            await self._try_again(deferred)
             raise failed
         if not deferred and not events:
             return
         if deferred or self._writing:  # tasks begin in the order in which they were made, so nothing overtakes
-            await asyncio.shield(self._start((*deferred, *events)))
+            try:
+                await asyncio.shield(self._start((*deferred, *events)))
+            except LedgerError:
+                self._deferred = [*deferred, *self._deferred]
+                raise
         else:
             await self._ledger.append(self.run_id, self.fence, events)
 
@@ -69,7 +76,15 @@ class Journal:
     def _write_deferred(self) -> None:
         self._timer = None
         if deferred := self._take():
-            self._start(deferred).add_done_callback(self._note_failure)
+            self._start(deferred).add_done_callback(partial(self._note_failure, deferred))
+
+    async def _try_again(self, deferred: Sequence[Event]) -> None:
+        """Commit what could not be committed before, if the ledger is back."""
+        if deferred:
+            try:
+                await asyncio.shield(self._start(deferred))
+            except LedgerError:
+                self._deferred = [*deferred, *self._deferred]
 
     def _start(self, events: Sequence[Event]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(self._ledger.append(self.run_id, self.fence, events))
@@ -77,6 +92,9 @@ class Journal:
         task.add_done_callback(self._writing.discard)
         return task
 
-    def _note_failure(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._failed = error
+    def _note_failure(self, deferred: Sequence[Event], task: asyncio.Task[None]) -> None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        self._failed = error
+        if isinstance(error, LedgerError):
+            self._deferred = [*deferred, *self._deferred]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.clock import SystemClock
-from orchestrator.errors import FenceLost
+from orchestrator.errors import FenceLost, LedgerError
 from orchestrator.ledger.events import AttemptStarted, Event, LeaseIssued, LeaseRequested, LeaseRevoking, RunStarted
 from orchestrator.ledger.journal import Journal
 from orchestrator.ledger.opening import open_ledger
@@ -29,9 +29,14 @@ class Watched:
 
     ledger: LedgerWriter
     batches: list[list[str]] = field(default_factory=list)
+    away: int = 0
+    """How many of the next commits fail."""
 
     async def append(self, run_id: str, fence: int, events: Sequence[Event]) -> None:
         self.batches.append([event.kind for event in events])
+        if self.away:
+            self.away -= 1
+            raise LedgerError("away")
         await self.ledger.append(run_id, fence, events)
 
     async def begin_run(self, run_id: str, started: RunStarted) -> int:
@@ -126,3 +131,27 @@ async def test_a_cancelled_caller_takes_nothing_of_what_was_deferred_with_it(tmp
             await caller
         await to.flush()
     assert kinds == ["run.started", "attempt.started", "lease.requested"]
+
+
+async def test_what_could_not_be_committed_is_told_and_not_lost(tmp_path: Path) -> None:
+    """The handle of a step's token must be on record when the ledger is back: without it nobody can take it back."""
+    async with journal(tmp_path) as (to, watched, kinds):
+        watched.away = 1
+        to.defer(begun(1))
+        async with asyncio.timeout(30):
+            while not watched.batches:
+                await asyncio.sleep(0.001)
+        with pytest.raises(LedgerError):
+            await to.append(requested("lease_1"))
+        await to.append(requested("lease_2"))
+    assert kinds == ["run.started", "attempt.started", "lease.requested"], "what was refused was told to its caller"
+
+
+async def test_what_was_deferred_outlasts_the_failure_of_what_it_went_along_with(tmp_path: Path) -> None:
+    async with journal(tmp_path) as (to, watched, kinds):
+        watched.away = 1
+        to.defer(begun(1))
+        with pytest.raises(LedgerError):
+            await to.append(requested("lease_1"))
+        await to.flush()
+    assert kinds == ["run.started", "attempt.started"]
