@@ -30,6 +30,7 @@ class Journal:
         self._deferred: list[Event] = []
         self._timer: asyncio.TimerHandle | None = None
         self._writing: set[asyncio.Task[None]] = set()
+        self._flushing: set[asyncio.Task[None]] = set()
         self._failed: BaseException | None = None
 
     async def append(self, *events: Event) -> None:
@@ -38,6 +39,8 @@ class Journal:
         Raises FenceLost, LedgerError or IllegalTransition; then none of these is recorded. So it does for deferred
         events that could not be committed in between, after it has tried them once more: they are not lost for it.
         """
+        while self._flushing:  # whether that went well has to be known before anything may follow it
+            await asyncio.wait(self._flushing)
         deferred = self._take()
         if self._failed is not None:
             failed, self._failed = self._failed, None
@@ -76,7 +79,9 @@ class Journal:
     def _write_deferred(self) -> None:
         self._timer = None
         if deferred := self._take():
-            self._start(deferred).add_done_callback(partial(self._note_failure, deferred))
+            task = self._start(deferred)
+            self._flushing.add(task)
+            task.add_done_callback(partial(self._flushed, deferred))
 
     async def _try_again(self, deferred: Sequence[Event]) -> None:
         """Commit what could not be committed before, if the ledger is back."""
@@ -92,7 +97,8 @@ class Journal:
         task.add_done_callback(self._writing.discard)
         return task
 
-    def _note_failure(self, deferred: Sequence[Event], task: asyncio.Task[None]) -> None:
+    def _flushed(self, deferred: Sequence[Event], task: asyncio.Task[None]) -> None:
+        self._flushing.discard(task)
         if task.cancelled() or (error := task.exception()) is None:
             return
         self._failed = error
