@@ -34,7 +34,7 @@ def workflow(name: str, steps: list[str]) -> str:
 def test_a_step_may_have_the_word_token_anywhere_in_its_name(bench: Bench) -> None:
     outcome = bench.run(workflow("named_token", NAMES))
     assert outcome.exit_code is ExitCode.DONE, {name: error.message for name, error in outcome.errors.items()}
-    held = {lease.step: lease for lease in bench.history(outcome.run_id) if lease.grant_kind == "database"}
+    held = {lease.step: lease for lease in bench.history(outcome.run_id) if lease.grant == "db"}
     assert set(held) == set(NAMES)
     assert all(carries(lease.subject, lease.step_key) for lease in held.values())
     bench.assert_nothing_left()
