@@ -30,6 +30,7 @@ from orchestrator.ledger.events import (
     LeaseVaultRevoked,
     OrphansSwept,
 )
+from orchestrator.uninterrupted import is_cancelled
 from orchestrator.vault.session import VaultSession
 
 
@@ -55,7 +56,10 @@ async def close_lease(
             return LeaseRevoked(lease_id=handle.lease_id, confirmed_by="vault")
     except OrchestratorError as error:
         return _failed(handle, error.message, vault)
-    except Exception as error:  # noqa: BLE001 -- the other leases are taken back all the same
+    except (Exception, asyncio.CancelledError) as error:
+        if is_cancelled():
+            raise
+        # Whatever it was, and for whomever a cancellation was meant: the other leases are taken back all the same.
         return _failed(handle, f"unexpected {type(error).__name__}", vault)
     if handle.unknown:
         return _failed(handle, "outcome unknown: no lease id was received", vault)
