@@ -29,7 +29,7 @@ from orchestrator.ledger.events import (
     LeaseRevoking,
     OrphansSwept,
 )
-from orchestrator.ledger.journal import Journal
+from orchestrator.ledger.journal import SOON_SECONDS, Journal
 from orchestrator.secret import Secret
 from orchestrator.uninterrupted import to_the_end
 from orchestrator.vault.session import StepToken
@@ -112,6 +112,9 @@ class StepLeases:
             self._upkeep.deliver = deliver
 
     async def __aenter__(self) -> Mapping[str, Credential]:
+        if not self._attempt.scopes:
+            await to_the_end(self._opening.record())
+            return {}
         self._task = asyncio.create_task(self._opening.open(), name=f"open {self._attempt.step_key}")
         try:
             return await asyncio.shield(self._task)
@@ -126,6 +129,11 @@ class StepLeases:
         await to_the_end(self._close("step ended" if error is None else _why(error)))
 
     async def _close(self, reason: str) -> None:
+        if not self._attempt.scopes:  # nothing is held, and the end of such a step is told with what comes next
+            self._run.journal.defer(*self.epilogue, within=SOON_SECONDS)
+            if self._own is not None:
+                await self._own.settle()
+            return
         deadline = self._broker.clock.monotonic() + self._broker.grace
         self._opening.stop.set()
         self._upkeep.stop()

@@ -65,15 +65,16 @@ class Opening:
         self._token_scope = _token_scope(broker, attempt)
         self._in_flight: dict[str, Scope] = {}
 
+    async def record(self) -> None:
+        """Have on record what there is to record of an attempt without credentials. Raises LedgerError."""
+        await self.run.journal.append(*self.unrecorded)
+        self.unrecorded = ()
+
     async def open(self) -> dict[str, Credential]:
         """Issue every grant; the credentials by its name.
 
         Raises GrantRefused, VaultUnreachable or LedgerError; what was issued before is held.
         """
-        if not self.attempt.scopes:
-            await self.run.journal.append(*self.unrecorded)
-            self.unrecorded = ()
-            return {}
         token_id = new_lease_id()
         wanted = {new_lease_id(): scope for scope in self.attempt.scopes}
         await self.run.journal.append(

@@ -19,6 +19,9 @@ from orchestrator.ledger.types import LedgerWriter
 DEFER_SECONDS = 0.02
 """How long a deferred event waits for another one at most."""
 
+SOON_SECONDS = 0.002
+"""The same for the end of a step: until a step that waits for it has begun, and hardly longer than a commit takes."""
+
 
 class Journal:
     """Writes the events of one run under one fence. Belongs to one event loop; `flush` it at the end."""
@@ -57,11 +60,18 @@ class Journal:
         else:
             await self._ledger.append(self.run_id, self.fence, events)
 
-    def defer(self, *events: Event) -> None:
-        """Have these committed with what comes next, or soon. What goes wrong is raised by the next call."""
+    def defer(self, *events: Event, within: float = DEFER_SECONDS) -> None:
+        """Have these committed with what comes next, or by themselves after so many seconds.
+
+        What goes wrong is raised by the next call.
+        """
         self._deferred += events
+        loop = asyncio.get_running_loop()
+        if self._timer is not None and self._timer.when() > loop.time() + within:
+            self._timer.cancel()
+            self._timer = None
         if self._deferred and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(DEFER_SECONDS, self._write_deferred)
+            self._timer = loop.call_later(within, self._write_deferred)
 
     async def flush(self) -> None:
         """Wait until everything is durable. Raises like `append`."""

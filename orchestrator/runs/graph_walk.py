@@ -7,8 +7,9 @@ function that carries out one step, and answers how each step ended.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import Any, Literal
 
 from orchestrator.ledger.events import StepState
@@ -41,23 +42,17 @@ async def drive(
     """
     ended: dict[str, StepState] = dict(already or {})
     running: dict[asyncio.Task[StepState], str] = {}
-    waiting = [step for step in graph.dependencies if step not in ended]
+    waiting = _Waiting(graph, ended)
     cancelling = False
     try:
         while waiting or running:
-            hindering = {step for step, state in ended.items() if state is not StepState.SUCCEEDED}
-            for step in list(waiting):
-                if len(running) >= parallel:
-                    break
-                needed = graph.dependencies[step]
-                reason = "" if hindering.isdisjoint(needed) else _hindrance(graph, step, ended)
-                if cancelling or reason:
-                    waiting.remove(step)
-                    hindering.add(step)
+            while len(running) < parallel and (step := waiting.next()) is not None:
+                reason = "another step failed" if cancelling else _hindrance(graph, step, ended)
+                if reason:
                     ended[step] = StepState.CANCELLED if cancelling else StepState.SKIPPED
-                    await skip(step, ended[step], "another step failed" if cancelling else reason)
-                elif needed <= ended.keys():
-                    waiting.remove(step)
+                    waiting.ended(step)
+                    await skip(step, ended[step], reason)
+                else:
                     running[asyncio.create_task(call(step), name=f"step {step}")] = step
             if not running:
                 continue
@@ -65,8 +60,10 @@ async def drive(
             for task in done:
                 step = running.pop(task)
                 ended[step] = StepState.CANCELLED if task.cancelled() else task.result()
+                waiting.ended(step)
                 if graph.on_failure == "cancel" and _failed(graph, step, ended[step]) and not cancelling:
                     cancelling = True
+                    waiting.release()
                     for other in running:
                         other.cancel("another step failed")
     except BaseException:
@@ -77,23 +74,73 @@ async def drive(
     return ended
 
 
+class _Waiting:
+    """The steps that have neither started nor been skipped, and which of them are next.
+
+    A step is looked at again only when one that it waits for has ended, so a walk costs as much as its graph has
+    edges. `ended` is the walk's own record of how steps ended.
+    """
+
+    def __init__(self, graph: Graph, ended: Mapping[str, StepState]) -> None:
+        self._graph = graph
+        self._ended = ended
+        self._steps = [step for step in graph.dependencies if step not in ended]
+        self._place = {step: place for place, step in enumerate(self._steps)}
+        self._dependents: dict[str, list[str]] = {}
+        for step in self._steps:
+            for needed in graph.dependencies[step]:
+                self._dependents.setdefault(needed, []).append(step)
+        self._ready: list[int] = []
+        for step in self._steps:
+            self._consider(step, hindered=bool(_hindrance(graph, step, ended)))
+
+    def __len__(self) -> int:
+        return len(self._place)
+
+    def __iter__(self) -> Iterator[str]:
+        """Those that are left, in the order of their declaration."""
+        return iter([*self._place])
+
+    def next(self) -> str | None:
+        """Take out the first step in the order of declaration that may start or can never run, if there is any."""
+        while self._ready:
+            step = self._steps[heappop(self._ready)]
+            if self._place.pop(step, None) is not None:
+                return step
+        return None
+
+    def ended(self, step: str) -> None:
+        """Look again at the steps that wait for this one, of which the walk has recorded how it ended."""
+        hindered = _hinders(self._graph, step, self._ended[step])
+        for dependent in self._dependents.get(step, ()):
+            self._consider(dependent, hindered=hindered)
+
+    def release(self) -> None:
+        """Make all that are left the next ones: none of them is going to start."""
+        self._ready = [*self._place.values()]
+
+    def _consider(self, step: str, *, hindered: bool) -> None:
+        if step in self._place and (hindered or self._graph.dependencies[step] <= self._ended.keys()):
+            heappush(self._ready, self._place[step])
+
+
 def _failed(graph: Graph, step: str, state: StepState) -> bool:
     return state in (StepState.FAILED, StepState.REFUSED) and step not in graph.tolerant
 
 
+def _hinders(graph: Graph, step: str, state: StepState) -> bool:
+    """Whether what waits for the step can never run, now that it has ended like this."""
+    if state in (StepState.FAILED, StepState.REFUSED):
+        return step not in graph.tolerant
+    return state is not StepState.SUCCEEDED
+
+
 def _hindrance(graph: Graph, step: str, ended: Mapping[str, StepState]) -> str:
     """Why the step can never run, or an empty text."""
-    for needed in sorted(graph.dependencies[step]):
-        state = ended.get(needed)
-        if state is None or state is StepState.SUCCEEDED:
-            continue
-        if needed in graph.tolerant and state in (StepState.FAILED, StepState.REFUSED):
-            continue
-        return (
-            f"needs `{needed}`, which was {state.value}"
-            if state is not StepState.FAILED
-            else (f"needs `{needed}`, which failed")
-        )
+    for needed in sorted(graph.dependencies[step] & ended.keys()):
+        if _hinders(graph, needed, ended[needed]):
+            how = "failed" if ended[needed] is StepState.FAILED else f"was {ended[needed].value}"
+            return f"needs `{needed}`, which {how}"
     return ""
 
 
