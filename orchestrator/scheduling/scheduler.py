@@ -43,6 +43,9 @@ class Scheduler:
         self._busy: dict[str, asyncio.Task[None]] = {}
         self._resting: dict[str, float] = {}
         self._requests: dict[str, datetime] = {}
+        self._soonest: datetime | None = None
+        self._changed = True
+        """Whether anything may be due before `_soonest`: a turn in which nothing is costs the same for any number."""
         self._wake = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None  # beside the loop: many changed files must not hold it up
         self.loaded = False
@@ -112,6 +115,7 @@ class Scheduler:
         for name in self._entries.keys() - found.workflows.keys():
             del self._entries[name]
             self._due.pop(name, None)
+            self._resting.pop(name, None)
         fresh = [name for name in found.workflows if name not in self._entries]
         if fresh:
             known = {state.workflow: state for state in await asyncio.to_thread(self._context.store.all)}
@@ -120,14 +124,14 @@ class Scheduler:
                 state = known.get(name)
                 if state is None:
                     state = await asyncio.to_thread(remember_from, self._context.store, name, now)
-                entry = Entry(self._context, found.workflows[name], state.handled, state.paused)
-                self._entries[name], self._due[name] = entry, entry.next_due()
+                self._entries[name] = Entry(self._context, found.workflows[name], state.handled, state.paused)
+                self._plan(name)
         self._catalogue = found
         for name, known_now in found.workflows.items():
             entry = self._entries[name]
             if entry.known is not known_now:
                 entry.replace(known_now, self._context.services.clock.now())
-                self._due[name] = entry.next_due()
+                self._plan(name)
 
     async def _attend(self) -> None:
         """See who is paused, and which runs people asked for."""
@@ -139,9 +143,16 @@ class Scheduler:
                 entry.paused = paused
                 if not paused:  # what passed meanwhile was not missed: it was not wanted
                     entry.seen = max(entry.seen, self._context.services.clock.now())
-                self._due[name] = entry.next_due()
+                self._plan(name)
+
+    def _plan(self, name: str) -> None:
+        self._due[name] = self._entries[name].next_due()
+        self._changed = True
 
     def _start_due(self, now: datetime) -> None:
+        if not (self._changed or self._requests or self._resting) and (self._soonest is None or now < self._soonest):
+            return
+        self._changed = True
         for name, entry in self._entries.items():
             at = self._due.get(name)
             wanted = name in self._requests or entry.waiting or (at is not None and at <= now)
@@ -169,19 +180,22 @@ class Scheduler:
             log.error("%s: scheduling failed: %s", name, error, exc_info=None if expected else error)
         elif entry.waiting:
             self._resting[name] = now + TICK
-        self._due[name] = entry.next_due()
+        self._plan(name)
         self._wake.set()
 
     async def _sleep(self) -> None:
+        if self._changed:
+            idle = [at for name, at in self._due.items() if at and name not in self._busy and name not in self._resting]
+            self._soonest = min(idle, default=None)
+            self._changed = False
         now = self._context.services.clock.now()
-        due = {name: at for name, at in self._due.items() if at and name not in self._busy}
-        waits = [max((at - now).total_seconds(), self._rest(name)) for name, at in due.items() if name in self._resting]
-        if soonest := min((at for name, at in due.items() if name not in self._resting), default=None):
-            waits.append((soonest - now).total_seconds())
-        seconds = max(0.0, min(waits, default=TICK))
+        waits = [TICK] if self._soonest is None else [TICK, (self._soonest - now).total_seconds()]
+        for name in self._resting.keys() - self._busy.keys():
+            if at := self._due.get(name):
+                waits.append(max((at - now).total_seconds(), self._rest(name)))
         try:
             # Not `wait_for`: in Python 3.11 it loses a cancellation that comes together with the wake.
-            async with asyncio.timeout(min(TICK, seconds) or 0.001):
+            async with asyncio.timeout(max(0.001, min(waits))):
                 await self._wake.wait()
         except TimeoutError:
             pass

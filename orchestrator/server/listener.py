@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import uvicorn
 from starlette.applications import Starlette
@@ -80,11 +80,27 @@ async def listening(app: Starlette, bound: socket.socket) -> AsyncIterator[None]
     try:
         yield
     finally:
-        server.should_exit = True
+        server.end()
         await task
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._over = asyncio.Event()
+
+    def end(self) -> None:
+        """Answer what has been asked, then end."""
+        self.should_exit = True
+        self._over.set()
+
+    async def main_loop(self) -> None:
+        """Wait for the end, once a second for the header with the date alone: not ten times, with nothing to do."""
+        while not await self.on_tick(0):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await self._over.wait()
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals are the scheduler's."""
