@@ -265,8 +265,10 @@ class Runner:
             failure = error
         log.debug("step %s", step_id, exc_info=failure)
         reason = f"step `{step_id}`: unexpected {redact_exception(failure, self.services.redactor)}"
-        progress.failed(step_id, StepFailed(reason, hint=DEFECT_HINT))
-        return await to_the_end(self._complete(progress, step_id, StepState.FAILED, reason))
+        state = await to_the_end(self._complete(progress, step_id, StepState.FAILED, reason))
+        if state is StepState.FAILED and step_id not in progress.errors:
+            progress.failed(step_id, StepFailed(reason, hint=DEFECT_HINT))
+        return state
 
     async def _complete(self, progress: RunProgress, step_id: str, state: StepState, reason: str) -> StepState:
         """Record of a step that fell over what it still lacks, and say how it ended according to the ledger."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, ClassVar
 
 import pytest
@@ -14,9 +14,12 @@ from bench import Bench, Setup
 from orchestrator.actions.base import Params, StepContext
 from orchestrator.actions.catalog import action, catalog
 from orchestrator.assembly import open_services
+from orchestrator.credentials.broker import Broker
+from orchestrator.credentials.run_leases import RunLeases
 from orchestrator.errors import ExitCode, StepFailed
 from orchestrator.ledger.events import Event, RunState, StepFinished, StepState
 from orchestrator.ledger.ids import new_run_id
+from orchestrator.ledger.journal import Journal
 from orchestrator.ledger.lease import FINAL
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.types import LeaseFilter, LedgerReader
@@ -259,6 +262,25 @@ def failing_issuer(*, after: bool) -> Sabotage:
     return sabotage
 
 
+def forgetful_run(services: Services, make: Callable[[], BaseException]) -> Services:
+    """What the first step leaves to its run to be confirmed never reaches it."""
+
+    class Forgetful(Broker):
+        def of_run(self, journal: Journal) -> RunLeases:
+            leases = super().of_run(journal)
+            given_back = leases.given_back
+
+            def forget(*given: Any) -> None:
+                leases.given_back = given_back  # type: ignore[method-assign]
+                raise make()
+
+            leases.given_back = forget  # type: ignore[method-assign]
+            return leases
+
+    broker = services.broker
+    return replace(services, broker=Forgetful(**{part.name: getattr(broker, part.name) for part in fields(broker)}))
+
+
 POINTS: Mapping[str, Sabotage] = {
     "looking the action up": no_action,
     "the parameters": no_params,
@@ -281,6 +303,7 @@ CLOSING: Mapping[str, Sabotage] = {
     "the answer to revoking a lease": failing_vault("revoke_lease", after=True),
     "revoking the step token": failing_vault("revoke_accessor", after=False),
     "the answer to revoking the step token": failing_vault("revoke_accessor", after=True),
+    "what is left to the run": forgetful_run,
 }
 WIDE = {"the action that is no coroutine", "the action at once", "the action later", "the output"}
 
