@@ -12,9 +12,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, RowMapping, Select, func, or_, select
+from sqlalchemy import ColumnElement, RowMapping, Select, Text, bindparam, func, or_, select
 
 from orchestrator.ledger.events import RunState
 from orchestrator.ledger.lease import FINAL, OPEN, LeaseState
@@ -23,6 +24,7 @@ from orchestrator.ledger.reading.newest_first import (
     Order,
     Part,
     PlacesUnder,
+    elements,
     newest,
     newest_time,
     places,
@@ -90,9 +92,11 @@ def filtered_leases(wanted: LeaseFilter) -> Select[tuple[object, ...]]:
     return newest(ORDER, [_within(wanted, part) for part in _parts(wanted)], wanted.limit)
 
 
-def leases_by_ids(ids: Sequence[str]) -> Select[tuple[object, ...]]:
-    """These leases, newest first."""
-    return select(lease).where(lease.c.lease_id.in_(ids)).order_by(lease.c.requested_at.desc(), lease.c.lease_id.desc())
+@cache
+def leases_by_ids() -> Select[tuple[object, ...]]:
+    """The leases whose ids are in the JSON array `ids`, newest first."""
+    wanted = lease.c.lease_id.in_(elements(bindparam("ids", type_=Text())))
+    return select(lease).where(wanted).order_by(lease.c.requested_at.desc(), lease.c.lease_id.desc())
 
 
 def places_in(part: Part, limit: int) -> Select[Any]:
@@ -108,9 +112,10 @@ def open_parts(wanted: LeaseFilter) -> list[Part]:
     return [_within(wanted, Part(conditions=conditions))]
 
 
-def closed_places(head: Head, limit: int) -> PlacesUnder:
-    """Reads the closed leases under the columns of a head."""
-    return PlacesUnder(ORDER, list(head.under), [IS_CLOSED], limit)
+@lru_cache(maxsize=64)
+def closed_places(names: tuple[str, ...], limit: int) -> PlacesUnder:
+    """Reads the closed leases under values of these columns."""
+    return PlacesUnder(ORDER, names, [IS_CLOSED], limit)
 
 
 def times_of(wanted: LeaseFilter) -> tuple[str | None, str | None]:
@@ -119,24 +124,37 @@ def times_of(wanted: LeaseFilter) -> tuple[str | None, str | None]:
     return (None if since is None else time_to_text(since), None if until is None else time_to_text(until))
 
 
-def heads_of(wanted: LeaseFilter) -> Select[tuple[object, ...]] | None:
+def heads_of(wanted: LeaseFilter) -> tuple[Select[tuple[object, ...]], Mapping[str, str]] | None:
     """What there is of closed leases for filters that are given together, or for a prefix of resources.
 
     For each combination of their columns that ever occurred, at most one more than `MOST_ORIGINS`, the time of the
-    newest lease in each final state. Read with `found_heads`. None where one filter's index does without.
+    newest lease in each final state: a statement and its parameters, whose rows `found_heads` reads. None where one
+    filter's index does without.
     """
     given = _given(wanted)
     if _serving(_OF_FEW, given) or (not wanted.resource and len(given) < 2):
         return None
+    since, until = times_of(wanted)
+    prefix, end = (wanted.resource, after_prefix(wanted.resource)) if wanted.resource else (None, None)
+    range_of = {"prefix": prefix, "after_prefix": end, "since": since, "until": until}
+    parameters = {name: value for name, value in range_of.items() if value is not None}
+    states = tuple(state.value for state in _wanted(FINAL, wanted))
+    statement = _heads(tuple(given), states, frozenset(parameters))
+    return statement, {**parameters, **{f"of_{name}": value for name, value in given.items()}}
+
+
+@lru_cache(maxsize=256)
+def _heads(given: tuple[str, ...], states: tuple[str, ...], bounds: Set[str]) -> Select[tuple[object, ...]]:
+    """The statement for filters on these columns: making it takes longer than its answer."""
+    bound = {name: bindparam(name, type_=Text()) for name in bounds}
+    resource = lease_origin.c.resource
     columns = [lease_origin.c[name] for name in (ORIGIN if given else ("resource",))]
-    conditions = [lease_origin.c[name] == value for name, value in given.items()]
-    if wanted.resource:
-        conditions += _starts_with(lease_origin.c.resource, wanted.resource)
+    conditions = [lease_origin.c[name] == bindparam(f"of_{name}", type_=Text()) for name in given]
+    conditions += [resource >= bound["prefix"]] if "prefix" in bound else []
+    conditions += [resource < bound["after_prefix"]] if "after_prefix" in bound else []
     found = select(*columns).where(*conditions).distinct().limit(MOST_ORIGINS + 1).subquery()
-    parts = {
-        state.value: _within(wanted, Part(under={"state": state.value}, conditions=[IS_CLOSED]))
-        for state in _wanted(FINAL, wanted)
-    }
+    since, until = bound.get("since"), bound.get("until")
+    parts = {state: Part(under={"state": state}, conditions=[IS_CLOSED], since=since, until=until) for state in states}
     times = (newest_time(ORDER, part, dict(found.c)).label(_NEWEST + state) for state, part in parts.items())
     return select(found, *times)
 

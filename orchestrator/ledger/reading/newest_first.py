@@ -51,8 +51,8 @@ class Part:
 
     under: Mapping[str, str] = field(default_factory=dict)
     conditions: Sequence[Condition] = ()
-    since: str | None = None
-    until: str | None = None
+    since: str | BindParameter[str] | None = None
+    until: str | BindParameter[str] | None = None
 
 
 def newest(order: Order, parts: Sequence[Part], limit: int) -> Select[tuple[object, ...]]:
@@ -154,6 +154,28 @@ class unindexed(FunctionElement[str]):  # noqa: N801 -- it reads as the SQL func
 
     def __init__(self, column: SQLColumnExpression[str]) -> None:
         super().__init__(column)
+
+
+class _elements(FunctionElement[str]):  # noqa: N801 -- likewise
+    """A row with a `value` for each string of a JSON array."""
+
+    inherit_cache = True
+    type = Text()
+
+
+@compiles(_elements)
+def _of_jsonb(element: _elements, compiler: SQLCompiler, **how: object) -> str:
+    return f"jsonb_array_elements_text(CAST({compiler.process(element.clauses, **how)} AS jsonb))"
+
+
+@compiles(_elements, "sqlite")
+def _of_json(element: _elements, compiler: SQLCompiler, **how: object) -> str:
+    return f"json_each({compiler.process(element.clauses, **how)})"
+
+
+def elements(array: BindParameter[str]) -> Select[tuple[str]]:
+    """The strings of a JSON array: one parameter however many they are, since each of its own costs more than a row."""
+    return select(_elements(array).table_valued("value").c.value)
 
 
 @compiles(unindexed)
