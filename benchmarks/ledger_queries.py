@@ -8,8 +8,8 @@ from datetime import timedelta
 
 from ledger_rows import DEAD, GIVEN_UP, KINDS, RETIRED, SELDOM, STEP_NAMES, YEARS, Filled
 
-from orchestrator.ledger.events import RunState
 from orchestrator.ledger.lease import OPEN, LeaseState
+from orchestrator.ledger.states import RunState
 from orchestrator.ledger.types import LeaseFilter
 from orchestrator.ledger.writing.store import Ledger
 

@@ -19,8 +19,8 @@ import psycopg
 from sqlalchemy import Engine
 
 from orchestrator.ledger.location import locate
-from orchestrator.ledger.storage.codec import time_to_text
 from orchestrator.ledger.storage.connect import connect
+from orchestrator.ledger.storage.times import time_to_text
 
 STEP_NAMES = ("read", "translate", "enrich", "notify", "record", "archive", "check", "report", "import", "publish")
 KINDS = ("database", "secret", "token", "dynamic")

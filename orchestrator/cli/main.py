@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
 from orchestrator import __version__
 from orchestrator.cli import failures
-from orchestrator.cli.commands import (
-    dev,
-    grants,
-    leases,
-    prove,
-    provision,
-    queue,
-    run,
-    runs,
-    schedules,
-    serve,
-    workflow,
-)
 from orchestrator.cli.interruption import interruptible, received
 from orchestrator.errors import ExitCode, OrchestratorError
 
@@ -43,27 +31,41 @@ Exit codes:
 BROKEN_PIPE = 141
 """What a shell calls a program that SIGPIPE ended: the reader went away."""
 
-app = typer.Typer(
-    name="orchestrator",
-    help="Run workflows in which no step owns a standing secret: just-in-time credentials from Vault, "
-    "for one step only, revoked when it ends.",
-    epilog=_EPILOG,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-workflow.register(app)
-run.register(app)
-prove.register(app)
-serve.register(app)
-app.add_typer(grants.app, name="grants")
-app.add_typer(schedules.app, name="schedules")
-app.add_typer(queue.app, name="queue")
-app.add_typer(runs.app, name="runs")
-app.add_typer(leases.app, name="leases")
-app.add_typer(provision.app, name="provision")
-dev.register(app)
+COMMANDS: Mapping[str, tuple[str, ...]] = {
+    "workflow": ("init", "validate", "plan", "schema"),
+    "run": ("run",),
+    "prove": ("prove",),
+    "serve": ("serve", "worker"),
+    "grants": ("grants",),
+    "schedules": ("schedules",),
+    "queue": ("queue",),
+    "runs": ("runs",),
+    "leases": ("leases",),
+    "provision": ("provision",),
+    "dev": ("dev", "demo"),
+}
+"""The modules of `orchestrator.cli.commands` in the order of the help, each with the commands that it registers."""
+
+
+def command_line(word: str = "") -> typer.Typer:
+    """The program as Typer has it: with the commands of one module where `word` is one of them, else with all.
+
+    Nobody but the help needs all of them, and making them takes as long as a list of leases.
+    """
+    app = typer.Typer(
+        name="orchestrator",
+        help="Run workflows in which no step owns a standing secret: just-in-time credentials from Vault, "
+        "for one step only, revoked when it ends.",
+        epilog=_EPILOG,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_program)
+    for module in [module for module, words in COMMANDS.items() if word in words] or COMMANDS:
+        import_module(f"orchestrator.cli.commands.{module}").register(app)
+    return app
 
 
 def _version(wanted: bool) -> None:
@@ -72,7 +74,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _program(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
@@ -99,6 +100,7 @@ def _answer(arguments: Sequence[str] | None) -> int:
     as_json = "--json" in given
     _write_what_can_be_written()
     try:
+        app = command_line(given[0] if given else "")
         answer = app(args=given, prog_name="orchestrator", standalone_mode=False)
         sys.stdout.flush()
     except OrchestratorError as error:

@@ -22,13 +22,7 @@ from orchestrator.credentials.types import STEP_TOKEN_KIND, Attempt, LeaseHandle
 from orchestrator.credentials.upkeep import Upkeep
 from orchestrator.errors import OrchestratorError
 from orchestrator.grants.credential import Credential
-from orchestrator.ledger.events import (
-    Event,
-    LeaseEvent,
-    LeaseFailed,
-    LeaseRevoking,
-    OrphansSwept,
-)
+from orchestrator.ledger.events import Event, LeaseEvent, LeaseFailed, LeaseRevoking, OrphansSwept
 from orchestrator.ledger.journal import SOON_SECONDS, Journal
 from orchestrator.secret import Secret
 from orchestrator.uninterrupted import to_the_end

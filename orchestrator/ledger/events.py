@@ -8,39 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
 from typing import ClassVar
 
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.lease import LeaseState
+from orchestrator.ledger.states import RunState, StepState
 
 WHOLE_RUN = "(run)"
 """The step that is named for a lease which the orchestrator needed for the run as a whole."""
-
-
-class RunState(StrEnum):
-    """How a run stands. All but RUNNING are final."""
-
-    RUNNING = "running"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    REFUSED = "refused"
-    CANCELLED = "cancelled"
-    INTERRUPTED = "interrupted"
-    """Its process died. Nobody drives it any more; `run.resumed` makes it `running` again."""
-
-
-class StepState(StrEnum):
-    """How a step, or one attempt at it, stands. All but RUNNING are final; SKIPPED never had an attempt."""
-
-    RUNNING = "running"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    REFUSED = "refused"
-    SKIPPED = "skipped"
-    CANCELLED = "cancelled"
-    INTERRUPTED = "interrupted"
-    """It was running when its run was interrupted, and is tried again when that is resumed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.jsontypes import JsonObject, JsonValue
-from orchestrator.ledger.events import Event, RunStarted, RunState, StepState
 from orchestrator.ledger.lease import LeaseState
+from orchestrator.ledger.states import RunState, StepState
+
+if TYPE_CHECKING:
+    from orchestrator.ledger.events import Event, RunStarted
 
 
 @dataclass(frozen=True, slots=True)

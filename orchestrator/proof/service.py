@@ -14,17 +14,10 @@ from orchestrator.grants.credential import Credential
 from orchestrator.grants.models import DatabaseGrant
 from orchestrator.grants.policy_names import step_policy_name
 from orchestrator.grants.scope import Scope, compiled
-from orchestrator.ledger.events import (
-    AttemptFinished,
-    AttemptStarted,
-    RunFinished,
-    RunStarted,
-    RunState,
-    StepFinished,
-    StepState,
-)
+from orchestrator.ledger.events import AttemptFinished, AttemptStarted, RunFinished, RunStarted, StepFinished
 from orchestrator.ledger.ids import new_step_key
 from orchestrator.ledger.lease import OPEN
+from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LeaseFilter
 from orchestrator.planning.requests import bind, scopes_of
 from orchestrator.proof.examine import Examination, examine_database, examine_secret, examine_token, other_paths

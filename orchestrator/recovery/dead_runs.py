@@ -14,8 +14,9 @@ from functools import lru_cache
 from orchestrator.actions.catalog import catalog
 from orchestrator.errors import ExitCode, OrchestratorError, UsageError
 from orchestrator.jsontypes import JsonValue
-from orchestrator.ledger.events import AttemptFinished, Event, RunFinished, RunState, StepFinished, StepState
+from orchestrator.ledger.events import AttemptFinished, Event, RunFinished, StepFinished
 from orchestrator.ledger.reading.queries import SWEEP_WORKFLOW
+from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LedgerReader, RunRecord, StepRecord
 from orchestrator.runs.triggers import SERVICE_TRIGGERS
 from orchestrator.runs.types import RunRequest, Services

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 from orchestrator.credentials.types import LeaseHandle
 from orchestrator.errors import FenceLost, IllegalTransition
-from orchestrator.ledger.events import LeaseRevoking, RunState
+from orchestrator.ledger.events import LeaseRevoking
 from orchestrator.ledger.lease import OPEN
+from orchestrator.ledger.states import RunState
 from orchestrator.ledger.types import LeaseFilter, LeaseRecord
 from orchestrator.recovery.backoff import is_due
 from orchestrator.recovery.closing_pass import CLOSING_SECONDS

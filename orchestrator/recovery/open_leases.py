@@ -16,7 +16,8 @@ from orchestrator.credentials.closing import close_lease
 from orchestrator.credentials.types import LeaseHandle
 from orchestrator.errors import FenceLost, IllegalTransition
 from orchestrator.ledger.coordination.runners import RunnerStore
-from orchestrator.ledger.events import LeaseRevoked, RunState
+from orchestrator.ledger.events import LeaseRevoked
+from orchestrator.ledger.states import RunState
 from orchestrator.ledger.types import LeaseRecord, LedgerReader
 from orchestrator.recovery.closing_pass import CLOSING_SECONDS, Leftover, RunToClose, close_pass
 from orchestrator.runs.processes import certainly_gone

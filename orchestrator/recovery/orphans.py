@@ -29,13 +29,12 @@ from orchestrator.ledger.events import (
     OrphansSwept,
     RunFinished,
     RunStarted,
-    RunState,
     StepFinished,
-    StepState,
 )
 from orchestrator.ledger.ids import new_step_key, run_id_of
 from orchestrator.ledger.reading.queries import SWEEP_WORKFLOW
-from orchestrator.ledger.storage.codec import time_to_text
+from orchestrator.ledger.states import RunState, StepState
+from orchestrator.ledger.storage.times import time_to_text
 from orchestrator.ledger.types import LeaseFilter
 from orchestrator.runs.types import Services
 

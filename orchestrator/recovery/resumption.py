@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from orchestrator.errors import ExitCode, OrchestratorError, StepFailed, UnknownRun, UsageError
 from orchestrator.jsontypes import JsonValue
-from orchestrator.ledger.events import RunState, StepState
 from orchestrator.ledger.lease import OPEN
+from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LeaseFilter, RunRecord
 from orchestrator.recovery.dead_runs import Verdict
 from orchestrator.recovery.reopen import reopen

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field, replace
 from orchestrator.errors import FenceLost, OrchestratorError
 from orchestrator.jsontypes import JsonValue
 from orchestrator.ledger.coordination.runners import RunnerRecord
-from orchestrator.ledger.events import Event, LeaseRevoking, RunState, RunTakenOver
+from orchestrator.ledger.events import Event, LeaseRevoking, RunTakenOver
 from orchestrator.ledger.lease import OPEN, LeaseState
+from orchestrator.ledger.states import RunState
 from orchestrator.ledger.types import LeaseFilter, LeaseRecord, RunRecord
 from orchestrator.recovery.backoff import is_due
 from orchestrator.recovery.closing_pass import Leftover, RunToClose, close_pass

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 
 from orchestrator.errors import ExitCode, FenceLost
-from orchestrator.ledger.events import Event, RunFinished, RunState, StepState
+from orchestrator.ledger.events import Event, RunFinished
 from orchestrator.ledger.lease import OPEN
+from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LeaseFilter
 from orchestrator.recovery.open_leases import close_leases
 from orchestrator.runs.outcomes import missing_ends

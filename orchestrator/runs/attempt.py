@@ -25,8 +25,9 @@ from orchestrator.grants.credential import Credential
 from orchestrator.grants.policy_names import step_policy_name
 from orchestrator.grants.scope import Scope
 from orchestrator.jsontypes import JsonObject, JsonValue
-from orchestrator.ledger.events import AttemptFinished, AttemptStarted, Decided, Event, StepState
+from orchestrator.ledger.events import AttemptFinished, AttemptStarted, Decided, Event
 from orchestrator.ledger.ids import new_step_key
+from orchestrator.ledger.states import StepState
 from orchestrator.planning.requests import bind, policy_request, scopes_of
 from orchestrator.policy.types import Decision, PolicyRequest
 from orchestrator.redaction.redactor import redact_exception

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any, Literal
 
-from orchestrator.ledger.events import StepState
+from orchestrator.ledger.states import StepState
 
 CallStep = Callable[[str], Coroutine[Any, Any, StepState]]
 Skip = Callable[[str, StepState, str], Awaitable[None]]

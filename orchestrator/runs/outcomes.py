@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 
 from orchestrator.errors import ExitCode, OrchestratorError, Refused, StepFailed
-from orchestrator.ledger.events import AttemptFinished, AttemptStarted, RunState, StepFinished, StepState
+from orchestrator.ledger.events import AttemptFinished, AttemptStarted, StepFinished
+from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import EventRecord
 from orchestrator.workflow.models import Retry
 

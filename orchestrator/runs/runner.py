@@ -22,9 +22,10 @@ from orchestrator.errors import (
     StepFailed,
     UsageError,
 )
-from orchestrator.ledger.events import Event, RunFinished, RunStarted, RunState, StepFinished, StepState
+from orchestrator.ledger.events import Event, RunFinished, RunStarted, StepFinished
 from orchestrator.ledger.journal import Journal
 from orchestrator.ledger.lease import OPEN
+from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LeaseFilter, LeaseRecord, StepRecord
 from orchestrator.planning.graph import dependencies
 from orchestrator.redaction.forms import recognisable

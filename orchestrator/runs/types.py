@@ -14,7 +14,7 @@ from orchestrator.credentials.run_leases import RunLeases
 from orchestrator.errors import ExitCode, OrchestratorError
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.coordination.queue import RunQueue
-from orchestrator.ledger.events import RunState, StepState
+from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LeaseRecord, LedgerReader, LedgerWriter, StepRecord
 from orchestrator.policy.types import PolicyEngine
 from orchestrator.redaction.forms import recognisable

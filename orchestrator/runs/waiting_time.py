@@ -20,7 +20,7 @@ from datetime import datetime
 
 from orchestrator.clock import Clock
 from orchestrator.ledger.events import LeaseRevocationFailed
-from orchestrator.ledger.storage.codec import text_to_time
+from orchestrator.ledger.storage.times import text_to_time
 from orchestrator.ledger.types import LeaseRecord, LedgerReader
 from orchestrator.vault.session import VaultSession
 

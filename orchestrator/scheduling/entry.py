@@ -11,7 +11,7 @@ from functools import partial
 
 from orchestrator.errors import ExitCode, LedgerError, OrchestratorError, UsageError
 from orchestrator.ledger.coordination.schedules import ScheduleState, ScheduleStates
-from orchestrator.ledger.events import RunState
+from orchestrator.ledger.states import RunState
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.triggers import SERVICE_TRIGGERS, TRIGGER_REQUEST, TRIGGER_SCHEDULE
 from orchestrator.runs.types import RunRequest, Services

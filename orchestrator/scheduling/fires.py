@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from orchestrator.ledger.ids import run_id_of
-from orchestrator.ledger.storage.codec import time_to_text
+from orchestrator.ledger.storage.times import time_to_text
 from orchestrator.runs.triggers import TRIGGER_REQUEST, TRIGGER_SCHEDULE
 from orchestrator.scheduling.fire_times import next_fire
 from orchestrator.workflow.models import Schedule

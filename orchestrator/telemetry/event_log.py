@@ -15,7 +15,7 @@ from orchestrator.ledger.events import (
     RunStarted,
     StepFinished,
 )
-from orchestrator.ledger.storage.codec import time_to_text
+from orchestrator.ledger.storage.times import time_to_text
 
 log = logging.getLogger("orchestrator.run")
 

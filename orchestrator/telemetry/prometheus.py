@@ -24,8 +24,8 @@ from orchestrator.ledger.events import (
     OrphansSwept,
     RunFinished,
     RunStarted,
-    RunState,
 )
+from orchestrator.ledger.states import RunState
 from orchestrator.telemetry.metrics import Metrics
 
 _RUN_SECONDS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200)

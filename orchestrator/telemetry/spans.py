@@ -33,12 +33,11 @@ from orchestrator.ledger.events import (
     RunFinished,
     RunResumed,
     RunStarted,
-    RunState,
     RunTakenOver,
     StepFinished,
-    StepState,
 )
 from orchestrator.ledger.lease import FINAL, LeaseState
+from orchestrator.ledger.states import RunState, StepState
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)

@@ -22,9 +22,10 @@ from orchestrator.actions.catalog import catalog
 from orchestrator.assembly import open_services
 from orchestrator.clock import SystemClock
 from orchestrator.errors import ExitCode
-from orchestrator.ledger.events import LeaseRenewed, LeaseRequested, RunState
+from orchestrator.ledger.events import LeaseRenewed, LeaseRequested
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.lease import FINAL, LeaseState
+from orchestrator.ledger.states import RunState
 from orchestrator.recovery.open_leases import close_left_over, left_over
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.types import RunOutcome

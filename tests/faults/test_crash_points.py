@@ -18,10 +18,10 @@ from proxy import Answer, DropAnswer, Proxy
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.clock import SystemClock
-from orchestrator.ledger.events import RunState
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.lease import FINAL, TRANSITIONS, LeaseState
 from orchestrator.ledger.opening import open_ledger
+from orchestrator.ledger.states import RunState
 from orchestrator.ledger.types import LeaseFilter, RunRecord, StepRecord
 from orchestrator.workflow.loader import load_text
 

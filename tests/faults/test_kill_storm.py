@@ -30,12 +30,12 @@ from orchestrator.ledger.events import (
     RunFinished,
     RunResumed,
     RunStarted,
-    RunState,
     RunTakenOver,
 )
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.opening import open_ledger
+from orchestrator.ledger.states import RunState
 from orchestrator.ledger.types import EventRecord, LeaseFilter, RunRecord
 from orchestrator.ledger.writing.store import Ledger
 from orchestrator.workflow.loader import load_text

@@ -22,9 +22,10 @@ from proxy import Answer, CutAfterForwarding, DropAnswer, Fault, Garbage, Garble
 from orchestrator.assembly import open_services
 from orchestrator.credentials.types import Attempt
 from orchestrator.errors import ExitCode
-from orchestrator.ledger.events import OrphansSwept, RunStarted, RunState
+from orchestrator.ledger.events import OrphansSwept, RunStarted
 from orchestrator.ledger.ids import new_run_id, new_step_key
 from orchestrator.ledger.lease import FINAL, LeaseState
+from orchestrator.ledger.states import RunState
 from orchestrator.recovery.open_leases import close_left_over, left_over
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.types import RunOutcome

@@ -15,9 +15,9 @@ from orchestrator.actions.catalog import catalog
 from orchestrator.assembly import open_services
 from orchestrator.devstack.stack import DevStack
 from orchestrator.errors import ExitCode
-from orchestrator.ledger.events import RunState
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.lease import FINAL, LeaseState
+from orchestrator.ledger.states import RunState
 from orchestrator.recovery.open_leases import close_left_over, left_over
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.runner import Runner

@@ -32,10 +32,10 @@ from orchestrator.actions.catalog import catalog
 from orchestrator.assembly import open_services
 from orchestrator.clock import SystemClock
 from orchestrator.devstack.stack import DevStack
-from orchestrator.ledger.events import RunState
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.lease import FINAL
 from orchestrator.ledger.opening import open_ledger
+from orchestrator.ledger.states import RunState
 from orchestrator.ledger.types import LeaseFilter
 from orchestrator.recovery.open_leases import close_left_over, left_over
 from orchestrator.recovery.takeover import Recovery

@@ -145,8 +145,8 @@ def test_a_second_signal_in_the_middle_of_an_issuance_ends_the_process_within_it
 def test_every_command_that_revokes_takes_a_grace_and_refuses_none_at_all(words: list[str], tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from orchestrator.cli.main import app
+    from orchestrator.cli.main import command_line
 
-    refused = CliRunner().invoke(app, [*words, "--grace", "0"])
+    refused = CliRunner().invoke(command_line(), [*words, "--grace", "0"])
     assert refused.exit_code == 2
     assert "--grace" in refused.output

@@ -20,10 +20,10 @@ from bench import Bench, Setup
 from orchestrator.actions.catalog import catalog
 from orchestrator.clock import SystemClock
 from orchestrator.devstack.session import runtime_environment
-from orchestrator.ledger.events import RunState
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.lease import FINAL
 from orchestrator.ledger.opening import open_ledger
+from orchestrator.ledger.states import RunState
 from orchestrator.ledger.types import LeaseFilter, LeaseRecord, RunRecord
 from orchestrator.workflow.loader import load_text
 

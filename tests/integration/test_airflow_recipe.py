@@ -23,8 +23,8 @@ from test_serve import wait_for
 from orchestrator.actions.catalog import catalog
 from orchestrator.clock import SystemClock
 from orchestrator.devstack.session import runtime_environment
-from orchestrator.ledger.events import StepState
 from orchestrator.ledger.opening import open_ledger
+from orchestrator.ledger.states import StepState
 from orchestrator.workflow.loader import load_text
 
 DOCUMENT = (ROOT / "docs" / "scheduling.md").read_text()

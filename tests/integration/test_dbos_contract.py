@@ -17,10 +17,11 @@ from dbos import error as dbos_error
 
 from orchestrator.clock import SystemClock
 from orchestrator.errors import LedgerError
-from orchestrator.ledger.events import RunStarted, StepState
+from orchestrator.ledger.events import RunStarted
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.location import locate
 from orchestrator.ledger.opening import open_ledger
+from orchestrator.ledger.states import StepState
 from orchestrator.ledger.writing.store import Ledger
 from orchestrator.runs.engines.dbos import SCHEMA, DbosEngine, workflow_id
 from orchestrator.runs.engines.types import Walk

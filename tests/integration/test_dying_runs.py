@@ -16,9 +16,10 @@ from test_serve import Served, served_on, wait_for
 from orchestrator.actions.catalog import catalog
 from orchestrator.assembly import open_services
 from orchestrator.errors import Defect, LedgerError
-from orchestrator.ledger.events import Event, RunState
+from orchestrator.ledger.events import Event
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.lease import OPEN
+from orchestrator.ledger.states import RunState
 from orchestrator.ledger.types import LeaseFilter
 from orchestrator.recovery.open_leases import close_left_over, left_over
 from orchestrator.recovery.unended import end_run

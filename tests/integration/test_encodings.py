@@ -16,7 +16,7 @@ from orchestrator.devstack.sampledb import _SCHEMA
 from orchestrator.devstack.stack import DevStack
 from orchestrator.errors import ExitCode, ProvisionError
 from orchestrator.inference.workflows import open_catalogs
-from orchestrator.ledger.events import StepState
+from orchestrator.ledger.states import StepState
 from orchestrator.runs.types import RunOutcome
 from orchestrator.secret import Secret
 from orchestrator.workflow.loader import load_text

@@ -22,9 +22,9 @@ from orchestrator.clock import SystemClock
 from orchestrator.devstack.postgres import Postgres
 from orchestrator.devstack.session import runtime_environment
 from orchestrator.errors import ExitCode
-from orchestrator.ledger.events import RunState, StepState
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.opening import open_ledger
+from orchestrator.ledger.states import RunState, StepState
 from orchestrator.runs.engines.dbos import SCHEMA
 from orchestrator.runs.types import RunOutcome
 from orchestrator.workflow.loader import load

@@ -21,7 +21,6 @@ from sqlalchemy import Connection, Engine, Executable, delete, event, insert, te
 
 from orchestrator.clock import SystemClock
 from orchestrator.ledger.coordination.runners import RunnerStore
-from orchestrator.ledger.events import RunState
 from orchestrator.ledger.lease import OPEN, LeaseState
 from orchestrator.ledger.location import locate
 from orchestrator.ledger.opening import open_ledger
@@ -34,9 +33,10 @@ from orchestrator.ledger.reading.lease_queries import (
 from orchestrator.ledger.reading.newest_first import Part
 from orchestrator.ledger.reading.queries import events_of, recent_runs, run_by_id, steps_of
 from orchestrator.ledger.reading.reader import Reader
-from orchestrator.ledger.storage.codec import time_to_text
+from orchestrator.ledger.states import RunState
 from orchestrator.ledger.storage.connect import connect
 from orchestrator.ledger.storage.tables import IS_CLOSED, lease, lease_origin, run, run_owner, runner
+from orchestrator.ledger.storage.times import time_to_text
 from orchestrator.ledger.types import LeaseFilter
 
 START = datetime(2026, 1, 31, 12, tzinfo=UTC)

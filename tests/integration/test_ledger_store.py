@@ -30,13 +30,12 @@ from orchestrator.ledger.events import (
     OrphansSwept,
     RunFinished,
     RunStarted,
-    RunState,
     StepFinished,
-    StepState,
 )
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.location import locate
 from orchestrator.ledger.opening import open_ledger
+from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.storage import migrations
 from orchestrator.ledger.storage.codec import event_from_json, event_to_text
 from orchestrator.ledger.storage.connect import connect

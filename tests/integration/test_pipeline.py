@@ -19,9 +19,10 @@ from orchestrator.credentials.types import Attempt
 from orchestrator.errors import ExitCode
 from orchestrator.grants.credential import Credential
 from orchestrator.grants.policy_names import step_policy_name
-from orchestrator.ledger.events import Decided, LeaseIssued, LeaseRequested, RunStarted, StepState
+from orchestrator.ledger.events import Decided, LeaseIssued, LeaseRequested, RunStarted
 from orchestrator.ledger.ids import new_run_id, new_step_key
 from orchestrator.ledger.lease import LeaseState
+from orchestrator.ledger.states import StepState
 from orchestrator.planning.requests import scopes_of
 from orchestrator.policy.rego import RegoEngine
 from orchestrator.redaction.redactor import Redactor

@@ -22,8 +22,9 @@ from orchestrator.credentials.types import Attempt
 from orchestrator.devstack.postgres import Postgres
 from orchestrator.devstack.stack import DevStack
 from orchestrator.errors import ExitCode, OrchestratorError
-from orchestrator.ledger.events import RunStarted, StepState
+from orchestrator.ledger.events import RunStarted
 from orchestrator.ledger.ids import new_run_id, new_step_key
+from orchestrator.ledger.states import StepState
 from orchestrator.proof.examine import Examination
 from orchestrator.proof.forbidden import Verdict
 from orchestrator.proof.report import Proof

@@ -286,9 +286,9 @@ def test_the_settings_file_takes_the_same_names_without_the_prefix(
 def test_the_commands_are_those_of_the_program() -> None:
     from typer.main import get_command
 
-    from orchestrator.cli.main import app
+    from orchestrator.cli.main import command_line
 
-    group: Any = get_command(app)
+    group: Any = get_command(command_line())
     real = set()
     for name, command in group.commands.items():
         real |= {f"{name} {sub}" for sub in command.commands} if hasattr(command, "commands") else {name}

@@ -17,11 +17,10 @@ from orchestrator.ledger.events import (
     RunFinished,
     RunResumed,
     RunStarted,
-    RunState,
     StepFinished,
-    StepState,
 )
 from orchestrator.ledger.opening import open_ledger
+from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.writing.store import Ledger
 
 pytestmark = pytest.mark.parametrize("setup", ["local-sqlite", "local-postgresql"], indirect=True)

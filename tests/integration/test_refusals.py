@@ -11,8 +11,9 @@ from bench import Bench
 
 from orchestrator.devstack.stack import DevStack
 from orchestrator.errors import ExitCode, GrantRefused, PolicyDenied, VaultUnreachable
-from orchestrator.ledger.events import AttemptStarted, LeaseIssued, LeaseRequested, RunStarted, StepState
+from orchestrator.ledger.events import AttemptStarted, LeaseIssued, LeaseRequested, RunStarted
 from orchestrator.ledger.lease import LeaseState
+from orchestrator.ledger.states import StepState
 from orchestrator.policy.rego import PolicySource, RegoEngine
 
 READ = "{ kind: database, connection: support, role: feedback-read }"

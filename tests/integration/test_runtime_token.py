@@ -28,9 +28,9 @@ from orchestrator.assembly import open_services
 from orchestrator.clock import SystemClock
 from orchestrator.devstack.session import runtime_environment
 from orchestrator.errors import ExitCode
-from orchestrator.ledger.events import RunState
 from orchestrator.ledger.lease import FINAL, LeaseState
 from orchestrator.ledger.opening import open_ledger
+from orchestrator.ledger.states import RunState
 from orchestrator.recovery.open_leases import close_left_over, left_over
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.types import RunOutcome

@@ -23,10 +23,10 @@ from orchestrator.actions.catalog import catalog
 from orchestrator.clock import SystemClock
 from orchestrator.devstack.session import runtime_environment
 from orchestrator.ledger.coordination.schedules import open_schedules
-from orchestrator.ledger.events import RunState
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.reading.queries import SWEEP_WORKFLOW
+from orchestrator.ledger.states import RunState
 from orchestrator.ledger.types import RunRecord
 from orchestrator.workflow.loader import load_text
 

@@ -10,10 +10,11 @@ from test_irrevocable import BROKEN, give_up
 from test_serve import Served, served_on, wait_for
 
 from orchestrator.clock import SystemClock
-from orchestrator.ledger.events import LeaseRevocationFailed, RunState
+from orchestrator.ledger.events import LeaseRevocationFailed
 from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.reading.queries import SWEEP_WORKFLOW
+from orchestrator.ledger.states import RunState
 from orchestrator.ledger.types import LeaseFilter, LeaseRecord
 
 EXPIRED = "orc_gone-aaaaaaaaaaaa_00000001"

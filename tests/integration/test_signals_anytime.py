@@ -21,9 +21,9 @@ from bench import ROOT, Bench
 from orchestrator.actions.catalog import catalog
 from orchestrator.clock import SystemClock
 from orchestrator.devstack.session import admin_environment, runtime_environment
-from orchestrator.ledger.events import RunState
 from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.opening import open_ledger
+from orchestrator.ledger.states import RunState
 from orchestrator.ledger.types import LeaseFilter
 from orchestrator.workflow.loader import load_text
 

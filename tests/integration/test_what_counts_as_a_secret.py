@@ -13,8 +13,9 @@ from bench import Bench
 from orchestrator.actions.catalog import catalog
 from orchestrator.assembly import open_services
 from orchestrator.errors import ExitCode
-from orchestrator.ledger.events import LeaseIssued, RunStarted, StepState
+from orchestrator.ledger.events import LeaseIssued, RunStarted
 from orchestrator.ledger.ids import new_run_id
+from orchestrator.ledger.states import StepState
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import RunOutcome, RunRequest

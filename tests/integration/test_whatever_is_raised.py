@@ -17,11 +17,12 @@ from orchestrator.assembly import open_services
 from orchestrator.credentials.broker import Broker
 from orchestrator.credentials.run_leases import RunLeases
 from orchestrator.errors import ExitCode, StepFailed
-from orchestrator.ledger.events import Event, RunState, StepFinished, StepState
+from orchestrator.ledger.events import Event, StepFinished
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.journal import Journal
 from orchestrator.ledger.lease import FINAL
 from orchestrator.ledger.opening import open_ledger
+from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LeaseFilter, LedgerReader
 from orchestrator.policy.types import Decision, PolicyRequest
 from orchestrator.recovery.open_leases import close_left_over, left_over

@@ -15,15 +15,8 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import LedgerError
 from orchestrator.ledger.reading.lease_queries import after_prefix
-from orchestrator.ledger.storage.codec import (
-    EVENT_TYPES,
-    canonical_json,
-    event_from_json,
-    event_to_json,
-    event_to_text,
-    text_to_time,
-    time_to_text,
-)
+from orchestrator.ledger.storage.codec import EVENT_TYPES, canonical_json, event_from_json, event_to_json, event_to_text
+from orchestrator.ledger.storage.times import text_to_time, time_to_text
 
 zones = st.sampled_from([UTC, timezone(timedelta(hours=5, minutes=45)), timezone(timedelta(hours=-11))])
 times = st.datetimes(min_value=datetime(1970, 1, 2), max_value=datetime(2200, 1, 1), timezones=zones)  # noqa: DTZ001 (hypothesis adds the zone)

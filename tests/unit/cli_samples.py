@@ -17,10 +17,9 @@ from orchestrator.ledger.events import (
     LeaseRevoking,
     RunFinished,
     RunStarted,
-    RunState,
     StepFinished,
-    StepState,
 )
+from orchestrator.ledger.states import RunState, StepState
 
 RUN = "run_01KJP3Q0S0ABCDEFGHJKMNPQRS"
 START = datetime(2026, 3, 2, 5, 0, 5, tzinfo=UTC)

@@ -255,3 +255,22 @@ def test_a_terminal_without_unicode_gets_question_marks_instead_of_a_crash(tmp_p
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}
     )
     assert shown.stdout == "?\n"
+
+
+def test_each_module_registers_the_commands_that_the_program_looks_for_in_it() -> None:
+    from typer.main import get_command
+
+    from orchestrator.cli.main import COMMANDS, command_line
+
+    for words in COMMANDS.values():
+        for word in words:
+            assert tuple(get_command(command_line(word)).commands) == words  # type: ignore[attr-defined]
+    everything = [word for words in COMMANDS.values() for word in words]
+    assert sorted(get_command(command_line()).commands) == sorted(everything)  # type: ignore[attr-defined]
+    assert sorted(get_command(command_line("unheard-of")).commands) == sorted(everything)  # type: ignore[attr-defined]
+
+
+def test_a_command_that_is_none_is_refused_as_before() -> None:
+    refused = orchestrator("leasse")
+    assert refused.returncode == 2
+    assert "leasse" in refused.stderr

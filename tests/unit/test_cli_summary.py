@@ -9,8 +9,9 @@ from rich.console import Console
 from orchestrator.cli.display.board import Board
 from orchestrator.cli.display.summary import outcome_json, print_summary, problems
 from orchestrator.errors import ExitCode, GrantRefused, OrchestratorError, PolicyDenied, StepFailed
-from orchestrator.ledger.events import Event, RunState, StepState
+from orchestrator.ledger.events import Event
 from orchestrator.ledger.lease import LeaseState
+from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LeaseRecord
 from orchestrator.runs.types import RunOutcome
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from orchestrator.errors import ExitCode, GrantRefused, PolicyDenied, StepFailed, VaultUnreachable
-from orchestrator.ledger.events import RunState, StepState
+from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import EventRecord
 from orchestrator.runs.outcomes import (
     excessive_wish,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.ledger.events import StepState
+from orchestrator.ledger.states import StepState
 from orchestrator.runs.graph_walk import Graph, drive
 
 OK, FAILED, REFUSED, SKIPPED, CANCELLED = (

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import StepFailed
-from orchestrator.ledger.events import StepState
+from orchestrator.ledger.states import StepState
 from orchestrator.runs.engines.references import UnknownError, decode, encode
 
 STATES = st.sampled_from(StepState)

@@ -23,11 +23,11 @@ from orchestrator.ledger.events import (
     LeaseRevoking,
     RunFinished,
     RunStarted,
-    RunState,
     StepFinished,
-    StepState,
 )
-from orchestrator.ledger.storage.codec import canonical_json, event_to_text, time_to_text
+from orchestrator.ledger.states import RunState, StepState
+from orchestrator.ledger.storage.codec import canonical_json, event_to_text
+from orchestrator.ledger.storage.times import time_to_text
 from orchestrator.ledger.writing.projections import RunRows, project, storable
 from orchestrator.secret import Secret
 

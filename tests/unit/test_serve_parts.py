@@ -14,15 +14,8 @@ from orchestrator.actions.catalog import catalog
 from orchestrator.cli.log_format import LogFormat, formatter
 from orchestrator.errors import ExitCode, UsageError, VaultUnreachable
 from orchestrator.ledger.coordination.schedules import ScheduleState
-from orchestrator.ledger.events import (
-    LeaseIssued,
-    LeaseRequested,
-    LeaseRevoked,
-    LeaseRevoking,
-    RunFinished,
-    RunStarted,
-    RunState,
-)
+from orchestrator.ledger.events import LeaseIssued, LeaseRequested, LeaseRevoked, LeaseRevoking, RunFinished, RunStarted
+from orchestrator.ledger.states import RunState
 from orchestrator.redaction.redactor import RedactingFilter, Redactor
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import Interruption, RunOutcome, RunRequest

@@ -23,11 +23,10 @@ from orchestrator.ledger.events import (
     RunFinished,
     RunResumed,
     RunStarted,
-    RunState,
     RunTakenOver,
     StepFinished,
-    StepState,
 )
+from orchestrator.ledger.states import RunState, StepState
 from orchestrator.telemetry.spans import RunSpans, RunTraceIds, trace_id_of
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)

@@ -26,6 +26,11 @@ app = typer.Typer(
 )
 
 
+def register(program: typer.Typer) -> None:
+    """Add the group of commands."""
+    program.add_typer(app, name="grants")
+
+
 @app.callback()
 def _grants() -> None:
     pass

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Who held which scope, when, and when it was gone.", no_args_is_help=True, rich_markup_mode=None)
 
+
+def register(program: typer.Typer) -> None:
+    """Add the group of commands."""
+    program.add_typer(app, name="leases")
+
+
 _Time = typer.Option(metavar="TIME", help="2026-03-02, 2026-03-02T12:00+07:00, or how long ago: 2h, 3d.")
 
 

@@ -25,6 +25,12 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def register(program: typer.Typer) -> None:
+    """Add the group of commands."""
+    program.add_typer(app, name="provision")
+
+
 Workflows = Annotated[Path, typer.Option("--workflows", metavar="DIR", help="The folder with the workflows.")]
 Declarations = Annotated[
     Path, typer.Option("--declarations", metavar="DIR", help="The folder with what an admin declares.")

@@ -12,6 +12,11 @@ from orchestrator.errors import UnknownRun
 app = typer.Typer(help="Runs that wait for a worker.", no_args_is_help=True, rich_markup_mode=None)
 
 
+def register(program: typer.Typer) -> None:
+    """Add the group of commands."""
+    program.add_typer(app, name="queue")
+
+
 @app.command("add")
 def add(
     file: options.WorkflowFile,

@@ -9,12 +9,18 @@ import typer
 
 from orchestrator.cli import options
 from orchestrator.errors import ExitCode, UnknownRun, UsageError
-from orchestrator.ledger.events import RunState
+from orchestrator.ledger.states import RunState
 
 if TYPE_CHECKING:
     from orchestrator.ledger.types import LedgerReader, RunRecord
 
 app = typer.Typer(help="What was run, and what happened in it.", no_args_is_help=True, rich_markup_mode=None)
+
+
+def register(program: typer.Typer) -> None:
+    """Add the group of commands."""
+    program.add_typer(app, name="runs")
+
 
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="The id of the run.")]
 

@@ -22,6 +22,12 @@ app = typer.Typer(
     help="When workflows run, and changing that while the scheduler runs.", no_args_is_help=True, rich_markup_mode=None
 )
 
+
+def register(program: typer.Typer) -> None:
+    """Add the group of commands."""
+    program.add_typer(app, name="schedules")
+
+
 Name = Annotated[str, typer.Argument(metavar="WORKFLOW", help="The workflow's name.")]
 
 

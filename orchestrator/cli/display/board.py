@@ -25,11 +25,10 @@ from orchestrator.ledger.events import (
     LeaseVaultRevoked,
     RunFinished,
     RunStarted,
-    RunState,
     StepFinished,
-    StepState,
 )
 from orchestrator.ledger.lease import OPEN, LeaseState
+from orchestrator.ledger.states import RunState, StepState
 
 _LEASE_EVENTS = (
     LeaseDenied

@@ -11,8 +11,8 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TextIO
 
 from orchestrator.jsontypes import JsonObject
-from orchestrator.ledger.events import RunState, StepState
 from orchestrator.ledger.lease import LeaseState
+from orchestrator.ledger.states import RunState, StepState
 
 if TYPE_CHECKING:
     from rich.console import Console

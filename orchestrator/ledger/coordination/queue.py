@@ -18,11 +18,12 @@ from sqlalchemy import Connection, Engine, RowMapping, Select, delete, insert, s
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.jsontypes import JsonObject
-from orchestrator.ledger.events import RunState
 from orchestrator.ledger.faults import ledger_error
-from orchestrator.ledger.storage.codec import canonical_json, text_to_time, time_to_text
+from orchestrator.ledger.states import RunState
+from orchestrator.ledger.storage.codec import canonical_json
 from orchestrator.ledger.storage.connect import BEGIN
 from orchestrator.ledger.storage.tables import queued_run, run, workflow_text
+from orchestrator.ledger.storage.times import text_to_time, time_to_text
 
 ADVISORY_LOCK = 0x71_75_65_75_65  # "queue", so that it can be recognised in pg_locks
 LOOK_AHEAD = 200

@@ -14,9 +14,9 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Select, delete, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from orchestrator.ledger.events import RunState
 from orchestrator.ledger.faults import ledger_error
 from orchestrator.ledger.reading.newest_first import unindexed
+from orchestrator.ledger.states import RunState
 from orchestrator.ledger.storage.connect import BEGIN
 from orchestrator.ledger.storage.tables import (
     IS_RUNNING,

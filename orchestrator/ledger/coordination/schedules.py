@@ -17,10 +17,10 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from orchestrator.ledger.faults import ledger_error
 from orchestrator.ledger.location import locate
-from orchestrator.ledger.storage.codec import text_to_time, time_to_text
 from orchestrator.ledger.storage.connect import BEGIN, connect
 from orchestrator.ledger.storage.migrate import ensure_schema
 from orchestrator.ledger.storage.tables import schedule
+from orchestrator.ledger.storage.times import text_to_time, time_to_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,6 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, RowMapping, Select, Text, bindparam, func, or_, select
 
-from orchestrator.ledger.events import RunState
 from orchestrator.ledger.lease import FINAL, OPEN, LeaseState
 from orchestrator.ledger.reading.newest_first import (
     Condition,
@@ -30,7 +29,7 @@ from orchestrator.ledger.reading.newest_first import (
     places,
     unindexed,
 )
-from orchestrator.ledger.storage.codec import time_to_text
+from orchestrator.ledger.states import RunState
 from orchestrator.ledger.storage.tables import (
     HAS_VAULT_LEASE,
     IS_CLOSED,
@@ -41,6 +40,7 @@ from orchestrator.ledger.storage.tables import (
     run,
     run_owner,
 )
+from orchestrator.ledger.storage.times import time_to_text
 from orchestrator.ledger.types import LeaseFilter
 
 LEASE_PREFIX = "lease_"

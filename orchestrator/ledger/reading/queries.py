@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from sqlalchemy import Select, select
 
-from orchestrator.ledger.events import RunState
 from orchestrator.ledger.reading.newest_first import Order, Part, newest
+from orchestrator.ledger.states import RunState
 from orchestrator.ledger.storage.tables import NO_SWEEP, event, run, step
 from orchestrator.ledger.storage.tables import SWEEP_WORKFLOW as SWEEP_WORKFLOW
 

@@ -10,12 +10,12 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.errors import LedgerError, UnknownRun
-from orchestrator.ledger.events import RunState
 from orchestrator.ledger.faults import ledger_error
 from orchestrator.ledger.lease import OPEN, LeaseState
 from orchestrator.ledger.reading import lease_queries, queries
 from orchestrator.ledger.reading.lease_search import newest_leases
 from orchestrator.ledger.reading.records import event_record, lease_record, run_record, step_record
+from orchestrator.ledger.states import RunState
 from orchestrator.ledger.storage.chain import Head, StoredEvent, first_break, genesis
 from orchestrator.ledger.types import EventRecord, LeaseFilter, LeaseRecord, RunRecord, StepRecord
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from sqlalchemy import Row, RowMapping
 
-from orchestrator.ledger.events import RunState, StepState
 from orchestrator.ledger.lease import LeaseState
-from orchestrator.ledger.storage.codec import text_to_time
+from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.storage.tables import lease
+from orchestrator.ledger.storage.times import text_to_time
 from orchestrator.ledger.types import EventRecord, LeaseRecord, RunRecord, StepRecord
 
 _LEASE_COLUMNS = tuple(column.name for column in lease.columns)

@@ -1,7 +1,6 @@
-"""Events, times and JSON: between Python's types and the text that the ledger stores.
+"""Events and JSON: between Python's types and the text that the ledger stores.
 
-Canonical JSON: keys sorted, no spaces, ASCII only (everything else escaped), no NaN or infinity. Times
-are ISO 8601 in UTC with microseconds and `Z`, so that their text sorts as they do.
+Canonical JSON: keys sorted, no spaces, ASCII only (everything else escaped), no NaN or infinity.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import dataclasses
 import json
 import types
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -18,6 +17,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from orchestrator.errors import LedgerError
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.events import Event
+from orchestrator.ledger.storage.times import text_to_time, time_to_text
 
 T = TypeVar("T")
 Decoder = Callable[[JsonValue], Any]
@@ -46,18 +46,6 @@ _encoder = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=
 def canonical_json(value: JsonValue) -> str:
     """The one text of a JSON value. Raises ValueError for NaN and infinity."""
     return _encoder.encode(value)
-
-
-def time_to_text(moment: datetime) -> str:
-    """Such as `2026-01-31T12:00:00.000000Z`. Raises ValueError for a time without a zone."""
-    if moment.tzinfo is None:
-        raise ValueError("a time without a zone cannot be recorded")
-    return moment.astimezone(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
-
-
-def text_to_time(text: str) -> datetime:
-    """The inverse of `time_to_text`."""
-    return datetime.fromisoformat(text)
 
 
 def event_to_json(event: Event) -> JsonObject:

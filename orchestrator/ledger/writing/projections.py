@@ -33,13 +33,13 @@ from orchestrator.ledger.events import (
     RunFinished,
     RunResumed,
     RunStarted,
-    RunState,
     RunTakenOver,
     StepFinished,
-    StepState,
 )
 from orchestrator.ledger.lease import FINAL, LeaseState, check_transition
-from orchestrator.ledger.storage.codec import canonical_json, time_to_text
+from orchestrator.ledger.states import RunState, StepState
+from orchestrator.ledger.storage.codec import canonical_json
+from orchestrator.ledger.storage.times import time_to_text
 
 Stored = str | int | None
 Row = Mapping[str, Stored]

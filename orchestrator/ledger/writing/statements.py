@@ -12,7 +12,7 @@ from sqlalchemy import BindParameter, Dialect, bindparam, insert, literal_column
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql import ClauseElement
 
-from orchestrator.ledger.events import RunState
+from orchestrator.ledger.states import RunState
 from orchestrator.ledger.storage.tables import LEASE_CHANGES, event, lease, run, step
 
 RUN_CHANGES = ("state", "finished_at", "exit_code", "reason")

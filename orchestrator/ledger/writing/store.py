@@ -17,7 +17,8 @@ from orchestrator.ledger.events import Event, RunStarted
 from orchestrator.ledger.faults import ledger_error
 from orchestrator.ledger.location import Location
 from orchestrator.ledger.reading.reader import Reader
-from orchestrator.ledger.storage.codec import event_to_text, time_to_text
+from orchestrator.ledger.storage.codec import event_to_text
+from orchestrator.ledger.storage.times import time_to_text
 from orchestrator.ledger.writing.committer import Committer
 from orchestrator.ledger.writing.group_commit import GroupCommit
 from orchestrator.ledger.writing.jobs import Append, BeginRun, TakeOver

@@ -30,9 +30,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator import __version__
 from orchestrator.errors import FenceLost, LedgerError
-from orchestrator.ledger.events import RunState, StepState
 from orchestrator.ledger.faults import ledger_error
 from orchestrator.ledger.location import Location
+from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.storage.connect import connect
 from orchestrator.ledger.types import LedgerReader
 from orchestrator.ledger.writing.transaction import FIRST_FENCE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.ledger.events import StepState
+from orchestrator.ledger.states import StepState
 from orchestrator.runs.engines.types import Walk
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from orchestrator.ledger.events import StepState
+from orchestrator.ledger.states import StepState
 
 _ERROR = "!"
 """No step can be called so."""

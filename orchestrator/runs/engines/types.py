@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from orchestrator.ledger.events import StepState
+from orchestrator.ledger.states import StepState
 from orchestrator.runs.graph_walk import CallStep, Graph, Skip, drive
 
 EngineName = Literal["local", "dbos"]
