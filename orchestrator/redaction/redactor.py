@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 
 from orchestrator.jsontypes import JsonValue
 from orchestrator.redaction.forms import Needle, lines_of, needles_of, spelled, unescaped, unquoted, whole_forms_of
@@ -38,8 +38,10 @@ class Redactor:
         self._only = only
         self._plain: frozenset[str] = frozenset()
         self._whole: frozenset[str] = frozenset()
-        self._needles: tuple[Needle, ...] | None = ()
         self._made: dict[str, tuple[Needle, ...]] = {}
+        self._needles: dict[str, Needle] = {}
+        self._texts: list[str] = []
+        self._wrapping: list[str] = []
         self._spelled: re.Pattern[str] | None = None
         self._order: dict[str, int] = {}
         self._position = 0
@@ -59,10 +61,9 @@ class Redactor:
         if len(value) < SHORTEST:
             self._whole |= whole_forms_of(value)
             return
-        known = len(self._plain)
-        self._plain |= {value, *self._lines(value)}
-        if len(self._plain) != known:
-            self._needles = self._spelled = None
+        fresh = {value, *self._lines(value)} - self._plain
+        self._plain |= fresh
+        self._look_for(fresh)
 
     @property
     def position(self) -> int:
@@ -81,7 +82,9 @@ class Redactor:
         self._whole = frozenset(
             form for value in self._order if len(value) < SHORTEST for form in whole_forms_of(value)
         )
-        self._needles = self._spelled = None
+        self._needles, self._texts, self._wrapping = {}, [], []
+        self._look_for(self._plain)
+        self._made = {value: self._made[value] for value in self._plain}
 
     @property
     def reach(self) -> int:
@@ -121,25 +124,32 @@ class Redactor:
     def _found(self, text: str) -> bool:
         if not self._plain:
             return False
-        needles = self._forms()
-        if any(needle.text in text for needle in needles):
+        if any(map(text.__contains__, self._texts)):
             return True
-        joined = text.replace("\n", "").replace("\r", "") if "\n" in text else ""
-        if any(needle.wraps and needle.text in joined for needle in needles):
-            return True
-        return any(needle.text in view for view in _views(text) for needle in needles)
+        if "\n" in text or "\r" in text:
+            joined = text.replace("\n", "").replace("\r", "")
+            if any(map(joined.__contains__, self._wrapping)):
+                return True
+        return any(any(map(view.__contains__, self._texts)) for view in _views(text))
 
-    def _forms(self) -> tuple[Needle, ...]:
-        if self._needles is None:
-            made = self._made  # a form is made once: every step adds secrets, and every output is searched
-            self._made = {value: made.get(value) or tuple(needles_of(value)) for value in self._plain}
-            found = {needle.text: needle for needles in self._made.values() for needle in needles}
-            self._needles = tuple(found.values())
-        return self._needles
+    def _look_for(self, values: Set[str]) -> None:
+        """Add their forms, each made once: every step adds secrets, and every output is searched for all of them."""
+        for value in values:
+            made = self._made.get(value) or tuple(needles_of(value))
+            self._made[value] = made
+            for needle in made:
+                known = self._needles.get(needle.text)
+                if known is None:
+                    self._texts.append(needle.text)
+                if needle.wraps and (known is None or not known.wraps):
+                    self._wrapping.append(needle.text)
+                if known is None or needle.wraps:
+                    self._needles[needle.text] = needle
+        self._spelled = None
 
     def _spans(self, text: str) -> list[tuple[int, int]]:
         spans = []
-        for needle in self._forms():
+        for needle in tuple(self._needles.values()):
             start = text.find(needle.text)
             while start >= 0:
                 end = start + len(needle.text)
@@ -150,8 +160,8 @@ class Redactor:
     def _pattern(self) -> re.Pattern[str]:
         if self._spelled is None:
             longest_first = sorted(self._plain, key=len, reverse=True)
-            wrapped = [needle.text for needle in self._forms() if needle.wraps]
-            patterns = [*map(spelled, longest_first), *("\r?\n?".join(map(re.escape, text)) for text in wrapped)]
+            wrapped = ("\r?\n?".join(map(re.escape, text)) for text in self._wrapping)
+            patterns = [*map(spelled, longest_first), *wrapped]
             self._spelled = re.compile("|".join(patterns))
         return self._spelled
 
