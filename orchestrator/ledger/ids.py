@@ -28,6 +28,9 @@ def new_run_id(
     return "run_" + "".join(CROCKFORD[value >> shift & 31] for shift in range(125, -1, -5))
 
 
+_SUFFIX = re.compile(r"[A-Za-z0-9]{8}")
+
+
 def run_id_of(at: datetime, *names: str) -> str:
     """The id of the run that is to be at this time, always the same for the same names: the ledger takes it once."""
     milliseconds = round(at.timestamp() * 1000)
@@ -50,7 +53,8 @@ def new_step_key(step_id: str, *, entropy: Entropy = secrets.token_bytes) -> str
 
 def carries(login: str, step_key: str) -> bool:
     """Whether a database login is one of this step key, `orc_<step key>_<8 characters>`: what a sweep goes by."""
-    return re.fullmatch(rf"orc_{re.escape(step_key)}_[A-Za-z0-9]{{8}}", login) is not None
+    beginning = f"orc_{step_key}_"
+    return login.startswith(beginning) and _SUFFIX.fullmatch(login, len(beginning)) is not None
 
 
 def _base32(raw: bytes, length: int) -> str:
