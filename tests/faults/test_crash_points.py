@@ -222,6 +222,7 @@ def kill(victim: Victim, scenario: Scenario, when: str) -> None:
 @pytest.mark.parametrize(("setup", "scenario", "when"), POINTS, indirect=["setup"])
 def test_nothing_is_left_after_a_crash(victim: Victim, scenario: Scenario, when: str) -> None:
     kill(victim, scenario, when)
+    recorded = {step.step for step in victim.record()[1] if step.finished_at is not None}
     assert victim.child("recover") == 0
     if not victim.record()[2] <= FINAL:
         victim.child("recover", later=True)  # an answer that was lost is only final when Vault has ended the request
@@ -233,7 +234,7 @@ def test_nothing_is_left_after_a_crash(victim: Victim, scenario: Scenario, when:
     assert {step.step for step in steps} == {"first", "work", "last"}
     assert all(step.finished_at is not None for step in steps)
     marks = victim.marks.read_text().split()
-    assert marks.count("first") == 1, "a finished step is not run again"
+    assert marks.count("first") == (1 if "first" in recorded else 2), "a step whose end is on record is not run again"
     assert marks.count("last") <= (2 if scenario.beside else 1)
     if record.state is RunState.SUCCEEDED:
         assert list(dict.fromkeys(marks)) == ["first", "last"]
