@@ -13,11 +13,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from orchestrator.clock import SystemClock
+from orchestrator.ledger.opening import open_ledger
 
 FAULTS = Path(__file__).with_name("faults")
 
@@ -59,8 +63,10 @@ def serve() -> None:
     crash_child = import_module("crash_child")
     for name in crash_child.catalog.names():
         crash_child.catalog.params_of(name)
-    for module in ("httpx", "psycopg", "orchestrator.runs.engines.dbos", "orchestrator.ledger.writing.store"):
+    for module in ("httpx", "hvac", "pglast", "psycopg", "ruamel.yaml", "orchestrator.runs.engines.dbos"):
         import_module(module)
+    with tempfile.TemporaryDirectory() as directory:  # imports what makes the tables, too
+        open_ledger(f"sqlite:///{directory}/ledger.db", clock=SystemClock()).close()
     gc.freeze()
     for line in sys.stdin:
         asked = json.loads(line)
