@@ -4,11 +4,12 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-JOBS   ?= 2
+JOBS   ?= 3
 FAULTS ?= 300
 
 # Tests are handed out one by one in the order of the folders, the slow ones first and those of milliseconds last: so
-# all workers end at the same time. A worker still sees the tests of a file in their order, one after another.
+# all workers end at the same time. A worker still sees the tests of a file in their order, one after another. Three
+# keep two cores busy: a test waits for servers half of its time.
 SPREAD := --dist load --maxschedchunk 1
 
 # The tests start hundreds of processes: each would compile every module anew.

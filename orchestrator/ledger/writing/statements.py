@@ -45,9 +45,18 @@ class Statements:
     update_lease: str
 
 
-def compile_statements(dialect: Dialect) -> Statements:
-    """The statements as this dialect writes them."""
+_compiled: dict[tuple[str, str], Statements] = {}
 
+
+def compile_statements(dialect: Dialect) -> Statements:
+    """The statements as this dialect writes them, compiled once in a process: it takes as long as several commits."""
+    key = (dialect.name, dialect.paramstyle)
+    if key not in _compiled:
+        _compiled[key] = _compile(dialect)
+    return _compiled[key]
+
+
+def _compile(dialect: Dialect) -> Statements:
     def sql(statement: ClauseElement) -> str:
         return str(statement.compile(dialect=dialect))
 
