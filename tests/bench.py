@@ -59,6 +59,9 @@ class Setup:
     ledger_url: str
 
 
+LEDGER_FILES = ("ledger.db", "setup.db")
+"""Of a test on the shared stack: they are there, and empty, when it begins."""
+
 SETUPS = ("local-sqlite", "local-postgresql", "dbos-postgresql")
 
 
@@ -80,7 +83,7 @@ class Bench:
     def config(self, **changes: Any) -> RunnerConfig:
         config = RunnerConfig(
             vault=self.provisioned.vault_config(),
-            ledger_url=f"sqlite:///{self.directory / 'ledger.db'}",
+            ledger_url=f"sqlite:///{self.directory / LEDGER_FILES[0]}",
             policy=AllowAllEngine(),
             endpoints=self.provisioned.endpoints,
             token_issuer=self.info.issuer_url,
@@ -159,7 +162,7 @@ class Bench:
         """One of SETUPS with a ledger of its own, which is dropped at the end."""
         engine: EngineName = "dbos" if name.startswith("dbos") else "local"
         if name.endswith("sqlite"):
-            yield Setup(engine, f"sqlite:///{self.directory / 'setup.db'}")
+            yield Setup(engine, f"sqlite:///{self.directory / LEDGER_FILES[1]}")
             return
         self.sql("CREATE DATABASE setup_ledger")
         yield Setup(engine, self.info.support_dsn.reveal().replace("/support", "/setup_ledger", 1))
