@@ -12,6 +12,7 @@ import logging
 import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from functools import lru_cache
 
 from orchestrator.jsontypes import JsonValue
 from orchestrator.redaction.forms import Needle, lines_of, needles_of, spelled, unescaped, unquoted, whole_forms_of
@@ -135,7 +136,7 @@ class Redactor:
     def _look_for(self, values: Set[str]) -> None:
         """Add their forms, each made once: every step adds secrets, and every output is searched for all of them."""
         for value in values:
-            made = self._made.get(value) or tuple(needles_of(value))
+            made = self._made.get(value) or _forms_of(value)
             self._made[value] = made
             for needle in made:
                 known = self._needles.get(needle.text)
@@ -164,6 +165,12 @@ class Redactor:
             patterns = [*map(spelled, longest_first), *wrapped]
             self._spelled = re.compile("|".join(patterns))
         return self._spelled
+
+
+@lru_cache(maxsize=8)
+def _forms_of(value: str) -> tuple[Needle, ...]:
+    """A secret is given to several redactors at the same time: that of its process and that of its run."""
+    return tuple(needles_of(value))
 
 
 def redact_exception(error: BaseException, redactor: Redactor) -> str:

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 DOMAIN = b"credential-orchestrator:ledger:run:v1\0"
 
@@ -35,6 +36,12 @@ class Head:
     digest: str
 
 
+@lru_cache(maxsize=256)
+def _quoted(text: str) -> str:
+    """As a JSON string; of a run's id and an event's kind many links are made."""
+    return json.dumps(text)
+
+
 def genesis(run_id: str) -> Head:
     """The head of a run without events."""
     return Head(0, hashlib.sha256(DOMAIN + run_id.encode("utf-8", "surrogatepass")).hexdigest())
@@ -45,9 +52,7 @@ def link(previous: str, *, run_id: str, seq: int, time: str, kind: str, data: st
 
     No other fields give the same text, whatever `data` is: all that follows it is of fixed form, quoted and escaped.
     """
-    text = (
-        f'{{"data":{data},"kind":{json.dumps(kind)},"run":{json.dumps(run_id)},"seq":{seq},"time":{json.dumps(time)}}}'
-    )
+    text = f'{{"data":{data},"kind":{_quoted(kind)},"run":{_quoted(run_id)},"seq":{seq},"time":{json.dumps(time)}}}'
     return hashlib.sha256(bytes.fromhex(previous) + text.encode()).hexdigest()
 
 

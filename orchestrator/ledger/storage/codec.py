@@ -31,6 +31,10 @@ FIELDS = {
 """The names of each kind's fields."""
 
 
+_PLAIN = frozenset({str, int, float, bool, types.NoneType})
+"""What is its own JSON: most fields of most events."""
+
+
 def _plain(value: object) -> dict[str, JsonValue] | list[JsonValue]:
     """Mappings and sequences that are neither dict, list nor tuple, for the encoder."""
     if isinstance(value, Mapping):
@@ -50,7 +54,8 @@ def canonical_json(value: JsonValue) -> str:
 
 def event_to_json(event: Event) -> JsonObject:
     """All fields of the event as JSON values. Raises LedgerError where a value is not JSON, never showing it."""
-    return {name: _to_json(getattr(event, name), f"{event.kind} {name}") for name in FIELDS[event.kind]}
+    values = ((name, getattr(event, name)) for name in FIELDS[event.kind])
+    return {name: each if type(each) in _PLAIN else _to_json(each, f"{event.kind} {name}") for name, each in values}
 
 
 def event_to_text(event: Event) -> str:
