@@ -63,7 +63,6 @@ async def drive(
                 waiting.ended(step)
                 if graph.on_failure == "cancel" and _failed(graph, step, ended[step]) and not cancelling:
                     cancelling = True
-                    waiting.release()
                     for other in running:
                         other.cancel("another step failed")
     except BaseException:
@@ -114,10 +113,6 @@ class _Waiting:
         hindered = _hinders(self._graph, step, self._ended[step])
         for dependent in self._dependents.get(step, ()):
             self._consider(dependent, hindered=hindered)
-
-    def release(self) -> None:
-        """Make all that are left the next ones: none of them is going to start."""
-        self._ready = [*self._place.values()]
 
     def _consider(self, step: str, *, hindered: bool) -> None:
         if step in self._place and (hindered or self._graph.dependencies[step] <= self._ended.keys()):

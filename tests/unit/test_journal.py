@@ -155,3 +155,14 @@ async def test_what_was_deferred_outlasts_the_failure_of_what_it_went_along_with
             await to.append(requested("lease_1"))
         await to.flush()
     assert kinds == ["run.started", "attempt.started"]
+
+
+async def test_what_is_to_be_committed_sooner_takes_along_what_could_have_waited(tmp_path: Path) -> None:
+    async with journal(tmp_path) as (to, watched, _):
+        to.defer(begun(1), within=3600)
+        to.defer(requested("lease_1"), within=0.001)
+        async with asyncio.timeout(10):
+            while not watched.batches:
+                await asyncio.sleep(0.005)
+        await to.flush()
+    assert watched.batches == [["attempt.started", "lease.requested"]]
