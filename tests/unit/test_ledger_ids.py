@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from orchestrator.ledger.ids import CROCKFORD, new_lease_id, new_run_id, new_step_key
+from orchestrator.ledger.ids import CROCKFORD, carries, new_lease_id, new_run_id, new_step_key
 
 
 def test_run_ids_sort_by_the_time_they_were_made() -> None:
@@ -39,3 +39,20 @@ def test_a_step_key_fits_into_a_role_name(step: str) -> None:
     assert re.fullmatch(r"[a-z][a-z0-9-]{1,40}", key)
     assert key.startswith(step[:20].replace("_", "-") + "-")
     assert new_step_key(step) != key
+
+
+@pytest.mark.parametrize(
+    ("login", "found"),
+    [
+        ("orc_read-k3v9w2m7q4xa_Ab3dE6gH", True),
+        ("orc_read-k3v9w2m7q4xa_Ab3dE6g", False),
+        ("orc_read-k3v9w2m7q4xa_Ab3dE6gHi", False),
+        ("orc_read-k3v9w2m7q4xa_Ab3dE6g!", False),
+        ("orc_read-k3v9w2m7q4xa_Ab3dE6gH\n", False),
+        ("orc_read-k3v9w2m7q4xa", False),
+        ("xorc_read-k3v9w2m7q4xa_Ab3dE6gH", False),
+        ("orc_read.k3v9w2m7q4xa_Ab3dE6gH", False),
+    ],
+)
+def test_a_login_carries_a_step_key_only_in_the_form_that_a_sweep_looks_for(login: str, found: bool) -> None:
+    assert carries(login, "read-k3v9w2m7q4xa") is found

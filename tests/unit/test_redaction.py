@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import base64
 import logging
 
 import pytest
 
-from orchestrator.redaction.redactor import RedactingFilter, Redactor, redact_exception
+from orchestrator.redaction.redactor import MASK, RedactingFilter, Redactor, redact_exception
 from orchestrator.secret import Secret
 
 CANARY = "canary-7f3a9/+!x"
@@ -110,3 +111,23 @@ def test_old_secrets_can_be_forgotten_but_not_those_added_again_or_among_the_new
     assert not redactor.find("tiny")
     redactor.forget(until=before - 1, keep=0)
     assert redactor.find("first-secret")
+
+
+def test_a_long_secret_is_found_in_base64_that_was_broken_into_lines() -> None:
+    value = "k3v9w2m7q4xa-" * 8
+    wrapped = base64.encodebytes(f"before {value} after".encode()).decode()
+    assert wrapped.count("\n") > 1
+    redactor = Redactor([Secret(value)])
+    assert redactor.find(wrapped)
+    assert redactor.find(wrapped.replace("\n", "\r\n"))
+    assert not redactor.find(redactor.redact(wrapped))
+
+
+def test_a_secret_that_comes_after_a_search_is_searched_for_in_every_form() -> None:
+    first, second = "k3v9w2m7q4xa-first", "k3v9w2m7q4xa-second"
+    redactor = Redactor([Secret(first)])
+    spelled = "".join(f"\\u{ord(char):04x}" if place % 2 else char for place, char in enumerate(first))
+    assert redactor.redact(f"see {spelled}!") == f"see {MASK}!"
+    redactor.add(Secret(second))
+    spelled = "".join(f"\\u{ord(char):04x}" if place % 2 else char for place, char in enumerate(second))
+    assert redactor.redact(f"see {spelled}!") == f"see {MASK}!"
