@@ -1,14 +1,17 @@
-"""The scheduler's loop ends when it is cancelled, at whatever moment."""
+"""The scheduler's loop ends when it is cancelled, at whatever moment, and forgets nobody who rests."""
 
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from orchestrator.clock import SystemClock
+from orchestrator.errors import LedgerError
+from orchestrator.scheduling import scheduler as module
 from orchestrator.scheduling.scheduler import Scheduler
 
 
@@ -34,3 +37,40 @@ async def test_a_cancellation_that_comes_together_with_a_wake_is_not_lost(turns:
     async with asyncio.timeout(5):
         with pytest.raises(asyncio.CancelledError):
             await sleeping
+
+
+class Entry:
+    """Due until it was carried out, which the ledger keeps it from at first."""
+
+    waiting = ()
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+        self.done = False
+
+    def next_due(self) -> datetime | None:
+        return None if self.done else SystemClock().now() - timedelta(seconds=1)
+
+    async def step(self) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise LedgerError("away")
+        self.done = True
+
+
+async def test_a_workflow_that_rests_after_a_failure_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RETRY", 0.05)
+    clock = SystemClock()
+    means: Any = SimpleNamespace(
+        services=SimpleNamespace(clock=clock), metrics=SimpleNamespace(failed=lambda what: None)
+    )
+    folder: Any = None
+    scheduler = Scheduler(means, folder)
+    entry: Any = Entry(failures=2)
+    scheduler._entries["nightly"] = entry
+    scheduler._plan("nightly")
+    async with asyncio.timeout(10):
+        while not entry.done:
+            scheduler._wake.clear()
+            scheduler._start_due(clock.now())
+            await scheduler._sleep()
