@@ -98,7 +98,7 @@ class _Waiting:
 
     def __iter__(self) -> Iterator[str]:
         """Those that are left, in the order of their declaration."""
-        return iter([*self._place])
+        return iter(self._place)
 
     def next(self) -> str | None:
         """Take out the first step in the order of declaration that may start or can never run, if there is any."""
@@ -120,7 +120,7 @@ class _Waiting:
 
 
 def _failed(graph: Graph, step: str, state: StepState) -> bool:
-    return state in (StepState.FAILED, StepState.REFUSED) and step not in graph.tolerant
+    return state in (StepState.FAILED, StepState.REFUSED) and _hinders(graph, step, state)
 
 
 def _hinders(graph: Graph, step: str, state: StepState) -> bool:
