@@ -395,6 +395,12 @@ READ = [
 ]
 
 
+def asked(wanted: LeaseFilter) -> Executable:
+    """The statement with its values in place."""
+    statement, parameters = filtered_leases(wanted)
+    return statement.params(**parameters)
+
+
 def plan(path: Path, query: Executable) -> str:
     engine = connect(locate(str(path)))
     sql = str(query.compile(engine, compile_kwargs={"literal_binds": True}))
@@ -407,15 +413,15 @@ def plan(path: Path, query: Executable) -> str:
 @pytest.mark.parametrize(
     ("query", "expected"),
     [
-        *((filtered_leases(wanted), expected) for wanted, expected in READ),
-        (filtered_leases(LeaseFilter(resource="db/")), r"SCAN lease USING INDEX lease_by_time"),
+        *((asked(wanted), expected) for wanted, expected in READ),
+        (asked(LeaseFilter(resource="db/")), r"SCAN lease USING INDEX lease_by_time"),
         (
             places_in(Part(under={"resource": "db/x", "state": "failed"}, conditions=[IS_CLOSED]), LIMIT),
             ranged("lease_by_resource", "resource", "state"),
         ),
-        (filtered_leases(LeaseFilter()), r"SCAN lease USING INDEX lease_by_time"),
-        (filtered_leases(LeaseFilter(since=START)), r"SEARCH lease USING INDEX lease_by_time \(requested_at>\?\)"),
-        (filtered_leases(LeaseFilter(until=START)), r"SEARCH lease USING INDEX lease_by_time \(requested_at<\?\)"),
+        (asked(LeaseFilter()), r"SCAN lease USING INDEX lease_by_time"),
+        (asked(LeaseFilter(since=START)), r"SEARCH lease USING INDEX lease_by_time \(requested_at>\?\)"),
+        (asked(LeaseFilter(until=START)), r"SEARCH lease USING INDEX lease_by_time \(requested_at<\?\)"),
         (recent_runs(None, None, 9), r"SCAN run USING (COVERING )?INDEX run_by_time"),
         (recent_runs("x", RunState.FAILED, 9), r"INDEX run_by_workflow \(\(workflow,state,started_at,run_id\)>"),
         (recent_runs(None, RunState.RUNNING, 9), r"INDEX run_by_state \(\(state,started_at,run_id\)>"),

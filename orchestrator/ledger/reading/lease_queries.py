@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, RowMapping, Select, Text, bindparam, func, or_, select
+from sqlalchemy import BindParameter, ColumnElement, RowMapping, Select, Text, bindparam, func, or_, select
 
 from orchestrator.ledger.lease import FINAL, OPEN, LeaseState
 from orchestrator.ledger.reading.newest_first import (
@@ -23,9 +23,12 @@ from orchestrator.ledger.reading.newest_first import (
     Order,
     Part,
     PlacesUnder,
+    Value,
     elements,
     newest,
     newest_time,
+    place,
+    placed,
     places,
     unindexed,
 )
@@ -63,6 +66,25 @@ _OF_MANY = (("step",), ("workflow",), ("agent",), ("grant_kind",))
 _NEWEST = "newest "
 
 
+Statement = tuple[Select[tuple[object, ...]], Mapping[str, str]]
+"""A statement, which is the same for all filters of a shape, and its parameters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """All of a filter but the values: filters of one shape share the statement, since making it is what costs."""
+
+    given: tuple[str, ...]
+    states: frozenset[LeaseState] | None
+    has_resource: bool
+    bounds: frozenset[str]
+    limit: int
+
+    def bound(self, name: str) -> BindParameter[str] | None:
+        """The place of a bound's value, where the filter has that bound."""
+        return bindparam(name, type_=Text()) if name in self.bounds else None
+
+
 @dataclass(frozen=True, slots=True)
 class Head:
     """A part of the closed leases: those under these values, of which the newest was requested at this time."""
@@ -84,12 +106,17 @@ def leases_by_prefix(prefix: str) -> Select[tuple[object, ...]] | None:
     return select(lease).where(*_starts_with(lease.c.lease_id, LEASE_PREFIX + rest)).limit(2)
 
 
-def filtered_leases(wanted: LeaseFilter) -> Select[tuple[object, ...]]:
+def filtered_leases(wanted: LeaseFilter) -> Statement:
     """Newest first, from the index of one filter; the others are checked on the way.
 
     `since` is included, `until` is not.
     """
-    return newest(ORDER, [_within(wanted, part) for part in _parts(wanted)], wanted.limit)
+    return _filtered(_shape(wanted)), _parameters(wanted)
+
+
+@lru_cache(maxsize=256)
+def _filtered(shape: Shape) -> Select[tuple[object, ...]]:
+    return newest(ORDER, list(_parts(shape)), shape.limit)
 
 
 @cache
@@ -104,12 +131,15 @@ def places_in(part: Part, limit: int) -> Select[Any]:
     return places(ORDER, part, limit)
 
 
-def open_parts(wanted: LeaseFilter) -> list[Part]:
-    """The open leases that a filter asks for: one part, or none."""
-    if not _wanted(OPEN, wanted):
-        return []
-    conditions = [IS_OPEN, *_rest(_given(wanted), ()), *_state_of(OPEN, wanted), *_checked_resource(wanted)]
-    return [_within(wanted, Part(conditions=conditions))]
+def open_places(wanted: LeaseFilter) -> Statement | None:
+    """Times and ids of the newest open leases that a filter asks for; None where it asks for none."""
+    statement = _open_places(_shape(wanted))
+    return None if statement is None else (statement, _parameters(wanted))
+
+
+@lru_cache(maxsize=256)
+def _open_places(shape: Shape) -> Select[Any] | None:
+    return next((places_in(part, shape.limit) for part in _open_parts(shape)), None)
 
 
 @lru_cache(maxsize=64)
@@ -124,7 +154,7 @@ def times_of(wanted: LeaseFilter) -> tuple[str | None, str | None]:
     return (None if since is None else time_to_text(since), None if until is None else time_to_text(until))
 
 
-def heads_of(wanted: LeaseFilter) -> tuple[Select[tuple[object, ...]], Mapping[str, str]] | None:
+def heads_of(wanted: LeaseFilter) -> Statement | None:
     """What there is of closed leases for filters that are given together, or for a prefix of resources.
 
     For each combination of their columns that ever occurred, at most one more than `MOST_ORIGINS`, the time of the
@@ -134,27 +164,19 @@ def heads_of(wanted: LeaseFilter) -> tuple[Select[tuple[object, ...]], Mapping[s
     given = _given(wanted)
     if _serving(_OF_FEW, given) or (not wanted.resource and len(given) < 2):
         return None
-    since, until = times_of(wanted)
-    prefix, end = (wanted.resource, after_prefix(wanted.resource)) if wanted.resource else (None, None)
-    range_of = {"prefix": prefix, "after_prefix": end, "since": since, "until": until}
-    parameters = {name: value for name, value in range_of.items() if value is not None}
-    states = tuple(state.value for state in _wanted(FINAL, wanted))
-    statement = _heads(tuple(given), states, frozenset(parameters))
-    return statement, {**parameters, **{f"of_{name}": value for name, value in given.items()}}
+    return _heads(_shape(wanted)), _parameters(wanted)
 
 
 @lru_cache(maxsize=256)
-def _heads(given: tuple[str, ...], states: tuple[str, ...], bounds: Set[str]) -> Select[tuple[object, ...]]:
-    """The statement for filters on these columns: making it takes longer than its answer."""
-    bound = {name: bindparam(name, type_=Text()) for name in bounds}
-    resource = lease_origin.c.resource
-    columns = [lease_origin.c[name] for name in (ORIGIN if given else ("resource",))]
-    conditions = [lease_origin.c[name] == bindparam(f"of_{name}", type_=Text()) for name in given]
-    conditions += [resource >= bound["prefix"]] if "prefix" in bound else []
-    conditions += [resource < bound["after_prefix"]] if "after_prefix" in bound else []
+def _heads(shape: Shape) -> Select[tuple[object, ...]]:
+    columns = [lease_origin.c[name] for name in (ORIGIN if shape.given else ("resource",))]
+    conditions = [lease_origin.c[name] == place(name) for name in shape.given]
+    if shape.has_resource:
+        conditions += _starting(lease_origin.c.resource, shape)
     found = select(*columns).where(*conditions).distinct().limit(MOST_ORIGINS + 1).subquery()
-    since, until = bound.get("since"), bound.get("until")
-    parts = {state: Part(under={"state": state}, conditions=[IS_CLOSED], since=since, until=until) for state in states}
+    parts = {
+        state.value: _part(shape, IS_CLOSED, under={"state": state.value}) for state in _wanted(FINAL, shape.states)
+    }
     times = (newest_time(ORDER, part, dict(found.c)).label(_NEWEST + state) for state, part in parts.items())
     return select(found, *times)
 
@@ -201,34 +223,53 @@ def after_prefix(prefix: str) -> str | None:
     return kept[:-1] + chr(following)
 
 
-def _parts(wanted: LeaseFilter) -> Iterator[Part]:
-    """Parts of which an index serves each, so that every lease that is wanted belongs to one."""
-    given, checked = _given(wanted), _checked_resource(wanted)
-    if few := _serving(_OF_FEW, given):
-        found = [lease.c[name] == given[name] for name in few]
-        has_any = [HAS_VAULT_LEASE] if few == ("vault_lease_id",) else []
-        states = _state_of(set(LeaseState), wanted)
-        yield Part(conditions=[*found, *has_any, *_rest(given, few), *states, *checked])
-        return
-    served = _serving(_OF_MANY, given)
-    if not served and wanted.states is None:
-        yield Part(conditions=checked)
-        return
-    yield from open_parts(wanted)
-    for state in _wanted(FINAL, wanted):
-        under = {**{name: given[name] for name in served}, "state": state.value}
-        yield Part(under=under, conditions=[IS_CLOSED, *_rest(given, served), *checked])
+def _shape(wanted: LeaseFilter) -> Shape:
+    bounds = _bounds(wanted)
+    return Shape(tuple(_given(wanted)), wanted.states, bool(wanted.resource), frozenset(bounds), wanted.limit)
 
 
-def _within(wanted: LeaseFilter, part: Part) -> Part:
-    """The part between the times of the filter."""
+def _parameters(wanted: LeaseFilter) -> dict[str, str]:
+    return {**placed(_given(wanted)), **_bounds(wanted)}
+
+
+def _bounds(wanted: LeaseFilter) -> dict[str, str]:
     since, until = times_of(wanted)
-    return replace(part, since=since, until=until)
+    prefix, end = (wanted.resource, after_prefix(wanted.resource)) if wanted.resource else (None, None)
+    bounds = {"prefix": prefix, "after_prefix": end, "since": since, "until": until}
+    return {name: value for name, value in bounds.items() if value is not None}
 
 
-def _serving(indexes: Sequence[tuple[str, ...]], given: Mapping[str, str]) -> tuple[str, ...]:
+def _parts(shape: Shape) -> Iterator[Part]:
+    """Parts of which an index serves each, so that every lease that is wanted belongs to one."""
+    if few := _serving(_OF_FEW, shape.given):
+        found = [lease.c[name] == place(name) for name in few]
+        has_any = [HAS_VAULT_LEASE] if few == ("vault_lease_id",) else []
+        yield _part(shape, *found, *has_any, *_checked(shape, few), *_state_of(set(LeaseState), shape.states))
+        return
+    served = _serving(_OF_MANY, shape.given)
+    if not served and shape.states is None:
+        yield _part(shape, *_checked(shape, ()))
+        return
+    yield from _open_parts(shape)
+    for state in _wanted(FINAL, shape.states):
+        under = {**{name: place(name) for name in served}, "state": state.value}
+        yield _part(shape, IS_CLOSED, *_checked(shape, served), under=under)
+
+
+def _open_parts(shape: Shape) -> Iterator[Part]:
+    """The open leases that a filter asks for: one part, or none."""
+    if _wanted(OPEN, shape.states):
+        yield _part(shape, IS_OPEN, *_checked(shape, ()), *_state_of(OPEN, shape.states))
+
+
+def _part(shape: Shape, *conditions: Condition, under: Mapping[str, Value] | None = None) -> Part:
+    """A part between the times of the filter."""
+    return Part(under=under or {}, conditions=conditions, since=shape.bound("since"), until=shape.bound("until"))
+
+
+def _serving(indexes: Sequence[tuple[str, ...]], given: Collection[str]) -> tuple[str, ...]:
     """The columns of the first index that there are values for, or none."""
-    return next((columns for columns in indexes if given.keys() >= set(columns)), ())
+    return next((columns for columns in indexes if set(given) >= set(columns)), ())
 
 
 def _given(wanted: LeaseFilter) -> Mapping[str, str]:
@@ -244,22 +285,24 @@ def _given(wanted: LeaseFilter) -> Mapping[str, str]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _rest(given: Mapping[str, str], served: Collection[str]) -> list[Condition]:
-    """What is not served and hence checked."""
-    return [unindexed(lease.c[name]) == value for name, value in given.items() if name not in served]
+def _checked(shape: Shape, served: Collection[str]) -> list[Condition]:
+    """What no index serves and is hence checked on each row."""
+    equal: list[Condition] = [unindexed(lease.c[name]) == place(name) for name in shape.given if name not in served]
+    return [*equal, *_starting(unindexed(lease.c.resource), shape)] if shape.has_resource else equal
 
 
-def _wanted(states: Set[LeaseState], wanted: LeaseFilter) -> list[LeaseState]:
-    return sorted(states if wanted.states is None else states & wanted.states)
+def _wanted(states: Set[LeaseState], chosen: Set[LeaseState] | None) -> list[LeaseState]:
+    return sorted(states if chosen is None else states & chosen)
 
 
-def _state_of(states: Set[LeaseState], wanted: LeaseFilter) -> list[Condition]:
-    chosen = _wanted(states, wanted)
-    return [] if set(chosen) == states else [lease.c.state.in_([state.value for state in chosen])]
+def _state_of(states: Set[LeaseState], chosen: Set[LeaseState] | None) -> list[Condition]:
+    wanted = _wanted(states, chosen)
+    return [] if set(wanted) == states else [lease.c.state.in_([state.value for state in wanted])]
 
 
-def _checked_resource(wanted: LeaseFilter) -> list[Condition]:
-    return [*_starts_with(unindexed(lease.c.resource), wanted.resource)] if wanted.resource else []
+def _starting(column: ColumnElement[str], shape: Shape) -> list[ColumnElement[bool]]:
+    start, end = shape.bound("prefix"), shape.bound("after_prefix")
+    return [column >= start] if end is None else [column >= start, column < end]
 
 
 def _starts_with(column: ColumnElement[str], prefix: str) -> list[ColumnElement[bool]]:

@@ -1,9 +1,10 @@
-"""The newest leases of several parts, read one after the other and no further than they can matter."""
+"""The newest leases of several parts, read from the newest part on and no further than they can matter."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import chain, repeat
 from typing import Any
 
 from sqlalchemy import Connection, Row
@@ -13,6 +14,9 @@ from orchestrator.ledger.types import LeaseFilter
 
 Place = tuple[str, str]
 """When a lease was requested, and its id: where it stands among the others."""
+
+AT_ONCE = (1, 7, 56)
+"""So many parts are read by one statement, if need be, at first and then: every statement is a way to the server."""
 
 
 def newest_leases(connection: Connection, wanted: LeaseFilter) -> Sequence[Row[Any]]:
@@ -24,18 +28,20 @@ def newest_leases(connection: Connection, wanted: LeaseFilter) -> Sequence[Row[A
     heads_of = lease_queries.heads_of(wanted)
     heads = None if heads_of is None else lease_queries.found_heads(connection.execute(*heads_of).mappings().all())
     if heads is None:
-        return connection.execute(lease_queries.filtered_leases(wanted)).all()
-    places: list[Place] = []
-    for part in lease_queries.open_parts(wanted):
-        places = _newest(places, connection.execute(lease_queries.places_in(part, wanted.limit)).all(), wanted.limit)
+        return connection.execute(*lease_queries.filtered_leases(wanted)).all()
+    is_open = lease_queries.open_places(wanted)
+    places = [] if is_open is None else _newest([], connection.execute(*is_open).all(), wanted.limit)
     since, until = lease_queries.times_of(wanted)
-    closed = lease_queries.closed_places(tuple(heads[0].under), wanted.limit) if heads else None
-    for head in heads:
-        full = len(places) == wanted.limit
-        if closed is None or (full and head.newest < places[-1][0]):
+    sizes = repeat(1) if connection.dialect.name == "sqlite" else chain(AT_ONCE, repeat(AT_ONCE[-1]))
+    for size in sizes:
+        if len(places) == wanted.limit:
+            since = places[-1][0]
+            heads = [head for head in heads if head.newest >= since]
+        if not heads:
             break
-        found = closed.read(connection, head.under, places[-1][0] if full else since, until)
-        places = _newest(places, found, wanted.limit)
+        closed = lease_queries.closed_places(tuple(heads[0].under), wanted.limit)
+        found = closed.read(connection, [head.under for head in heads[:size]], since, until)
+        places, heads = _newest(places, found, wanted.limit), heads[size:]
     ids = json.dumps([lease_id for _, lease_id in places])
     return connection.execute(lease_queries.leases_by_ids(), {"ids": ids}).all()
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy import (
+    JSON,
     BindParameter,
     ColumnElement,
     Connection,
@@ -18,8 +21,12 @@ from sqlalchemy import (
     Text,
     TextClause,
     bindparam,
+    cast,
+    column,
     false,
+    func,
     select,
+    true,
     tuple_,
     union_all,
 )
@@ -42,6 +49,10 @@ class Order:
     key: str
 
 
+Value = str | ColumnElement[str]
+"""A value, or the place of one in a statement that is made once and asked often: making it is what costs."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
     """Rows that one index holds in the order of time: under one value of each column in `under`, in the index's order.
@@ -49,10 +60,20 @@ class Part:
     `since` is included, `until` is not; both are text as stored. `conditions` are checked on each row.
     """
 
-    under: Mapping[str, str] = field(default_factory=dict)
+    under: Mapping[str, Value] = field(default_factory=dict)
     conditions: Sequence[Condition] = ()
-    since: str | BindParameter[str] | None = None
-    until: str | BindParameter[str] | None = None
+    since: Value | None = None
+    until: Value | None = None
+
+
+def place(name: str) -> BindParameter[str]:
+    """Where a statement takes a value for the column of this name; `placed` gives the parameters."""
+    return bindparam(f"of_{name}", type_=Text())
+
+
+def placed(values: Mapping[str, str]) -> Mapping[str, str]:
+    """The parameters that give these columns their values."""
+    return {f"of_{name}": value for name, value in values.items()}
 
 
 def newest(order: Order, parts: Sequence[Part], limit: int) -> Select[tuple[object, ...]]:
@@ -82,24 +103,41 @@ def places(order: Order, part: Part, limit: int) -> Select[Any]:
 
 
 class PlacesUnder:
-    """The same for many parts that are under values of the same columns, as one statement: making it is what costs."""
+    """The newest rows under values of the same columns, however many such parts are asked for, by one statement."""
 
     def __init__(self, order: Order, names: Sequence[str], conditions: Sequence[Condition], limit: int) -> None:
-        time, key = order.table.c[order.time], order.table.c[order.key]
-        columns = [*(order.table.c[name] for name in names), time, key]
-        values = [bindparam(f"of_{name}", type_=Text()) for name in names]
-        row = tuple_(*columns)
-        after = row >= tuple_(*values, bindparam("since", type_=Text()), "")
-        before = row < tuple_(*values, bindparam("until", type_=Text()), "")
-        query = select(time, key).where(*conditions, after, before)
-        self._query = query.order_by(*(column.desc() for column in columns)).limit(_literal(limit))
+        self._order = order
+        self._names = names
+        self._conditions = conditions
+        self._limit = limit
 
     def read(
-        self, connection: Connection, under: Mapping[str, str], since: str | None, until: str | None
+        self, connection: Connection, parts: Sequence[Mapping[str, str]], since: str | None, until: str | None
     ) -> Sequence[Any]:
-        """Times and ids of the newest rows under these values, newest first."""
-        of = {f"of_{name}": value for name, value in under.items()}
-        return connection.execute(self._query, {**of, "since": since or "", "until": until or AFTER_ALL_TIMES}).all()
+        """Times and ids of the newest rows under the values of each part, newest first; on SQLite of one part only."""
+        within = {"since": since or "", "until": until or AFTER_ALL_TIMES}
+        if len(parts) == 1:
+            return connection.execute(self._one, {**placed(parts[0]), **within}).all()
+        return connection.execute(self._several, {"parts": json.dumps([dict(part) for part in parts]), **within}).all()
+
+    @cached_property
+    def _one(self) -> Select[Any]:
+        return self._places({name: place(name) for name in self._names})
+
+    @cached_property
+    def _several(self) -> Select[Any]:
+        """PostgreSQL's: one row of values for each element of a JSON array."""
+        records = func.json_to_recordset(cast(bindparam("parts", type_=Text()), JSON))
+        parts = records.table_valued(*(column(name, Text()) for name in self._names)).render_derived(with_types=True)
+        each = self._places(dict(parts.c)).lateral()
+        newest_first = (each.c[self._order.time].desc(), each.c[self._order.key].desc())
+        query = select(each).select_from(parts).join(each, true())
+        return query.order_by(*newest_first).limit(_literal(self._limit))
+
+    def _places(self, under: Mapping[str, Value]) -> Select[Any]:
+        since, until = bindparam("since", type_=Text()), bindparam("until", type_=Text())
+        part = Part(under=under, conditions=self._conditions, since=since, until=until)
+        return places(self._order, part, self._limit)
 
 
 def newest_time(order: Order, part: Part, columns: Mapping[str, ColumnElement[str]]) -> ScalarSelect[str | None]:
@@ -131,8 +169,10 @@ def _read(query: Select[Any], order: Order, part: Part, limit: int) -> Select[An
     conditions = list(part.conditions)
     if part.under:
         row = tuple_(*columns)
-        conditions.append(row >= tuple_(*part.under.values(), part.since or "", ""))
-        conditions.append(row < tuple_(*part.under.values(), part.until or AFTER_ALL_TIMES, ""))
+        since = "" if part.since is None else part.since
+        until = AFTER_ALL_TIMES if part.until is None else part.until
+        conditions.append(row >= tuple_(*part.under.values(), since, ""))
+        conditions.append(row < tuple_(*part.under.values(), until, ""))
     else:
         conditions += _within(order.table.c[order.time], part)
     return query.where(*conditions).order_by(*(column.desc() for column in columns)).limit(_literal(limit))

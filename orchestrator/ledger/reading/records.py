@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Row, RowMapping
@@ -14,9 +16,12 @@ from orchestrator.ledger.storage.tables import lease
 from orchestrator.ledger.storage.times import text_to_time
 from orchestrator.ledger.types import EventRecord, LeaseRecord, RunRecord, StepRecord
 
-_LEASE_COLUMNS = tuple(column.name for column in lease.columns)
+_LEASE_FIELDS = [field.name for field in fields(LeaseRecord)]
+_LEASE_VALUES = itemgetter(*([column.name for column in lease.columns].index(name) for name in _LEASE_FIELDS))
 _LEASE_STATES = {state.value: state for state in LeaseState}
 _LEASE_TIMES = ("requested_at", "issued_at", "expires_at", "closed_at", "revoking_since", "last_try_at")
+_SCOPE, _STATE, *_TIMES = (_LEASE_FIELDS.index(name) for name in ("scope", "state", *_LEASE_TIMES))
+_from_json = json.JSONDecoder().decode
 
 
 def run_record(row: RowMapping) -> RunRecord:
@@ -53,14 +58,14 @@ def step_record(row: RowMapping) -> StepRecord:
 
 
 def lease_record(row: Row[Any]) -> LeaseRecord:
-    """From a whole row of `lease`. A list of leases is many of these, so nothing is looked up by name twice."""
-    fields: dict[str, Any] = dict(zip(_LEASE_COLUMNS, row, strict=True))
-    fields["scope"] = json.loads(fields["scope"])
-    fields["state"] = _LEASE_STATES.get(fields["state"]) or LeaseState(fields["state"])
-    for name in _LEASE_TIMES:
-        if fields[name] is not None:
-            fields[name] = text_to_time(fields[name])
-    return LeaseRecord(**fields)
+    """From a whole row of `lease`. A list of leases is many of these, so nothing is looked up by name."""
+    values: list[Any] = list(_LEASE_VALUES(row))
+    values[_SCOPE] = _from_json(values[_SCOPE])
+    values[_STATE] = _LEASE_STATES.get(values[_STATE]) or LeaseState(values[_STATE])
+    for place in _TIMES:
+        if values[place] is not None:
+            values[place] = text_to_time(values[place])
+    return LeaseRecord(*values)
 
 
 def event_record(row: RowMapping) -> EventRecord:
