@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 
 from orchestrator.jsontypes import JsonValue
@@ -31,19 +31,14 @@ class Redactor:
 
     `only` says which values, and which lines of them, are looked for at all; the others are not even kept.
 
-    Not safe for use by several threads while secrets are added, except that a search which runs at the
-    same time sees either the old or the new secrets.
+    Not safe for use by several threads while secrets are added or forgotten, except that a search which runs at the
+    same time misses none that is known before and after.
     """
 
     def __init__(self, secrets: Iterable[Secret] = (), *, only: Callable[[str], bool] = lambda value: True) -> None:
         self._only = only
-        self._plain: frozenset[str] = frozenset()
+        self._forms = _Forms()
         self._whole: frozenset[str] = frozenset()
-        self._made: dict[str, tuple[Needle, ...]] = {}
-        self._needles: dict[str, Needle] = {}
-        self._texts: list[str] = []
-        self._wrapping: list[str] = []
-        self._spelled: re.Pattern[str] | None = None
         self._order: dict[str, int] = {}
         self._position = 0
         for secret in secrets:
@@ -62,9 +57,8 @@ class Redactor:
         if len(value) < SHORTEST:
             self._whole |= whole_forms_of(value)
             return
-        fresh = {value, *self._lines(value)} - self._plain
-        self._plain |= fresh
-        self._look_for(fresh)
+        for each in self._searched(value):
+            self._forms.add(each)
 
     @property
     def position(self) -> int:
@@ -78,23 +72,25 @@ class Redactor:
         if not old:
             return
         self._order = {value: position for value, position in self._order.items() if value not in old}
-        long = [value for value in self._order if len(value) >= SHORTEST]
-        self._plain = frozenset(line for value in long for line in (value, *self._lines(value)))
+        forms = _Forms()
+        for value in self._order:
+            if len(value) >= SHORTEST:
+                for each in self._searched(value):
+                    forms.add(each, self._forms.of[each])
+        self._forms = forms
+        _forms_of.cache_clear()
         self._whole = frozenset(
             form for value in self._order if len(value) < SHORTEST for form in whole_forms_of(value)
         )
-        self._needles, self._texts, self._wrapping = {}, [], []
-        self._look_for(self._plain)
-        self._made = {value: self._made[value] for value in self._plain}
 
     @property
     def reach(self) -> int:
         """Characters of the longest form of any secret: a text cut anywhere may begin with as much of one."""
-        return max((len(value) * 12 for value in self._plain), default=0)
+        return max((len(value) * 12 for value in tuple(self._forms.of)), default=0)
 
     def find(self, text: str) -> bool:
         """Whether the text contains a secret in any form."""
-        return text in self._whole or self._found(text)
+        return text in self._whole or self._forms.found(text)
 
     def redact(self, text: str) -> str:
         """The text with every secret replaced by `***`; afterwards `find` is false.
@@ -103,11 +99,11 @@ class Redactor:
         """
         if text in self._whole:
             return MASK
-        if not self._found(text):
+        if not self._forms.found(text):
             return text
-        text = _cut(text, self._spans(text))
-        if self._found(text) and len(text) <= _SPELLED_LIMIT:
-            text = self._pattern().sub(MASK, text)
+        text = _cut(text, self._forms.spans(text))
+        if self._forms.found(text) and len(text) <= _SPELLED_LIMIT:
+            text = self._forms.pattern().sub(MASK, text)
         return MASK if self.find(text) else text
 
     def contains(self, value: JsonValue) -> bool:
@@ -115,15 +111,44 @@ class Redactor:
         texts = list(_texts(value))
         if not self._whole.isdisjoint(texts):
             return True
-        if len(texts) > 1 and not self._found("\x00".join(texts)):
+        if len(texts) > 1 and not self._forms.found("\x00".join(texts)):
             return False
-        return any(self._found(text) for text in texts)
+        return any(self._forms.found(text) for text in texts)
 
-    def _lines(self, value: str) -> set[str]:
-        return {line for line in lines_of(value) if self._only(line)}
+    def _searched(self, value: str) -> set[str]:
+        return {value, *(line for line in lines_of(value) if self._only(line))}
 
-    def _found(self, text: str) -> bool:
-        if not self._plain:
+
+class _Forms:
+    """The forms of long secrets. They only grow, so that a search at the same time misses none that was there."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, tuple[Needle, ...]] = {}
+        self._needles: dict[str, Needle] = {}
+        self._texts: list[str] = []
+        self._wrapping: list[str] = []
+        self._spelled: re.Pattern[str] | None = None
+
+    def add(self, value: str, made: tuple[Needle, ...] = ()) -> None:
+        """Look for this value too; `made` are its forms where they were made before: each output is searched for all,
+        and every step adds some."""
+        if value in self.of:
+            return
+        made = made or _forms_of(value)
+        for needle in made:
+            known = self._needles.get(needle.text)
+            if known is None:
+                self._texts.append(needle.text)
+            if needle.wraps and (known is None or not known.wraps):
+                self._wrapping.append(needle.text)
+            if known is None or needle.wraps:
+                self._needles[needle.text] = needle
+        self.of[value] = made
+        self._spelled = None
+
+    def found(self, text: str) -> bool:
+        """Whether the text contains any, also broken into lines, or spelled with escapes."""
+        if not self._texts:
             return False
         if any(map(text.__contains__, self._texts)):
             return True
@@ -133,22 +158,8 @@ class Redactor:
                 return True
         return any(any(map(view.__contains__, self._texts)) for view in _views(text))
 
-    def _look_for(self, values: Set[str]) -> None:
-        """Add their forms, each made once: every step adds secrets, and every output is searched for all of them."""
-        for value in values:
-            made = self._made.get(value) or _forms_of(value)
-            self._made[value] = made
-            for needle in made:
-                known = self._needles.get(needle.text)
-                if known is None:
-                    self._texts.append(needle.text)
-                if needle.wraps and (known is None or not known.wraps):
-                    self._wrapping.append(needle.text)
-                if known is None or needle.wraps:
-                    self._needles[needle.text] = needle
-        self._spelled = None
-
-    def _spans(self, text: str) -> list[tuple[int, int]]:
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Where the literal forms are, from left to right; they may overlap."""
         spans = []
         for needle in tuple(self._needles.values()):
             start = text.find(needle.text)
@@ -158,13 +169,14 @@ class Redactor:
                 start = text.find(needle.text, start + 1)
         return sorted(spans)
 
-    def _pattern(self) -> re.Pattern[str]:
-        if self._spelled is None:
-            longest_first = sorted(self._plain, key=len, reverse=True)
+    def pattern(self) -> re.Pattern[str]:
+        """What matches them with any of their characters escaped, or broken into lines."""
+        pattern = self._spelled
+        if pattern is None:
+            longest_first = sorted(self.of, key=len, reverse=True)
             wrapped = ("\r?\n?".join(map(re.escape, text)) for text in self._wrapping)
-            patterns = [*map(spelled, longest_first), *wrapped]
-            self._spelled = re.compile("|".join(patterns))
-        return self._spelled
+            pattern = self._spelled = re.compile("|".join([*map(spelled, longest_first), *wrapped]))
+        return pattern
 
 
 @lru_cache(maxsize=8)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import base64
 import logging
+import sys
+import threading
 
 import pytest
 
@@ -131,3 +133,32 @@ def test_a_secret_that_comes_after_a_search_is_searched_for_in_every_form() -> N
     redactor.add(Secret(second))
     spelled = "".join(f"\\u{ord(char):04x}" if place % 2 else char for place, char in enumerate(second))
     assert redactor.redact(f"see {spelled}!") == f"see {MASK}!"
+
+
+def test_a_search_in_another_thread_misses_nothing_that_is_kept_while_old_secrets_are_forgotten() -> None:
+    redactor = Redactor()
+    kept = [f"k3v9w2m7q4xa-kept-{number}" for number in range(200)]
+    for value in kept:
+        redactor.add(Secret(value))
+    over, missed = threading.Event(), []
+
+    def search() -> None:
+        while not over.is_set():
+            missed.extend(value for value in kept[::20] if not redactor.find(f"it is {value}!"))
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    searching = threading.Thread(target=search)
+    searching.start()
+    try:
+        for number in range(100):
+            redactor.add(Secret(f"k3v9w2m7q4xa-passing-{number}"))
+            for value in kept:
+                redactor.add(Secret(value))
+            redactor.forget(until=redactor.position, keep=len(kept))
+    finally:
+        over.set()
+        searching.join()
+        sys.setswitchinterval(before)
+    assert missed == []
+    assert not redactor.find("k3v9w2m7q4xa-passing-50")
