@@ -17,6 +17,9 @@ from datetime import datetime
 
 CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
+_SUFFIX = re.compile(r"[A-Za-z0-9]{8}")
+"""What Vault adds to a step key to make a login."""
+
 Entropy = Callable[[int], bytes]
 
 
@@ -26,9 +29,6 @@ def new_run_id(
     """`run_` and a ULID. Ids made in different milliseconds sort by time."""
     value = (now_ms() & (1 << 48) - 1) << 80 | int.from_bytes(entropy(10))
     return "run_" + "".join(CROCKFORD[value >> shift & 31] for shift in range(125, -1, -5))
-
-
-_SUFFIX = re.compile(r"[A-Za-z0-9]{8}")
 
 
 def run_id_of(at: datetime, *names: str) -> str:

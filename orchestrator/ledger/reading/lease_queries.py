@@ -57,14 +57,13 @@ among the newest leases of all."""
 
 ORDER = Order(lease, "requested_at", "lease_id")
 
-_OF_FEW = (("step_key",), ("vault_lease_id",), ("run_id",))
+_OF_FEW = ("step_key", "vault_lease_id", "run_id")
 """Columns of which one value has few leases: an index of their own, whatever the state."""
 
-_OF_MANY = (("step",), ("workflow",), ("agent",), ("grant_kind",))
+_OF_MANY = ("step", "workflow", "agent", "grant_kind")
 """Columns whose index goes on with the state and the time, those that leave least first."""
 
 _NEWEST = "newest "
-
 
 Statement = tuple[Select[tuple[object, ...]], Mapping[str, str]]
 """A statement, which is the same for all filters of a shape, and its parameters."""
@@ -76,7 +75,6 @@ class Shape:
 
     given: tuple[str, ...]
     states: frozenset[LeaseState] | None
-    has_resource: bool
     bounds: frozenset[str]
     limit: int
 
@@ -103,7 +101,8 @@ def leases_by_prefix(prefix: str) -> Select[tuple[object, ...]] | None:
     rest = prefix.removeprefix(LEASE_PREFIX)
     if len(rest) < SHORTEST_PREFIX:
         return None
-    return select(lease).where(*_starts_with(lease.c.lease_id, LEASE_PREFIX + rest)).limit(2)
+    start = LEASE_PREFIX + rest
+    return select(lease).where(*_between(lease.c.lease_id, start, after_prefix(start))).limit(2)
 
 
 def filtered_leases(wanted: LeaseFilter) -> Statement:
@@ -111,7 +110,8 @@ def filtered_leases(wanted: LeaseFilter) -> Statement:
 
     `since` is included, `until` is not.
     """
-    return _filtered(_shape(wanted)), _parameters(wanted)
+    shape, parameters = _asked(wanted)
+    return _filtered(shape), parameters
 
 
 @lru_cache(maxsize=256)
@@ -133,8 +133,9 @@ def places_in(part: Part, limit: int) -> Select[Any]:
 
 def open_places(wanted: LeaseFilter) -> Statement | None:
     """Times and ids of the newest open leases that a filter asks for; None where it asks for none."""
-    statement = _open_places(_shape(wanted))
-    return None if statement is None else (statement, _parameters(wanted))
+    shape, parameters = _asked(wanted)
+    statement = _open_places(shape)
+    return None if statement is None else (statement, parameters)
 
 
 @lru_cache(maxsize=256)
@@ -161,18 +162,17 @@ def heads_of(wanted: LeaseFilter) -> Statement | None:
     newest lease in each final state: a statement and its parameters, whose rows `found_heads` reads. None where one
     filter's index does without.
     """
-    given = _given(wanted)
-    if _serving(_OF_FEW, given) or (not wanted.resource and len(given) < 2):
+    shape, parameters = _asked(wanted)
+    if _serving(_OF_FEW, shape) or (not wanted.resource and len(shape.given) < 2):
         return None
-    return _heads(_shape(wanted)), _parameters(wanted)
+    return _heads(shape), parameters
 
 
 @lru_cache(maxsize=256)
 def _heads(shape: Shape) -> Select[tuple[object, ...]]:
     columns = [lease_origin.c[name] for name in (ORIGIN if shape.given else ("resource",))]
     conditions = [lease_origin.c[name] == place(name) for name in shape.given]
-    if shape.has_resource:
-        conditions += _starting(lease_origin.c.resource, shape)
+    conditions += _of_resource(lease_origin.c.resource, shape)
     found = select(*columns).where(*conditions).distinct().limit(MOST_ORIGINS + 1).subquery()
     parts = {
         state.value: _part(shape, IS_CLOSED, under={"state": state.value}) for state in _wanted(FINAL, shape.states)
@@ -223,56 +223,8 @@ def after_prefix(prefix: str) -> str | None:
     return kept[:-1] + chr(following)
 
 
-def _shape(wanted: LeaseFilter) -> Shape:
-    bounds = _bounds(wanted)
-    return Shape(tuple(_given(wanted)), wanted.states, bool(wanted.resource), frozenset(bounds), wanted.limit)
-
-
-def _parameters(wanted: LeaseFilter) -> dict[str, str]:
-    return {**placed(_given(wanted)), **_bounds(wanted)}
-
-
-def _bounds(wanted: LeaseFilter) -> dict[str, str]:
-    since, until = times_of(wanted)
-    prefix, end = (wanted.resource, after_prefix(wanted.resource)) if wanted.resource else (None, None)
-    bounds = {"prefix": prefix, "after_prefix": end, "since": since, "until": until}
-    return {name: value for name, value in bounds.items() if value is not None}
-
-
-def _parts(shape: Shape) -> Iterator[Part]:
-    """Parts of which an index serves each, so that every lease that is wanted belongs to one."""
-    if few := _serving(_OF_FEW, shape.given):
-        found = [lease.c[name] == place(name) for name in few]
-        has_any = [HAS_VAULT_LEASE] if few == ("vault_lease_id",) else []
-        yield _part(shape, *found, *has_any, *_checked(shape, few), *_state_of(set(LeaseState), shape.states))
-        return
-    served = _serving(_OF_MANY, shape.given)
-    if not served and shape.states is None:
-        yield _part(shape, *_checked(shape, ()))
-        return
-    yield from _open_parts(shape)
-    for state in _wanted(FINAL, shape.states):
-        under = {**{name: place(name) for name in served}, "state": state.value}
-        yield _part(shape, IS_CLOSED, *_checked(shape, served), under=under)
-
-
-def _open_parts(shape: Shape) -> Iterator[Part]:
-    """The open leases that a filter asks for: one part, or none."""
-    if _wanted(OPEN, shape.states):
-        yield _part(shape, IS_OPEN, *_checked(shape, ()), *_state_of(OPEN, shape.states))
-
-
-def _part(shape: Shape, *conditions: Condition, under: Mapping[str, Value] | None = None) -> Part:
-    """A part between the times of the filter."""
-    return Part(under=under or {}, conditions=conditions, since=shape.bound("since"), until=shape.bound("until"))
-
-
-def _serving(indexes: Sequence[tuple[str, ...]], given: Collection[str]) -> tuple[str, ...]:
-    """The columns of the first index that there are values for, or none."""
-    return next((columns for columns in indexes if set(given) >= set(columns)), ())
-
-
-def _given(wanted: LeaseFilter) -> Mapping[str, str]:
+def _asked(wanted: LeaseFilter) -> tuple[Shape, Mapping[str, str]]:
+    """The shape of a filter, and the parameters that make a statement of this shape the filter's."""
     values = {
         "run_id": wanted.run,
         "workflow": wanted.workflow,
@@ -282,13 +234,51 @@ def _given(wanted: LeaseFilter) -> Mapping[str, str]:
         "step_key": wanted.step_key,
         "vault_lease_id": wanted.vault_lease_id,
     }
-    return {name: value for name, value in values.items() if value is not None}
+    given = {name: value for name, value in values.items() if value is not None}
+    since, until = times_of(wanted)
+    prefix, end = (wanted.resource, after_prefix(wanted.resource)) if wanted.resource else (None, None)
+    limits = {"prefix": prefix, "after_prefix": end, "since": since, "until": until}
+    bounds = {name: value for name, value in limits.items() if value is not None}
+    return Shape(tuple(given), wanted.states, frozenset(bounds), wanted.limit), {**placed(given), **bounds}
 
 
-def _checked(shape: Shape, served: Collection[str]) -> list[Condition]:
+def _parts(shape: Shape) -> Iterator[Part]:
+    """Parts of which an index serves each, so that every lease that is wanted belongs to one."""
+    if few := _serving(_OF_FEW, shape):
+        has_any = [HAS_VAULT_LEASE] if few == "vault_lease_id" else []
+        states = _state_of(set(LeaseState), shape.states)
+        yield _part(shape, lease.c[few] == place(few), *has_any, *_checked(shape, few), *states)
+        return
+    served = _serving(_OF_MANY, shape)
+    if not served and shape.states is None:
+        yield _part(shape, *_checked(shape, None))
+        return
+    yield from _open_parts(shape)
+    for state in _wanted(FINAL, shape.states):
+        under = {**({served: place(served)} if served else {}), "state": state.value}
+        yield _part(shape, IS_CLOSED, *_checked(shape, served), under=under)
+
+
+def _open_parts(shape: Shape) -> Iterator[Part]:
+    """The open leases that a filter asks for: one part, or none."""
+    if _wanted(OPEN, shape.states):
+        yield _part(shape, IS_OPEN, *_checked(shape, None), *_state_of(OPEN, shape.states))
+
+
+def _part(shape: Shape, *conditions: Condition, under: Mapping[str, Value] | None = None) -> Part:
+    """A part between the times of the filter."""
+    return Part(under=under or {}, conditions=conditions, since=shape.bound("since"), until=shape.bound("until"))
+
+
+def _serving(indexed: Sequence[str], shape: Shape) -> str | None:
+    """The first of these columns that there is a value for."""
+    return next((name for name in indexed if name in shape.given), None)
+
+
+def _checked(shape: Shape, served: str | None) -> list[Condition]:
     """What no index serves and is hence checked on each row."""
-    equal: list[Condition] = [unindexed(lease.c[name]) == place(name) for name in shape.given if name not in served]
-    return [*equal, *_starting(unindexed(lease.c.resource), shape)] if shape.has_resource else equal
+    equal = [unindexed(lease.c[name]) == place(name) for name in shape.given if name != served]
+    return [*equal, *_of_resource(unindexed(lease.c.resource), shape)]
 
 
 def _wanted(states: Set[LeaseState], chosen: Set[LeaseState] | None) -> list[LeaseState]:
@@ -300,12 +290,11 @@ def _state_of(states: Set[LeaseState], chosen: Set[LeaseState] | None) -> list[C
     return [] if set(wanted) == states else [lease.c.state.in_([state.value for state in wanted])]
 
 
-def _starting(column: ColumnElement[str], shape: Shape) -> list[ColumnElement[bool]]:
-    start, end = shape.bound("prefix"), shape.bound("after_prefix")
-    return [column >= start] if end is None else [column >= start, column < end]
+def _of_resource(column: ColumnElement[str], shape: Shape) -> list[ColumnElement[bool]]:
+    start = shape.bound("prefix")
+    return [] if start is None else _between(column, start, shape.bound("after_prefix"))
 
 
-def _starts_with(column: ColumnElement[str], prefix: str) -> list[ColumnElement[bool]]:
+def _between(column: ColumnElement[str], start: Value, end: Value | None) -> list[ColumnElement[bool]]:
     """A range of code points, which an index serves; LIKE would depend on the collation and on escapes."""
-    end = after_prefix(prefix)
-    return [column >= prefix] if end is None else [column >= prefix, column < end]
+    return [column >= start] if end is None else [column >= start, column < end]
