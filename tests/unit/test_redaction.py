@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from orchestrator.redaction.redactor import MASK, RedactingFilter, Redactor, redact_exception
+from orchestrator.redaction.redactor import MASK, RedactingFilter, Redactor, _forms_of, redact_exception
 from orchestrator.secret import Secret
 
 CANARY = "canary-7f3a9/+!x"
@@ -113,6 +113,14 @@ def test_old_secrets_can_be_forgotten_but_not_those_added_again_or_among_the_new
     assert not redactor.find("tiny")
     redactor.forget(until=before - 1, keep=0)
     assert redactor.find("first-secret")
+
+
+def test_what_is_forgotten_is_in_no_cache_either() -> None:
+    value = "k3v9w2m7q4xa-passing"
+    redactor = Redactor([Secret(value)])
+    redactor.forget(until=redactor.position, keep=0)
+    assert _forms_of.cache_info().currsize == 0
+    assert not redactor.find(value)
 
 
 def test_a_long_secret_is_found_in_base64_that_was_broken_into_lines() -> None:
