@@ -76,7 +76,6 @@ class Settings(BaseSettings):
     vault_addr: HttpAddress | None = Field(default=None, validation_alias=_or_vaults("VAULT_ADDR", "vault_addr"))
     vault_namespace: str | None = Field(default=None, validation_alias=_or_vaults("VAULT_NAMESPACE", "vault_namespace"))
     vault_cacert: Path | None = Field(default=None, validation_alias=_or_vaults("VAULT_CACERT", "vault_cacert"))
-    token_role: str = "orchestrator-step"  # noqa: S105 -- the name of a role
     auth_method: Method | None = None
     """None: the first of approle, token and token file for which something is set."""
     auth_role_id: str | None = None

@@ -40,7 +40,6 @@ def vault_config(settings: Settings) -> VaultConfig:
         auth=_auth(settings),
         namespace=settings.vault_namespace,
         ca_cert=settings.vault_cacert,
-        token_role=settings.token_role,
     )
 
 

@@ -18,6 +18,7 @@ from orchestrator.credentials.refusals import not_issued
 from orchestrator.credentials.types import STEP_TOKEN_KIND, Attempt, Issued, IssueRequest, LeaseHandle, LeasesOfRun
 from orchestrator.errors import GrantRefused, OrchestratorError
 from orchestrator.grants.credential import Credential
+from orchestrator.grants.policy_names import token_role_name
 from orchestrator.grants.scope import STEP_TOKEN_MARGIN, Scope
 from orchestrator.ledger.events import Event, LeaseIssued, LeaseRequested, LeaseRevoking
 from orchestrator.ledger.ids import carries, new_lease_id
@@ -200,7 +201,7 @@ class Opening:
         attempt, scope = self.attempt, self._token_scope
         try:
             return await self.broker.vault.create_step_token(
-                policy=attempt.policy,
+                role=token_role_name(attempt.policy),
                 display_name=attempt.step_key,
                 ttl=scope.ttl,
                 metadata={"run": attempt.run_id, "step": attempt.step, "attempt": str(attempt.number)},

@@ -8,7 +8,7 @@ from pathlib import Path
 from orchestrator.devstack.stack import StackInfo
 from orchestrator.provision.change import Change
 from orchestrator.provision.service import load_workflows, new_secret_id, open_provisioning
-from orchestrator.provision.vault_side import VaultAdmin
+from orchestrator.provision.vault.admin import VaultAdmin
 from orchestrator.secret import Secret
 from orchestrator.vault.config import AppRoleAuth, TokenAuth, VaultConfig
 

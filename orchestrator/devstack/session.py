@@ -15,7 +15,7 @@ from pathlib import Path
 
 from orchestrator.devstack.provisioned import Provisioned, provision_stack
 from orchestrator.devstack.stack import DevStack
-from orchestrator.provision.vault_side import VaultAdmin
+from orchestrator.provision.vault.admin import VaultAdmin
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 
 from orchestrator.grants.models import DatabaseGrant, OwnedObjects
-from orchestrator.grants.privileges import Privilege, digest, merge
+from orchestrator.grants.privileges import Privilege, digest, merge, shape
 
 SCOPE_ROLE_PREFIX = "orchestrator_scope_"
 """Begins the name of every NOLOGIN role that carries the privileges of a compiled grant."""
@@ -35,11 +35,20 @@ class CompiledGrant:
     read_only: bool
     owned_objects: OwnedObjects = "drop"
 
+    def opens(self) -> list[object]:
+        """Everything that the name of the scope role stands for."""
+        return shape(self.privileges)
+
+    def limits(self) -> tuple[object, ...]:
+        """Everything that the name of the Vault role stands for."""
+        limits = (self.ttl, self.max_ttl, self.max_connections, self.statement_timeout, self.read_only)
+        return (self.connection, self.scope_role, *limits, self.owned_objects)
+
 
 def compile_grant(grant: DatabaseGrant, *, ttl: int, max_ttl: int) -> CompiledGrant | None:
     """The compiled form, or None for a grant of a role that an admin maintains.
 
-    The same grant gives the same names, on every machine and in every release.
+    The same grant gives the same names, on every machine and in every release; another one gives others.
     """
     if not grant.privileges:
         return None
@@ -48,7 +57,7 @@ def compile_grant(grant: DatabaseGrant, *, ttl: int, max_ttl: int) -> CompiledGr
     limits = [grant.connection, scope, ttl, max_ttl, grant.max_connections, grant.statement_timeout, grant.read_only]
     if grant.owned_objects != "drop":  # not for the default, whose names are in use
         limits.append(grant.owned_objects)
-    name = hashlib.sha256(json.dumps(limits).encode()).hexdigest()[:16]
+    name = hashlib.sha256(json.dumps(limits).encode()).hexdigest()[:32]
     return CompiledGrant(
         connection=grant.connection,
         mount=grant.mount,

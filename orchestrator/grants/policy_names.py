@@ -16,6 +16,11 @@ def step_policy_name(workflow: str, step: str) -> str:
     return f"step/{workflow}/{step}"
 
 
+def token_role_name(policy: str) -> str:
+    """The token role that gives a child token this one policy; names of token roles may have no slash."""
+    return policy.replace("/", ".")
+
+
 def duty_policy_name(duty: BrokerDuty, connection: str) -> str:
     """The policy under which the broker does its duty in one database."""
     return f"{duty}/{connection}"

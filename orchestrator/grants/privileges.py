@@ -111,8 +111,17 @@ def merge(privileges: Iterable[Privilege]) -> tuple[Privilege, ...]:
 
 
 def digest(privileges: Iterable[Privilege]) -> str:
-    """16 hexadecimal digits that name what the privileges allow, run-time values left open."""
-    shape = [
+    """32 hexadecimal digits (128 bits) that name what the privileges allow, run-time values left open.
+
+    So many that nobody finds two sets of privileges with one name: whoever may run one would have the other.
+    """
+    text = json.dumps(shape(privileges), separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def shape(privileges: Iterable[Privilege]) -> list[object]:
+    """What the privileges allow, as JSON, run-time values left open: the same for all that share a scope role."""
+    return [
         [
             *privilege.key,
             list(privilege.columns),
@@ -123,8 +132,6 @@ def digest(privileges: Iterable[Privilege]) -> str:
         ]
         for privilege in merge(privileges)
     ]
-    text = json.dumps(shape, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def bound_limits(privileges: Iterable[Privilege]) -> tuple[tuple[Privilege, RowLimit], ...]:

@@ -9,16 +9,19 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What will be created, changed or deleted. `before` and `after` are readable text: HCL, SQL or `key = value`."""
+    """What will be created, changed or deleted, or is there although nobody declared it, and stays for a person.
 
-    kind: Literal["create", "change", "delete"]
+    `before` and `after` are readable text: HCL, SQL or `key = value`.
+    """
+
+    kind: Literal["create", "change", "delete", "undeclared"]
     resource: str
     before: str
     after: str
 
     def render(self) -> str:
         """The change as a diff under a line that names it."""
-        mark = {"create": "+", "change": "~", "delete": "-"}[self.kind]
+        mark = {"create": "+", "change": "~", "delete": "-", "undeclared": "!"}[self.kind]
         lines = unified_diff(self.before.splitlines(), self.after.splitlines(), lineterm="", n=1)
         body = [line for line in lines if not line.startswith(("---", "+++", "@@"))]
         return "\n".join([f"{mark} {self.kind} {self.resource}", *(f"{line[:1]}   {line[1:]}" for line in body)])

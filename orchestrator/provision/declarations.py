@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.errors import UsageError
 from orchestrator.grants.models import Duration, Name
 
 Identifier = Annotated[str, Field(min_length=1, max_length=63)]
 """A name in PostgreSQL, of at most 63 bytes; the driver quotes it."""
+
+
+def _network(value: str) -> str:
+    ip_network(value, strict=False)
+    return value
+
+
+Cidr = Annotated[str, AfterValidator(_network)]
+"""A network or one address, such as `10.4.0.0/16`."""
 
 
 class _Model(BaseModel):
@@ -37,13 +47,26 @@ class Runtime(_Model):
     name: Name = "orchestrator-runtime"
     policy: Path
     token_ttl: Duration = 3600
+    """Longer than the longest step: what hangs from a token ends with it."""
+    token_max_ttl: Duration = 86400
+    """However often it is renewed; then the runtime logs in again."""
     secret_id_ttl: Duration = 86400
+    secret_id_uses: Annotated[int, Field(ge=0)] = 2000
+    """How many logins one secret id is good for; 0: as many as its life allows."""
+    bound_cidrs: list[Cidr] = Field(default_factory=list)
+    """Where the runtime runs: the login, its tokens and those of the steps work from nowhere else."""
+    other_logins: list[Annotated[str, Field(pattern=r"^auth/[\w./-]+$")]] = Field(default_factory=list)
+    """Other ways to become the runtime that are meant, such as `auth/kubernetes/role/orchestrator`."""
 
 
 class Connection(_Model):
-    """A database: Vault's login in it, and Vault roles that an admin maintains by hand for it."""
+    """A database: Vault's login in it, and Vault roles that an admin maintains by hand for it.
+
+    `admins` are roles beside the one that provisions that may hand out the roles that provisioning makes.
+    """
 
     login: Identifier = "orchestrator_vault"
+    admins: list[Identifier] = Field(default_factory=list)
     other_roles: list[Annotated[str, Field(pattern=r"^[\w-]{1,128}$")]] = Field(default_factory=list)
 
 
@@ -54,7 +77,6 @@ class Declarations(_Model):
     mounts: dict[str, Mount]
     transit_keys: dict[Name, TransitKey] = Field(default_factory=dict)
     runtime: Runtime
-    token_role: Name = "orchestrator-step"  # noqa: S105 -- the name of a role
     connections: dict[Name, Connection] = Field(default_factory=dict)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.actions.catalog import catalog
@@ -12,22 +13,24 @@ from orchestrator.grants.compiled import CompiledGrant
 from orchestrator.grants.models import DatabaseGrant
 from orchestrator.grants.scope import compiled
 from orchestrator.provision.change import Change
-from orchestrator.provision.database_side import DatabaseSide
-from orchestrator.provision.declarations import Declarations, load_declarations
-from orchestrator.provision.step_policies import step_policies
-from orchestrator.provision.vault_side import (
-    VaultAdmin,
-    VaultObject,
-    change_of,
-    desired_objects,
-    new_password,
-    undeclared,
-    write_object,
-)
+from orchestrator.provision.database.side import DatabaseSide
+from orchestrator.provision.declarations import Declarations, Runtime, load_declarations
+from orchestrator.provision.vault.admin import VaultAdmin
+from orchestrator.provision.vault.objects import VaultObject, change_of, desired_objects, new_password, write_object
+from orchestrator.provision.vault.step_policies import step_access
+from orchestrator.provision.vault.strangers import Strangers, strangers
 from orchestrator.secret import Secret
 from orchestrator.vault.config import TokenAuth, TokenFileAuth, VaultConfig
 from orchestrator.workflow.loader import load
 from orchestrator.workflow.models import Workflow
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """Where what is installed is not what is declared. `notes` are no differences, but should be known."""
+
+    changes: Sequence[Change]
+    notes: Sequence[str]
 
 
 class Provisioning:
@@ -38,22 +41,52 @@ class Provisioning:
         admin: VaultAdmin,
         databases: Mapping[str, DatabaseSide],
         objects: Sequence[VaultObject],
+        runtime: Runtime,
         *,
         prune: bool,
     ) -> None:
         self._admin = admin
         self._databases = databases
         self._objects = objects
+        self._runtime = runtime
         self._prune = prune
 
     def plan(self) -> list[Change]:
-        """Every difference between what is declared and what is installed; changes nothing."""
+        """What `apply` would do; changes nothing."""
         changes = [change for database in self._databases.values() for change in database.changes()]
         changes += [change for wanted in self._objects if (change := change_of(self._admin, wanted)) is not None]
-        return changes + (undeclared(self._admin, self._objects) if self._prune else [])
+        return changes + ([each for each in self._strangers().changes if each.kind == "delete"] if self._prune else [])
+
+    def check(self) -> Drift:
+        """Every difference in both directions: also what is there of ours although it is not declared."""
+        changes = self.plan()
+        strangers = self._strangers()
+        changes += [each for each in strangers.changes if each not in changes]
+        notes = list(strangers.notes)
+        for database in self._databases.values():
+            changes += [each for each in database.undeclared() if each not in changes]
+            notes += database.notes()
+        return Drift(changes, notes)
+
+    def _strangers(self) -> Strangers:
+        runtime = self._runtime
+        return strangers(
+            self._admin, self._objects, runtime=runtime.name, other_logins=runtime.other_logins, prune=self._prune
+        )
 
     def apply(self, changes: Sequence[Change], progress: Callable[[str], None] = lambda done: None) -> None:
-        """Install what `plan` found. Databases first, each in one transaction; safe to interrupt and do again."""
+        """Install what `plan` found. Databases first, each in one transaction; safe to interrupt and do again.
+
+        Raises ProvisionError before anything is changed where something is in our place that is not ours.
+        """
+        for database in self._databases.values():
+            database.refuse_squatters()
+        for each in changes:
+            if each.kind == "undeclared" and each.resource.startswith("vault sys/"):
+                raise ProvisionError(
+                    f"{each.resource.removeprefix('vault ')} is there already: {each.before}",
+                    hint="nothing was changed; name another mount in declarations.yaml",
+                )
         pending = {change.resource: change for change in changes}
         for name, database in self._databases.items():
             if any(resource.startswith(f"database {name} ") for resource in pending):
@@ -92,30 +125,40 @@ def open_provisioning(
     """
     declared, runtime_policy = load_declarations(declarations)
     grants = compiled_grants(workflows, set(declared.connections))
-    policies = step_policies(workflows, list(declared.connections))
-    objects = desired_objects(declared, runtime_policy, policies, grants, endpoints or {})
+    access = [each.objects(declared.runtime.bound_cidrs) for each in step_access(workflows, declared.connections)]
+    objects = desired_objects(declared, runtime_policy, access, grants, endpoints or {})
     with ExitStack() as stack:
         admin = VaultAdmin(vault, admin_token(vault))
         stack.callback(admin.close)
         sides = _database_sides(declared, databases, grants, stack, prune=prune)
-        yield Provisioning(admin, sides, objects, prune=prune)
+        yield Provisioning(admin, sides, objects, declared.runtime, prune=prune)
 
 
 def compiled_grants(workflows: Sequence[Workflow], connections: Container[str]) -> list[CompiledGrant]:
-    """The distinct compiled grants of all steps, by name. Raises UsageError for a connection that is not declared."""
-    found: dict[str, CompiledGrant] = {}
+    """The distinct compiled grants of all steps, by name.
+
+    Raises UsageError for a connection that is not declared, and where one name would stand for two things.
+    """
+    found: dict[tuple[str, str], CompiledGrant] = {}
+    scopes: dict[str, CompiledGrant] = {}
     for workflow in workflows:
         for step_id, step in workflow.steps.items():
             for name, grant in step.grants.items():
                 if isinstance(grant, DatabaseGrant) and (made := compiled(grant, step_timeout=step.timeout)):
+                    where = f"grant `{name}` of step `{step_id}` in `{workflow.name}`"
                     if grant.connection not in connections:
                         raise UsageError(
-                            f"grant `{name}` of step `{step_id}` in `{workflow.name}` names the connection "
-                            f"`{grant.connection}`, which is not declared",
+                            f"{where} names the connection `{grant.connection}`, which is not declared",
                             hint="add it to `connections` in declarations.yaml",
                         )
-                    found[made.vault_role] = made
-    return [found[name] for name in sorted(found)]
+                    first = found.setdefault((made.mount, made.vault_role), made)
+                    same_scope = scopes.setdefault(made.scope_role, made)
+                    if first.limits() != made.limits() or same_scope.opens() != made.opens():
+                        raise UsageError(
+                            f"{where} gets a name that another grant has already: {made.vault_role}, {made.scope_role}",
+                            hint="whoever may run one of the two would have what the other one may",
+                        )
+    return [found[key] for key in sorted(found)]
 
 
 def _database_sides(

@@ -64,7 +64,6 @@ class VaultConfig:
     auth: Auth = field(repr=False)
     namespace: str | None = None
     ca_cert: Path | None = None
-    token_role: str = "orchestrator-step"  # noqa: S105 -- the name of a role
     connect_timeout: float = 5.0
     read_timeout: float = 100.0
     connections: int = 16

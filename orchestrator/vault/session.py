@@ -155,26 +155,20 @@ class VaultSession:
     async def create_step_token(
         self,
         *,
-        policy: str,
+        role: str,
         display_name: str,
         ttl: int,
         metadata: Mapping[str, str],
         deadline: float,
         stop: asyncio.Event | None = None,
     ) -> StepToken:
-        """A child token with exactly one policy, through the token role.
+        """A child token through a token role, which gives it its one policy and the longest that it may live.
 
+        The runtime may ask for a shorter life and nothing else.
         The runtime's own token is renewed or obtained again first where it would not outlive the child.
         """
-        path = f"auth/token/create/{self._config.token_role}"
-        wish = {
-            "policies": [policy],
-            "display_name": display_name,
-            "ttl": f"{ttl}s",
-            "explicit_max_ttl": f"{ttl}s",
-            "meta": dict(metadata),
-            "renewable": True,
-        }
+        path = f"auth/token/create/{role}"
+        wish = {"display_name": display_name, "ttl": f"{ttl}s", "meta": dict(metadata)}
 
         async def parent() -> Secret:
             try:

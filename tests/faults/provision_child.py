@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.provision.database_side import DatabaseSide
+from orchestrator.provision.database.side import DatabaseSide
 from orchestrator.provision.service import load_workflows, open_provisioning
-from orchestrator.provision.vault_side import VaultAdmin
+from orchestrator.provision.vault.admin import VaultAdmin
 from orchestrator.secret import Secret
 from orchestrator.vault.config import TokenAuth, VaultConfig
 

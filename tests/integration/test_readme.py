@@ -28,7 +28,7 @@ from orchestrator.devstack.stack import DevStack
 from orchestrator.environment import PREFIX
 from orchestrator.errors import ExitCode
 from orchestrator.provision.service import new_secret_id
-from orchestrator.provision.vault_side import VaultAdmin
+from orchestrator.provision.vault.admin import VaultAdmin
 from orchestrator.secret import Secret
 from orchestrator.settings import Settings
 
@@ -246,7 +246,7 @@ def test_the_settings_are_those_of_the_program() -> None:
 
 def test_the_defaults_are_those_of_the_program() -> None:
     said = {name: cells[-1] for cell, *cells in rows_of("variable") for name in names_of(cell)}
-    for name in ("token_role", "policy", "policy_path", "grace", "settle", "max_parallel", "log_level"):
+    for name in ("policy", "policy_path", "grace", "settle", "max_parallel", "log_level"):
         default = Settings.model_fields[name].default
         words = f"{default:g}" if isinstance(default, float) else str(default)
         assert f"`{words}`" in said[f"{PREFIX}{name.upper()}"], name

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from orchestrator.grants.compiled import CompiledGrant, compile_grant
 from orchestrator.grants.models import DatabaseGrant
-from orchestrator.provision.statements import creation_of
+from orchestrator.provision.database.statements import creation_of
 
 BASE = {"kind": "database", "connection": "support", "privileges": [{"select": "public.t", "columns": ["id"]}]}
 

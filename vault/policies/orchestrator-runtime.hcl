@@ -1,8 +1,20 @@
 # The runtime may mint child tokens bound to provisioned policies, and take back what it issued. It can neither read a
 # credential itself nor change what a step may get.
 
-# Child tokens, through the one role that allows only the policies step/*, sweep/* and bind/*.
-path "auth/token/create/orchestrator-step" { capabilities = ["update"] }
+# Child tokens, each through the token role of its step or duty, which fixes its one policy and its longest life. What
+# else could be asked for at this path (policies, no_parent, type, period, num_uses) is refused with the request.
+path "auth/token/create/step.*" {
+  capabilities = ["update"]
+  allowed_parameters = { "ttl" = [], "display_name" = [], "meta" = [] }
+}
+path "auth/token/create/sweep.*" {
+  capabilities = ["update"]
+  allowed_parameters = { "ttl" = [], "display_name" = [], "meta" = [] }
+}
+path "auth/token/create/bind.*" {
+  capabilities = ["update"]
+  allowed_parameters = { "ttl" = [], "display_name" = [], "meta" = [] }
+}
 
 # Taking back: a step's token by its accessor, a lease by its id.
 path "auth/token/revoke-accessor" { capabilities = ["update"] }

@@ -75,22 +75,29 @@ def check(
     prune: Prune = False,
     as_json: options.Json = False,
 ) -> None:
-    """Exit with 4 where what is installed differs from what is declared."""
+    """Exit with 4 where what is installed differs from what is declared, or is there although it is not declared."""
     from orchestrator.cli.connect import provisioning
 
     with provisioning(workflows, declarations, prune=prune) as work:
-        changes = work.plan()
-    show(changes, as_json=as_json)
-    if changes:
+        drift = work.check()
+    show(drift.changes, notes=drift.notes, as_json=as_json)
+    if drift.changes:
         raise typer.Exit(int(ExitCode.STEP_FAILED))
 
 
-def show(changes: Sequence[Change], *, as_json: bool, done: bool = False, screen: Console | None = None) -> None:
+def show(
+    changes: Sequence[Change],
+    *,
+    notes: Sequence[str] = (),
+    as_json: bool,
+    done: bool = False,
+    screen: Console | None = None,
+) -> None:
     """The changes as a diff with a count, or as JSON."""
     if as_json:
         from orchestrator.cli.display.json_output import print_json
 
-        print_json({"applied": done, "changes": [_json(change) for change in changes]})
+        print_json({"applied": done, "changes": [_json(change) for change in changes], "notes": list(notes)})
         return
     from orchestrator.cli.display.terminal import console
 
@@ -101,10 +108,14 @@ def show(changes: Sequence[Change], *, as_json: bool, done: bool = False, screen
     counted: Counter[str] = Counter(change.kind for change in changes)
     words = {"create": "created", "change": "changed", "delete": "deleted"}
     parts = [f"{counted[kind]} {'' if done else 'to be '}{word}" for kind, word in words.items() if counted[kind]]
+    if counted["undeclared"]:
+        parts.append(f"{counted['undeclared']} not declared, to be looked at by a person")
+    for note in notes:
+        screen.print(f"note: {note}", soft_wrap=True)
     screen.print(", ".join(parts) or "nothing to change: what is declared is installed")
 
 
-_DIFF = {"+": "green", "-": "red", "~": "yellow"}
+_DIFF = {"+": "green", "-": "red", "~": "yellow", "!": "magenta"}
 
 
 def _json(change: Change) -> JsonObject:

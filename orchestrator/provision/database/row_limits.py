@@ -3,8 +3,9 @@
 A table with limited scopes gets row level security. Every scope role with a limit gets one
 restrictive policy for each verb, `column = value`: a constant, or what `orchestrator.bound(n)`
 answers for the session's own login. If row level security was off before, a permissive policy
-`orchestrator_everyone` lets everybody else see what they saw; where the owner has policies of its
-own there is none, and the limits come on top of them (PostgreSQL manual, 5.9, "Row Security Policies").
+`orchestrator_everyone` lets everybody else see what they saw, as long as there is no permissive policy
+of somebody else's: the owner's policies mean what they say from the moment they are made, and the limits
+come on top of them (PostgreSQL manual, 5.9, "Row Security Policies").
 """
 
 from __future__ import annotations
@@ -95,13 +96,18 @@ class TableSecurity:
         return "\n".join(["row level security " + ("on" if self.switched_on else "off"), *lines]) if lines else None
 
 
-def target(now: TableSecurity, wanted: Mapping[str, str], *, prune: bool) -> TableSecurity:
-    """What a table should become. Policies of scopes that are not asked about stay, unless `prune`."""
+def target(now: TableSecurity, wanted: Mapping[str, str], everyone: str, *, prune: bool) -> TableSecurity:
+    """What a table should become. Policies of scopes that are not asked about stay, unless `prune`.
+
+    `everyone` is how the catalog would write the policy for everybody else on this table.
+    """
     policies = {**({} if prune else now.policies), **wanted}
     ours = now.ours or not (now.switched_on or now.policies)
     switched_on = bool(policies) or (now.switched_on and (not ours or now.foreign > 0))
-    everyone = EVERYONE_TEXT if policies and ours and not now.foreign else None
-    return TableSecurity(policies, switched_on, everyone, now.foreign, ours and bool(policies))
+    wants_everyone = bool(policies) and ours and not now.foreign
+    return TableSecurity(
+        policies, switched_on, everyone if wants_everyone else None, now.foreign, ours and bool(policies)
+    )
 
 
 class RowLimits:
@@ -120,7 +126,17 @@ class RowLimits:
         found = {}
         for table in sorted(there | set(self._wanted)):
             now = self._now(table)
-            found[table] = (now, target(now, self._expected(table), prune=self._prune))
+            expected = self._expected(table)
+            found[table] = (now, target(now, expected, expected.pop(EVERYONE), prune=self._prune))
+        return found
+
+    def undeclared(self) -> dict[Table, list[str]]:
+        """Policies with names of ours that none of the wanted scopes needs, as the catalog writes them, by table."""
+        found = {}
+        for table, (now, _) in self.tables().items():
+            others = [text for name, text in sorted(now.policies.items()) if name not in self._wanted.get(table, {})]
+            if others:
+                found[table] = others
         return found
 
     def statements(self) -> Iterator[sql.Composed]:
@@ -136,9 +152,7 @@ class RowLimits:
                 on, sql.SQL("ENABLE" if then.switched_on else "DISABLE")
             )
             if then.everyone:
-                yield sql.SQL(
-                    "CREATE POLICY {} ON {} AS PERMISSIVE FOR ALL TO PUBLIC USING (true) WITH CHECK (true)"
-                ).format(sql.Identifier(EVERYONE), on)
+                yield _everyone(table, on)
             for name, text in sorted(then.policies.items()):
                 if now.policies.get(name) != text:
                     yield self._wanted[table][name].create(on)
@@ -166,8 +180,6 @@ class RowLimits:
     def _expected(self, table: Table) -> dict[str, str]:
         """How the catalog would write the wanted policies: asked of it, with a temporary table of the same columns."""
         policies = self._wanted.get(table, {})
-        if not policies:
-            return {}
         with self._session.transaction(force_rollback=True):
             self._session.execute(
                 sql.SQL("CREATE TEMP TABLE orchestrator_probe (LIKE {})").format(sql.Identifier(*table))
@@ -176,6 +188,7 @@ class RowLimits:
             probe = sql.Identifier("pg_temp", "orchestrator_probe")
             for policy in policies.values():
                 self._session.execute(policy.create(probe))
+            self._session.execute(_everyone(table, probe))
             found = self._session.execute(_POLICIES, {"table": "pg_temp.orchestrator_probe", "like": _OURS})
             return {str(name): str(text) for name, text, *_ in found}
 
@@ -194,7 +207,18 @@ class RowLimits:
 
 _SWITCHED_ON = "Row level security was off before the orchestrator limited rows of this table."
 
-EVERYONE_TEXT = f"{EVERYONE} PERMISSIVE FOR * TO PUBLIC USING (true) WITH CHECK (true)"
+
+def _everyone(table: Table, on: sql.Composable) -> sql.Composed:
+    """CREATE POLICY for everybody else. It asks the catalog at each query whether somebody has made a policy since:
+    then it lets nothing pass, so that the table is as if it were not there."""
+    others = sql.SQL(
+        "NOT EXISTS (SELECT FROM pg_catalog.pg_policy AS other WHERE other.polrelid = {}::pg_catalog.regclass"
+        " AND other.polpermissive AND other.polname <> {})"
+    ).format(sql.Literal(_regclass(table)), sql.Literal(EVERYONE))
+    return sql.SQL("CREATE POLICY {0} ON {1} AS PERMISSIVE FOR ALL TO PUBLIC USING ({2}) WITH CHECK ({2})").format(
+        sql.Identifier(EVERYONE), on, others
+    )
+
 
 _POLICIES = """
 SELECT p.polname, concat_ws(' ', p.polname, CASE WHEN p.polpermissive THEN 'PERMISSIVE' ELSE 'RESTRICTIVE' END,

@@ -6,7 +6,7 @@ from psycopg import sql
 
 from orchestrator.grants.compiled import CompiledGrant
 from orchestrator.grants.policy_names import BrokerDuty
-from orchestrator.provision.revocation import KEEP_OBJECTS, REVOCATION_FUNCTIONS
+from orchestrator.provision.database.revocation import KEEP_OBJECTS, REVOCATION_FUNCTIONS
 
 PREFIX = "orc_"
 """Begins the name of every ephemeral login: `orc_<step key>_<8 characters>`."""

@@ -6,7 +6,7 @@ and applied in one transaction. All names are quoted by the driver.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import psycopg
@@ -16,12 +16,14 @@ from orchestrator.errors import ProvisionError
 from orchestrator.grants.compiled import SCOPE_ROLE_PREFIX, CompiledGrant
 from orchestrator.grants.policy_names import BROKER_DUTIES
 from orchestrator.grants.privileges import bound_limits
-from orchestrator.provision.acl import AclEntry, entries, held_by, unexpected_by
 from orchestrator.provision.change import Change, difference
+from orchestrator.provision.database.acl import AclEntry, entries, held_by, unexpected_by
+from orchestrator.provision.database.holders import Member, settings_of, strange_members
+from orchestrator.provision.database.own_schema import OwnSchema
+from orchestrator.provision.database.row_limits import RowLimits, row_policies
+from orchestrator.provision.database.statements import BOUND, DUTY_FUNCTIONS, DUTY_ROLES
+from orchestrator.provision.database.targets import Targets, find_targets
 from orchestrator.provision.declarations import Connection
-from orchestrator.provision.row_limits import RowLimits, row_policies
-from orchestrator.provision.statements import BINDING_TABLE, BOUND, DUTY_FUNCTIONS, DUTY_ROLES, FUNCTIONS
-from orchestrator.provision.targets import Targets, find_targets
 from orchestrator.secret import Secret
 
 _MIN_VERSION = 160000
@@ -68,15 +70,73 @@ class DatabaseSide:
                 hint="the encoding of the database is SQL_ASCII: rename what has that name",
             ) from error
 
+    def undeclared(self) -> list[Change]:
+        """What is there of ours although no workflow that is provisioned here needs it."""
+        place = f"database {self.name}"
+        with self._session.transaction(force_rollback=True):
+            self._begin()
+            found = [
+                Change("undeclared", f"{place} row limits of {schema}.{table}", "\n".join(policies), "")
+                for (schema, table), policies in self._row_limits(self._targets()).undeclared().items()
+            ]
+            for role in self._superfluous():
+                held = _lines(map(str, held_by(self._session, role)))
+                found.append(Change("undeclared", f"{place} role {role}", held, ""))
+        return [] if self._prune else found
+
+    def notes(self) -> list[str]:
+        """What makes taking logins back harder in this cluster, and is nobody's mistake."""
+        others = [str(row[0]) for row in self._session.execute(_OPEN_DATABASES)]
+        found = []
+        if others:
+            found.append(
+                f"database {self.name}: every login may connect to {', '.join(others)} too, and what it makes there "
+                "keeps it from being dropped (it is disabled): REVOKE CONNECT, TEMPORARY ON DATABASE ... FROM PUBLIC"
+            )
+        prepared = int(self._one("SELECT current_setting('max_prepared_transactions')"))
+        if prepared:
+            found.append(
+                f"database {self.name}: max_prepared_transactions is {prepared}, so a login may leave a transaction "
+                "that keeps its locks, and keeps the login from being dropped: set it to 0 where nothing needs it"
+            )
+        return found
+
+    def refuse_squatters(self) -> None:
+        """Raises ProvisionError where something is in the place of what `apply` installs."""
+        with self._session.transaction(force_rollback=True):
+            self._begin()
+            self._refuse_squatters()
+
+    def _refuse_squatters(self) -> None:
+        if found := self._own(()).squatters():
+            raise ProvisionError(
+                f"in the database `{self.name}` there is something in the schema `orchestrator` that provisioning did "
+                f"not make: {'; '.join(found)}",
+                hint="nothing was changed; find out who made it and what for, then drop it; what is an administrator's "
+                "own may be given to the one who provisions (ALTER ... OWNER TO)",
+            )
+
     def apply(self) -> None:
-        """Install everything in one transaction: all of it or nothing. Doing it again changes nothing."""
+        """Install everything in one transaction: all of it or nothing. Doing it again changes nothing.
+
+        Raises ProvisionError where that is not possible, or would still not be what is declared.
+        """
         try:
             with self._session.transaction():
                 self._begin()
                 self._session.execute("SELECT pg_advisory_xact_lock(%s)", [_ONE_AT_A_TIME])
+                self._refuse_squatters()
                 targets = self._targets()
                 for statement in self._statements(targets):
                     self._session.execute(statement)
+                left = [change for change in self._differences(targets) if change is not None]
+                if left:
+                    raise ProvisionError(
+                        f"the database `{self.name}` would still not be what is declared:\n"
+                        + "\n".join(change.render() for change in left),
+                        hint="nothing was changed; the administrator may not change it: let a superuser do so, or "
+                        "declare it (`admins` of the connection)",
+                    )
         except psycopg.errors.LockNotAvailable as error:
             raise ProvisionError(
                 f"the database `{self.name}` is busy: a table was not free within {_LOCK_WAIT}",
@@ -133,6 +193,15 @@ class DatabaseSide:
             }
         return wanted
 
+    def _wanted_of_login(self) -> set[AclEntry]:
+        return {AclEntry("CONNECT", "DATABASE", "", self._database), AclEntry("USAGE", "SCHEMA", "", "orchestrator")}
+
+    def _own(self, wanted: Iterable[str]) -> OwnSchema:
+        return OwnSchema(self._session, self._connection.login, list(wanted))
+
+    def _strange_members(self, wanted: Iterable[str]) -> dict[str, list[Member]]:
+        return strange_members(self._session, list(wanted), self._connection.login, self._connection.admins)
+
     def _row_limits(self, targets: Targets) -> RowLimits:
         policies = [policy for grant in self._scopes.values() for policy in row_policies(grant, targets.types)]
         return RowLimits(self._session, policies, prune=self._prune)
@@ -142,6 +211,17 @@ class DatabaseSide:
         wanted = self._wanted(targets)
         login = self._connection.login
         yield difference(f"{place} role {login}", self._attributes(login), "LOGIN CREATEROLE")
+        if not self._connection.other_roles:
+            has = _lines(map(str, held_by(self._session, login)))
+            meant = _lines(map(str, self._wanted_of_login()))
+            yield difference(f"{place} privileges of {login}", has or None, meant)
+        members = self._strange_members(wanted)
+        for role in [login, *sorted(wanted)]:
+            yield difference(f"{place} members of {role}", _lines(map(str, members.get(role, ()))) or "none", "none")
+            settings = _lines(
+                f"{each} in {where or 'every database'}" for where, each in settings_of(self._session, role)
+            )
+            yield difference(f"{place} settings of {role}", settings or "none", "none")
         for role in sorted(wanted):
             yield difference(f"{place} role {role}", self._attributes(role), "NOLOGIN")
             held = _lines({*map(str, held_by(self._session, role)), *unexpected_by(self._session, role)})
@@ -152,9 +232,9 @@ class DatabaseSide:
             _lines(self._login_memberships()) or None,
             _lines(self._wanted_memberships()),
         )
-        yield difference(f"{place} table orchestrator.binding", self._binding_table(), "private to " + login)
-        for signature, text in FUNCTIONS.items():
-            yield difference(f"{place} function orchestrator.{signature}", self._function(signature), _body(text))
+        for stranger in self._own(wanted).squatters():
+            yield Change("undeclared", f"{place} {stranger}", "in the place of what is to be installed", "")
+        yield from self._own(wanted).differences(place)
         for (schema, table), (now, then) in self._row_limits(targets).tables().items():
             yield difference(f"{place} row limits of {schema}.{table}", now.text(), then.text())
         for role in self._superfluous() if self._prune else []:
@@ -173,12 +253,21 @@ class DatabaseSide:
             yield sql.SQL("GRANT {} TO {} WITH ADMIN TRUE, INHERIT FALSE, SET FALSE").format(
                 sql.Identifier(role), login
             )
+        for role in [self._connection.login, *sorted(wanted)]:
+            for database in {where for where, _ in settings_of(self._session, role)}:
+                place = sql.SQL(" IN DATABASE {}").format(sql.Identifier(database)) if database else sql.SQL("")
+                yield sql.SQL("ALTER ROLE {}{} RESET ALL").format(sql.Identifier(role), place)
+        for members in self._strange_members(wanted).values():
+            yield from (member.revoke() for member in members)
+        if not self._connection.other_roles:
+            for privilege in sorted(held_by(self._session, self._connection.login) - self._wanted_of_login()):
+                yield sql.SQL("REVOKE {} FROM {} CASCADE").format(privilege.clause(), login)
         yield sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(sql.Identifier(self._database), login)
         yield sql.SQL("GRANT pg_signal_backend TO {} WITH ADMIN FALSE, INHERIT TRUE, SET FALSE").format(login)
         for extra in sorted(self._login_memberships() - self._wanted_memberships()):
             if extra.split()[0] not in {*wanted, "pg_signal_backend"}:
                 yield sql.SQL("REVOKE {} FROM {}").format(sql.Identifier(extra.split()[0]), login)
-        yield from self._own_objects(login)
+        yield from self._own(wanted).statements()
         for role, privileges in sorted(wanted.items()):
             held = held_by(self._session, role)
             for privilege in sorted(held - privileges):
@@ -204,24 +293,14 @@ class DatabaseSide:
         name = sql.Identifier(role)
         if self._attributes(role) is None:
             yield sql.SQL("CREATE ROLE {}").format(name)
-        yield sql.SQL("ALTER ROLE {} NOSUPERUSER NOCREATEDB NOREPLICATION NOBYPASSRLS {}").format(
+        yield sql.SQL("ALTER ROLE {} NOSUPERUSER NOCREATEDB NOREPLICATION NOBYPASSRLS INHERIT {}").format(
             name, sql.SQL(attributes)
         )
-
-    def _own_objects(self, login: sql.Identifier) -> Iterator[sql.Composed]:
-        yield sql.Composed([sql.SQL("CREATE SCHEMA IF NOT EXISTS orchestrator")])
-        yield sql.SQL("GRANT USAGE, CREATE ON SCHEMA orchestrator TO {}").format(login)
-        yield sql.Composed([sql.SQL(BINDING_TABLE)])
-        for row in self._session.execute(_BINDING_GRANTEES).fetchall():
-            grantee = sql.SQL("PUBLIC") if row[0] is None else sql.Identifier(str(row[0]))
-            yield sql.SQL("REVOKE ALL ON TABLE orchestrator.binding FROM {}").format(grantee)
-        yield sql.SQL("ALTER TABLE orchestrator.binding OWNER TO {}").format(login)
-        for signature, text in FUNCTIONS.items():
-            function = sql.SQL(f"orchestrator.{signature}")
-            yield sql.SQL(_REPLACE).format(sql.SQL(text), function)
-            yield sql.SQL("REVOKE ALL ON FUNCTION {} FROM PUBLIC").format(function)
-            yield sql.SQL("ALTER FUNCTION {} OWNER TO {}").format(function, login)
-        yield sql.SQL("REVOKE CREATE ON SCHEMA orchestrator FROM {}").format(login)
+        now = str(self._attributes(role))
+        if "CONNECTION LIMIT" in now:
+            yield sql.SQL("ALTER ROLE {} CONNECTION LIMIT -1").format(name)
+        if "VALID UNTIL" in now:
+            yield sql.SQL("ALTER ROLE {} VALID UNTIL 'infinity'").format(name)
 
     def _wanted_memberships(self) -> set[str]:
         roles = [*self._scopes, *DUTY_ROLES.values()]
@@ -240,7 +319,10 @@ class DatabaseSide:
             "SELECT concat_ws(' ', CASE WHEN rolcanlogin THEN 'LOGIN' ELSE 'NOLOGIN' END,"
             " CASE WHEN rolsuper THEN 'SUPERUSER' END, CASE WHEN rolcreaterole THEN 'CREATEROLE' END,"
             " CASE WHEN rolcreatedb THEN 'CREATEDB' END, CASE WHEN rolreplication THEN 'REPLICATION' END,"
-            " CASE WHEN rolbypassrls THEN 'BYPASSRLS' END) FROM pg_roles WHERE rolname = %s",
+            " CASE WHEN rolbypassrls THEN 'BYPASSRLS' END, CASE WHEN NOT rolinherit THEN 'NOINHERIT' END,"
+            " CASE WHEN rolconnlimit <> -1 THEN 'CONNECTION LIMIT ' || rolconnlimit END,"
+            " CASE WHEN rolvaliduntil < 'infinity' THEN 'VALID UNTIL ' || rolvaliduntil END)"
+            " FROM pg_roles WHERE rolname = %s",
             role,
         )
         return None if row is None else str(row)
@@ -258,51 +340,16 @@ class DatabaseSide:
             )
         }
 
-    def _binding_table(self) -> str | None:
-        owner = self._one(
-            "SELECT tableowner FROM pg_tables WHERE schemaname = 'orchestrator' AND tablename = 'binding'"
-        )
-        if owner is None:
-            return None
-        others = [str(row[0] or "PUBLIC") for row in self._session.execute(_BINDING_GRANTEES)]
-        return f"private to {owner}" + "".join(f"\nopen to {other}" for other in others if other != owner)
-
-    def _function(self, signature: str) -> str | None:
-        body = self._one(
-            "SELECT p.prosrc || '-- owner ' || r.rolname || ' definer ' || p.prosecdef || ' '"
-            " || coalesce(array_to_string(p.proconfig, ' '), '') || CASE WHEN EXISTS (SELECT FROM"
-            " aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) WHERE grantee = 0) THEN ' PUBLIC' ELSE '' END"
-            " FROM pg_proc p JOIN pg_roles r ON r.oid = p.proowner WHERE p.oid = to_regprocedure(%s)",
-            f"orchestrator.{signature}",
-        )
-        expected = f"-- owner {self._connection.login} definer true search_path=pg_catalog, pg_temp"
-        return None if body is None else str(body).removesuffix(expected).strip()
-
     def _one(self, statement: str, *parameters: Any) -> Any:
         row = self._session.execute(statement, parameters).fetchone()
         return None if row is None else row[0]
 
 
-_BINDING_GRANTEES = """
-SELECT DISTINCT r.rolname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace, aclexplode(c.relacl) a
-LEFT JOIN pg_roles r ON r.oid = a.grantee
-WHERE n.nspname = 'orchestrator' AND c.relname = 'binding' AND a.grantee <> c.relowner
+_OPEN_DATABASES = """
+SELECT d.datname FROM pg_database d, aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) a
+WHERE a.grantee = 0 AND a.privilege_type = 'CONNECT' AND d.datallowconn AND d.datname <> current_database() ORDER BY 1
 """
-
-_REPLACE = """
-DO $do$ BEGIN
-{0};
-EXCEPTION WHEN invalid_function_definition THEN
-DROP FUNCTION {1};
-{0};
-END $do$
-"""
-"""CREATE OR REPLACE cannot change what a function returns, which differs in other versions."""
 
 
 def _lines(items: Any) -> str:
     return "\n".join(sorted(items))
-
-
-def _body(text: str) -> str:
-    return text.partition("$body$")[2].rpartition("$body$")[0].strip()

@@ -1,12 +1,14 @@
 """The SQL functions that take ephemeral logins back. They belong to Vault's own login, which made the logins.
 
-`revoke` is what Vault calls: it succeeds, or raises and changes nothing. `revoke_or_disable` is what the
-orchestrator's own sweeps use: a login that cannot be dropped is made useless (NOLOGIN, no memberships), the
-reason is returned, and the sweep goes on to the next one. Whether owned objects go or stay is written on the
-role as a comment when it is created, so that every way of taking a login back obeys it; only the owner of a
-role may change its comment, which an ephemeral login is not (PostgreSQL manual, COMMENT).
+A login is dropped (`remove`) or, where that cannot be, made useless (`disable`: NOLOGIN, no memberships, sessions
+ended), in one transaction. `revoke_or_disable` tells why a login is still there; `revoke`, which Vault calls, raises
+only if the login could still be used. So Vault's word alone means that nobody can log in any more; whether the role is
+gone, too, the orchestrator asks the catalog.
 
-Objects that stay are given to Vault's login: a scope role would hand them to every later step of its kind.
+Whether owned objects go or stay is written on the role as a comment when it is created, so that every way of taking a
+login back obeys it; only the owner of a role may change its comment, which an ephemeral login is not (PostgreSQL
+manual, COMMENT). Objects that stay are given to Vault's login: a scope role would hand them to every later step of its
+kind.
 """
 
 from __future__ import annotations
@@ -24,8 +26,29 @@ SWEEP_TIME = "15 seconds"
 """How long one sweep of expired logins begins with further ones: what is done by then is kept, the rest comes later."""
 
 REVOCATION_FUNCTIONS: dict[str, str] = {
-    "revoke(name)": f"""\
-CREATE OR REPLACE FUNCTION orchestrator.revoke(login name) RETURNS void
+    "disable(name)": f"""\
+CREATE OR REPLACE FUNCTION orchestrator.disable(login name) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    held name;
+BEGIN
+    IF login::text !~ '{LOGIN}' THEN
+        RAISE EXCEPTION '% is not an ephemeral login of the orchestrator', login;
+    END IF;
+    DELETE FROM orchestrator.binding WHERE binding.login = disable.login;
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = login) THEN
+        RETURN;
+    END IF;
+    EXECUTE format('ALTER ROLE %I NOLOGIN', login);
+    FOR held IN SELECT granted.rolname FROM pg_auth_members m JOIN pg_roles granted ON granted.oid = m.roleid
+                JOIN pg_roles member ON member.oid = m.member WHERE member.rolname = login LOOP
+        EXECUTE format('REVOKE %I FROM %I', held, login);
+    END LOOP;
+    PERFORM pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = login;
+END
+$body$""",  # noqa: S608 -- constants of this module
+    "remove(name)": f"""\
+CREATE OR REPLACE FUNCTION orchestrator.remove(login name) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE
     login_oid oid;
@@ -34,13 +57,20 @@ BEGIN
     IF login::text !~ '{LOGIN}' THEN
         RAISE EXCEPTION '% is not an ephemeral login of the orchestrator', login;
     END IF;
-    DELETE FROM orchestrator.binding WHERE binding.login = revoke.login;
+    DELETE FROM orchestrator.binding WHERE binding.login = remove.login;
     SELECT oid INTO login_oid FROM pg_roles WHERE rolname = login;
     IF login_oid IS NULL THEN
         RETURN;
     END IF;
     PERFORM set_config('lock_timeout', '5s', true);
     PERFORM pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usesysid = login_oid;
+    SELECT string_agg(format('%L in %I', gid, database), ', ' ORDER BY gid) INTO elsewhere
+        FROM pg_prepared_xacts WHERE owner = login;
+    IF elsewhere IS NOT NULL THEN
+        RAISE EXCEPTION '% has left prepared transactions, which keep their locks (%): ROLLBACK PREPARED them '
+            'there, as an administrator', login, elsewhere
+            USING ERRCODE = 'dependent_objects_still_exist';
+    END IF;
     IF EXISTS (SELECT FROM pg_shdepend WHERE refclassid = 'pg_authid'::regclass AND refobjid = login_oid) THEN
         SELECT string_agg(DISTINCT datname::text, ', ') INTO elsewhere
             FROM pg_shdepend JOIN pg_database ON pg_database.oid = pg_shdepend.dbid
@@ -66,21 +96,16 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body
 DECLARE
     problem text;
     detail text;
-    held name;
 BEGIN
     BEGIN
-        PERFORM orchestrator.revoke(login);
+        PERFORM orchestrator.remove(login);
         RETURN NULL;
     EXCEPTION WHEN OTHERS THEN
         GET STACKED DIAGNOSTICS problem = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL;
         problem := concat_ws(': ', problem, nullif(replace(detail, E'\\n', ', '), ''));
     END;
     BEGIN
-        EXECUTE format('ALTER ROLE %I NOLOGIN', login);
-        FOR held IN SELECT granted.rolname FROM pg_auth_members m JOIN pg_roles granted ON granted.oid = m.roleid
-                    JOIN pg_roles member ON member.oid = m.member WHERE member.rolname = login LOOP
-            EXECUTE format('REVOKE %I FROM %I', held, login);
-        END LOOP;
+        PERFORM orchestrator.disable(login);
     EXCEPTION
         WHEN undefined_object THEN
             RETURN NULL;
@@ -88,6 +113,20 @@ BEGIN
             problem := problem || '; it could not be disabled either: ' || SQLERRM;
     END;
     RETURN problem;
+END
+$body$""",
+    "revoke(name)": """\
+CREATE OR REPLACE FUNCTION orchestrator.revoke(login name) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    problem text := orchestrator.revoke_or_disable(login);
+BEGIN
+    IF problem IS NOT NULL AND EXISTS (
+        SELECT FROM pg_roles r WHERE r.rolname = login
+        AND (r.rolcanlogin OR EXISTS (SELECT FROM pg_auth_members m WHERE m.member = r.oid))
+    ) THEN
+        RAISE EXCEPTION '%', problem;
+    END IF;
 END
 $body$""",
     "ephemeral_roles(text)": """\
@@ -130,4 +169,4 @@ BEGIN
 END
 $body$""",  # noqa: S608 -- constants of this module
 }
-"""By signature. Only the sweeper may call the two sweeps and the list; `revoke` is for Vault's login alone."""
+"""By signature. Only the sweeper may call the two sweeps and the list; the rest is for Vault's login alone."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import psycopg
 
 from orchestrator.grants.privileges import ALL_COLUMNS, TABLE_VERBS, Privilege, qualified
-from orchestrator.provision.acl import SIGNATURE
+from orchestrator.provision.database.acl import SIGNATURE
 
 _TABLES = "rvmpf"
 _LIMITABLE = "rp"

@@ -1,0 +1,1 @@
+"""A target database: roles, privileges, row limits and functions, as its administrator."""

@@ -1,0 +1,1 @@
+"""Vault: policies, roles and connections, as its administrator."""

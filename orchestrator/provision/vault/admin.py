@@ -1,0 +1,55 @@
+"""Vault as its administrator sees it: paths that are read, listed and written with the admin's token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.errors import ProvisionError
+from orchestrator.secret import Secret
+from orchestrator.vault.config import VaultConfig
+from orchestrator.vault.faults import VaultRefused, VaultUnavailable
+from orchestrator.vault.transport import Transport
+
+
+class VaultAdmin:
+    """Reads and writes Vault with the admin's token."""
+
+    def __init__(self, config: VaultConfig, token: Secret) -> None:
+        self._transport = Transport(config)
+        self._token = token
+
+    def read(self, path: str) -> dict[str, Any] | None:
+        """The data at a path, or None. Raises VaultRefused and VaultUnavailable."""
+        try:
+            body = self._transport.request("get", path, token=self._token)
+        except VaultRefused as refusal:
+            if refusal.status == 404 or (refusal.status == 400 and path.startswith(("sys/mounts", "sys/auth"))):
+                return None
+            raise
+        return dict(body.get("data") or body)
+
+    def keys(self, path: str) -> list[str]:
+        """The names below a path."""
+        try:
+            body = self._transport.request("list", path, token=self._token)
+        except VaultRefused as refusal:
+            if refusal.status == 404:
+                return []
+            raise
+        return list(body.get("data", {}).get("keys", []))
+
+    def write(self, path: str, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """Write to a path. Raises ProvisionError with what Vault said."""
+        try:
+            return self._transport.request("post", path, token=self._token, payload=payload)
+        except (VaultRefused, VaultUnavailable) as error:
+            raise ProvisionError(error.message, hint=error.hint) from error
+
+    def delete(self, path: str) -> None:
+        """Delete a path."""
+        self._transport.request("delete", path, token=self._token)
+
+    def close(self) -> None:
+        """Close idle connections."""
+        self._transport.close()

@@ -1,0 +1,107 @@
+"""From the grants of the workflows to what one step may have in Vault: a policy, and a token role that gives it.
+
+The policy opens exactly the paths of the step's own grants. The token role gives a child token this one policy, and
+a life that ends with the step's longest attempt, whatever the runtime asks for: so a stolen runtime can have the
+credentials of the steps, but none that is wider or lives longer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from orchestrator.errors import UsageError
+from orchestrator.grants.policy_names import (
+    BROKER_DUTIES,
+    duty_policy_name,
+    duty_role_name,
+    step_policy_name,
+    token_role_name,
+)
+from orchestrator.grants.scope import STEP_TOKEN_MARGIN, Scope, normalise
+from orchestrator.provision.vault.objects import DUTY_TTL, VaultObject
+from orchestrator.workflow.models import Workflow
+
+HEADER = "# Managed by the credential orchestrator: compiled from the grants of a workflow's step.\n"
+_PATH = re.compile(r"[\w\-./@:]+")
+_SIGNING = """\
+path "{path}" {{
+  capabilities = ["update"]
+  allowed_parameters = {{
+    "input" = []
+    "hash_algorithm" = ["sha2-256"]
+    "marshaling_algorithm" = ["jws"]
+  }}
+}}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StepAccess:
+    """What one step, or one duty of the broker, may have in Vault. `ttl` in seconds: its token's longest life."""
+
+    name: str
+    policy: str
+    ttl: int
+
+    def objects(self, bound_cidrs: Sequence[str] = ()) -> tuple[VaultObject, VaultObject]:
+        """The policy, and the token role that gives it (Vault API, `POST /auth/token/roles/:role_name`).
+
+        The CIDRs are said again here because a child token does not inherit those of its parent.
+        """
+        role = {
+            "allowed_policies": [self.name],
+            "allowed_policies_glob": [],
+            "disallowed_policies": [],
+            "disallowed_policies_glob": [],
+            "allowed_entity_aliases": [],
+            "token_explicit_max_ttl": self.ttl,
+            "token_period": 0,
+            "token_bound_cidrs": list(bound_cidrs),
+            "token_no_default_policy": True,
+            "token_num_uses": 0,
+            "token_type": "service",
+            "orphan": False,
+            "renewable": False,
+            "path_suffix": "",
+        }
+        return (
+            VaultObject(f"sys/policies/acl/{self.name}", {"policy": self.policy}),
+            VaultObject(f"auth/token/roles/{token_role_name(self.name)}", role),
+        )
+
+
+def step_policy(scopes: Sequence[Scope]) -> str:
+    """The policy, as HCL, that lets a child token reach the paths of these scopes and nothing else.
+
+    Raises UsageError for a path that would mean more than itself (`*`, `+`, a quote).
+    """
+    rules = set()
+    for scope in scopes:
+        if not _PATH.fullmatch(scope.resource):
+            raise UsageError(f"the path `{scope.resource}` of grant `{scope.name}` cannot stand in a Vault policy")
+        if scope.kind == "token":
+            rules.add(_SIGNING.format(path=scope.resource))
+        else:
+            rules.add(f'path "{scope.resource}" {{\n  capabilities = ["read"]\n}}\n')
+    return HEADER + "".join(sorted(rules))
+
+
+def step_access(workflows: Iterable[Workflow], connections: Iterable[str]) -> list[StepAccess]:
+    """That of all steps that have grants, and of the broker's duties in each connection, by name."""
+    found: dict[str, StepAccess] = {}
+    for workflow in workflows:
+        for step_id, step in workflow.steps.items():
+            if not step.grants:
+                continue
+            scopes = [normalise(name, grant, step_timeout=step.timeout) for name, grant in step.grants.items()]
+            name = step_policy_name(workflow.name, step_id)
+            ttl = max([step.timeout + STEP_TOKEN_MARGIN, *(scope.ttl for scope in scopes)])
+            found[name] = StepAccess(name, step_policy(scopes), ttl)
+    for connection in connections:
+        for duty in BROKER_DUTIES:
+            role = Scope(duty, "database", f"database/creds/{duty_role_name(duty, connection)}", DUTY_TTL)
+            name = duty_policy_name(duty, connection)
+            found[name] = StepAccess(name, step_policy([role]), DUTY_TTL)
+    return [found[name] for name in sorted(found)]
