@@ -26,7 +26,7 @@ from installed import GRANT, Servers, servers
 
 from orchestrator.actions.base import Params, StepContext
 from orchestrator.assembly import open_services
-from orchestrator.grants.policy_names import step_policy_name
+from orchestrator.grants.policy_names import step_policy_name, token_role_name
 from orchestrator.grants.scope import normalise
 from orchestrator.jsontypes import JsonObject
 from orchestrator.ledger.ids import new_run_id
@@ -89,9 +89,9 @@ def bare(stack: Servers, loaded: LoadedWorkflow, *, workers: int) -> float:
     def one(step_id: str) -> None:
         step = loaded.workflow.steps[step_id]
         path = normalise("db", step.grants["db"], step_timeout=step.timeout).resource
-        policy = step_policy_name(loaded.workflow.name, step_id)
-        wish = {"policies": [policy], "display_name": "bench-0123456789ab", "ttl": "90s", "explicit_max_ttl": "90s"}
-        token = runtime.adapter.post("/v1/auth/token/create/orchestrator-step", json=wish)["auth"]
+        role = token_role_name(step_policy_name(loaded.workflow.name, step_id))
+        wish = {"display_name": "bench-0123456789ab", "ttl": "90s"}
+        token = runtime.adapter.post(f"/v1/auth/token/create/{role}", json=wish)["auth"]
         own = hvac.Client(address, token=token["client_token"], session=runtime.session)
         lease = own.adapter.get(f"/v1/{path}")
         runtime.adapter.put("/v1/sys/leases/revoke", json={"lease_id": lease["lease_id"], "sync": True})

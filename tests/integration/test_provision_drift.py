@@ -99,7 +99,7 @@ DRIFT: list[tuple[str, Act, str]] = [
     (
         "the values of row limits opened",
         lambda b: b.sql(f"GRANT SELECT ON orchestrator.binding TO {scope(b)}"),
-        "database support table orchestrator.binding",
+        "database support privileges of SCOPE",
     ),
     (
         "a superuser of Vault's login",
@@ -136,7 +136,7 @@ DRIFT: list[tuple[str, Act, str]] = [
     (
         "a function that everybody may call",
         lambda b: b.sql("GRANT EXECUTE ON FUNCTION orchestrator.revoke(name) TO PUBLIC"),
-        "database support function orchestrator.revoke(name)",
+        "database support privileges of others in orchestrator",
     ),
     (
         "a role edited in Vault",
@@ -163,9 +163,11 @@ DRIFT: list[tuple[str, Act, str]] = [
         "vault sys/policies/acl/orchestrator-runtime",
     ),
     (
-        "the token role widened",
-        lambda b: b.vault.write_data("auth/token/roles/orchestrator-step", data={"allowed_policies_glob": ["*"]}),
-        "vault auth/token/roles/orchestrator-step",
+        "a token role widened",
+        lambda b: b.vault.write_data(
+            "auth/token/roles/step.customer_feedback.read", data={"allowed_policies_glob": ["*"]}
+        ),
+        "vault auth/token/roles/step.customer_feedback.read",
     ),
     (
         "the runtime's login widened",
@@ -245,7 +247,8 @@ def test_an_interrupted_apply_converges_when_it_is_done_again(tmp_path: Path) ->
     [
         ("put", "sys/policies/acl/step/customer_feedback/read"),
         ("put", "sys/policies/acl/orchestrator-runtime"),
-        ("post", "auth/token/roles/orchestrator-step"),
+        ("post", "auth/token/roles/step.customer_feedback.read"),
+        ("post", "auth/token/roles/step.mine"),
         ("post", "auth/token/create"),
         ("post", "auth/token/create-orphan"),
         ("post", "auth/approle/role/orchestrator-runtime"),
@@ -270,11 +273,50 @@ def test_the_runtime_can_neither_read_a_credential_nor_widen_itself(bench: Bench
         client.adapter.request(method, f"/v1/{path}", json={} if method != "get" else None)
 
 
-def test_the_runtime_cannot_mint_a_token_with_any_other_policy(bench: Bench) -> None:
+ROLE = "auth/token/create/step.customer_feedback.read"
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"policies": ["root"]},
+        {"policies": ["step/customer_feedback/read"]},
+        {"policies": "orchestrator-runtime"},
+        {"POLICIES": ["root"]},
+        {"no_parent": True},
+        {"period": "720h"},
+        {"explicit_max_ttl": "720h"},
+        {"type": "batch"},
+        {"num_uses": 100},
+        {"renewable": True},
+        {"entity_alias": "somebody"},
+        {"id": "s.chosen"},
+        {"no_default_policy": False},
+    ],
+    ids=lambda wish: next(iter(wish)),
+)
+def test_the_runtime_may_ask_for_nothing_but_a_name_a_life_and_notes(bench: Bench, wish: dict[str, Any]) -> None:
+    with pytest.raises(hvac.exceptions.Forbidden):
+        runtime(bench).adapter.post(f"/v1/{ROLE}", json={"ttl": "30s", **wish})
+
+
+@pytest.mark.parametrize("role", ["orchestrator-step", "step", "xstep.customer_feedback.read", "admin", ""])
+def test_the_runtime_reaches_no_other_token_role(bench: Bench, role: str) -> None:
+    with pytest.raises(hvac.exceptions.Forbidden):
+        runtime(bench).adapter.post(f"/v1/auth/token/create/{role}".rstrip("/"), json={"ttl": "30s"})
+
+
+@pytest.mark.parametrize("wish", [{}, {"ttl": "768h"}, {"ttl": "10s"}], ids=["none", "long", "short"])
+def test_a_step_token_has_one_policy_and_ends_with_the_longest_attempt(bench: Bench, wish: dict[str, Any]) -> None:
     client = runtime(bench)
-    for policies in (["root"], ["orchestrator-runtime"], ["jwks-reader"], ["step/customer_feedback/read", "default"]):
-        with pytest.raises(hvac.exceptions.InvalidRequest):
-            client.adapter.post("/v1/auth/token/create/orchestrator-step", json={"policies": policies})
+    made = client.adapter.post(f"/v1/{ROLE}", json=wish)["auth"]
+    try:
+        assert made["token_policies"] == ["step/customer_feedback/read"]
+        assert (made["lease_duration"], made["renewable"]) == (10 if wish.get("ttl") == "10s" else 60, False)
+        with pytest.raises(hvac.exceptions.Forbidden):
+            hvac.Client(bench.info.vault_address, token=made["client_token"]).auth.token.renew_self("768h")
+    finally:
+        bench.vault.auth.token.revoke_accessor(made["accessor"])
 
 
 def runtime(bench: Bench) -> hvac.Client:

@@ -9,12 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from bench import Bench
 
+from orchestrator.actions.catalog import catalog
 from orchestrator.devstack.stack import DevStack
 from orchestrator.errors import ExitCode, GrantRefused, PolicyDenied, VaultUnreachable
 from orchestrator.ledger.events import AttemptStarted, LeaseIssued, LeaseRequested, RunStarted
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.states import StepState
 from orchestrator.policy.rego import PolicySource, RegoEngine
+from orchestrator.workflow.loader import load_text
 
 READ = "{ kind: database, connection: support, role: feedback-read }"
 
@@ -65,6 +67,7 @@ def role(bench: Bench) -> Iterator[str]:
 
 def test_a_path_that_the_steps_policy_does_not_allow_is_refused_by_vault(bench: Bench) -> None:
     text = workflow("forbidden_path", more=AFTER)
+    bench.install(load_text(text, filename="test.yaml", actions=catalog).workflow)
     bench.vault.sys.create_or_update_policy("step/forbidden_path/work", 'path "database/creds/other" {}')
     bench.vault.sys.create_or_update_policy("step/forbidden_path/after", 'path "database/creds/other" {}')
     outcome = bench.run(text, install=False)

@@ -47,7 +47,7 @@ def test_a_step_may_have_the_word_token_anywhere_in_its_name(bench: Bench) -> No
 @example(step="a" * 40)
 def test_the_sweep_by_step_key_sees_the_login_of_any_step(bench: Bench, step: str) -> None:
     key, vault = new_step_key(step), bench.vault
-    made = vault.write_data("auth/token/create/orchestrator-step", data=_wish(bench, key))["auth"]
+    made = vault.write_data("auth/token/create/step.customer_feedback.read", data={"display_name": key})["auth"]
     try:
         vault.token = made["client_token"]
         vault.read(f"database/creds/{bench.sample_grant('read').vault_role}")
@@ -58,10 +58,6 @@ def test_the_sweep_by_step_key_sees_the_login_of_any_step(bench: Bench, step: st
         bench.vault.write_data("sys/leases/revoke-prefix/database/creds", data={"sync": True})
         bench.vault.auth.token.revoke_accessor(made["accessor"])
     bench.assert_nothing_left()
-
-
-def _wish(bench: Bench, key: str) -> dict[str, object]:
-    return {"policies": ["step/customer_feedback/read"], "display_name": key, "ttl": "90s"}
 
 
 def test_a_connection_that_was_provisioned_with_the_former_template_is_drift_and_mended(bench: Bench) -> None:

@@ -216,7 +216,7 @@ def soon() -> float:
 
 async def step_token(session: VaultSession, ttl: int = 60) -> StepToken:
     return await session.create_step_token(
-        policy="step/logins/work", display_name="logins", ttl=ttl, metadata={}, deadline=soon()
+        role="step.customer_feedback.read", display_name="logins", ttl=ttl, metadata={}, deadline=soon()
     )
 
 

@@ -57,7 +57,7 @@ def entries(privileges: Iterable[Privilege], signatures: Mapping[Privilege, str]
 
 
 def held_by(session: psycopg.Connection, role: str) -> set[AclEntry]:
-    """The entries that name the role in this database; not those that it inherits."""
+    """The entries that name the role in this database; not those that it inherits, or has of what it owns."""
     return {
         AclEntry(str(verb), str(kind), str(schema), str(name), str(column), bool(grantable))
         for verb, kind, schema, name, column, grantable in session.execute(_HELD, {"role": role})
@@ -77,17 +77,17 @@ SIGNATURE = """format('%%I(%%s)', p.proname,
 _HELD = f"""
 SELECT a.privilege_type, CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, n.nspname, c.relname, '',
        a.is_grantable FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace, aclexplode(c.relacl) a
-       WHERE a.grantee = to_regrole(quote_ident(%(role)s))
+       WHERE a.grantee = to_regrole(quote_ident(%(role)s)) AND a.grantee <> c.relowner
 UNION SELECT a.privilege_type, 'TABLE', n.nspname, c.relname, t.attname, a.is_grantable FROM pg_attribute t
        JOIN pg_class c ON c.oid = t.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace,
-       aclexplode(t.attacl) a WHERE a.grantee = to_regrole(quote_ident(%(role)s))
+       aclexplode(t.attacl) a WHERE a.grantee = to_regrole(quote_ident(%(role)s)) AND a.grantee <> c.relowner
 UNION SELECT a.privilege_type, 'SCHEMA', '', n.nspname, '', a.is_grantable FROM pg_namespace n, aclexplode(n.nspacl) a
-       WHERE a.grantee = to_regrole(quote_ident(%(role)s))
+       WHERE a.grantee = to_regrole(quote_ident(%(role)s)) AND a.grantee <> n.nspowner
 UNION SELECT a.privilege_type, 'DATABASE', '', d.datname, '', a.is_grantable FROM pg_database d, aclexplode(d.datacl) a
        WHERE a.grantee = to_regrole(quote_ident(%(role)s)) AND d.datname = current_database()
 UNION SELECT a.privilege_type, 'FUNCTION', s.nspname, {SIGNATURE}, '', a.is_grantable
        FROM pg_proc p JOIN pg_namespace s ON s.oid = p.pronamespace, aclexplode(p.proacl) a
-       WHERE a.grantee = to_regrole(quote_ident(%(role)s))
+       WHERE a.grantee = to_regrole(quote_ident(%(role)s)) AND a.grantee <> p.proowner
 """  # noqa: S608 -- constants of this module
 
 _UNEXPECTED = """

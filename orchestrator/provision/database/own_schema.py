@@ -35,10 +35,8 @@ class OwnSchema:
         owner = self._one(_OWNER)
         if owner is None:
             return []
-        if not self._may_own(str(owner)):
-            return [f"schema {SCHEMA} belongs to {owner}"]
         ours = {"pg_proc": set[int](), "pg_class": set[int]()}
-        found = []
+        found = [] if self._may_own(str(owner)) else [f"schema {SCHEMA} belongs to {owner}"]
         for kind, lookup, names in (
             ("pg_proc", "to_regprocedure", [f"{SCHEMA}.{signature}" for signature in FUNCTIONS]),
             ("pg_class", "to_regclass", [f"{SCHEMA}.binding"]),
@@ -72,7 +70,7 @@ class OwnSchema:
                 self._function(signature),
                 _text(expected[signature], self.login),
             )
-        others = "\n".join(sorted(f"{verb} ON {what} to {grantee}" for verb, what, grantee, _ in self._others()))
+        others = "\n".join(sorted(f"{verb} {what} to {grantee}" for verb, what, grantee, _ in self._others()))
         yield difference(f"{place} privileges of others in {SCHEMA}", others or "none", "none")
 
     def statements(self) -> Iterator[sql.Composed]:
@@ -92,7 +90,8 @@ class OwnSchema:
         yield sql.SQL("REVOKE CREATE ON SCHEMA orchestrator FROM {}").format(login)
         for _, what, grantee, is_public in self._others():
             from_whom = sql.SQL("PUBLIC") if is_public else sql.Identifier(grantee)
-            yield sql.SQL("REVOKE ALL ON {} FROM {} CASCADE").format(sql.SQL(what), from_whom)
+            columns, _, where = what.rpartition(" ON ")
+            yield sql.SQL("REVOKE ALL {}ON {} FROM {} CASCADE").format(sql.SQL(columns), sql.SQL(where), from_whom)
 
     def _may_own(self, owner: str) -> bool:
         return owner == self.login or bool(self._one(_MAY_OWN, owner))
@@ -103,7 +102,7 @@ class OwnSchema:
         return [
             (str(verb), str(what), str(grantee), bool(public))
             for verb, what, grantee, public in rows
-            if not (str(grantee).startswith(SCOPE_ROLE_PREFIX) and what == f"FUNCTION {SCHEMA}.{BOUND}")
+            if not (str(grantee).startswith(SCOPE_ROLE_PREFIX) and what == f" ON FUNCTION {SCHEMA}.{BOUND}")
         ]
 
     def _expected(self) -> dict[str, dict[str, Any]]:
@@ -187,18 +186,18 @@ WHERE p.oid = to_regprocedure(%s)
 
 _PRIVILEGES = f"""
 SELECT a.privilege_type, a.what, coalesce(r.rolname, 'PUBLIC'), a.grantee = 0 FROM (
-    SELECT e.*, 'SCHEMA orchestrator' AS what, n.nspowner AS owner FROM pg_namespace n, aclexplode(n.nspacl) e
+    SELECT e.*, ' ON SCHEMA orchestrator' AS what, n.nspowner AS owner FROM pg_namespace n, aclexplode(n.nspacl) e
         WHERE n.nspname = 'orchestrator'
-    UNION ALL SELECT e.*, 'TABLE orchestrator.binding', c.relowner FROM pg_class c, aclexplode(c.relacl) e
+    UNION ALL SELECT e.*, ' ON TABLE orchestrator.binding', c.relowner FROM pg_class c, aclexplode(c.relacl) e
         WHERE c.oid = to_regclass('orchestrator.binding')
-    UNION ALL SELECT e.*, format('TABLE orchestrator.binding (%%I)', t.attname), c.relowner FROM pg_attribute t
+    UNION ALL SELECT e.*, format('(%%I) ON TABLE orchestrator.binding', t.attname), c.relowner FROM pg_attribute t
         JOIN pg_class c ON c.oid = t.attrelid, aclexplode(t.attacl) e WHERE c.oid = to_regclass('orchestrator.binding')
-    UNION ALL SELECT e.*, 'FUNCTION orchestrator.' || {SIGNATURE}, p.proowner FROM pg_proc p
+    UNION ALL SELECT e.*, ' ON FUNCTION orchestrator.' || {SIGNATURE}, p.proowner FROM pg_proc p
         JOIN pg_namespace n ON n.oid = p.pronamespace, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) e
         WHERE n.nspname = 'orchestrator'
 ) a LEFT JOIN pg_roles r ON r.oid = a.grantee
 WHERE a.grantee <> a.owner AND NOT coalesce(r.rolname = ANY(%(roles)s), false)
-      AND NOT coalesce(r.rolname = %(login)s AND a.what = 'SCHEMA orchestrator' AND a.privilege_type = 'USAGE'
+      AND NOT coalesce(r.rolname = %(login)s AND a.what = ' ON SCHEMA orchestrator' AND a.privilege_type = 'USAGE'
                        AND NOT a.is_grantable, false)
 """  # noqa: S608 -- constants of this module
 

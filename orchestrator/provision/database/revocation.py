@@ -106,13 +106,10 @@ BEGIN
     END;
     BEGIN
         PERFORM orchestrator.disable(login);
-    EXCEPTION
-        WHEN undefined_object THEN
-            RETURN NULL;
-        WHEN OTHERS THEN
-            problem := problem || '; it could not be disabled either: ' || SQLERRM;
+    EXCEPTION WHEN OTHERS THEN
+        problem := problem || '; it could not be disabled either: ' || SQLERRM;
     END;
-    RETURN problem;
+    RETURN CASE WHEN EXISTS (SELECT FROM pg_roles WHERE rolname = login) THEN problem END;
 END
 $body$""",
     "revoke(name)": """\
