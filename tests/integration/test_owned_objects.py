@@ -6,13 +6,17 @@ import asyncio
 from collections.abc import Iterator
 from typing import Any
 
+import hvac
+import hvac.exceptions
 import psycopg
 import pytest
 from bench import Bench
 from ephemeral import Working, assert_useless, created, swept, working
 
 from orchestrator.assembly import open_services
+from orchestrator.devstack.stack import DevStack
 from orchestrator.errors import ExitCode
+from orchestrator.ledger.ids import new_step_key
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.recovery.closing_pass import Leftover
 from orchestrator.recovery.open_leases import close_left_over, left_over
@@ -146,6 +150,98 @@ class TestInAnotherDatabase:
         assert_useless(bench, names[1])
         in_database(bench, "second", "DROP TABLE left_behind")
         assert swept(bench, "sweep('mixed-aaaaaaaaaaaa')") == [(names[1], None)]
+
+
+class TestVaultAlone:
+    """What an operator has who takes leases back without the orchestrator: what is left can do nothing."""
+
+    @pytest.fixture(autouse=True)
+    def second(self, bench: Bench) -> Iterator[None]:
+        bench.sql("CREATE DATABASE second")
+        yield
+        bench.sql("DROP DATABASE second WITH (FORCE)")
+
+    @pytest.fixture
+    def issued(self, bench: Bench) -> Iterator[tuple[str, str, str]]:
+        """Login, password and lease of a credential that Vault made."""
+        role, key = "auth/token/create/step.customer_feedback.read", new_step_key("alone")
+        token = bench.vault.write_data(role, data={"display_name": key})["auth"]
+        client = hvac.Client(bench.info.vault_address, token=token["client_token"])
+        made = client.read(f"database/creds/{bench.sample_grant('read').vault_role}")
+        yield made["data"]["username"], made["data"]["password"], made["lease_id"]
+        bench.vault.auth.token.revoke_accessor(token["accessor"])
+
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            'CREATE TABLE left_behind (id int); ALTER TABLE left_behind OWNER TO "LOGIN"',
+            'SELECT lo_create(4713); ALTER LARGE OBJECT 4713 OWNER TO "LOGIN"',
+            'CREATE SCHEMA left_behind AUTHORIZATION "LOGIN"',
+            'GRANT CREATE ON SCHEMA public TO "LOGIN"',
+        ],
+        ids=["table", "large object", "schema", "privilege"],
+    )
+    def test_a_login_with_something_elsewhere_is_disabled_and_its_sessions_end(
+        self, bench: Bench, issued: tuple[str, str, str], statement: str
+    ) -> None:
+        login, password, lease = issued
+        in_database(bench, "second", statement.replace("LOGIN", login))
+        with psycopg.connect(bench.provisioned.endpoints["support"], user=login, password=password) as session:
+            assert session.execute("SELECT count(*) FROM (SELECT id FROM customer_feedback LIMIT 1) AS f").fetchone()
+            bench.vault.write_data("sys/leases/revoke", data={"lease_id": lease, "sync": True})
+            with pytest.raises(psycopg.OperationalError):
+                session.execute("SELECT id FROM customer_feedback LIMIT 1")
+        assert_useless(bench, login)
+        with pytest.raises(psycopg.OperationalError, match="not permitted to log in"):
+            psycopg.connect(bench.provisioned.endpoints["support"], user=login, password=password)
+        in_database(bench, "second", f'DROP OWNED BY "{login}"')
+        assert swept(bench, f"sweep('{login.removeprefix('orc_').rpartition('_')[0]}')") == [(login, None)]
+
+    def test_one_that_cannot_even_be_disabled_is_no_success_for_vault(
+        self, bench: Bench, issued: tuple[str, str, str]
+    ) -> None:
+        login, _, lease = issued
+        in_database(bench, "second", f'GRANT CREATE ON SCHEMA public TO "{login}"')
+        bench.sql(f'REVOKE "{login}" FROM orchestrator_vault CASCADE')
+        with pytest.raises(hvac.exceptions.VaultError, match="another database"):
+            bench.vault.write_data("sys/leases/revoke", data={"lease_id": lease, "sync": True})
+        bench.sql(f'GRANT "{login}" TO orchestrator_vault WITH ADMIN TRUE')
+        in_database(bench, "second", f'DROP OWNED BY "{login}"')
+        bench.vault.write_data("sys/leases/revoke", data={"lease_id": lease, "sync": True})
+        assert bench.logins() == []
+
+
+class TestPreparedTransactions:
+    """They outlive their session and keep their locks; no login but its own, or a superuser, may end one."""
+
+    @pytest.fixture
+    def prepared(self, own_bench: tuple[DevStack, Bench]) -> Bench:
+        stack, bench = own_bench
+        bench.sql("ALTER SYSTEM SET max_prepared_transactions = 5")
+        stack.postgres.stop()
+        stack.postgres.start()
+        return bench
+
+    @pytest.mark.parametrize("database", ["support", "second"])
+    def test_the_lease_stays_revoking_and_names_the_transaction(self, prepared: Bench, database: str) -> None:
+        bench = prepared
+        bench.sql("CREATE DATABASE second")
+        with working(bench) as work:
+            bench.sql(f"ALTER ROLE \"{work.login}\" PASSWORD 'chosen-by-the-test' CONNECTION LIMIT 5")
+            address = bench.provisioned.endpoints["support"].replace("/support", f"/{database}", 1)
+            with psycopg.connect(address, user=work.login, password="chosen-by-the-test") as session:
+                session.execute("SELECT pg_advisory_xact_lock(1)")
+                session.execute("PREPARE TRANSACTION 'left-behind'")
+        assert (work.outcome.exit_code, bench.logins()) == (ExitCode.UNCONFIRMED, [work.login])
+        assert f"'left-behind' in {database}" in reason(bench, work)
+        assert_useless(bench, work.login)
+        in_database(bench, database, "ROLLBACK PREPARED 'left-behind'")
+        assert [each.confirmed for each in close(bench)] == [True]
+        bench.assert_nothing_left()
+
+    def test_check_says_that_they_are_possible(self, prepared: Bench) -> None:
+        with prepared.provisioning() as work:
+            assert [note for note in work.check().notes if "max_prepared_transactions is 5" in note]
 
 
 def reason(bench: Bench, work: Working) -> str:

@@ -155,8 +155,8 @@ def planted() -> list[tuple[str, str, str]]:
             "function orchestrator.revoke(text)",
         ),
         ("CREATE TABLE orchestrator.more ()", "DROP TABLE orchestrator.more", "table orchestrator.more"),
-        ("CREATE TYPE orchestrator.more AS (a int)", "DROP TYPE orchestrator.more", "type orchestrator.more"),
-        ("CREATE DOMAIN orchestrator.more AS text", "DROP DOMAIN orchestrator.more", "type orchestrator.more"),
+        ("CREATE TYPE orchestrator.pair AS (a int)", "DROP TYPE orchestrator.pair", "type orchestrator.pair"),
+        ("CREATE DOMAIN orchestrator.kind AS text", "DROP DOMAIN orchestrator.kind", "type orchestrator.kind"),
         (
             "CREATE OPERATOR orchestrator.= (LEFTARG = text, RIGHTARG = name, FUNCTION = textregexeq)",
             None,

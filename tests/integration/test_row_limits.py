@@ -332,6 +332,42 @@ def test_policies_of_the_tables_owner_stay_in_force(bench: Bench) -> None:
             work.apply(work.plan())
 
 
+OWNERS = {
+    "for everybody": ("CREATE POLICY later ON desk.ticket USING (state = 'open')", ["open"], ["open"]),
+    "for the application": ("CREATE POLICY later ON desk.ticket TO desk_user USING (state = 'open')", ["open"], []),
+    "for reading": ("CREATE POLICY later ON desk.ticket FOR SELECT USING (state = 'open')", ["open"], ["open"]),
+    "for writing": ("CREATE POLICY later ON desk.ticket FOR INSERT WITH CHECK (true)", [], []),
+    "restrictive": (
+        "CREATE POLICY later ON desk.ticket AS RESTRICTIVE USING (state = 'open')",
+        ["open"],
+        ["open"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("policy", "application", "step"), OWNERS.values(), ids=OWNERS)
+def test_a_policy_that_the_owner_makes_later_means_what_it_says_at_once(
+    desk: Bench, policy: str, application: list[str], step: list[str]
+) -> None:
+    """As on a table with row level security and without policies of ours, and without another `apply`."""
+    states = "SELECT DISTINCT state FROM desk.ticket ORDER BY 1"
+    before = as_user(desk, states)
+    assert len(before) > 1
+    desk.sql(policy)
+    assert as_user(desk, states) == application
+    with limited(desk, *FOUR) as session:
+        assert [row[0] for row in session.execute(states)] == step
+    desk.sql("DROP POLICY later ON desk.ticket")
+    assert as_user(desk, states) == before
+
+
+def as_user(bench: Bench, statement: str) -> list[Any]:
+    """What the application that the table belongs to is answered."""
+    with psycopg.connect(bench.info.support_dsn.reveal(), autocommit=True) as session:
+        session.execute("SET ROLE desk_user")
+        return [row[0] for row in session.execute(statement)]  # type: ignore[arg-type]
+
+
 def test_pruning_takes_the_row_security_away_that_provisioning_switched_on(desk: Bench) -> None:
     assert desk.sql("SELECT relrowsecurity FROM pg_class WHERE oid = 'desk.ticket'::regclass") == [True]
     with desk.provisioning(prune=True) as work:

@@ -1,11 +1,17 @@
 """The names that provisioning and the runner agree on, and what a grant says of owned objects."""
 
+import hashlib
+from types import SimpleNamespace
+
 import pytest
 from pydantic import ValidationError
 
+from orchestrator.errors import UsageError
 from orchestrator.grants.compiled import CompiledGrant, compile_grant
 from orchestrator.grants.models import DatabaseGrant
 from orchestrator.provision.database.statements import creation_of
+from orchestrator.provision.service import compiled_grants
+from orchestrator.workflow.models import Workflow
 
 BASE = {"kind": "database", "connection": "support", "privileges": [{"select": "public.t", "columns": ["id"]}]}
 
@@ -42,3 +48,37 @@ def test_what_belongs_to_compiled_privileges_cannot_be_said_of_a_role_that_is_ma
 ) -> None:
     with pytest.raises(ValidationError, match="belong to `privileges`"):
         DatabaseGrant.model_validate({"kind": "database", "connection": "support", "role": "by-hand", **more})
+
+
+def of(name: str, *columns: str, **more: object) -> Workflow:
+    privileges = [{"select": "public.t", "columns": list(columns)}]
+    grant = {"kind": "database", "connection": "support", "privileges": privileges, **more}
+    step = {"action": "postgres.query", "grants": {"db": grant}, "with": {"sql": "SELECT 1"}}
+    return Workflow.model_validate({"version": 1, "name": name, "agent": "tester", "steps": {"work": step}})
+
+
+def test_the_names_have_128_bits() -> None:
+    made = compiled()
+    assert [len(name.rpartition(mark)[2]) * 4 for name, mark in ((made.scope_role, "_"), (made.vault_role, "-"))] == [
+        128,
+        128,
+    ]
+
+
+@pytest.mark.parametrize("names", ["scope", "vault"])
+def test_one_name_for_two_things_is_an_error(monkeypatch: pytest.MonkeyPatch, names: str) -> None:
+    """Digests are cut here to what an attacker can find a second text for."""
+    if names == "scope":
+        monkeypatch.setattr("orchestrator.grants.compiled.digest", lambda privileges: "0")
+    else:
+        real = hashlib.sha256
+        monkeypatch.setattr(
+            "orchestrator.grants.compiled.hashlib", SimpleNamespace(sha256=lambda text: real(b"the same"))
+        )
+    with pytest.raises(UsageError, match="another grant has already"):
+        compiled_grants([of("harmless", "id"), of("harmful", "id", "secret")], {"support"})
+
+
+def test_the_same_grant_twice_is_one_and_of_two_mounts_two() -> None:
+    assert len(compiled_grants([of("one", "id"), of("two", "id")], {"support"})) == 1
+    assert len(compiled_grants([of("one", "id"), of("two", "id", mount="other")], {"support"})) == 2
