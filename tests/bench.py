@@ -112,6 +112,7 @@ class Bench:
             workflows=load_workflows(ROOT / "workflows") if workflows is None else workflows,
             declarations=self.declarations,
             endpoints=self.info.endpoints,
+            token_issuer=self.info.issuer_url,
             prune=prune,
         ) as work:
             yield work

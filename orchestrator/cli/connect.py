@@ -112,6 +112,7 @@ def provisioning(workflows: Path, declarations: Path, *, prune: bool) -> Iterato
         declarations=declarations,
         prune=prune,
         endpoints=settings.database_addresses,
+        token_issuer=settings.token_issuer,
     ) as work:
         yield work
 

@@ -43,7 +43,12 @@ def provision_stack(info: StackInfo, *, declarations: Path, workflows: Path) -> 
     config = VaultConfig(info.vault_address, TokenAuth(info.root_token))
     databases = {"support": info.support_dsn}
     with open_provisioning(
-        config, databases, workflows=load_workflows(workflows), declarations=declarations, endpoints=info.endpoints
+        config,
+        databases,
+        workflows=load_workflows(workflows),
+        declarations=declarations,
+        endpoints=info.endpoints,
+        token_issuer=info.issuer_url,
     ) as provisioning:
         changes = provisioning.plan()
         provisioning.apply(changes)

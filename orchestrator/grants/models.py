@@ -66,6 +66,9 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
 """A name that people choose: workflow, step, grant, connection."""
 
 
+TOKEN_KEY = "orchestrator-token"  # noqa: S105 -- the name of a transit key
+"""The transit key that signs where a grant names no other."""
+
 OwnedObjects = Literal["drop", "keep"]
 """What becomes of the objects of a login that goes; dropped is the default, since nobody would look after them."""
 
@@ -164,7 +167,12 @@ class TokenGrant(_Grant):
     scope: Annotated[list[Annotated[str, Field(pattern=r"^[\x21\x23-\x5B\x5D-\x7E]+$")]], Field(min_length=1)] = Field(
         description="OAuth scopes (RFC 6749, 3.3), nothing broader."
     )
-    key: Name = Field(default="orchestrator-token", description="The transit key that signs.")
+    profile: Literal["transit", "workflow"] = Field(
+        default="transit",
+        description="Who builds the claims. `transit`: the orchestrator, and Vault signs what it is given. `workflow`: "
+        "the server itself, by a workflow that provisioning installs (OpenBao 2.6 and newer).",
+    )
+    key: Name = Field(default=TOKEN_KEY, description="The transit key that signs.")
     mount: VaultPath = Field(default="transit", description="Mount path of the transit engine.")
 
 

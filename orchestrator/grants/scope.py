@@ -13,6 +13,8 @@ from orchestrator.grants.privileges import Bound, DeclaredPrivilege, Privilege, 
 
 AnyGrant = DatabaseGrant | SecretGrant | DynamicGrant | TokenGrant
 
+_OPTIONAL = ("connection", "role", "audience", "profile", "on_expiry", "overlap")
+
 STEP_TOKEN_MARGIN = 30
 """Seconds that a credential outlives the time-out of its step, so that the step can finish cleanly."""
 
@@ -32,6 +34,8 @@ class Scope:
     connection: str | None = None
     role: str | None = None
     audience: str | None = None
+    profile: str = "transit"
+    """Who builds the claims of a token; see `TokenGrant.profile`."""
     keys: tuple[str, ...] = ()
     scopes: tuple[str, ...] = ()
     privileges: tuple[Privilege, ...] = ()
@@ -47,6 +51,8 @@ class Scope:
         for key in ("connection", "role", "audience"):
             if (value := getattr(self, key)) is not None:
                 parts[key] = value
+        if self.profile != "transit":
+            parts["profile"] = self.profile
         if self.on_expiry != "fail":
             parts |= {"on_expiry": self.on_expiry, "overlap": self.overlap}
         if self.keys:
@@ -101,7 +107,7 @@ def scope_from_json(recorded: Mapping[str, Any]) -> Scope:
         kind=str(recorded.get("kind", "")),
         resource=str(recorded.get("resource", "")),
         ttl=int(recorded.get("ttl", 0)),
-        **{key: recorded[key] for key in ("connection", "role", "audience", "on_expiry", "overlap") if key in recorded},
+        **{key: recorded[key] for key in _OPTIONAL if key in recorded},
         keys=tuple(recorded.get("keys", ())),
         scopes=tuple(recorded.get("scopes", ())),
         privileges=tuple(
@@ -130,8 +136,11 @@ def compiled(grant: DatabaseGrant, *, step_timeout: int) -> CompiledGrant | None
     return compile_grant(grant, ttl=ttl, max_ttl=max(ttl, step_timeout + STEP_TOKEN_MARGIN))
 
 
-def normalise(name: str, grant: AnyGrant, *, step_timeout: int) -> Scope:
-    """The scope of a declared grant. `step_timeout` is in seconds and gives the default TTL."""
+def normalise(name: str, grant: AnyGrant, *, step_timeout: int, place: str = "") -> Scope:
+    """The scope of a declared grant. `step_timeout` is in seconds and gives the default TTL.
+
+    `place` is `WORKFLOW/STEP`; it names what provisioning installs for this grant alone.
+    """
     ttl = ttl_of(grant, step_timeout=step_timeout)
     match grant:
         case DatabaseGrant():
@@ -155,9 +164,12 @@ def normalise(name: str, grant: AnyGrant, *, step_timeout: int) -> Scope:
             return Scope(
                 name,
                 "token",
-                f"{grant.mount}/sign/{grant.key}",
+                f"{grant.mount}/sign/{grant.key}"
+                if grant.profile == "transit"
+                else f"sys/workflows/execute/step/{place}/{name}",
                 ttl,
                 audience=grant.audience,
+                profile=grant.profile,
                 scopes=tuple(sorted(set(grant.scope))),
             )
 

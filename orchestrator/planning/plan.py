@@ -21,7 +21,7 @@ from orchestrator.secret import Secret
 from orchestrator.workflow.expressions import evaluate
 from orchestrator.workflow.inputs import public_inputs
 from orchestrator.workflow.loader import LoadedWorkflow
-from orchestrator.workflow.models import Step
+from orchestrator.workflow.models import Step, Workflow
 
 PLANNED_RUN = "(planned)"
 """Stands where a run would have its id."""
@@ -86,7 +86,7 @@ def build(
                     inputs=shown,
                     context=context,
                     action_view=_view(action(step.action), step, {**known, "inputs": dict(inputs), "context": context}),
-                    scopes=_scopes(step, {**known, "context": context}),
+                    scopes=_scopes(workflow, step_id, {**known, "context": context}),
                     time=None,
                 ),
                 needs=tuple(name for name in workflow.steps if name in waits[step_id]),
@@ -100,8 +100,8 @@ def build(
     )
 
 
-def _scopes(step: Step, context: Mapping[str, Any]) -> tuple[Scope, ...]:
-    scopes = scopes_of(step)
+def _scopes(workflow: Workflow, step_id: str, context: Mapping[str, Any]) -> tuple[Scope, ...]:
+    scopes = scopes_of(workflow, step_id)
     try:
         return bind(scopes, context)
     except InvalidExpression:

@@ -14,12 +14,16 @@ from orchestrator.jsontypes import JsonObject
 from orchestrator.policy.types import PolicyRequest
 from orchestrator.workflow.expressions import evaluate
 from orchestrator.workflow.loader import LoadedWorkflow
-from orchestrator.workflow.models import Step
+from orchestrator.workflow.models import Workflow
 
 
-def scopes_of(step: Step) -> tuple[Scope, ...]:
+def scopes_of(workflow: Workflow, step_id: str) -> tuple[Scope, ...]:
     """The normalised grants of a step, in declaration order."""
-    return tuple(normalise(name, grant, step_timeout=step.timeout) for name, grant in step.grants.items())
+    step = workflow.steps[step_id]
+    return tuple(
+        normalise(name, grant, step_timeout=step.timeout, place=f"{workflow.name}/{step_id}")
+        for name, grant in step.grants.items()
+    )
 
 
 def bind(scopes: tuple[Scope, ...], context: Mapping[str, Any]) -> tuple[Scope, ...]:

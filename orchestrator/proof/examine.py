@@ -12,6 +12,7 @@ import psycopg
 from orchestrator.credentials.arrival import WAIT_SECONDS, Arrival
 from orchestrator.errors import Unreachable
 from orchestrator.grants.credential import Credential
+from orchestrator.grants.models import TOKEN_KEY
 from orchestrator.grants.privileges import qualified
 from orchestrator.grants.scope import Scope
 from orchestrator.proof.comparison import Comparison, compare, expected
@@ -161,14 +162,22 @@ def other_paths(own: Sequence[Scope], mine: str, all_scopes: Sequence[Scope]) ->
     """Paths in Vault that the token of a step must not open: method and path."""
     opened = {scope.resource for scope in own}
     foreign = sorted({scope.resource for scope in all_scopes} - opened)
-    ways: list[tuple[str, str]] = [("post" if "/sign/" in path else "get", path) for path in foreign]
+    ways: list[tuple[str, str]] = [
+        ("post" if "/sign/" in path or "/execute/" in path else "get", path) for path in foreign
+    ]
     for scope in own:
         if scope.kind == "database":
             ways += [("get", scope.resource.rpartition("/")[0] + "/orchestrator-sweep-probe")]
             ways += [("post", scope.resource.replace("/creds/", "/roles/", 1))]
         if scope.kind == "secret":
             ways += [("get", scope.resource + "-other"), ("post", scope.resource)]
-        if scope.kind == "token":
+        if scope.kind == "token" and scope.profile == "workflow":
+            ways += [("post", scope.resource + "-other"), ("post", f"transit/sign/{TOKEN_KEY}")]
+            ways += [
+                (method, scope.resource.replace("/execute/", f"/{what}/", 1))
+                for method, what in (("get", "manage"), ("post", "manage"), ("post", "trace"))
+            ]
+        elif scope.kind == "token":
             ways += [
                 ("post", scope.resource + "-other"),
                 ("get", scope.resource.replace("/sign/", "/export/signing-key/", 1)),

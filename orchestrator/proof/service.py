@@ -11,7 +11,7 @@ from orchestrator.credentials.broker import StepLeases
 from orchestrator.credentials.types import Attempt
 from orchestrator.errors import ExitCode, InvalidExpression, OrchestratorError, Refused, Unreachable, UsageError
 from orchestrator.grants.credential import Credential
-from orchestrator.grants.models import DatabaseGrant
+from orchestrator.grants.models import DatabaseGrant, TokenGrant
 from orchestrator.grants.policy_names import step_policy_name
 from orchestrator.grants.scope import Scope, compiled
 from orchestrator.ledger.events import AttemptFinished, AttemptStarted, RunFinished, RunStarted, StepFinished
@@ -135,7 +135,7 @@ class Prover:
     def _scopes(self, request: RunRequest, step_id: str) -> tuple[Scope, ...]:
         """Row limits whose value only a real run knows stay unbound: the login then sees no row at all."""
         workflow = request.loaded.workflow
-        scopes = scopes_of(workflow.steps[step_id])
+        scopes = scopes_of(workflow, step_id)
         known: dict[str, Any] = {
             "inputs": {name: value for name, value in request.inputs.items() if not isinstance(value, Secret)},
             "run": {"id": request.run_id},
@@ -175,12 +175,11 @@ class Prover:
             return await asyncio.to_thread(
                 examine_database, attempt.step, scope, made.scope_role, credential, endpoint, self.wish
             )
-        if scope.kind == "token":
-            mount, _, key = scope.resource.partition("/sign/")
+        if isinstance(grant, TokenGrant):
             answer = await self.services.broker.vault.runtime_request(
-                "get", f"{mount}/keys/{key}", deadline=attempt.deadline
+                "get", f"{grant.mount}/keys/{grant.key}", deadline=attempt.deadline
             )
-            return examine_token(attempt.step, scope, credential, jwks_from_transit(key, answer))
+            return examine_token(attempt.step, scope, credential, jwks_from_transit(grant.key, answer))
         if scope.kind == "secret":
             return examine_secret(attempt.step, scope, credential)
         return GrantProof(step=attempt.step, grant=scope.name, declared=scope.describe())
@@ -190,7 +189,8 @@ class Prover:
         token = leases.step_token
         if token is None:
             return ()
-        everything = [scope for step in request.loaded.workflow.steps.values() for scope in scopes_of(step)]
+        workflow = request.loaded.workflow
+        everything = [scope for step_id in workflow.steps for scope in scopes_of(workflow, step_id)]
         trials = []
         for method, path in other_paths(attempt.scopes, attempt.policy, everything):
             what = f"{'read' if method == 'get' else 'write'} {path}"

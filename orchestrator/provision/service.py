@@ -19,6 +19,7 @@ from orchestrator.provision.vault.admin import VaultAdmin
 from orchestrator.provision.vault.objects import VaultObject, change_of, desired_objects, new_password, write_object
 from orchestrator.provision.vault.step_policies import step_access
 from orchestrator.provision.vault.strangers import Strangers, strangers
+from orchestrator.provision.vault.token_workflows import token_workflows
 from orchestrator.secret import Secret
 from orchestrator.vault.config import TokenAuth, TokenFileAuth, VaultConfig
 from orchestrator.workflow.loader import load
@@ -118,15 +119,18 @@ def open_provisioning(
     declarations: Path,
     prune: bool = False,
     endpoints: Mapping[str, str] | None = None,
+    token_issuer: str | None = None,
 ) -> Iterator[Provisioning]:
-    """Connect as the admin. `databases` are administrators' DSNs and `endpoints` plain addresses, by connection.
+    """Connect as the admin. `databases` are administrators' DSNs and `endpoints` plain addresses, by connection;
+    `token_issuer` is the `iss` of the tokens that are signed inside the server.
 
     Raises UsageError for what is declared wrongly, ProvisionError for what cannot be reached.
     """
     declared, runtime_policy = load_declarations(declarations)
     grants = compiled_grants(workflows, set(declared.connections))
     access = [each.objects(declared.runtime.bound_cidrs) for each in step_access(workflows, declared.connections)]
-    objects = desired_objects(declared, runtime_policy, access, grants, endpoints or {})
+    signing = token_workflows(workflows, declared.transit_keys, token_issuer)
+    objects = desired_objects(declared, runtime_policy, access, grants, signing, endpoints or {})
     with ExitStack() as stack:
         admin = VaultAdmin(vault, admin_token(vault))
         stack.callback(admin.close)

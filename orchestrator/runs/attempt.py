@@ -214,7 +214,10 @@ class StepAttempt:
 
     def _scopes(self) -> tuple[Scope, ...]:
         try:
-            return bind(scopes_of(self._step), self.progress.expression_context(self.services.endpoints))
+            return bind(
+                scopes_of(self.progress.request.loaded.workflow, self.step_id),
+                self.progress.expression_context(self.services.endpoints),
+            )
         except InvalidExpression as error:
             raise StepFailed(f"step `{self.step_id}`: {error.message}", kind="parameters", hint=error.hint) from error
 

@@ -20,6 +20,9 @@ _NEVER_REACHED_DATABASE = re.compile(
     re.IGNORECASE,
 )
 
+_WORKFLOW_REFUSED = re.compile(r"profile engine|failed to evaluate|workflow")
+"""A workflow of OpenBao's answers 500 to whatever goes wrong in it, also to a no of one of its requests."""
+
 LONGEST_WAIT = 60.0
 """Seconds that a server can make us wait before another try. Some name the time since 1970, or milliseconds."""
 
@@ -76,6 +79,8 @@ def outcome_of(status: int, errors: str) -> Outcome:
         return Outcome.NOT_DONE
     if status == 503:
         return Outcome.NOT_DONE if "sealed" in errors.lower() else Outcome.UNKNOWN
+    if status >= 500 and _WORKFLOW_REFUSED.search(errors):
+        return Outcome.REFUSED
     if status >= 500:
         return Outcome.NOT_DONE if _NEVER_REACHED_DATABASE.search(errors) else Outcome.UNKNOWN
     return Outcome.REFUSED

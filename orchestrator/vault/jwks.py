@@ -7,18 +7,28 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.errors import UsageError
+from orchestrator.grants.models import TOKEN_KEY
 
-_ALGORITHMS = {"ecdsa-p256": "ES256", "ed25519": "EdDSA"}
+ALGORITHMS = {"ecdsa-p256": "ES256", "ed25519": "EdDSA"}
+"""The JWS `alg` by the type of a transit key."""
 
 
 def algorithm_of(answer: Mapping[str, Any]) -> str:
     """The JWS `alg` (RFC 7518, RFC 8037) of a transit key, from the answer to `transit/keys/NAME`."""
     kind = answer["data"]["type"]
-    if kind not in _ALGORITHMS:
+    if kind not in ALGORITHMS:
         raise UsageError(
             f"a transit key of type {kind} cannot sign access tokens", hint="use ecdsa-p256 (ES256) or ed25519 (EdDSA)"
         )
-    return _ALGORITHMS[kind]
+    return ALGORITHMS[kind]
+
+
+def issuer_of(token_issuer: str, key: str) -> str:
+    """The `iss` of the tokens that a transit key signs: each key but the usual one has an issuer of its own.
+
+    So a service that trusts one issuer accepts nothing that another audience's key has signed.
+    """
+    return token_issuer if key == TOKEN_KEY else f"{token_issuer}/{key}"
 
 
 def key_id(name: str, version: int) -> str:

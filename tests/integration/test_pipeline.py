@@ -88,7 +88,7 @@ def with_credentials(bench: Bench, step_id: str, use: Any) -> Any:
                 number=1,
                 agent=workflow.agent,
                 step_key=new_step_key(step_id),
-                scopes=scopes_of(workflow.steps[step_id]),
+                scopes=scopes_of(workflow, step_id),
                 policy=step_policy_name(workflow.name, step_id),
                 deadline=time.monotonic() + 30,
             )

@@ -68,7 +68,7 @@ def as_step(bench: Bench, step_id: str, customer: int, use: Callable[[psycopg.Co
                 number=1,
                 agent=workflow.agent,
                 step_key=new_step_key(step_id),
-                scopes=bind(scopes_of(workflow.steps[step_id]), {"inputs": {"customer_id": customer}}),
+                scopes=bind(scopes_of(workflow, step_id), {"inputs": {"customer_id": customer}}),
                 policy=step_policy_name(workflow.name, step_id),
                 deadline=time.monotonic() + 30,
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,8 +12,8 @@ from orchestrator.credentials.types import Issued, IssueRequest
 from orchestrator.errors import GrantRefused
 from orchestrator.grants.credential import Credential
 from orchestrator.secret import Secret
-from orchestrator.vault.fields import not_understood, section, text, whole_number
-from orchestrator.vault.jwks import algorithm_of, key_id
+from orchestrator.vault.fields import LONGEST_TTL, not_understood, section, text, whole_number
+from orchestrator.vault.jwks import algorithm_of, issuer_of, key_id
 
 _CLOCK_SKEW = 5
 """Seconds by which `nbf` lies in the past, for services whose clock is a little behind."""
@@ -26,7 +27,7 @@ _ROTATIONS = 5
 
 
 class TokenIssuer:
-    """Builds the claims, has Vault sign them. The private key never leaves Vault.
+    """Builds the claims and has Vault sign them, or has the server do both. The private key never leaves Vault.
 
     A JWT cannot be revoked, so it expires with the step: `exp` is never later than the deadline.
     """
@@ -48,11 +49,60 @@ class TokenIssuer:
                 by="orchestrator",
                 hint="set ORCHESTRATOR_TOKEN_ISSUER to the URL under which the public keys are served",
             )
-        left = request.attempt.deadline - request.clock.monotonic()
+        left = max(1, int(min(request.attempt.deadline - request.clock.monotonic(), scope.ttl)))
+        if scope.profile == "workflow":
+            token, issued_at, expires = await self._by_server(request, left)
+        else:
+            token, issued_at, expires = await self._by_transit(request, request.token_issuer, left)
+        request.remember(token)
+        ttl = expires - issued_at
+        return Issued(
+            Credential(scope.name, scope.kind, ttl, fields={"token": token}),
+            ttl,
+            subject=request.lease_id,
+            valid_until=datetime.fromtimestamp(expires, UTC),
+        )
+
+    async def _by_server(self, request: IssueRequest, seconds: int) -> tuple[Secret, int, int]:
+        """The token that the server builds and signs by itself, when it was issued, and when it expires.
+
+        It is looked at whether it is the one that was declared: what is installed may be of an earlier workflow.
+        """
+        scope, path = request.scope, request.scope.resource
+        body = await request.vault.request(
+            "post",
+            path,
+            token=request.token,
+            deadline=request.attempt.deadline,
+            stop=request.stop,
+            payload={"jti": request.lease_id, "seconds": seconds},
+        )
+        data = section(body, "data", path)
+        signed = text(data, "input", path)
+        signature = text(data, "signature", path).rpartition(":")[2]
+        token = Secret(f"{signed}.{signature}")
+        request.remember(token)
+        claims = _claims_of(signed, path)
+        declared = {"sub": request.attempt.agent, "aud": scope.audience, "scope": " ".join(scope.scopes)}
+        declared |= {"client_id": request.attempt.workflow, "jti": request.lease_id}
+        if other := sorted(name for name, value in declared.items() if claims.get(name) != value):
+            raise GrantRefused(
+                f"the server signs a token with another {', '.join(f'`{name}`' for name in other)} than is declared",
+                grant=scope.name,
+                path=path,
+                by="orchestrator",
+                hint="run `orchestrator provision plan`: the workflow has changed since it was installed",
+            )
+        issued_at = whole_number(claims, "iat", path, least=1, most=LONGEST_TTL)
+        return token, issued_at, whole_number(claims, "exp", path, least=issued_at + 1, most=LONGEST_TTL)
+
+    async def _by_transit(self, request: IssueRequest, issuer: str, seconds: int) -> tuple[Secret, int, int]:
+        """A token of claims that are built here, when it was issued, and when it expires."""
+        scope = request.scope
         issued_at = int(_now(request).timestamp())
-        expires = issued_at + max(1, int(min(left, scope.ttl)))
+        expires = issued_at + seconds
         claims = {
-            "iss": request.token_issuer,
+            "iss": issuer_of(issuer, scope.resource.rpartition("/")[2]),
             "sub": request.attempt.agent,
             "aud": scope.audience,
             "client_id": request.attempt.workflow,
@@ -62,15 +112,7 @@ class TokenIssuer:
             "exp": expires,
             "jti": request.lease_id,
         }
-        token = await self._sign(request, claims)
-        request.remember(token)
-        ttl = expires - issued_at
-        return Issued(
-            Credential(scope.name, scope.kind, ttl, fields={"token": token}),
-            ttl,
-            subject=request.lease_id,
-            valid_until=datetime.fromtimestamp(expires, UTC),
-        )
+        return await self._sign(request, claims), issued_at, expires
 
     async def _sign(self, request: IssueRequest, claims: dict[str, Any]) -> Secret:
         path = request.scope.resource
@@ -105,6 +147,18 @@ class TokenIssuer:
             version = whole_number(section(body, "data", path), "latest_version", path, least=1)
             self._keys[name] = (version, key_id(name, version), algorithm_of(body))
         return self._keys[name]
+
+
+def _claims_of(signed: str, path: str) -> Mapping[str, Any]:
+    """The claims in the part of a JWS that is signed. Raises VaultUnavailable for what is none."""
+    try:
+        encoded = signed.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)))
+    except (ValueError, IndexError, RecursionError):
+        claims = None
+    if not isinstance(claims, dict):
+        raise not_understood(path)
+    return claims
 
 
 def _now(request: IssueRequest) -> datetime:

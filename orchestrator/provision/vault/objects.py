@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,10 @@ DUTY_TTL = 60
 """Seconds that a login lives with which the broker does a duty of its own, and the token that it hangs from."""
 
 
+SECRET_ID = "(a secret id that only the server knows)"  # noqa: S105 -- what stands in its place
+_SECRET_ID = re.compile(r'(secret_id = ")([^"]*)(")')
+
+
 @dataclass(frozen=True, slots=True)
 class VaultObject:
     """One path and what is to be there. `nested` is where Vault hides some of the fields when it is read."""
@@ -40,6 +45,8 @@ class VaultObject:
     """Created if absent, and never changed afterwards."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Sent along when it is written, and never read back."""
+    signer: str = ""
+    """The AppRole of which a secret id is written where the text says SECRET_ID. It is never shown."""
 
 
 def desired_objects(
@@ -47,11 +54,12 @@ def desired_objects(
     runtime_policy: str,
     access: Sequence[tuple[VaultObject, VaultObject]],
     grants: Sequence[CompiledGrant],
+    signing: Sequence[VaultObject],
     endpoints: Mapping[str, str],
 ) -> list[VaultObject]:
     """Everything that is to be in Vault, in an order in which nothing is usable before what limits it is there.
 
-    `access` has the policy and the token role of each step and duty.
+    `access` has the policy and the token role of each step and duty, `signing` what signs tokens inside the server.
     """
     runtime = declarations.runtime
     objects = [
@@ -73,6 +81,7 @@ def desired_objects(
     ]
     objects.append(VaultObject(f"sys/policies/acl/{runtime.name}", {"policy": runtime_policy}))
     objects += [policy for policy, _ in access]
+    objects += signing
     for name, connection in declarations.connections.items():
         objects += _connection_objects(name, connection, endpoints.get(name))
     objects += [_compiled_role(grant) for grant in grants]
@@ -152,6 +161,8 @@ def change_of(admin: VaultAdmin, wanted: VaultObject) -> Change | None:
         return None if kind == ours else Change("undeclared", f"vault {wanted.path}", f'type = "{kind}"', "")
     known = {**actual, **(actual.get(wanted.nested) or {})}
     before = {name: _like(value, known.get(name)) for name, value in wanted.payload.items()}
+    if wanted.signer:
+        before["workflow"] = _SECRET_ID.sub(rf"\1{SECRET_ID}\3", str(before["workflow"]))
     return difference(f"vault {wanted.path}", text_of(before), after)
 
 
@@ -168,11 +179,21 @@ def _like(wanted: Any, actual: Any) -> Any:
 def write_object(admin: VaultAdmin, wanted: VaultObject, password: Secret | None = None) -> None:
     """Install one object. With its login's new password a connection gets it, and Vault then replaces it by its own."""
     payload = {**wanted.payload, **wanted.extra}
+    if wanted.signer:
+        payload["workflow"] = payload["workflow"].replace(SECRET_ID, _secret_id(admin, wanted).reveal())
     if password is not None:
         payload["password"] = password.reveal()
     admin.write(wanted.path, payload)
     if password is not None:
         admin.write(f"database/rotate-root/{wanted.path.rpartition('/')[2]}", {})
+
+
+def _secret_id(admin: VaultAdmin, wanted: VaultObject) -> Secret:
+    """The one that the object has already, else a new one."""
+    known = _SECRET_ID.search(str((admin.read(wanted.path) or {}).get("workflow", "")))
+    if known is not None:
+        return Secret(known[2])
+    return Secret(str(admin.write(f"auth/approle/role/{wanted.signer}/secret-id", {})["data"]["secret_id"]))
 
 
 def new_password() -> Secret:
@@ -184,7 +205,7 @@ def text_of(payload: Mapping[str, Any]) -> str:
     """For the diff: HCL, and `key = value`."""
     lines = []
     for name, value in sorted(payload.items()):
-        if name == "policy":
+        if name in ("policy", "workflow"):
             lines.append(str(value).strip())
         elif isinstance(value, list):
             lines += [f"{name}:", *(f"  {item}" for item in value)]

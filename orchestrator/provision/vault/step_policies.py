@@ -35,6 +35,15 @@ path "{path}" {{
   }}
 }}
 """
+_EXECUTING = """\
+path "{path}" {{
+  capabilities = ["update"]
+  allowed_parameters = {{
+    "jti" = []
+    "seconds" = []
+  }}
+}}
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +91,7 @@ def step_policy(scopes: Sequence[Scope]) -> str:
         if not _PATH.fullmatch(scope.resource):
             raise UsageError(f"the path `{scope.resource}` of grant `{scope.name}` cannot stand in a Vault policy")
         if scope.kind == "token":
-            rules.add(_SIGNING.format(path=scope.resource))
+            rules.add((_SIGNING if scope.profile == "transit" else _EXECUTING).format(path=scope.resource))
         else:
             rules.add(f'path "{scope.resource}" {{\n  capabilities = ["read"]\n}}\n')
     return HEADER + "".join(sorted(rules))
@@ -95,7 +104,10 @@ def step_access(workflows: Iterable[Workflow], connections: Iterable[str]) -> li
         for step_id, step in workflow.steps.items():
             if not step.grants:
                 continue
-            scopes = [normalise(name, grant, step_timeout=step.timeout) for name, grant in step.grants.items()]
+            place = f"{workflow.name}/{step_id}"
+            scopes = [
+                normalise(name, grant, step_timeout=step.timeout, place=place) for name, grant in step.grants.items()
+            ]
             name = step_policy_name(workflow.name, step_id)
             ttl = max([step.timeout + STEP_TOKEN_MARGIN, *(scope.ttl for scope in scopes)])
             found[name] = StepAccess(name, step_policy(scopes), ttl)

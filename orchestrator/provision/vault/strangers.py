@@ -88,6 +88,7 @@ class _Search:
             ("auth methods", self._logins),
             ("identity", self._identity),
             ("database roles", self._database_roles),
+            ("workflows", self._workflows),
         ):
             self._try(what, look)
         return self._found
@@ -157,6 +158,12 @@ class _Search:
                 path = f"{mount}/roles/{name}"
                 if name.startswith((VAULT_ROLE_PREFIX, "orchestrator-")) and path not in self._declared:
                     self._report(path, self._admin.read(path), ours=name.startswith(VAULT_ROLE_PREFIX))
+
+    def _workflows(self) -> None:
+        for name in self._admin.workflows():
+            path = f"sys/workflows/manage/{name}"
+            if name.startswith(FOLDERS) and path not in self._declared:
+                self._report(path, {"path": path})  # not its text, which may hold what signs
 
     def _below(self, path: str) -> Iterator[str]:
         for name in self._admin.keys(path.rstrip("/")):
