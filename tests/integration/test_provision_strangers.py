@@ -145,8 +145,8 @@ def planted() -> list[tuple[str, str, str]]:
             "DROP INDEX orchestrator.told",
             "index orchestrator.told",
         ),
-        ("CREATE VIEW told AS TABLE orchestrator.binding", "DROP VIEW told", "view told"),
-        ("CREATE TABLE child () INHERITS (orchestrator.binding)", "DROP TABLE child", "table child"),
+        ("CREATE VIEW told AS TABLE orchestrator.binding", "DROP VIEW told", "view public.told"),
+        ("CREATE TABLE child () INHERITS (orchestrator.binding)", "DROP TABLE child", "table public.child"),
         ("CREATE PUBLICATION told FOR TABLE orchestrator.binding", "DROP PUBLICATION told", "publication"),
         ("CREATE PUBLICATION told FOR TABLES IN SCHEMA orchestrator", "DROP PUBLICATION told", "publication"),
         (
