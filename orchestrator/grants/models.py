@@ -167,10 +167,11 @@ class TokenGrant(_Grant):
     scope: Annotated[list[Annotated[str, Field(pattern=r"^[\x21\x23-\x5B\x5D-\x7E]+$")]], Field(min_length=1)] = Field(
         description="OAuth scopes (RFC 6749, 3.3), nothing broader."
     )
-    profile: Literal["transit", "workflow"] = Field(
+    profile: Literal["transit", "workflow", "identity"] = Field(
         default="transit",
         description="Who builds the claims. `transit`: the orchestrator, and Vault signs what it is given. `workflow`: "
-        "the server itself, by a workflow that provisioning installs (OpenBao 2.6 and newer).",
+        "the server itself, by a workflow that provisioning installs (OpenBao 2.6 and newer). `identity`: Vault's "
+        "identity engine, by a role that provisioning installs.",
     )
     key: Name = Field(default=TOKEN_KEY, description="The transit key that signs.")
     mount: VaultPath = Field(default="transit", description="Mount path of the transit engine.")

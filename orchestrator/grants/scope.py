@@ -164,14 +164,22 @@ def normalise(name: str, grant: AnyGrant, *, step_timeout: int, place: str = "")
             return Scope(
                 name,
                 "token",
-                f"{grant.mount}/sign/{grant.key}"
-                if grant.profile == "transit"
-                else f"sys/workflows/execute/step/{place}/{name}",
+                _signed_at(grant, name, place),
                 ttl,
                 audience=grant.audience,
                 profile=grant.profile,
                 scopes=tuple(sorted(set(grant.scope))),
             )
+
+
+def _signed_at(grant: TokenGrant, name: str, place: str) -> str:
+    """Where Vault signs a token; what is installed for one grant alone has its name."""
+    match grant.profile:
+        case "workflow":
+            return f"sys/workflows/execute/step/{place}/{name}"
+        case "identity":
+            return f"identity/oidc/token/step.{place.replace('/', '.')}.{name}"
+    return f"{grant.mount}/sign/{grant.key}"
 
 
 def _expiry(grant: DatabaseGrant | DynamicGrant) -> dict[str, Any]:

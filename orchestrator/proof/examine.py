@@ -171,7 +171,9 @@ def other_paths(own: Sequence[Scope], mine: str, all_scopes: Sequence[Scope]) ->
             ways += [("post", scope.resource.replace("/creds/", "/roles/", 1))]
         if scope.kind == "secret":
             ways += [("get", scope.resource + "-other"), ("post", scope.resource)]
-        if scope.kind == "token" and scope.profile == "workflow":
+        if scope.kind == "token" and scope.profile == "identity":
+            ways += [("get", scope.resource + "-other"), ("get", scope.resource.replace("/token/", "/role/", 1))]
+        elif scope.kind == "token" and scope.profile == "workflow":
             ways += [("post", scope.resource + "-other"), ("post", f"transit/sign/{TOKEN_KEY}")]
             ways += [
                 (method, scope.resource.replace("/execute/", f"/{what}/", 1))

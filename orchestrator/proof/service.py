@@ -175,6 +175,11 @@ class Prover:
             return await asyncio.to_thread(
                 examine_database, attempt.step, scope, made.scope_role, credential, endpoint, self.wish
             )
+        if isinstance(grant, TokenGrant) and grant.profile == "identity":
+            keys = await self.services.broker.vault.runtime_request(
+                "get", "identity/oidc/.well-known/keys", deadline=attempt.deadline
+            )
+            return examine_token(attempt.step, scope, credential, keys)
         if isinstance(grant, TokenGrant):
             answer = await self.services.broker.vault.runtime_request(
                 "get", f"{grant.mount}/keys/{grant.key}", deadline=attempt.deadline

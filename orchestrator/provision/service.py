@@ -16,6 +16,7 @@ from orchestrator.provision.change import Change
 from orchestrator.provision.database.side import DatabaseSide
 from orchestrator.provision.declarations import Declarations, Runtime, load_declarations
 from orchestrator.provision.vault.admin import VaultAdmin
+from orchestrator.provision.vault.identity_tokens import identity_tokens
 from orchestrator.provision.vault.objects import VaultObject, change_of, desired_objects, new_password, write_object
 from orchestrator.provision.vault.step_policies import step_access
 from orchestrator.provision.vault.strangers import Strangers, strangers
@@ -129,7 +130,7 @@ def open_provisioning(
     declared, runtime_policy = load_declarations(declarations)
     grants = compiled_grants(workflows, set(declared.connections))
     access = [each.objects(declared.runtime.bound_cidrs) for each in step_access(workflows, declared.connections)]
-    signing = token_workflows(workflows, declared.transit_keys, token_issuer)
+    signing = [*token_workflows(workflows, declared.transit_keys, token_issuer), *identity_tokens(workflows)]
     objects = desired_objects(declared, runtime_policy, access, grants, signing, endpoints or {})
     with ExitStack() as stack:
         admin = VaultAdmin(vault, admin_token(vault))

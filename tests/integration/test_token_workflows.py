@@ -212,6 +212,57 @@ def test_a_workflow_that_somebody_changed_or_added_is_drift(bench: Bench) -> Non
         bench.vault.delete("sys/workflows/manage/step/evil")
 
 
+def identity_text(bench: Bench, *, agent: str = AGENT) -> str:
+    return text_of(bench, "by_identity", agent=agent).replace("profile: workflow", "profile: identity")
+
+
+def identity_token(bench: Bench, client: hvac.Client) -> dict[str, Any]:
+    """The claims of one, after its signature was checked with the keys that Vault publishes."""
+    made = client.adapter.get("/v1/identity/oidc/token/step.by_identity.call.api")["data"]["token"]
+    keys = bench.vault.adapter.get("/v1/identity/oidc/.well-known/keys")
+    return dict(jwt.decode(made, KeySet.import_key_set(keys), algorithms=["ES256"]).claims)
+
+
+def test_vaults_identity_engine_fixes_audience_scope_agent_and_life(bench: Bench) -> None:
+    with provisioned(bench, identity_text(bench)):
+        client = child(bench, "by_identity")
+        claims = identity_token(bench, client)
+        assert {name: claims[name] for name in ("aud", "scope", "agent", "client_id")} == {
+            "aud": "translation-api",
+            "scope": "translate",
+            "agent": AGENT,
+            "client_id": "by_identity",
+        }
+        assert claims["exp"] - claims["iat"] == TTL
+        for method, path in other_paths(
+            scopes_of(workflow_of(identity_text(bench)), "call"), "step/by_identity/call", ()
+        ):
+            with pytest.raises(hvac.exceptions.Forbidden):
+                client.adapter.request(method, f"/v1/{path}", json={} if method != "get" else None)
+        outcome = bench.run(identity_text(bench), install=False)
+    assert outcome.exit_code is ExitCode.STEP_FAILED, "the sample service trusts another issuer"
+    (lease,) = [each for each in bench.history(outcome.run_id) if each.grant == "api"]
+    assert lease.state is LeaseState.ENDED
+
+
+def test_an_identity_token_of_an_earlier_workflow_is_refused(bench: Bench) -> None:
+    with provisioned(bench, identity_text(bench)):
+        outcome = bench.run(identity_text(bench, agent="somebody-else"), install=False)
+    assert outcome.exit_code is ExitCode.REFUSED
+    assert "another `agent` than is declared" in outcome.reason
+
+
+def test_a_role_of_the_identity_engine_with_a_name_of_ours_is_told(bench: Bench) -> None:
+    with provisioned(bench, identity_text(bench)):
+        pass
+    bench.vault.write_data("identity/oidc/role/step.evil", data={"key": "orchestrator", "client_id": "x"})
+    try:
+        with bench.provisioning([workflow_of(identity_text(bench))]) as work:
+            assert "vault identity/oidc/role/step.evil" in {change.resource for change in work.check().changes}
+    finally:
+        bench.vault.delete("identity/oidc/role/step.evil")
+
+
 def test_an_audience_with_a_key_of_its_own_has_an_issuer_of_its_own(bench: Bench) -> None:
     text = text_of(bench).replace("profile: workflow", "profile: workflow, key: orders")
     workflow = workflow_of(text)

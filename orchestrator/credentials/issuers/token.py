@@ -41,19 +41,13 @@ class TokenIssuer:
         Raises VaultRefused, VaultUnavailable, or GrantRefused where no token issuer is configured.
         """
         scope = request.scope
-        if request.token_issuer is None:
-            raise GrantRefused(
-                "no token issuer is configured",
-                grant=scope.name,
-                path=scope.resource,
-                by="orchestrator",
-                hint="set ORCHESTRATOR_TOKEN_ISSUER to the URL under which the public keys are served",
-            )
         left = max(1, int(min(request.attempt.deadline - request.clock.monotonic(), scope.ttl)))
         if scope.profile == "workflow":
-            token, issued_at, expires = await self._by_server(request, left)
+            token, issued_at, expires = await self._by_workflow(request, left)
+        elif scope.profile == "identity":
+            token, issued_at, expires = await self._by_identity(request)
         else:
-            token, issued_at, expires = await self._by_transit(request, request.token_issuer, left)
+            token, issued_at, expires = await self._by_transit(request, left)
         request.remember(token)
         ttl = expires - issued_at
         return Issued(
@@ -63,12 +57,9 @@ class TokenIssuer:
             valid_until=datetime.fromtimestamp(expires, UTC),
         )
 
-    async def _by_server(self, request: IssueRequest, seconds: int) -> tuple[Secret, int, int]:
-        """The token that the server builds and signs by itself, when it was issued, and when it expires.
-
-        It is looked at whether it is the one that was declared: what is installed may be of an earlier workflow.
-        """
-        scope, path = request.scope, request.scope.resource
+    async def _by_workflow(self, request: IssueRequest, seconds: int) -> tuple[Secret, int, int]:
+        """The token that the server builds and signs by itself, when it was issued, and when it expires."""
+        path = request.scope.resource
         body = await request.vault.request(
             "post",
             path,
@@ -82,23 +73,29 @@ class TokenIssuer:
         signature = text(data, "signature", path).rpartition(":")[2]
         token = Secret(f"{signed}.{signature}")
         request.remember(token)
-        claims = _claims_of(signed, path)
-        declared = {"sub": request.attempt.agent, "aud": scope.audience, "scope": " ".join(scope.scopes)}
-        declared |= {"client_id": request.attempt.workflow, "jti": request.lease_id}
-        if other := sorted(name for name, value in declared.items() if claims.get(name) != value):
-            raise GrantRefused(
-                f"the server signs a token with another {', '.join(f'`{name}`' for name in other)} than is declared",
-                grant=scope.name,
-                path=path,
-                by="orchestrator",
-                hint="run `orchestrator provision plan`: the workflow has changed since it was installed",
-            )
-        issued_at = whole_number(claims, "iat", path, least=1, most=LONGEST_TTL)
-        return token, issued_at, whole_number(claims, "exp", path, least=issued_at + 1, most=LONGEST_TTL)
+        return token, *_as_declared(request, signed, sub=request.attempt.agent, jti=request.lease_id)
 
-    async def _by_transit(self, request: IssueRequest, issuer: str, seconds: int) -> tuple[Secret, int, int]:
+    async def _by_identity(self, request: IssueRequest) -> tuple[Secret, int, int]:
+        """The token of the identity engine's role (Vault API, `GET /identity/oidc/token/:name`)."""
+        path = request.scope.resource
+        body = await request.vault.request(
+            "get", path, token=request.token, deadline=request.attempt.deadline, stop=request.stop
+        )
+        token = Secret(text(section(body, "data", path), "token", path))
+        request.remember(token)
+        return token, *_as_declared(request, token.reveal(), agent=request.attempt.agent)
+
+    async def _by_transit(self, request: IssueRequest, seconds: int) -> tuple[Secret, int, int]:
         """A token of claims that are built here, when it was issued, and when it expires."""
-        scope = request.scope
+        scope, issuer = request.scope, request.token_issuer
+        if issuer is None:
+            raise GrantRefused(
+                "no token issuer is configured",
+                grant=scope.name,
+                path=scope.resource,
+                by="orchestrator",
+                hint="set ORCHESTRATOR_TOKEN_ISSUER to the URL under which the public keys are served",
+            )
         issued_at = int(_now(request).timestamp())
         expires = issued_at + seconds
         claims = {
@@ -147,6 +144,26 @@ class TokenIssuer:
             version = whole_number(section(body, "data", path), "latest_version", path, least=1)
             self._keys[name] = (version, key_id(name, version), algorithm_of(body))
         return self._keys[name]
+
+
+def _as_declared(request: IssueRequest, signed: str, **more: str) -> tuple[int, int]:
+    """When a token of the server's begins and ends, after a look at whether it is the one that was declared.
+
+    What is installed may be of an earlier workflow. Raises GrantRefused, or VaultUnavailable for what is no token.
+    """
+    scope, path = request.scope, request.scope.resource
+    claims = _claims_of(signed, path)
+    declared = {"aud": scope.audience, "scope": " ".join(scope.scopes), "client_id": request.attempt.workflow, **more}
+    if other := sorted(name for name, value in declared.items() if claims.get(name) != value):
+        raise GrantRefused(
+            f"the server signs a token with another {', '.join(f'`{name}`' for name in other)} than is declared",
+            grant=scope.name,
+            path=path,
+            by="orchestrator",
+            hint="run `orchestrator provision plan`: the workflow has changed since it was installed",
+        )
+    issued_at = whole_number(claims, "iat", path, least=1, most=LONGEST_TTL)
+    return issued_at, whole_number(claims, "exp", path, least=issued_at + 1, most=LONGEST_TTL)
 
 
 def _claims_of(signed: str, path: str) -> Mapping[str, Any]:

@@ -90,7 +90,7 @@ def step_policy(scopes: Sequence[Scope]) -> str:
     for scope in scopes:
         if not _PATH.fullmatch(scope.resource):
             raise UsageError(f"the path `{scope.resource}` of grant `{scope.name}` cannot stand in a Vault policy")
-        if scope.kind == "token":
+        if scope.kind == "token" and scope.profile != "identity":
             rules.add((_SIGNING if scope.profile == "transit" else _EXECUTING).format(path=scope.resource))
         else:
             rules.add(f'path "{scope.resource}" {{\n  capabilities = ["read"]\n}}\n')

@@ -89,6 +89,7 @@ class _Search:
             ("identity", self._identity),
             ("database roles", self._database_roles),
             ("workflows", self._workflows),
+            ("identity tokens", self._identity_roles),
         ):
             self._try(what, look)
         return self._found
@@ -164,6 +165,12 @@ class _Search:
             path = f"sys/workflows/manage/{name}"
             if name.startswith(FOLDERS) and path not in self._declared:
                 self._report(path, {"path": path})  # not its text, which may hold what signs
+
+    def _identity_roles(self) -> None:
+        for name in self._admin.keys("identity/oidc/role"):
+            path = f"identity/oidc/role/{name}"
+            if name.startswith(_TOKEN_ROLES) and path not in self._declared:
+                self._report(path, self._admin.read(path))
 
     def _below(self, path: str) -> Iterator[str]:
         for name in self._admin.keys(path.rstrip("/")):
