@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -17,12 +17,18 @@ from orchestrator.actions.handover import Handover
 from orchestrator.grants.credential import Credential
 from orchestrator.jsontypes import JsonObject, JsonValue
 
+OutputType = Literal["string", "int", "double", "bool", "list", "map", "maps"]
+"""A key of an output, as expressions see it; `maps` is a list of maps."""
+
 
 class Params(BaseModel):
     """Base of every action's parameters: unknown keys are refused."""
 
     takes_new_credentials: ClassVar[bool] = False
     """Whether the action passes on what is issued anew while it runs, of grants that no parameter names."""
+
+    output_types: ClassVar[Mapping[str, OutputType]] = {}
+    """What is known of the output's keys; `validate` holds expressions against it. The others may be anything."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
 

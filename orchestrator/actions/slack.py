@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 from pydantic import JsonValue as Json
 
-from orchestrator.actions.base import GrantRef, Params, StepContext
+from orchestrator.actions.base import GrantRef, OutputType, Params, StepContext
 from orchestrator.actions.http.answer import character_set, retry_after
 from orchestrator.actions.http.origins import is_confidential, origin
 from orchestrator.actions.references import redactor_for, secret_of, within_deadline
@@ -59,6 +60,8 @@ _RATE_LIMITED = frozenset(["rate_limited", "ratelimited"])
 
 class PostMessageParams(Params):
     """A message, where it goes, and the bot token that sends it; lengths and formats are Slack's to judge."""
+
+    output_types: ClassVar[Mapping[str, OutputType]] = {"ok": "bool", "channel": "string", "ts": "string"}
 
     token: Annotated[str, GrantRef("secret", "dynamic"), Field(pattern=r"^[^.]+\.[^.]+$")] = Field(
         description="`grant.field` that holds the bot token."

@@ -12,7 +12,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from orchestrator.errors import InvalidExpression
-from orchestrator.workflow.expressions import Expression, condition_of, parse_template, references
+from orchestrator.workflow.cel.template import Expression, parse_template, references
+from orchestrator.workflow.cel.types import Use, Used, check_types
+from orchestrator.workflow.expressions import condition_of
 from orchestrator.workflow.parameters import ActionCatalog, GrantReference, check_reissue, grant_references
 from orchestrator.workflow.problems import suggestion
 from orchestrator.workflow.shape import report_errors
@@ -33,21 +35,26 @@ def check(source: Source, actions: ActionCatalog) -> None:
     if isinstance(data.get("schedule"), dict):
         for path, message, hint in check_scheduled(inputs, data["schedule"]):
             source.report(path, message, hint, key=True)
-    _context(source, inputs, steps)
+    used: list[Used] = []
+    _context(source, inputs, steps, used)
     for step_id, step in steps.items():
         if isinstance(step, dict):
-            _step(source, str(step_id), step, inputs, steps, actions)
+            _step(source, str(step_id), step, inputs, steps, actions, used)
+    check_types(source, used, actions)
     _misplaced(source, data, (), allowed=False)
     _cycles(source, steps)
 
 
-def _context(source: Source, inputs: Mapping[str, Any], steps: Mapping[str, Any]) -> None:
-    for path, expression in _expressions(source, _map(source.data.get("context")), ("context",)):
+def _context(source: Source, inputs: Mapping[str, Any], steps: Mapping[str, Any], used: list[Used]) -> None:
+    for path, expression, use in _expressions(source, _map(source.data.get("context")), ("context",)):
+        known = len(source.problems)
         for reference in _references(source, path, expression):
             if reference[0] not in ("inputs", "run"):
                 source.report(path, f"`context` may refer to inputs and run, not to `{reference[0]}`")
             else:
                 _reference(source, path, reference, expression, inputs, steps, None, whole=False)
+        if len(source.problems) == known:
+            used.append(Used(path, expression.cel, use))
 
 
 def _step(
@@ -57,6 +64,7 @@ def _step(
     inputs: Mapping[str, Any],
     steps: Mapping[str, Any],
     actions: ActionCatalog,
+    used: list[Used],
 ) -> None:
     base: Path = ("steps", step_id)
     needs = step.get("needs")
@@ -65,27 +73,26 @@ def _step(
             source.report((*base, "needs", index), f"step `{step_id}` needs itself")
         elif isinstance(needed, str) and needed not in steps:
             source.report((*base, "needs", index), f"there is no step `{needed}`", suggestion(needed, map(str, steps)))
-    for path, expression in _expressions(source, step.get("with"), (*base, "with")):
-        whole = _whole(source, path)
+    for path, expression, use in (
+        *_expressions(source, step.get("with"), (*base, "with")),
+        *_row_limits(source, step.get("grants"), (*base, "grants")),
+        *_condition(source, step.get("if"), (*base, "if")),
+    ):
+        whole = use is Use.VALUE and path[2] == "with"
+        known = len(source.problems)
         for reference in _references(source, path, expression):
             _reference(source, path, reference, expression, inputs, steps, step_id, whole=whole)
-    for path, expression in _row_limits(source, step.get("grants"), (*base, "grants")):
-        for reference in _references(source, path, expression):
-            _reference(source, path, reference, expression, inputs, steps, step_id, whole=False)
-    if isinstance(step.get("if"), str):
-        _condition(source, step_id, step["if"], inputs, steps)
+        if len(source.problems) == known:
+            used.append(Used(path, expression.cel, use))
     _action(source, base, step, actions)
 
 
-def _condition(source: Source, step_id: str, text: str, inputs: Mapping[str, Any], steps: Mapping[str, Any]) -> None:
-    path: Path = ("steps", step_id, "if")
-    try:
-        expression = Expression(condition_of(text), 0)
-    except InvalidExpression as error:
-        source.report(path, error.message, error.hint or "")
-        return
-    for reference in _references(source, path, expression):
-        _reference(source, path, reference, expression, inputs, steps, step_id, whole=False)
+def _condition(source: Source, text: Any, path: Path) -> Iterator[tuple[Path, Expression, Use]]:
+    if isinstance(text, str):
+        try:
+            yield path, Expression(condition_of(text), 0), Use.CONDITION
+        except InvalidExpression as error:
+            source.report(path, error.message, error.hint or "")
 
 
 def _reference(
@@ -214,7 +221,7 @@ def _holds_expression(value: Any) -> bool:
     return isinstance(value, list) and any(_holds_expression(item) for item in value)
 
 
-def _expressions(source: Source, value: Any, path: Path) -> Iterator[tuple[Path, Expression]]:
+def _expressions(source: Source, value: Any, path: Path) -> Iterator[tuple[Path, Expression, Use]]:
     if isinstance(value, str) and "${{" in value:
         try:
             template = parse_template(value)
@@ -222,7 +229,7 @@ def _expressions(source: Source, value: Any, path: Path) -> Iterator[tuple[Path,
             source.report(path, error.message, error.hint or "")
             return
         for expression in template.expressions:
-            yield path, expression
+            yield path, expression, Use.TEXT if template.whole is None else Use.VALUE
     elif isinstance(value, dict):
         for key, item in value.items():
             yield from _expressions(source, item, (*path, key))
@@ -231,7 +238,7 @@ def _expressions(source: Source, value: Any, path: Path) -> Iterator[tuple[Path,
             yield from _expressions(source, item, (*path, index))
 
 
-def _row_limits(source: Source, grants: Any, path: Path) -> Iterator[tuple[Path, Expression]]:
+def _row_limits(source: Source, grants: Any, path: Path) -> Iterator[tuple[Path, Expression, Use]]:
     for name, grant in _map(grants).items():
         privileges = _map(grant).get("privileges")
         for index, privilege in enumerate(privileges if isinstance(privileges, list) else []):
@@ -244,13 +251,6 @@ def _references(source: Source, path: Path, expression: Expression) -> list[tupl
     except InvalidExpression as error:
         source.report(path, error.message, error.hint or "")
         return []
-
-
-def _whole(source: Source, path: Path) -> bool:
-    from orchestrator.workflow.shape import value_at
-
-    value = value_at(source.data, path)
-    return isinstance(value, str) and parse_template(value).whole is not None
 
 
 def _misplaced(source: Source, value: Any, path: Path, *, allowed: bool) -> None:

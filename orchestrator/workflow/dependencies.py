@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from orchestrator.errors import InvalidExpression
-from orchestrator.workflow.expressions import condition_of, parse_template, references
+from orchestrator.workflow.cel.template import parse_template, references
+from orchestrator.workflow.expressions import condition_of
 
 
 def raw_dependencies(steps: Mapping[str, Any]) -> dict[str, frozenset[str]]:

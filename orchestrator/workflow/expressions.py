@@ -1,4 +1,4 @@
-"""`${{ CEL }}` in workflow files: finding it, checking what it refers to, evaluating it.
+"""`${{ CEL }}` in workflow files: evaluating it.
 
 A text that is exactly one expression keeps the type of its result; in a longer text the results
 are inserted, and must be scalars. `$${{` stands for a literal `${{`. The language is CEL
@@ -7,144 +7,13 @@ are inserted, and must be scalars. `$${{` stands for a literal `${{`. The langua
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from functools import lru_cache
+from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.errors import InvalidExpression
 from orchestrator.secret import Secret
-from orchestrator.workflow.cel import TOKEN, compiled, execute, variables
-
-ROOTS = ("inputs", "steps", "run", "endpoints", "context")
-_OPENING = re.compile(r"\$?\$\{\{")
-
-
-@dataclass(frozen=True, slots=True)
-class Expression:
-    """One `${{ }}`: its CEL text, and where it begins in the surrounding text."""
-
-    cel: str
-    offset: int
-
-
-@dataclass(frozen=True, slots=True)
-class Template:
-    """A text with expressions in it, as alternating literal and expression parts."""
-
-    parts: tuple[str | Expression, ...]
-
-    @property
-    def expressions(self) -> tuple[Expression, ...]:
-        """The expression parts, in their order."""
-        return tuple(part for part in self.parts if isinstance(part, Expression))
-
-    @property
-    def whole(self) -> Expression | None:
-        """The expression, if the text is nothing else."""
-        return self.parts[0] if len(self.parts) == 1 and isinstance(self.parts[0], Expression) else None
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Reference:
-    """What an expression refers to, such as `("steps", "read", "output", "rows")`."""
-
-    path: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return ".".join(self.path)
-
-
-@lru_cache(maxsize=4096)
-def parse_template(text: str) -> Template:
-    """Split a text into literals and expressions. Raises InvalidExpression for one that is not closed or not CEL."""
-    parts: list[str | Expression] = []
-    position = 0
-    for opening in _OPENING.finditer(text):
-        if opening.start() < position:
-            continue
-        if opening.group().startswith("$$"):
-            parts += [text[position : opening.start()], "${{"]
-            position = opening.end()
-            continue
-        closing = _closing(text, opening.end())
-        if closing is None:
-            raise InvalidExpression("`${{` is not closed", hint="end the expression with `}}`")
-        parts.append(text[position : opening.start()])
-        cel = text[opening.end() : closing].strip()
-        compiled(cel)
-        parts.append(Expression(cel, opening.start()))
-        position = closing + 2
-    parts.append(text[position:])
-    return Template(tuple(part for part in parts if part != "") or ("",))
-
-
-def _closing(text: str, start: int) -> int | None:
-    """Where the expression that begins at `start` ends: the first `}}` outside of strings and of braces of its own."""
-    depth = 0
-    position = start
-    while position < len(text):
-        match = TOKEN.search(text, position)
-        if match is None:
-            return None
-        token = match.group()
-        if token == "}":  # noqa: S105 -- a token of the language
-            if depth == 0 and text.startswith("}}", match.start()):
-                return match.start()
-            depth -= 1
-        elif token == "{":  # noqa: S105 -- a token of the language
-            depth += 1
-        position = match.end()
-    return None
-
-
-@lru_cache(maxsize=4096)
-def references(cel: str) -> frozenset[Reference]:
-    """What an expression refers to. Raises InvalidExpression for a variable that does not exist."""
-    known = variables(cel)
-    tokens = list(TOKEN.finditer(cel))
-    found: set[Reference] = set()
-    bound = _bound_names(tokens)
-    for index, token in enumerate(tokens):
-        name = token.group()
-        after_dot = index > 0 and tokens[index - 1].group() == "."
-        if token.lastgroup != "name" or after_dot or name not in known or name in bound:
-            continue
-        if name not in ROOTS:
-            from orchestrator.workflow.problems import suggestion
-
-            raise InvalidExpression(f"there is no variable `{name}`", hint=suggestion(name, ROOTS))
-        found.add(Reference((name, *_selections(tokens, index + 1))))
-    return frozenset(found)
-
-
-def _bound_names(tokens: list[re.Match[str]]) -> set[str]:
-    """Names bound by comprehension macros: the first argument of `.map(x, ...)` and its like."""
-    bound = set()
-    for index in range(len(tokens) - 4):
-        dot, macro, paren, name, comma = (token.group() for token in tokens[index : index + 5])
-        if dot == "." and macro in ("map", "filter", "all", "exists", "exists_one") and paren == "(" and comma == ",":
-            bound.add(name)
-    return bound
-
-
-def _selections(tokens: list[re.Match[str]], index: int) -> Iterator[str]:
-    while index + 1 < len(tokens):
-        mark = tokens[index].group()
-        following = tokens[index + 1]
-        if mark == "." and following.lastgroup == "name":
-            if index + 2 < len(tokens) and tokens[index + 2].group() == "(":
-                return
-            yield following.group()
-            index += 2
-        elif mark == "[" and following.lastgroup == "string" and index + 2 < len(tokens):
-            yield following.group()[1:-1]
-            index += 3
-        else:
-            return
+from orchestrator.workflow.cel.syntax import check_size
+from orchestrator.workflow.cel.template import PATH, parse_template, references
 
 
 def evaluate(value: Any, context: Mapping[str, Any], *, at: str = "") -> Any:
@@ -182,7 +51,7 @@ def holds(condition: str, context: Mapping[str, Any]) -> bool:
 def condition_of(text: str) -> str:
     """The CEL text of an `if:`."""
     if "${{" not in text:
-        compiled(text.strip())
+        check_size(text.strip())
         return text.strip()
     whole = parse_template(text.strip()).whole
     if whole is None:
@@ -219,28 +88,51 @@ def _inserted(cel: str, context: Mapping[str, Any]) -> str:
 
 
 def _run(cel: str, context: Mapping[str, Any]) -> Any:
+    """The result of one expression. What only names a value needs no engine: most expressions, and large data."""
     visible = {key: value for key, value in context.items() if key != "inputs"}
     visible["inputs"] = {
         name: value for name, value in context.get("inputs", {}).items() if not isinstance(value, Secret)
     }
-    return _plain(execute(cel, visible), cel)
+    if PATH.fullmatch(cel):
+        return _looked_up(cel, visible)
+    from orchestrator.workflow.cel.engine import execute
+
+    return execute(cel, _referred_to(cel, visible))
 
 
-def _plain(value: Any, cel: str) -> Any:
-    """A CEL result as plain JSON data."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InvalidExpression(f"`{cel}` gives {value}, which is not JSON", hint="look for a division by 0.0")
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item, cel) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, cel) for item in value]
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, timedelta):
-        return value.total_seconds()
-    raise InvalidExpression(f"`{cel}` gives {_kind(value)}, which is not JSON")
+def _looked_up(cel: str, visible: Mapping[str, Any]) -> Any:
+    value: Any = visible
+    for name in cel.split("."):
+        if not isinstance(value, Mapping):
+            raise InvalidExpression(
+                f"`{cel}` cannot be evaluated: the values are of kinds that do not go together",
+                hint=f"what has the key `{name}` asked of it is not a map",
+            )
+        if name not in value:
+            raise InvalidExpression(
+                f"`{cel}` cannot be evaluated: there is no `{name}`",
+                hint="check the name; `has(a.b)` asks whether it is there",
+            )
+        value = value[name]
+    return value
+
+
+def _referred_to(cel: str, visible: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the data only what the expression refers to: the engine is another process."""
+    found: dict[str, Any] = {}
+    for path in sorted(reference.path for reference in references(cel)):
+        _copy(visible, found, path)
+    return found
+
+
+def _copy(source: Mapping[str, Any], target: dict[str, Any], path: tuple[str, ...]) -> None:
+    name, *rest = path
+    if name not in source or (name in target and target[name] is source[name]):
+        return
+    if rest and isinstance(source[name], Mapping):
+        _copy(source[name], target.setdefault(name, {}), tuple(rest))
+    else:
+        target[name] = source[name]
 
 
 def _kind(value: Any) -> str:

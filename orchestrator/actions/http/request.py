@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import ssl
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlencode
@@ -12,7 +13,7 @@ from urllib.parse import urlencode
 from pydantic import AfterValidator, Field, model_validator
 from pydantic import JsonValue as Json
 
-from orchestrator.actions.base import GrantRef, Params, StepContext
+from orchestrator.actions.base import GrantRef, OutputType, Params, StepContext
 from orchestrator.actions.http.answer import check_status, output_of
 from orchestrator.actions.http.origins import is_confidential, origin, parse
 from orchestrator.actions.http.transfer import MAX_REDIRECTS, Incoming, Outgoing, transfer
@@ -43,6 +44,8 @@ def _headers(value: dict[str, str]) -> dict[str, str]:
 
 class RequestParams(Params):
     """One request. Header and query values are fixed by the workflow; the only credential is `bearer`."""
+
+    output_types: ClassVar[Mapping[str, OutputType]] = {"status": "int", "headers": "map"}
 
     method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] = "GET"
     url: Annotated[str, AfterValidator(_url)] = Field(description="An absolute http or https URL.")

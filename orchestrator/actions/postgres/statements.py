@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 from pydantic import JsonValue as Json
 
-from orchestrator.actions.base import GrantRef, Params, StepContext
+from orchestrator.actions.base import GrantRef, OutputType, Params, StepContext
 from orchestrator.actions.postgres.session import transaction
 from orchestrator.errors import StepFailed
 from orchestrator.grants.sql import statement_verbs
@@ -37,12 +38,16 @@ class _Statement(Params):
 class QueryParams(_Statement):
     """A statement that reads, and the limits of what it may return (rows, bytes of JSON)."""
 
+    output_types: ClassVar[Mapping[str, OutputType]] = {"rows": "maps", "row_count": "int", "columns": "list"}
+
     max_rows: Annotated[int, Field(gt=0)] = Field(default=10_000, description="More rows are an error.")
     max_bytes: Annotated[int, Field(gt=0)] = Field(default=5_000_000, description="More bytes of JSON are an error.")
 
 
 class ExecuteParams(_Statement):
     """A statement that writes, once, or once for each object of `each`."""
+
+    output_types: ClassVar[Mapping[str, OutputType]] = {"row_count": "int"}
 
     each: list[dict[str, Json]] | None = Field(
         default=None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -10,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 from pydantic import JsonValue as Json
 
-from orchestrator.actions.base import GrantRef, Params, StepContext
+from orchestrator.actions.base import GrantRef, OutputType, Params, StepContext
 from orchestrator.actions.handover import Handover
 from orchestrator.actions.process.supervised import SAFE_PATH, Command, Finished, Running, run_process
 from orchestrator.actions.references import credential_of, redactor_for, secret_of, within_deadline
@@ -47,6 +48,8 @@ class ExecCredentials(Params):
 
 class ExecParams(Params):
     """A program, and where it finds the step's credentials: in variables, or in files that only it can read."""
+
+    output_types: ClassVar[Mapping[str, OutputType]] = {"exit_code": "int", "stdout": "string"}
 
     command: Annotated[list[Text], Field(min_length=1)] = Field(
         description="The program and its arguments; there is no shell. Expressions never see credentials, so no "

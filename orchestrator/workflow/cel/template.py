@@ -1,0 +1,132 @@
+"""`${{ CEL }}` in texts: finding it, and finding what it refers to. Nothing here needs the engine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from orchestrator.errors import InvalidExpression
+from orchestrator.workflow.cel.syntax import TOKEN, check_size, loop_variables, tokens, variables
+from orchestrator.workflow.problems import suggestion
+
+ROOTS = ("inputs", "steps", "run", "endpoints", "context")
+_OPENING = re.compile(r"\$?\$\{\{")
+PATH = re.compile(rf"(?:{'|'.join(ROOTS)})(?:\.[A-Za-z_]\w*)+")
+"""An expression that only names a value."""
+
+_KEY = re.compile(r"[\"'][\w \-]*[\"']")
+"""A key whose literal is its text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """One `${{ }}`: its CEL text, and where it begins in the surrounding text."""
+
+    cel: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A text with expressions in it, as alternating literal and expression parts."""
+
+    parts: tuple[str | Expression, ...]
+
+    @property
+    def expressions(self) -> tuple[Expression, ...]:
+        """The expression parts, in their order."""
+        return tuple(part for part in self.parts if isinstance(part, Expression))
+
+    @property
+    def whole(self) -> Expression | None:
+        """The expression, if the text is nothing else."""
+        return self.parts[0] if len(self.parts) == 1 and isinstance(self.parts[0], Expression) else None
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Reference:
+    """What an expression refers to, such as `("steps", "read", "output", "rows")`."""
+
+    path: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return ".".join(self.path)
+
+
+@lru_cache(maxsize=4096)
+def parse_template(text: str) -> Template:
+    """Split a text into literals and expressions. Raises InvalidExpression for one that is not closed, or too large.
+
+    Whether it is CEL is not asked here: that takes the engine.
+    """
+    parts: list[str | Expression] = []
+    position = 0
+    for opening in _OPENING.finditer(text):
+        if opening.start() < position:
+            continue
+        if opening.group().startswith("$$"):
+            parts += [text[position : opening.start()], "${{"]
+            position = opening.end()
+            continue
+        closing = _closing(text, opening.end())
+        if closing is None:
+            raise InvalidExpression("`${{` is not closed", hint="end the expression with `}}`")
+        parts.append(text[position : opening.start()])
+        cel = text[opening.end() : closing].strip()
+        check_size(cel)
+        parts.append(Expression(cel, opening.start()))
+        position = closing + 2
+    parts.append(text[position:])
+    return Template(tuple(part for part in parts if part != "") or ("",))
+
+
+def _closing(text: str, start: int) -> int | None:
+    """Where the expression that begins at `start` ends: the first `}}` outside of strings and of braces of its own."""
+    depth = 0
+    position = start
+    while position < len(text):
+        match = TOKEN.search(text, position)
+        if match is None:
+            return None
+        token = match.group()
+        if token == "}":  # noqa: S105 -- a token of the language
+            if depth == 0 and text.startswith("}}", match.start()):
+                return match.start()
+            depth -= 1
+        elif token == "{":  # noqa: S105 -- a token of the language
+            depth += 1
+        position = match.end()
+    return None
+
+
+@lru_cache(maxsize=4096)
+def references(cel: str) -> frozenset[Reference]:
+    """What an expression refers to. Raises InvalidExpression for a variable that does not exist."""
+    found = tokens(cel)
+    if taken := sorted(loop_variables(found) & set(ROOTS)):
+        raise InvalidExpression(f"a loop of `{cel}` calls its variable `{taken[0]}`", hint="give it another name")
+    names: set[Reference] = set()
+    for index in variables(found):
+        name = found[index].group()
+        if name not in ROOTS:
+            raise InvalidExpression(f"there is no variable `{name}`", hint=suggestion(name, ROOTS))
+        names.add(Reference((name, *_selections(found, index + 1))))
+    return frozenset(names)
+
+
+def _selections(found: list[re.Match[str]], index: int) -> Iterator[str]:
+    while index + 1 < len(found):
+        mark = found[index].group()
+        following = found[index + 1]
+        if mark == "." and following.lastgroup == "name":
+            if index + 2 < len(found) and found[index + 2].group() == "(":
+                return
+            yield following.group()
+            index += 2
+        elif mark == "[" and _KEY.fullmatch(following.group()) and index + 2 < len(found):
+            yield following.group()[1:-1]
+            index += 3
+        else:
+            return
