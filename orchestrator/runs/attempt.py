@@ -35,7 +35,7 @@ from orchestrator.runs.action_task import ActionTask
 from orchestrator.runs.outcomes import state_after
 from orchestrator.runs.types import RunProgress, Services
 from orchestrator.uninterrupted import is_cancelled
-from orchestrator.workflow.expressions import evaluate
+from orchestrator.workflow.expressions import evaluate, needs_engine
 from orchestrator.workflow.models import Step
 
 
@@ -89,7 +89,7 @@ class StepAttempt:
         )
         try:
             action = services.action(self._step.action)
-            params = self._parameters(action)
+            params = await self._parameters(action)
             scopes = self._scopes()
             request = self._policy_request(action, params, scopes)
             decision = await services.policy.decide(request)
@@ -196,11 +196,12 @@ class StepAttempt:
         )
         return AttemptResult(StepState.SUCCEEDED, output=keep(checked, self._step.outputs))
 
-    def _parameters(self, action: Action) -> Params:
+    async def _parameters(self, action: Action) -> Params:
+        given, context = self._step.with_, self.progress.expression_context(self.services.endpoints)
         try:
-            return action.params.model_validate(
-                evaluate(self._step.with_, self.progress.expression_context(self.services.endpoints), at="with")
-            )
+            if needs_engine(given):
+                return action.params.model_validate(await asyncio.to_thread(evaluate, given, context, at="with"))
+            return action.params.model_validate(evaluate(given, context, at="with"))
         except InvalidExpression as error:
             raise StepFailed(f"step `{self.step_id}`: {error.message}", kind="parameters", hint=error.hint) from error
         except ValidationError as error:

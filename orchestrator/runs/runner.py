@@ -285,7 +285,8 @@ class Runner:
     async def _attempts(self, progress: RunProgress, step_id: str) -> StepState:
         step = progress.request.loaded.workflow.steps[step_id]
         try:
-            if step.if_ is not None and not holds(step.if_, progress.expression_context(self.services.endpoints)):
+            context = progress.expression_context(self.services.endpoints)
+            if step.if_ is not None and not await asyncio.to_thread(holds, step.if_, context):
                 await self._skip(progress, step_id, StepState.SKIPPED, f"its condition is false: {step.if_}")
                 return StepState.SKIPPED
         except InvalidExpression as error:

@@ -53,8 +53,7 @@ def _context(source: Source, inputs: Mapping[str, Any], steps: Mapping[str, Any]
                 source.report(path, f"`context` may refer to inputs and run, not to `{reference[0]}`")
             else:
                 _reference(source, path, reference, expression, inputs, steps, None, whole=False)
-        if len(source.problems) == known:
-            used.append(Used(path, expression.cel, use))
+        used.append(Used(path, expression.cel, use, faulty=len(source.problems) > known))
 
 
 def _step(
@@ -82,8 +81,7 @@ def _step(
         known = len(source.problems)
         for reference in _references(source, path, expression):
             _reference(source, path, reference, expression, inputs, steps, step_id, whole=whole)
-        if len(source.problems) == known:
-            used.append(Used(path, expression.cel, use))
+        used.append(Used(path, expression.cel, use, faulty=len(source.problems) > known))
     _action(source, base, step, actions)
 
 

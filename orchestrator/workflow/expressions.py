@@ -12,6 +12,7 @@ from typing import Any
 
 from orchestrator.errors import InvalidExpression
 from orchestrator.secret import Secret
+from orchestrator.workflow.cel.engine import Budget, execute
 from orchestrator.workflow.cel.syntax import check_size
 from orchestrator.workflow.cel.template import PATH, parse_template, references
 
@@ -23,16 +24,32 @@ def evaluate(value: Any, context: Mapping[str, Any], *, at: str = "") -> Any:
     `with`. A secret input that is referred to as a whole comes out as the `Secret` itself. Raises
     InvalidExpression, which names the place (`with.parameters.id`) and the expression, and never a value.
     """
+    return _evaluated(value, context, at, Budget())
+
+
+def _evaluated(value: Any, context: Mapping[str, Any], at: str, time: Budget) -> Any:
     if isinstance(value, str):
         try:
-            return _text(value, context)
+            return _text(value, context, time)
         except InvalidExpression as error:
             raise located(error, at) from None
     if isinstance(value, Mapping):
-        return {key: evaluate(item, context, at=f"{at}.{key}" if at else str(key)) for key, item in value.items()}
+        return {key: _evaluated(item, context, f"{at}.{key}" if at else str(key), time) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [evaluate(item, context, at=f"{at}[{index}]") for index, item in enumerate(value)]
+        return [_evaluated(item, context, f"{at}[{index}]", time) for index, item in enumerate(value)]
     return value
+
+
+def needs_engine(value: Any) -> bool:
+    """Whether an expression in the value does more than name something; then `evaluate` may take seconds."""
+    if isinstance(value, str):
+        try:
+            return "${{" in value and not all(PATH.fullmatch(each.cel) for each in parse_template(value).expressions)
+        except InvalidExpression:
+            return False
+    if isinstance(value, Mapping):
+        return any(needs_engine(item) for item in value.values())
+    return isinstance(value, list | tuple) and any(needs_engine(item) for item in value)
 
 
 def located(error: InvalidExpression, at: str) -> InvalidExpression:
@@ -42,7 +59,7 @@ def located(error: InvalidExpression, at: str) -> InvalidExpression:
 
 def holds(condition: str, context: Mapping[str, Any]) -> bool:
     """Whether an `if:` is true. It may be written with or without `${{ }}`. Raises InvalidExpression."""
-    result = _run(condition_of(condition), context)
+    result = _run(condition_of(condition), context, Budget())
     if not isinstance(result, bool):
         raise InvalidExpression(f"the condition `{condition}` is neither true nor false")
     return result
@@ -59,13 +76,13 @@ def condition_of(text: str) -> str:
     return whole.cel
 
 
-def _text(text: str, context: Mapping[str, Any]) -> Any:
+def _text(text: str, context: Mapping[str, Any], time: Budget) -> Any:
     if "${{" not in text:
         return text
     template = parse_template(text)
     if template.whole is not None:
-        return _secret(template.whole.cel, context) or _run(template.whole.cel, context)
-    return "".join(part if isinstance(part, str) else _inserted(part.cel, context) for part in template.parts)
+        return _secret(template.whole.cel, context) or _run(template.whole.cel, context, time)
+    return "".join(part if isinstance(part, str) else _inserted(part.cel, context, time) for part in template.parts)
 
 
 def _secret(cel: str, context: Mapping[str, Any]) -> Secret | None:
@@ -75,8 +92,8 @@ def _secret(cel: str, context: Mapping[str, Any]) -> Secret | None:
     return value if isinstance(value, Secret) else None
 
 
-def _inserted(cel: str, context: Mapping[str, Any]) -> str:
-    result = _run(cel, context)
+def _inserted(cel: str, context: Mapping[str, Any], time: Budget) -> str:
+    result = _run(cel, context, time)
     if isinstance(result, bool):
         return "true" if result else "false"
     if isinstance(result, str | int | float):
@@ -87,7 +104,7 @@ def _inserted(cel: str, context: Mapping[str, Any]) -> str:
     )
 
 
-def _run(cel: str, context: Mapping[str, Any]) -> Any:
+def _run(cel: str, context: Mapping[str, Any], time: Budget) -> Any:
     """The result of one expression. What only names a value needs no engine: most expressions, and large data."""
     visible = {key: value for key, value in context.items() if key != "inputs"}
     visible["inputs"] = {
@@ -95,9 +112,7 @@ def _run(cel: str, context: Mapping[str, Any]) -> Any:
     }
     if PATH.fullmatch(cel):
         return _looked_up(cel, visible)
-    from orchestrator.workflow.cel.engine import execute
-
-    return execute(cel, _referred_to(cel, visible))
+    return execute(cel, _referred_to(cel, visible), time)
 
 
 def _looked_up(cel: str, visible: Mapping[str, Any]) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -79,6 +78,13 @@ def test_what_an_expression_looks_at_has_a_size() -> None:
     assert evaluate("${{ size(steps.read.output.b) }}", large) == 5, "what is not referred to is not looked at"
 
 
+def test_the_expressions_of_one_value_share_their_time() -> None:
+    each = "${{ " + f"{READ}.rows.filter(r, r.id < 4000)" + ".size() }}"
+    assert evaluate([each], {"steps": {"read": {"output": {"rows": ROWS[:4_000]}}}}) == [4_000]
+    with pytest.raises(InvalidExpression, match=r"`with\[\d+\]`: .* takes too long"):
+        evaluate([each] * 200, {"steps": {"read": {"output": {"rows": ROWS[:4_000]}}}}, at="with")
+
+
 def test_what_only_names_a_value_needs_no_engine(own: engine.Engine) -> None:
     large = {"steps": {"read": {"output": {"a": "x" * (engine.MAX_DATA + 1)}}}, "inputs": {"n": 2**80}}
     assert evaluate("${{ steps.read.output.a }}", large) == large["steps"]["read"]["output"]["a"]
@@ -126,14 +132,19 @@ def test_a_killed_engine_is_replaced(own: engine.Engine) -> None:
     assert child_of(own).pid != killed.pid
 
 
-def test_an_engine_that_is_killed_at_work_fails_the_expression_alone(own: engine.Engine) -> None:
-    evaluate("${{ 1 + 1 }}", DATA)
-    child_of(own).suspend()
-    killer = threading.Thread(target=child_of(own).kill)
-    with pytest.raises(InvalidExpression):
-        killer.start()
-        evaluate("${{ 2 + 2 }}", DATA)
-    killer.join()
+def test_an_engine_that_is_killed_at_work_fails_the_expression_alone(
+    own: engine.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_and_kill(child: subprocess.Popen[bytes], frame: bytes) -> None:
+        psutil.Process(child.pid).suspend()
+        write(child, frame)
+        child.kill()
+
+    write = engine._write
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_write", write_and_kill)
+        with pytest.raises(InvalidExpression):
+            evaluate("${{ 2 + 2 }}", DATA)
     assert evaluate("${{ 2 + 2 }}", DATA) == 4
 
 
@@ -160,7 +171,8 @@ def test_a_forked_process_has_an_engine_of_its_own(own: engine.Engine) -> None:
 def test_the_engine_ends_with_the_process_that_asked_it_however_that_ends() -> None:
     code = (
         "import os, signal; from orchestrator.workflow.cel import engine\n"
-        "engine.execute('1 + 1', {}); print(engine._engine._child.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+        "engine.execute('1 + 1', {}, engine.Budget()); print(engine._engine._child.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
     )
     ran = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False)
     child = int(ran.stdout)

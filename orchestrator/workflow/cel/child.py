@@ -1,9 +1,9 @@
 """The process in which CEL is compiled and evaluated: native code, bounded by the kernel and not by its good will.
 
 It is started by path, imports nothing of this package, and speaks frames of JSON over its standard input and output,
-each with its length before it. A request that takes more processor time than it is given ends the process by SIGPROF,
-one that takes more memory by an abort or a MemoryError; whoever asked sees the end of the stream. When its standard
-input ends, it ends.
+each with its length before it; an answer also with the processor time that it took. A request that takes more time
+than it is given ends the process by SIGPROF, one that takes more memory by an abort or a MemoryError; whoever asked
+sees the end of the stream. When its standard input ends, it ends.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import math
 import resource
 import signal
+import struct
 import sys
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -19,9 +20,6 @@ from typing import Any, BinaryIO
 
 _COMPILED = 2_000
 """How many expressions are kept compiled."""
-
-_SECONDS_OF_A_CHECK = 0.02
-"""Given to a request for each expression that it has checked; the largest takes about half of it."""
 
 _ROOTS = ("inputs", "steps", "run", "endpoints", "context")
 
@@ -102,12 +100,12 @@ class Evaluator:
         raise _Refused("bytes" if isinstance(found, bytes | bytearray) else kind.name().lower())
 
 
-def serve(source: BinaryIO, sink: BinaryIO, *, seconds: float, most_bytes: int, spent_bytes: int) -> None:
+def serve(source: BinaryIO, sink: BinaryIO, *, most_bytes: int, spent_bytes: int) -> None:
     """Answer each request until the input ends; end as well once more than `spent_bytes` of memory were used."""
     evaluator = Evaluator()
     while len(head := source.read(4)) == 4:
         asked = json.loads(source.read(int.from_bytes(head, "big")))
-        signal.setitimer(signal.ITIMER_PROF, seconds + _SECONDS_OF_A_CHECK * len(asked.get("check", ())))
+        signal.setitimer(signal.ITIMER_PROF, asked["seconds"])
         try:
             if "check" in asked:
                 answer: Any = {"checked": evaluator.check(asked["check"], asked["types"])}
@@ -117,10 +115,10 @@ def serve(source: BinaryIO, sink: BinaryIO, *, seconds: float, most_bytes: int, 
             answer = {"fault": "out of memory"}
         answer["last"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT > spent_bytes
         text = json.dumps(answer).encode()
-        signal.setitimer(signal.ITIMER_PROF, 0)
+        left, _ = signal.setitimer(signal.ITIMER_PROF, 0)
         if len(text) > most_bytes:
             text = json.dumps({"large": len(text), "last": answer["last"]}).encode()
-        sink.write(len(text).to_bytes(4, "big") + text)
+        sink.write(struct.pack("!Id", len(text), asked["seconds"] - left) + text)
         sink.flush()
         if answer["last"]:
             return
@@ -131,15 +129,15 @@ _UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 def main(arguments: list[str]) -> None:
-    """`child.py FOLDER_OF_THE_ENGINE SECONDS MEMORY MOST_BYTES SPENT_BYTES`."""
-    folder, seconds, memory, most, spent = arguments
+    """`child.py FOLDER_OF_THE_ENGINE MEMORY MOST_BYTES SPENT_BYTES`."""
+    folder, memory, most, spent = arguments
     sys.path.append(folder)
     for limit, most_of_it in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, int(memory))):
         try:
             resource.setrlimit(limit, (most_of_it, most_of_it))
         except (OSError, ValueError):  # macOS knows the one of memory and does not obey it
             continue
-    serve(sys.stdin.buffer, sys.stdout.buffer, seconds=float(seconds), most_bytes=int(most), spent_bytes=int(spent))
+    serve(sys.stdin.buffer, sys.stdout.buffer, most_bytes=int(most), spent_bytes=int(spent))
 
 
 if __name__ == "__main__":

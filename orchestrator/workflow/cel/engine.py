@@ -14,6 +14,7 @@ import json
 import os
 import select
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -28,7 +29,9 @@ from orchestrator.workflow.cel.failures import reason, wrong
 from orchestrator.workflow.cel.syntax import check_size
 
 SECONDS = 2.0
-"""Processor time of one evaluation. A `map` or `filter` over 5,000 rows takes half a second, growing by the square."""
+"""Processor time of all expressions of one value, such as the `with` of a step.
+
+A `map` or `filter` over 5,000 rows takes half a second, growing by the square."""
 
 MEMORY = 1 << 30
 """Address space of the child, in bytes."""
@@ -41,6 +44,20 @@ _SPENT = 256 << 20
 
 _WALL_SECONDS = 60
 """When a child that gives no answer is killed: it may wait for a processor longer than it may use one."""
+
+
+_SECONDS_OF_A_CHECK = 0.02
+"""Given to a file for each of its expressions; the largest takes about half of it to compile."""
+
+_HEAD = struct.Struct("!Id")
+"""Of an answer: its length, and the seconds that it took."""
+
+
+@dataclass(slots=True)
+class Budget:
+    """Processor time that is left, in seconds."""
+
+    left: float = SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +76,21 @@ def check(expressions: Sequence[str], types: Mapping[str, str]) -> list[Checked]
     """
     for cel in expressions:
         check_size(cel)
-    answers = _engine.ask({"check": list(expressions), "types": dict(types)}, "an expression")["checked"]
+    time = Budget(SECONDS + _SECONDS_OF_A_CHECK * len(expressions))
+    answers = _engine.ask({"check": list(expressions), "types": dict(types)}, time, "an expression")["checked"]
     return [
         Checked(answer["type"]) if "type" in answer else Checked("", *wrong(answer["wrong"], cel))
         for cel, answer in zip(expressions, answers, strict=True)
     ]
 
 
-def execute(cel: str, data: Mapping[str, Any]) -> Any:
-    """The result of an expression as JSON. Raises InvalidExpression, which says why and never shows a value."""
+def execute(cel: str, data: Mapping[str, Any], time: Budget) -> Any:
+    """The result of an expression as JSON, and `time` is less by what it took.
+
+    Raises InvalidExpression, which says why and never shows a value.
+    """
     check_size(cel)
-    answer = _engine.ask({"evaluate": cel, "data": data}, f"`{cel}`")
+    answer = _engine.ask({"evaluate": cel, "data": data}, time, f"`{cel}`")
     if "large" in answer:
         raise InvalidExpression(
             f"`{cel}` gives {answer['large']} bytes of JSON; the limit is {MAX_DATA}", hint=_LET_IT_BE_DONE_BEFORE
@@ -107,9 +128,9 @@ class Engine:
         self._child: subprocess.Popen[bytes] | None = None
         self._owner = 0
 
-    def ask(self, request: Mapping[str, Any], shown: str) -> dict[str, Any]:
+    def ask(self, request: Mapping[str, Any], time: Budget, shown: str) -> dict[str, Any]:
         """The answer to a request. Raises InvalidExpression, which shows `shown`, where the child ends over it."""
-        frame = json.dumps(request).encode()
+        frame = json.dumps({**request, "seconds": max(time.left, 0.01)}).encode()
         if len(frame) > MAX_DATA:
             raise InvalidExpression(
                 f"{shown} looks at {len(frame)} bytes of JSON; the limit is {MAX_DATA}", hint=_LET_IT_BE_DONE_BEFORE
@@ -118,7 +139,9 @@ class Engine:
             child = self._running()
             try:
                 _write(child, frame)
-                answer = json.loads(_read(child))
+                size, spent = _HEAD.unpack(_exactly(child, _HEAD.size))
+                time.left -= spent
+                answer = json.loads(_exactly(child, size))
             except _Ended as ended:
                 self._forget()
                 raise _too_much(ended.status, shown) from None
@@ -161,7 +184,7 @@ def _started() -> subprocess.Popen[bytes]:
             "the engine of expressions is not installed", hint="install the package cel-expr-python"
         )
     folder = Path(next(iter(spec.submodule_search_locations))).parent
-    limits = [str(each) for each in (SECONDS, MEMORY, MAX_DATA, _SPENT)]
+    limits = [str(each) for each in (MEMORY, MAX_DATA, _SPENT)]
     try:
         return subprocess.Popen(  # noqa: S603 -- our own file
             [sys.executable, "-I", "-S", str(Path(__file__).with_name("child.py")), str(folder), *limits],
@@ -200,10 +223,6 @@ def _write(child: subprocess.Popen[bytes], frame: bytes) -> None:
         raise _Ended(_close(child)) from None
 
 
-def _read(child: subprocess.Popen[bytes]) -> bytes:
-    return _exactly(child, int.from_bytes(_exactly(child, 4), "big"))
-
-
 def _exactly(child: subprocess.Popen[bytes], size: int) -> bytes:
     assert child.stdout is not None
     parts: list[bytes] = []
@@ -222,7 +241,7 @@ def _exactly(child: subprocess.Popen[bytes], size: int) -> bytes:
 
 def _too_much(status: int, shown: str) -> InvalidExpression:
     if -status in (signal.SIGPROF, signal.SIGKILL):
-        why = f"takes more than {SECONDS:g} s of processor time"
+        why = f"takes too long: the expressions of one value have {SECONDS:g} s of processor time"
     else:
         why = f"takes more than {MEMORY >> 20} MiB of memory, or more than its engine can bear"
     return InvalidExpression(f"{shown} {why}", hint=f"{_LET_IT_BE_DONE_BEFORE}; or write it more simply")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+NOT_CEL = "is not a CEL expression"
+
 _PLACE = re.compile(r"ERROR: <input>:(-?\d+):(-?\d+): ([^\n]*)")
 _UNDECLARED = re.compile(r"undeclared reference to '([\w.]+)'")
 _OVERLOAD = re.compile(r"found no matching overload for '([^']*)' applied to '([^']*)'")
@@ -21,12 +23,12 @@ def wrong(words: str, cel: str) -> tuple[str, str]:
         return f"`{cel[:80]}` is nested too deeply: 32 levels are allowed, and a chain of `+` is one for each", _DEEP
     place = _PLACE.search(words)
     if place is None:
-        return f"`{cel}` is not a CEL expression", "the language is CEL, see cel.dev"
+        return f"`{cel}` {NOT_CEL}", "the language is CEL, see cel.dev"
     line, column, said = place.groups()
     where = f"at its column {column}" if line == "1" else f"at its line {line}, column {column}"
     if "Syntax error" in said or "unsupported syntax" in said or line == "-1":
         detail = said.removeprefix("Syntax error: ").partition(" expecting {")[0][:200]
-        return f"`{cel}` is not a CEL expression: {detail}, {where}", "the language is CEL, see cel.dev"
+        return f"`{cel}` {NOT_CEL}: {detail}, {where}", "the language is CEL, see cel.dev"
     if undeclared := _UNDECLARED.search(said):
         return f"`{cel}`: there is no function or variable `{undeclared.group(1)}`, {where}", _LIST_OF_FUNCTIONS
     if overload := _OVERLOAD.search(said):

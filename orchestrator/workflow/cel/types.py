@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from orchestrator.errors import InvalidExpression
 from orchestrator.workflow.cel.engine import Checked, check
+from orchestrator.workflow.cel.failures import NOT_CEL
 from orchestrator.workflow.cel.template import PATH, references
 from orchestrator.workflow.parameters import ActionCatalog
 from orchestrator.workflow.source import Path, Source
@@ -42,6 +43,8 @@ class Used:
     path: Path
     cel: str
     use: Use
+    faulty: bool = False
+    """Something is wrong with what it refers to, and was reported."""
 
 
 def check_types(source: Source, used: list[Used], actions: ActionCatalog) -> None:
@@ -49,7 +52,7 @@ def check_types(source: Source, used: list[Used], actions: ActionCatalog) -> Non
     if not used:
         return
     texts = list(dict.fromkeys(each.cel for each in used))
-    types = dict(_types(source.data, texts, actions))
+    types = dict(_types(source.data, {each.cel for each in used if not each.faulty}, actions))
     try:
         found = _checked(texts, types)
     except InvalidExpression as error:
@@ -57,6 +60,8 @@ def check_types(source: Source, used: list[Used], actions: ActionCatalog) -> Non
         return
     for each in used:
         checked = found[each.cel]
+        if each.faulty and NOT_CEL not in checked.message:
+            continue
         if checked.message:
             source.report(each.path, checked.message, checked.hint)
         elif each.use is Use.CONDITION and checked.type not in ("BOOL", "DYN"):
@@ -87,7 +92,7 @@ def _checked(texts: list[str], types: Mapping[str, str]) -> dict[str, Checked]:
     return found
 
 
-def _types(data: Mapping[str, Any], texts: list[str], actions: ActionCatalog) -> Iterator[tuple[str, str]]:
+def _types(data: Mapping[str, Any], texts: Iterable[str], actions: ActionCatalog) -> Iterator[tuple[str, str]]:
     """The types of the paths that expressions refer to, as far as they are known."""
     inputs, steps = data.get("inputs"), data.get("steps")
     seen = {reference.path for cel in texts for reference in references(cel)}
