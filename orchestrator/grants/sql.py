@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
+
+from orchestrator.grants.parsing import UnreadableSql, parse
 
 if TYPE_CHECKING:
     from pglast import ast
 
 UNKNOWN = frozenset({"unknown"})
-
-_PLACEHOLDER = re.compile(r"%%|%\(([^)]*)\)[sbt]|%[sbt]")
 
 _VERBS = {
     "SelectStmt": "select",
@@ -42,37 +41,19 @@ _VERBS = {
 }
 
 
-def with_parameters(sql: str) -> str:
-    """The statement with psycopg's placeholders (`%(name)s`, `%s`) as `$1`, `$2`..., and `%%` as `%`.
-
-    A name that occurs twice is the same parameter, as psycopg does it.
-    """
-    numbers: dict[str, int] = {}
-
-    def parameter(match: re.Match[str]) -> str:
-        if match.group() == "%%":
-            return "%"
-        name = match.group(1) if match.group(1) is not None else f"#{len(numbers)}"
-        return f"${numbers.setdefault(name, len(numbers) + 1)}"
-
-    return _PLACEHOLDER.sub(parameter, sql)
-
-
 def statement_verbs(sql: str, *, placeholders: bool = True) -> frozenset[str]:
     """The verbs of all statements in the text, those inside WITH and EXPLAIN included.
 
     `select`, `insert`, `update`, `delete`, `merge`, `copy`, `call`, `truncate`, `lock`, `set`, `show`, `explain`,
-    `transaction`, `ddl` or `other`; only `unknown` when PostgreSQL's parser refuses it. A function that a
+    `transaction`, `ddl` or `other`; only `unknown` when PostgreSQL's parser refuses it, or the
+    text is too large for it. A function that a
     SELECT calls may do more than SELECT: what the database role may do is decided by its privileges alone.
 
     `placeholders=False` takes `%` as an operator, as psycopg does without parameters.
     """
-    from pglast import parse_sql
-    from pglast.parser import ParseError
-
     try:
-        statements = parse_sql(with_parameters(sql) if placeholders else sql)
-    except (ParseError, ValueError, RecursionError):
+        statements = parse(sql, placeholders=placeholders)
+    except UnreadableSql:
         return UNKNOWN
     found: set[str] = set()
     for statement in statements:

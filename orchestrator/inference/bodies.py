@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pglast import ast, parse_sql
-from pglast.parser import ParseError
-from pglast.stream import RawStream
+from pglast import ast
 
+from orchestrator.grants.parsing import UnreadableSql, deparse, parse
 from orchestrator.inference.statements import Analysed, Dynamic, replace_nodes
 
 _PARTS = (ast.SelectStmt, ast.InsertStmt, ast.UpdateStmt, ast.DeleteStmt, ast.MergeStmt)
@@ -20,15 +19,15 @@ def body_statements(source: str, arguments: list[str], function: str) -> list[An
     manual, 36.5.1); only whoever prepares the statement knows, and then calls `with_argument`.
     """
     try:
-        parsed = parse_sql(_plain(source))
-    except (ParseError, ValueError) as error:
-        return [Dynamic(f"its body cannot be parsed: {error.args[0] if error.args else error}")]
+        parsed = parse(_plain(source))
+    except UnreadableSql as error:
+        return [Dynamic(f"its body is not looked into: {error.message}")]
     numbers = {name: number for number, name in enumerate(arguments, 1) if name}
     found: list[Analysed | Dynamic] = []
     for raw in parsed:
         if isinstance(raw.stmt, _PARTS):
             replace_nodes(raw.stmt, _argument(lambda path: _of_function(path, function, numbers)))
-            found.append(Analysed(RawStream()(raw.stmt), len(arguments)))
+            found.append(Analysed(deparse(raw.stmt), len(arguments)))
         else:
             found.append(Dynamic(f"{type(raw.stmt).__name__.removesuffix('Stmt')} in its body is not looked into"))
     return found
@@ -36,10 +35,10 @@ def body_statements(source: str, arguments: list[str], function: str) -> list[An
 
 def with_argument(statement: str, name: str, number: int) -> str:
     """The statement with the bare name taken for the argument, as `$number`."""
-    (raw,) = parse_sql(statement)
+    (raw,) = parse(statement)
     assert raw.stmt is not None
     replace_nodes(raw.stmt, _argument(lambda path: number if path == [name] else None))
-    return str(RawStream()(raw.stmt))
+    return deparse(raw.stmt)
 
 
 def _of_function(path: list[str], function: str, numbers: dict[str, int]) -> int | None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pglast import ast, parse_sql
+from pglast import ast
 
-from orchestrator.errors import UsageError
+from orchestrator.grants.parsing import UnreadableSql, parse
 from orchestrator.grants.privileges import ALL_COLUMNS, TABLE_VERBS, Privilege, Verb
 from orchestrator.inference.statements import Analysed, Copied, split, walk
 
@@ -34,7 +34,7 @@ def certain(sql: str, *, placeholders: bool = True) -> Certain | None:
     """What the statements in a text need for certain, or None where PostgreSQL's parser refuses it."""
     try:
         parts = split(sql, placeholders=placeholders)
-    except UsageError:
+    except UnreadableSql:
         return None
     needs: list[Privilege] = []
     tables: set[tuple[str, str]] = set()
@@ -46,7 +46,11 @@ def certain(sql: str, *, placeholders: bool = True) -> Certain | None:
             needs.append(Privilege("insert" if part.into else "select", *name, tuple(sorted(part.columns))))
             whole = whole and bool(part.columns)
         elif isinstance(part, Analysed):
-            (raw,) = parse_sql(part.sql)
+            try:
+                (raw,) = parse(part.sql)
+            except UnreadableSql:  # written out, a statement is larger than it was
+                whole = False
+                continue
             assert raw.stmt is not None
             found = _Statement(raw.stmt)
             needs += found.needs()

@@ -6,13 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from pglast import ast, parse_sql
+from pglast import ast
 from pglast.enums.parsenodes import TransactionStmtKind
-from pglast.parser import ParseError
-from pglast.stream import RawStream
 
-from orchestrator.errors import UsageError
-from orchestrator.grants.sql import with_parameters
+from orchestrator.grants.parsing import deparse, parse
 
 _NOTHING = (
     ast.TransactionStmt,
@@ -69,12 +66,8 @@ Part = Analysed | Copied | Called | Dynamic
 
 
 def split(sql: str, *, placeholders: bool = True) -> list[Part]:
-    """The parts of a text. `placeholders` are psycopg's. Raises UsageError for what PostgreSQL cannot parse."""
-    text = with_parameters(sql) if placeholders else sql
-    try:
-        parsed = parse_sql(text)
-    except (ParseError, ValueError, RecursionError) as error:
-        raise UsageError(f"the SQL cannot be parsed: {error.args[0] if error.args else error}") from None
+    """The parts of a text. `placeholders` are psycopg's. Raises UnreadableSql for what PostgreSQL cannot parse."""
+    parsed = parse(sql, placeholders=placeholders)
     return [part for raw in parsed for part in _parts(raw.stmt)]
 
 
@@ -86,7 +79,7 @@ def _parts(node: ast.Node | None) -> Iterator[Part]:
             yield Dynamic("SELECT INTO creates a table, which no grant allows")
             return
         _drop_unused(node)
-        yield Analysed(RawStream()(node), highest_parameter(node))
+        yield Analysed(deparse(node), highest_parameter(node))
     elif isinstance(node, ast.ExplainStmt | ast.PrepareStmt | ast.DeclareCursorStmt):
         yield from _parts(node.query)
     elif isinstance(node, ast.CopyStmt):
@@ -96,7 +89,7 @@ def _parts(node: ast.Node | None) -> Iterator[Part]:
         assert call is not None
         yield Called(tuple(part.sval for part in call.funcname or ()))
         for argument in call.args or ():
-            yield Analysed("SELECT " + RawStream()(argument), highest_parameter(argument))
+            yield Analysed("SELECT " + deparse(argument), highest_parameter(argument))
     elif isinstance(node, ast.DoStmt):
         yield Dynamic("DO runs code that is not looked into: declare what it needs")
     elif isinstance(node, ast.LockStmt | ast.TruncateStmt):
@@ -149,10 +142,10 @@ def walk(root: object) -> Iterator[ast.Node]:
 
 def without_parameters(sql: str) -> str:
     """The statement with NULL for every `$n`: what it needs is the same, and NULL fits any type."""
-    (raw,) = parse_sql(sql)
+    (raw,) = parse(sql)
     assert raw.stmt is not None
     replace_nodes(raw.stmt, lambda node: ast.A_Const(isnull=True) if isinstance(node, ast.ParamRef) else node)
-    return str(RawStream()(raw.stmt))
+    return deparse(raw.stmt)
 
 
 def replace_nodes(root: ast.Node, by: Callable[[object], object]) -> None:

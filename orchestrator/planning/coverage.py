@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from orchestrator.grants.models import DatabaseGrant
+from orchestrator.grants.parsing import TooLargeSql, UnreadableSql, parse
 from orchestrator.grants.privileges import ALL_COLUMNS, Privilege, digest, merge
-from orchestrator.inference.steps import database_grants, sql_of
+from orchestrator.inference.steps import StepSql, database_grants, sql_of
 from orchestrator.workflow.loader import LoadedWorkflow
 from orchestrator.workflow.models import Step
 from orchestrator.workflow.problems import Problem
@@ -28,6 +29,8 @@ def coverage(loaded: LoadedWorkflow) -> Iterator[Problem]:
         declared = merge(each.privilege() for each in grant.privileges)
         needs = certain(statement.text, placeholders=statement.placeholders)
         if needs is None:
+            if too_large := _too_large(statement):
+                yield loaded.problem(("steps", step_id, "with", "sql"), too_large.message, too_large.hint or "")
             continue
         place = ("steps", step_id, "grants", name, "privileges")
         for privilege in missing(declared, needs.privileges):
@@ -87,6 +90,16 @@ def shared_scopes(loaded: LoadedWorkflow) -> Iterator[Problem]:
                 "give each step only what its own SQL needs",
                 warning=True,
             )
+
+
+def _too_large(statement: StepSql) -> TooLargeSql | None:
+    try:
+        parse(statement.text or "", placeholders=statement.placeholders)
+    except TooLargeSql as error:
+        return error
+    except UnreadableSql:
+        return None
+    return None
 
 
 def _compiled_grant(step: Step) -> tuple[str, DatabaseGrant] | None:

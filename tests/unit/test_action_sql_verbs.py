@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.grants.sql import statement_verbs, with_parameters
+from orchestrator.grants.parsing import with_parameters
+from orchestrator.grants.sql import statement_verbs
 
 
 @pytest.mark.parametrize(

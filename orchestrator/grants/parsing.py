@@ -1,0 +1,165 @@
+"""The one door to PostgreSQL's parser, which is native code that overflows its stack on what is nested too deeply.
+
+Only bounded texts pass. The bounds are counted over the tokens of PostgreSQL's own lexer, which does not recurse.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from orchestrator.errors import UsageError
+
+if TYPE_CHECKING:
+    from pglast import ast
+
+MAX_CHARACTERS = 100_000
+"""Of one text with all its statements."""
+
+MAX_TOKENS = 20_000
+"""Of one text: a tenth of a second in the parser."""
+
+MAX_NESTING = 60
+"""Brackets and CASE within each other. On a thread with a stack of 512 KiB about 400 subqueries crash the process."""
+
+MAX_JOINED = 100
+"""UNION, INTERSECT, EXCEPT and JOIN in one query, those around it included; about 700 crash."""
+
+MAX_CHAINED = 400
+"""Tokens between two commas (or AND, OR, WHEN, THEN, ELSE, `;`), with those around them: `1 + 1 + ...` is as deep as
+it is long, and about 1,200 tokens crash."""
+
+_PLACEHOLDER = re.compile(r"%%|%\(([^)]{0,500})\)[sbt]|%[sbt]")
+"""A name has a length, so that a text of `%(` without end is looked through once, and not once for each."""
+
+_CLOSED_BY = {"ASCII_40": "ASCII_41", "ASCII_91": "ASCII_93", "CASE": "END_P"}
+"""The names that PostgreSQL's lexer gives to brackets."""
+
+_CLOSING = frozenset(_CLOSED_BY.values())
+_SEPARATING = frozenset(("ASCII_44", "AND", "OR", "WHEN", "THEN", "ELSE"))
+_JOINING = frozenset(("UNION", "INTERSECT", "EXCEPT", "JOIN"))
+_COMMENTS = frozenset(("SQL_COMMENT", "C_COMMENT"))
+_SEMICOLON = "ASCII_59"
+
+
+class UnreadableSql(UsageError):
+    """A text that PostgreSQL's parser refuses, or that it is not given."""
+
+
+class TooLargeSql(UnreadableSql):
+    """A text that is too long or too deep for the parser."""
+
+
+def with_parameters(sql: str) -> str:
+    """The statement with psycopg's placeholders (`%(name)s`, `%s`) as `$1`, `$2`..., and `%%` as `%`.
+
+    A name that occurs twice is the same parameter, as psycopg does it.
+    """
+    numbers: dict[str, int] = {}
+
+    def parameter(match: re.Match[str]) -> str:
+        if match.group() == "%%":
+            return "%"
+        name = match.group(1) if match.group(1) is not None else f"#{len(numbers)}"
+        return f"${numbers.setdefault(name, len(numbers) + 1)}"
+
+    return _PLACEHOLDER.sub(parameter, sql)
+
+
+def parse(sql: str, *, placeholders: bool = False) -> tuple[ast.RawStmt, ...]:
+    """The statements of a text. `placeholders` are psycopg's; else there are `$n`. Raises UnreadableSql."""
+    from pglast import parse_sql
+    from pglast.error import Error
+    from pglast.parser import scan
+
+    if len(sql) > MAX_CHARACTERS:
+        raise _too_large(f"{len(sql)} characters", MAX_CHARACTERS)
+    text = with_parameters(sql) if placeholders else sql
+    if "\0" in text:
+        raise UnreadableSql("the SQL has a NUL character", hint="the server would read it up to there only")
+    try:
+        _check_depth([token.name for token in scan(text)])
+        parsed: tuple[ast.RawStmt, ...] = parse_sql(text)
+    except (Error, ValueError, RecursionError) as error:
+        said = str(error.args[0]) if error.args and not isinstance(error, UnicodeError) else type(error).__name__
+        raise UnreadableSql(f"the SQL cannot be parsed: {said}", hint="try it with psql") from None
+    return parsed
+
+
+def deparse(node: ast.Node) -> str:
+    """The text of a tree. Raises UnreadableSql for one that is too deep to be written."""
+    from pglast.stream import RawStream
+
+    try:
+        return str(RawStream()(node))
+    except RecursionError:
+        raise _too_large("more levels than can be written", MAX_NESTING) from None
+
+
+@dataclass(slots=True)
+class _Level:
+    """Inside of one bracket or CASE: what closes it, and what was read there since the last comma or its like."""
+
+    closing: str
+    chained: int = 0
+    joined: int = 0
+    between: int = 0
+
+
+def _check_depth(names: Iterable[str]) -> None:
+    """How deep the tree can be at most, told from tokens alone: more than it is, never less."""
+    levels = [_Level("")]
+    count = 0
+    before = ""
+    for name in names:
+        if name in _COMMENTS:
+            continue
+        count += 1
+        here = levels[-1]
+        if name == _SEMICOLON:
+            here.chained = here.joined = 0
+        elif name == "AND" and here.between:  # of BETWEEN: `x BETWEEN 1 AND 2 IS NULL BETWEEN ...` goes on for ever
+            here.between -= 1
+            here.chained += 1
+        elif name in _SEPARATING:
+            here.chained = 0
+        elif name in _CLOSING and before != "ASCII_46":  # `a.end` is a column
+            _close(levels, name)
+        else:
+            here.chained += 1
+            here.between += name == "BETWEEN"
+            here.joined += name in _JOINING
+            if name in _CLOSED_BY:
+                levels.append(_Level(_CLOSED_BY[name]))
+            _check_levels(levels)
+        before = name
+    if count > MAX_TOKENS:
+        raise _too_large(f"{count} words and signs", MAX_TOKENS)
+
+
+def _close(levels: list[_Level], name: str) -> None:
+    """Leave the level that the token closes. END closes CASE alone: elsewhere it names a column."""
+    if name == "END_P":
+        if levels[-1].closing == name:
+            levels.pop()
+    elif any(level.closing == name for level in levels):
+        while levels.pop().closing != name:
+            pass
+
+
+def _check_levels(levels: list[_Level]) -> None:
+    if len(levels) - 1 > MAX_NESTING:
+        raise _too_large("more brackets and CASE within each other", MAX_NESTING)
+    if sum(level.joined for level in levels) > MAX_JOINED:
+        raise _too_large("more JOIN or UNION", MAX_JOINED)
+    if sum(level.chained for level in levels) > MAX_CHAINED:
+        raise _too_large("more words and signs without a comma, AND or OR between them", MAX_CHAINED)
+
+
+def _too_large(what: str, limit: int) -> TooLargeSql:
+    return TooLargeSql(
+        f"the SQL is too large to be looked into: {what}; the limit is {limit}",
+        hint="split it into several steps, use WITH, or put it into a view or a function of the database",
+    )

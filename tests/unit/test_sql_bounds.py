@@ -1,0 +1,147 @@
+"""SQL that would overflow the stack of PostgreSQL's parser is refused before it, wherever SQL is looked into."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.grants.parsing import MAX_CHARACTERS, TooLargeSql, UnreadableSql, deparse, parse, with_parameters
+from orchestrator.grants.sql import statement_verbs
+from orchestrator.inference.bodies import body_statements
+from orchestrator.inference.offline import certain
+from orchestrator.inference.statements import Dynamic, split
+
+DEEP: dict[str, Callable[[int], str]] = {
+    "sums": lambda size: "select 1" + "+1" * size,
+    "concatenations": lambda size: "select a" + " || 'x'" * size,
+    "set operations": lambda size: "select 1" + " union select 1" * size,
+    "set operations with commas": lambda size: "select 1, 2" + " union select 1, 2" * size,
+    "intersections in brackets": lambda size: "(" * size + "select 1" + ") except select 1" * size,
+    "negations": lambda size: "select " + "not " * size + "true",
+    "cases": lambda size: "select " + "case when true then " * size + "1" + " end" * size,
+    "cases that close early": lambda size: "select " + "case when a.end then " * size + "1" + " end" * size,
+    "labels named end": lambda size: "select " + "(select 1 as end, " * size + "1" + ")" * size,
+    "subqueries": lambda size: "select " + "(select " * size + "1" + ")" * size,
+    "tables": lambda size: "select 1 from " + "(select 1 from " * size + "t" + ") x" * size,
+    "calls": lambda size: "select " + "f(" * size + "1" + ")" * size,
+    "casts": lambda size: "select 1" + "::int" * size,
+    "arrays": lambda size: "select " + "array[" * size + "1" + "]" * size,
+    "joins": lambda size: "select 1 from t" + " join t on true and true" * size,
+    "common tables": lambda size: "with x as (" * size + "select 1" + ") select 1" * size,
+    "lists": lambda size: "select " + "1 in (" * size + "1" + ")" * size,
+    "tests for null": lambda size: "select 1" + " is null" * size,
+    "ranges": lambda size: "select 1" + " between 1 and 1 is null" * size,
+    "collations": lambda size: "select a" + ' collate "x"' * size,
+    "rows": lambda size: "select " + "row(1, " * size + "1" + ")" * size,
+    "filters": lambda size: "select " + "f() filter (where " * size + "true" + ")" * size,
+    "brackets": lambda size: "select " + "(" * size + "1" + ")" * size,
+    "comments between": lambda size: "select 1" + "/* , */+1" * size,
+    "time zones": lambda size: "select a" + " at time zone 'x'" * size,
+    "conditions": lambda size: "select " + "(a and (b or " * size + "c" + "))" * size,
+}
+
+
+@pytest.mark.parametrize("shape", DEEP)
+@pytest.mark.parametrize("size", [600, 4_000])
+def test_what_is_too_deep_is_refused_before_the_parser(shape: str, size: int) -> None:
+    sql = DEEP[shape](size)
+    with pytest.raises(TooLargeSql, match="too large"):
+        parse(sql)
+    assert statement_verbs(sql, placeholders=False) == {"unknown"}
+    assert certain(sql) is None
+    with pytest.raises(TooLargeSql):
+        split(sql)
+    (part,) = body_statements(f"RETURN ({sql})", [], "f")
+    assert isinstance(part, Dynamic)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    ["select 1" + "+1" * 100_000, "select 1" + " union select 1" * 30_000, "select '" + "a" * MAX_CHARACTERS + "'"],
+    ids=["sums", "unions", "a long text"],
+)
+def test_what_is_too_long_is_refused(sql: str) -> None:
+    with pytest.raises(TooLargeSql):
+        parse(sql)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "select " + ", ".join(f"t.column_{number}" for number in range(1_500)) + " from t",
+        "insert into t values " + ", ".join(f"({number}, 'x', now())" for number in range(1_500)),
+        "select 1 from t where " + " and ".join(f"a{number} = {number}" for number in range(1_500)),
+        "select 1 from t where a in (" + ", ".join(map(str, range(5_000))) + ")",
+        "select case " + " ".join(f"when a = {number} then {number}" for number in range(1_000)) + " else 0 end from t",
+        "; ".join(f"select a from t{number}" for number in range(2_000)),
+        "select 1 from t" + "".join(f" join t{number} on t{number}.id = t.id and true" for number in range(90)),
+        "select 1" + "".join(f" union all select {number}, 2" for number in range(90)),
+        "select " + " || ".join(["a"] * 190),
+        "select 1 where a between 1 and 2 and b between 2 and 3",
+    ],
+    ids=lambda sql: sql[:24],
+)
+def test_what_people_write_is_let_through(sql: str) -> None:
+    assert parse(sql)
+
+
+@pytest.mark.parametrize("sql", ["select 1\0; drop table t", "select '\ud800'", "select 'a", "select $a$", "selec"])
+def test_what_cannot_be_read_is_unknown(sql: str) -> None:
+    with pytest.raises(UnreadableSql):
+        parse(sql)
+    assert statement_verbs(sql) == {"unknown"}
+
+
+CHILD = """
+import sys, threading
+from test_sql_bounds import DEEP
+from orchestrator.grants.parsing import UnreadableSql, deparse, parse
+def go():
+    let = 0
+    for make in DEEP.values():
+        for size in (*range(20, 200, 6), 250, 399):
+            for sql in (make(size), "select (" * 8 + make(size) + ")" * 8, make(size) + " union " + make(size // 2)):
+                try:
+                    (raw, *_) = parse(sql)
+                    let += 1
+                    deparse(raw.stmt)
+                except UnreadableSql:
+                    pass
+    print("alive" if let > 400 else f"only {let} were let through")
+threading.stack_size(512 * 1024)
+thread = threading.Thread(target=go)
+thread.start()
+thread.join()
+"""
+
+
+def test_the_deepest_that_is_let_through_fits_on_a_small_stack() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", CHILD],
+        cwd=Path(__file__).parent,
+        env={"PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout.strip()) == (0, "alive"), ran.stderr[-500:]
+
+
+def test_a_statement_too_deep_to_be_written_is_an_error_of_ours() -> None:
+    (raw,) = parse("select 1" + "+1" * 190)
+    limit = sys.getrecursionlimit()
+    try:
+        sys.setrecursionlimit(250)
+        with pytest.raises(TooLargeSql):
+            deparse(raw.stmt)
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+def test_a_text_that_is_too_long_is_not_even_looked_through_for_placeholders() -> None:
+    assert statement_verbs("%(" * 10_000_000) == {"unknown"}
+    assert with_parameters("%(name)s %(name)s %s %% %(") == "$1 $1 $2 % %("
