@@ -24,8 +24,8 @@ def say(message: str, hint: str | None = None) -> None:
 
 def expected(error: OrchestratorError, *, as_json: bool) -> int:
     """Report an error that was raised on purpose. What is wrong with a file begins with its place, as in compilers."""
-    if getattr(error, "problems", None):
-        sys.stderr.write(f"{error.message}\n")
+    if shown := getattr(error, "shown", None):
+        sys.stderr.write(f"{shown}\n")
     else:
         say(error.message, error.hint)
     if as_json:

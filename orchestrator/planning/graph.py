@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from heapq import heappop, heappush
 from typing import Any
 
 from orchestrator.grants.models import DatabaseGrant
@@ -28,12 +30,24 @@ def _raw(step: Step) -> dict[str, Any]:
     return {"needs": list(step.needs), "with": step.with_, "if": step.if_, "grants": limits}
 
 
-def execution_order(workflow: Workflow) -> list[str]:
-    """The steps so that each comes after those it waits for; otherwise in declaration order."""
-    waiting = dependencies(workflow)
+def execution_order(waiting: Mapping[str, frozenset[str]]) -> list[str]:
+    """The steps so that each comes after those it waits for; otherwise in declaration order.
+
+    `waiting` is what `dependencies` gives, without cycles. Each step and each dependency is looked at once.
+    """
+    places = {step: place for place, step in enumerate(waiting)}
+    missing = {step: len(needed) for step, needed in waiting.items()}
+    dependents: dict[str, list[str]] = {step: [] for step in waiting}
+    for step, needed in waiting.items():
+        for each in needed:
+            dependents[each].append(step)
+    ready = [(places[step], step) for step, count in missing.items() if not count]
     order: list[str] = []
-    while waiting:
-        ready = next(step for step, needed in waiting.items() if needed <= set(order))
-        order.append(ready)
-        del waiting[ready]
+    while ready:
+        _, step = heappop(ready)
+        order.append(step)
+        for dependent in dependents[step]:
+            missing[dependent] -= 1
+            if not missing[dependent]:
+                heappush(ready, (places[dependent], dependent))
     return order

@@ -74,6 +74,7 @@ def build(
     known = {"inputs": shown, "run": {"id": PLANNED_RUN}, "endpoints": dict(endpoints)}
     context = evaluate(workflow.context, known)
     waits = dependencies(workflow)
+    places = {step_id: place for place, step_id in enumerate(workflow.steps)}
     return Plan(
         tuple(
             PlannedStep(
@@ -89,12 +90,12 @@ def build(
                     scopes=_scopes(workflow, step_id, {**known, "context": context}),
                     time=None,
                 ),
-                needs=tuple(name for name in workflow.steps if name in waits[step_id]),
+                needs=tuple(sorted(waits[step_id], key=places.__getitem__)),
                 condition=step.if_,
                 timeout=step.timeout,
                 attempts=step.retry.attempts if step.retry else 1,
             )
-            for step_id in execution_order(workflow)
+            for step_id in execution_order(waits)
             for step in [workflow.steps[step_id]]
         )
     )

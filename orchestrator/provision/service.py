@@ -188,11 +188,20 @@ def _database_sides(
 
 
 def load_workflows(folder: Path) -> list[Workflow]:
-    """Every workflow in a folder, by file name. Raises InvalidWorkflow or UsageError."""
+    """Every workflow in a folder, by file name. Raises InvalidWorkflow, or UsageError, also where two have one name."""
     files = sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
     if not files:
         raise UsageError(f"there is no workflow in {folder}")
-    return [load(file, actions=catalog).workflow for file in files]
+    found: dict[str, tuple[Path, Workflow]] = {}
+    for file in files:
+        workflow = load(file, actions=catalog, within=folder).workflow
+        if workflow.name in found:
+            raise UsageError(
+                f"{found[workflow.name][0]} and {file} both have a workflow `{workflow.name}`",
+                hint="give one of them another name: what is installed for a step goes by the workflow's name",
+            )
+        found[workflow.name] = (file, workflow)
+    return [workflow for _, workflow in found.values()]
 
 
 def admin_token(vault: VaultConfig) -> Secret:

@@ -17,6 +17,7 @@ from orchestrator.errors import UsageError
 from orchestrator.workflow.loader import LoadedWorkflow, load, load_text
 from orchestrator.workflow.models import Schedule, Workflow
 from orchestrator.workflow.parameters import ActionCatalog
+from orchestrator.workflow.problems import InvalidWorkflow
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +103,9 @@ class WorkflowFolder:
                             status = entry.stat()
                         except FileNotFoundError:
                             continue
+                        except OSError:  # a link to itself: what is wrong is said when it is loaded
+                            stamps[entry.path] = (0, 0, 0)
+                            continue
                         stamps[entry.path] = (status.st_mtime_ns, status.st_size, status.st_ino)
         except OSError as error:
             raise UsageError(
@@ -112,11 +116,11 @@ class WorkflowFolder:
     def _load(self, path: str, stamp: Stamp, known: _File | None) -> _File:
         before = known.known if known else None
         try:
-            loaded = load(Path(path), actions=self._actions)
+            loaded = load(Path(path), actions=self._actions, within=self._path)
+        except InvalidWorkflow as error:  # what is in the file is not for the log
+            return self._invalid(path, stamp, before, f"{error.places}; `orchestrator validate` shows them")
         except UsageError as error:
-            kept = "its last valid version stays scheduled" if before else "it is not scheduled"
-            log.error("%s: %s\n%s", path, kept, error.message)
-            return _File(stamp, before, error.message)
+            return self._invalid(path, stamp, before, error.message)
         if before is None or before.digest != loaded.digest:
             log.info("%s: loaded %s, %s", path, loaded.workflow.name, loaded.digest)
         workflow = loaded.workflow
@@ -125,19 +129,27 @@ class WorkflowFolder:
             KnownWorkflow(workflow.name, workflow.schedule, loaded.digest, path, loaded.text, self._actions),
         )
 
+    def _invalid(self, path: str, stamp: Stamp, before: KnownWorkflow | None, why: str) -> _File:
+        kept = "its last valid version stays scheduled" if before else "it is not scheduled"
+        log.error("%s: %s\n%s", path, kept, why)
+        return _File(stamp, before, why)
+
     def _catalogued(self) -> Catalogue:
+        """Of two files with one name the one that had it before keeps it; at first, the first by file name."""
         workflows: dict[str, KnownWorkflow] = {}
         doubles = set()
-        for path, file in sorted(self._files.items()):
-            if file.known is None:
-                continue
-            name = file.known.name
+        before = self._catalogue.workflows if self._catalogue else {}
+        known = [(path, file.known) for path, file in self._files.items() if file.known is not None]
+        known.sort(key=lambda each: (each[1].name not in before or before[each[1].name].filename != each[0], each[0]))
+        for path, workflow in known:
+            name = workflow.name
             if name in workflows:
                 doubles.add(path)
                 if path not in self._doubles:
-                    log.error("%s: another file has a workflow %s already; this one is not scheduled", path, name)
+                    first = workflows[name].filename
+                    log.error("%s: %s has a workflow %s already; this one is not scheduled", path, first, name)
             else:
-                workflows[name] = file.known
+                workflows[name] = workflow
         self._doubles = frozenset(doubles)
         invalid = sum(bool(file.problem) for file in self._files.values()) + len(doubles)
         return Catalogue(MappingProxyType(workflows), invalid)

@@ -38,6 +38,8 @@ def check(source: Source, actions: ActionCatalog) -> None:
     used: list[Used] = []
     _context(source, inputs, steps, used)
     for step_id, step in steps.items():
+        if source.full:
+            return
         if isinstance(step, dict):
             _step(source, str(step_id), step, inputs, steps, actions, used)
     check_types(source, used, actions)
@@ -68,6 +70,8 @@ def _step(
     base: Path = ("steps", step_id)
     needs = step.get("needs")
     for index, needed in enumerate(needs if isinstance(needs, list) else []):
+        if source.full:
+            return
         if needed == step_id:
             source.report((*base, "needs", index), f"step `{step_id}` needs itself")
         elif isinstance(needed, str) and needed not in steps:
@@ -77,6 +81,8 @@ def _step(
         *_row_limits(source, step.get("grants"), (*base, "grants")),
         *_condition(source, step.get("if"), (*base, "if")),
     ):
+        if source.full:
+            return
         whole = use is Use.VALUE and path[2] == "with"
         known = len(source.problems)
         for reference in _references(source, path, expression):

@@ -13,6 +13,7 @@ from orchestrator.workflow.expressions import condition_of
 def raw_dependencies(steps: Mapping[str, Any]) -> dict[str, frozenset[str]]:
     """From the plain data of `steps`, in declaration order; what does not exist is left out."""
     found = {}
+    names = frozenset(steps)
     for step_id, step in steps.items():
         step = step if isinstance(step, dict) else {}
         needs = step.get("needs")
@@ -24,7 +25,7 @@ def raw_dependencies(steps: Mapping[str, Any]) -> dict[str, frozenset[str]]:
                 }
             except InvalidExpression:
                 continue
-        found[str(step_id)] = frozenset(named & {str(name) for name in steps} - {str(step_id)})
+        found[step_id] = frozenset(name for name in named if name in names and name != step_id)
     return found
 
 
@@ -56,22 +57,20 @@ def find_cycle(graph: Mapping[str, frozenset[str]]) -> list[str]:
     """One cycle as `[a, b, a]`, the first in declaration order, or an empty list."""
     done: set[str] = set()
     for start in graph:
-        trail: list[str] = []
-        stack: list[tuple[str, Iterator[str]]] = []
+        trail: dict[str, Iterator[str]] = {}
         node: str | None = start
-        while node is not None or stack:
+        while node is not None or trail:
             if node is not None:
                 if node in trail:
-                    return [*trail[trail.index(node) :], node]
+                    steps = list(trail)
+                    return [*steps[steps.index(node) :], node]
                 if node in done:
                     node = None
                     continue
-                trail.append(node)
-                stack.append((node, iter(sorted(graph.get(node, frozenset())))))
-            current, following = stack[-1]
-            node = next(following, None)
+                trail[node] = iter(sorted(graph.get(node, frozenset())))
+            current = next(reversed(trail))
+            node = next(trail[current], None)
             if node is None:
                 done.add(current)
-                stack.pop()
-                trail.pop()
+                del trail[current]
     return []

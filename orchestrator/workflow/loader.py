@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from orchestrator.errors import UsageError
 from orchestrator.workflow.checks import check
+from orchestrator.workflow.files import read_text
 from orchestrator.workflow.models import Schedule, Workflow
 from orchestrator.workflow.parameters import ActionCatalog
 from orchestrator.workflow.problems import InvalidWorkflow, Problem
@@ -44,25 +44,22 @@ class LoadedWorkflow:
 
 @lru_cache(maxsize=1)
 def _source(text: str, filename: str) -> Source:
+    """Reading YAML takes most of the time of loading: what is checked after it finds the last one again."""
     return parse(text, filename)
 
 
-def load(path: Path, *, actions: ActionCatalog) -> LoadedWorkflow:
-    """Read a file. Raises InvalidWorkflow with all that is wrong, or UsageError if it cannot be read."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text") from error
-    except OSError as error:
-        raise UsageError(
-            f"{path} cannot be read: {error.strerror}", hint="`orchestrator init` writes a starter workflow"
-        ) from error
-    return load_text(text, filename=str(path), actions=actions)
+def load(path: Path, *, actions: ActionCatalog, within: Path | None = None) -> LoadedWorkflow:
+    """Read a file. Raises InvalidWorkflow with all that is wrong, or UsageError if it cannot be read.
+
+    `within`: the folder that a link may not lead out of, for a file that nobody named.
+    """
+    return load_text(read_text(path, within=within), filename=str(path), actions=actions)
 
 
 def load_text(text: str, *, filename: str, actions: ActionCatalog) -> LoadedWorkflow:
     """Read a workflow from text. Raises InvalidWorkflow with everything that is wrong with it."""
-    source = parse(text, filename)
+    read = _source(text, filename)
+    source = replace(read, problems=list(read.problems))
     workflow = _validated(source) if source.data is not None else None
     if isinstance(source.data, dict):
         check(source, actions)

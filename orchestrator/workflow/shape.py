@@ -45,6 +45,8 @@ def shape_problems(source: Source) -> None:
 def report_errors(source: Source, error: ValidationError, base: Path, *, model: type[BaseModel] = Workflow) -> None:
     """Add each of pydantic's findings below `base` as a problem; expressions are left to the run."""
     for finding in error.errors(include_url=False, include_input=False):
+        if source.full:
+            return
         path = (*base, *_in_file(finding["loc"], value_at(source.data, base)))
         kind = finding["type"]
         if kind == "extra_forbidden":

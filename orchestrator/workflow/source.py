@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from orchestrator.workflow.problems import Problem
+from orchestrator.workflow.files import MAX_BYTES
+from orchestrator.workflow.problems import MAX_PROBLEMS, Problem
 
-MAX_BYTES = 1 << 20
 MAX_DEPTH = 40
 MAX_NODES = 100_000
 """How many nodes a file may have once its aliases are expanded."""
+
+_EXCERPT = 240
+"""Characters of a line that are shown with a problem."""
 
 _SCALARS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "timestamp"))
 Path = tuple[str | int, ...]
@@ -50,7 +53,14 @@ class Source:
     def at(self, line: int, column: int, message: str, hint: str = "", *, warning: bool = False) -> Problem:
         """A problem at a line and column, from 1."""
         excerpt = self.lines[line - 1] if 0 < line <= len(self.lines) else ""
-        return Problem(self.filename, line, column, message, hint, "warning" if warning else "error", excerpt)
+        cut = max(0, column - 1 - _EXCERPT // 2) if len(excerpt) > _EXCERPT else 0
+        severity: Literal["warning", "error"] = "warning" if warning else "error"
+        return Problem(self.filename, line, column, message, hint, severity, excerpt[cut : cut + _EXCERPT], cut)
+
+    @property
+    def full(self) -> bool:
+        """Whether so much is wrong that nobody needs to look for more."""
+        return len(self.problems) >= MAX_PROBLEMS
 
 
 def parse(text: str, filename: str) -> Source:
@@ -100,6 +110,8 @@ class _Reader:
         self._count += 1
         line, column = node.start_mark.line + 1, node.start_mark.column + 1
         self._source.values.setdefault(path, (line, column))
+        if self._source.full:
+            raise _TooLarge
         if self._count > MAX_NODES or depth > MAX_DEPTH:
             what = "expands to too many values" if self._count > MAX_NODES else "is nested too deeply"
             self._source.problems.append(self._source.at(line, column, f"the file {what}", "write it without aliases"))

@@ -83,7 +83,7 @@ def test_of_two_files_with_one_name_only_the_first_is_scheduled(
     reading = WorkflowFolder(tmp_path, catalog)
     assert descriptions(reading) == {"same": "in a"}
     assert reading.read().invalid == 1
-    assert "b.yaml: another file has a workflow same already" in caplog.text
+    assert "a.yaml has a workflow same already" in caplog.text
 
 
 def test_a_folder_that_is_none_is_a_usage_error(tmp_path: Path) -> None:

@@ -98,7 +98,10 @@ def step_policy(scopes: Sequence[Scope]) -> str:
 
 
 def step_access(workflows: Iterable[Workflow], connections: Iterable[str]) -> list[StepAccess]:
-    """That of all steps that have grants, and of the broker's duties in each connection, by name."""
+    """That of all steps that have grants, and of the broker's duties in each connection, by name.
+
+    Raises UsageError where two steps would have one policy: the later would silently take the place of the earlier.
+    """
     found: dict[str, StepAccess] = {}
     for workflow in workflows:
         for step_id, step in workflow.steps.items():
@@ -109,6 +112,10 @@ def step_access(workflows: Iterable[Workflow], connections: Iterable[str]) -> li
                 normalise(name, grant, step_timeout=step.timeout, place=place) for name, grant in step.grants.items()
             ]
             name = step_policy_name(workflow.name, step_id)
+            if name in found:
+                raise UsageError(
+                    f"two steps would have the policy `{name}`", hint="give one of the workflows another name"
+                )
             ttl = max([step.timeout + STEP_TOKEN_MARGIN, *(scope.ttl for scope in scopes)])
             found[name] = StepAccess(name, step_policy(scopes), ttl)
     for connection in connections:
