@@ -130,3 +130,13 @@ def _selections(found: list[re.Match[str]], index: int) -> Iterator[str]:
             index += 3
         else:
             return
+
+
+def asked_for(cel: str) -> frozenset[str]:
+    """The paths that `has(...)` asks for, such as `inputs.limit`."""
+    found = tokens(cel)
+    return frozenset(
+        ".".join((found[index + 2].group(), *_selections(found, index + 3)))
+        for index in range(len(found) - 2)
+        if found[index].group() == "has" and found[index + 1].group() == "("
+    )

@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.errors import InvalidExpression
 from orchestrator.workflow.cel.engine import Checked, check
 from orchestrator.workflow.cel.failures import NOT_CEL
-from orchestrator.workflow.cel.template import PATH, references
+from orchestrator.workflow.cel.template import PATH, asked_for, references
 from orchestrator.workflow.parameters import ActionCatalog
 from orchestrator.workflow.source import Path, Source
 
@@ -80,12 +80,21 @@ def check_types(source: Source, used: list[Used], actions: ActionCatalog) -> Non
 def _checked(texts: list[str], types: Mapping[str, str]) -> dict[str, Checked]:
     """Each expression with what is found of it; one that only names a value is right, and needs no engine."""
     found = {cel: Checked(_NAMES.get(types.get(cel, ""), "DYN")) for cel in texts if PATH.fullmatch(cel)}
-    others = [cel for cel in texts if cel not in found]
-    if others:
-        found |= zip(others, check(others, types), strict=True)
+    groups: dict[frozenset[str], list[str]] = {}
+    for cel in texts:
+        if cel not in found:
+            groups.setdefault(frozenset(asked_for(cel) & types.keys()), []).append(cel)
+    # Where `has(inputs.n)` asks for a path as a whole, the engine must not take that path for a variable.
+    for untyped, group in groups.items():
+        found |= _engine_finds(group, {path: kind for path, kind in types.items() if path not in untyped})
+    return found
+
+
+def _engine_finds(group: list[str], types: Mapping[str, str]) -> dict[str, Checked]:
+    found = dict(zip(group, check(group, types), strict=True))
     # A `number` may be whole or not. What is right for one of them is left to the run.
     numbers = {path: "int" for path, kind in types.items() if kind == "double"}
-    again = [cel for cel in others if numbers and found[cel].message]
+    again = [cel for cel in group if numbers and found[cel].message]
     if again:
         either = zip(again, check(again, {**types, **numbers}), strict=True)
         found |= {cel: checked for cel, checked in either if not checked.message}
