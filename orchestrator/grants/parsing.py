@@ -34,6 +34,8 @@ it is long, and about 1,200 tokens crash."""
 _PLACEHOLDER = re.compile(r"%%|%\(([^)]{0,500})\)[sbt]|%[sbt]")
 """A name has a length, so that a text of `%(` without end is looked through once, and not once for each."""
 
+_ESCAPED = re.compile(r"[z\u0080-\U0010ffff]")
+
 _CLOSED_BY = {"ASCII_40": "ASCII_41", "ASCII_91": "ASCII_93", "CASE": "END_P"}
 """The names that PostgreSQL's lexer gives to brackets."""
 
@@ -80,7 +82,7 @@ def parse(sql: str, *, placeholders: bool = False) -> tuple[ast.RawStmt, ...]:
     if "\0" in text:
         raise UnreadableSql("the SQL has a NUL character", hint="the server would read it up to there only")
     try:
-        _check_depth([token.name for token in scan(text)])
+        _check_depth([token.name for token in scan(_in_ascii(text))])
         parsed: tuple[ast.RawStmt, ...] = parse_sql(text)
     except (Error, ValueError, RecursionError) as error:
         said = str(error.args[0]) if error.args and not isinstance(error, UnicodeError) else type(error).__name__
@@ -96,6 +98,17 @@ def deparse(node: ast.Node) -> str:
         return str(RawStream()(node))
     except RecursionError:
         raise _too_large("more levels than can be written", MAX_NESTING) from None
+
+
+def _in_ascii(text: str) -> str:
+    """The text with the same tokens in ASCII: for others the lexer counts the characters before each token anew.
+
+    Letters become letters, and no two texts become one: a dollar quote is closed where it was. None of the words that
+    are looked at has a z.
+    """
+    if text.isascii():
+        return text
+    return _ESCAPED.sub(lambda found: "zz" if found.group() == "z" else f"zy{ord(found.group()):x}y", text)
 
 
 @dataclass(slots=True)

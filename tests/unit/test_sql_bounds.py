@@ -96,6 +96,23 @@ def test_what_cannot_be_read_is_unknown(sql: str) -> None:
     assert statement_verbs(sql) == {"unknown"}
 
 
+def test_a_quote_with_a_name_in_another_script_hides_nothing() -> None:
+    deep = "+1" * 600
+    for between in ("$é$ $z$ $é$", "$é$ $zye9y$ $é$", "$z$ $é$ $z$"):
+        with pytest.raises(TooLargeSql):
+            parse(f"select {between} || 1 {deep} || {between}")
+        assert parse(f"select {between[:3]} {deep} {between[:3]} || 'é'")
+
+
+def test_other_scripts_take_no_more_work() -> None:
+    """Each token was once looked for from the beginning: minutes, for 90,000 characters."""
+    with pytest.raises(UnreadableSql):
+        parse("é; " * 33_000)
+    with pytest.raises(TooLargeSql):
+        parse("select 'é'; " * 8_000)
+    assert len(parse("select 'zé' as zoë; " * 4_000)) == 4_000
+
+
 CHILD = """
 import sys, threading
 from test_sql_bounds import DEEP
