@@ -254,3 +254,9 @@ def test_an_expression_that_would_overflow_the_stack_is_refused_before_the_engin
         parse_template("${{ " + DEEP[shape](20_000) + " }}")
     with pytest.raises(InvalidExpression):
         holds(DEEP[shape](20_000), CONTEXT)
+
+
+@pytest.mark.parametrize("cel", ["[" + "1," * 500 + "1]", "inputs.n" + " || a" * 500, "!" * 1_001])
+def test_an_expression_has_a_number_of_tokens(cel: str) -> None:
+    with pytest.raises(InvalidExpression, match="words and signs; the limit is 1000"):
+        parse_template("${{ " + cel + " }}")
