@@ -65,7 +65,6 @@ class Source:
 
 def parse(text: str, filename: str) -> Source:
     """Read YAML text. What is wrong with it is in `problems`; then `data` may be None."""
-    from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     source = Source(filename, text.splitlines())
@@ -73,7 +72,7 @@ def parse(text: str, filename: str) -> Source:
         source.problems.append(source.at(1, 1, f"the file is larger than {MAX_BYTES // 1024} KiB"))
         return source
     try:
-        node = YAML(typ="safe", pure=True).compose(text)
+        node = _yaml().compose(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
@@ -87,6 +86,25 @@ def parse(text: str, filename: str) -> Source:
         return source
     source.data = _Reader(source).read(node, (), 0)
     return source
+
+
+def _yaml() -> Any:
+    """A reader of YAML that refuses what the package would warn of, with lines of the file, wherever warnings go."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.composer import Composer, ComposerError
+    from ruamel.yaml.events import AliasEvent
+
+    class Once(Composer):  # type: ignore[misc, unused-ignore]
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            event = self.parser.peek_event()
+            anchor = getattr(event, "anchor", None)
+            if anchor is not None and anchor in self.anchors and not isinstance(event, AliasEvent):
+                raise ComposerError(None, None, "an anchor is defined twice", event.start_mark)
+            return super().compose_node(parent, index)
+
+    reader = YAML(typ="safe", pure=True)
+    reader.Composer = Once
+    return reader
 
 
 class _TooLarge(Exception):

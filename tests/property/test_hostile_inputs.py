@@ -23,7 +23,7 @@ INPUTS = int(os.environ.get("ORCHESTRATOR_TEST_HOSTILE", "300"))
 """In all: a third each of YAML, CEL and SQL."""
 
 MOST_MEMORY = 900 << 20
-PATIENCE = 120
+PATIENCE = 600
 """Seconds until a child that says nothing is taken to hang: far more than its processor time."""
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +43,7 @@ class Child:
                 [sys.executable, str(Path(__file__).with_name("hostile_child.py"))],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,  # a warning is no answer
                 text=True,
             )
         process = self._process
@@ -56,6 +57,7 @@ class Child:
         if not line:
             code = self.close()
             raise AssertionError(f"the process ended with {code} over {text[:300]!r}")
+        assert line.startswith("{"), f"{line[:200]} is said over {text[:300]!r}"
         answer = json.loads(line)
         assert answer["ended"] in ("accepted", "refused"), text[:300]
         assert answer["memory"] < MOST_MEMORY, text[:300]

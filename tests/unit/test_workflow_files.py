@@ -157,6 +157,16 @@ def test_no_line_of_a_file_reaches_the_log_of_a_service(tmp_path: Path, caplog: 
     assert SECRET in caught.value.shown, "whoever named the file sees its line"
 
 
+@pytest.mark.parametrize("content", [f"a: &{SECRET[2:8]} 1\nb: &{SECRET[2:8]} {SECRET}\n", "? &a [*a, 1]\n: " * 5_000])
+def test_an_anchor_that_is_defined_twice_is_refused_and_not_warned_of(
+    content: str, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    (tmp_path / "w.yaml").write_text(content)
+    with pytest.raises(InvalidWorkflow, match="an anchor is defined twice"):
+        load(tmp_path / "w.yaml", actions=catalog)
+    assert not recwarn.list
+
+
 def test_the_file_that_had_a_name_keeps_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "m.yaml").write_text(workflow("same"))
     reading = WorkflowFolder(tmp_path, catalog)
