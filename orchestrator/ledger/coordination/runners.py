@@ -133,7 +133,7 @@ class RunnerStore:
         with self._reading() as connection:
             return [str(row[0]) for row in connection.execute(_unfinished(runner_id))]
 
-    def own(self, run_id: str, runner_id: str, *, digest: str, text: str) -> bool:
+    def own(self, run_id: str, runner_id: str, *, digest: str, text: str | None) -> bool:
         """Become the one who drives a run that is about to begin; False if somebody was there before.
 
         Whoever failed to begin it, or died before it had begun, is nobody.
@@ -146,10 +146,8 @@ class RunnerStore:
                 return False
             if connection.execute(select(run.c.run_id).where(run.c.run_id == run_id)).first() is not None:
                 return False
-            if (
-                connection.execute(select(workflow_text.c.digest).where(workflow_text.c.digest == digest)).first()
-                is None
-            ):
+            known = select(workflow_text.c.digest).where(workflow_text.c.digest == digest)
+            if text is not None and connection.execute(known).first() is None:
                 connection.execute(insert(workflow_text).values(digest=digest, text=text))
             if owner is None:
                 connection.execute(insert(run_owner).values(run_id=run_id, runner_id=runner_id))

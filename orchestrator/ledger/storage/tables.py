@@ -200,9 +200,13 @@ queued_run = Table(
     Column("max_runs", Integer, nullable=False),
     Column("queued_at", TEXT, nullable=False),
     Column("claimed_by", TEXT),
+    Column("tries", Integer, nullable=False, server_default="0"),
     sqlite_with_rowid=False,
 )
-"""Runs that wait for a worker, and those that one has claimed until they end. `max_runs` 0: as many as there are."""
+"""Runs that wait for a worker, and those that one has claimed until they end. `max_runs` 0: as many as there are.
+
+`tries` counts the claims that did not come to the run's beginning: its worker died, or could not load it.
+"""
 
 LEASE_CHANGES = (
     "state",

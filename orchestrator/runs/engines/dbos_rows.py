@@ -35,8 +35,8 @@ class PickleRefused(LedgerError):
 
 def refuse_pickle() -> None:
     """From now on nothing is pickled or unpickled by DBOS in this process. May be called again."""
-    _serialization.DefaultSerializer.serialize = _refused  # type: ignore[method-assign]
-    _serialization.DefaultSerializer.deserialize = _refused  # type: ignore[method-assign]
+    for name in ("serialize", "deserialize"):
+        setattr(_serialization.DefaultSerializer, name, _refused)
 
 
 def _refused(*_: Any) -> NoReturn:
