@@ -17,7 +17,6 @@ from orchestrator.ledger.events import (
     Event,
     RunFinished,
     RunResumed,
-    RunStarted,
     RunTakenOver,
     StepFinished,
 )
@@ -35,6 +34,9 @@ CRASH = "crash"
 """The `error_kind` of an attempt whose process died."""
 
 _DIED = "the orchestrator died while the step ran"
+
+_GONE_ON_WITH = ("run", "step")
+"""The tables from which it is taken what was asked for, which steps are over, and what these have given."""
 
 GoesOn = Callable[[RunRecord], bool]
 """Whether the process that asks goes on with a run itself."""
@@ -199,13 +201,13 @@ def request_of(services: Services, record: RunRecord, secrets: Mapping[str, Json
     Raises UsageError without them, NotAsRecorded, and InvalidWorkflow where an action is not installed here.
     """
     loaded = recorded_workflow(services.heartbeat.store, record.digest, record.workflow)
-    begun = {"digest": record.digest, "inputs": record.inputs, "steps": list(loaded.workflow.steps)}
-    for started in services.reader.events(record.run_id, kind=RunStarted.kind):
-        if begun != {name: started.data[name] for name in begun}:
-            raise NotAsRecorded(
-                "its row in the ledger is not what its history says",
-                hint=f"`orchestrator runs verify {record.run_id}` tells what was changed",
-            )
+    examined = services.reader.examine(record.run_id)
+    changed = any(each.table in _GONE_ON_WITH for each in examined.differences)
+    if examined.first_broken_event is not None or changed or loaded.workflow.agent != record.agent:
+        raise NotAsRecorded(
+            "what the ledger shows of it is not what its history says",
+            hint=f"`orchestrator runs verify {record.run_id}` tells what was changed",
+        )
     given: dict[str, JsonValue] = {**record.inputs, **(secrets or {})}
     for name, declared in loaded.workflow.inputs.items():
         if declared.secret and name not in (secrets or {}):

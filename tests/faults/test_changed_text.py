@@ -64,7 +64,14 @@ def change_the_run_too(team: Team) -> None:
     execute(team, "UPDATE run SET digest = :digest WHERE workflow = 'taken_over'", digest=digest_of(text))
 
 
-every_change = pytest.mark.parametrize("change", [change_in_place, take_away, change_the_run_too])
+def change_what_a_step_gave(team: Team) -> None:
+    """A step that was running is said to be over, with an output of somebody's choice."""
+    execute(team, "UPDATE step SET state = 'succeeded', outputs = '{\"stdout\": \"TAMPERED\"}' WHERE step = 'work'")
+
+
+changes = [change_in_place, take_away, change_the_run_too]
+every_change = pytest.mark.parametrize("change", changes)
+every_change_and_more = pytest.mark.parametrize("change", [*changes, change_what_a_step_gave])
 
 
 @pytest.mark.parametrize("change", [change_in_place, take_away])
@@ -83,7 +90,7 @@ def test_a_queued_run_is_failed_at_once_and_those_behind_it_are_carried_out(
     assert team.command("runs", "verify", run_id).returncode == 0
 
 
-@every_change
+@every_change_and_more
 def test_a_run_of_a_dead_worker_is_failed_once_its_leases_are_closed(
     team: Team, change: Callable[[Team], None]
 ) -> None:
@@ -103,7 +110,7 @@ def test_a_run_of_a_dead_worker_is_failed_once_its_leases_are_closed(
     assert "TAMPERED" not in team.marks.read_text()
 
 
-@every_change
+@every_change_and_more
 def test_an_interrupted_run_is_not_resumed(team: Team, change: Callable[[Team], None]) -> None:
     path = team.flow()
     victim = team.start("run", str(path), "--run-id", "ours")
@@ -117,7 +124,7 @@ def test_an_interrupted_run_is_not_resumed(team: Team, change: Callable[[Team], 
     assert "cannot be resumed" in resumed.stderr
     assert team.ended("ours").state is RunState.INTERRUPTED  # type: ignore[union-attr]
     again = team.command("run", str(path), "--run-id", "ours")
-    assert again.returncode == 2
+    assert again.returncode == 2, again.stderr
     assert team.marks.read_text().split() == ["first", "work"]
     assert team.bench.logins() == []
 

@@ -137,5 +137,6 @@ class Reader:
             raise ledger_error(error, self._label) from error
         except (ValueError, TypeError) as error:
             raise LedgerError(
-                f"the {self._label} holds a row that was not written by this ledger", hint="Run `orchestrator runs verify`."
+                f"the {self._label} holds a row that was not written by this ledger",
+                hint="Run `orchestrator runs verify`.",
             ) from error
