@@ -37,6 +37,7 @@ from orchestrator.scheduling.folder import WorkflowFolder
 from orchestrator.scheduling.launcher import Launcher
 from orchestrator.scheduling.queue import claiming
 from orchestrator.scheduling.scheduler import Scheduler
+from orchestrator.server.descriptors import raise_descriptor_limit
 from orchestrator.server.maintenance import Maintenance, maintained
 from orchestrator.server.readiness import STALLED_SECONDS, Readiness
 from orchestrator.signals import EXIT_CODES, handled
@@ -114,6 +115,7 @@ async def serve(
     DONE: every run had ended by itself and nothing is left. TERMINATED or INTERRUPTED: runs had to be
     cancelled. UNCONFIRMED: a revocation is not confirmed. Raises UsageError and LedgerError if it cannot begin.
     """
+    raise_descriptor_limit()
     bound, metrics = _observed(config.listen)
     launcher = Launcher(max_runs=config.max_runs, redactor=redactor)
 
