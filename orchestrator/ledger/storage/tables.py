@@ -144,6 +144,19 @@ schedule = Table(
 )
 """One row a scheduled workflow: what the scheduler must remember. It is no history and may be changed."""
 
+fire = Table(
+    "fire",
+    metadata,
+    Column("workflow", TEXT, nullable=False),
+    Column("trigger", TEXT, nullable=False),
+    Column("at", TEXT, nullable=False),
+    Column("run_id", TEXT, nullable=False),
+    PrimaryKeyConstraint("workflow", "trigger", "at"),
+    sqlite_with_rowid=False,
+)
+"""Which run is that of a nominal time, for all processes: the first one that comes to it draws the id. Kept for good,
+since a process that slept long may come to an old time."""
+
 runner = Table(
     "runner",
     metadata,
