@@ -276,9 +276,12 @@ def test_more_runs_than_are_read_at_once_and_longer_ones_are_all_seen(
     assert [found.run_id for found in examined(path)] == ["run_0", "run_5", "run_9"]
 
 
-async def test_runs_that_go_on_meanwhile_are_seen_as_they_were_at_one_moment(tmp_path: Path) -> None:
-    path = tmp_path / "busy.db"
-    async with open_ledger(str(path), clock=SystemClock()) as ledger:
+@pytest.mark.parametrize("where", ["sqlite", "postgresql"])
+async def test_runs_that_go_on_meanwhile_are_seen_as_they_were_at_one_moment(
+    tmp_path: Path, request: pytest.FixtureRequest, where: str
+) -> None:
+    url = str(tmp_path / "busy.db") if where == "sqlite" else request.getfixturevalue("new_database")
+    async with open_ledger(url, clock=SystemClock()) as ledger:
         over = asyncio.Event()
 
         async def busy(number: int) -> None:
