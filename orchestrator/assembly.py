@@ -56,6 +56,7 @@ class RunnerConfig:
     settle: float = 95.0
     confirm: Mapping[str, Confirm] = field(default_factory=dict)
     dead_after: float = 15.0
+    max_takeovers: int = 3
     clock: Clock = field(default_factory=SystemClock)
 
 
@@ -109,6 +110,7 @@ async def open_services(
                 max_parallel=config.max_parallel,
                 settle=config.settle,
                 dead_after=config.dead_after,
+                max_takeovers=config.max_takeovers,
             )
     finally:
         given_back = False

@@ -153,6 +153,10 @@ class UnknownRun(UsageError):
     """No run, attempt or lease with this id is in the ledger."""
 
 
+class NotAsRecorded(UsageError):
+    """What the ledger holds of a run is not what was recorded when it began, or is missing: nothing of it is run."""
+
+
 class IllegalTransition(OrchestratorError):
     """A lease was to be moved to a state that its present state does not lead to: a defect of ours."""
 

@@ -107,6 +107,8 @@ class Settings(BaseSettings):
     """Whose word it takes that a login is gone, by connection: the database's, or `vault` where it cannot be asked."""
     dead_after: Annotated[float, Field(ge=2)] = 15.0
     """Seconds without a sign of life after which a process is taken for dead that nobody can see to be gone."""
+    max_takeovers: Annotated[int, Field(ge=0)] = 3
+    """How often a run whose process died is gone on with, and a queued one tried again that could not be begun."""
     sweep_interval: Annotated[float, Field(ge=1)] = 900.0
     """Seconds between two sweeps of expired logins by `serve` and `worker`."""
     max_output_bytes: Annotated[int, Field(gt=0)] = 1 << 20

@@ -91,6 +91,7 @@ def runner_config(settings: Settings, *, engine: EngineName | None = None, grace
         settle=settings.settle,
         confirm={name: Confirm(word) for name, word in settings.confirm.items()},
         dead_after=settings.dead_after,
+        max_takeovers=settings.max_takeovers,
     )
 
 

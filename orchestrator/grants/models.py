@@ -16,10 +16,14 @@ from orchestrator.grants.privileges import WRITING_VERBS, DeclaredPrivilege, mer
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 
 
+LONGEST_DURATION = 87_660 * 3600
+"""Seconds."""
+
+
 def parse_duration(value: object) -> int:
     """Seconds of `90s`, `5m`, `1h30m`, or of a plain positive integer.
 
-    Raises ValueError for anything else, zero included.
+    Raises ValueError for anything else, zero included, and for what is longer than `LONGEST_DURATION`: clocks end.
     """
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError("a duration is written like 90s, 5m or 1h30m")
@@ -27,12 +31,14 @@ def parse_duration(value: object) -> int:
         seconds = value
     else:
         match = _DURATION.fullmatch(value.strip())
-        if match is None or not any(match.groups()):
-            raise ValueError(f"{value!r} is not a duration; write it like 90s, 5m or 1h30m")
+        if match is None or not any(match.groups()) or len(value) > 40:
+            raise ValueError(f"{value[:40]!r} is not a duration; write it like 90s, 5m or 1h30m")
         hours, minutes, rest = (int(part or 0) for part in match.groups())
         seconds = hours * 3600 + minutes * 60 + rest
     if seconds <= 0:
         raise ValueError("a duration is longer than zero")
+    if seconds > LONGEST_DURATION:
+        raise ValueError(f"a duration is at most {format_duration(LONGEST_DURATION)}, which is ten years")
     return seconds
 
 

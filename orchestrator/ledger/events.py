@@ -51,6 +51,8 @@ class RunTakenOver:
     kind: ClassVar[str] = "run.taken_over"
     runner: str
     reason: str
+    goes_on: bool = False
+    """To go on with it, and not only to close what is open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

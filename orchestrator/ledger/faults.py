@@ -19,7 +19,7 @@ SQLITE_HINTS = (
     ("locked", "Another process holds the write lock; find it (fuser, lsof) and let it end."),
     ("unable to open", "Check that the directory exists and that this user may write to it."),
     ("disk I/O", "Check the disk and the file system, then run again."),
-    ("malformed", "The file is damaged: restore it from a backup, then run `history verify`."),
+    ("malformed", "The file is damaged: restore it from a backup, then run `orchestrator runs verify`."),
     ("decode to UTF-8", "Something else has written to the file: restore it from a backup."),
     ("not a database", "The path names another kind of file: give the ledger another path."),
 )
@@ -75,7 +75,7 @@ def _hint(error: BaseException, line: str) -> str:
     state = _sqlstate(error)
     if type(error).__module__.startswith("sqlite3"):
         hints = (hint for part, hint in SQLITE_HINTS if part in line)
-        return next(hints, "Run `history verify`.")
+        return next(hints, "Run `orchestrator runs verify`.")
     hints = (hint for start, hint in POSTGRESQL_HINTS if state.startswith(start))
     return next(hints, UNREACHABLE if not state or state.startswith(("08", "57P")) else "See the server's log.")
 

@@ -8,12 +8,10 @@ tell it from nearly every other and a person can type them.
 from __future__ import annotations
 
 import base64
-import hashlib
 import re
 import secrets
 import time
 from collections.abc import Callable
-from datetime import datetime
 
 CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
@@ -29,13 +27,6 @@ def new_run_id(
     """`run_` and a ULID. Ids made in different milliseconds sort by time."""
     value = (now_ms() & (1 << 48) - 1) << 80 | int.from_bytes(entropy(10))
     return "run_" + "".join(CROCKFORD[value >> shift & 31] for shift in range(125, -1, -5))
-
-
-def run_id_of(at: datetime, *names: str) -> str:
-    """The id of the run that is to be at this time, always the same for the same names: the ledger takes it once."""
-    milliseconds = round(at.timestamp() * 1000)
-    digest = hashlib.sha256("\0".join(names).encode()).digest()
-    return new_run_id(now_ms=lambda: milliseconds, entropy=lambda size: digest[:size])
 
 
 def new_lease_id(*, entropy: Entropy = secrets.token_bytes) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
@@ -114,6 +114,35 @@ class LeaseFilter:
     limit: int = 200
 
 
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A row that is not what the events say. `columns` is empty where the row is missing, or should not be there."""
+
+    table: str
+    key: str
+    """The id of the run or lease, or the name of the step."""
+    what: str
+    """`changed`, `missing`, `added`, or why the events say nothing."""
+    columns: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.table} {self.key}: {self.what}" + (f": {', '.join(self.columns)}" if self.columns else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What was found of one run. Where its chain is broken its rows are not compared: the events prove nothing."""
+
+    run_id: str
+    first_broken_event: int | None = None
+    differences: tuple[Difference, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether the ledger says of the run what was recorded."""
+        return self.first_broken_event is None and not self.differences
+
+
 class LedgerWriter(Protocol):
     """The writing side. What `append` was given is durable when it returns; events of one call are one transaction."""
 
@@ -176,4 +205,12 @@ class LedgerReader(Protocol):
 
     def verify(self, run_id: str) -> int | None:
         """The sequence number of the first event that breaks the hash chain or is missing, or None."""
+        ...
+
+    def examine(self, run_id: str) -> Examined:
+        """Whether chain and tables say of the run what was recorded. Raises UnknownRun."""
+        ...
+
+    def examine_all(self) -> Iterator[Examined]:
+        """The same of every run."""
         ...

@@ -9,25 +9,34 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from functools import lru_cache
 
-from orchestrator.actions.catalog import catalog
-from orchestrator.errors import ExitCode, OrchestratorError, UsageError
+from orchestrator.errors import ExitCode, NotAsRecorded, OrchestratorError, UsageError
 from orchestrator.jsontypes import JsonValue
-from orchestrator.ledger.events import AttemptFinished, Event, RunFinished, StepFinished
+from orchestrator.ledger.events import (
+    AttemptFinished,
+    Event,
+    RunFinished,
+    RunResumed,
+    RunTakenOver,
+    StepFinished,
+)
 from orchestrator.ledger.reading.queries import SWEEP_WORKFLOW
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LedgerReader, RunRecord, StepRecord
+from orchestrator.runs.recorded_workflow import recorded_text, recorded_workflow
 from orchestrator.runs.triggers import SERVICE_TRIGGERS
 from orchestrator.runs.types import RunRequest, Services
 from orchestrator.secret import Secret
 from orchestrator.workflow.inputs import bind_inputs
-from orchestrator.workflow.loader import LoadedWorkflow, load_text
+from orchestrator.workflow.loader import LoadedWorkflow
 
 CRASH = "crash"
 """The `error_kind` of an attempt whose process died."""
 
 _DIED = "the orchestrator died while the step ran"
+
+_GONE_ON_WITH = ("run", "step")
+"""The tables from which it is taken what was asked for, which steps are over, and what these have given."""
 
 GoesOn = Callable[[RunRecord], bool]
 """Whether the process that asks goes on with a run itself."""
@@ -106,10 +115,38 @@ def of_a_service(services: Services, record: RunRecord) -> bool:
     return record.trigger in SERVICE_TRIGGERS or services.queue.holds(record.run_id)
 
 
+def is_left(services: Services, record: RunRecord, goes_on: GoesOn) -> bool:
+    """Whether a running run stays as it is, for a service to go on with."""
+    return _as_it_stands(services, record) is None and not goes_on(record) and of_a_service(services, record)
+
+
 def decide(
     services: Services, record: RunRecord, dead: str, goes_on: GoesOn, secrets: Mapping[str, JsonValue] | None
 ) -> Decision:
     """What becomes of a running run of the dead process `dead`. Reads the ledger; parses only to go on."""
+    if (decision := _as_it_stands(services, record)) is not None:
+        return decision
+    gone = f"the process {dead} is gone"
+    a_services = of_a_service(services, record)
+    if goes_on(record):
+        if (times := takeovers(services, record.run_id)) >= services.max_takeovers:
+            return Decision(
+                Verdict.FAIL, f"{gone}, and {times} before it that went on with this run: no other one does"
+            )
+        try:
+            return Decision(Verdict.GO_ON, gone, request_of(services, record, secrets))
+        except NotAsRecorded as error:
+            return Decision(Verdict.FAIL, f"it cannot go on: {error.message}")
+        except OrchestratorError as error:
+            if a_services:
+                return Decision(Verdict.FAIL, f"it cannot go on: {error.message.splitlines()[0]}")
+    elif a_services:
+        return Decision(Verdict.LEAVE, gone)
+    return Decision(Verdict.INTERRUPT, gone)
+
+
+def _as_it_stands(services: Services, record: RunRecord) -> Decision | None:
+    """Where the ledger alone decides."""
     store = services.heartbeat.store
     if (cancelled := store.cancellation(record.run_id)) is not None:
         return Decision(Verdict.CANCEL, cancelled)
@@ -117,19 +154,22 @@ def decide(
         return Decision(Verdict.FAIL, "a proof is made again, not gone on with")
     if record.workflow == SWEEP_WORKFLOW:
         return Decision(Verdict.FAIL, "a sweep is made again, not gone on with")
-    if (text := store.text(record.digest)) is None:
-        return Decision(Verdict.FAIL, "the workflow's text is not in the ledger")
-    gone = f"the process {dead} is gone"
-    a_services = of_a_service(services, record)
-    if goes_on(record):
-        try:
-            return Decision(Verdict.GO_ON, gone, request_of(record, text, secrets))
-        except OrchestratorError as error:
-            if a_services:
-                return Decision(Verdict.FAIL, f"it cannot go on: {error.message.splitlines()[0]}")
-    elif a_services:
-        return Decision(Verdict.LEAVE, gone)
-    return Decision(Verdict.INTERRUPT, gone)
+    try:
+        recorded_text(store, record.digest)
+    except NotAsRecorded as error:
+        return Decision(Verdict.FAIL, error.message)
+    return None
+
+
+def takeovers(services: Services, run_id: str) -> int:
+    """How many other processes have gone on with the run since somebody resumed it last, or since it began.
+
+    Each has died with it: one that dies of what the run does must not be followed by all.
+    """
+    resumed = max((event.seq for event in services.reader.events(run_id, kind=RunResumed.kind)), default=0)
+    taken = services.reader.events(run_id, kind=RunTakenOver.kind)
+    others = {event.data["runner"] for event in taken if event.seq > resumed and event.data.get("goes_on")}
+    return len(others - {services.heartbeat.runner_id})
 
 
 def ending(decision: Decision, cut: Cut) -> list[Event]:
@@ -155,12 +195,19 @@ def _finished(state: RunState, code: ExitCode, reason: str) -> RunFinished:
     return RunFinished(state=state, exit_code=int(code), reason=reason)
 
 
-def request_of(record: RunRecord, text: str, secrets: Mapping[str, JsonValue] | None = None) -> RunRequest:
+def request_of(services: Services, record: RunRecord, secrets: Mapping[str, JsonValue] | None = None) -> RunRequest:
     """What was asked for when the run began. Secret inputs are not on record and must be given again.
 
-    Raises UsageError without them, and InvalidWorkflow where an action of the workflow is not installed here.
+    Raises UsageError without them, NotAsRecorded, and InvalidWorkflow where an action is not installed here.
     """
-    loaded = _loaded(text, record.workflow)
+    loaded = recorded_workflow(services.heartbeat.store, record.digest, record.workflow)
+    examined = services.reader.examine(record.run_id)
+    changed = any(each.table in _GONE_ON_WITH for each in examined.differences)
+    if examined.first_broken_event is not None or changed or loaded.workflow.agent != record.agent:
+        raise NotAsRecorded(
+            "what the ledger shows of it is not what its history says",
+            hint=f"`orchestrator runs verify {record.run_id}` tells what was changed",
+        )
     given: dict[str, JsonValue] = {**record.inputs, **(secrets or {})}
     for name, declared in loaded.workflow.inputs.items():
         if declared.secret and name not in (secrets or {}):
@@ -172,9 +219,3 @@ def request_of(record: RunRecord, text: str, secrets: Mapping[str, JsonValue] | 
             )
     inputs: dict[str, JsonValue | Secret] = bind_inputs(loaded.workflow, given)
     return RunRequest(run_id=record.run_id, loaded=loaded, inputs=inputs, trigger=record.trigger)
-
-
-@lru_cache(maxsize=64)
-def _loaded(text: str, workflow: str) -> LoadedWorkflow:
-    """Many runs of a dead service are of few workflows."""
-    return load_text(text, filename=f"{workflow} in the ledger", actions=catalog)

@@ -31,11 +31,11 @@ from orchestrator.ledger.events import (
     RunStarted,
     StepFinished,
 )
-from orchestrator.ledger.ids import new_step_key, run_id_of
+from orchestrator.ledger.ids import new_step_key
 from orchestrator.ledger.reading.queries import SWEEP_WORKFLOW
 from orchestrator.ledger.states import RunState, StepState
-from orchestrator.ledger.storage.times import time_to_text
 from orchestrator.ledger.types import LeaseFilter
+from orchestrator.recovery.fire_ids import Occasion
 from orchestrator.runs.types import Services
 
 log = logging.getLogger(__name__)
@@ -76,10 +76,19 @@ def databases(endpoints: Mapping[str, str]) -> tuple[str, ...]:
     )
 
 
-def sweep_id(now: datetime, seconds: float) -> str:
-    """The id of the sweep's run at this time: the same in every process, so that of several only one sweeps."""
-    at = datetime.fromtimestamp(now.timestamp() // seconds * seconds, UTC)
-    return run_id_of(at, TRIGGER_SWEEP, SWEEP_WORKFLOW, time_to_text(at))
+def sweep_at(now: datetime, seconds: float) -> Occasion:
+    """The sweep of this time: the same in every process, so that of several only one sweeps."""
+    return Occasion(SWEEP_WORKFLOW, TRIGGER_SWEEP, datetime.fromtimestamp(now.timestamp() // seconds * seconds, UTC))
+
+
+async def sweep_once(services: Services, occasion: Occasion) -> tuple[ConnectionSwept, ...] | None:
+    """The sweep of a time, unless another process has begun it: then None. Raises LedgerError."""
+    run_id: str | None = await asyncio.to_thread(occasion.run_id, services)
+    while run_id is not None:
+        if (swept := await sweep_orphans(services, run_id)) is not None:
+            return swept
+        run_id = await asyncio.to_thread(occasion.another_id, services, run_id)
+    return None
 
 
 async def sweep_orphans(services: Services, run_id: str) -> tuple[ConnectionSwept, ...] | None:

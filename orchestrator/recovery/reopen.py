@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from orchestrator.errors import FenceLost, UsageError
+from orchestrator.errors import FenceLost, NotAsRecorded, UsageError
 from orchestrator.jsontypes import JsonValue
 from orchestrator.ledger.events import Event, RunResumed
 from orchestrator.ledger.lease import OPEN
@@ -25,10 +25,10 @@ async def reopen(services: Services, record: RunRecord, secrets: Mapping[str, Js
     or an action is missing): then it stays interrupted. Raises FenceLost or LedgerError.
     """
     store, run_id = services.heartbeat.store, record.run_id
-    text = await asyncio.to_thread(store.text, record.digest)
-    if text is None:
-        raise UsageError(f"run {run_id} cannot be resumed: the workflow's text is not in the ledger")
-    request = await asyncio.to_thread(request_of, record, text, secrets)
+    try:
+        request = await asyncio.to_thread(request_of, services, record, secrets)
+    except NotAsRecorded as error:
+        raise NotAsRecorded(f"run {run_id} cannot be resumed: {error.message}", hint=error.hint) from error
     await asyncio.to_thread(services.heartbeat.enter)
     if not await asyncio.to_thread(store.reopen, run_id, services.heartbeat.runner_id):
         raise UsageError(f"run {run_id} is being resumed by another process")

@@ -24,7 +24,7 @@ from orchestrator.ledger.states import RunState
 from orchestrator.ledger.types import LeaseFilter, LeaseRecord, RunRecord
 from orchestrator.recovery.backoff import is_due
 from orchestrator.recovery.closing_pass import Leftover, RunToClose, close_pass
-from orchestrator.recovery.dead_runs import Cut, Decision, GoesOn, Verdict, cut_short, decide, ending
+from orchestrator.recovery.dead_runs import Cut, Decision, GoesOn, Verdict, cut_short, decide, ending, is_left
 from orchestrator.runs.processes import certainly_gone
 from orchestrator.runs.types import Services, TakenRun
 
@@ -199,9 +199,7 @@ class Recovery:
         if not fence:
             if not await asyncio.to_thread(self._concerns_us, run_id, dead, at_once=at_once):
                 return None
-            # What the dead process recorded up to here counts; from here on it can record nothing.
-            fence = await services.ledger.take_over(run_id)
-            events.append(RunTakenOver(runner=services.heartbeat.runner_id, reason=reason))
+            fence = await self._take_over(run_id, reason)
         run = await asyncio.to_thread(self._look, run_id, dead, fence, at_once=at_once)
         if run is None:
             return None
@@ -216,13 +214,33 @@ class Recovery:
         self._fences[run_id] = fence
         return replace(run, leases=tuple(replace(lease, state=LeaseState.REVOKING) for lease in run.leases))
 
+    async def _take_over(self, run_id: str, reason: str) -> int:
+        """Become the only writer, and say so before the workflow is read: should that end this process, it counts."""
+        services = self.services
+        # What the dead process recorded up to here counts; from here on it can record nothing.
+        fence = await services.ledger.take_over(run_id)
+        record = await asyncio.to_thread(services.reader.run, run_id)
+        if record is not None and record.state is RunState.RUNNING:
+            goes_on = await asyncio.to_thread(self.goes_on, record)
+            taken = RunTakenOver(runner=services.heartbeat.runner_id, reason=reason, goes_on=goes_on)
+            await services.ledger.append(run_id, fence, [taken])
+            self._fences[run_id] = fence
+        return fence
+
     def _concerns_us(self, run_id: str, dead: str, *, at_once: bool) -> bool:
         """Whether there is anything to do, so that a run which is left to a service is not taken over for nothing."""
         record = self.services.reader.run(run_id)
         if record is None or record.state is not RunState.RUNNING:
             return False
-        decision = decide(self.services, record, dead, self.goes_on, self.secrets.get(run_id))
-        return decision.verdict is not Verdict.LEAVE or self._look(run_id, dead, 0, at_once=at_once) is not None
+        return not is_left(self.services, record, self.goes_on) or self._has_open(run_id, at_once=at_once)
+
+    def _has_open(self, run_id: str, *, at_once: bool) -> bool:
+        """Whether something of a run that is left to a service is to be closed, or has no end on record."""
+        return bool(self._leases(run_id, only_due=not at_once) or cut_short(self.services.reader, run_id).unfinished)
+
+    def _leases(self, run_id: str, *, only_due: bool) -> list[LeaseRecord]:
+        leases = self.services.reader.leases(LeaseFilter(run=run_id, states=OPEN, limit=100_000))
+        return [lease for lease in leases if not only_due or is_due(lease, self.services.clock.now())]
 
     def _look(self, run_id: str, dead: str, fence: int, *, at_once: bool) -> OpenRun | None:
         services = self.services
@@ -230,9 +248,7 @@ class Recovery:
         if record is None or record.state is not RunState.RUNNING:
             return None
         decision = decide(services, record, dead, self.goes_on, self.secrets.get(run_id))
-        leases = services.reader.leases(LeaseFilter(run=run_id, states=OPEN, limit=100_000))
-        if decision.verdict is Verdict.LEAVE and not at_once:
-            leases = [lease for lease in leases if is_due(lease, services.clock.now())]
+        leases = self._leases(run_id, only_due=decision.verdict is Verdict.LEAVE and not at_once)
         cut = cut_short(services.reader, run_id)
         if decision.verdict is Verdict.LEAVE and not leases and not cut.unfinished:
             return None

@@ -38,8 +38,11 @@ class Heartbeat:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._entering = threading.Lock()
 
-    def begin(self, run_id: str, *, digest: str, text: str) -> bool:
-        """Enter this process if it is not yet, and a run that it is about to begin; False if the id is taken."""
+    def begin(self, run_id: str, *, digest: str, text: str | None) -> bool:
+        """Enter this process if it is not yet, and a run that it is about to begin; False if the id is taken.
+
+        Without a text none is kept, for a run that is only to be ended.
+        """
         self.enter()
         return self.store.own(run_id, self.runner_id, digest=digest, text=text)
 

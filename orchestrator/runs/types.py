@@ -55,6 +55,9 @@ class Services:
 
     Negative: it is pretended that so much time has passed already.
     """
+    max_takeovers: int = 3
+    """How often a run is gone on with whose process died, and a queued one taken out again whose worker died or could
+    not begin it."""
     dead_after: float = 15.0
     """Seconds without a sign of life after which a process is taken for dead that nobody can see to be gone."""
 

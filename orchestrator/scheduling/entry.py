@@ -50,7 +50,7 @@ class Entry:
     seen: datetime
     paused: bool = False
     waiting: deque[Fire] = field(default_factory=deque)
-    running: list[Launched] = field(default_factory=list)
+    running: dict[Launched, Fire] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -80,7 +80,7 @@ class Entry:
     async def request(self, at: datetime) -> None:
         """Carry out what a person asked for at this moment, and strike the request out. Raises LedgerError."""
         fire = requested(self.name, at)
-        if fire not in self.waiting and all(fire.run_id != one.run_id for one in self.running):
+        if fire not in self.waiting and fire not in self.running.values():
             decision = admit(
                 self.known.schedule,
                 fire,
@@ -141,8 +141,9 @@ class Entry:
         """Cancel the scheduler's runs of this workflow and start when all they held is given back."""
         self.waiting.clear()
         ending = list(self.running)
+        successor = await asyncio.to_thread(fire.occasion.run_id, self.context.services)
         for launched in ending:
-            launched.cancel(ExitCode.TERMINATED, f"replaced by the run {fire.run_id}")
+            launched.cancel(ExitCode.TERMINATED, f"replaced by the run {successor}")
         await self.context.launcher.wait(ending)
         if await self._going_on():
             self._skipped(Decision(fire, Verdict.SKIP, "overlap"))  # another process runs it
@@ -159,15 +160,25 @@ class Entry:
             log.error("%s cannot be run: %s", self.name, error.message)
             self._skipped(Decision(fire, Verdict.SKIP, "inputs"))
             return
-        request = RunRequest(run_id=fire.run_id, loaded=loaded, inputs=bound, trigger=fire.trigger)
+        services = self.context.services
+        run_id: str | None = await asyncio.to_thread(fire.occasion.run_id, services)
+        while run_id is not None:
+            request = RunRequest(run_id=run_id, loaded=loaded, inputs=bound, trigger=fire.trigger)
+            if await self._begun(fire, request):
+                return
+            run_id = await asyncio.to_thread(fire.occasion.another_id, services, run_id)
+        self._skipped(Decision(fire, Verdict.SKIP, "taken"))
+
+    async def _begun(self, fire: Fire, request: RunRequest) -> bool:
+        """Start the run and see it begin; False if its id is taken. Raises LedgerError."""
         launched = self.context.launcher.launch(Runner(self.context.services), request)
-        self.running.append(launched)
-        launched.task.add_done_callback(lambda _: self.running.remove(launched))
+        self.running[launched] = fire
+        launched.task.add_done_callback(lambda _: self.running.pop(launched))
         try:
             await asyncio.wait([launched.begun])
             launched.begun.result()
         except UsageError:
-            self._skipped(Decision(fire, Verdict.SKIP, "taken"))
+            return False
         except LedgerError:
             raise
         except OrchestratorError as error:
@@ -176,6 +187,7 @@ class Entry:
         else:
             lag = (self.context.services.clock.now() - fire.due).total_seconds()
             self.context.metrics.started(self.name, max(0.0, lag))
+        return True
 
     async def _going_on(self) -> int:
         """How many runs of this workflow go on that a scheduler started, here or in another process."""

@@ -1,4 +1,4 @@
-"""One fire of a schedule: its nominal time, when it is due with jitter, and the id of its run.
+"""One fire of a schedule: its nominal time, and when it is due with jitter.
 
 All of it follows from the workflow's name and the nominal time, so that every process finds the same.
 """
@@ -9,8 +9,8 @@ import hashlib
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from orchestrator.ledger.ids import run_id_of
 from orchestrator.ledger.storage.times import time_to_text
+from orchestrator.recovery.fire_ids import Occasion
 from orchestrator.runs.triggers import TRIGGER_REQUEST, TRIGGER_SCHEDULE
 from orchestrator.scheduling.fire_times import next_fire
 from orchestrator.workflow.models import Schedule
@@ -26,9 +26,9 @@ class Fire:
     trigger: str = TRIGGER_SCHEDULE
 
     @property
-    def run_id(self) -> str:
-        """Always the same for the same workflow, time and trigger: the ledger takes it only once."""
-        return run_id_of(self.at, self.trigger, self.workflow, time_to_text(self.at))
+    def occasion(self) -> Occasion:
+        """What its run is known by before there is one."""
+        return Occasion(self.workflow, self.trigger, self.at)
 
 
 def scheduled(schedule: Schedule, workflow: str, at: datetime) -> Fire:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 
-from orchestrator.actions.catalog import catalog
 from orchestrator.clock import Clock
-from orchestrator.errors import OrchestratorError, UsageError
+from orchestrator.errors import NotAsRecorded, OrchestratorError, UsageError
 from orchestrator.grants.models import DatabaseGrant
 from orchestrator.ledger.coordination.queue import QueuedRun, RunQueue
+from orchestrator.ledger.events import RunStarted
+from orchestrator.recovery.backoff import FIRST_PAUSE, jitter_of, pause_after
+from orchestrator.recovery.unended import end_unbegun
+from orchestrator.runs.recorded_workflow import recorded_workflow
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import RunRequest, Services
 from orchestrator.scheduling.launcher import Launched, Launcher
 from orchestrator.secret import Secret
 from orchestrator.workflow.inputs import bind_inputs
-from orchestrator.workflow.loader import load_text
 from orchestrator.workflow.models import Workflow
 
 log = logging.getLogger(__name__)
@@ -57,41 +60,94 @@ def claiming(
     services: Services, launcher: Launcher, limits: Mapping[str, int], *, max_runs: int
 ) -> Callable[[], Awaitable[None]]:
     """The worker's regular look into the queue: claim and start as much as there is room for here."""
-    runner = Runner(services)
-    unbegun: set[str] = set()
+    return _Claiming(services, launcher, limits, max_runs).once
+
+
+@dataclass(slots=True)
+class _Claiming:
+    """One worker's look into the queue. A run that it cannot begin rests here, and holds up none behind it."""
+
+    services: Services
+    launcher: Launcher
+    limits: Mapping[str, int]
+    max_runs: int
+    _unbegun: set[str] = field(default_factory=set)
     """Claimed here, and given up before the ledger had their beginning: others may have them."""
+    _resting: dict[str, float] = field(default_factory=dict)
+    """Runs that cannot be begun here, with the time by the monotonic clock from which on it is tried again."""
 
-    def give_up(launched: Launched) -> None:
-        if launched.begun.cancelled() or launched.begun.exception() is not None:
-            unbegun.add(launched.run_id)
-
-    async def claim_runs() -> None:
-        heartbeat = services.heartbeat
+    async def once(self) -> None:
+        """Claim and start as much as there is room for. Raises LedgerError."""
+        heartbeat, queue, runner = self.services.heartbeat, self.services.queue, Runner(self.services)
         await asyncio.to_thread(heartbeat.enter)
-        while unbegun:
-            await asyncio.to_thread(services.queue.release, heartbeat.runner_id, run_id=next(iter(unbegun)))
-            unbegun.pop()
-        while len(launcher.active) < max_runs:
-            claimed = await asyncio.to_thread(services.queue.claim, heartbeat.runner_id, limits)
+        while self._unbegun:
+            run_id = next(iter(self._unbegun))
+            await asyncio.to_thread(queue.release, heartbeat.runner_id, run_id=run_id, tried=False)
+            self._unbegun.discard(run_id)
+        now = self.services.clock.monotonic()
+        self._resting = {run_id: until for run_id, until in self._resting.items() if until > now}
+        while len(self.launcher.active) < self.max_runs:
+            claimed = await asyncio.to_thread(queue.claim, heartbeat.runner_id, self.limits, besides=self._resting)
             if claimed is None:
                 return
-            try:
-                request = await asyncio.to_thread(_request, services, claimed)
-            except Exception as error:  # noqa: BLE001 -- whatever it is, the claim must not stay
-                why = error.message if isinstance(error, OrchestratorError) else f"unexpected {type(error).__name__}"
-                log.error("run %s cannot be carried out here: %s", claimed.run_id, why)
-                await asyncio.to_thread(services.queue.release, heartbeat.runner_id, run_id=claimed.run_id)
-                return
-            launched = launcher.launch(runner, request)
-            launched.task.add_done_callback(lambda _, launched=launched: give_up(launched))  # type: ignore[misc]
+            if (request := await self._loaded(claimed)) is not None:
+                launched = self.launcher.launch(runner, request)
+                launched.task.add_done_callback(lambda _, launched=launched: self._give_up(launched))  # type: ignore[misc]
 
-    return claim_runs
+    async def _loaded(self, claimed: QueuedRun) -> RunRequest | None:
+        """The run as it can be started; None where it cannot, and then it is given back or has an end."""
+        limit = self.services.max_takeovers
+        if claimed.tries > limit + 1:
+            reason = f"{claimed.tries - 1} workers died or failed before they could begin it: no other one tries"
+            await self._end(claimed, reason)
+            return None
+        try:
+            return await asyncio.to_thread(_request, self.services, claimed)
+        except NotAsRecorded as error:
+            await self._end(claimed, error.message)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the claim must not stay
+            why = error.message if isinstance(error, OrchestratorError) else f"unexpected {type(error).__name__}"
+            if claimed.tries > limit:
+                await self._end(claimed, f"tried {claimed.tries} times: it cannot be carried out here: {why}")
+                return None
+            pause = pause_after(claimed.tries, jitter_of(claimed.run_id, claimed.tries))
+            self._resting[claimed.run_id] = self.services.clock.monotonic() + pause
+            about = {"run": claimed.run_id, "workflow": claimed.workflow}
+            log.error(
+                "run %s cannot be carried out here: %s; tried again in %.0f s, %d times at most over all workers",
+                *(claimed.run_id, why, pause, limit + 1 - claimed.tries),
+                extra=about,
+            )
+            heartbeat = self.services.heartbeat
+            await asyncio.to_thread(self.services.queue.release, heartbeat.runner_id, run_id=claimed.run_id)
+        return None
+
+    async def _end(self, claimed: QueuedRun, reason: str) -> None:
+        """Have the ledger say that the run failed, without its workflow having been read: nothing of it is open."""
+        about = {"run": claimed.run_id, "workflow": claimed.workflow}
+        log.error("queued run %s is ended: %s", claimed.run_id, reason, extra=about)
+        if await end_unbegun(self.services, _started(claimed), claimed.run_id, reason):
+            return
+        self._resting[claimed.run_id] = self.services.clock.monotonic() + FIRST_PAUSE
+        await asyncio.to_thread(self.services.queue.release, self.services.heartbeat.runner_id, run_id=claimed.run_id)
+
+    def _give_up(self, launched: Launched) -> None:
+        if launched.begun.cancelled() or launched.begun.exception() is not None:
+            self._unbegun.add(launched.run_id)
+
+
+def _started(claimed: QueuedRun) -> RunStarted:
+    return RunStarted(
+        workflow=claimed.workflow,
+        digest=claimed.digest,
+        agent="",  # only the text says it
+        trigger=claimed.trigger,
+        inputs=claimed.inputs,
+        steps=(),
+    )
 
 
 def _request(services: Services, claimed: QueuedRun) -> RunRequest:
-    text = services.heartbeat.store.text(claimed.digest)
-    if text is None:
-        raise UsageError("the text of its workflow is not in the ledger")
-    loaded = load_text(text, filename=f"{claimed.workflow} of {claimed.run_id}", actions=catalog)
+    loaded = recorded_workflow(services.heartbeat.store, claimed.digest, claimed.workflow)
     inputs = bind_inputs(loaded.workflow, claimed.inputs)
     return RunRequest(run_id=claimed.run_id, loaded=loaded, inputs=inputs, trigger=claimed.trigger)

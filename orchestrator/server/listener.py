@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from orchestrator.errors import UsageError
+from orchestrator.server.connections import BACKLOG, BoundedProtocol, exhaustion_told_seldom
 from orchestrator.telemetry.metrics import Metrics
 
 Check = Callable[[], Awaitable[Mapping[str, str]]]
@@ -59,7 +60,7 @@ def bind(address: str) -> socket.socket:
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((bare, int(port)))
-        listening.listen()
+        listening.listen(BACKLOG)
     except (OSError, OverflowError) as error:
         listening.close()
         reason = getattr(error, "strerror", None) or str(error)
@@ -73,15 +74,25 @@ def bind(address: str) -> socket.socket:
 async def listening(app: Starlette, bound: socket.socket) -> AsyncIterator[None]:
     """Answer at a bound socket until the context is left."""
     settings = uvicorn.Config(
-        app, log_config=None, lifespan="off", access_log=False, timeout_graceful_shutdown=1, server_header=False
+        app,
+        http=BoundedProtocol,
+        ws="none",
+        log_config=None,
+        lifespan="off",
+        access_log=False,
+        timeout_graceful_shutdown=1,
+        timeout_keep_alive=5,
+        backlog=BACKLOG,
+        server_header=False,
     )
     server = _Server(settings)
-    task = asyncio.create_task(server.serve(sockets=[bound]), name="listener")
-    try:
-        yield
-    finally:
-        server.end()
-        await task
+    with exhaustion_told_seldom():
+        task = asyncio.create_task(server.serve(sockets=[bound]), name="listener")
+        try:
+            yield
+        finally:
+            server.end()
+            await task
 
 
 class _Server(uvicorn.Server):

@@ -26,7 +26,7 @@ from orchestrator.recovery.backoff import is_due
 from orchestrator.recovery.dead_runs import Verdict, of_a_service
 from orchestrator.recovery.irrevocable import close_irrevocable
 from orchestrator.recovery.open_leases import close_left_over, left_over
-from orchestrator.recovery.orphans import sweep_id, sweep_orphans
+from orchestrator.recovery.orphans import sweep_at, sweep_once
 from orchestrator.recovery.takeover import Recovery
 from orchestrator.recovery.unended import end_run
 from orchestrator.redaction.redactor import Redactor
@@ -37,6 +37,7 @@ from orchestrator.scheduling.folder import WorkflowFolder
 from orchestrator.scheduling.launcher import Launcher
 from orchestrator.scheduling.queue import claiming
 from orchestrator.scheduling.scheduler import Scheduler
+from orchestrator.server.descriptors import raise_descriptor_limit
 from orchestrator.server.maintenance import Maintenance, maintained
 from orchestrator.server.readiness import STALLED_SECONDS, Readiness
 from orchestrator.signals import EXIT_CODES, handled
@@ -114,6 +115,7 @@ async def serve(
     DONE: every run had ended by itself and nothing is left. TERMINATED or INTERRUPTED: runs had to be
     cancelled. UNCONFIRMED: a revocation is not confirmed. Raises UsageError and LedgerError if it cannot begin.
     """
+    raise_descriptor_limit()
     bound, metrics = _observed(config.listen)
     launcher = Launcher(max_runs=config.max_runs, redactor=redactor)
 
@@ -247,7 +249,7 @@ def _leftovers(services: Services) -> Callable[[], Awaitable[None]]:
 
 def _orphans(services: Services, seconds: float) -> Callable[[], Awaitable[None]]:
     async def orphans() -> None:
-        for swept in await sweep_orphans(services, sweep_id(services.clock.now(), seconds)) or ():
+        for swept in await sweep_once(services, sweep_at(services.clock.now(), seconds)) or ():
             if not swept.clean:
                 log.error("expired logins of %s: %s", swept.connection, swept.reason)
 

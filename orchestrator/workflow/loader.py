@@ -67,8 +67,12 @@ def load_text(text: str, *, filename: str, actions: ActionCatalog) -> LoadedWork
         raise InvalidWorkflow(source.problems)
     if workflow is None:
         raise InvalidWorkflow([source.at(1, 1, "a workflow is a map with `version`, `name`, `agent` and `steps`")])
-    digest = "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-    return LoadedWorkflow(workflow, digest, filename, text)
+    return LoadedWorkflow(workflow, digest_of(text), filename, text)
+
+
+def digest_of(text: str) -> str:
+    """What a version of a workflow is known by: `sha256:HEX` of its text."""
+    return "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _validated(source: Source) -> Workflow | None:

@@ -14,6 +14,7 @@ import pytest
 from bench import Bench, Setup
 from dbos import DBOS, DBOSClient, SetWorkflowID
 from dbos import error as dbos_error
+from dbos._serialization import DBOSPortableJSON
 
 from orchestrator.clock import SystemClock
 from orchestrator.errors import LedgerError
@@ -40,7 +41,15 @@ def test_the_version_is_the_one_that_was_measured(setup: Setup) -> None:
 def bare(setup: Setup) -> Iterator[None]:
     """DBOS without anything of ours, launched inside a running loop or outside of one."""
     url = setup.ledger_url
-    DBOS(config={"name": "bare", "system_database_url": url, "dbos_system_schema": "bare", "log_level": "CRITICAL"})
+    DBOS(
+        config={
+            "name": "bare",
+            "system_database_url": url,
+            "dbos_system_schema": "bare",
+            "log_level": "CRITICAL",
+            "serializer": DBOSPortableJSON,
+        }
+    )
     DBOS.launch()
     try:
         yield

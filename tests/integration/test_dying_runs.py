@@ -221,7 +221,7 @@ def test_a_run_that_cannot_even_be_read_from_the_queue_does_not_keep_its_slots(
             enqueue(services.queue, queued, services.clock)
             claim = claiming(services, launcher, {}, max_runs=2)
             with monkeypatch.context() as patched:
-                patched.setattr("orchestrator.scheduling.queue.load_text", lambda *given, **named: {}["no"])
+                patched.setattr("orchestrator.scheduling.queue.recorded_workflow", lambda *given, **named: {}["no"])
                 await claim()
             assert [each.claimed_by for each in services.queue.all()] == [None]
             assert await worked_off(services, launcher, queued.run_id) is RunState.SUCCEEDED

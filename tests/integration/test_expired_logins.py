@@ -26,7 +26,7 @@ from orchestrator.ledger.lease import FINAL
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.reading.queries import SWEEP_WORKFLOW
 from orchestrator.ledger.states import RunState
-from orchestrator.recovery.orphans import ConnectionSwept, databases, step_key_of, sweep_id, sweep_orphans
+from orchestrator.recovery.orphans import ConnectionSwept, databases, step_key_of, sweep_at, sweep_once, sweep_orphans
 from orchestrator.recovery.takeover import Recovery
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.types import Services
@@ -220,12 +220,16 @@ class TestOnRecord:
         assert orphans(bench, run_id) == [(KEY, [name(1)])]
 
     def test_of_several_processes_only_one_sweeps_at_a_time(self, bench: Bench) -> None:
-        run_id = sweep_id(datetime.now(UTC), 900)
-        assert sweep(bench, run_id) == (ConnectionSwept("support"),)
+        now = datetime.now(UTC)
+
+        def sweep_of(moment: datetime) -> tuple[ConnectionSwept, ...] | None:
+            return with_services(bench, lambda services: sweep_once(services, sweep_at(moment, 900)))
+
+        assert sweep_of(now) == (ConnectionSwept("support"),)
         created(bench, name(1), valid="-1 hour")
-        assert sweep(bench, run_id) is None
+        assert sweep_of(now) is None
         assert bench.logins() == [name(1)]
-        assert sweep(bench, sweep_id(datetime.now(UTC) + timedelta(seconds=900), 900)) is not None
+        assert sweep_of(now + timedelta(seconds=900)) is not None
 
     def test_a_sweep_that_is_cut_short_gives_its_own_login_back(self, cleaned: Bench) -> None:
         created(cleaned, name(1), valid="-1 hour")
@@ -270,10 +274,10 @@ class TestOnRecord:
         )
 
 
-def test_the_id_of_a_sweep_is_the_same_within_its_interval() -> None:
+def test_a_sweep_is_the_same_within_its_interval() -> None:
     at = datetime(2026, 6, 1, 12, 7, tzinfo=UTC)
-    assert sweep_id(at, 900) == sweep_id(at.replace(minute=14), 900)
-    assert sweep_id(at, 900) != sweep_id(at.replace(minute=15), 900)
+    assert sweep_at(at, 900) == sweep_at(at.replace(minute=14), 900)
+    assert sweep_at(at, 900) != sweep_at(at.replace(minute=15), 900)
 
 
 def test_databases_are_the_endpoints_that_are_not_web_addresses() -> None:

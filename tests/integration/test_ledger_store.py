@@ -589,7 +589,7 @@ def test_the_indexes_are_those_that_the_code_knows(ledger: Ledger, url: str) -> 
 
 
 def back_to_r0005(url: str) -> None:
-    """Take away what r0006 and r0007 added, and make what the first replaced, as the ledger was before."""
+    """Take away what r0006 and later ones added, and make what the first replaced, as the ledger was before."""
     filters = ("workflow", "step", "agent", "state", "resource", "grant_kind", "step_key", "vault_lease_id")
     engine = connect(locate(url))
     with engine.begin() as connection:
@@ -599,6 +599,8 @@ def back_to_r0005(url: str) -> None:
             connection.execute(text("DROP FUNCTION note_lease_origin"))
         connection.execute(text("DROP TABLE lease_origin"))
         connection.execute(text("ALTER TABLE runner DROP COLUMN recovered_by"))
+        connection.execute(text("ALTER TABLE queued_run DROP COLUMN tries"))
+        connection.execute(text("DROP TABLE fire"))
         kept = {"run_owner_by_runner", "queued_run_by_time", "lease_by_time", "lease_by_run", "lease_origin_by_all"}
         for index in INDEXES:
             if index.name not in kept:

@@ -163,7 +163,32 @@ def test_a_history_that_was_changed_is_called_broken(
 def test_a_whole_history_is_called_whole(capsys: pytest.CaptureFixture[str]) -> None:
     answer = Answer(capsys, "runs", "verify", RUN, "--json")
     assert answer.code == 0
-    assert answer.json() == {"run": RUN, "whole": True, "first_broken_event": None}
+    assert answer.json() == {"run": RUN, "whole": True, "first_broken_event": None, "differences": []}
+
+
+def test_what_the_tables_say_otherwise_than_the_history_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import sqlite3
+
+    path = tmp_path / "changed.db"
+    asyncio.run(record(path, {RUN: ("a", SUCCEEDED), "run_zz": ("b", SUCCEEDED)}))
+    monkeypatch.setenv("ORCHESTRATOR_LEDGER_URL", str(path))
+    all_whole = Answer(capsys, "runs", "verify")
+    assert all_whole.code == 0
+    assert all_whole.lines == ["2 runs: all histories are whole, and the tables say the same"]
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE step SET state = 'failed', reason = '' WHERE run_id = ? AND step = 'read'", (RUN,))
+        connection.execute("UPDATE lease SET agent = 'somebody else' WHERE run_id = ? AND \"grant\" = 'db'", (RUN,))
+    connection.close()
+    answer = Answer(capsys, "runs", "verify", RUN)
+    assert answer.code == 4
+    assert f"{RUN}: step read: changed: state" in answer.lines
+    assert any(line.endswith(": changed: agent") for line in answer.lines)
+    both = Answer(capsys, "runs", "verify", "--json").json()
+    assert (both["runs"], both["whole"]) == (2, False)
+    assert {each["run"] for each in both["not_whole"]} >= {RUN}
+    assert "run_zz" not in {each["run"] for each in both["not_whole"]}
 
 
 @pytest.mark.parametrize("command", [["runs", "show"], ["runs", "verify"], ["leases", "show"]])

@@ -27,8 +27,8 @@ from orchestrator.ledger.events import (
 )
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.storage.codec import canonical_json, event_to_text
+from orchestrator.ledger.storage.projections import RunRows, project, storable
 from orchestrator.ledger.storage.times import time_to_text
-from orchestrator.ledger.writing.projections import RunRows, project, storable
 from orchestrator.secret import Secret
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)

@@ -52,6 +52,11 @@ def test_the_defaults_are_the_careful_ones() -> None:
         ("{ every: 1h, jitter: 1h, inputs: { limit: 1 } }", "`jitter` must be shorter than `every`"),
         ("{ every: 1h, overlap: perhaps, inputs: { limit: 1 } }", "'forbid', 'queue', 'replace' or 'allow'"),
         ("{ inputs: { limit: 1 } }", "either `cron` or `every`"),
+        ("{ every: 999999999h, inputs: { limit: 1 } }", "a duration is at most 87660h"),
+        ("{ every: 87660h1s, inputs: { limit: 1 } }", "a duration is at most 87660h"),
+        ("{ every: 1000000000000000000000000000000, inputs: { limit: 1 } }", "a duration is at most 87660h"),
+        ("{ every: " + "9" * 400 + "h, inputs: { limit: 1 } }", "is not a duration"),
+        ("{ every: -5, inputs: { limit: 1 } }", "a duration is longer than zero"),
     ],
 )
 def test_what_is_wrong_with_a_schedule_is_told_with_its_place(schedule: str, told: str) -> None:

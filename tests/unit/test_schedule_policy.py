@@ -108,12 +108,3 @@ def test_no_more_than_a_limit_waits() -> None:
     schedule = hourly(overlap="queue")
     decision = admit(schedule, scheduled(schedule, "w", NOON), running=1, waiting=QUEUE_LIMIT, caught_up=False)
     assert (decision.verdict, decision.reason) == (Verdict.SKIP, "queue_full")
-
-
-def test_the_run_of_a_fire_has_the_same_id_in_every_process() -> None:
-    schedule = hourly()
-    fire = scheduled(schedule, "w", NOON)
-    assert fire.run_id == scheduled(hourly(overlap="allow"), "w", NOON).run_id
-    others = {scheduled(schedule, "v", NOON).run_id, scheduled(schedule, "w", NOON + timedelta(hours=1)).run_id}
-    assert fire.run_id not in others | {requested("w", NOON).run_id}
-    assert fire.run_id == "run_01KT1GW6G0J398MTC0V4Q3JKXH"  # and in every version

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +13,7 @@ from orchestrator.errors import ExitCode, UnknownRun, UsageError
 from orchestrator.ledger.states import RunState
 
 if TYPE_CHECKING:
-    from orchestrator.ledger.types import LedgerReader, RunRecord
+    from orchestrator.ledger.types import Examined, LedgerReader, RunRecord
 
 app = typer.Typer(help="What was run, and what happened in it.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -66,22 +67,52 @@ def show(
 
 
 @app.command("verify")
-def verify(run: RunId, as_json: options.Json = False) -> None:
-    """Check that no event of the run was changed, removed or added since it was recorded."""
+def verify(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="The id of the run; without it, all runs.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Check that what the ledger holds is what was recorded: the events, and the tables that lists are made from.
+
+    No event was changed, removed or added, and runs, steps and leases are shown as their events say. Not looked at is
+    what is no history: processes, fences, the queue, what the scheduler remembers.
+    """
     from orchestrator.cli.connect import ledger_reader
     from orchestrator.cli.display.json_output import print_json
     from orchestrator.cli.display.terminal import console
 
+    checked, wrong = 0, []
     with ledger_reader() as reader:
-        broken = reader.verify(run)
-    if as_json:
-        print_json({"run": run, "whole": broken is None, "first_broken_event": broken})
-    elif broken is None:
-        console().print(f"{run}: the history is whole")
-    else:
-        console().print(f"{run}: the history is broken from event {broken} on", style="red")
-    if broken is not None:
+        for found in [reader.examine(run)] if run is not None else reader.examine_all():
+            checked += bool(found.run_id)
+            if not found.whole:
+                wrong.append(found)
+                for line in _told(found) if not as_json else ():
+                    console().print(line, style="red", markup=False)
+    if as_json and run is not None:
+        print_json(_examined_json(found))
+    elif as_json:
+        print_json({"runs": checked, "whole": not wrong, "not_whole": [_examined_json(each) for each in wrong]})
+    elif not wrong:
+        about = f"{run}: the history is" if run is not None else f"{checked} runs: all histories are"
+        console().print(f"{about} whole, and the tables say the same")
+    elif run is None:
+        console().print(f"{checked} runs: {len(wrong)} are not as they were recorded", style="red")
+    if wrong:
         raise typer.Exit(int(ExitCode.STEP_FAILED))
+
+
+def _examined_json(found: Examined) -> dict[str, object]:
+    differences = [dataclasses.asdict(each) for each in found.differences]
+    broken = found.first_broken_event
+    return {"run": found.run_id, "whole": found.whole, "first_broken_event": broken, "differences": differences}
+
+
+def _told(found: Examined) -> Iterator[str]:
+    about = found.run_id or "(no run)"
+    if found.first_broken_event is not None:
+        yield f"{about}: the history is broken from event {found.first_broken_event} on"
+    for each in found.differences:
+        yield f"{about}: {each}"
 
 
 @app.command("resume")

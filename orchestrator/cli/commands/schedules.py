@@ -69,22 +69,24 @@ def next_times(
     ]
     fires.sort(key=lambda fire: (fire.due, fire.workflow))
     if as_json:
-        print_json(
-            [{"workflow": fire.workflow, "at": fire.at, "due": fire.due, "run_id": fire.run_id} for fire in fires]
-        )
+        print_json([{"workflow": fire.workflow, "at": fire.at, "due": fire.due} for fire in fires])
     else:
-        rows = [(local(fire.due), fire.workflow, fire.run_id) for fire in fires]
-        console().print(table(("DUE", "WORKFLOW", "RUN"), rows, fold=("WORKFLOW",)) if rows else "nothing is scheduled")
+        rows = [(local(fire.due), fire.workflow) for fire in fires]
+        console().print(table(("DUE", "WORKFLOW"), rows, fold=("WORKFLOW",)) if rows else "nothing is scheduled")
 
 
 @app.command("trigger")
 def trigger(workflow: Name, as_json: options.Json = False) -> None:
     """Ask the scheduler for one run now. It waits for a run that goes on, unless overlap is allowed."""
+    from orchestrator.cli.connect import open_store
     from orchestrator.scheduling import state as change
     from orchestrator.scheduling.fires import requested
 
     state = _changed(change.trigger, workflow)
-    run = requested(workflow, state.requested).run_id if state.requested else None
+    run = None
+    if state.requested:
+        with open_store() as ledger:
+            run = ledger.runners.run_of_fire(workflow, requested(workflow, state.requested).trigger, state.requested)
     _tell(f"{workflow}: the scheduler will start {run}", {"workflow": workflow, "run_id": run}, as_json=as_json)
 
 

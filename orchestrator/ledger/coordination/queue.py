@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sqlalchemy import Connection, Engine, RowMapping, Select, delete, insert, select, text, update
@@ -43,6 +43,8 @@ class QueuedRun:
     max_runs: int
     queued_at: datetime
     claimed_by: str | None = None
+    tries: int = 0
+    """How often it was claimed and not begun, a claim that holds now included."""
 
 
 class RunQueue:
@@ -75,31 +77,40 @@ class RunQueue:
             )
             return True
 
-    def claim(self, runner_id: str, limits: Mapping[str, int]) -> QueuedRun | None:
-        """Claim the oldest run that there is room for. `limits` are runs at once by connection, over all workers."""
+    def claim(self, runner_id: str, limits: Mapping[str, int], *, besides: Collection[str] = ()) -> QueuedRun | None:
+        """Claim the oldest run that there is room for, and count the try before anybody looks into the run.
+
+        `limits` are runs at once by connection, over all workers; `besides` are runs that the worker leaves alone.
+        """
         with self._writing() as connection:
             self._clear(connection)
             taken = [_queued(row) for row in connection.execute(_rows(claimed=True)).mappings()]
             workflows = Counter(each.workflow for each in taken)
             connections = Counter(name for each in taken for name in each.connections)
-            for row in connection.execute(_rows(claimed=False).limit(LOOK_AHEAD)).mappings():
+            waits = _rows(claimed=False).where(queued_run.c.run_id.not_in(besides)) if besides else _rows(claimed=False)
+            for row in connection.execute(waits.limit(LOOK_AHEAD)).mappings():
                 waiting = _queued(row)
                 if waiting.max_runs and workflows[waiting.workflow] >= waiting.max_runs:
                     continue
                 if any(name in limits and connections[name] >= limits[name] for name in waiting.connections):
                     continue
                 this = queued_run.c.run_id == waiting.run_id
-                connection.execute(update(queued_run).where(this).values(claimed_by=runner_id))
-                return waiting
+                tries = waiting.tries + 1
+                connection.execute(update(queued_run).where(this).values(claimed_by=runner_id, tries=tries))
+                return replace(waiting, claimed_by=runner_id, tries=tries)
             return None
 
-    def release(self, runner_id: str, *, run_id: str | None = None) -> int:
-        """Give back what a worker claimed and never begun, all of it or one run; how many there were."""
+    def release(self, runner_id: str, *, run_id: str | None = None, tried: bool = True) -> int:
+        """Give back what a worker claimed and never begun, all of it or one run; how many there were.
+
+        Not `tried`: the worker has had no time for it, which is nothing that speaks against the run.
+        """
         with self._writing() as connection:
             theirs = (queued_run.c.claimed_by == runner_id) & queued_run.c.run_id.not_in(select(run.c.run_id))
             if run_id is not None:
                 theirs &= queued_run.c.run_id == run_id
-            return connection.execute(update(queued_run).where(theirs).values(claimed_by=None)).rowcount
+            changed = {"claimed_by": None, "tries": queued_run.c.tries - (0 if tried else 1)}
+            return connection.execute(update(queued_run).where(theirs).values(changed)).rowcount
 
     def remove(self, run_id: str) -> bool:
         """Take a run out that nobody has claimed; False if there is none."""
@@ -159,4 +170,5 @@ def _queued(row: RowMapping) -> QueuedRun:
         max_runs=row["max_runs"],
         queued_at=text_to_time(row["queued_at"]),
         claimed_by=row["claimed_by"],
+        tries=row["tries"],
     )

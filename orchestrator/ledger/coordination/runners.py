@@ -9,24 +9,31 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Select, delete, insert, select, update
+from sqlalchemy import Connection, Engine, Select, and_, delete, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.ledger.faults import ledger_error
+from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.reading.newest_first import unindexed
 from orchestrator.ledger.states import RunState
 from orchestrator.ledger.storage.connect import BEGIN
 from orchestrator.ledger.storage.tables import (
     IS_RUNNING,
     IS_TO_CANCEL,
+    fire,
     run,
     run_owner,
     runner,
     runner_token,
     workflow_text,
 )
+from orchestrator.ledger.storage.times import time_to_text
+
+_INSERT: dict[str, Any] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +57,7 @@ class Pulse:
 
 
 class RunnerStore:
-    """The tables `runner`, `runner_token`, `run_owner` and `workflow_text` of a ledger."""
+    """The tables `runner`, `runner_token`, `run_owner`, `fire` and `workflow_text` of a ledger."""
 
     def __init__(self, engine: Engine, label: str) -> None:
         self._engine = engine
@@ -133,7 +140,7 @@ class RunnerStore:
         with self._reading() as connection:
             return [str(row[0]) for row in connection.execute(_unfinished(runner_id))]
 
-    def own(self, run_id: str, runner_id: str, *, digest: str, text: str) -> bool:
+    def own(self, run_id: str, runner_id: str, *, digest: str, text: str | None) -> bool:
         """Become the one who drives a run that is about to begin; False if somebody was there before.
 
         Whoever failed to begin it, or died before it had begun, is nobody.
@@ -146,10 +153,8 @@ class RunnerStore:
                 return False
             if connection.execute(select(run.c.run_id).where(run.c.run_id == run_id)).first() is not None:
                 return False
-            if (
-                connection.execute(select(workflow_text.c.digest).where(workflow_text.c.digest == digest)).first()
-                is None
-            ):
+            known = select(workflow_text.c.digest).where(workflow_text.c.digest == digest)
+            if text is not None and connection.execute(known).first() is None:
                 connection.execute(insert(workflow_text).values(digest=digest, text=text))
             if owner is None:
                 connection.execute(insert(run_owner).values(run_id=run_id, runner_id=runner_id))
@@ -196,6 +201,22 @@ class RunnerStore:
         with self._writing() as connection:
             this = run_owner.c.run_id == run_id
             return connection.execute(update(run_owner).where(this).values(cancel=reason)).rowcount == 1
+
+    def run_of_fire(self, workflow: str, trigger: str, at: datetime, *, instead_of: str | None = None) -> str:
+        """The id of the run that is to be at a nominal time: the same for every process, and known to nobody before.
+
+        `instead_of` is the one given before, where somebody else has taken it: then there is another, once for all.
+        """
+        key = {"workflow": workflow, "trigger": trigger, "at": time_to_text(at)}
+        drawn = new_run_id(now_ms=lambda: round(at.timestamp() * 1000))
+        this = and_(*(fire.c[name] == value for name, value in key.items()))
+        with self._writing() as connection:
+            connection.execute(
+                _INSERT[connection.dialect.name](fire).values(run_id=drawn, **key).on_conflict_do_nothing()
+            )
+            if instead_of is not None:
+                connection.execute(update(fire).where(this, fire.c.run_id == instead_of).values(run_id=drawn))
+            return str(connection.execute(select(fire.c.run_id).where(this)).scalar_one())
 
     def text(self, digest: str) -> str | None:
         """The text of a workflow that was run."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -12,12 +12,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from orchestrator.errors import LedgerError, UnknownRun
 from orchestrator.ledger.faults import ledger_error
 from orchestrator.ledger.lease import OPEN, LeaseState
-from orchestrator.ledger.reading import lease_queries, queries
+from orchestrator.ledger.reading import examination, lease_queries, queries
 from orchestrator.ledger.reading.lease_search import newest_leases
 from orchestrator.ledger.reading.records import event_record, lease_record, run_record, step_record
 from orchestrator.ledger.states import RunState
 from orchestrator.ledger.storage.chain import Head, StoredEvent, first_break, genesis
-from orchestrator.ledger.types import EventRecord, LeaseFilter, LeaseRecord, RunRecord, StepRecord
+from orchestrator.ledger.types import EventRecord, Examined, LeaseFilter, LeaseRecord, RunRecord, StepRecord
 
 ROWS_AT_ONCE = 1000
 
@@ -109,6 +109,22 @@ class Reader:
             raise UnknownRun(f"no run {run_id} is in this ledger", hint="See `history` for the runs that it holds.")
         return broken
 
+    def examine(self, run_id: str) -> Examined:
+        """As `verify`, and whether the tables say of the run what its events say. Raises UnknownRun."""
+        found = examination.examine(self._snapshot, run_id)
+        if found is None:
+            raise UnknownRun(
+                f"no run {run_id} is in this ledger", hint="`orchestrator runs list` shows those that are."
+            )
+        return found
+
+    def examine_all(self) -> Iterator[Examined]:
+        """The same of every run, by id, in batches; runs may go on meanwhile."""
+        return examination.examine_all(self._snapshot)
+
+    def _snapshot(self) -> AbstractContextManager[Connection]:
+        return self._reading(snapshot=True)
+
     @contextmanager
     def _reading(self, *, snapshot: bool = False) -> Iterator[Connection]:
         """A connection whose statements, with `snapshot`, all see the same state (on SQLite they always do)."""
@@ -121,5 +137,6 @@ class Reader:
             raise ledger_error(error, self._label) from error
         except (ValueError, TypeError) as error:
             raise LedgerError(
-                f"the {self._label} holds a row that was not written by this ledger", hint="Run `history verify`."
+                f"the {self._label} holds a row that was not written by this ledger",
+                hint="Run `orchestrator runs verify`.",
             ) from error

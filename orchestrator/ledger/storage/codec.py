@@ -69,7 +69,9 @@ def event_to_text(event: Event) -> str:
 def event_from_json(kind: str, data: JsonObject) -> Event:
     """The inverse of `event_to_json`. A field with a default may be missing; anything unknown raises LedgerError."""
     event_type = EVENT_TYPES.get(kind)
-    hint = "The ledger was written by a newer version, or by something else: upgrade, then run `history verify`."
+    hint = (
+        "The ledger was written by a newer version, or by something else: upgrade, then run `orchestrator runs verify`."
+    )
     if event_type is None:
         raise LedgerError(f"no event is called {kind!r}", hint=hint)
     decoders = _decoders(kind)

@@ -144,6 +144,19 @@ schedule = Table(
 )
 """One row a scheduled workflow: what the scheduler must remember. It is no history and may be changed."""
 
+fire = Table(
+    "fire",
+    metadata,
+    Column("workflow", TEXT, nullable=False),
+    Column("trigger", TEXT, nullable=False),
+    Column("at", TEXT, nullable=False),
+    Column("run_id", TEXT, nullable=False),
+    PrimaryKeyConstraint("workflow", "trigger", "at"),
+    sqlite_with_rowid=False,
+)
+"""Which run is that of a nominal time, for all processes: the first one that comes to it draws the id. Kept for good,
+since a process that slept long may come to an old time."""
+
 runner = Table(
     "runner",
     metadata,
@@ -200,9 +213,13 @@ queued_run = Table(
     Column("max_runs", Integer, nullable=False),
     Column("queued_at", TEXT, nullable=False),
     Column("claimed_by", TEXT),
+    Column("tries", Integer, nullable=False, server_default="0"),
     sqlite_with_rowid=False,
 )
-"""Runs that wait for a worker, and those that one has claimed until they end. `max_runs` 0: as many as there are."""
+"""Runs that wait for a worker, and those that one has claimed until they end. `max_runs` 0: as many as there are.
+
+`tries` counts the claims that did not come to the run's beginning: its worker died, or could not load it.
+"""
 
 LEASE_CHANGES = (
     "state",

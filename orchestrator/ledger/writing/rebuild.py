@@ -10,8 +10,8 @@ from orchestrator.ledger.reading.records import event_record
 from orchestrator.ledger.storage.chain import Head, StoredEvent, first_break
 from orchestrator.ledger.storage.codec import event_from_json
 from orchestrator.ledger.storage.connect import BEGIN
+from orchestrator.ledger.storage.projections import RunRows, project
 from orchestrator.ledger.storage.tables import lease, run, step
-from orchestrator.ledger.writing.projections import RunRows, project
 
 
 def rebuild(engine: Engine, run_id: str) -> None:
@@ -39,7 +39,7 @@ def _replayed(connection: Connection, head: RowMapping) -> RunRows:
     if broken is not None:
         raise LedgerError(
             f"run {run_id} is not rebuilt: its history is broken at event {broken}",
-            hint="See `history verify`; restore the ledger from a backup.",
+            hint="See `orchestrator runs verify`; restore the ledger from a backup.",
         )
     rows = RunRows()
     for row in stored:

@@ -16,7 +16,7 @@ from sqlalchemy.engine.interfaces import DBAPICursor
 from orchestrator.errors import FenceLost, IllegalTransition, LedgerError, UnknownRun, UsageError
 from orchestrator.ledger.events import Event, RunStarted
 from orchestrator.ledger.storage.chain import Head, genesis, link
-from orchestrator.ledger.writing.projections import Row, RunRows, Stored, project
+from orchestrator.ledger.storage.projections import Row, RunRows, Stored, project
 from orchestrator.ledger.writing.statements import Statements
 
 FIRST_FENCE = 1
@@ -90,7 +90,7 @@ class Transaction:
                 hint="Stop this process; the one that took over closes the run's leases.",
             )
         if not self._extend(run_id, view, entries):
-            raise LedgerError(f"run {run_id} changed while its row was locked", hint="Run `history verify`.")
+            raise LedgerError(f"run {run_id} changed while its row was locked", hint="Run `orchestrator runs verify`.")
         return view.head
 
     def take_over(self, run_id: str, *, ended: bool = False) -> int:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -36,6 +35,7 @@ from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.storage.connect import connect
 from orchestrator.ledger.types import LedgerReader
 from orchestrator.ledger.writing.transaction import FIRST_FENCE
+from orchestrator.runs.engines.dbos_rows import OURS, constrain, refuse_pickle
 from orchestrator.runs.engines.references import UnknownError, decode, encode
 from orchestrator.runs.engines.types import Walk
 
@@ -58,7 +58,7 @@ class _References(Serializer):
     """Instead of pickle: stores references only."""
 
     def name(self) -> str:
-        return "orchestrator_references"
+        return OURS
 
     def serialize(self, data: Any) -> str:
         return encode(data)
@@ -131,9 +131,18 @@ _driven: ContextVar[_Driven | None] = ContextVar("driven", default=None)
 
 @DBOS.workflow(name=WORKFLOW)
 async def _run(run_id: str, fence: int) -> dict[str, StepState]:
+    """Go on with what the runner of this process has given to DBOS, under the fence that it took in the ledger.
+
+    An entry that somebody has written into DBOS's tables starts this too, with any arguments: it does nothing.
+    """
     driven = _driven.get()
     if driven is None or (driven.walk.run_id, driven.walk.fence) != (run_id, fence):
-        raise FenceLost(f"run {run_id} is gone on with by whoever takes its fence, and not by DBOS")
+        log.warning(
+            "DBOS has started the workflow %.100r, which was not begun here: nothing was carried out; if nobody of "
+            "yours has resumed, forked or enqueued it there, find out who can write into the schema %s",
+            *(DBOS.workflow_id, SCHEMA),
+        )
+        raise FenceLost("a run is gone on with by whoever takes its fence, and not by DBOS")
     return await driven.go()
 
 
@@ -185,13 +194,18 @@ class DbosEngine:
         """Cancel the DBOS workflows whose run has ended, or goes on under another fence."""
         try:
             await self._launched()
-            for status in await DBOS.list_workflows_async(name=WORKFLOW, status=_LIVING, load_output=False):
-                run_id, fence = _arguments(status.input)
-                run = await asyncio.to_thread(self._reader.run, run_id)
-                if run is None or run.state is not RunState.RUNNING or run.fence != fence:
+            # By the id alone: what else is in the tables may be anybody's.
+            for status in await DBOS.list_workflows_async(status=_LIVING, load_input=False, load_output=False):
+                if not await asyncio.to_thread(self._goes_on, status.workflow_id):
                     await DBOS.cancel_workflow_async(status.workflow_id)
         except _FAULTS as error:
             log.warning("what DBOS has of ended runs could not be brought up to date: %s", type(error).__name__)
+
+    def _goes_on(self, workflow: str) -> bool:
+        """Whether this is what DBOS has of a run that is running, under the fence that is valid now."""
+        runs = (self._reader.run(run_id) for run_id in (workflow, workflow.rpartition("#")[0]))
+        living = (run for run in runs if run is not None and run.state is RunState.RUNNING)
+        return any(workflow_id(run.run_id, run.fence) == workflow for run in living)
 
     async def aclose(self) -> None:
         """End DBOS in this process."""
@@ -218,6 +232,7 @@ class DbosEngine:
 
     def _launch(self) -> Engine:
         _silence()
+        refuse_pickle()
         database = connect(self._location)
         event.listen(database, "do_connect", _refusing(self._location.label))
         DBOS(
@@ -237,6 +252,7 @@ class DbosEngine:
             raise LedgerError("this process runs a DBOS application already", hint="use the engine `local` in it")
         try:
             DBOS.launch()
+            constrain(database, SCHEMA)
         except (dbos_error.DBOSException, SQLAlchemyError, LedgerError) as error:
             _destroy(database)
             raise ledger_error(error, f"{self._location.label} (tables of DBOS)") from error
@@ -255,11 +271,6 @@ def _destroy(database: Engine) -> None:
 def workflow_id(run_id: str, fence: int) -> str:
     """The run's own id, with the fence behind it once the run was taken over."""
     return run_id if fence == FIRST_FENCE else f"{run_id}#{fence}"
-
-
-def _arguments(given: Mapping[str, Any] | None) -> tuple[str, int]:
-    run_id, fence = (given or {}).get("args", ("", 0))
-    return str(run_id), int(fence)
 
 
 def _end(run_id: str, fault: BaseException | None) -> NoReturn:

@@ -1,0 +1,146 @@
+"""A workflow's text that somebody has changed in the ledger is not run, by whatever way the run would begin again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from bench import Bench, Setup
+from sqlalchemy import text as sql
+from test_takeover import Team, queue, wait_for
+
+from orchestrator.ledger.lease import FINAL
+from orchestrator.ledger.location import locate
+from orchestrator.ledger.states import RunState
+from orchestrator.ledger.storage.connect import connect
+from orchestrator.workflow.loader import digest_of
+
+pytestmark = pytest.mark.parametrize("setup", ["local-sqlite", "local-postgresql"], indirect=True)
+
+
+@pytest.fixture
+def team(bench: Bench, setup: Setup, tmp_path: Any) -> Iterator[Team]:
+    team = Team(bench, setup, tmp_path / "marks")
+    yield team
+    for process in team.processes:
+        if process.poll() is None:
+            process.terminate()
+    for process in team.processes:
+        process.communicate(timeout=60)
+
+
+def execute(team: Team, statement: str, **values: Any) -> list[Any]:
+    engine = connect(locate(team.ledger_url))
+    try:
+        with engine.begin() as connection:
+            result = connection.execute(sql(statement), values)
+            return list(result) if result.returns_rows else []
+    finally:
+        engine.dispose()
+
+
+def other_text(team: Team) -> str:
+    """The workflow with another command."""
+    [(text,)] = execute(team, "SELECT text FROM workflow_text WHERE text LIKE '%taken_over%'")
+    changed = str(text).replace("echo work >>", "echo TAMPERED >>").replace("echo last >>", "echo TAMPERED >>")
+    assert changed != text
+    return changed
+
+
+def change_in_place(team: Team) -> None:
+    """The row keeps its digest."""
+    execute(team, "UPDATE workflow_text SET text = :text WHERE text LIKE '%taken_over%'", text=other_text(team))
+
+
+def take_away(team: Team) -> None:
+    execute(team, "DELETE FROM workflow_text WHERE text LIKE '%taken_over%'")
+
+
+def change_the_run_too(team: Team) -> None:
+    """A row of its own for the other text, and the run's row says its digest: only the history tells."""
+    text = other_text(team)
+    execute(team, "INSERT INTO workflow_text (digest, text) VALUES (:digest, :text)", digest=digest_of(text), text=text)
+    execute(team, "UPDATE run SET digest = :digest WHERE workflow = 'taken_over'", digest=digest_of(text))
+
+
+def change_what_a_step_gave(team: Team) -> None:
+    """A step that was running is said to be over, with an output of somebody's choice."""
+    execute(team, "UPDATE step SET state = 'succeeded', outputs = '{\"stdout\": \"TAMPERED\"}' WHERE step = 'work'")
+
+
+changes = [change_in_place, take_away, change_the_run_too]
+every_change = pytest.mark.parametrize("change", changes)
+every_change_and_more = pytest.mark.parametrize("change", [*changes, change_what_a_step_gave])
+
+
+@pytest.mark.parametrize("change", [change_in_place, take_away])
+def test_a_queued_run_is_failed_at_once_and_those_behind_it_are_carried_out(
+    team: Team, change: Callable[[Team], None]
+) -> None:
+    run_id = queue(team, team.flow())
+    change(team)
+    behind = queue(team, team.flow("other", sql="SELECT 1"))
+    team.worker()
+    record = wait_for(lambda: team.ended(run_id), "the run to end")
+    assert record.state is RunState.FAILED
+    assert "text" in record.reason
+    assert wait_for(lambda: team.ended(behind), "the run behind it to end").state is RunState.SUCCEEDED
+    assert not team.marks.exists() or "TAMPERED" not in team.marks.read_text()
+    assert team.command("runs", "verify", run_id).returncode == 0
+
+
+@every_change_and_more
+def test_a_run_of_a_dead_worker_is_failed_once_its_leases_are_closed(
+    team: Team, change: Callable[[Team], None]
+) -> None:
+    run_id = queue(team, team.flow())
+    victim = team.worker()
+    wait_for(team.at_work, "the step to hold its login")
+    victim.kill()
+    victim.wait()
+    [login] = team.bench.logins()
+    change(team)
+    team.worker()
+    record = wait_for(lambda: team.ended(run_id), "the run to end")
+    assert record.state is RunState.FAILED
+    assert "it cannot go on" in record.reason or "text" in record.reason
+    assert login not in team.bench.logins()
+    assert {lease.state for lease in team.leases(run_id)} <= FINAL
+    assert "TAMPERED" not in team.marks.read_text()
+
+
+@every_change_and_more
+def test_an_interrupted_run_is_not_resumed(team: Team, change: Callable[[Team], None]) -> None:
+    path = team.flow()
+    victim = team.start("run", str(path), "--run-id", "ours")
+    wait_for(team.at_work, "the step to hold its login")
+    victim.kill()
+    victim.wait()
+    assert team.command("leases", "sweep").returncode == 0
+    change(team)
+    resumed = team.command("runs", "resume", "ours")
+    assert resumed.returncode == 2
+    assert "cannot be resumed" in resumed.stderr
+    assert team.ended("ours").state is RunState.INTERRUPTED  # type: ignore[union-attr]
+    again = team.command("run", str(path), "--run-id", "ours")
+    assert again.returncode == 2, again.stderr
+    assert team.marks.read_text().split() == ["first", "work"]
+    assert team.bench.logins() == []
+
+
+@every_change
+def test_a_run_of_a_dead_command_is_failed_by_who_would_go_on_with_it(
+    team: Team, change: Callable[[Team], None]
+) -> None:
+    victim = team.start("run", str(team.flow()), "--run-id", "ours")
+    wait_for(team.at_work, "the step to hold its login")
+    victim.kill()
+    victim.wait()
+    change(team)
+    resumed = team.command("runs", "resume", "ours")
+    assert resumed.returncode == 4
+    assert team.ended("ours").state is RunState.FAILED  # type: ignore[union-attr]
+    assert team.marks.read_text().split() == ["first", "work"]
+    assert team.bench.logins() == []
+    assert {lease.state for lease in team.leases("ours")} <= FINAL
