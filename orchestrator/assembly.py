@@ -12,6 +12,7 @@ from typing import Any
 from orchestrator import extensions
 from orchestrator.actions.catalog import action
 from orchestrator.actions.confinement import Confinement
+from orchestrator.actions.process.private_folders import remove_left_behind
 from orchestrator.clock import Clock, SystemClock
 from orchestrator.credentials.broker import Broker
 from orchestrator.credentials.duties import DatabaseDuties
@@ -67,6 +68,7 @@ async def open_services(
     config: RunnerConfig, *, redactor: Redactor, observer: Observer | None = None
 ) -> AsyncIterator[Services]:
     """The services of this process. Leaving the context gives the runtime's Vault token back."""
+    await asyncio.to_thread(remove_left_behind)
     ledger = open_ledger(config.ledger_url, clock=config.clock)
     writer = ObservedLedger(ledger, observer, config.clock) if observer else ledger
     heartbeat = Heartbeat(ledger.runners)

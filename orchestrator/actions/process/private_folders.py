@@ -101,7 +101,7 @@ def _removed(name: str, inside: int, parent: Path) -> bool:
             return False
         _overwrite_files(lock)
         shutil.rmtree(name, ignore_errors=True, dir_fd=inside)  # follows no link
-        return True
+        return not _is_at(name, lock, inside, parent)
     except OSError:
         return False
     finally:
