@@ -31,6 +31,10 @@ from typing import Any
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 1, 4, 36
 _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 22, 38, 2
+_PR_CAPBSET_DROP, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 24, 47, 4
+_KEPT_CAPABILITIES = frozenset((0, 1, 3, 4, 5, 6, 7, 8, 10))
+"""capabilities(7) of files' owners, signals and users, and of low ports. The others reach all of the machine: with
+CAP_PERFMON or CAP_SYS_ADMIN the environment of every process can be read in /proc, whatever Landlock says."""
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _BENEATH, _PORT = 1, 2
 _OF_FILES = 0b1100_0000_0000_0111
@@ -65,6 +69,10 @@ def _confine(rules: dict[str, Any]) -> None:
     def add(ruleset: int, kind: int, rule: bytes) -> None:
         call(library.syscall, _ADD_RULE, ruleset, kind, rule, 0)
 
+    library.prctl(_PR_CAP_AMBIENT, *map(ctypes.c_ulong, (_PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)))
+    for capability in range(64):  # refused for one that is unknown, and to whoever has none to give away
+        if capability not in _KEPT_CAPABILITIES:
+            library.prctl(_PR_CAPBSET_DROP, *map(ctypes.c_ulong, (capability, 0, 0, 0)))
     call(library.prctl, _PR_SET_NO_NEW_PRIVS, *map(ctypes.c_ulong, (1, 0, 0, 0)))
     if rules["files"]:
         size = rules["size"]
