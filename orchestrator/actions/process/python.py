@@ -79,13 +79,18 @@ class Python:
 
 
 def _with_interpreter(reach: Reach) -> Reach:
-    """And what this interpreter has installed, among it the module that the child begins with."""
-    package = Path(__file__).parents[2]
+    """And what this interpreter has installed. This package may be installed from elsewhere, in a checkout say."""
     prefixes = {Path(sys.prefix), Path(sys.base_prefix), Path(sys.base_exec_prefix)} - {Path("/")}
+    origins = [Path(entry) for entry in sys.path if (Path(entry) / "orchestrator" / "__init__.py").is_file()]
     return replace(
         reach,
-        read=(*reach.read, *sorted(prefixes), *virtual_environment(Path(sys.prefix)), package),
-        listed=(package.parent,),
+        read=(
+            *reach.read,
+            *sorted(prefixes),
+            *virtual_environment(Path(sys.prefix)),
+            *(origin.absolute() / "orchestrator" for origin in origins),
+        ),
+        listed=tuple(origin.absolute() for origin in origins),
     )
 
 
