@@ -55,9 +55,8 @@ def test_each_attempt_says_what_its_program_was_held_to(bench: Bench, mode: Conf
 
 def test_the_command_line_shows_it_and_the_environment_chooses(bench: Bench) -> None:
     workflow = bench.directory / "says.yaml"
-    workflow.write_text(
-        "version: 1\nname: shown\nagent: t\nsteps: { s: { action: exec, with: { command: [/bin/true] } } }\n"
-    )
+    given = f"{{ command: [/bin/true], paths: {{ write: [{bench.directory}] }}, connect: [support] }}"
+    workflow.write_text(f"version: 1\nname: shown\nagent: t\nsteps:\n  s: {{ action: exec, with: {given} }}\n")
     environment = {
         **os.environ,
         **runtime_environment(bench.provisioned, bench.directory),
@@ -71,15 +70,14 @@ def test_the_command_line_shows_it_and_the_environment_chooses(bench: Bench) -> 
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    (planned,) = json.loads(command("plan", str(workflow)))["steps"]
+    assert planned["does"]["paths"] == {"read": [], "write": [str(bench.directory)]}
+    assert planned["does"]["connect"] == ["support"]
     for mode, parts in (("off", []), ("best", list(available_parts()))):
         said = command("run", str(workflow), ORCHESTRATOR_CONFINEMENT=mode)
         run = json.loads(said.splitlines()[0])["run"]
         story = json.loads(command("runs", "show", run))
-        (event,) = [
-            each
-            for each in story["events"]
-            if "attempt.started" in (each.get("kind"), each.get("data", {}).get("kind"))
-        ]
+        (event,) = [each for each in story["events"] if each["kind"] == "attempt.started"]
         assert event["data"]["confinement"] == parts
 
 

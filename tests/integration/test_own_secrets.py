@@ -39,7 +39,7 @@ SHELLS = {
     "as it is": "cat FILE",
     "in base64": "base64 -w 0 FILE",
     "to its errors, and fails": "cat FILE >&2; exit 3",
-    "behind much else, and fails": "cat FILE >&2; head -c 1990 /dev/zero | tr \\0 x >&2; exit 3",
+    "behind much else, and fails": "cat FILE >&2; head -c 1985 /dev/zero | tr \\0 x >&2; exit 3",
 }
 
 

@@ -36,13 +36,16 @@ def private_folder(parent: Path) -> PrivateFolder:
     """A new folder that only this user may enter; its name tells whose it is."""
     while True:
         path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent))
-        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # somebody took it for one that was left, before it was held
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_at(path.name, lock, None, parent):
                 return PrivateFolder(path, lock)
         except BlockingIOError:
-            pass  # between both calls somebody took it for one that was left, and removes it
+            pass  # it is being removed for the same reason
         os.close(lock)
 
 
