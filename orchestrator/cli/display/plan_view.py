@@ -112,7 +112,8 @@ def _words(value: JsonValue) -> str:
 
 
 def plan_json(plan: PlanView) -> Mapping[str, object]:
-    """The same for programs; no time, and no path of this machine but what its steps may reach, so that the same plan is the same text."""
+    """The same for programs. The same plan is the same text: no time, and of this machine's paths only those that its
+    steps may reach."""
     return {
         "workflow": plan.workflow,
         "digest": plan.digest,
