@@ -21,6 +21,19 @@ from typing import Any
 from orchestrator.actions.process.private_folders import memory_folder, private_folder
 
 
+def _has_version_6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+HAS_V6 = _has_version_6()
+"""Whether this machine speaks IPv6 to itself."""
+
+
 @dataclass(frozen=True)
 class Attempt:
     """`part` is what stops it. `everywhere`: it succeeds on every kernel where nothing stops it."""
@@ -84,8 +97,6 @@ SIGNALS = attempts(
 TCP = attempts(
     "tcp",
     connects="socket.create_connection(('127.0.0.1', world['port4']))",
-    connects_by_version_6="socket.create_connection(('::1', world['port6']))",
-    connects_by_a_mapped_address="socket.create_connection(('::ffff:127.0.0.1', world['port4']))",
     connects_without_waiting="""
         s = socket.socket(); s.setblocking(False)
         number = s.connect_ex(('127.0.0.1', world['port4']))
@@ -96,20 +107,29 @@ TCP = attempts(
         s.connect(('127.0.0.1', world['port4'])); s.sendall(b'x')
     """,
     listens="s = socket.socket(); s.bind(('127.0.0.1', 0)); s.listen()",
+) + attempts(
+    "tcp",
+    everywhere=HAS_V6,
+    connects_by_version_6="socket.create_connection(('::1', world['port6']))",
+    connects_by_a_mapped_address="socket.create_connection(('::ffff:127.0.0.1', world['port4']))",
 )
 _CALL = "\nif answer < 0: raise OSError(ctypes.get_errno(), '')"
 SECCOMP = [
     *attempts(
         "seccomp",
         sends_without_connecting="socket.socket().sendto(b'x', 0x20000000, ('127.0.0.1', world['port4']))",
-        sends_without_connecting_by_version_6="""
-            socket.socket(socket.AF_INET6).sendto(b'x', 0x20000000, ('::1', world['port6']))
-        """,
         sends_messages_without_connecting="""
             socket.socket().sendmsg([b'x'], [], 0x20000000, ('127.0.0.1', world['port4']))
         """,
         makes_shared_memory="answer = libc.shmget(0, 4096, 0o1600)" + _CALL,
         makes_a_message_queue="answer = libc.msgget(0, 0o1600)" + _CALL,
+    ),
+    *attempts(
+        "seccomp",
+        everywhere=HAS_V6,
+        sends_without_connecting_by_version_6="""
+            socket.socket(socket.AF_INET6).sendto(b'x', 0x20000000, ('::1', world['port6']))
+        """,
     ),
     *attempts(
         "seccomp",
@@ -172,7 +192,7 @@ def world_around(folder: Path) -> Iterator[dict[str, Any]]:
             "sibling": sibling(),
             "credential": str(credential),
             "port4": _listener(stack, socket.AF_INET, ("127.0.0.1", 0)),
-            "port6": _listener(stack, socket.AF_INET6, ("::1", 0)),
+            "port6": _listener(stack, socket.AF_INET6, ("::1", 0)) if HAS_V6 else 9,
             "abstract": abstract,
             "unused": [
                 _listener(stack, socket.AF_UNIX, f"\0{abstract}"),
