@@ -56,7 +56,7 @@ FILES = attempts(
     removes_it="os.unlink(own['secret'])",
     makes_a_file_beside_it="open(own['folder'] + '/new', 'x')",
     makes_a_folder_beside_it="os.mkdir(own['folder'] + '/new')",
-    makes_a_socket_beside_it="socket.socket(socket.AF_UNIX).bind(own['folder'] + '/s')",
+    makes_a_socket_beside_it="os.chdir(own['folder']); socket.socket(socket.AF_UNIX).bind('s')",
     executes_what_lies_there="subprocess.run([own['program']], check=True)",
     reads_by_a_symbolic_link="os.symlink(own['secret'], 'symbolic'); open('symbolic').read()",
     reads_by_a_hard_link="os.link(own['secret'], 'hard'); open('hard').read()",
