@@ -11,6 +11,8 @@ from typing import Any
 
 from orchestrator import extensions
 from orchestrator.actions.catalog import action
+from orchestrator.actions.confinement import Confinement
+from orchestrator.actions.process.private_folders import remove_left_behind
 from orchestrator.clock import Clock, SystemClock
 from orchestrator.credentials.broker import Broker
 from orchestrator.credentials.duties import DatabaseDuties
@@ -20,6 +22,7 @@ from orchestrator.jsontypes import JsonValue
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.policy.types import PolicyEngine
 from orchestrator.recovery.resumption import resume, run_once
+from orchestrator.redaction.own_secrets import OwnSecrets, secrets_in
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.engines.opening import open_engine
 from orchestrator.runs.engines.types import EngineName
@@ -30,13 +33,11 @@ from orchestrator.secret import Secret
 from orchestrator.signals import Interruptions, handled
 from orchestrator.telemetry.observed_ledger import ObservedLedger, Observer
 from orchestrator.vault.config import VaultConfig
+from orchestrator.vault.login_request import standing_secrets
 from orchestrator.vault.session import VaultSession
 
 _GIVE_BACK_SECONDS = 5.0
 """How long giving the runtime's own token back may take at the very end."""
-
-_TOKENS_KEPT = 64
-"""How many of the newest Vault tokens no output may hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,9 @@ class RunnerConfig:
     confirm: Mapping[str, Confirm] = field(default_factory=dict)
     dead_after: float = 15.0
     max_takeovers: int = 3
+    confinement: Confinement = Confinement.BEST
+    own_secrets: tuple[Secret, ...] = ()
+    """Further secrets that this process was told, which no output may hold."""
     clock: Clock = field(default_factory=SystemClock)
 
 
@@ -65,18 +69,15 @@ async def open_services(
     config: RunnerConfig, *, redactor: Redactor, observer: Observer | None = None
 ) -> AsyncIterator[Services]:
     """The services of this process. Leaving the context gives the runtime's Vault token back."""
+    await asyncio.to_thread(remove_left_behind)
     ledger = open_ledger(config.ledger_url, clock=config.clock)
     writer = ObservedLedger(ledger, observer, config.clock) if observer else ledger
     heartbeat = Heartbeat(ledger.runners)
-    own_tokens = Redactor()
-
-    def remember_token(token: Secret) -> None:
-        redactor.add(token)
-        own_tokens.add(token)
-        if own_tokens.position % _TOKENS_KEPT == 0:  # the one that is in use is added again with each use
-            own_tokens.forget(until=own_tokens.position, keep=_TOKENS_KEPT)
-
-    vault = VaultSession(config.vault, clock=config.clock, remember=remember_token, own_token=heartbeat.remember_token)
+    told = (*config.own_secrets, *secrets_in(config.ledger_url))
+    own_secrets = OwnSecrets(redactor, standing=lambda: (*told, *standing_secrets(config.vault)))
+    vault = VaultSession(
+        config.vault, clock=config.clock, remember=own_secrets.remember_token, own_token=heartbeat.remember_token
+    )
     broker = Broker(
         vault=vault,
         ledger=writer,
@@ -97,7 +98,7 @@ async def open_services(
                 broker=replace(broker, duties=DatabaseDuties(broker, config.endpoints, config.primaries)),
                 policy=config.policy,
                 redactor=redactor,
-                own_tokens=own_tokens,
+                own_secrets=own_secrets,
                 action=action,
                 endpoints=config.endpoints,
                 primaries=config.primaries,
@@ -111,6 +112,7 @@ async def open_services(
                 settle=config.settle,
                 dead_after=config.dead_after,
                 max_takeovers=config.max_takeovers,
+                confinement=config.confinement,
             )
     finally:
         given_back = False

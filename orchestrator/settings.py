@@ -29,6 +29,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from orchestrator.actions.confinement import Confinement
 from orchestrator.environment import PREFIX, config_file, default_ledger, has_password, is_http
 from orchestrator.errors import UsageError
 
@@ -115,6 +116,8 @@ class Settings(BaseSettings):
     max_parallel: Annotated[int, Field(gt=0)] = 8
     connection_runs: dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
     """How many queued runs may use a connection at once, over all workers, by connection."""
+    confinement: Confinement = Confinement.BEST
+    """Whether programs of `exec` and `python` steps are confined: `required`, `best` or `off`."""
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     provision_databases: dict[str, SecretStr] = Field(default_factory=dict)
     """DSNs of the administrators' logins, by connection; only `provision` uses them, and `grants infer`."""

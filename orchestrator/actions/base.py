@@ -13,9 +13,11 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+from orchestrator.actions.confinement import available_parts
 from orchestrator.actions.handover import Handover
 from orchestrator.grants.credential import Credential
 from orchestrator.jsontypes import JsonObject, JsonValue
+from orchestrator.redaction.redactor import Redactor
 
 OutputType = Literal["string", "int", "double", "bool", "list", "map", "maps"]
 """A key of an output, as expressions see it; `maps` is a list of maps."""
@@ -56,7 +58,9 @@ class StepContext:
 
     `idempotency_key` is the same for every attempt of one step of one run. `deadline` is a value of
     the monotonic clock, in seconds. `endpoints` are addresses without secrets, by name. `handover`
-    brings credentials that are issued anew; None if no grant of the step may be.
+    brings credentials that are issued anew; None if no grant of the step may be. `own` knows the orchestrator's own
+    secrets, to take them out of what comes from outside. `confinement` are the parts of PARTS
+    (`orchestrator.actions.confinement`) that programs of the step are held to.
     """
 
     run_id: str
@@ -69,6 +73,8 @@ class StepContext:
     credentials: Mapping[str, Credential] = field(default_factory=dict)
     endpoints: Mapping[str, str] = field(default_factory=dict)
     handover: Handover | None = None
+    own: Redactor = field(default_factory=Redactor)
+    confinement: tuple[str, ...] = field(default_factory=available_parts)
 
     def remaining(self) -> float:
         """Seconds until the deadline, never below a tenth of one."""

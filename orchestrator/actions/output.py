@@ -18,7 +18,7 @@ _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 def check_output(value: object, *, redactor: Redactor, limit_bytes: int, own: Redactor | None = None) -> JsonValue:
     """The output as plain lists, dicts and scalars, or OutputRefused with the place in it that is wrong.
 
-    `redactor` knows what was issued to the run, `own` the orchestrator's own tokens. `limit_bytes` bounds the
+    `redactor` knows what was issued to the run, `own` the orchestrator's own secrets. `limit_bytes` bounds the
     output's JSON text in UTF-8. The value itself is never part of the error.
     """
     plain = _plain(value, "output", 0)
@@ -28,7 +28,7 @@ def check_output(value: object, *, redactor: Redactor, limit_bytes: int, own: Re
             f"the output of the step is {size} bytes of JSON; the limit is {limit_bytes}",
             hint="return less: a LIMIT, fewer columns, or a reference to where the data is",
         )
-    for known, whose in ((redactor, "a secret that was issued to this run"), (own, "a token of the orchestrator")):
+    for known, whose in ((redactor, "a secret that was issued to this run"), (own, "a secret of the orchestrator")):
         if known is not None and known.contains(plain):
             raise OutputRefused(
                 f"{known.redact(_secret_at(plain, known, 'output'))} contains {whose}",

@@ -48,6 +48,18 @@ def redactor_for(context: StepContext) -> Redactor:
     return Redactor(secret for credential in held for secret in credential.fields.values())
 
 
+def redacted(context: StepContext, text: str, *, begins_anywhere: bool = False) -> str:
+    """A text from outside, without what this step has held, and without the orchestrator's own secrets.
+
+    `begins_anywhere`: it was cut, so that what it begins with may be the rest of a secret, and is left out, too.
+    """
+    known = (redactor_for(context), context.own)
+    reach = max(each.reach for each in known) if begins_anywhere else 0
+    for each in known:
+        text = each.redact(text)
+    return text[reach:]
+
+
 @asynccontextmanager
 async def within_deadline(context: StepContext, what: str) -> AsyncIterator[None]:
     """Stop the block at the step's deadline with StepFailed `timeout`. `what` is the subject of the message."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from orchestrator.provision.service import Provisioning
     from orchestrator.redaction.redactor import Redactor
     from orchestrator.runs.engines.types import EngineName
+    from orchestrator.secret import Secret
     from orchestrator.settings import Settings
 
 
@@ -92,7 +93,20 @@ def runner_config(settings: Settings, *, engine: EngineName | None = None, grace
         confirm={name: Confirm(word) for name, word in settings.confirm.items()},
         dead_after=settings.dead_after,
         max_takeovers=settings.max_takeovers,
+        confinement=settings.confinement,
+        own_secrets=_secrets_of(settings),
     )
+
+
+def _secrets_of(settings: Settings) -> tuple[Secret, ...]:
+    """What this process was told besides what it needs: a program that it starts may come by it as well."""
+    from orchestrator.redaction.own_secrets import secrets_in
+    from orchestrator.secret import Secret
+
+    addresses = (*settings.provision_databases.values(), *settings.catalog_databases.values())
+    told = [secret for address in addresses for secret in secrets_in(address.get_secret_value())]
+    given = (settings.auth_secret_id, settings.auth_token)
+    return (*told, *(Secret(each.get_secret_value()) for each in given if each is not None))
 
 
 @contextmanager

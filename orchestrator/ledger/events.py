@@ -75,6 +75,8 @@ class AttemptStarted:
     """Unique per attempt; part of the name of every database role issued for it."""
     action: str
     timeout: int
+    confinement: tuple[str, ...] | None = None
+    """The parts that its program is held to (see `orchestrator.actions.confinement`); None: it starts no program."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

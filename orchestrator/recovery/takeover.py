@@ -15,6 +15,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from orchestrator.actions.process.private_folders import remove_left_behind
 from orchestrator.errors import FenceLost, OrchestratorError
 from orchestrator.jsontypes import JsonValue
 from orchestrator.ledger.coordination.runners import RunnerRecord
@@ -120,6 +121,7 @@ class Recovery:
         found = await asyncio.to_thread(self._find)
         if not found.dead:
             return []
+        await asyncio.to_thread(remove_left_behind)
         runs = await self._take_runs(found.dead, at_once=at_once)
         tokens, closed = await self._close(found, runs)
         recovered = [

@@ -16,8 +16,10 @@ from functools import partial
 from pydantic import ValidationError
 
 from orchestrator.actions.base import Action, Params, StepContext
+from orchestrator.actions.confinement import parts_of
 from orchestrator.actions.handover import Handover
 from orchestrator.actions.output import check_output, keep
+from orchestrator.actions.process.confined import ConfinedParams
 from orchestrator.credentials.broker import StepLeases
 from orchestrator.credentials.types import Attempt
 from orchestrator.errors import InvalidExpression, OrchestratorError, PolicyDenied, StepFailed
@@ -90,6 +92,7 @@ class StepAttempt:
         try:
             action = services.action(self._step.action)
             params = await self._parameters(action)
+            started = replace(started, confinement=self._confinement(params))
             scopes = self._scopes()
             request = self._policy_request(action, params, scopes)
             decision = await services.policy.decide(request)
@@ -104,9 +107,11 @@ class StepAttempt:
             return await self._end_early(self._too_short(decision.obligations.max_ttl), started, decided)
         attempt = self._attempt(started.step_key, scopes, decision, deadline)
         leases = services.broker.open(attempt, prelude=(started, decided), run=self.progress.leases)
-        return await self._act(leases, action, params, deadline)
+        return await self._act(leases, action, params, deadline, started.confinement or ())
 
-    async def _act(self, leases: StepLeases, action: Action, params: Params, deadline: float) -> AttemptResult:
+    async def _act(
+        self, leases: StepLeases, action: Action, params: Params, deadline: float, confinement: tuple[str, ...]
+    ) -> AttemptResult:
         opened = False
         expiring: list[OrchestratorError] = []
         at_work = ActionTask(self.services.redactor)
@@ -118,7 +123,7 @@ class StepAttempt:
                     leases.watch(partial(_end_now, limit, expiring), self.progress.secrets.add, deliver)
                     credentials = await stack.enter_async_context(leases)
                     opened = True
-                    context = self._context(credentials, deadline, handover)
+                    context = self._context(credentials, deadline, handover, confinement)
 
                     async def work() -> AttemptResult:
                         return self._result(await action.run(params, context))
@@ -181,6 +186,7 @@ class StepAttempt:
 
     def _failed(self, error: OrchestratorError) -> AttemptResult:
         """An error's text may quote what a service said: it is redacted before anybody sees it."""
+        self.services.own_secrets.look_again()
         redact = self.services.redactor.redact
         error.message = redact(error.message)
         error.hint = redact(error.hint) if error.hint else None
@@ -188,10 +194,11 @@ class StepAttempt:
         return AttemptResult(state_after(error), error=error)
 
     def _result(self, output: JsonValue) -> AttemptResult:
+        self.services.own_secrets.look_again()
         checked = check_output(
             output,
             redactor=self.progress.secrets,
-            own=self.services.own_tokens,
+            own=self.services.own_secrets.redactor,
             limit_bytes=self.services.max_output_bytes,
         )
         return AttemptResult(StepState.SUCCEEDED, output=keep(checked, self._step.outputs))
@@ -212,6 +219,13 @@ class StepAttempt:
             raise StepFailed(
                 f"step `{self.step_id}`: parameters of {self._step.action} are not valid: {found}", kind="parameters"
             ) from None
+
+    def _confinement(self, params: Params) -> tuple[str, ...] | None:
+        """What a program is held to, decided before anything is issued. Raises StepFailed where that is too little."""
+        if not isinstance(params, ConfinedParams):
+            return None
+        params.ports(self.services.endpoints)
+        return parts_of(self.services.confinement)
 
     def _scopes(self) -> tuple[Scope, ...]:
         try:
@@ -278,7 +292,11 @@ class StepAttempt:
         )
 
     def _context(
-        self, credentials: Mapping[str, Credential], deadline: float, handover: Handover | None
+        self,
+        credentials: Mapping[str, Credential],
+        deadline: float,
+        handover: Handover | None,
+        confinement: tuple[str, ...],
     ) -> StepContext:
         request = self.progress.request
         return StepContext(
@@ -292,6 +310,8 @@ class StepAttempt:
             credentials=credentials,
             endpoints=self.services.endpoints,
             handover=handover,
+            own=self.services.own_secrets.redactor,
+            confinement=confinement,
         )
 
     async def _record(self, *events: Event) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.actions.base import Action
+from orchestrator.actions.confinement import Confinement
 from orchestrator.clock import Clock
 from orchestrator.credentials.broker import Broker
 from orchestrator.credentials.run_leases import RunLeases
@@ -18,6 +19,7 @@ from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LeaseRecord, LedgerReader, LedgerWriter, StepRecord
 from orchestrator.policy.types import PolicyEngine
 from orchestrator.redaction.forms import recognisable
+from orchestrator.redaction.own_secrets import OwnSecrets
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.engines.local import LocalEngine
 from orchestrator.runs.engines.types import Engine
@@ -45,8 +47,8 @@ class Services:
     waiting_time: WaitingTime
     primaries: Mapping[str, str] = field(default_factory=dict)
     """Addresses of the servers in which the logins are made, by connection, where the endpoint is a standby."""
-    own_tokens: Redactor = field(default_factory=Redactor)
-    """Knows the orchestrator's own tokens, which no output may hold."""
+    own_secrets: OwnSecrets = field(default_factory=lambda: OwnSecrets(Redactor()))
+    """Knows the orchestrator's own secrets, which no output may hold."""
     engine: Engine = field(default_factory=LocalEngine)
     max_output_bytes: int = 1 << 20
     max_parallel: int = 8
@@ -60,6 +62,8 @@ class Services:
     not begin it."""
     dead_after: float = 15.0
     """Seconds without a sign of life after which a process is taken for dead that nobody can see to be gone."""
+    confinement: Confinement = Confinement.BEST
+    """Whether programs of steps are confined."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 
 from orchestrator.actions.catalog import catalog
+from orchestrator.actions.process.private_folders import remove_left_behind
 from orchestrator.assembly import RunnerConfig, open_services
 from orchestrator.errors import ExitCode, UsageError
 from orchestrator.ledger.coordination.schedules import open_schedules
@@ -249,6 +250,7 @@ def _leftovers(services: Services) -> Callable[[], Awaitable[None]]:
 
 def _orphans(services: Services, seconds: float) -> Callable[[], Awaitable[None]]:
     async def orphans() -> None:
+        await asyncio.to_thread(remove_left_behind)
         for swept in await sweep_once(services, sweep_at(services.clock.now(), seconds)) or ():
             if not swept.clean:
                 log.error("expired logins of %s: %s", swept.connection, swept.reason)

@@ -6,7 +6,15 @@ from pathlib import Path
 
 from orchestrator.errors import UsageError
 from orchestrator.secret import Secret
-from orchestrator.vault.config import AppRoleAuth, Auth, JwtAuth, KubernetesAuth
+from orchestrator.vault.config import (
+    AppRoleAuth,
+    Auth,
+    JwtAuth,
+    KubernetesAuth,
+    TokenAuth,
+    TokenFileAuth,
+    VaultConfig,
+)
 
 
 def login_request(auth: Auth) -> tuple[str, dict[str, str]]:
@@ -22,6 +30,23 @@ def login_request(auth: Auth) -> tuple[str, dict[str, str]]:
             return f"auth/{auth.mount}/login", {"role": auth.role, "jwt": jwt.reveal()}
         case _:
             raise AssertionError(f"{type(auth).__name__} has no login request")
+
+
+def standing_secrets(config: VaultConfig) -> tuple[Secret, ...]:
+    """What this process logs in with, as far as it can be read now."""
+    match config.auth:
+        case AppRoleAuth():
+            return (config.auth.secret_id,)
+        case TokenAuth():
+            return (config.auth.token,)
+        case TokenFileAuth():
+            path = config.auth.path
+        case KubernetesAuth() | JwtAuth():
+            path = config.auth.jwt_file
+    try:
+        return (read_secret(path, "login"),)
+    except UsageError:
+        return ()
 
 
 def read_secret(path: Path, what: str) -> Secret:

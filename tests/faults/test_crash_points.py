@@ -34,7 +34,7 @@ agent: tester
 steps:
   first:
     action: exec
-    with: { command: [/bin/sh, -c, "echo first >> __MARKS__"] }
+    with: { command: [/bin/sh, -c, "echo first >> __MARKS__"], paths: { write: [__FOLDER__] } }
   work:
     needs: [first]
     action: __ACTION__
@@ -45,7 +45,7 @@ steps:
   last:
     needs: [work]
     action: exec
-    with: { command: [/bin/sh, -c, "echo last >> __MARKS__"] }
+    with: { command: [/bin/sh, -c, "echo last >> __MARKS__"], paths: { write: [__FOLDER__] } }
 """
 DB = """db:
         kind: database
@@ -154,6 +154,7 @@ class Victim:
             ("ACTION", scenario.action),
             ("TTL", scenario.ttl),
             ("MARKS", str(self.marks)),
+            ("FOLDER", str(self.marks.parent)),
             ("URL", f"{self.bench.info.translation_url}/nothing"),
         ):
             text = text.replace(f"__{name}__", value)

@@ -40,7 +40,7 @@ agent: tester
 steps:
   hold:
     action: exec
-    with: {{ command: {HOLD} }}
+    with: {{ command: {HOLD}, paths: {{ write: [FOLDER] }} }}
     timeout: 300s
   work:
     needs: [hold]
@@ -60,6 +60,7 @@ steps:
     grants: {{ db: {DB} }}
     with:
       command: [/bin/sh, -c, "touch STARTED-NAME; until [ -e BACK ]; do sleep 0.1; done"]
+      paths: {{ write: [FOLDER] }}
       credentials: {{ files: {{ LOGIN: db }} }}
     timeout: 300s
   more:
@@ -77,7 +78,7 @@ steps:
   work:
     action: exec
     grants: {{ db: {DB} }}
-    with: {{ command: {HOLD}, credentials: {{ files: {{ LOGIN: db }} }} }}
+    with: {{ command: {HOLD}, paths: {{ write: [FOLDER] }}, credentials: {{ files: {{ LOGIN: db }} }} }}
     timeout: 300s
 """
 
@@ -93,6 +94,7 @@ def loaded(bench: Bench, text: str) -> LoadedWorkflow:
     name = text.split("name: ")[1].split("\n")[0]
     for mark in ("STARTED-NAME", "GO", "BACK"):
         text = text.replace(mark, str(bench.directory / mark.replace("NAME", name)))
+    text = text.replace("FOLDER", str(bench.directory))
     found = load_text(text, filename=f"{name}.yaml", actions=catalog)
     bench.install(found.workflow)
     return found

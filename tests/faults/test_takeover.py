@@ -35,7 +35,7 @@ agent: tester
 steps:
   first:
     action: exec
-    with: {{ command: [/bin/sh, -c, "echo first >> {marks}"] }}
+    with: {{ command: [/bin/sh, -c, "echo first >> {marks}"], paths: {{ write: [{folder}] }} }}
   work:
     needs: [first]
     action: {action}
@@ -47,7 +47,7 @@ steps:
   last:
     needs: [work]
     action: exec
-    with: {{ command: [/bin/sh, -c, "echo last >> {marks}"] }}
+    with: {{ command: [/bin/sh, -c, "echo last >> {marks}"], paths: {{ write: [{folder}] }} }}
 """
 ONCE_SLOW = "[/bin/sh, -c, 'echo work >> {marks}; if [ $(grep -c work {marks}) = 1 ]; then sleep 50; fi']"
 
@@ -85,11 +85,12 @@ class Team:
         }
 
     def flow(self, name: str = "taken_over", *, top: str = "", step: str = "", sql: str = "") -> Path:
-        command = f"{{ command: {ONCE_SLOW.format(marks=self.marks)} }}"
+        command = f"{{ command: {ONCE_SLOW.format(marks=self.marks)}, paths: {{ write: [{self.marks.parent}] }} }}"
         text = FLOW.format(
             name=name,
             top=top,
             marks=self.marks,
+            folder=self.marks.parent,
             action="postgres.query" if sql else "exec",
             with_=f'{{ sql: "{sql}" }}' if sql else command,
             step=step,

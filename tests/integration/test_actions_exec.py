@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -41,8 +43,9 @@ def context(seconds: float = 60) -> StepContext:
     )
 
 
-async def run(seconds: float = 60, **params: object) -> dict[str, object]:
-    output = await Exec().run(ExecParams.model_validate(params), context(seconds))
+async def run(seconds: float = 60, *, confined: bool = True, **params: object) -> dict[str, object]:
+    given = context(seconds) if confined else replace(context(seconds), confinement=())
+    output = await Exec().run(ExecParams.model_validate(params), given)
     assert isinstance(output, dict)
     return output
 
@@ -64,6 +67,11 @@ def nothing_is_left() -> Iterator[None]:
     yield
     assert private_directories() <= directories
     assert {child.pid for child in psutil.Process().children(recursive=True)} <= children
+
+
+def writing(folder: Path) -> dict[str, list[str]]:
+    """What a step declares to write there."""
+    return {"write": [str(folder)]}
 
 
 async def pids_from(file: Path, count: int) -> list[int]:
@@ -110,11 +118,9 @@ if os.fork() == 0:
 async def test_the_environment_holds_only_what_is_declared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VAULT_TOKEN", "must-not-be-inherited")
     output = await run(command=["env"], environment={"A": "1"}, credentials={"env": {"PGPASSWORD": "db.password"}})
-    assert sorted(str(output["stdout"]).splitlines()) == [
-        "A=1",
-        "PATH=/usr/local/bin:/usr/bin:/bin",
-        f"PGPASSWORD={CANARY}",
-    ]
+    *declared, own = sorted(str(output["stdout"]).splitlines())
+    assert declared == ["A=1", "PATH=/usr/local/bin:/usr/bin:/bin", f"PGPASSWORD={CANARY}"]
+    assert re.fullmatch(rf"TMPDIR={tempfile.gettempdir()}/orchestrator-step-\S+", own)
 
 
 async def test_no_other_process_holds_the_credential_in_arguments_or_environment(tmp_path: Path) -> None:
@@ -127,14 +133,14 @@ async def test_no_other_process_holds_the_credential_in_arguments_or_environment
         "                print(name, int(pid) == os.getpid())\n"
         "        except OSError: pass\n"
     )
-    output = await run(command=python(code), credentials={"env": {"PW": "db.password"}})
+    output = await run(command=python(code), credentials={"env": {"PW": "db.password"}}, confined=False)
     assert output["stdout"] == "environ True\n"
 
 
 async def test_the_process_that_starts_the_program_has_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VAULT_TOKEN", "must-not-be-inherited")
     code = "import os\ntry: print(open(f'/proc/{os.getppid()}/environ').read())\nexcept PermissionError: print()\n"
-    assert "VAULT_TOKEN" not in str((await run(command=python(code)))["stdout"])
+    assert "VAULT_TOKEN" not in str((await run(command=python(code), confined=False))["stdout"])
 
 
 async def test_a_credential_file_is_private_in_memory_and_gone_afterwards() -> None:
@@ -155,8 +161,8 @@ async def test_a_credential_file_is_private_in_memory_and_gone_afterwards() -> N
 async def test_a_credential_file_goes_even_when_the_program_fails_or_moves_into_its_directory() -> None:
     code = "import os, sys; os.chdir(os.path.dirname(os.environ['F'])); open('more', 'w').write('x'); sys.exit(3)"
     with pytest.raises(StepFailed) as caught:
-        await run(command=python(code), credentials={"files": {"F": "db.password"}})
-    assert caught.value.kind == "exit_status"
+        await run(command=python(code), credentials={"files": {"F": "db.password"}}, confined=False)
+    assert "exit code 3" in caught.value.message
 
 
 async def test_the_working_directory_is_fresh_private_and_removed() -> None:
@@ -180,14 +186,17 @@ async def test_core_files_are_off_and_signals_are_at_their_defaults() -> None:
         "import resource, signal; print(resource.getrlimit(resource.RLIMIT_CORE));"
         "print([l for l in open('/proc/self/status') if l.startswith(('SigBlk',))])"
     )
-    lines = str((await run(command=python(code)))["stdout"]).splitlines()
+    proc = {"read": ["/proc"]}
+    lines = str((await run(command=python(code), paths=proc))["stdout"]).splitlines()
     assert lines == ["(0, 0)", "['SigBlk:\\t0000000000000000\\n']"]
-    ignored = int(str((await run(command=["grep", "SigIgn", "/proc/self/status"]))["stdout"]).split()[1], 16)
+    ignored = int(
+        str((await run(command=["grep", "SigIgn", "/proc/self/status"], paths=proc))["stdout"]).split()[1], 16
+    )
     assert ignored & ~_OF_THE_C_LIBRARY == 0
 
 
 async def test_only_the_three_standard_descriptors_are_inherited() -> None:
-    output = await run(command=["ls", "/proc/self/fd"])
+    output = await run(command=["ls", "/proc/self/fd"], paths={"read": ["/proc"]})
     assert str(output["stdout"]).split() == ["0", "1", "2", "3"], "3 is ls reading the directory"
 
 
@@ -246,7 +255,12 @@ async def test_at_the_deadline_a_whole_stubborn_family_dies_also_in_sessions_of_
     file = tmp_path / "pids"
     code = STUBBORN_FAMILY.format(file=str(file), then="time.sleep(600)")
     with pytest.raises(StepFailed) as caught:
-        await run(seconds=4, command=python(code), credentials={"files": {"F": "db.password"}})
+        await run(
+            seconds=4,
+            command=python(code),
+            credentials={"files": {"F": "db.password"}},
+            paths=writing(tmp_path),
+        )
     assert caught.value.kind == "timeout"
     pids = await pids_from(file, 3)
     assert alive(pids) == []
@@ -255,7 +269,9 @@ async def test_at_the_deadline_a_whole_stubborn_family_dies_also_in_sessions_of_
 async def test_cancellation_kills_the_family_before_it_goes_on_even_when_repeated(tmp_path: Path) -> None:
     file = tmp_path / "pids"
     code = STUBBORN_FAMILY.format(file=str(file), then="time.sleep(600)")
-    task = asyncio.create_task(run(command=python(code), credentials={"files": {"F": "db.password"}}))
+    task = asyncio.create_task(
+        run(command=python(code), credentials={"files": {"F": "db.password"}}, paths=writing(tmp_path))
+    )
     pids = await pids_from(file, 3)
     task.cancel()
     await asyncio.sleep(0.1)
@@ -273,7 +289,7 @@ async def test_a_program_may_finish_cleanly_on_sigterm(tmp_path: Path) -> None:
         f"open({str(tmp_path / 'pids')!r}, 'w').write(str(os.getpid()))\n"
         "time.sleep(600)"
     )
-    task = asyncio.create_task(run(command=python(code)))
+    task = asyncio.create_task(run(command=python(code), paths=writing(tmp_path)))
     await pids_from(tmp_path / "pids", 1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -286,7 +302,7 @@ async def test_a_daemon_left_behind_by_a_finished_program_dies_too(tmp_path: Pat
     code = STUBBORN_FAMILY.format(
         file=str(file), then="\nwhile len(open(out.name).read().split()) < 3: time.sleep(0.02)"
     )
-    assert (await run(command=python(code)))["exit_code"] == 0
+    assert (await run(command=python(code), paths=writing(tmp_path)))["exit_code"] == 0
     assert alive(await pids_from(file, 3)) == []
 
 
@@ -312,7 +328,9 @@ async def test_when_the_orchestrator_is_killed_the_program_and_its_credential_fi
 
 async def test_a_supervisor_that_is_killed_takes_the_program_along(tmp_path: Path) -> None:
     code = f"import os, time; open({str(tmp_path / 'pids')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
-    task = asyncio.create_task(run(command=python(code), credentials={"files": {"F": "db.password"}}))
+    task = asyncio.create_task(
+        run(command=python(code), credentials={"files": {"F": "db.password"}}, paths=writing(tmp_path))
+    )
     (pid,) = await pids_from(tmp_path / "pids", 1)
     psutil.Process(pid).parent().kill()  # type: ignore[union-attr]  # it has one
     with pytest.raises(StepFailed):
@@ -339,7 +357,12 @@ async def test_an_unknown_grant_or_field_is_named() -> None:
 
 
 def test_the_view_shows_the_program_but_no_argument() -> None:
-    assert Exec().view(ExecParams(command=["curl", "private"])) == {"program": "curl", "arguments": 1}
+    assert Exec().view(ExecParams(command=["curl", "private"])) == {
+        "program": "curl",
+        "arguments": 1,
+        "paths": {"read": [], "write": []},
+        "connect": [],
+    }
 
 
 REREADING = """
@@ -362,6 +385,7 @@ async def test_a_whole_credential_in_a_file_is_replaced_at_once_by_the_next_vers
             "command": python(REREADING.format(file=str(file))),
             "credentials": {"files": {"LOGIN": "db"}},
             "output": "json",
+            "paths": writing(tmp_path),
         }
     )
     running = asyncio.create_task(Exec().run(params, replace(context(), handover=handover)))
@@ -410,7 +434,7 @@ async def test_a_file_that_cannot_be_replaced_fails_the_handover(tmp_path: Path)
     handover, begun = Handover(), tmp_path / "begun"
     code = f"import os, time\nos.mkdir(os.environ['LOGIN'] + '.new')\nopen({str(begun)!r}, 'w').close()\ntime.sleep(60)"
     params = ExecParams.model_validate({"command": python(code), "credentials": {"files": {"LOGIN": "db"}}})
-    running = asyncio.create_task(Exec().run(params, replace(context(), handover=handover)))
+    running = asyncio.create_task(Exec().run(params, replace(context(), handover=handover, confinement=())))
     await until_there(begun)
     with pytest.raises(StepFailed, match="could not be written to its file: File exists"):
         await handover.deliver(Credential("db", "database", 60, fields={"password": Secret("second")}, version=2))

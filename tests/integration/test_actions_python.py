@@ -28,7 +28,7 @@ MODULE = f"""
     def add(a, b=0): return {{"sum": a + b}}
     def given(credentials, context): return [sorted(credentials["db"]), len(credentials["db"]["password"]), context]
     async def later(x): await asyncio.sleep(0); return x
-    def environment(): return [dict(os.environ), sys.argv[1:], open("/proc/self/cmdline").read(), sys.stdin.read()]
+    def environment(): return [dict(os.environ), sys.argv[1:], sys.orig_argv, sys.stdin.read()]
     def noisy():
         print("print"); os.write(1, b"descriptor"); subprocess.run(["echo", "child"]); return "clean"
     def fails(credentials): raise ValueError("cannot log in with " + credentials["db"]["password"])
@@ -58,7 +58,13 @@ async def call(
     modules: Path, function: str, seconds: float = 60, max_bytes: int = 5000, **arguments: object
 ) -> JsonValue:
     params = PythonParams.model_validate(
-        {"callable": f"author_code:{function}", "arguments": arguments, "path": [str(modules)], "max_bytes": max_bytes}
+        {
+            "callable": f"author_code:{function}",
+            "arguments": arguments,
+            "path": [str(modules)],
+            "max_bytes": max_bytes,
+            "paths": {"write": [str(modules)]},
+        }
     )
     credential = Credential("db", "database", 60, fields={"username": Secret("u-step-1"), "password": Secret(CANARY)})
     context = StepContext("r1", "w", "s", 2, "a", "r1:s", time.monotonic() + seconds, credentials={"db": credential})
@@ -89,9 +95,9 @@ async def test_environment_arguments_and_input_hold_no_credential(
 ) -> None:
     monkeypatch.setenv("VAULT_TOKEN", "must-not-be-inherited")
     environment, arguments, command_line, stdin = await call(modules, "environment")  # type: ignore[misc]
-    assert set(environment) <= {"PATH", "LC_CTYPE"}  # type: ignore[arg-type]
+    assert set(environment) <= {"PATH", "LC_CTYPE", "TMPDIR"}  # type: ignore[arg-type]
     assert (arguments, stdin) == ([], "")
-    assert str(command_line).split("\0")[1:4] == ["-I", "-m", "orchestrator.actions.process.python_child"]
+    assert command_line[1:] == ["-I", "-m", "orchestrator.actions.process.python_child"]  # type: ignore[index]
     assert CANARY not in str(command_line)
 
 
@@ -164,4 +170,9 @@ def test_the_callable_must_be_written_with_a_colon() -> None:
 
 def test_the_view_shows_names_only() -> None:
     params = PythonParams(callable="m:f", arguments={"b": "private", "a": 1})
-    assert Python().view(params) == {"callable": "m:f", "arguments": ["a", "b"]}
+    assert Python().view(params) == {
+        "callable": "m:f",
+        "arguments": ["a", "b"],
+        "paths": {"read": [], "write": []},
+        "connect": [],
+    }

@@ -40,7 +40,7 @@ agent: tester
 steps:
   first:
     action: exec
-    with: { command: [/bin/sh, -c, "echo first >> __MARKS__"] }
+    with: { command: [/bin/sh, -c, "echo first >> __MARKS__"], paths: { write: [__FOLDER__] } }
   work:
     needs: [first]
     action: postgres.query
@@ -172,7 +172,7 @@ def test_a_try_after_a_crash_goes_on_with_the_run(
 ) -> None:
     marks = tmp_path / "marks"
     workflow = tmp_path / "resumable.yaml"
-    workflow.write_text(RESUMABLE.replace("__MARKS__", str(marks)))
+    workflow.write_text(RESUMABLE.replace("__MARKS__", str(marks)).replace("__FOLDER__", str(marks.parent)))
     bench.install(load_text(workflow.read_text(), filename="test.yaml", actions=catalog).workflow)
     monkeypatch.setenv("ORCHESTRATOR_POLICY", "allow-all")
     task = python_task(monkeypatch, workflow)

@@ -64,7 +64,7 @@ agent: tester
 steps:
   first:
     action: exec
-    with: {{ command: [/bin/sh, -c, "echo first >> __FOLDER__/marks"] }}
+    with: {{ command: [/bin/sh, -c, "echo first >> __FOLDER__/marks"], paths: {{ write: [__FOLDER__] }} }}
   held:
     needs: [first]
     action: exec
@@ -73,7 +73,7 @@ steps:
   last:
     needs: [held]
     action: exec
-    with: {{ command: [/bin/sh, -c, "echo last >> __FOLDER__/marks"] }}
+    with: {{ command: [/bin/sh, -c, "echo last >> __FOLDER__/marks"], paths: {{ write: [__FOLDER__] }} }}
 """
 
 LEAKY = f"""

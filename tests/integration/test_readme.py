@@ -274,6 +274,7 @@ def test_the_settings_file_takes_the_same_names_without_the_prefix(
             "connection_runs": "2",
             "sweep_interval": "5",
             "dead_after": "5",
+            "confinement": '"required"',
         }
         value = fitting.get(field, "7" if field.startswith("max_") else '"https://value.test"')
         file = tmp_path / "orchestrator.toml"

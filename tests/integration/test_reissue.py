@@ -54,6 +54,7 @@ steps:
 {grant}
     with:
       command: [{python}, -I, {program}, "{dsn}"]
+      paths: {{ read: [{program}] }}
       credentials: {{ files: {{ LOGIN: db }} }}
     timeout: {timeout}
 """

@@ -54,7 +54,7 @@ steps:
   hold:
     needs: [before]
     action: exec
-    with: {{ command: {HOLD} }}
+    with: {{ command: {HOLD}, paths: {{ write: [FOLDER] }} }}
   after:
     needs: [hold]
     action: postgres.query
@@ -69,7 +69,7 @@ steps:
   hold:
     action: exec
     grants: {{ db: {DB} }}
-    with: {{ command: {HOLD}, credentials: {{ files: {{ LOGIN: db.password }} }} }}
+    with: {{ command: {HOLD}, paths: {{ write: [FOLDER] }}, credentials: {{ files: {{ LOGIN: db.password }} }} }}
 """
 QUERYING = f"""
 version: 1
@@ -130,7 +130,12 @@ class Underway:
         return self.bench.directory / "go"
 
     def run(self) -> None:
-        names = {"STARTED": str(self.started), "GO": str(self.go), "ROLE": self.role}
+        names = {
+            "FOLDER": str(self.bench.directory),
+            "STARTED": str(self.started),
+            "GO": str(self.go),
+            "ROLE": self.role,
+        }
         text = self.text
         for name, value in names.items():
             text = text.replace(name, value)

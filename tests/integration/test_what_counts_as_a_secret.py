@@ -194,7 +194,7 @@ def test_the_orchestrators_own_token_leaves_no_step(companions: Bench) -> None:
         companions.sql("DROP TABLE lying_about")
         vault.auth.token.revoke_accessor(made["accessor"])
     assert outcome.steps["says"] is StepState.FAILED
-    assert outcome.errors["says"].message == "output.rows[0].it contains a token of the orchestrator"
+    assert outcome.errors["says"].message == "output.rows[0].it contains a secret of the orchestrator"
 
 
 class TestDynamicCredentials:

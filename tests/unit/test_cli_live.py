@@ -139,6 +139,7 @@ def test_every_event_is_one_json_line_with_its_time_in_utc() -> None:
         "step_key": "read-k3v9w2m7q4xa",
         "action": "postgres.query",
         "timeout": 30,
+        "confinement": None,
     }
 
 

@@ -13,12 +13,12 @@ from pydantic import JsonValue as Json
 
 from orchestrator.actions.base import GrantRef, OutputType, Params, StepContext
 from orchestrator.actions.handover import Handover
-from orchestrator.actions.process.supervised import SAFE_PATH, Command, Finished, Running, run_process
-from orchestrator.actions.references import credential_of, redactor_for, secret_of, within_deadline
+from orchestrator.actions.process.confined import ConfinedParams
+from orchestrator.actions.process.supervised import DECLARE, SAFE_PATH, Command, Finished, Running, run_process
+from orchestrator.actions.references import credential_of, redacted, secret_of, within_deadline
 from orchestrator.errors import OutputRefused, StepFailed
 from orchestrator.grants.credential import Credential
 from orchestrator.jsontypes import JsonObject, JsonValue
-from orchestrator.redaction.redactor import Redactor
 from orchestrator.secret import Secret
 
 _STDERR_SHOWN = 2000
@@ -46,7 +46,7 @@ class ExecCredentials(Params):
     )
 
 
-class ExecParams(Params):
+class ExecParams(ConfinedParams):
     """A program, and where it finds the step's credentials: in variables, or in files that only it can read."""
 
     output_types: ClassVar[Mapping[str, OutputType]] = {"exit_code": "int", "stdout": "string"}
@@ -57,10 +57,14 @@ class ExecParams(Params):
     )
     stdin: Json = Field(default=None, description="Text as it is; anything else as JSON.")
     environment: dict[Variable, Text] = Field(
-        default_factory=dict, description=f"The whole environment, except that PATH defaults to {SAFE_PATH}."
+        default_factory=dict,
+        description=f"The whole environment, except that PATH defaults to {SAFE_PATH}, and TMPDIR to a private folder.",
     )
     credentials: ExecCredentials = Field(default_factory=ExecCredentials)
-    cwd: Path | None = Field(default=None, description="Default: a fresh private directory, removed afterwards.")
+    cwd: Path | None = Field(
+        default=None,
+        description="Where it is started, and what it may read. Default: a fresh private folder, removed afterwards.",
+    )
     output: Literal["text", "json", "none"] = Field(default="text", description="What the standard output is.")
     max_bytes: Annotated[int, Field(gt=0)] = Field(default=5_000_000, description="The longest standard output.")
 
@@ -71,6 +75,10 @@ class ExecParams(Params):
             raise ValueError(f"set more than once: {', '.join(twice)}")
         return self
 
+    def implied(self) -> tuple[Path, ...]:
+        """Where it works."""
+        return () if self.cwd is None else (self.cwd,)
+
 
 class Exec:
     """Output: `{"exit_code": 0}` with `stdout` (text) or `json` (parsed). Kinds: `exit_status`, `timeout`, `output`."""
@@ -79,8 +87,8 @@ class Exec:
     params: ClassVar[type[Params]] = ExecParams
 
     def view(self, params: ExecParams) -> JsonObject:
-        """The program's name; its arguments are contents."""
-        return {"program": params.command[0], "arguments": len(params.command) - 1}
+        """The program's name, and what it may reach; its arguments are contents."""
+        return {"program": params.command[0], "arguments": len(params.command) - 1, **params.reach_view()}
 
     async def run(self, params: ExecParams, context: StepContext) -> JsonValue:
         """Run it until it ends, or kill it with all its descendants at the deadline. Raises StepFailed."""
@@ -93,11 +101,13 @@ class Exec:
             stdin=_stdin(params.stdin),
             max_bytes=params.max_bytes,
             started=partial(_take_anew, params, context.handover) if context.handover else None,
+            confinement=context.confinement,
+            reach=params.reach(context),
         )
         async with within_deadline(context, "the command"):
             finished = await run_process(command)
         if finished.exit_code != 0:
-            raise failure(finished, redactor_for(context))
+            raise failure(finished, context)
         return _output(finished, params.output)
 
 
@@ -120,19 +130,23 @@ def _take_anew(params: ExecParams, handover: Handover, running: Running) -> None
     handover.take(receive)
 
 
-def failure(finished: Finished, redactor: Redactor) -> StepFailed:
+def failure(finished: Finished, context: StepContext) -> StepFailed:
     """The error for a command that did not end with exit code 0, with the redacted end of its stderr."""
     code = finished.exit_code
     how = f"ended with exit code {code}" if code > 0 else f"was killed by signal {-code}"
-    shown = redactor.redact(finished.stderr.decode(errors="replace"))
-    if finished.stderr_cut:
-        shown = shown[redactor.reach :]
-    shown = shown.strip()[-_STDERR_SHOWN:]
+    text = finished.stderr.decode(errors="replace")
+    shown = redacted(context, text, begins_anywhere=finished.stderr_cut).strip()[-_STDERR_SHOWN:]
+    hint = "read what the program says; its environment is empty except for what the step declares"
     return StepFailed(
         f"the command {how}" + (f"; the end of its stderr:\n{shown}" if shown else ""),
         kind="exit_status",
-        hint="read what the program says; its environment is empty except for what the step declares",
+        hint=f"{hint}. {DECLARE}" if context.confinement and seems_confined(text) else hint,
     )
+
+
+def seems_confined(text: str) -> bool:
+    """Whether a program complains as one that its confinement refuses something; it may be another reason."""
+    return any(word in text for word in ("ermission denied", "PermissionError", "EACCES", "peration not permitted"))
 
 
 def _stdin(value: Json) -> bytes:

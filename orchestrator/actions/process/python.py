@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -13,13 +14,14 @@ from pydantic import JsonValue as Json
 
 from orchestrator.actions.base import Params, StepContext
 from orchestrator.actions.handover import Handover
-from orchestrator.actions.process.exec import failure
-from orchestrator.actions.process.supervised import SAFE_PATH, Command, Finished, Running, run_process
-from orchestrator.actions.references import redactor_for, within_deadline
+from orchestrator.actions.process.confined import ConfinedParams
+from orchestrator.actions.process.exec import failure, seems_confined
+from orchestrator.actions.process.rules import Reach, virtual_environment
+from orchestrator.actions.process.supervised import DECLARE, SAFE_PATH, Command, Finished, Running, run_process
+from orchestrator.actions.references import redacted, within_deadline
 from orchestrator.errors import OutputRefused, StepFailed
 from orchestrator.grants.credential import Credential
 from orchestrator.jsontypes import JsonObject, JsonValue
-from orchestrator.redaction.redactor import Redactor
 
 _MESSAGE_SHOWN = 500
 _IDENTIFIER = r"[A-Za-z_]\w*"
@@ -27,7 +29,7 @@ _RESULT_ALLOWANCE = 1000
 """Bytes that the envelope of a result or a short error may take besides the value."""
 
 
-class PythonParams(Params):
+class PythonParams(ConfinedParams):
     """A function by the name under which it is imported, its arguments, and where its module is looked for."""
 
     takes_new_credentials: ClassVar[bool] = True
@@ -42,6 +44,10 @@ class PythonParams(Params):
     path: list[Path] = Field(default_factory=list, description="Directories that modules are looked for in first.")
     max_bytes: Annotated[int, Field(gt=0)] = Field(default=5_000_000, description="The longest result, as JSON.")
 
+    def implied(self) -> tuple[Path, ...]:
+        """Where modules are looked for."""
+        return tuple(self.path)
+
 
 class Python:
     """Output: what the function returns. Kinds: `error` (it raised), `exit_status`, `timeout`, `output`."""
@@ -50,8 +56,8 @@ class Python:
     params: ClassVar[type[Params]] = PythonParams
 
     def view(self, params: PythonParams) -> JsonObject:
-        """The function's name and the names of its arguments."""
-        return {"callable": params.callable, "arguments": sorted(params.arguments)}
+        """The function's name, the names of its arguments, and what it may reach."""
+        return {"callable": params.callable, "arguments": sorted(params.arguments), **params.reach_view()}
 
     async def run(self, params: PythonParams, context: StepContext) -> JsonValue:
         """Call it in a new interpreter (`python -I`) and return its result, which must be JSON.
@@ -64,10 +70,28 @@ class Python:
             stdin=_request(params, context),
             max_bytes=params.max_bytes + _RESULT_ALLOWANCE,
             started=partial(_take_anew, context.handover) if context.handover else None,
+            confinement=context.confinement,
+            reach=_with_interpreter(params.reach(context)),
         )
         async with within_deadline(context, "the function"):
             finished = await run_process(command)
-        return _result(finished, params, redactor_for(context))
+        return _result(finished, params, context)
+
+
+def _with_interpreter(reach: Reach) -> Reach:
+    """And what this interpreter has installed. This package may be installed from elsewhere, in a checkout say."""
+    prefixes = {Path(sys.prefix), Path(sys.base_prefix), Path(sys.base_exec_prefix)} - {Path("/")}
+    origins = [Path(entry) for entry in sys.path if (Path(entry) / "orchestrator" / "__init__.py").is_file()]
+    return replace(
+        reach,
+        read=(
+            *reach.read,
+            *sorted(prefixes),
+            *virtual_environment(Path(sys.prefix)),
+            *(origin.absolute() / "orchestrator" for origin in origins),
+        ),
+        listed=tuple(origin.absolute() for origin in origins),
+    )
 
 
 def _request(params: PythonParams, context: StepContext) -> bytes:
@@ -103,9 +127,9 @@ def _take_anew(handover: Handover, running: Running) -> None:
     handover.take(receive)
 
 
-def _result(finished: Finished, params: PythonParams, redactor: Redactor) -> JsonValue:
+def _result(finished: Finished, params: PythonParams, context: StepContext) -> JsonValue:
     if finished.exit_code != 0:
-        raise failure(finished, redactor)
+        raise failure(finished, context)
     try:
         answer = json.loads(finished.stdout)
     except ValueError:
@@ -116,7 +140,10 @@ def _result(finished: Finished, params: PythonParams, redactor: Redactor) -> Jso
     if "value" in answer:
         value: JsonValue = answer["value"]
         return value
-    problem = " ".join(redactor.redact(str(answer["message"])).split())[:_MESSAGE_SHOWN]
+    problem = " ".join(redacted(context, str(answer["message"])).split())[:_MESSAGE_SHOWN]
     if answer["kind"] == "output":
         raise OutputRefused(f"`{params.callable}` did not return JSON: {problem}", hint="return plain JSON values")
-    raise StepFailed(f"`{params.callable}` raised {problem}", kind="error", hint=answer.get("hint"))
+    hint = answer.get("hint")
+    if context.confinement and (hint or seems_confined(problem)):
+        hint = f"{hint} {DECLARE}" if hint else DECLARE
+    raise StepFailed(f"`{params.callable}` raised {problem}", kind="error", hint=hint)

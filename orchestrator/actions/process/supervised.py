@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.actions.process import supervisor
+from orchestrator.actions.process.private_folders import (
+    PrivateFolder,
+    memory_folder,
+    private_folder,
+    temporary_folder,
+)
+from orchestrator.actions.process.rules import Reach, order_of, program_paths
 from orchestrator.errors import StepFailed
 from orchestrator.secret import Secret
 
@@ -23,14 +30,20 @@ GRACE = 2.0
 """Seconds between SIGTERM and SIGKILL."""
 _STOP_LIMIT = GRACE + 10.0
 _STDERR_KEPT = 64 * 1024
+DECLARE = (
+    "The step is confined: files beyond the system's and its own are declared in `paths: {read: [...], write: [...]}`, "
+    "endpoints that it connects to in `connect: [...]`."
+)
+"""What is said where a step may have been refused something by its confinement."""
 SAFE_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What to run. Its environment is `environment` and `secrets`, and for each of `files` the path of a private
-    file with that content; nothing else. `directory` None: a fresh private one. `max_bytes` bounds its stdout.
-    `started` is called once it runs, with what can still be brought to it; its stdin stays open then.
+    """What to run. Its environment is `environment` and `secrets`, for each of `files` the path of a private
+    file with that content, and TMPDIR, a fresh private folder; nothing else. `directory` None: that folder.
+    `max_bytes` bounds its stdout. `started` is called once it runs, with what can still be brought to it; its stdin
+    stays open then. `confinement` are the parts that hold it to the system's folders, to itself, and to `reach`.
     """
 
     arguments: Sequence[str]
@@ -41,6 +54,8 @@ class Command:
     stdin: bytes = field(default=b"", repr=False)
     max_bytes: int = 5_000_000
     started: Callable[[Running], None] | None = None
+    confinement: Sequence[str] = ()
+    reach: Reach = field(default_factory=Reach)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,29 +170,48 @@ async def run_process(command: Command) -> Finished:
     Cancellation stops it: SIGTERM to all its processes, SIGKILL two seconds later, and only when all are
     confirmed dead does the cancellation go on.
     """
-    vault = _private_directory(_memory_directory()) if command.files else None
-    work = _private_directory(None) if command.directory is None else None
-    private = [str(path) for path in (vault, work) if path is not None]
-    files = {name: str(vault / name) for name in command.files} if vault else {}
-    try:
+    with ExitStack() as stack:
+        work = _folder(temporary_folder(), stack)
+        vault = _folder(memory_folder() or temporary_folder(), stack) if command.files else None
+        private = [folder for folder in (vault, work) if folder is not None]
+        files = {name: str(vault.path / name) for name in command.files} if vault else {}
+        stack.callback(supervisor.remove_private, [str(folder.path) for folder in private], list(files.values()))
+        directory = command.directory or work.path
+        environment = {"TMPDIR": str(work.path), **command.environment}
         order = {
             "command": list(command.arguments),
             "environment": {
-                **command.environment,
+                **environment,
                 **{name: secret.reveal() for name, secret in command.secrets.items()},
                 **files,
             },
-            "directory": str(command.directory or work),
+            "directory": str(directory),
             "files": {path: command.files[name].reveal() for name, path in files.items()},
-            "remove": private,
+            "remove": [str(folder.path) for folder in private],
             "grace": GRACE,
+            "confinement": order_of(
+                command.confinement,
+                command.reach,
+                read=(
+                    *program_paths(command.arguments, environment, directory),
+                    *((vault.path,) if vault else ()),
+                ),
+                write=(work.path,),
+            ),
         }
-        return await _supervised(json.dumps(order).encode() + b"\n", command, files)
-    finally:
-        supervisor.remove_private(private, list(files.values()))
+        locks = [folder.lock for folder in private]
+        return await _supervised(json.dumps(order).encode() + b"\n", command, files, locks)
 
 
-async def _supervised(order: bytes, command: Command, files: Mapping[str, str]) -> Finished:
+def _folder(parent: Path, stack: ExitStack) -> PrivateFolder:
+    folder = private_folder(parent)
+    stack.callback(folder.close)
+    stack.callback(supervisor.remove_private, [str(folder.path)], [])
+    return folder
+
+
+async def _supervised(order: bytes, command: Command, files: Mapping[str, str], locks: Sequence[int]) -> Finished:
+    """`locks` are kept by the supervisor, too: what it uses is nobody's only when it is gone as well."""
     loop = asyncio.get_running_loop()
     control_end, control = os.pipe()
     status, status_end = os.pipe()
@@ -189,8 +223,8 @@ async def _supervised(order: bytes, command: Command, files: Mapping[str, str]) 
         line, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, os.fdopen(control, "wb", buffering=0))
         process, _ = await loop.subprocess_exec(
             lambda: pipes,
-            *(sys.executable, "-I", "-S", supervisor.__file__, str(control_end), str(status_end)),
-            pass_fds=(control_end, status_end),
+            *(sys.executable, "-I", "-S", supervisor.__file__, *map(str, (control_end, status_end, *locks))),
+            pass_fds=(control_end, status_end, *locks),
             env={},
             start_new_session=True,
         )
@@ -213,7 +247,7 @@ async def _supervised(order: bytes, command: Command, files: Mapping[str, str]) 
         await pipes.exited
         await asyncio.wait({pipes.closed}, timeout=GRACE)
         await report.ended  # the supervisor is over, and nobody else holds the other end
-        return _finished(report.facts, pipes)
+        return _finished(report.facts, pipes, command)
     finally:
         if line is not None and not line.is_closing():
             line.abort()
@@ -261,12 +295,18 @@ async def _uninterrupted(work: Coroutine[None, None, None]) -> None:
         raise cancelled
 
 
-def _finished(report: Mapping[str, int], pipes: _Pipes) -> Finished:
-    if "failed" in report:
+def _finished(report: Mapping[str, int], pipes: _Pipes, command: Command) -> Finished:
+    if "unconfined" in report:
         raise StepFailed(
-            f"the command cannot be started: {os.strerror(report['failed'])}",
-            hint="give the full path of an executable, or a PATH in `environment`; is `cwd` there?",
+            f"the command cannot be confined, and was not started: {os.strerror(report['unconfined'])}",
+            kind="confinement",
+            hint="Landlock or seccomp is there, but refuses the rules: is this process in a sandbox of its own?",
         )
+    if "failed" in report:
+        hint = "give the full path of an executable, or a PATH in `environment`; is `cwd` there?"
+        if command.confinement and report["failed"] == errno.EACCES:
+            hint += f" Is it a script whose interpreter lies outside of the system's folders? {DECLARE}"
+        raise StepFailed(f"the command cannot be started: {os.strerror(report['failed'])}", hint=hint)
     if report.get("left", 1):
         raise StepFailed(
             "processes of the command survived SIGKILL", hint="look for processes in state D or owned by another user"
@@ -278,16 +318,3 @@ def _finished(report: Mapping[str, int], pipes: _Pipes) -> Finished:
         )
     code = report["exit"] if "exit" in report else -report["signal"]
     return Finished(code, bytes(pipes.stdout), bytes(pipes.stderr), pipes.stderr_cut)
-
-
-def _private_directory(parent: str | None) -> Path:
-    """A folder for us alone; its name tells whose it is."""
-    return Path(tempfile.mkdtemp(prefix=f"orchestrator-step-{os.getpid()}-", dir=parent))
-
-
-def _memory_directory() -> str | None:
-    """A directory in memory, so that credentials never reach a disk; None (the temporary directory) without one."""
-    for path in ("/dev/shm", f"/run/user/{os.getuid()}"):  # noqa: S108 -- only a private directory is made there
-        if os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK):
-            return path
-    return None

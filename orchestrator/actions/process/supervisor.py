@@ -5,9 +5,10 @@ dead, also those that moved to another session: it is their subreaper (prctl(2),
 its children. It stops them all when its control pipe closes, and so also when the orchestrator is killed.
 On other systems only the command's own process group is covered.
 
-Control pipe: one line of JSON (`command`, `environment`, `directory`, `files`, `remove`, `grace`), then it
-stays open; each further line (`{"replace": {path: content}}`) puts other files in the place of some. Status pipe:
-lines of JSON, `{"replaced": errno}` after each of these, `{"failed": errno}`, `{"exit": code}` or
+Control pipe: one line of JSON (`command`, `environment`, `directory`, `files`, `remove`, `grace`, and `confinement`,
+the rules that the command is held to, or null), then it stays open; each further line
+(`{"replace": {path: content}}`) puts other files in the place of some. Status pipe: lines of JSON,
+`{"replaced": errno}` after each of these, `{"failed": errno}` or `{"unconfined": errno}`, `{"exit": code}` or
 `{"signal": number}`, and `{"left": count}` at the end. The credentials travel in these lines, so they are in
 nobody's arguments and in no environment but the command's own.
 """
@@ -20,6 +21,8 @@ import os
 import resource
 import select
 import signal
+import stat
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +30,15 @@ from contextlib import suppress
 from typing import Any
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 1, 4, 36
+_PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 22, 38, 2
+_PR_CAPBSET_DROP, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 24, 47, 4
+_KEPT_CAPABILITIES = frozenset((0, 1, 3, 4, 5, 6, 7, 8, 10))
+"""capabilities(7) of files' owners, signals and users, and of low ports. The others reach all of the machine: with
+CAP_PERFMON or CAP_SYS_ADMIN the environment of every process can be read in /proc, whatever Landlock says."""
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
+_BENEATH, _PORT = 1, 2
+_OF_FILES = 0b1100_0000_0000_0111
+"""Landlock's rights on what is no folder: execute, write, read, truncate, commands to devices."""
 _KILL_LIMIT = 5.0
 """Seconds to wait for processes that got SIGKILL; longer means that they hang in the kernel or belong to root."""
 
@@ -38,6 +50,52 @@ def _prctl() -> Callable[[int, int], object] | None:
 
     function = ctypes.CDLL(None).prctl
     return lambda option, value: function(option, ctypes.c_ulong(value), 0, 0, 0)
+
+
+def _confine(rules: dict[str, Any]) -> None:
+    """Hold this process, and all that it starts, to the rules. Raises OSError where any of them is not in force.
+
+    landlock(7), seccomp(2): it cannot be undone, and needs no privilege but that none is gained any more.
+    """
+    import ctypes
+
+    library = ctypes.CDLL(None, use_errno=True)
+
+    def call(function: Any, *arguments: Any) -> int:
+        if (answer := int(function(*arguments))) < 0:
+            raise OSError(ctypes.get_errno(), "confinement")
+        return answer
+
+    def add(ruleset: int, kind: int, rule: bytes) -> None:
+        call(library.syscall, _ADD_RULE, ruleset, kind, rule, 0)
+
+    library.prctl(_PR_CAP_AMBIENT, *map(ctypes.c_ulong, (_PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)))
+    for capability in range(64):  # refused for one that is unknown, and to whoever has none to give away
+        if capability not in _KEPT_CAPABILITIES:
+            library.prctl(_PR_CAPBSET_DROP, *map(ctypes.c_ulong, (capability, 0, 0, 0)))
+    call(library.prctl, _PR_SET_NO_NEW_PRIVS, *map(ctypes.c_ulong, (1, 0, 0, 0)))
+    if rules["files"]:
+        size = rules["size"]
+        handled = struct.pack("=QQQ", rules["files"], rules["net"], rules["scoped"])[:size]
+        ruleset = call(library.syscall, _CREATE_RULESET, handled, ctypes.c_size_t(size), 0)
+        for path, rights in rules["paths"]:
+            try:
+                fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            except (FileNotFoundError, NotADirectoryError, PermissionError):
+                continue
+            rights &= -1 if stat.S_ISDIR(os.fstat(fd).st_mode) else _OF_FILES
+            if rights:
+                add(ruleset, _BENEATH, struct.pack("=Qi", rights, fd))
+            os.close(fd)
+        for port in rules["ports"]:
+            add(ruleset, _PORT, struct.pack("=QQ", rules["connect"], port))
+        call(library.syscall, _RESTRICT_SELF, ruleset, 0)
+        os.close(ruleset)
+    if rules["seccomp"]:
+        code = ctypes.create_string_buffer(bytes.fromhex(rules["seccomp"]))
+        length = len(rules["seccomp"]) // 16  # hexadecimal digits of a `struct sock_filter`
+        program = struct.pack("@HP", length, ctypes.addressof(code))
+        call(library.prctl, _PR_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), program, 0, 0)
 
 
 class _Tree:
@@ -144,14 +202,15 @@ class _Control:
         return None
 
 
-def _start(order: dict[str, Any], prctl: Callable[[int, int], object] | None) -> tuple[int, int]:
-    """Fork and execute; the command's process id, and 0 or the errno of what prevented it."""
+def _start(order: dict[str, Any], prctl: Callable[[int, int], object] | None) -> tuple[int, str, int]:
+    """Fork, confine and execute; the command's process id, and what prevented it (`failed`, `unconfined`) by what
+    errno, or 0."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
             signal.set_wakeup_fd(-1)
-            for number in (
+            for each in (
                 signal.SIGTERM,
                 signal.SIGINT,
                 signal.SIGQUIT,
@@ -160,22 +219,28 @@ def _start(order: dict[str, Any], prctl: Callable[[int, int], object] | None) ->
                 signal.SIGPIPE,
                 signal.SIGXFSZ,
             ):
-                signal.signal(number, signal.SIG_DFL)
+                signal.signal(each, signal.SIG_DFL)
             os.setsid()
             if prctl is not None:
                 prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             os.chdir(order["directory"])
+            if order["confinement"] is not None:
+                try:
+                    _confine(order["confinement"])
+                except OSError as error:
+                    os.write(writer, f"unconfined {error.errno or errno.EINVAL}".encode())
+                    os._exit(127)
             os.execvpe(order["command"][0], order["command"], order["environment"])  # noqa: S606 -- its purpose
         except OSError as error:
-            os.write(writer, str(error.errno or errno.EINVAL).encode())
+            os.write(writer, f"failed {error.errno or errno.EINVAL}".encode())
         except ValueError:
-            os.write(writer, str(errno.EINVAL).encode())
+            os.write(writer, f"failed {errno.EINVAL}".encode())
         finally:
             os._exit(127)
     os.close(writer)
-    problem = os.read(reader, 32)
+    what, _, number = os.read(reader, 32).decode().partition(" ")
     os.close(reader)
-    return pid, int(problem or 0)
+    return pid, what, int(number or 0)
 
 
 def _write_files(files: dict[str, str]) -> None:
@@ -226,9 +291,9 @@ def _supervise(order: dict[str, Any], control: _Control, report: Callable[[str, 
         signal.signal(number, lambda number, _frame: stopped.append(number))
     signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
     _write_files(order["files"])
-    pid, problem = _start(order, prctl)
+    pid, prevented, problem = _start(order, prctl)
     if problem:
-        report("failed", problem)
+        report(prevented, problem)
     nowhere = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(nowhere, fd)
@@ -259,9 +324,9 @@ def _supervise(order: dict[str, Any], control: _Control, report: Callable[[str, 
 
 
 def main() -> None:
-    """Entry point; the arguments are the numbers of the control and of the status descriptor."""
-    control, status = int(sys.argv[1]), int(sys.argv[2])
-    for fd in (control, status):
+    """Entry point; the arguments are the numbers of the control and of the status descriptor, and of locks to keep."""
+    control, status, *locks = map(int, sys.argv[1:])
+    for fd in (control, status, *locks):
         os.set_inheritable(fd, False)
 
     def report(what: str, value: int) -> None:

@@ -106,11 +106,14 @@ def does_words(step: StepView) -> str:
 def _words(value: JsonValue) -> str:
     if isinstance(value, list | tuple):
         return " ".join(map(str, value)) or "none"
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name} {_words(item)}" for name, item in value.items() if item) or "none"
     return str(value)
 
 
 def plan_json(plan: PlanView) -> Mapping[str, object]:
-    """The same for programs; no time and no path of this machine, so that the same plan is the same text."""
+    """The same for programs. The same plan is the same text: no time, and of this machine's paths only those that its
+    steps may reach."""
     return {
         "workflow": plan.workflow,
         "digest": plan.digest,

@@ -14,18 +14,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from sqlalchemy import Connection, Engine, RowMapping, Select, delete, insert, select, text, update
+from sqlalchemy import Connection, Engine, RowMapping, Select, delete, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.jsontypes import JsonObject
 from orchestrator.ledger.faults import ledger_error
 from orchestrator.ledger.states import RunState
 from orchestrator.ledger.storage.codec import canonical_json
-from orchestrator.ledger.storage.connect import BEGIN
+from orchestrator.ledger.storage.connect import BEGIN, ONLY_ONE
 from orchestrator.ledger.storage.tables import queued_run, run, workflow_text
 from orchestrator.ledger.storage.times import text_to_time, time_to_text
 
-ADVISORY_LOCK = 0x71_75_65_75_65  # "queue", so that it can be recognised in pg_locks
 LOOK_AHEAD = 200
 """How many waiting runs are looked at for one that the limits leave room for."""
 
@@ -136,7 +135,7 @@ class RunQueue:
     def _clear(self, connection: Connection) -> None:
         """Take out what has ended."""
         if connection.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
+            connection.execute(ONLY_ONE)
         ended = select(run.c.run_id).where(run.c.state != RunState.RUNNING.value)
         connection.execute(delete(queued_run).where(queued_run.c.run_id.in_(ended)))
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from orchestrator.errors import LedgerError
@@ -40,6 +40,11 @@ POSTGRESQL_CONNECT = {
     "keepalives_interval": 5,
     "keepalives_count": 3,
 }
+
+
+ONLY_ONE = text("SELECT version_num FROM alembic_version FOR UPDATE")
+"""PostgreSQL: until the end of the transaction nobody else gets past this. The row is the ledger's, so that only who
+may write the ledger can hold it; an advisory lock could be held by every login of the server, a step's among them."""
 
 
 def connect(location: Location) -> Engine:

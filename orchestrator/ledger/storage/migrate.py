@@ -9,14 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, inspect, text
-from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
 from orchestrator.errors import LedgerError
 from orchestrator.ledger.location import Location
 from orchestrator.ledger.storage.connect import BEGIN
 from orchestrator.ledger.storage.schema import CURRENT, REVISIONS
-
-ADVISORY_LOCK = 0x6C_65_64_67_65_72  # "ledger", so that it can be recognised in pg_locks
 
 
 def ensure_schema(engine: Engine, location: Location) -> None:
@@ -27,7 +25,10 @@ def ensure_schema(engine: Engine, location: Location) -> None:
     if _revision(engine, location.label) == CURRENT:
         return
     if location.path is None:
-        _upgrade(engine, location.label)
+        try:
+            _upgrade(engine, location.label)
+        except IntegrityError:  # another process made the first table meanwhile, and is done
+            _upgrade(engine, location.label)
         return
     with _locked(location.path.parent):
         with engine.connect() as connection:
@@ -70,9 +71,11 @@ def _upgrade(engine: Engine, label: str) -> None:
 
 
 def _exclude_others(connection: Connection) -> None:
-    """On SQLite BEGIN IMMEDIATE has done it."""
+    """On SQLite BEGIN IMMEDIATE has done it. An advisory lock would not do: every login of the server can hold it."""
     if connection.dialect.name == "postgresql":
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
+        columns = "version_num VARCHAR(32) NOT NULL CONSTRAINT alembic_version_pkc PRIMARY KEY"
+        connection.execute(text(f"CREATE TABLE IF NOT EXISTS alembic_version ({columns})"))  # as Alembic would make it
+        connection.execute(text("LOCK TABLE alembic_version IN EXCLUSIVE MODE"))
 
 
 @contextmanager

@@ -30,8 +30,13 @@ _MIN_VERSION = 160000
 _LOCK_WAIT = "10s"
 """How long `apply` waits for a table that others use, instead of holding everybody up behind it."""
 
-_ONE_AT_A_TIME = 7266342850541213491
-"""Advisory lock under which a database is provisioned."""
+_ONE_AT_A_TIME = (
+    "CREATE SCHEMA IF NOT EXISTS orchestrator",
+    "COMMENT ON SCHEMA orchestrator IS 'Made by `orchestrator provision`: one at a time, by this comment.'",
+)
+"""Under these a database is provisioned. To comment on a schema locks it against other comments until the end of the
+transaction (`ShareUpdateExclusiveLock` in CommentObject of PostgreSQL), and only who owns it may: advisory locks can
+be held by every login. Whoever makes the schema at the same time as another one waits for it, and is then told so."""
 
 
 class DatabaseSide:
@@ -122,21 +127,10 @@ class DatabaseSide:
         Raises ProvisionError where that is not possible, or would still not be what is declared.
         """
         try:
-            with self._session.transaction():
-                self._begin()
-                self._session.execute("SELECT pg_advisory_xact_lock(%s)", [_ONE_AT_A_TIME])
-                self._refuse_squatters()
-                targets = self._targets()
-                for statement in self._statements(targets):
-                    self._session.execute(statement)
-                left = [change for change in self._differences(targets) if change is not None]
-                if left:
-                    raise ProvisionError(
-                        f"the database `{self.name}` would still not be what is declared:\n"
-                        + "\n".join(change.render() for change in left),
-                        hint="nothing was changed; the administrator may not change it: let a superuser do so, or "
-                        "declare it (`admins` of the connection)",
-                    )
+            try:
+                self._apply()
+            except psycopg.errors.UniqueViolation:  # another one made the schema meanwhile, and is done
+                self._apply()
         except psycopg.errors.LockNotAvailable as error:
             raise ProvisionError(
                 f"the database `{self.name}` is busy: a table was not free within {_LOCK_WAIT}",
@@ -147,6 +141,25 @@ class DatabaseSide:
                 f"the database `{self.name}` refused: {error.diag.message_primary or type(error).__name__}",
                 hint="nothing was changed; the administrator must own the objects that are granted, or be a superuser",
             ) from error
+
+    def _apply(self) -> None:
+        with self._session.transaction():
+            self._begin()
+            self._refuse_squatters()
+            for statement in _ONE_AT_A_TIME:
+                self._session.execute(statement)
+            self._refuse_squatters()  # who had to wait finds what came meanwhile
+            targets = self._targets()
+            for change in self._statements(targets):
+                self._session.execute(change)
+            left = [change for change in self._differences(targets) if change is not None]
+            if left:
+                raise ProvisionError(
+                    f"the database `{self.name}` would still not be what is declared:\n"
+                    + "\n".join(change.render() for change in left),
+                    hint="nothing was changed; the administrator may not change it: let a superuser do so, or "
+                    "declare it (`admins` of the connection)",
+                )
 
     def set_login_password(self, password: Secret) -> None:
         """Give Vault's login a new password; only its SCRAM verifier is sent."""
