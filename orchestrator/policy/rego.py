@@ -157,15 +157,17 @@ def _compile(sources: Sequence[PolicySource]) -> tuple[Any, frozenset[str]]:
         except RuntimeError as error:
             raise UsageError(*_where(error), hint="`opa check` and `opa fmt` show more") from error
     rules = check_modules(engine.get_ast_as_json())
-    _check_defined(engine, sources)
+    _check_defined(engine, sources, rules)
     return engine, rules
 
 
-def _check_defined(engine: Any, sources: Sequence[PolicySource]) -> None:
+def _check_defined(engine: Any, sources: Sequence[PolicySource], rules: frozenset[str]) -> None:
     """regorus compiles lazily: evaluate once, so that unsafe variables and a missing rule are found at the start."""
     engine.set_input_json("{}")
     try:
         engine.eval_rule(DECISION_RULE)
+        if ADMIT_RULE in rules:
+            engine.eval_rule(ADMIT_RULE)
     except RuntimeError as error:
         text = _without_backtrace(error)
         if "not a valid rule path" in text:

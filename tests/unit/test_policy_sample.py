@@ -235,7 +235,7 @@ async def test_a_grant_beyond_the_rows_of_the_tasks_customer_is_denied(where: tu
 async def test_what_permits_a_task_decides_without_the_rules_that_only_explain() -> None:
     folder = Path(__file__).parents[2] / "workflows" / "policies"
     deciding = [PolicySource(name, (folder / name).read_text()) for name in ("agents.rego", "orchestrator.rego")]
-    silent = PolicySource("silent.rego", "package orchestrator\nimport rego.v1\ndenials := set()\n")
+    silent = PolicySource("silent.rego", "package orchestrator\nimport rego.v1\ndenials := set()\nstrangers := set()\n")
     engine = RegoEngine.from_sources([*deciding, silent])
     assert (await engine.decide(SUPPORT)).allow
     other = replace(SUPPORT, context={"task": "crm:write_ticket", "customer_id": 1235})
@@ -273,7 +273,7 @@ def without(name: str, replacement: str) -> RegoEngine:
 
 @pytest.mark.parametrize("case", DENIED)
 async def test_what_is_not_permitted_is_denied_even_where_no_reason_is_written_for_it(case: str) -> None:
-    speechless = without("reasons.rego", "denials := set()")
+    speechless = without("reasons.rego", "denials := set()\nstrangers := set()")
     assert (await speechless.decide(QUERY)).allow
     decision = await speechless.decide(DENIED[case][0])
     assert decision.reasons == ("no rule of the policy allows it",)

@@ -15,6 +15,16 @@ decision := {"allow": true, "reasons": [sprintf("permitted to agent `%s`", [inpu
 
 decision := {"allow": false, "reasons": sort(denials)} if count(denials) > 0
 
+# Asked first, before anything of the author's text is evaluated: what is in a parameter, a condition or the context
+# is not known yet, and of an agent or an action that is not known nobody wants to know.
+default admit := {"allow": false, "reasons": ["no rule of the policy admits it"]}
+
+admit := {"allow": true, "reasons": [sprintf("agent `%s` is known", [input.agent])]} if {
+	input.action.name in agent.actions
+}
+
+admit := {"allow": false, "reasons": sort(strangers)} if count(strangers) > 0
+
 max_ttl := 900
 
 # SQL verbs that no agent may use, whatever its entry says.

@@ -4,12 +4,14 @@ package orchestrator
 
 import rego.v1
 
-denials contains sprintf("agent `%s` is not known to this policy", [input.agent]) if not agent
+strangers contains sprintf("agent `%s` is not known to this policy", [input.agent]) if not agent
 
-denials contains sprintf("agent `%s` may not use the action `%s`", [input.agent, input.action.name]) if {
+strangers contains sprintf("agent `%s` may not use the action `%s`", [input.agent, input.action.name]) if {
 	agent
 	not input.action.name in agent.actions
 }
+
+denials contains reason if some reason in strangers
 
 denials contains sprintf("SQL verb `%s` is forbidden to every agent", [verb]) if {
 	some verb in input.action.verbs
