@@ -163,5 +163,7 @@ def test_the_callable_must_be_written_with_a_colon() -> None:
 
 
 def test_the_view_shows_names_only() -> None:
-    params = PythonParams(callable="m:f", arguments={"b": "private", "a": 1})
-    assert Python().view(params) == {"callable": "m:f", "arguments": ["a", "b"]}
+    params = PythonParams(callable="json:dumps", arguments={"b": "private", "a": 1})
+    view = Python().view(params)
+    assert (view["callable"], view["arguments"]) == ("json:dumps", ["a", "b"])
+    assert "private" not in str(view)

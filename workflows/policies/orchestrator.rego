@@ -114,11 +114,47 @@ channel_permitted if input.action.channel in agent.channels
 
 channel_permitted if known_later("channel")
 
-program_permitted if input.action.program in agent.programs
+program_permitted if {
+	what_runs in agent.programs
+	not input.action.path
+	folders_permitted(["cwd"])
+}
+
+# What a program or a module is, beyond its name: the file of a program (links are followed), and its content wherever
+# that does not come with the system.
+what_runs := input.action.program if not input.action.sha256
+
+what_runs := with_content(input.action.program, input.action.sha256)
+
+what_runs := with_content(input.action.callable, input.action.sha256)
+
+with_content(name, sha256) := sprintf("%s@sha256:%s", [name, sha256])
+
+# Where an agent may start programs and import modules from: what lies there runs, too.
+folders_permitted(fields) if {
+	every field in fields {
+		every folder in folders_of(field) {
+			folder in object.get(agent, "folders", set())
+		}
+	}
+}
+
+folders_of(field) := [] if not input.action[field]
+
+folders_of(field) := input.action[field] if is_array(input.action[field])
+
+folders_of(field) := [input.action[field]] if is_string(input.action[field])
 
 program_permitted if known_later("program")
 
-callable_permitted if input.action.callable in agent.callables
+callable_permitted if {
+	what_runs in agent.callables
+	is_array(input.action.packages)
+	every around in input.action.packages {
+		with_content(around.file, around.sha256) in agent.callables
+	}
+	folders_permitted(["path"])
+}
 
 callable_permitted if known_later("callable")
 

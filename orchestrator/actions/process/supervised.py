@@ -28,12 +28,15 @@ SAFE_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What to run. Its environment is `environment` and `secrets`, and for each of `files` the path of a private
-    file with that content; nothing else. `directory` None: a fresh private one. `max_bytes` bounds its stdout.
-    `started` is called once it runs, with what can still be brought to it; its stdin stays open then.
+    """What to run: `program` is the file, by default the first argument, which is then its full path.
+
+    Its environment is `environment` and `secrets`, and for each of `files` the path of a private file with that
+    content; nothing else. `directory` None: a fresh private one. `max_bytes` bounds its stdout. `started` is called
+    once it runs, with what can still be brought to it; its stdin stays open then.
     """
 
     arguments: Sequence[str]
+    program: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, Secret] = field(default_factory=dict)
     files: Mapping[str, Secret] = field(default_factory=dict)
@@ -161,6 +164,7 @@ async def run_process(command: Command) -> Finished:
     files = {name: str(vault / name) for name in command.files} if vault else {}
     try:
         order = {
+            "program": command.program or command.arguments[0],
             "command": list(command.arguments),
             "environment": {
                 **command.environment,
@@ -265,7 +269,7 @@ def _finished(report: Mapping[str, int], pipes: _Pipes) -> Finished:
     if "failed" in report:
         raise StepFailed(
             f"the command cannot be started: {os.strerror(report['failed'])}",
-            hint="give the full path of an executable, or a PATH in `environment`; is `cwd` there?",
+            hint="is it an executable of this machine, and is `cwd` there?",
         )
     if report.get("left", 1):
         raise StepFailed(

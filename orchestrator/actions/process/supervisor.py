@@ -165,7 +165,7 @@ def _start(order: dict[str, Any], prctl: Callable[[int, int], object] | None) ->
             if prctl is not None:
                 prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             os.chdir(order["directory"])
-            os.execvpe(order["command"][0], order["command"], order["environment"])  # noqa: S606 -- its purpose
+            os.execve(order["program"], order["command"], order["environment"])  # noqa: S606 -- its purpose
         except OSError as error:
             os.write(writer, str(error.errno or errno.EINVAL).encode())
         except ValueError:
