@@ -69,11 +69,12 @@ class RegoEngine:
 
     @classmethod
     def from_directory(cls, path: Path) -> RegoEngine:
-        """All `*.rego` files directly in a folder, by name, without the tests (`*_test.rego`).
+        """All `*.rego` files directly in a folder, by name, without the tests (`*_test.rego`) and hidden files.
 
         Raises UsageError where there is none, or where one cannot be read or compiled.
         """
-        files = [file for file in sorted(path.glob("*.rego")) if not file.name.endswith("_test.rego")]
+        found = sorted(path.glob("*.rego"))
+        files = [file for file in found if not file.name.startswith(".") and not file.name.endswith("_test.rego")]
         if not files:
             what = "has no policy in it" if path.is_dir() else "is not a folder"
             raise UsageError(
@@ -204,6 +205,8 @@ def _without_backtrace(error: Exception) -> str:
 
 def _read(file: Path) -> str:
     try:
+        if not file.is_file():
+            raise OSError("not a regular file")
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: cannot be read as UTF-8 text: {error}") from error
