@@ -100,7 +100,7 @@ class RegoEngine:
     def _ask(self, rule: str, request: PolicyRequest) -> Decision:
         try:
             answer = self._evaluate(rule, _document(request))
-        except (RuntimeError, ValueError, RecursionError) as error:
+        except (RuntimeError, ValueError) as error:
             return self._denied(_first_line(error))
         except BaseException as error:
             if type(error).__name__ != "PanicException":
