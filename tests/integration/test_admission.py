@@ -9,12 +9,16 @@ from pathlib import Path
 import pytest
 from bench import Bench
 
+from orchestrator.actions.catalog import action, catalog
+from orchestrator.cli.dry_run import decided
 from orchestrator.errors import ExitCode
 from orchestrator.ledger.events import AttemptFinished, Decided, LeaseRequested, StepFinished
 from orchestrator.ledger.states import RunState, StepState
+from orchestrator.planning.plan import build
 from orchestrator.policy.rego import PolicySource, RegoEngine
 from orchestrator.policy.types import Decision, PolicyRequest
 from orchestrator.runs.types import RunOutcome
+from orchestrator.workflow.loader import load_text
 
 SAMPLE = RegoEngine.from_directory(Path(__file__).parents[2] / "workflows" / "policies")
 BROKEN = "${{ inputs.one / 0 }}"
@@ -71,10 +75,10 @@ def test_an_unknown_agent_is_denied_and_nothing_of_it_is_evaluated(bench: Bench,
     assert (outcome.exit_code, outcome.state) == (ExitCode.REFUSED, RunState.REFUSED)
     assert outcome.steps == {"work": StepState.REFUSED}
     assert outcome.reason.endswith("agent `nobody` is not known to this policy")
-    (decided,) = of_kind(bench, Decided)
-    assert isinstance(decided, Decided)
-    assert (decided.allow, decided.reasons) == (False, ("agent `nobody` is not known to this policy",))
-    assert decided.revision == SAMPLE.revision
+    (event,) = of_kind(bench, Decided)
+    assert isinstance(event, Decided)
+    assert (event.allow, event.reasons) == (False, ("agent `nobody` is not known to this policy",))
+    assert event.revision == SAMPLE.revision
     (finished,) = of_kind(bench, AttemptFinished)
     assert getattr(finished, "state", None) is StepState.REFUSED
     assert len(of_kind(bench, StepFinished)) == 1
@@ -195,6 +199,25 @@ async def test_the_question_holds_what_is_declared_and_nothing_that_was_evaluate
     (grant,) = question["grants"]  # type: ignore[misc]
     assert grant["connection"] == "support"
     assert grant["privileges"][0]["where"] == {"id": BROKEN}
+
+
+@pytest.mark.parametrize(
+    ("rule", "allowed", "reason"),
+    [
+        ('admit := {"allow": false, "reasons": ["a stranger"]}', False, "a stranger"),
+        ('admit := {"allow": input.time != null}', False, "does not allow"),
+        ('admit := {"allow": true, "obligations": {"max_ttl": 60}}', False, "obligation"),
+        ('admit := {"allow": input.context == {}}', True, "decided"),
+        ("", True, "decided"),
+    ],
+)
+async def test_a_plan_tells_what_the_first_question_would_be_answered(rule: str, allowed: bool, reason: str) -> None:
+    text = workflow("context").replace("/ 0", "+ 0")
+    planned = build(load_text(text, filename="w.yaml", actions=catalog), {"one": 1}, action=action, endpoints={})
+    shown = await decided(planned, rego('decision := {"allow": true, "reasons": ["decided"]}\n' + rule))
+    (step,) = shown.steps
+    assert step.decision.allow is allowed
+    assert reason in step.decision.reasons[0]
 
 
 @pytest.mark.parametrize("setup", ["local-postgresql", "dbos-postgresql"])
