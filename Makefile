@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+TOOLS  := .venv-tools
+LOCK   := requirements
 JOBS   ?= 3
 FAULTS ?= 300
 
@@ -15,7 +17,7 @@ SPREAD := --dist load --maxschedchunk 1
 # The tests start hundreds of processes: each would compile every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint types contracts unit faults format clean
+.PHONY: demo test lint types contracts unit faults format lock audit sbom clean
 
 demo: $(STAMP)
 	$(BIN)/orchestrator demo
@@ -42,11 +44,41 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-$(STAMP): pyproject.toml
+# Everything that is installed is locked, with the hash of each file that may be; this project itself is built by what is
+# locked, too.
+$(STAMP): pyproject.toml $(LOCK)/build.txt $(LOCK)/dev.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[dev-stack,dev]'
+	$(BIN)/pip install --quiet --require-hashes -r $(LOCK)/build.txt -r $(LOCK)/dev.txt
+	$(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
+	touch $@
+
+# After a change of dependencies in pyproject.toml; `make lock UPGRADE=--upgrade` takes the newest of all. For every
+# Python from 3.11 on, Linux and macOS. Needs a package index.
+COMPILE = $(TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--no-header --no-emit-index-url --no-emit-find-links $(UPGRADE)
+
+lock: $(TOOLS)/.installed
+	$(COMPILE) $(LOCK)/build.in -o $(LOCK)/build.txt
+	$(COMPILE) --extra serve pyproject.toml -o $(LOCK)/runtime.txt
+	$(COMPILE) --extra dev --extra dev-stack -c $(LOCK)/runtime.txt pyproject.toml -o $(LOCK)/dev.txt
+	$(COMPILE) $(LOCK)/tools.in -o $(LOCK)/tools.txt
+
+# Known vulnerabilities of everything that is locked. Asks PyPI's advisory database: it fails where that cannot be reached
+# or does not know a package, since nothing was looked at then.
+audit: $(TOOLS)/.installed
+	@for file in build runtime dev tools; do \
+	  $(TOOLS)/bin/pip-audit --strict --progress-spinner off --require-hashes --disable-pip -r $(LOCK)/$$file.txt || exit 1; \
+	done
+
+# What a deployment consists of, as CycloneDX JSON. Offline.
+sbom: $(TOOLS)/.installed
+	$(TOOLS)/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON \
+	  -o sbom.cdx.json $(LOCK)/runtime.txt
+
+$(TOOLS)/.installed: $(LOCK)/tools.txt
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --quiet --require-hashes -r $(LOCK)/tools.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(TOOLS) sbom.cdx.json .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -100,6 +100,8 @@ class Settings(BaseSettings):
     """How runs are driven."""
     policy: str = "rego"
     policy_path: Path = Path("workflows/policies")
+    policy_on_error: Literal["keep", "deny"] = "keep"
+    """What decides while changed policies are not valid: those of before, or nobody, so that everything is denied."""
     grace: Annotated[float, Field(gt=0)] = 30.0
     """Seconds that revocation may take when a step ends."""
     settle: Annotated[float, Field(gt=0)] = 95.0

@@ -92,7 +92,10 @@ class Action(Protocol):
     params: ClassVar[type[Params]]
 
     def view(self, params: Any) -> JsonObject:
-        """What policies and people may see of these parameters; never contents, never secrets."""
+        """What policies and people may see of these parameters; never contents, never secrets.
+
+        It names what decides: the file that runs, the address that is asked. Raises StepFailed where that is not there.
+        """
         ...
 
     async def run(self, params: Any, context: StepContext) -> JsonValue:

@@ -68,8 +68,9 @@ def _ledger_url() -> str:
 def policy_engine(settings: Settings) -> PolicyEngine:
     """The policy engine that the settings name."""
     from orchestrator.policy.opening import open_engine
+    from orchestrator.policy.watched import OnError
 
-    return open_engine(settings.policy, path=settings.policy_path)
+    return open_engine(settings.policy, path=settings.policy_path, on_error=OnError(settings.policy_on_error))
 
 
 def runner_config(settings: Settings, *, engine: EngineName | None = None, grace: float | None = None) -> RunnerConfig:

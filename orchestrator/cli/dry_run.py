@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from orchestrator.cli.display.plan_view import PlanView, StepView
+from orchestrator.policy.admission import admission, before_evaluation
 from orchestrator.policy.types import PolicyEngine, PolicyRequest
 
 
@@ -61,6 +62,7 @@ async def decided(plan: Plan, engine: PolicyEngine) -> PlanView:
 
 async def _step(step: PlannedStep, engine: PolicyEngine) -> StepView:
     request = step.request
+    admitted = await admission(engine, before_evaluation(request, request.grants))
     return StepView(
         step=request.step,
         action=request.action,
@@ -71,5 +73,5 @@ async def _step(step: PlannedStep, engine: PolicyEngine) -> StepView:
         timeout=step.timeout,
         attempts=step.attempts,
         scopes=request.grants,
-        decision=await engine.decide(request),
+        decision=await engine.decide(request) if admitted is None or admitted.allow else admitted,
     )

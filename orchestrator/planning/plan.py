@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ValidationError
 
-from orchestrator.errors import InvalidExpression
+from orchestrator.errors import InvalidExpression, StepFailed
 from orchestrator.grants.scope import Scope
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.planning.graph import dependencies, execution_order
@@ -124,6 +124,8 @@ def _view(action: ViewedAction, step: Step, context: Mapping[str, Any]) -> JsonO
         view = dict(action.view(action.params.model_validate(known)))
     except ValidationError:
         return UNKNOWN
+    except StepFailed as error:  # a program or a module that is not on this machine
+        return {**UNKNOWN, "unknown": error.message}
     if complete:
         return view
     unknown = {name for name in step.with_ if isinstance(known.get(name), _Later)}

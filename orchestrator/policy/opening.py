@@ -6,17 +6,20 @@ from pathlib import Path
 
 from orchestrator import extensions
 from orchestrator.policy.types import PolicyEngine
+from orchestrator.policy.watched import OnError, WatchedPolicies
 
 GROUP = "orchestrator.policy_engines"
 
 
-def open_engine(name: str, *, path: Path) -> PolicyEngine:
-    """The engine registered under this name; one that reads policies from files is given their folder.
+def open_engine(name: str, *, path: Path, on_error: OnError = OnError.KEEP) -> PolicyEngine:
+    """The engine registered under this name; one that reads policies from files is made anew when these change.
 
     An engine is a class without arguments, or one with the constructor `from_directory(path)`.
     Raises UsageError when there is no such engine or its policies are not valid.
     """
     kind = extensions.load(GROUP, name)
     from_directory = getattr(kind, "from_directory", None)
-    engine: PolicyEngine = from_directory(path) if from_directory else kind()
+    if from_directory is not None:
+        return WatchedPolicies(from_directory, path, on_error)
+    engine: PolicyEngine = kind()
     return engine

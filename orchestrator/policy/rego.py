@@ -1,7 +1,17 @@
 """Policies in Rego, evaluated in this process by regorus.
 
-The rule `data.orchestrator.decision` is asked with the document of `PolicyRequest.as_json` as `input`.
-Whatever goes wrong on the way to an answer is a denial with a reason.
+The rule `data.orchestrator.decision` is asked with the document of `PolicyRequest.as_json` as `input`, and
+`data.orchestrator.admit`, if there is one, before that. Whatever goes wrong on the way to an answer is a denial with
+a reason.
+
+Why regorus, in the build `gordon-to-regorus` (Microsoft publishes none for Python): `tests/unit/test_rego_engines.py`
+asks it and Microsoft's other evaluator (rego-cpp, as `regopy` 1.5) the same questions. rego-cpp dies of a long text in
+`regex.match`, takes `"5" <= 900` for true, does not parse `{k | some k, v in x; v}`, mistakes `every` over the set in
+our own sample policies, writes JSON that is none, and says of a contradiction neither what nor where; it also never
+came back from a pattern that backtracks, and tells `opa.runtime` the environment. regorus does none of that, and an
+error in a built-in function is a denial here where others make it undefined. That the build is one person's is answered
+by a pinned version with its hash (`requirements/`) and by the second opinion in the tests. What regorus itself does not
+refuse is refused here: see `rego_check`, and `_exact` for numbers that it would compare as floating point.
 """
 
 from __future__ import annotations
@@ -10,15 +20,24 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import UsageError
+from orchestrator.jsontypes import JsonValue
+from orchestrator.policy.rego_check import check_modules
 from orchestrator.policy.types import Decision, PolicyRequest, decision_from
 
 DECISION_RULE = "data.orchestrator.decision"
+ADMIT_RULE = "data.orchestrator.admit"
+
+MAX_INPUT_BYTES = 1 << 20
+"""The longest question: an evaluator has no other limit of its time, and inputs are an author's."""
+
+_EXACT = range(-(1 << 63), 1 << 63)
+"""The whole numbers that regorus compares as such."""
 
 _POSITION = re.compile(r"^-->\s*(?P<file>.+):(?P<line>\d+):(?P<column>\d+)\s*$", re.MULTILINE)
 
@@ -42,17 +61,20 @@ class RegoEngine:
 
     sources: tuple[PolicySource, ...]
     revision: str
+    admits: bool = False
+    """Whether the policies have a rule `admit`."""
     name: str = "rego"
     _compiled: Any = field(default=None, repr=False)
     _thread: threading.Thread = field(default_factory=threading.current_thread, repr=False)
 
     @classmethod
     def from_directory(cls, path: Path) -> RegoEngine:
-        """All `*.rego` files directly in a folder, by name, without the tests (`*_test.rego`).
+        """All `*.rego` files directly in a folder, by name, without the tests (`*_test.rego`) and hidden files.
 
         Raises UsageError where there is none, or where one cannot be read or compiled.
         """
-        files = [file for file in sorted(path.glob("*.rego")) if not file.name.endswith("_test.rego")]
+        found = sorted(path.glob("*.rego"))
+        files = [file for file in found if not file.name.startswith(".") and not file.name.endswith("_test.rego")]
         if not files:
             what = "has no policy in it" if path.is_dir() else "is not a folder"
             raise UsageError(
@@ -64,13 +86,21 @@ class RegoEngine:
     @classmethod
     def from_sources(cls, sources: Sequence[PolicySource]) -> RegoEngine:
         """Compile the modules now, so that a broken policy is found before anything runs. Raises UsageError."""
-        return cls(tuple(sources), revision_of(sources), _compiled=_compile(sources))
+        compiled, rules = _compile(sources)
+        return cls(tuple(sources), revision_of(sources), ADMIT_RULE in rules, _compiled=compiled)
 
     async def decide(self, request: PolicyRequest) -> Decision:
-        """Ask the rule. Takes well under a millisecond, so it is done in place."""
+        """Ask the rule `decision`. Takes well under a millisecond, so it is done in place."""
+        return self._ask(DECISION_RULE, request)
+
+    async def admit(self, request: PolicyRequest) -> Decision | None:
+        """Ask the rule `admit`; None where no module defines it."""
+        return self._ask(ADMIT_RULE, request) if self.admits else None
+
+    def _ask(self, rule: str, request: PolicyRequest) -> Decision:
         try:
-            answer = self._evaluate(json.dumps(request.as_json(), ensure_ascii=False))
-        except RuntimeError as error:
+            answer = self._evaluate(rule, _document(request))
+        except (RuntimeError, ValueError) as error:
             return self._denied(_first_line(error))
         except BaseException as error:
             if type(error).__name__ != "PanicException":
@@ -78,11 +108,11 @@ class RegoEngine:
             return self._denied("the evaluator broke down")
         return decision_from(answer, engine=self.name, revision=self.revision)
 
-    def _evaluate(self, document: str) -> Any:
+    def _evaluate(self, rule: str, document: str) -> Any:
         here = threading.current_thread() is self._thread
-        engine = self._compiled if here else _compile(self.sources)
+        engine = self._compiled if here else _compile(self.sources)[0]
         engine.set_input_json(document)
-        return engine.eval_rule(DECISION_RULE)
+        return engine.eval_rule(rule)
 
     def _denied(self, reason: str) -> Decision:
         return Decision(False, (f"the policy could not be evaluated: {reason}",), self.name, self.revision)
@@ -98,7 +128,27 @@ def revision_of(sources: Sequence[PolicySource]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _compile(sources: Sequence[PolicySource]) -> Any:
+def _document(request: PolicyRequest) -> str:
+    """The question as JSON. Raises ValueError where it cannot be asked exactly as it is."""
+    question = request.as_json()
+    _exact(question)
+    document = json.dumps(question, ensure_ascii=False, allow_nan=False)
+    if len(document) > MAX_INPUT_BYTES or len(document.encode()) > MAX_INPUT_BYTES:
+        raise ValueError(f"the question is longer than {MAX_INPUT_BYTES} bytes")
+    return document
+
+
+def _exact(value: JsonValue) -> None:
+    if isinstance(value, int) and value not in _EXACT:
+        raise ValueError("the question holds a whole number that cannot be compared exactly (beyond 64 bits)")
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    for part in value if isinstance(value, list | tuple) else ():
+        _exact(part)
+
+
+def _compile(sources: Sequence[PolicySource]) -> tuple[Any, frozenset[str]]:
+    """A regorus engine, and the names of the rules it has."""
     import regorus
 
     engine = regorus.Engine()
@@ -107,15 +157,18 @@ def _compile(sources: Sequence[PolicySource]) -> Any:
             engine.add_policy(source.name, source.text)
         except RuntimeError as error:
             raise UsageError(*_where(error), hint="`opa check` and `opa fmt` show more") from error
-    _check_defined(engine, sources)
-    return engine
+    rules = check_modules(engine.get_ast_as_json())
+    _check_defined(engine, sources, rules)
+    return engine, rules
 
 
-def _check_defined(engine: Any, sources: Sequence[PolicySource]) -> None:
+def _check_defined(engine: Any, sources: Sequence[PolicySource], rules: frozenset[str]) -> None:
     """regorus compiles lazily: evaluate once, so that unsafe variables and a missing rule are found at the start."""
     engine.set_input_json("{}")
     try:
         engine.eval_rule(DECISION_RULE)
+        if ADMIT_RULE in rules:
+            engine.eval_rule(ADMIT_RULE)
     except RuntimeError as error:
         text = _without_backtrace(error)
         if "not a valid rule path" in text:
@@ -127,7 +180,7 @@ def _check_defined(engine: Any, sources: Sequence[PolicySource]) -> None:
         raise UsageError(*_where(error), hint="`opa check` and `opa fmt` show more") from error
 
 
-def _where(error: RuntimeError) -> tuple[str]:
+def _where(error: Exception) -> tuple[str]:
     """regorus says `--> file:line:column`, an excerpt and `error: ...`; people expect the place first."""
     text = _without_backtrace(error)
     position = _POSITION.search(text)
@@ -138,16 +191,22 @@ def _where(error: RuntimeError) -> tuple[str]:
     return (f"{place}: {message.strip() or 'not valid'}\n{excerpt}",)
 
 
-def _first_line(error: RuntimeError) -> str:
-    return _where(error)[0].splitlines()[0]
+def _first_line(error: Exception) -> str:
+    """The place and the message. UnicodeEncodeError, a ValueError, would quote the whole question."""
+    if isinstance(error, UnicodeError):
+        return "the question holds a text that is not Unicode (half of a surrogate pair)"
+    text = _without_backtrace(error)
+    return (_where(error)[0] if _POSITION.search(text) else text or type(error).__name__).splitlines()[0]
 
 
-def _without_backtrace(error: RuntimeError) -> str:
+def _without_backtrace(error: Exception) -> str:
     return str(error).partition("Stack backtrace:")[0].strip()
 
 
 def _read(file: Path) -> str:
     try:
+        if not file.is_file():
+            raise OSError("not a regular file")
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: cannot be read as UTF-8 text: {error}") from error

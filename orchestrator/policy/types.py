@@ -54,7 +54,7 @@ class PolicyRequest:
     def digest(self) -> str:
         """SHA-256 of the canonical `input` document, as `sha256:HEX`."""
         text = json.dumps(self.as_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+        return "sha256:" + hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

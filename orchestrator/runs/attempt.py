@@ -30,7 +30,8 @@ from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.events import AttemptFinished, AttemptStarted, Decided, Event
 from orchestrator.ledger.ids import new_step_key
 from orchestrator.ledger.states import StepState
-from orchestrator.planning.requests import bind, policy_request, scopes_of
+from orchestrator.planning.requests import bind, scopes_of
+from orchestrator.policy.admission import admission
 from orchestrator.policy.types import Decision, PolicyRequest
 from orchestrator.redaction.redactor import redact_exception
 from orchestrator.runs.action_task import ActionTask
@@ -78,17 +79,26 @@ class StepAttempt:
     number: int
     conclude: Conclude
 
+    async def admission(self) -> AttemptResult | None:
+        """None if the policy lets anything of the step be evaluated; else how it ended. Raises LedgerError."""
+        started = self._started()
+        try:
+            request = self.progress.admission_request(self.step_id, self.number, self.services.clock.now())
+            decision = await admission(self.services.policy, request)
+            if decision is None or decision.allow:
+                return None
+            decided = self._decided(decision, request)
+        except OrchestratorError as error:
+            return await self._end_early(error, started)
+        except Exception as error:  # noqa: BLE001 -- a policy engine may raise anything
+            return await self._end_early(self._unexpected(error), started)
+        return await self._end_early(self._denied(decision), started, decided)
+
     async def run(self) -> AttemptResult:
         """Carry it out. Raises CancelledError after clean-up, and LedgerError where nothing can be recorded."""
         services = self.services
         deadline = services.clock.monotonic() + self._step.timeout
-        started = AttemptStarted(
-            step=self.step_id,
-            attempt=self.number,
-            step_key=new_step_key(self.step_id),
-            action=self._step.action,
-            timeout=self._step.timeout,
-        )
+        started = self._started()
         try:
             action = services.action(self._step.action)
             params = await self._parameters(action)
@@ -108,6 +118,15 @@ class StepAttempt:
         attempt = self._attempt(started.step_key, scopes, decision, deadline)
         leases = services.broker.open(attempt, prelude=(started, decided), run=self.progress.leases)
         return await self._act(leases, action, params, deadline, started.confinement or ())
+
+    def _started(self) -> AttemptStarted:
+        return AttemptStarted(
+            step=self.step_id,
+            attempt=self.number,
+            step_key=new_step_key(self.step_id),
+            action=self._step.action,
+            timeout=self._step.timeout,
+        )
 
     async def _act(
         self, leases: StepLeases, action: Action, params: Params, deadline: float, confinement: tuple[str, ...]
@@ -237,19 +256,8 @@ class StepAttempt:
             raise StepFailed(f"step `{self.step_id}`: {error.message}", kind="parameters", hint=error.hint) from error
 
     def _policy_request(self, action: Action, params: Params, scopes: tuple[Scope, ...]) -> PolicyRequest:
-        request = self.progress.request
-        return policy_request(
-            request.loaded,
-            self.step_id,
-            run_id=request.run_id,
-            trigger=request.trigger,
-            attempt=self.number,
-            inputs=self.progress.public_inputs,
-            context=self.progress.context,
-            action_view=action.view(params),
-            scopes=scopes,
-            time=self.services.clock.now(),
-        )
+        view = action.view(params)
+        return self.progress.policy_request(self.step_id, self.number, view, scopes, self.services.clock.now())
 
     def _decided(self, decision: Decision, request: PolicyRequest) -> Decided:
         return Decided(

@@ -30,6 +30,7 @@ from orchestrator.ledger.types import LeaseFilter, LeaseRecord, StepRecord
 from orchestrator.planning.graph import dependencies
 from orchestrator.redaction.forms import recognisable
 from orchestrator.redaction.redactor import redact_exception
+from orchestrator.runs.admission import any_admitted
 from orchestrator.runs.attempt import AttemptResult, Conclusion, StepAttempt
 from orchestrator.runs.engines.types import Walk
 from orchestrator.runs.graph_walk import Graph
@@ -109,12 +110,20 @@ class Runner:
             if isinstance(value, Secret):
                 self.services.redactor.add(value)
                 progress.secrets.add(value)
-        try:
-            known = {"inputs": shown, "run": {"id": request.run_id}}
-            progress.context = evaluate(workflow.context, known, at="context")
-        except InvalidExpression as error:
-            progress.errors[_CONTEXT] = error  # the run begins all the same, so that its end is on record
         return progress
+
+    async def _evaluate_context(self, progress: RunProgress) -> OrchestratorError | None:
+        """Evaluate the run's context, unless the policy admits none of its steps; what is wrong with it."""
+        workflow, known = progress.request.loaded.workflow, {"inputs": progress.public_inputs}
+        if not workflow.context or not await any_admitted(self.services, progress):
+            return None
+        try:
+            run = {"id": progress.request.run_id}
+            progress.context = evaluate(workflow.context, {**known, "run": run}, at="context")
+        except InvalidExpression as error:
+            progress.errors[_CONTEXT] = error
+            return error
+        return None
 
     async def _drive(self, progress: RunProgress, interruption: Interruption, *, cancelled: bool = False) -> RunOutcome:
         """Walk, and record how it ended. Nothing but the ledger keeps a run from having an end."""
@@ -181,12 +190,12 @@ class Runner:
             progress.deadline = self.services.clock.monotonic() + workflow.timeout
         try:
             async with asyncio.timeout(workflow.timeout) as limit:
-                if (wrong := progress.errors.get(_CONTEXT)) is not None:
-                    await walk.abandon()
-                    return progress.states, (RunState.FAILED, wrong.exit_code, wrong.message)
                 if cancelled:
                     await walk.abandon()
                     raise asyncio.CancelledError
+                if (wrong := await self._evaluate_context(progress)) is not None:
+                    await walk.abandon()
+                    return progress.states, (RunState.FAILED, wrong.exit_code, wrong.message)
                 states = await self.services.engine.drive(walk)
         except asyncio.CancelledError as error:
             if not is_cancelled():
@@ -283,25 +292,21 @@ class Runner:
         return state
 
     async def _attempts(self, progress: RunProgress, step_id: str) -> StepState:
-        step = progress.request.loaded.workflow.steps[step_id]
-        try:
-            context = progress.expression_context(self.services.endpoints)
-            if step.if_ is not None and not await asyncio.to_thread(holds, step.if_, context):
-                await self._skip(progress, step_id, StepState.SKIPPED, f"its condition is false: {step.if_}")
-                return StepState.SKIPPED
-        except InvalidExpression as error:
-            failed = StepFailed(f"step `{step_id}`: `if`: {error.message}", kind="condition", hint=error.hint)
-            progress.failed(step_id, failed)
-            await self._skip(progress, step_id, StepState.FAILED, failed.message)
-            return StepState.FAILED
         number = progress.attempts.get(step_id, 0)
+        admitted = False
         while True:
             number += 1
             delay: list[float] = []
             attempt = StepAttempt(
                 self.services, progress, step_id, number, partial(self._conclude, progress, step_id, number, delay)
             )
-            result = await attempt.run()
+            result = None
+            if not admitted:
+                result = await attempt.admission()
+                admitted = result is None
+                if admitted and (ended := await self._condition(progress, step_id)) is not None:
+                    return ended
+            result = result or await attempt.run()
             if not delay:
                 return result.state
             try:
@@ -309,6 +314,21 @@ class Runner:
             except asyncio.CancelledError:
                 await self._skip(progress, step_id, StepState.CANCELLED, "cancelled while waiting to try again")
                 raise
+
+    async def _condition(self, progress: RunProgress, step_id: str) -> StepState | None:
+        """How the step ended by its `if`; None where it is to be carried out."""
+        step = progress.request.loaded.workflow.steps[step_id]
+        try:
+            context = progress.expression_context(self.services.endpoints)
+            if step.if_ is None or await asyncio.to_thread(holds, step.if_, context):
+                return None
+        except InvalidExpression as error:
+            failed = StepFailed(f"step `{step_id}`: `if`: {error.message}", kind="condition", hint=error.hint)
+            progress.failed(step_id, failed)
+            await self._skip(progress, step_id, StepState.FAILED, failed.message)
+            return StepState.FAILED
+        await self._skip(progress, step_id, StepState.SKIPPED, f"its condition is false: {step.if_}")
+        return StepState.SKIPPED
 
     def _conclude(
         self, progress: RunProgress, step_id: str, number: int, delay: list[float], result: AttemptResult

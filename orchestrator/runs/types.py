@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from orchestrator.actions.base import Action
@@ -13,11 +14,14 @@ from orchestrator.clock import Clock
 from orchestrator.credentials.broker import Broker
 from orchestrator.credentials.run_leases import RunLeases
 from orchestrator.errors import ExitCode, OrchestratorError
+from orchestrator.grants.scope import Scope
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.coordination.queue import RunQueue
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LeaseRecord, LedgerReader, LedgerWriter, StepRecord
-from orchestrator.policy.types import PolicyEngine
+from orchestrator.planning.requests import policy_request, scopes_of
+from orchestrator.policy.admission import before_evaluation
+from orchestrator.policy.types import PolicyEngine, PolicyRequest
 from orchestrator.redaction.forms import recognisable
 from orchestrator.redaction.own_secrets import OwnSecrets
 from orchestrator.redaction.redactor import Redactor
@@ -130,6 +134,28 @@ class RunProgress:
     def failed(self, step: str, error: OrchestratorError) -> None:
         """Remember why a step failed."""
         self.errors[step] = error
+
+    def policy_request(
+        self, step: str, attempt: int, action_view: JsonObject, scopes: tuple[Scope, ...], time: datetime
+    ) -> PolicyRequest:
+        """What the policy is asked about an attempt at a step."""
+        return policy_request(
+            self.request.loaded,
+            step,
+            run_id=self.request.run_id,
+            trigger=self.request.trigger,
+            attempt=attempt,
+            inputs=self.public_inputs,
+            context=self.context,
+            action_view=action_view,
+            scopes=scopes,
+            time=time,
+        )
+
+    def admission_request(self, step: str, attempt: int, time: datetime) -> PolicyRequest:
+        """What the policy is asked before anything of a step is evaluated."""
+        scopes = scopes_of(self.request.loaded.workflow, step)
+        return before_evaluation(self.policy_request(step, attempt, {}, scopes, time), scopes)
 
     def expression_context(self, endpoints: Mapping[str, str]) -> dict[str, Any]:
         """What `${{ }}` may refer to now. Secret inputs are `Secret` objects and are only passed on whole."""

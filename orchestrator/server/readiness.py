@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from orchestrator.errors import OrchestratorError, Refused
 from orchestrator.ledger.coordination.schedules import ScheduleStates
+from orchestrator.policy.types import PolicyEngine
+from orchestrator.policy.watched import WatchedPolicies
 from orchestrator.runs.types import Services
 from orchestrator.telemetry.metrics import Metrics
 
@@ -19,6 +21,11 @@ FRESH_SECONDS = 5.0
 """How long an answer is given again: whoever asks often does not reach Vault more often."""
 STALLED_SECONDS = 30.0
 """After this long without a turn of the loop the process is not healthy."""
+
+
+def policy_state(engine: PolicyEngine) -> str:
+    """`ok`, or `stale` while the policies have changed and cannot be used."""
+    return "stale" if isinstance(engine, WatchedPolicies) and engine.trouble else "ok"
 
 
 class Readiness:

@@ -23,6 +23,7 @@ from orchestrator.errors import ExitCode, UsageError
 from orchestrator.ledger.coordination.schedules import open_schedules
 from orchestrator.ledger.events import Event
 from orchestrator.ledger.lease import OPEN, LeaseState
+from orchestrator.policy.watched import WatchedPolicies
 from orchestrator.recovery.backoff import is_due
 from orchestrator.recovery.dead_runs import Verdict, of_a_service
 from orchestrator.recovery.irrevocable import close_irrevocable
@@ -40,7 +41,7 @@ from orchestrator.scheduling.queue import claiming
 from orchestrator.scheduling.scheduler import Scheduler
 from orchestrator.server.descriptors import raise_descriptor_limit
 from orchestrator.server.maintenance import Maintenance, maintained
-from orchestrator.server.readiness import STALLED_SECONDS, Readiness
+from orchestrator.server.readiness import STALLED_SECONDS, Readiness, policy_state
 from orchestrator.signals import EXIT_CODES, handled
 from orchestrator.telemetry.event_log import log_event
 from orchestrator.telemetry.metrics import Metrics
@@ -68,6 +69,9 @@ IRREVOCABLE_SECONDS = 60.0
 
 IDENTITY_SECONDS = 1.0
 """Between two looks at how long the orchestrator's own Vault token still lives."""
+
+POLICY_SECONDS = 2.0
+"""Between two looks at the files of the policies while nothing is asked; before each question they are looked at."""
 
 RENEWAL_SECONDS = 5.0
 """How long renewing it may take."""
@@ -140,12 +144,13 @@ async def serve(
                     (config.sweep_interval, _orphans(services, config.sweep_interval)),
                     (IRREVOCABLE_SECONDS, _irrevocable(services, metrics)),
                     (IDENTITY_SECONDS, _identity(services)),
+                    (POLICY_SECONDS, _policies(services, metrics)),
                     *_queue(services, launcher, config),
                     *maintenance(services),
                     (SAMPLE_SECONDS, _pending_leases(services, metrics)),
                 ]
                 async with (
-                    _listening(bound, scheduler, Readiness(services, store, metrics), metrics, stop),
+                    _listening(bound, scheduler, Readiness(services, store, metrics), services, metrics, stop),
                     maintained(hooks, metrics),
                 ):
                     cut_short = await _until_drained(scheduler, launcher, stop, config.drain)
@@ -275,6 +280,15 @@ def _identity(services: Services) -> Callable[[], Awaitable[None]]:
     return identity
 
 
+def _policies(services: Services, metrics: Metrics) -> Callable[[], Awaitable[None]]:
+    async def policies() -> None:
+        if isinstance(services.policy, WatchedPolicies):
+            services.policy.refresh()
+            metrics.policies(stale=bool(services.policy.trouble))
+
+    return policies
+
+
 def _pending_leases(services: Services, metrics: Metrics) -> Callable[[], Awaitable[None]]:
     async def pending_leases() -> None:
         counts = await asyncio.to_thread(services.reader.open_lease_counts)
@@ -300,7 +314,12 @@ def _observed(address: str | None) -> tuple[socket.socket | None, Metrics]:
 
 @asynccontextmanager
 async def _listening(
-    bound: socket.socket | None, scheduler: Scheduler, readiness: Readiness, metrics: Metrics, stop: _Stop
+    bound: socket.socket | None,
+    scheduler: Scheduler,
+    readiness: Readiness,
+    services: Services,
+    metrics: Metrics,
+    stop: _Stop,
 ) -> AsyncIterator[None]:
     if bound is None:
         yield
@@ -313,7 +332,7 @@ async def _listening(
 
     async def ready() -> Mapping[str, str]:
         workflows = "draining" if stop.drain.is_set() else "ok" if scheduler.loaded else "loading"
-        return {**await readiness.check(), "workflows": workflows}
+        return {**await readiness.check(), "policy": policy_state(services.policy), "workflows": workflows}
 
     host, port = bound.getsockname()[:2]
     async with listening(listener_app(health=health, readiness=ready, metrics=metrics), bound):

@@ -31,6 +31,9 @@ class Metrics:
     def irrevocable(self, leases: int) -> None:
         """So many leases Vault has given up revoking."""
 
+    def policies(self, *, stale: bool) -> None:
+        """Whether the policies have changed and cannot be used."""
+
     def unreachable(self, service: str) -> None:
         """`vault` or `ledger` did not answer when its readiness was checked."""
 

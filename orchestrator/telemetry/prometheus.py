@@ -81,6 +81,7 @@ class PrometheusMetrics(Metrics):
         self._orphans = self._counter("orphans_swept", "Logins dropped that no lease covered.", "connection")
         self._workflows = self._gauge("workflows_loaded", "Workflows of the folder.")
         self._invalid = self._gauge("workflows_invalid", "Files of the folder that cannot be loaded.")
+        self._stale = self._gauge("policies_stale", "1 while the policies have changed and cannot be used.")
         self._unreachable = self._counter("unreachable", "Failed checks of a service.", "service")
         self._failures = self._counter("maintenance_failures", "Failures that the service survived.", "part")
         for service in ("vault", "ledger"):
@@ -133,6 +134,10 @@ class PrometheusMetrics(Metrics):
     def irrevocable(self, leases: int) -> None:
         """Sets `orchestrator_leases_irrevocable`."""
         self._irrevocable.set(leases)
+
+    def policies(self, *, stale: bool) -> None:
+        """Sets `orchestrator_policies_stale`."""
+        self._stale.set(stale)
 
     def unreachable(self, service: str) -> None:
         """Counts `orchestrator_unreachable_total` by service."""

@@ -357,9 +357,13 @@ async def test_an_unknown_grant_or_field_is_named() -> None:
 
 
 def test_the_view_shows_the_program_but_no_argument() -> None:
-    assert Exec().view(ExecParams(command=["curl", "private"])) == {
-        "program": "curl",
+    params = ExecParams(command=["true", "private"], environment={"A": "secretive"})
+    program = os.path.realpath("/usr/bin/true")
+    assert Exec().view(params) == {
+        "program": program,
+        "called": "true",
         "arguments": 1,
+        "environment": ["A"],
         "paths": {"read": [], "write": []},
         "connect": [],
     }

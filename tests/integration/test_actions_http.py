@@ -416,4 +416,5 @@ def test_the_view_has_no_query_and_no_contents() -> None:
     params = RequestParams.model_validate(
         {"method": "POST", "url": "https://API.example:443/v1?key=x", "json": {"a": 1}}
     )
-    assert Request().view(params) == {"method": "POST", "origin": "https://api.example", "path": "/v1"}
+    shown = {"method": "POST", "origin": "https://api.example", "path": "/v1", "follow_redirects": False}
+    assert Request().view(params) == shown

@@ -273,6 +273,7 @@ def test_the_settings_file_takes_the_same_names_without_the_prefix(
             "confirm": '"vault"',
             "connection_runs": "2",
             "sweep_interval": "5",
+            "policy_on_error": '"deny"',
             "dead_after": "5",
             "confinement": '"required"',
         }

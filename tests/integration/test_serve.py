@@ -232,6 +232,45 @@ def test_a_changed_file_is_run_as_it_is_now_and_a_broken_one_as_it_was(served: S
     assert served.stop() == 0
 
 
+ALLOWING = 'package orchestrator\ndecision := {"allow": true, "reasons": ["open"]}\n'
+DENYING = 'package orchestrator\ndecision := {"allow": false, "reasons": ["the agent is cut off"]}\n'
+
+
+def policies(served: Served, text: str) -> None:
+    folder = served.bench.directory / "policies"
+    folder.mkdir(exist_ok=True)
+    (folder / ".draft").write_text(text)
+    (folder / ".draft").rename(folder / "policy.rego")
+    served.environment |= {"ORCHESTRATOR_POLICY": "rego", "ORCHESTRATOR_POLICY_PATH": str(folder)}
+
+
+def test_a_tightened_policy_holds_for_the_next_run_and_a_broken_one_is_told(served: Served) -> None:
+    policies(served, ALLOWING)
+    served.put("watched", "{ every: 1s }")
+    served.start()
+    wait_for(lambda: served.runs("watched", RunState.SUCCEEDED), "a run")
+    policies(served, DENYING)
+    since = SystemClock().now()
+    refused = wait_for(lambda: served.runs("watched", RunState.REFUSED), "a run that is refused")
+    assert "the agent is cut off" in refused[0].reason
+    policies(served, "package orchestrator\ndecision := {")
+    wait_for(lambda: served.get("/readyz").json()["policy"] == "stale", "that the service is not ready")
+    assert served.get("/readyz").status_code == 503
+    wait_for(lambda: "orchestrator_policies_stale 1.0" in served.get("/metrics").text, "the figure")
+    (complaint,) = [one for one in served.records() if "changed policies cannot be used" in one["message"]]
+    assert complaint["level"].lower() == "error"
+    assert "policy.rego:2:" in complaint["message"]
+    count = len(served.runs("watched", RunState.REFUSED))
+    wait_for(lambda: len(served.runs("watched", RunState.REFUSED)) > count, "another run that is refused")
+    states = {run.state for run in served.runs("watched") if run.started_at > since}
+    assert states <= {RunState.REFUSED, RunState.RUNNING}
+    policies(served, ALLOWING)
+    wait_for(lambda: served.runs("watched")[0].state is RunState.SUCCEEDED, "a run that is allowed")
+    wait_for(lambda: served.get("/readyz").status_code == 200, "readiness")
+    assert served.stop() == 0
+    served.bench.assert_nothing_left()
+
+
 def test_a_running_run_is_cancelled_for_its_successor_where_the_schedule_replaces(served: Served) -> None:
     served.put("newest", "{ every: 3s, overlap: replace }", SLOW)
     served.start("--drain", "0")
@@ -316,7 +355,8 @@ def test_the_listener_tells_health_readiness_and_figures_but_no_secrets(served: 
     wait_for(lambda: served.runs("often", RunState.SUCCEEDED), "a run")
     assert served.get("/healthz").json() == {"ok": True, "loop": "ok"}
     ready = served.get("/readyz")
-    assert (ready.status_code, ready.json()) == (200, {"ok": True, "ledger": "ok", "vault": "ok", "workflows": "ok"})
+    every = {"ok": True, "ledger": "ok", "vault": "ok", "policy": "ok", "workflows": "ok"}
+    assert (ready.status_code, ready.json()) == (200, every)
     shown = wait_for(
         lambda: [text for text in [served.get("/metrics")] if 'runs_total{state="succeeded"' in text.text], "figures"
     )[0]

@@ -93,24 +93,24 @@ def test_policies_see_what_a_program_may_reach_with_absolute_paths(monkeypatch: 
     monkeypatch.chdir("/usr")
     paths = {"read": ["share", "/srv/b", "/srv/a"], "write": ["/var/lib/x"]}
     view = Exec().view(
-        ExecParams.model_validate({"command": ["x"], "paths": paths, "connect": ["b", "a", "b"], "cwd": "/srv/c"})
+        ExecParams.model_validate({"command": ["true"], "paths": paths, "connect": ["b", "a", "b"], "cwd": "/srv/c"})
     )
     assert view["paths"] == {"read": ["/srv/a", "/srv/b", "/srv/c", "/usr/share"], "write": ["/var/lib/x"]}
     assert view["connect"] == ["a", "b"]
-    function = PythonParams.model_validate({"callable": "m:f", "path": ["lib"], "connect": ["a"]})
+    function = PythonParams.model_validate({"callable": "json:dumps", "path": ["lib"], "connect": ["a"]})
     assert Python().view(function)["paths"] == {"read": ["/usr/lib"], "write": []}
 
 
-def test_a_program_is_found_as_the_kernel_finds_it(tmp_path: Path) -> None:
-    for place in ("first", "second"):
-        (tmp_path / place).mkdir()
-    (tmp_path / "first" / "tool").write_text("")
-    (tmp_path / "second" / "tool").write_text("")
-    (tmp_path / "second" / "tool").chmod(0o700)
-    search = {"PATH": f"{tmp_path}/first:second"}
-    assert program_paths(["tool"], search, tmp_path) == (tmp_path / "second" / "tool",)
-    assert program_paths(["second/tool"], {}, tmp_path) == (tmp_path / "second" / "tool",)
-    assert program_paths(["nope"], search, tmp_path) == ()
+def test_a_program_is_granted_with_what_is_behind_its_link_and_around_the_name_it_is_called_by(tmp_path: Path) -> None:
+    tool, link = tmp_path / "second" / "tool", tmp_path / "env" / "bin" / "tool"
+    for file in (tool, link):
+        file.parent.mkdir(parents=True)
+    tool.write_text("")
+    link.symlink_to(tool)
+    assert program_paths(str(tool), "tool") == (tool,)
+    assert program_paths(str(link), str(link)) == (link, tool)
+    (tmp_path / "env" / "pyvenv.cfg").write_text("home = /opt/python/bin\n")
+    assert program_paths(str(tool), str(link)) == (tool, tmp_path / "env", Path("/opt/python"))
 
 
 def test_a_virtual_environment_brings_its_interpreter(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from orchestrator.policy.allow_all import AllowAllEngine
 from orchestrator.policy.opening import open_engine
 from orchestrator.policy.rego import PolicySource, RegoEngine, revision_of
 from orchestrator.policy.types import Decision, PolicyRequest
+from orchestrator.policy.watched import WatchedPolicies
 
 ALLOW = 'package orchestrator\ndecision := {"allow": true}\n'
 
@@ -159,7 +160,9 @@ async def test_many_tasks_and_threads_may_ask_at_once() -> None:
 
 def test_engines_are_found_by_name(tmp_path: Path) -> None:
     (tmp_path / "a.rego").write_text(ALLOW)
-    assert isinstance(open_engine("rego", path=tmp_path), RegoEngine)
+    watched = open_engine("rego", path=tmp_path)
+    assert isinstance(watched, WatchedPolicies)
+    assert isinstance(watched.engine, RegoEngine)
     assert isinstance(open_engine("allow-all", path=tmp_path), AllowAllEngine)
     with pytest.raises(UsageError, match="nothing is registered as `regno`"):
         open_engine("regno", path=tmp_path)

@@ -1,5 +1,9 @@
 """The sample policies: what they allow, what they deny, and the reasons people read."""
 
+import hashlib
+import json
+import os
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -161,7 +165,18 @@ DENIED = {
         request("exec", {"program": "psql"}),
         AGENT + "run the program `psql`",
     ),
-    "a Python function": (request("python", {"callable": "os:system"}), AGENT + "call `os:system`"),
+    "a program of somebody else": (
+        request("exec", {"program": "/home/x/report", "sha256": "ab", "cwd": "/home/x", "path": ["/home/x", "/bin"]}),
+        AGENT + "run the program `/home/x/report@sha256:ab` with cwd /home/x; path /home/x:/bin",
+    ),
+    "a Python function": (
+        request("python", {"callable": "os:system", "sha256": "ab", "packages": []}),
+        AGENT + "call `os:system@sha256:ab`",
+    ),
+    "a Python function in a package": (
+        request("python", {"callable": "a.b:f", "sha256": "ab", "packages": [{"file": "/a.py", "sha256": "cd"}]}),
+        AGENT + "call `a.b:f@sha256:ab` with package /a.py@sha256:cd",
+    ),
     "an action that nobody listed": (request("smtp.send", {}), AGENT + "use the action `smtp.send`"),
     "an agent that nobody knows": (
         replace(QUERY, agent="mallory"),
@@ -235,7 +250,7 @@ async def test_a_grant_beyond_the_rows_of_the_tasks_customer_is_denied(where: tu
 async def test_what_permits_a_task_decides_without_the_rules_that_only_explain() -> None:
     folder = Path(__file__).parents[2] / "workflows" / "policies"
     deciding = [PolicySource(name, (folder / name).read_text()) for name in ("agents.rego", "orchestrator.rego")]
-    silent = PolicySource("silent.rego", "package orchestrator\nimport rego.v1\ndenials := set()\n")
+    silent = PolicySource("silent.rego", "package orchestrator\nimport rego.v1\ndenials := set()\nstrangers := set()\n")
     engine = RegoEngine.from_sources([*deciding, silent])
     assert (await engine.decide(SUPPORT)).allow
     other = replace(SUPPORT, context={"task": "crm:write_ticket", "customer_id": 1235})
@@ -273,7 +288,7 @@ def without(name: str, replacement: str) -> RegoEngine:
 
 @pytest.mark.parametrize("case", DENIED)
 async def test_what_is_not_permitted_is_denied_even_where_no_reason_is_written_for_it(case: str) -> None:
-    speechless = without("reasons.rego", "denials := set()")
+    speechless = without("reasons.rego", "denials := set()\nstrangers := set()")
     assert (await speechless.decide(QUERY)).allow
     decision = await speechless.decide(DENIED[case][0])
     assert decision.reasons == ("no rule of the policy allows it",)
@@ -282,18 +297,37 @@ async def test_what_is_not_permitted_is_denied_even_where_no_reason_is_written_f
 @pytest.mark.parametrize(
     ("action", "view", "allowed"),
     [
-        ("exec", {"program": "pg_dump"}, True),
-        ("exec", {"program": "sh"}, False),
+        ("exec", {"program": "/bin/pg_dump"}, True),
+        ("exec", {"program": "/bin/sh"}, False),
         ("exec", {}, False),
-        ("python", {"callable": "etl:load"}, True),
-        ("python", {"callable": "os:system"}, False),
+        ("exec", {"program": "/bin/pg_dump", "sha256": "ab"}, False),
+        ("exec", {"program": "/srv/report", "sha256": "ab"}, True),
+        ("exec", {"program": "/srv/report", "sha256": "cd"}, False),
+        ("exec", {"program": "/srv/report"}, False),
+        ("exec", {"program": "/bin/pg_dump", "cwd": "/srv"}, True),
+        ("exec", {"program": "/bin/pg_dump", "cwd": "/srv/evil"}, False),
+        ("exec", {"program": "/bin/pg_dump", "path": ["/srv"]}, False),
+        ("python", {"callable": "etl:load", "sha256": "ab", "packages": [], "path": []}, True),
+        ("python", {"callable": "etl:load", "sha256": "ab", "packages": [], "path": ["/srv"]}, True),
+        ("python", {"callable": "etl:load", "sha256": "ab", "packages": [], "path": ["/srv", "/evil"]}, False),
+        ("python", {"callable": "etl:load", "sha256": "cd", "packages": [], "path": []}, False),
+        ("python", {"callable": "etl:load", "packages": [], "path": []}, False),
+        ("python", {"callable": "etl:load", "sha256": "ab", "path": []}, False),
+        ("python", {"callable": "etl:load", "sha256": "ab", "packages": [{"file": "/p", "sha256": "ab"}]}, True),
+        ("python", {"callable": "etl:load", "sha256": "ab", "packages": [{"file": "/p", "sha256": "cd"}]}, False),
+        ("python", {"callable": "os:system", "sha256": "ab", "packages": [], "path": []}, False),
         ("slack.post_message", {"channel": "#support"}, False),
     ],
 )
 async def test_programs_and_functions_run_only_where_the_agents_entry_names_them(
     action: str, view: JsonObject, allowed: bool
 ) -> None:
-    entry = '{"actions": {"exec", "python"}, "programs": {"pg_dump"}, "callables": {"etl:load"}}'
+    entry = """{
+        "actions": {"exec", "python"},
+        "programs": {"/bin/pg_dump", "/srv/report@sha256:ab"},
+        "callables": {"etl:load@sha256:ab", "/p@sha256:ab"},
+        "folders": {"/srv"},
+    }"""
     engine = without("agents.rego", f'agents := {{"batch": {entry}}}')
     assert (await engine.decide(request(action, view, agent="batch"))).allow is allowed
 
@@ -304,10 +338,12 @@ async def test_one_grant_too_many_denies_the_step() -> None:
     assert "(grant `more`)" in decision.reasons[0]
 
 
+TRUE = os.path.realpath(shutil.which("true", path="/usr/bin:/bin") or "")
+JSON_CONTENT = hashlib.sha256(Path(json.__file__).read_bytes()).hexdigest()
 EVERYTHING = """agents := {"batch": {
     "actions": {"exec", "python", "http.request", "slack.post_message", "postgres.query"},
-    "programs": {"pg_dump"},
-    "callables": {"etl:load"},
+    "programs": {"PROGRAM"},
+    "callables": {"json:dumps@sha256:CONTENT", "FILE@sha256:CONTENT"},
     "origins": {"https://api.example"},
     "channels": {"#support"},
     "sql": {"select"},
@@ -317,8 +353,8 @@ EVERYTHING = """agents := {"batch": {
 @pytest.mark.parametrize(
     ("name", "fits", "does_not"),
     [
-        ("exec", {"command": ["pg_dump", "x"]}, {"command": ["sh"]}),
-        ("python", {"callable": "etl:load"}, {"callable": "os:system"}),
+        ("exec", {"command": ["true", "x"]}, {"command": ["sh"]}),
+        ("python", {"callable": "json:dumps"}, {"callable": "os:system"}),
         (
             "http.request",
             {"method": "GET", "url": "https://api.example/v1"},
@@ -335,7 +371,8 @@ EVERYTHING = """agents := {"batch": {
 async def test_the_policy_reads_what_the_actions_themselves_say(
     name: str, fits: dict[str, object], does_not: dict[str, object]
 ) -> None:
-    engine, known = without("agents.rego", EVERYTHING), action(name)
+    entries = EVERYTHING.replace("PROGRAM", TRUE).replace("CONTENT", JSON_CONTENT)
+    engine, known = without("agents.rego", entries), action(name)
     for parameters, allowed in ((fits, True), (does_not, False)):
         view = known.view(known.params.model_validate(parameters))
         decision = await engine.decide(request(name, view, agent="batch"))

@@ -4,7 +4,9 @@
 #   sql        the SQL verbs its statements may use
 #   origins    where its HTTP requests may go; a port of `*` is any port
 #   channels   where it may post
-#   programs, callables   what `exec` and `python` may start
+#   programs   what `exec` may run: "FILE" of the system, or "FILE@sha256:CONTENT" of any other file or script
+#   callables  what `python` may call: "MODULE:FUNCTION@sha256:CONTENT", and "FILE@sha256:CONTENT" of its packages
+#   folders    where programs may run (`cwd`), and modules be looked for first (`path`), other than where it is usual
 #   databases  what its logins may do, by connection and table: the columns of each verb
 #   tokens     the OAuth scopes it may ask for, by audience
 #   secrets    the keys it may read, by secret

@@ -15,6 +15,16 @@ decision := {"allow": true, "reasons": [sprintf("permitted to agent `%s`", [inpu
 
 decision := {"allow": false, "reasons": sort(denials)} if count(denials) > 0
 
+# Asked first, before anything of the author's text is evaluated: what is in a parameter, a condition or the context
+# is not known yet, and of an agent or an action that is not known nobody wants to know.
+default admit := {"allow": false, "reasons": ["no rule of the policy admits it"]}
+
+admit := {"allow": true, "reasons": [sprintf("agent `%s` is known", [input.agent])]} if {
+	input.action.name in agent.actions
+}
+
+admit := {"allow": false, "reasons": sort(strangers)} if count(strangers) > 0
+
 max_ttl := 900
 
 # SQL verbs that no agent may use, whatever its entry says.
@@ -104,11 +114,47 @@ channel_permitted if input.action.channel in agent.channels
 
 channel_permitted if known_later("channel")
 
-program_permitted if input.action.program in agent.programs
+program_permitted if {
+	what_runs in agent.programs
+	not input.action.path
+	folders_permitted(["cwd"])
+}
+
+# What a program or a module is, beyond its name: the file of a program (links are followed), and its content wherever
+# that does not come with the system.
+what_runs := input.action.program if not input.action.sha256
+
+what_runs := with_content(input.action.program, input.action.sha256)
+
+what_runs := with_content(input.action.callable, input.action.sha256)
+
+with_content(name, sha256) := sprintf("%s@sha256:%s", [name, sha256])
+
+# Where an agent may start programs and import modules from: what lies there runs, too.
+folders_permitted(fields) if {
+	every field in fields {
+		every folder in folders_of(field) {
+			folder in object.get(agent, "folders", set())
+		}
+	}
+}
+
+folders_of(field) := [] if not input.action[field]
+
+folders_of(field) := input.action[field] if is_array(input.action[field])
+
+folders_of(field) := [input.action[field]] if is_string(input.action[field])
 
 program_permitted if known_later("program")
 
-callable_permitted if input.action.callable in agent.callables
+callable_permitted if {
+	what_runs in agent.callables
+	is_array(input.action.packages)
+	every around in input.action.packages {
+		with_content(around.file, around.sha256) in agent.callables
+	}
+	folders_permitted(["path"])
+}
 
 callable_permitted if known_later("callable")
 

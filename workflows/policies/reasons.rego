@@ -4,12 +4,14 @@ package orchestrator
 
 import rego.v1
 
-denials contains sprintf("agent `%s` is not known to this policy", [input.agent]) if not agent
+strangers contains sprintf("agent `%s` is not known to this policy", [input.agent]) if not agent
 
-denials contains sprintf("agent `%s` may not use the action `%s`", [input.agent, input.action.name]) if {
+strangers contains sprintf("agent `%s` may not use the action `%s`", [input.agent, input.action.name]) if {
 	agent
 	not input.action.name in agent.actions
 }
+
+denials contains reason if some reason in strangers
 
 denials contains sprintf("SQL verb `%s` is forbidden to every agent", [verb]) if {
 	some verb in input.action.verbs
@@ -37,19 +39,31 @@ denials contains sprintf("agent `%s` may not post to the channel %s", [input.age
 	not channel_permitted
 }
 
-denials contains sprintf("agent `%s` may not run the program `%s`", [input.agent, input.action.program]) if {
+denials contains sprintf("agent `%s` may not run the program `%s`%s", [input.agent, what_runs, where]) if {
 	agent
 	input.action.name == "exec"
 	input.action.program
 	not program_permitted
 }
 
-denials contains sprintf("agent `%s` may not call `%s`", [input.agent, input.action.callable]) if {
+denials contains sprintf("agent `%s` may not call `%s`%s", [input.agent, what_runs, where]) if {
 	agent
 	input.action.name == "python"
 	input.action.callable
 	not callable_permitted
 }
+
+where := sprintf(" with %s", [concat("; ", circumstances)]) if count(circumstances) > 0
+
+where := "" if count(circumstances) == 0
+
+circumstances := array.concat(
+	[sprintf("%s %s", [field, concat(":", folders_of(field))]) |
+		some field in ["cwd", "path"]
+		count(folders_of(field)) > 0
+	],
+	[sprintf("package %s", [with_content(around.file, around.sha256)]) | some around in input.action.packages],
+)
 
 denials contains sprintf("the action `%s` does not say what it is about to do", [input.action.name]) if {
 	agent

@@ -86,8 +86,13 @@ class Request:
     params: ClassVar[type[Params]] = RequestParams
 
     def view(self, params: RequestParams) -> JsonObject:
-        """Method, origin and path; no query, no contents."""
-        return {"method": params.method, "origin": origin(params.url), "path": parse(params.url).path or "/"}
+        """Method, origin, path, and whether it goes where it is redirected to; no query, no contents."""
+        return {
+            "method": params.method,
+            "origin": origin(params.url),
+            "path": parse(params.url).path or "/",
+            "follow_redirects": params.follow_redirects,
+        }
 
     async def run(self, params: RequestParams, context: StepContext) -> JsonValue:
         """Send it once, follow redirects only where `follow_redirects` says so, and return what the answer holds.

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 from pydantic import JsonValue as Json
 
 from orchestrator.actions.base import GrantRef, OutputType, Params, StepContext
 from orchestrator.actions.handover import Handover
 from orchestrator.actions.process.confined import ConfinedParams
+from orchestrator.actions.process.loader_variables import refused_variables
+from orchestrator.actions.process.programs import Program, check_unchanged, resolve_program
 from orchestrator.actions.process.supervised import DECLARE, SAFE_PATH, Command, Finished, Running, run_process
 from orchestrator.actions.references import credential_of, redacted, secret_of, within_deadline
 from orchestrator.errors import OutputRefused, StepFailed
@@ -52,13 +55,15 @@ class ExecParams(ConfinedParams):
     output_types: ClassVar[Mapping[str, OutputType]] = {"exit_code": "int", "stdout": "string"}
 
     command: Annotated[list[Text], Field(min_length=1)] = Field(
-        description="The program and its arguments; there is no shell. Expressions never see credentials, so no "
-        "argument can hold one."
+        description="The program and its arguments; there is no shell. A name alone is looked for in the system's "
+        "folders, a relative path in `cwd`. Expressions never see credentials, so no argument can hold one."
     )
     stdin: Json = Field(default=None, description="Text as it is; anything else as JSON.")
     environment: dict[Variable, Text] = Field(
         default_factory=dict,
-        description=f"The whole environment, except that PATH defaults to {SAFE_PATH}, and TMPDIR to a private folder.",
+        description=f"The whole environment, except that PATH defaults to {SAFE_PATH}, and TMPDIR to a private folder; "
+        "another PATH needs a program with its full path. What makes a program load or start something else (LD_*, "
+        "PYTHON*, ENV, ...) is refused.",
     )
     credentials: ExecCredentials = Field(default_factory=ExecCredentials)
     cwd: Path | None = Field(
@@ -73,11 +78,24 @@ class ExecParams(ConfinedParams):
         names = [*self.environment, *self.credentials.env, *self.credentials.files]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"set more than once: {', '.join(twice)}")
+        if refused := refused_variables(names):
+            raise ValueError(f"would make the program load or start something else: {', '.join(refused)}")
+        if "PATH" in names and not self.command[0].startswith("/"):
+            raise ValueError("a PATH of your own needs a program with its full path")
         return self
 
     def implied(self) -> tuple[Path, ...]:
         """Where it works."""
         return () if self.cwd is None else (self.cwd,)
+
+    _program: Program | None = PrivateAttr(default=None)
+
+    @property
+    def program(self) -> Program:
+        """The file that is run: looked for once, so that it is the one that policies were shown. Raises StepFailed."""
+        if self._program is None:
+            self._program = resolve_program(self.command[0], search=SAFE_PATH, directory=self.cwd)
+        return self._program
 
 
 class Exec:
@@ -87,17 +105,37 @@ class Exec:
     params: ClassVar[type[Params]] = ExecParams
 
     def view(self, params: ExecParams) -> JsonObject:
-        """The program's name, and what it may reach; its arguments are contents."""
-        return {"program": params.command[0], "arguments": len(params.command) - 1, **params.reach_view()}
+        """The file that is run, how it is called, and the names of its variables; arguments are contents.
+
+        Raises StepFailed where there is no such program.
+        """
+        program, variables = params.program, params.environment
+        view: dict[str, JsonValue] = {
+            "program": program.file,
+            "called": params.command[0],
+            "arguments": len(params.command) - 1,
+            "environment": sorted({*variables, *params.credentials.env, *params.credentials.files}),
+            **params.reach_view(),
+        }
+        if program.sha256 is not None:
+            view["sha256"] = program.sha256
+        if program.directory is not None:
+            view["cwd"] = program.directory
+        if "PATH" in variables:
+            view["path"] = variables["PATH"].split(":")
+        return view
 
     async def run(self, params: ExecParams, context: StepContext) -> JsonValue:
         """Run it until it ends, or kill it with all its descendants at the deadline. Raises StepFailed."""
+        await asyncio.to_thread(check_unchanged, params.program)
+        directory = params.program.directory
         command = Command(
             arguments=params.command,
+            program=params.program.start,
             environment={"PATH": SAFE_PATH, **params.environment},
             secrets={name: secret_of(context, ref) for name, ref in params.credentials.env.items()},
             files={name: _content(context, ref) for name, ref in params.credentials.files.items()},
-            directory=params.cwd,
+            directory=None if directory is None else Path(directory),
             stdin=_stdin(params.stdin),
             max_bytes=params.max_bytes,
             started=partial(_take_anew, params, context.handover) if context.handover else None,

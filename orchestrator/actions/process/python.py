@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 from pydantic import JsonValue as Json
 
 from orchestrator.actions.base import Params, StepContext
 from orchestrator.actions.handover import Handover
 from orchestrator.actions.process.confined import ConfinedParams
 from orchestrator.actions.process.exec import failure, seems_confined
+from orchestrator.actions.process.python_modules import ModuleFile, find_modules
 from orchestrator.actions.process.rules import Reach, virtual_environment
 from orchestrator.actions.process.supervised import DECLARE, SAFE_PATH, Command, Finished, Running, run_process
 from orchestrator.actions.references import redacted, within_deadline
@@ -43,6 +45,27 @@ class PythonParams(ConfinedParams):
     arguments: dict[str, Json] = Field(default_factory=dict, description="Keyword arguments, as JSON.")
     path: list[Path] = Field(default_factory=list, description="Directories that modules are looked for in first.")
     max_bytes: Annotated[int, Field(gt=0)] = Field(default=5_000_000, description="The longest result, as JSON.")
+    _modules: list[ModuleFile] | None = PrivateAttr(default=None)
+
+    @property
+    def folders(self) -> list[str]:
+        """`path`, absolute and without links."""
+        return [os.path.realpath(folder) for folder in self.path]
+
+    @property
+    def modules(self) -> list[ModuleFile]:
+        """What importing the callable's module runs, the module itself last; looked for once. Raises StepFailed."""
+        if self._modules is None:
+            module = self.callable.partition(":")[0]
+            try:
+                self._modules = find_modules(module, self.folders)
+            except (ImportError, OSError) as error:
+                raise StepFailed(
+                    f"`{self.callable}` cannot be imported: {error}",
+                    kind="error",
+                    hint="is the module in one of the directories of `path`, or installed where the orchestrator is?",
+                ) from error
+        return self._modules
 
     def implied(self) -> tuple[Path, ...]:
         """Where modules are looked for."""
@@ -56,8 +79,20 @@ class Python:
     params: ClassVar[type[Params]] = PythonParams
 
     def view(self, params: PythonParams) -> JsonObject:
-        """The function's name, the names of its arguments, and what it may reach."""
-        return {"callable": params.callable, "arguments": sorted(params.arguments), **params.reach_view()}
+        """The function's name, the names of its arguments, and the files that its import runs.
+
+        `file` and `sha256` are of the module, `packages` of those around it. Raises StepFailed where there is none.
+        """
+        *packages, module = params.modules
+        return {
+            "callable": params.callable,
+            "arguments": sorted(params.arguments),
+            "file": module.file,
+            "sha256": module.sha256,
+            "packages": [{"file": package.file, "sha256": package.sha256} for package in packages],
+            "path": list[JsonValue](params.folders),
+            **params.reach_view(),
+        }
 
     async def run(self, params: PythonParams, context: StepContext) -> JsonValue:
         """Call it in a new interpreter (`python -I`) and return its result, which must be JSON.
@@ -98,7 +133,8 @@ def _request(params: PythonParams, context: StepContext) -> bytes:
     """What the child reads first from its standard input; only here the credentials are together in plain text."""
     request = {
         "callable": params.callable,
-        "path": [str(path.absolute()) for path in params.path],
+        "path": params.folders,
+        "modules": [asdict(module) for module in params.modules],
         "arguments": params.arguments,
         "credentials": {
             name: {field: secret.reveal() for field, secret in credential.fields.items()}

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from orchestrator.actions.process.python_credentials import Credentials
+from orchestrator.actions.process.python_modules import ModuleFile, hold_imports
 
 
 def main() -> None:
@@ -65,8 +66,9 @@ def _answer(request: dict[str, Any]) -> bytes:
 
 
 def _call(request: dict[str, Any]) -> Any:
-    sys.path[:0] = request["path"]
     module, _, name = request["callable"].partition(":")
+    hold_imports(module, request["path"], [ModuleFile(**shown) for shown in request["modules"]])
+    sys.path[:0] = request["path"]
     function: Any = importlib.import_module(module)
     for part in name.split("."):
         function = getattr(function, part)

@@ -5,8 +5,7 @@ Landlock (landlock(7)) refuses whatever no rule allows. The numbers are those of
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,10 +104,11 @@ def _paths(reach: Reach, read: Iterable[Path], write: Iterable[Path]) -> Iterato
         yield path, everything
 
 
-def program_paths(command: Sequence[str], environment: Mapping[str, str], directory: Path) -> tuple[Path, ...]:
-    """The file of a program, and the virtual environment that it belongs to, so that it can be started."""
-    program = _found(command[0], environment.get("PATH", os.defpath), directory)
-    return () if program is None else (program, *virtual_environment(program.parent.parent))
+def program_paths(program: str, called: str) -> tuple[Path, ...]:
+    """The file of a program, and the virtual environment that it is called from, so that it can be started."""
+    file = Path(program)
+    caller = Path(called) if called.startswith("/") else file
+    return (file, *({file.resolve()} - {file}), *virtual_environment(caller.parent.parent))
 
 
 def virtual_environment(folder: Path) -> tuple[Path, ...]:
@@ -121,12 +121,3 @@ def virtual_environment(folder: Path) -> tuple[Path, ...]:
     home = Path(keys.get("home", ""))
     return (folder, home.parent) if home.is_absolute() and home.parent != Path("/") else (folder,)
 
-
-def _found(name: str, search: str, directory: Path) -> Path | None:
-    """As execvp(3) finds it."""
-    places = [directory] if "/" in name else [directory / each for each in search.split(os.pathsep)]
-    for place in places:
-        path = place / name
-        if path.is_file() and os.access(path, os.X_OK):
-            return path
-    return None

@@ -40,13 +40,16 @@ SAFE_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What to run. Its environment is `environment` and `secrets`, for each of `files` the path of a private
-    file with that content, and TMPDIR, a fresh private folder; nothing else. `directory` None: that folder.
-    `max_bytes` bounds its stdout. `started` is called once it runs, with what can still be brought to it; its stdin
-    stays open then. `confinement` are the parts that hold it to the system's folders, to itself, and to `reach`.
+    """What to run: `program` is the file, by default the first argument, which is then its full path.
+
+    Its environment is `environment` and `secrets`, for each of `files` the path of a private file with that content,
+    and TMPDIR, a fresh private folder; nothing else. `directory` None: that folder. `max_bytes` bounds its stdout.
+    `started` is called once it runs, with what can still be brought to it; its stdin stays open then. `confinement`
+    are the parts that hold it to the system's folders, to itself, and to `reach`.
     """
 
     arguments: Sequence[str]
+    program: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, Secret] = field(default_factory=dict)
     files: Mapping[str, Secret] = field(default_factory=dict)
@@ -178,7 +181,9 @@ async def run_process(command: Command) -> Finished:
         stack.callback(supervisor.remove_private, [str(folder.path) for folder in private], list(files.values()))
         directory = command.directory or work.path
         environment = {"TMPDIR": str(work.path), **command.environment}
+        program = command.program or command.arguments[0]
         order = {
+            "program": program,
             "command": list(command.arguments),
             "environment": {
                 **environment,
@@ -193,7 +198,7 @@ async def run_process(command: Command) -> Finished:
                 command.confinement,
                 command.reach,
                 read=(
-                    *program_paths(command.arguments, environment, directory),
+                    *program_paths(program, command.arguments[0]),
                     *((vault.path,) if vault else ()),
                 ),
                 write=(work.path,),
@@ -303,7 +308,7 @@ def _finished(report: Mapping[str, int], pipes: _Pipes, command: Command) -> Fin
             hint="Landlock or seccomp is there, but refuses the rules: is this process in a sandbox of its own?",
         )
     if "failed" in report:
-        hint = "give the full path of an executable, or a PATH in `environment`; is `cwd` there?"
+        hint = "is it an executable of this machine, and is `cwd` there?"
         if command.confinement and report["failed"] == errno.EACCES:
             hint += f" Is it a script whose interpreter lies outside of the system's folders? {DECLARE}"
         raise StepFailed(f"the command cannot be started: {os.strerror(report['failed'])}", hint=hint)

@@ -230,7 +230,7 @@ def _start(order: dict[str, Any], prctl: Callable[[int, int], object] | None) ->
                 except OSError as error:
                     os.write(writer, f"unconfined {error.errno or errno.EINVAL}".encode())
                     os._exit(127)
-            os.execvpe(order["command"][0], order["command"], order["environment"])  # noqa: S606 -- its purpose
+            os.execve(order["program"], order["command"], order["environment"])  # noqa: S606 -- its purpose
         except OSError as error:
             os.write(writer, f"failed {error.errno or errno.EINVAL}".encode())
         except ValueError:
