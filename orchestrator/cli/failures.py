@@ -22,6 +22,11 @@ def say(message: str, hint: str | None = None) -> None:
     sys.stderr.write(f"error: {message}\n" + (f"hint: {hint}\n" if hint else ""))
 
 
+def note(text: str) -> None:
+    """`hint: ...` on standard error, for what is no error."""
+    sys.stderr.write(f"hint: {text}\n")
+
+
 def expected(error: OrchestratorError, *, as_json: bool) -> int:
     """Report an error that was raised on purpose. What is wrong with a file begins with its place, as in compilers."""
     if getattr(error, "problems", None):

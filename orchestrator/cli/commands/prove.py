@@ -93,12 +93,10 @@ def _prove(
     from orchestrator.assembly import interruptible_services
     from orchestrator.cli import interruption
     from orchestrator.cli.connect import log_to_stderr, redactor, runner_config
-    from orchestrator.hardening import keep_memory_private
     from orchestrator.proof.examine import Examination
     from orchestrator.proof.service import Prover
     from orchestrator.settings import load_settings
 
-    keep_memory_private()
     settings = load_settings()
     log_to_stderr(settings.log_level)
 
