@@ -15,6 +15,7 @@ from orchestrator.actions.references import credential_of, field_of, redactor_fo
 from orchestrator.credentials.arrival import WAIT_SECONDS, Arrival, unknown_login
 from orchestrator.errors import StepFailed
 from orchestrator.grants.credential import Credential
+from orchestrator.network.postgres import protected, refusal_hint
 from orchestrator.redaction.redactor import Redactor
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ async def _connect(context: StepContext, credential: Credential) -> psycopg.Asyn
     while True:
         try:
             connection = await psycopg.AsyncConnection.connect(
-                endpoint,
+                protected(endpoint, issued=True),
                 user=login,
                 password=field_of(credential, "password").reveal(),
                 client_encoding="UTF8",
@@ -153,7 +154,8 @@ def connect_failure(error: psycopg.Error, credential: Credential, redactor: Reda
         kind="timeout" if timed_out else "connection",
         hint=_UNKNOWN
         if unknown
-        else "is the endpoint right, the server up, and the login allowed from here (pg_hba.conf, CONNECTION LIMIT)?",
+        else refusal_hint(error)
+        or "is the endpoint right, the server up, and the login allowed from here (pg_hba.conf, CONNECTION LIMIT)?",
     )
 
 

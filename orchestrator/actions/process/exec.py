@@ -13,7 +13,13 @@ from pydantic import JsonValue as Json
 from orchestrator.actions.base import GrantRef, Params, StepContext
 from orchestrator.actions.handover import Handover
 from orchestrator.actions.process.supervised import SAFE_PATH, Command, Finished, Running, run_process
-from orchestrator.actions.references import credential_of, redactor_for, secret_of, within_deadline
+from orchestrator.actions.references import (
+    credential_of,
+    postgres_environment,
+    redactor_for,
+    secret_of,
+    within_deadline,
+)
 from orchestrator.errors import OutputRefused, StepFailed
 from orchestrator.grants.credential import Credential
 from orchestrator.jsontypes import JsonObject, JsonValue
@@ -54,7 +60,9 @@ class ExecParams(Params):
     )
     stdin: Json = Field(default=None, description="Text as it is; anything else as JSON.")
     environment: dict[Variable, Text] = Field(
-        default_factory=dict, description=f"The whole environment, except that PATH defaults to {SAFE_PATH}."
+        default_factory=dict,
+        description=f"The whole environment, except that PATH defaults to {SAFE_PATH}, and that "
+        "variables of libpq (PGSSLMODE, PGSSLROOTCERT, PGREQUIREAUTH) say how the step's databases are connected to.",
     )
     credentials: ExecCredentials = Field(default_factory=ExecCredentials)
     cwd: Path | None = Field(default=None, description="Default: a fresh private directory, removed afterwards.")
@@ -83,7 +91,7 @@ class Exec:
         """Run it until it ends, or kill it with all its descendants at the deadline. Raises StepFailed."""
         command = Command(
             arguments=params.command,
-            environment={"PATH": SAFE_PATH, **params.environment},
+            environment={"PATH": SAFE_PATH, **postgres_environment(context), **params.environment},
             secrets={name: secret_of(context, ref) for name, ref in params.credentials.env.items()},
             files={name: _content(context, ref) for name, ref in params.credentials.files.items()},
             directory=params.cwd,

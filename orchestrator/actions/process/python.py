@@ -15,7 +15,7 @@ from orchestrator.actions.base import Params, StepContext
 from orchestrator.actions.handover import Handover
 from orchestrator.actions.process.exec import failure
 from orchestrator.actions.process.supervised import SAFE_PATH, Command, Finished, Running, run_process
-from orchestrator.actions.references import redactor_for, within_deadline
+from orchestrator.actions.references import postgres_environment, redactor_for, within_deadline
 from orchestrator.errors import OutputRefused, StepFailed
 from orchestrator.grants.credential import Credential
 from orchestrator.jsontypes import JsonObject, JsonValue
@@ -60,7 +60,7 @@ class Python:
         """
         command = Command(
             arguments=[sys.executable, "-I", "-m", "orchestrator.actions.process.python_child"],
-            environment={"PATH": SAFE_PATH},
+            environment={"PATH": SAFE_PATH, **postgres_environment(context)},
             stdin=_request(params, context),
             max_bytes=params.max_bytes + _RESULT_ALLOWANCE,
             started=partial(_take_anew, context.handover) if context.handover else None,
