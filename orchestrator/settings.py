@@ -117,9 +117,9 @@ class Settings(BaseSettings):
     """How many queued runs may use a connection at once, over all workers, by connection."""
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     provision_databases: dict[str, SecretStr] = Field(default_factory=dict)
-    """DSNs of the administrators' logins, by connection; only `provision` uses them, and `grants infer`."""
+    """DSNs of the administrators' logins, by connection; only `provision` uses them."""
     catalog_databases: dict[str, SecretStr] = Field(default_factory=dict)
-    """DSNs of logins that may only connect, by connection; `grants infer` prefers them."""
+    """DSNs of logins that may only connect, by connection; `grants infer` uses them."""
 
     @field_validator("primaries", mode="after")
     @classmethod

@@ -70,6 +70,8 @@ def statement_verbs(sql: str, *, placeholders: bool = True) -> frozenset[str]:
     from pglast import parse_sql
     from pglast.parser import ParseError
 
+    if "\0" in sql:  # the parser would stop reading there
+        return UNKNOWN
     try:
         statements = parse_sql(with_parameters(sql) if placeholders else sql)
     except (ParseError, ValueError, RecursionError):

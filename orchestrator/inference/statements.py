@@ -71,6 +71,8 @@ Part = Analysed | Copied | Called | Dynamic
 def split(sql: str, *, placeholders: bool = True) -> list[Part]:
     """The parts of a text. `placeholders` are psycopg's. Raises UsageError for what PostgreSQL cannot parse."""
     text = with_parameters(sql) if placeholders else sql
+    if "\0" in text:
+        raise UsageError("the SQL contains a NUL character, at which the server would stop reading")
     try:
         parsed = parse_sql(text)
     except (ParseError, ValueError, RecursionError) as error:

@@ -29,8 +29,8 @@ _MIN_VERSION = 160000
 
 _DYNAMIC = "an expression makes the SQL, so that only the run knows it: declare what it needs"
 _SESSION = (
-    "-c default_transaction_read_only=on -c lock_timeout=10s -c statement_timeout=60s "
-    "-c application_name=orchestrator\\ grants\\ infer"
+    "-c default_transaction_read_only=on -c standard_conforming_strings=on "
+    "-c lock_timeout=10s -c statement_timeout=60s -c application_name=orchestrator\\ grants\\ infer"
 )
 
 

@@ -87,6 +87,17 @@ def for_vault(url: str) -> str:
     return url if wanted == said else parts._replace(query=urlencode(wanted)).geturl()
 
 
+STRINGS = "standard_conforming_strings"
+
+
+def reads_as_parsed(status: bytes | str | None) -> bool:
+    """Whether a session, by what it says of `STRINGS`, takes a backslash in `'...'` for what our parser takes it for.
+
+    Where it does not, what looks like a text may hold further commands (PostgreSQL manual, 19.13.1).
+    """
+    return status in (b"on", "on")
+
+
 def authorities() -> Path:
     """The certificate authorities of this machine, else those that come with this program."""
     import ssl

@@ -115,7 +115,9 @@ def test_a_sample_whose_grants_were_widened_is_written_back_as_it_was(infer: Inf
     assert infer(file, "--check")[0] == ExitCode.STEP_FAILED
     assert infer(file, "--write")[0] == ExitCode.DONE
     assert file.read_text() == original
-    assert infer(file, "--check")[0] == ExitCode.DONE
+    code, _, said = infer(file, "--check")
+    assert code == ExitCode.INVALID
+    assert "ORCHESTRATOR_CATALOG_DATABASES__SUPPORT" in said
 
 
 def test_what_is_shown_can_be_pasted(infer: Infer, workflow: Callable[..., Path], tmp_path: Path) -> None:
@@ -397,7 +399,7 @@ def test_misuse_is_told_with_exit_code_2(
     assert said.startswith("error: ")
 
 
-def test_the_administrators_login_serves_where_no_other_is_set_and_a_wrong_one_is_unreachable(
+def test_the_administrators_login_never_serves_instead_and_a_wrong_one_is_unreachable(
     infer: Infer, workflow: Callable[..., Path], bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = workflow("SELECT id FROM ticket", "privileges: [{ select: ticket, columns: [id] }]")

@@ -15,7 +15,7 @@ from orchestrator.actions.references import credential_of, field_of, redactor_fo
 from orchestrator.credentials.arrival import WAIT_SECONDS, Arrival, unknown_login
 from orchestrator.errors import StepFailed
 from orchestrator.grants.credential import Credential
-from orchestrator.network.postgres import protected, refusal_hint
+from orchestrator.network.postgres import STRINGS, protected, reads_as_parsed, refusal_hint
 from orchestrator.redaction.redactor import Redactor
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ async def transaction(
                     kind="database",
                     hint="name a connection whose endpoint is the primary",
                 )
+            check_strings(connection)
             await connection.set_read_only(read_only)
             async with connection.transaction():
                 yield connection
@@ -88,6 +89,16 @@ async def transaction(
             ) from None
         finally:
             await connection.close()
+
+
+def check_strings(connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> None:
+    """Raise StepFailed where the session would read more out of the statement than the policy was told of it."""
+    if not reads_as_parsed(connection.info.parameter_status(STRINGS)):
+        raise StepFailed(
+            f"the session has {STRINGS} switched off, so that the statement may mean something else to the server",
+            kind="database",
+            hint="leave that setting as it is; a proxy before the server must not drop the options of a session",
+        )
 
 
 async def _connect(context: StepContext, credential: Credential) -> psycopg.AsyncConnection[tuple[Any, ...]]:
@@ -109,7 +120,12 @@ async def _connect(context: StepContext, credential: Credential) -> psycopg.Asyn
             hint="endpoints are addresses without secrets",
         )
     remaining = context.remaining()
-    session = {"statement_timeout": str(math.ceil(remaining * 1000)), "cursor_tuple_fraction": "1", **SESSION}
+    session = {
+        "statement_timeout": str(math.ceil(remaining * 1000)),
+        "cursor_tuple_fraction": "1",
+        STRINGS: "on",
+        **SESSION,
+    }
     settings = "".join(f" -c {name}={value.replace(' ', chr(92) + ' ')}" for name, value in session.items())
     login = field_of(credential, "username").reveal()
     arrival = Arrival.of(login, seconds=remaining, waiting=partial(_say_waiting, context, credential))

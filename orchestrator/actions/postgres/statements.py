@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from pydantic import JsonValue as Json
 
 from orchestrator.actions.base import GrantRef, Params, StepContext
-from orchestrator.actions.postgres.session import transaction
+from orchestrator.actions.postgres.session import check_strings, transaction
 from orchestrator.errors import StepFailed
 from orchestrator.grants.sql import statement_verbs
 from orchestrator.jsontypes import JsonObject, JsonValue
@@ -22,7 +22,7 @@ _LARGEST_BATCH = 2000
 
 
 class _Statement(Params):
-    sql: Annotated[str, Field(min_length=1)] = Field(
+    sql: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")] = Field(
         description="One statement. Values come in as `%(name)s` (or `%s`) and are bound, never pasted; where there "
         "are parameters, a percent sign is written `%%`."
     )
@@ -108,12 +108,34 @@ class Execute:
             if params.each is None:
                 # A prepared statement cannot hold several commands; without one, psycopg would send them all.
                 await cursor.execute(params.sql, _bound(params.parameters), prepare=True)
+                count = cursor.rowcount
             else:
                 shared = params.parameters if isinstance(params.parameters, dict) else {}
                 each = [_bound({**shared, **values}) for values in params.each]
-                await cursor.executemany(params.sql, each)
-            count = cursor.rowcount
+                count = await _each(connection, cursor, params.sql, each)
         return {"row_count": max(0, count)}
+
+
+async def _each(
+    connection: psycopg.AsyncConnection[tuple[Any, ...]],
+    cursor: psycopg.AsyncCursor[tuple[Any, ...]],
+    sql: str,
+    each: list[Any],
+) -> int:
+    """Execute a statement for each of these parameters, and count the rows.
+
+    The server parses it again and again. Where it has a backslash in it, what the first time has set must not make
+    another statement of it the next time: then one waits for the other, and the setting is looked at in between.
+    """
+    if "\\" not in sql:
+        await cursor.executemany(sql, each)
+        return cursor.rowcount
+    count = 0
+    for parameters in each:
+        check_strings(connection)
+        await cursor.execute(sql, parameters, prepare=True)
+        count += max(0, cursor.rowcount)
+    return count
 
 
 def _bound(parameters: dict[str, Json] | list[Json] | None) -> Any:
