@@ -140,9 +140,7 @@ class Inference:
                 f"the session has {STRINGS} switched off, so that the SQL may mean something else to the server",
                 hint="does something between here and the server drop the options of the session?",
             )
-        row = self.session.execute("SHOW default_transaction_read_only").fetchone()
-        if row is None or row[0] != "on":
-            raise Unreachable("the session may write, and SQL is only ever asked about in one that may not")
+        self.session.read_only = True
 
     def _permission(self, permission: Permission) -> None:
         if permission.relation < _FIRST_USER_OID and permission.required == SELECT and self._is_public(permission):

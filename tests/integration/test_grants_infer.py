@@ -115,9 +115,7 @@ def test_a_sample_whose_grants_were_widened_is_written_back_as_it_was(infer: Inf
     assert infer(file, "--check")[0] == ExitCode.STEP_FAILED
     assert infer(file, "--write")[0] == ExitCode.DONE
     assert file.read_text() == original
-    code, _, said = infer(file, "--check")
-    assert code == ExitCode.INVALID
-    assert "ORCHESTRATOR_CATALOG_DATABASES__SUPPORT" in said
+    assert infer(file, "--check")[0] == ExitCode.DONE
 
 
 def test_what_is_shown_can_be_pasted(infer: Infer, workflow: Callable[..., Path], tmp_path: Path) -> None:
@@ -409,4 +407,6 @@ def test_the_administrators_login_never_serves_instead_and_a_wrong_one_is_unreac
     assert code == ExitCode.UNREACHABLE
     assert "wrong" not in said
     monkeypatch.delenv("ORCHESTRATOR_CATALOG_DATABASES__SUPPORT")
-    assert infer(file, "--check")[0] == ExitCode.DONE
+    code, _, said = infer(file, "--check")
+    assert code == ExitCode.INVALID
+    assert "ORCHESTRATOR_CATALOG_DATABASES__SUPPORT" in said
