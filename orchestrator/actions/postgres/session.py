@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from orchestrator.actions.references import credential_of, field_of, redactor_fo
 from orchestrator.credentials.arrival import WAIT_SECONDS, Arrival, unknown_login
 from orchestrator.errors import StepFailed
 from orchestrator.grants.credential import Credential
+from orchestrator.network.inflow import bounded_inflow
 from orchestrator.network.postgres import STRINGS, protected, reads_as_parsed, refusal_hint
 from orchestrator.redaction.redactor import Redactor
 
@@ -30,6 +31,9 @@ _ENCODING = {
 }
 """SQLSTATE of characters that cannot be brought from one side to the other, and what to do. Every session of ours
 asks for UTF-8; the server converts (PostgreSQL manual, 23.3)."""
+
+MAX_INFLOW = 16 << 20
+"""Bytes that a database may send to a step which does not ask for rows: outcomes, notices and errors."""
 
 _CONNECTION_LOST = ("08", "57P")
 """SQLSTATE classes: connection exceptions, and shutdown of the server or of the session by an operator."""
@@ -52,22 +56,24 @@ def database_credential(context: StepContext, grant: str | None) -> Credential:
 
 @asynccontextmanager
 async def transaction(
-    context: StepContext, grant: str | None, *, read_only: bool
+    context: StepContext, grant: str | None, *, read_only: bool, max_inflow: int = MAX_INFLOW
 ) -> AsyncIterator[psycopg.AsyncConnection[tuple[Any, ...]]]:
     """A connection inside one transaction, committed when the block ends well.
 
-    Raises StepFailed: `connection`, `timeout`, `permission` (SQLSTATE 42501) or `database`. When the block is
-    left in any other way the query is cancelled on the server and the connection closed.
+    Raises StepFailed: `connection`, `timeout`, `permission` (SQLSTATE 42501), `database`, or `output` where the server
+    sends more than `max_inflow` bytes in all. When the block is left in any other way the query is cancelled on the
+    server and the connection closed.
     """
     import psycopg
 
     credential = database_credential(context, grant)
     redactor = redactor_for(context)
-    async with within_deadline(context, "the database"):
+    async with within_deadline(context, "the database"), AsyncExitStack() as bounds:
         try:
             connection = await _connect(context, credential)
         except psycopg.Error as error:
             raise connect_failure(error, credential, redactor) from None
+        inflow = await bounds.enter_async_context(bounded_inflow(connection.fileno(), max_inflow))
         try:
             if not read_only and connection.info.parameter_status("in_hot_standby") == "on":
                 raise StepFailed(
@@ -80,7 +86,7 @@ async def transaction(
             async with connection.transaction():
                 yield connection
         except psycopg.Error as error:
-            raise query_failure(error, redactor) from None
+            raise (too_much(max_inflow) if inflow.exceeded else query_failure(error, redactor)) from None
         except UnicodeEncodeError:
             raise StepFailed(
                 "the statement cannot be sent: a parameter is not valid Unicode",
@@ -155,6 +161,15 @@ def _say_waiting(context: StepContext, credential: Credential) -> None:
         context.step,
         credential.connection,
         min(WAIT_SECONDS, context.remaining()),
+    )
+
+
+def too_much(max_inflow: int) -> StepFailed:
+    """What it means for the step that the server sent more than it was allowed to."""
+    return StepFailed(
+        f"the database sent more than {max_inflow} bytes, and was cut off",
+        kind="output",
+        hint="add a LIMIT, select fewer columns, leave out RETURNING, or raise `max_bytes`",
     )
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _FIRST_BATCH = 20
 _LARGEST_BATCH = 2000
+_INFLOW_OF_JSON, _INFLOW_BESIDE = 2, 1 << 20
+"""Bytes that the server may send for each byte of JSON (hexadecimal digits become base64), and for all else."""
 
 
 class _Statement(Params):
@@ -64,8 +66,9 @@ def _view(params: _Statement, *, placeholders: bool) -> JsonObject:
 class Query:
     """Output: `{"rows": [{column: value}], "row_count": n, "columns": [...]}`.
 
-    Runs in a READ ONLY transaction through a cursor, so that the memory used does not depend on how much the
-    server would return (but for a single value). Kinds: `connection`, `timeout`, `permission`, `database`, `output`.
+    Runs in a READ ONLY transaction through a cursor, and receives no more than `max_bytes` can hold: the memory used
+    does not depend on how much the server would return, in one value or in many.
+    Kinds: `connection`, `timeout`, `permission`, `database`, `output`.
     """
 
     summary: ClassVar[str] = "Read rows from PostgreSQL."
@@ -78,7 +81,9 @@ class Query:
     async def run(self, params: QueryParams, context: StepContext) -> JsonValue:
         """Read all rows, or none: where a limit is met the transaction is rolled back and StepFailed raised."""
         async with (
-            transaction(context, params.grant, read_only=True) as connection,
+            transaction(
+                context, params.grant, read_only=True, max_inflow=_INFLOW_OF_JSON * params.max_bytes + _INFLOW_BESIDE
+            ) as connection,
             connection.cursor(name="step") as cursor,
         ):
             await cursor.execute(params.sql, _bound(params.parameters))
