@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -56,13 +57,18 @@ def database_credential(context: StepContext, grant: str | None) -> Credential:
 
 @asynccontextmanager
 async def transaction(
-    context: StepContext, grant: str | None, *, read_only: bool, max_inflow: int = MAX_INFLOW
+    context: StepContext,
+    grant: str | None,
+    *,
+    read_only: bool,
+    max_inflow: int = MAX_INFLOW,
+    server_messages: bool = False,
 ) -> AsyncIterator[psycopg.AsyncConnection[tuple[Any, ...]]]:
     """A connection inside one transaction, committed when the block ends well.
 
     Raises StepFailed: `connection`, `timeout`, `permission` (SQLSTATE 42501), `database`, or `output` where the server
-    sends more than `max_inflow` bytes in all. When the block is left in any other way the query is cancelled on the
-    server and the connection closed.
+    sends more than `max_inflow` bytes in all. `server_messages`: what the server says is part of the error. When the
+    block is left in any other way the query is cancelled on the server and the connection closed.
     """
     import psycopg
 
@@ -86,7 +92,9 @@ async def transaction(
             async with connection.transaction():
                 yield connection
         except psycopg.Error as error:
-            raise (too_much(max_inflow) if inflow.exceeded else query_failure(error, redactor)) from None
+            raise (
+                too_much(max_inflow) if inflow.exceeded else query_failure(error, redactor, told=server_messages)
+            ) from None
         except UnicodeEncodeError:
             raise StepFailed(
                 "the statement cannot be sent: a parameter is not valid Unicode",
@@ -190,10 +198,11 @@ def connect_failure(error: psycopg.Error, credential: Credential, redactor: Reda
     )
 
 
-def query_failure(error: psycopg.Error, redactor: Redactor) -> StepFailed:
+def query_failure(error: psycopg.Error, redactor: Redactor, *, told: bool = False) -> StepFailed:
     """What a failed statement means for the step.
 
-    Only the server's primary message is told: its DETAIL and CONTEXT may hold rows of other people.
+    The server's own words may quote rows of other people (`invalid input syntax for type integer: "..."`), so that they
+    are told only where the author asks for it, and of them the primary message: DETAIL and CONTEXT are never.
     """
     state = error.sqlstate
     if state is None:
@@ -204,7 +213,7 @@ def query_failure(error: psycopg.Error, redactor: Redactor) -> StepFailed:
         return StepFailed(
             f"the statement cannot be sent: {text}", kind="database", hint="compare `sql` and `parameters`"
         )
-    message = redactor.redact(error.diag.message_primary or "no message")
+    message = redactor.redact(error.diag.message_primary or "no message") if told else _meaning(error)
     what = f"{message} (SQLSTATE {state})"
     if state == "42501":
         return StepFailed(what, kind="permission", hint="the grant's role does not allow it; see `grants infer`")
@@ -216,9 +225,29 @@ def query_failure(error: psycopg.Error, redactor: Redactor) -> StepFailed:
         return StepFailed(what, kind="database", hint=_ENCODING[state])
     if state == "25006":
         return StepFailed(what, kind="database", hint="`postgres.query` only reads; use `postgres.execute`")
-    return StepFailed(what, kind="database", hint="see the SQLSTATE in the PostgreSQL manual, appendix A")
+    return StepFailed(what, kind="database", hint=_SEE if told else f"{_SEE}; {_TELL}")
 
 
+def _meaning(error: psycopg.Error) -> str:
+    """What the SQLSTATE stands for, and the names in the schema that the server gives beside its words."""
+    message = error.diag.message_primary or ""
+    if _OF_NAMES_ONLY.fullmatch(message):
+        return message
+    name = type(error).__name__
+    words = "the server refused it" if name.endswith("Error") else re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
+    where = (error.diag.table_name, error.diag.column_name, error.diag.constraint_name)
+    named = [each for each in where if each and _IDENTIFIER.fullmatch(each)]
+    return f"{words} ({', '.join(named)})" if named else words
+
+
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_$]{0,62}")
+_OF_NAMES_ONLY = re.compile(
+    r"permission denied for [a-z ]{1,30} [A-Za-z_][A-Za-z0-9_$]{0,62}"
+    r'|(?:relation|column|schema) "?[A-Za-z_][A-Za-z0-9_$.]{0,126}"? does not exist'
+)
+"""Words of the server that hold nothing but a name of the schema: without it nobody knows which grant is missing."""
+_SEE = "see the SQLSTATE in the PostgreSQL manual, appendix A"
+_TELL = "`server_messages: true` tells the server's own words, which may quote rows"
 _UNKNOWN = (
     "is the endpoint the server in which Vault makes the logins, or a standby of it that is further behind than a "
     "login is waited for?"

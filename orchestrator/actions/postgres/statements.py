@@ -34,6 +34,11 @@ class _Statement(Params):
     grant: Annotated[str, GrantRef("database")] | None = Field(
         default=None, description="The database grant to use. Default: the step's only one."
     )
+    server_messages: bool = Field(
+        default=False,
+        description="Tell the server's own words where the statement fails. They may quote rows, and errors are kept "
+        "and shown.",
+    )
 
 
 class QueryParams(_Statement):
@@ -60,7 +65,8 @@ class ExecuteParams(_Statement):
 
 
 def _view(params: _Statement, *, placeholders: bool) -> JsonObject:
-    return {"verbs": sorted(statement_verbs(params.sql, placeholders=placeholders))}
+    view: JsonObject = {"verbs": sorted(statement_verbs(params.sql, placeholders=placeholders))}
+    return {**view, "server_messages": True} if params.server_messages else view
 
 
 class Query:
@@ -75,14 +81,18 @@ class Query:
     params: ClassVar[type[Params]] = QueryParams
 
     def view(self, params: QueryParams) -> JsonObject:
-        """The verbs of the statement."""
+        """The verbs of the statement, and `server_messages` where they are told."""
         return _view(params, placeholders=params.parameters is not None)
 
     async def run(self, params: QueryParams, context: StepContext) -> JsonValue:
         """Read all rows, or none: where a limit is met the transaction is rolled back and StepFailed raised."""
         async with (
             transaction(
-                context, params.grant, read_only=True, max_inflow=_INFLOW_OF_JSON * params.max_bytes + _INFLOW_BESIDE
+                context,
+                params.grant,
+                read_only=True,
+                max_inflow=_INFLOW_OF_JSON * params.max_bytes + _INFLOW_BESIDE,
+                server_messages=params.server_messages,
             ) as connection,
             connection.cursor(name="step") as cursor,
         ):
@@ -107,7 +117,7 @@ class Execute:
         if params.each is not None and not params.each:
             return {"row_count": 0}
         async with (
-            transaction(context, params.grant, read_only=False) as connection,
+            transaction(context, params.grant, read_only=False, server_messages=params.server_messages) as connection,
             connection.cursor() as cursor,
         ):
             if params.each is None:

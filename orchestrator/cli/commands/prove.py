@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli import options
+from orchestrator.cli.display.printable import one_line
 from orchestrator.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def _prove(
 
     def progress(name: str) -> None:
         if not quiet and sys.stderr.isatty():
-            sys.stderr.write(f"examining {name}\n")
+            sys.stderr.write(f"examining {one_line(name)}\n")
 
     async def go() -> Proof:
         config = runner_config(settings, grace=grace)
