@@ -24,13 +24,18 @@ _ANY_TEXT = {
 _PASSWORD = re.compile(r"(?i)(?:^|[\s?&;])(?:password|passwd|pwd)\s*=")
 
 
+NOT_READ = "orchestrator.toml"
+"""A file of this name in the working directory looks like settings. It is not read: whoever can write to a folder
+must not choose the Vault, the policies or the addresses of those who work in it."""
+
+
 def config_file() -> Path | None:
-    """The settings file, if any. Raises UsageError when the one that was named does not exist."""
+    """The settings file, if one was named. Raises UsageError when it does not exist."""
     if named := os.environ.get(f"{PREFIX}CONFIG"):
         if not (path := Path(named)).is_file():
             raise UsageError(f"{PREFIX}CONFIG names {named}, which is not a file")
         return path
-    return path if (path := Path("orchestrator.toml")).is_file() else None
+    return None
 
 
 def ledger_location() -> str | None:
@@ -59,6 +64,13 @@ def is_http(address: str) -> bool:
 def has_password(address: str) -> bool:
     """Whether a password is in an address: before the host, among the parameters, or in a key-value DSN."""
     return urlsplit(address).password is not None or _PASSWORD.search(address) is not None
+
+
+def default_policies() -> Path:
+    """The folder of policies where none is named: one of the user's own, wherever the command is called."""
+    from platformdirs import user_config_path
+
+    return user_config_path("orchestrator", appauthor=False).absolute() / "policies"
 
 
 def default_ledger() -> str:

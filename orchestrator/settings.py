@@ -1,8 +1,8 @@
 """What the process is told from outside: the environment, and one TOML file.
 
 Variables begin with `ORCHESTRATOR_`; parts of a table are joined by two underscores, as in
-`ORCHESTRATOR_ENDPOINTS__SUPPORT`. The file is the one that `ORCHESTRATOR_CONFIG` names, else
-`orchestrator.toml` in the working directory where there is one; variables win over it.
+`ORCHESTRATOR_ENDPOINTS__SUPPORT`. The file is the one that `ORCHESTRATOR_CONFIG` names, and no other; variables win
+over it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pydantic_settings import (
 )
 
 from orchestrator.actions.confinement import Confinement
-from orchestrator.environment import PREFIX, config_file, default_ledger, has_password, is_http
+from orchestrator.environment import PREFIX, config_file, default_ledger, default_policies, has_password, is_http
 from orchestrator.errors import UsageError
 
 Method = Literal["approle", "token", "token-file", "kubernetes", "jwt"]
@@ -77,6 +77,8 @@ class Settings(BaseSettings):
     vault_addr: HttpAddress | None = Field(default=None, validation_alias=_or_vaults("VAULT_ADDR", "vault_addr"))
     vault_namespace: str | None = Field(default=None, validation_alias=_or_vaults("VAULT_NAMESPACE", "vault_namespace"))
     vault_cacert: Path | None = Field(default=None, validation_alias=_or_vaults("VAULT_CACERT", "vault_cacert"))
+    vault_plain_http: bool = False
+    """Whether Vault may be spoken to without TLS on another machine: who can listen there reads every secret."""
     auth_method: Method | None = None
     """None: the first of approle, token and token file for which something is set."""
     auth_role_id: str | None = None
@@ -99,7 +101,7 @@ class Settings(BaseSettings):
     engine: Literal["local", "dbos"] = "local"
     """How runs are driven."""
     policy: str = "rego"
-    policy_path: Path = Path("workflows/policies")
+    policy_path: Path = Field(default_factory=default_policies)
     policy_on_error: Literal["keep", "deny"] = "keep"
     """What decides while changed policies are not valid: those of before, or nobody, so that everything is denied."""
     grace: Annotated[float, Field(gt=0)] = 30.0
@@ -122,9 +124,9 @@ class Settings(BaseSettings):
     """Whether programs of `exec` and `python` steps are confined: `required`, `best` or `off`."""
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     provision_databases: dict[str, SecretStr] = Field(default_factory=dict)
-    """DSNs of the administrators' logins, by connection; only `provision` uses them, and `grants infer`."""
+    """DSNs of the administrators' logins, by connection; only `provision` uses them."""
     catalog_databases: dict[str, SecretStr] = Field(default_factory=dict)
-    """DSNs of logins that may only connect, by connection; `grants infer` prefers them."""
+    """DSNs of logins that may only connect, by connection; `grants infer` uses them."""
 
     @field_validator("primaries", mode="after")
     @classmethod

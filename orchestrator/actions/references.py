@@ -60,6 +60,16 @@ def redacted(context: StepContext, text: str, *, begins_anywhere: bool = False) 
     return text[reach:]
 
 
+def postgres_environment(context: StepContext) -> dict[str, str]:
+    """Variables with which a program of the step connects to its databases as carefully as we do."""
+    held = {each.connection or "" for each in context.credentials.values() if each.kind == "database"}
+    if not held:
+        return {}
+    from orchestrator.network.postgres import environment
+
+    return environment(context.endpoints[name] for name in sorted(held & context.endpoints.keys()))
+
+
 @asynccontextmanager
 async def within_deadline(context: StepContext, what: str) -> AsyncIterator[None]:
     """Stop the block at the step's deadline with StepFailed `timeout`. `what` is the subject of the message."""

@@ -99,7 +99,11 @@ class PostMessage:
         async with within_deadline(context, "Slack"):
             timeout = aiohttp.ClientTimeout(total=context.remaining())
             async with aiohttp.ClientSession(
-                timeout=timeout, trust_env=False, response_class=_response_class()
+                timeout=timeout,
+                trust_env=False,
+                response_class=_response_class(),
+                auto_decompress=False,
+                headers={"accept-encoding": "identity"},
             ) as session:
                 client = _client(token.reveal(), address, session, context)
                 try:
@@ -133,11 +137,38 @@ def _address(context: StepContext) -> str:
     return address
 
 
+_LONGEST_ANSWER = 1 << 20
+"""Bytes. The method answers with the message that was posted, which has 40,000 characters at most."""
+
+
 def _response_class() -> type[ClientResponse]:
     import aiohttp
 
     class Response(aiohttp.ClientResponse):
-        """What the label of a character set says is not believed where it names none: the message is posted by now."""
+        """What the label of a character set says is not believed where it names none: the message is posted by now.
+
+        An answer is bounded while it arrives, and is as it was asked for: not compressed.
+        """
+
+        async def read(self) -> bytes:
+            try:
+                return await self._bounded()
+            except BaseException:
+                self.close()
+                raise
+
+        async def _bounded(self) -> bytes:
+            if self._body is None:
+                encoding = self.headers.get("content-encoding", "identity").strip().lower()
+                if encoding not in ("", "identity"):
+                    raise aiohttp.ClientPayloadError("the answer has an encoding that was not asked for")
+                body = bytearray()
+                async for chunk in self.content.iter_any():
+                    body += chunk
+                    if len(body) > _LONGEST_ANSWER:
+                        raise aiohttp.ClientPayloadError(f"the answer is longer than {_LONGEST_ANSWER} bytes")
+                self._body = bytes(body)
+            return self._body
 
         def get_encoding(self) -> str:
             return character_set(self.charset or "utf-8")

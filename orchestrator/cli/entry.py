@@ -3,6 +3,9 @@
 Nothing is held in either phase, so a signal ends the process at once: with the code of the signal while modules
 are imported (an exception would come out as a traceback of whichever import it met), and with the command's own
 code once that has been decided. Importing this module installs the first of these: it is imported by nothing else.
+
+Whatever the command, its memory is private before anything of it is loaded: an administrator's secrets are in the
+environment from the first moment.
 """
 
 import sys
@@ -20,6 +23,9 @@ signal(SIGTERM, _end_with_the_signals_code)
 
 def run() -> None:
     """Run the command line and end the process."""
+    from orchestrator.hardening import keep_memory_private
+
+    keep_memory_private()
     from orchestrator.cli.main import main
 
     code = main()

@@ -8,6 +8,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.cli.display.printable import clean, one_line
 from orchestrator.errors import ExitCode, OrchestratorError
 
 if TYPE_CHECKING:
@@ -19,13 +20,18 @@ DEFECT = int(ExitCode.DEFECT)
 
 def say(message: str, hint: str | None = None) -> None:
     """`error: ...` and `hint: ...` on standard error."""
-    sys.stderr.write(f"error: {message}\n" + (f"hint: {hint}\n" if hint else ""))
+    sys.stderr.write(clean(f"error: {message}\n" + (f"hint: {hint}\n" if hint else "")))
+
+
+def note(text: str) -> None:
+    """`hint: ...` on standard error, for what is no error."""
+    sys.stderr.write(f"hint: {one_line(text)}\n")
 
 
 def expected(error: OrchestratorError, *, as_json: bool) -> int:
     """Report an error that was raised on purpose. What is wrong with a file begins with its place, as in compilers."""
     if shown := getattr(error, "shown", None):
-        sys.stderr.write(f"{shown}\n")
+        sys.stderr.write(clean(f"{shown}\n"))
     else:
         say(error.message, error.hint)
     if as_json:
@@ -52,7 +58,7 @@ def unexpected(error: BaseException, *, as_json: bool) -> int:
     text = " ".join(redact(str(error)).split())[:300]
     message = f"unexpected {type(error).__name__}{_place(error)}{': ' + text if text else ''}"
     if os.environ.get("ORCHESTRATOR_DEBUG") == "1":
-        sys.stderr.write(redact("".join(traceback.format_exception(error))))
+        sys.stderr.write(clean(redact("".join(traceback.format_exception(error)))))
         hint = None
     else:
         hint = "this is a defect of the orchestrator; ORCHESTRATOR_DEBUG=1 shows where it comes from"

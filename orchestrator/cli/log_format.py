@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import textwrap
 from datetime import UTC, datetime
 from enum import StrEnum
+
+from orchestrator.cli.display.printable import clean, one_line
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
@@ -37,8 +40,24 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(shown, ensure_ascii=False, default=str)
 
 
+class TextFormatter(logging.Formatter):
+    """One line a record, whatever is in its message; a traceback is set in, and none of its lines looks like one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, and the traceback below it."""
+        record.message = one_line(record.getMessage())
+        record.asctime = self.formatTime(record)
+        lines = [one_line(self.formatMessage(record))]
+        if record.exc_info and not record.exc_text:
+            record.exc_text = self.formatException(record.exc_info)
+        for more in (record.exc_text, record.stack_info):
+            if more:
+                lines.append(textwrap.indent(clean(more), "  "))
+        return "\n".join(lines)
+
+
 def formatter(kind: LogFormat) -> logging.Formatter:
     """The formatter of a kind."""
     if kind is LogFormat.JSON:
         return JsonFormatter()
-    return logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    return TextFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")

@@ -13,6 +13,7 @@ import typer
 from orchestrator import __version__
 from orchestrator.cli import failures
 from orchestrator.cli.interruption import interruptible, received
+from orchestrator.environment import NOT_READ, PREFIX
 from orchestrator.errors import ExitCode, OrchestratorError
 
 _EPILOG = """\
@@ -99,6 +100,7 @@ def _answer(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in given
     _write_what_can_be_written()
+    _say_what_is_not_read()
     try:
         app = command_line(given[0] if given else "")
         answer = app(args=given, prog_name="orchestrator", standalone_mode=False)
@@ -127,6 +129,12 @@ def _write_what_can_be_written() -> None:
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="replace")
+
+
+def _say_what_is_not_read() -> None:
+    """Who has settings in the working directory, and has named no file, believes that they are read."""
+    if os.path.isfile(NOT_READ) and not os.environ.get(f"{PREFIX}CONFIG"):
+        failures.note(f"{NOT_READ} in this folder is not read: only ORCHESTRATOR_CONFIG says which file is")
 
 
 def _reader_went_away() -> int:

@@ -40,6 +40,7 @@ def vault_config(settings: Settings) -> VaultConfig:
         auth=_auth(settings),
         namespace=settings.vault_namespace,
         ca_cert=settings.vault_cacert,
+        plain_http=settings.vault_plain_http,
     )
 
 

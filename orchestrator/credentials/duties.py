@@ -29,6 +29,7 @@ from orchestrator.errors import Unreachable
 from orchestrator.grants.policy_names import BrokerDuty, duty_policy_name, duty_role_name
 from orchestrator.grants.scope import Scope
 from orchestrator.ledger.ids import new_step_key
+from orchestrator.network.postgres import protected, refusal_hint
 
 if TYPE_CHECKING:
     import psycopg
@@ -134,7 +135,7 @@ class DatabaseDuties:
             login = (await stack.enter_async_context(broker.open(own, run=run)))[scope.name].fields
             try:
                 connected = await psycopg.AsyncConnection.connect(
-                    endpoint,
+                    protected(endpoint, issued=True),
                     user=login["username"].reveal(),
                     password=login["password"].reveal(),
                     application_name=f"orchestrator {duty} {attempt.step_key}",
@@ -152,7 +153,8 @@ class DatabaseDuties:
                     raise not_known(duty, connection) from None
                 raise Unreachable(
                     f"the orchestrator's own {duty} in `{connection}` failed: {type(error).__name__}",
-                    hint="is the database up, and is it provisioned? run `orchestrator provision check`",
+                    hint=refusal_hint(error)
+                    or "is the database up, and is it provisioned? run `orchestrator provision check`",
                 ) from None
 
 

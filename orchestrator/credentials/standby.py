@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.credentials.arrival import WAIT_SECONDS
 from orchestrator.errors import Unreachable
+from orchestrator.network.postgres import protected
 
 if TYPE_CHECKING:
     import psycopg
@@ -72,7 +73,7 @@ async def _connect(endpoint: str, login: str, password: str, until: float, conne
     while True:
         try:
             return await psycopg.AsyncConnection.connect(
-                endpoint,
+                protected(endpoint, issued=True),
                 user=login,
                 password=password,
                 application_name="orchestrator bind",

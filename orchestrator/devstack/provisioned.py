@@ -23,6 +23,8 @@ class Provisioned:
     role_id: str
     secret_id: Secret
     changes: tuple[Change, ...] = field(default=(), repr=False)
+    policies: Path = Path("workflows/policies")
+    """The folder with the policies of the workflows that are installed."""
 
     @property
     def endpoints(self) -> dict[str, str]:
@@ -57,4 +59,4 @@ def provision_stack(info: StackInfo, *, declarations: Path, workflows: Path) -> 
         role_id, secret_id = new_secret_id(admin, RUNTIME)
     finally:
         admin.close()
-    return Provisioned(info, role_id, secret_id, tuple(changes))
+    return Provisioned(info, role_id, secret_id, tuple(changes), policies=(workflows / "policies").absolute())

@@ -38,6 +38,7 @@ def runtime_environment(provisioned: Provisioned, directory: Path) -> dict[str, 
         "ORCHESTRATOR_AUTH_ROLE_ID": provisioned.role_id,
         "ORCHESTRATOR_AUTH_SECRET_ID": provisioned.secret_id.reveal(),
         "ORCHESTRATOR_LEDGER_URL": f"sqlite:///{directory / 'ledger.db'}",
+        "ORCHESTRATOR_POLICY_PATH": str(provisioned.policies.absolute()),
     }
 
 

@@ -18,6 +18,7 @@ from orchestrator.grants.privileges import ALL_COLUMNS, Privilege, Verb, merge, 
 from orchestrator.inference.bodies import body_statements, with_argument
 from orchestrator.inference.statements import Analysed, Called, Copied, Dynamic, split, without_parameters
 from orchestrator.inference.trees import DELETE, INSERT, SELECT, UPDATE, Permission, Tree, read_tree
+from orchestrator.network.postgres import STRINGS, reads_as_parsed
 
 _FIRST_USER_OID = 16384
 _DEPTH = 8
@@ -101,6 +102,7 @@ class Inference:
         self._functions(tree.functions, depth)
 
     def _tree(self, statement: str, types: Sequence[str]) -> Tree:
+        self._must_only_read()
         printed: list[str] = []
 
         def hear(notice: psycopg.errors.Diagnostic) -> None:
@@ -113,8 +115,10 @@ class Inference:
                 self.session.execute("SET LOCAL client_min_messages = log")
                 self.session.execute("SET LOCAL debug_print_rewritten = on")
                 declared = f"({', '.join(types)})" if types else ""
+                # By the extended protocol, which takes one command only: nothing can come along with this one.
                 self.session.execute(
-                    f"PREPARE orchestrator_inference{declared} AS {statement}".encode()  # a statement, not a value
+                    f"PREPARE orchestrator_inference{declared} AS {statement}".encode(),  # a statement, not a value
+                    prepare=True,
                 )
                 self.session.execute("DEALLOCATE orchestrator_inference")
         except (psycopg.errors.IndeterminateDatatype, psycopg.errors.UndefinedParameter):
@@ -127,6 +131,16 @@ class Inference:
         finally:
             self.session.remove_notice_handler(hear)
         return read_tree("\n".join(printed))
+
+    def _must_only_read(self) -> None:
+        """The statement comes from a file: what stands in its texts must be text to the server, too."""
+        info = self.session.info
+        if not reads_as_parsed(info.parameter_status(STRINGS)):
+            raise Unreachable(
+                f"the session has {STRINGS} switched off, so that the SQL may mean something else to the server",
+                hint="does something between here and the server drop the options of the session?",
+            )
+        self.session.read_only = True
 
     def _permission(self, permission: Permission) -> None:
         if permission.relation < _FIRST_USER_OID and permission.required == SELECT and self._is_public(permission):

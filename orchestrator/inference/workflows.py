@@ -15,6 +15,7 @@ from orchestrator.grants.privileges import Privilege
 from orchestrator.inference.comparison import Difference, difference
 from orchestrator.inference.live import Inference, Inferred
 from orchestrator.inference.steps import StepSql, database_grants, sql_of
+from orchestrator.network.postgres import protected, refusal_hint
 from orchestrator.secret import Secret
 from orchestrator.workflow.loader import LoadedWorkflow
 from orchestrator.workflow.models import Step
@@ -28,8 +29,8 @@ _MIN_VERSION = 160000
 
 _DYNAMIC = "an expression makes the SQL, so that only the run knows it: declare what it needs"
 _SESSION = (
-    "-c default_transaction_read_only=on -c lock_timeout=10s -c statement_timeout=60s "
-    "-c application_name=orchestrator\\ grants\\ infer"
+    "-c default_transaction_read_only=on -c standard_conforming_strings=on "
+    "-c lock_timeout=10s -c statement_timeout=60s -c application_name=orchestrator\\ grants\\ infer"
 )
 
 
@@ -111,13 +112,14 @@ def _session(connection: str, dsn: Secret) -> Iterator[psycopg.Connection]:
     """A session that resolves names as a step's own does: by the database's search path, not by the login's."""
     try:
         session = psycopg.connect(
-            dsn.reveal(), connect_timeout=10, autocommit=True, client_encoding="UTF8", options=_SESSION
+            protected(dsn.reveal()), connect_timeout=10, autocommit=True, client_encoding="UTF8", options=_SESSION
         )
         session.execute(_SEARCH_PATH)
     except psycopg.Error as error:
         raise Unreachable(
             f"the catalog of `{connection}` cannot be read: {type(error).__name__}",
-            hint=f"is ORCHESTRATOR_CATALOG_DATABASES__{connection.upper()} the DSN of a login that may connect?",
+            hint=refusal_hint(error)
+            or f"is ORCHESTRATOR_CATALOG_DATABASES__{connection.upper()} the DSN of a login that may connect?",
         ) from None
     with session:
         if session.info.server_version < _MIN_VERSION:

@@ -10,6 +10,7 @@ from enum import Enum
 from sqlalchemy.exc import DBAPIError
 
 from orchestrator.errors import LedgerError
+from orchestrator.network.postgres import refusal_hint
 
 NOTHING_RECORDED = "Nothing is issued that cannot be recorded."
 
@@ -76,6 +77,8 @@ def _hint(error: BaseException, line: str) -> str:
     if type(error).__module__.startswith("sqlite3"):
         hints = (hint for part, hint in SQLITE_HINTS if part in line)
         return next(hints, "Run `orchestrator runs verify`.")
+    if not state and (hint := refusal_hint(error)):
+        return f"{hint[0].upper()}{hint[1:]}."
     hints = (hint for start, hint in POSTGRESQL_HINTS if state.startswith(start))
     return next(hints, UNREACHABLE if not state or state.startswith(("08", "57P")) else "See the server's log.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def locate(text: str) -> Location:
         return _file(url.database or "")
     if scheme in ("postgresql", "postgres", "postgresql+psycopg"):
         url = url.set(drivername="postgresql+psycopg").update_query_dict({"client_encoding": "UTF8"})
-        return Location(url, _postgresql_label(url), None)
+        return Location(_protected(url), _postgresql_label(url), None)
     raise UsageError(f"a ledger cannot be kept in {scheme}", hint=HINT)
 
 
@@ -44,6 +45,19 @@ def _file(text: str) -> Location:
         raise UsageError("an SQLite ledger needs a file", hint=HINT)
     path = Path(text).absolute()
     return Location(URL.create("sqlite", database=str(path)), f"ledger file {path}", path)
+
+
+def _protected(url: URL) -> URL:
+    """With what protects the ledger's own password on the way, as with every other database."""
+    from orchestrator.network.postgres import protection
+
+    given = {name: value if isinstance(value, str) else ",".join(value) for name, value in url.query.items()}
+    given["host"] = url.host or ",".join(map(_without_port, given.get("host", "").split(",")))
+    return url.update_query_dict(protection(given, password=url.password is not None or "password" in given))
+
+
+def _without_port(host: str) -> str:
+    return host if host.startswith("/") else re.sub(r"(?<=\]):\d*$|^([^:]*):\d*$", r"\1", host)
 
 
 def _postgresql_label(url: URL) -> str:

@@ -15,6 +15,7 @@ from orchestrator.grants.credential import Credential
 from orchestrator.grants.models import TOKEN_KEY
 from orchestrator.grants.privileges import qualified
 from orchestrator.grants.scope import Scope
+from orchestrator.network.postgres import protected, refusal_hint
 from orchestrator.proof.comparison import Comparison, compare, expected
 from orchestrator.proof.forbidden import Trial, Verdict, try_forbidden
 from orchestrator.proof.holdings import holdings, share
@@ -55,7 +56,8 @@ def examine_database(
         raise Unreachable(
             f"step `{step}`, grant `{scope.name}`: the proof could not be made: "
             f"{error.diag.message_primary or type(error).__name__}",
-            hint="is the endpoint of the connection right, and does the role named with --before exist?",
+            hint=refusal_hint(error)
+            or "is the endpoint of the connection right, and does the role named with --before exist?",
         ) from None
 
 
@@ -66,7 +68,7 @@ def _session(step: str, credential: Credential, endpoint: str) -> psycopg.Connec
     while True:
         try:
             return psycopg.connect(
-                endpoint,
+                protected(endpoint, issued=True),
                 user=login,
                 password=credential.fields["password"].reveal(),
                 application_name=f"orchestrator prove {step}",

@@ -16,6 +16,7 @@ from functools import lru_cache
 
 from orchestrator.jsontypes import JsonValue
 from orchestrator.redaction.forms import Needle, lines_of, needles_of, spelled, unescaped, unquoted, whole_forms_of
+from orchestrator.redaction.layers import BETWEEN, decoded, readings, unfolded
 from orchestrator.secret import Secret
 
 MASK = "***"
@@ -111,12 +112,21 @@ class Redactor:
         texts = list(_texts(value))
         if not self._whole.isdisjoint(texts):
             return True
-        if len(texts) > 1 and not self._forms.found("\x00".join(texts)):
+        if len(texts) > 1 and not self._forms.found(BETWEEN.join(texts)):
             return False
         return any(self._forms.found(text) for text in texts)
 
     def _searched(self, value: str) -> set[str]:
         return {value, *(line for line in lines_of(value) if self._only(line))}
+
+
+_FOLDABLE, _FEW = 12, 4
+"""Characters, and different ones, of a form that is looked for across white space: shorter ones are also met by chance
+where one word follows another."""
+_FOLDABLE_BYTES = 8
+"""Characters of a secret that is looked for among decoded bytes."""
+_LAYERS = 2
+"""Encodings, one within the other, that are taken off."""
 
 
 class _Forms:
@@ -127,6 +137,8 @@ class _Forms:
         self._needles: dict[str, Needle] = {}
         self._texts: list[str] = []
         self._wrapping: list[str] = []
+        self._foldable: list[str] = []
+        self._raw: list[str] = []
         self._spelled: re.Pattern[str] | None = None
 
     def add(self, value: str, made: tuple[Needle, ...] = ()) -> None:
@@ -143,8 +155,16 @@ class _Forms:
                 self._wrapping.append(needle.text)
             if known is None or needle.wraps:
                 self._needles[needle.text] = needle
+        self._add_hidden(value, made)
         self.of[value] = made
         self._spelled = None
+
+    def _add_hidden(self, value: str, made: tuple[Needle, ...]) -> None:
+        texts = {"".join(needle.text.split()) for needle in made}
+        self._foldable += [text for text in texts if len(text) >= _FOLDABLE and len(set(text)) > _FEW]
+        if len(value) >= _FOLDABLE_BYTES:
+            raw, wide = value.encode("utf-8", "surrogatepass"), value.encode("utf-16-le", "surrogatepass")
+            self._raw += [raw.decode("latin-1"), wide.decode("latin-1")]
 
     def found(self, text: str) -> bool:
         """Whether the text contains any, also broken into lines, or spelled with escapes."""
@@ -156,7 +176,27 @@ class _Forms:
             joined = text.replace("\n", "").replace("\r", "")
             if any(map(joined.__contains__, self._wrapping)):
                 return True
-        return any(any(map(view.__contains__, self._texts)) for view in _views(text))
+        return any(any(map(view.__contains__, self._texts)) for view in _views(text)) or self._hidden(text)
+
+    def _hidden(self, text: str) -> bool:
+        """Whether the text contains any in a form that tools give it by the way: folded, in colours, as a dump, as
+        numbers, in two layers of encoding."""
+        flat = unfolded(text)
+        if any(any(map(view.__contains__, self._foldable)) for view in flat):
+            return True
+        if any(any(map(view.__contains__, self._texts)) for view in readings(text)):
+            return True
+        return any(map(self._inside, [text, *flat]))
+
+    def _inside(self, text: str) -> bool:
+        """Whether any is among the bytes that are encoded in the text, of one layer or two."""
+        for _ in range(_LAYERS):
+            text = decoded(text)
+            if not text:
+                return False
+            if any(map(text.__contains__, self._raw)) or any(map(text.__contains__, self._texts)):
+                return True
+        return False
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Where the literal forms are, from left to right; they may overlap."""
@@ -265,6 +305,8 @@ def _texts(value: JsonValue) -> Iterator[str]:
             yield key
             yield from _texts(item)
     elif isinstance(value, list | tuple):
+        if len(value) >= _FOLDABLE_BYTES and all(type(item) is int and 0 <= item < 256 for item in value):
+            yield " ".join(map(str, value))  # bytes, as JSON of Node's Buffer has them
         for item in value:
             yield from _texts(item)
     elif isinstance(value, int | float) and not isinstance(value, bool):

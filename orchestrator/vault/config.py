@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from orchestrator.errors import UsageError
+from orchestrator.network.loopback import is_loopback
 from orchestrator.secret import Secret
 
 
@@ -67,3 +70,16 @@ class VaultConfig:
     connect_timeout: float = 5.0
     read_timeout: float = 100.0
     connections: int = 16
+    plain_http: bool = False
+    """Whether an address on another machine may do without TLS."""
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for plain http to another machine: logins and secrets would be read on the way."""
+        address = urlsplit(self.address)
+        if address.scheme == "http" and not self.plain_http and not is_loopback(address.hostname):
+            raise UsageError(
+                f"Vault at {self.address} would be spoken to without TLS, "
+                "and anybody on the way would read every secret",
+                hint="use https:// (VAULT_CACERT names the authority's certificate); where the network in between is "
+                "trusted, such as that of the containers of one machine, say ORCHESTRATOR_VAULT_PLAIN_HTTP=true",
+            )

@@ -304,7 +304,8 @@ async def test_the_token_follows_to_the_same_origin_and_never_to_another(service
     stranger.answers("/there", status=302, location=f"{service.url}/back")
     service.answers("/back", body=b"done")
     headers = {"X-Api-Key": "private", "Accept": "text/plain"}
-    output = await request(url=f"{service.url}/", bearer="api", follow_redirects=True, headers=headers)
+    there = {"follow_redirects": True, "redirect_origins": [stranger.url]}
+    output = await request(url=f"{service.url}/", bearer="api", headers=headers, **there)
     assert output["body"] == "done"
     first, same, back = service.received
     assert first.headers["authorization"] == same.headers["authorization"] == f"Bearer {TOKEN}"
@@ -315,17 +316,56 @@ async def test_the_token_follows_to_the_same_origin_and_never_to_another(service
     assert "authorization" not in back.headers, "a stranger cannot make the token come back either"
 
 
+@pytest.mark.parametrize("path", ["/", "/first"])
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_to_an_origin_that_policies_were_not_told_of_is_not_followed(
+    service: Service, stranger: Service, status: int, path: str
+) -> None:
+    service.answers("/first", status=302, location="/")
+    service.answers("/", status=status, location=f"{stranger.url}/latest/meta-data")
+    stranger.answers("/latest/meta-data", body=b"of another origin")
+    elsewhere = stranger.url.replace("127.0.0.1", "localhost")
+    for origins in ([], [elsewhere], [stranger.url.replace("http:", "https:")]):
+        error = await failure(url=f"{service.url}{path}", follow_redirects=True, redirect_origins=origins)
+        assert error.kind == "http_status"
+        assert stranger.url in error.message
+        assert "redirect_origins" in (error.hint or "")
+    assert stranger.received == []
+    output = await request(url=f"{service.url}{path}", follow_redirects=True, redirect_origins=[f"{stranger.url}/x"])
+    assert output["body"] == "of another origin"
+
+
+def test_policies_see_where_a_request_may_be_redirected_to() -> None:
+    params = RequestParams.model_validate(
+        {
+            "url": "https://a.example/x?q=1",
+            "follow_redirects": True,
+            "redirect_origins": ["https://B.example:443/", "https://b.example"],
+        }
+    )
+    assert Request().view(params) == {
+        "method": "GET",
+        "origin": "https://a.example",
+        "path": "/x",
+        "follow_redirects": True,
+        "redirect_origins": ["https://b.example"],
+    }
+    with pytest.raises(ValidationError, match="follow_redirects"):
+        RequestParams.model_validate({"url": "https://a.example", "redirect_origins": ["https://b.example"]})
+
+
 async def test_cookies_of_one_server_do_not_reach_another(service: Service, stranger: Service) -> None:
     service.answers("/", status=302, location=f"{stranger.url}/there", set_cookie="session=private")
     stranger.answers("/there")
-    await request(url=f"{service.url}/", follow_redirects=True)
+    await request(url=f"{service.url}/", follow_redirects=True, redirect_origins=[stranger.url])
     assert "cookie" not in stranger.received[0].headers
 
 
 @pytest.mark.parametrize("status", [307, 308])
 async def test_a_body_is_not_redirected_to_another_origin(service: Service, stranger: Service, status: int) -> None:
     service.answers("/", status=status, location=f"{stranger.url}/there")
-    error = await failure(method="POST", url=f"{service.url}/", json={}, bearer="api", follow_redirects=True)
+    there = {"follow_redirects": True, "redirect_origins": [stranger.url]}
+    error = await failure(method="POST", url=f"{service.url}/", json={}, bearer="api", **there)
     assert "redirects the request with its body" in error.message
     assert stranger.received == []
 
@@ -416,5 +456,5 @@ def test_the_view_has_no_query_and_no_contents() -> None:
     params = RequestParams.model_validate(
         {"method": "POST", "url": "https://API.example:443/v1?key=x", "json": {"a": 1}}
     )
-    shown = {"method": "POST", "origin": "https://api.example", "path": "/v1", "follow_redirects": False}
-    assert Request().view(params) == shown
+    where = {"method": "POST", "origin": "https://api.example", "path": "/v1"}
+    assert Request().view(params) == {**where, "follow_redirects": False, "redirect_origins": []}

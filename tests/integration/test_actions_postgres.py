@@ -217,6 +217,52 @@ async def test_what_the_role_may_not_read_is_a_permission_error(endpoint: str) -
     assert (error.kind, error.message) == ("permission", "permission denied for table private (SQLSTATE 42501)")
 
 
+QUOTING = {
+    "a cast": ("SELECT comment::integer FROM feedback", "invalid text representation"),
+    "a date": ("SELECT comment::date FROM feedback", "invalid datetime format"),
+    "an enum": ("SELECT comment::regclass FROM feedback", "invalid name"),
+    "JSON": ("SELECT comment::jsonb FROM feedback", "invalid text representation"),
+    "a pattern": ("SELECT 'x' ~ ('(' || comment) FROM feedback", "invalid regular expression"),
+}
+
+
+@pytest.mark.parametrize(("sql", "meaning"), QUOTING.values(), ids=QUOTING)
+async def test_the_servers_words_which_may_quote_rows_are_told_only_where_the_step_says_so(
+    endpoint: str, sql: str, meaning: str
+) -> None:
+    error = await failure(query(endpoint, sql))
+    assert error.kind == "database"
+    assert "comment " not in f"{error.message} {error.hint}"
+    assert error.message.startswith(meaning)
+    assert "SQLSTATE" in error.message
+    assert "server_messages" in (error.hint or "")
+    told = await failure(query(endpoint, sql, server_messages=True))
+    assert told.message != error.message
+
+
+async def test_a_refused_row_is_not_quoted_and_the_constraint_is_named(endpoint: str) -> None:
+    raised = "DO $$ BEGIN RAISE EXCEPTION 'row: %', (SELECT comment FROM feedback LIMIT 1); END $$"
+    for sql, said in (
+        (
+            "INSERT INTO feedback VALUES (1, 'comment 99')",
+            "unique violation (feedback, feedback_pkey) (SQLSTATE 23505)",
+        ),
+        ("INSERT INTO translation VALUES (1, 'xx')", "check violation (translation, translation_language_check)"),
+        (raised, "raise exception (SQLSTATE P0001)"),
+        ("SELECT absent FROM feedback", 'column "absent" does not exist (SQLSTATE 42703)'),
+    ):
+        error = await failure(execute(endpoint, sql))
+        assert error.message.startswith(said)
+        assert "comment" not in error.message
+
+
+def test_policies_see_whether_the_servers_words_are_told() -> None:
+    assert Query().view(QueryParams(sql="SELECT 1")) == {"verbs": ["select"]}
+    for action, params in ((Query(), QueryParams), (Execute(), ExecuteParams)):
+        seen = action.view(params(sql="SELECT 1", server_messages=True))  # type: ignore[arg-type]
+        assert seen == {"verbs": ["select"], "server_messages": True}
+
+
 @pytest.mark.parametrize("limit", [{"max_rows": 10}, {"max_bytes": 1000}])
 async def test_more_than_the_limit_is_an_output_error(endpoint: str, limit: dict[str, int]) -> None:
     error = await failure(

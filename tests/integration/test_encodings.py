@@ -145,7 +145,7 @@ def test_a_character_that_the_database_cannot_hold_fails_the_step_and_says_so(pe
         return
     error = outcome.errors["read"]
     assert outcome.steps["read"] is StepState.FAILED
-    assert 'has no equivalent in encoding "LATIN1"' in error.message
+    assert error.message == "untranslatable character (SQLSTATE 22P05)"
     assert "the encoding of the database has no such character" in str(error.hint)
 
 
@@ -159,7 +159,7 @@ def test_bytes_that_are_no_utf_8_fail_the_step_and_say_so(people: Bench) -> None
         outcome = run(people, f"SELECT {expression} AS it FROM person WHERE id = 3")
         error = outcome.errors["read"]
         assert outcome.steps["read"] is StepState.FAILED
-        assert error.message == 'invalid byte sequence for encoding "UTF8": 0xfc (SQLSTATE 22021)'
+        assert error.message == "character not in repertoire (SQLSTATE 22021)"
         assert "convert_from" in str(error.hint)
     converted = str(error.hint).split("`")[1].replace("'", "''")
     assert rows(people, run(people, f"SELECT {converted} AS it FROM person WHERE id = 3")) == [{"it": "gün"}]

@@ -99,7 +99,10 @@ steps:
   fails_with_a_message:
     action: postgres.query
     grants: {{ db: {DATABASE} }}
-    with: {{ sql: "SELECT (%(open)s || 'broken')::integer", parameters: {{ open: "${{{{ inputs.open }}}}" }} }}
+    with:
+      sql: "SELECT (%(open)s || 'broken')::integer"
+      parameters: {{ open: "${{{{ inputs.open }}}}" }}
+      server_messages: true
 """
 
 

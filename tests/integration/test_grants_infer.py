@@ -397,7 +397,7 @@ def test_misuse_is_told_with_exit_code_2(
     assert said.startswith("error: ")
 
 
-def test_the_administrators_login_serves_where_no_other_is_set_and_a_wrong_one_is_unreachable(
+def test_the_administrators_login_never_serves_instead_and_a_wrong_one_is_unreachable(
     infer: Infer, workflow: Callable[..., Path], bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = workflow("SELECT id FROM ticket", "privileges: [{ select: ticket, columns: [id] }]")
@@ -407,4 +407,6 @@ def test_the_administrators_login_serves_where_no_other_is_set_and_a_wrong_one_i
     assert code == ExitCode.UNREACHABLE
     assert "wrong" not in said
     monkeypatch.delenv("ORCHESTRATOR_CATALOG_DATABASES__SUPPORT")
-    assert infer(file, "--check")[0] == ExitCode.DONE
+    code, _, said = infer(file, "--check")
+    assert code == ExitCode.INVALID
+    assert "ORCHESTRATOR_CATALOG_DATABASES__SUPPORT" in said

@@ -25,7 +25,7 @@ from orchestrator.cli.failures import DEFECT
 from orchestrator.devstack.provisioned import RUNTIME, Provisioned
 from orchestrator.devstack.session import admin_environment, runtime_environment, what_is_left
 from orchestrator.devstack.stack import DevStack
-from orchestrator.environment import PREFIX
+from orchestrator.environment import PREFIX, default_policies
 from orchestrator.errors import ExitCode
 from orchestrator.provision.service import new_secret_id
 from orchestrator.provision.vault.admin import VaultAdmin
@@ -246,10 +246,12 @@ def test_the_settings_are_those_of_the_program() -> None:
 
 def test_the_defaults_are_those_of_the_program() -> None:
     said = {name: cells[-1] for cell, *cells in rows_of("variable") for name in names_of(cell)}
-    for name in ("policy", "policy_path", "grace", "settle", "max_parallel", "log_level"):
+    for name in ("policy", "grace", "settle", "max_parallel", "log_level"):
         default = Settings.model_fields[name].default
         words = f"{default:g}" if isinstance(default, float) else str(default)
         assert f"`{words}`" in said[f"{PREFIX}{name.upper()}"], name
+    home = said[f"{PREFIX}POLICY_PATH"].split("`")[3]
+    assert Path(home).expanduser() == default_policies()
     assert Settings.model_fields["max_output_bytes"].default == 1024 * 1024
     assert "1 MiB" in said[f"{PREFIX}MAX_OUTPUT_BYTES"]
 
@@ -271,6 +273,7 @@ def test_the_settings_file_takes_the_same_names_without_the_prefix(
             "grace": "5",
             "settle": "5",
             "confirm": '"vault"',
+            "vault_plain_http": "true",
             "connection_runs": "2",
             "sweep_interval": "5",
             "policy_on_error": '"deny"',

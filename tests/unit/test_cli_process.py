@@ -163,6 +163,22 @@ def test_a_list_is_of_the_ledger_that_the_settings_name(tmp_path: Path) -> None:
         assert (tmp_path / expected).exists()
 
 
+@pytest.mark.parametrize("arguments", [["runs", "list", "--json"], ["leases", "list"], ["schema"]])
+def test_a_settings_file_of_the_folder_is_not_read_and_that_is_said_once_beside_the_output(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    clean = orchestrator(*arguments, cwd=tmp_path)
+    (tmp_path / "orchestrator.toml").write_text(f'ledger_url = "{tmp_path}/planted.db"\nno_such_setting = 1\n')
+    shown = orchestrator(*arguments, cwd=tmp_path)
+    assert (shown.returncode, shown.stdout) == (0, clean.stdout)
+    assert not (tmp_path / "planted.db").exists()
+    assert shown.stderr.count("orchestrator.toml") == 1
+    assert "ORCHESTRATOR_CONFIG" in shown.stderr
+    (tmp_path / "mine.toml").write_text("")
+    named = orchestrator(*arguments, cwd=tmp_path, ORCHESTRATOR_CONFIG="mine.toml")
+    assert (named.returncode, named.stderr) == (0, "")
+
+
 def test_the_version_is_told() -> None:
     assert orchestrator("--version").stdout.startswith("orchestrator ")
 

@@ -39,6 +39,26 @@ def test_the_label_of_a_socket_names_its_folder_and_no_password() -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "sslmode"),
+    [
+        ("postgresql://ann:hunter2@127.0.0.1/history", None),
+        ("postgresql://ann:hunter2@[::1]:5432/history", None),
+        ("postgresql://ann:hunter2@/history?host=/run/pg", None),
+        ("postgresql://ann:hunter2@/history?host=localhost:1&host=[::1]:2", None),
+        ("postgresql://ann:hunter2@/history?host=localhost:1&host=db.example:2", "verify-full"),
+        ("postgresql://ann:hunter2@db.example/history", "verify-full"),
+        ("postgresql://ann:hunter2@127.0.0.1/history?hostaddr=10.1.1.1", "verify-full"),
+        ("postgresql://ann:hunter2@db.example/history?sslmode=disable", "disable"),
+    ],
+)
+def test_the_password_goes_to_nobody_who_only_answers_at_the_address(url: str, sslmode: str | None) -> None:
+    query = locate(url).url.query
+    assert query.get("sslmode") == sslmode
+    assert str(query["require_auth"]).startswith("scram-sha-256")
+    assert ("sslrootcert" in query) is (sslmode == "verify-full")
+
+
+@pytest.mark.parametrize(
     "url",
     [
         "mysql://ann:hunter2@db/history",

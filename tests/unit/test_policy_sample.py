@@ -153,6 +153,20 @@ DENIED = {
         replace(NOTIFY, action_view={"channel": "#general"}),
         AGENT + "post to the channel #general",
     ),
+    "a redirect to another host": (
+        replace(TRANSLATE, action_view={**TRANSLATE.action_view, "redirect_origins": ["https://evil.example"]}),
+        AGENT + "be redirected to https://evil.example",
+    ),
+    "a redirect hidden behind an allowed one": (
+        replace(
+            TRANSLATE,
+            action_view={
+                **TRANSLATE.action_view,
+                "redirect_origins": ["http://localhost:1", "http://169.254.169.254"],
+            },
+        ),
+        AGENT + "be redirected to http://169.254.169.254",
+    ),
     "another host": (
         replace(TRANSLATE, action_view={"origin": "https://evil.example"}),
         AGENT + "send requests to https://evil.example",

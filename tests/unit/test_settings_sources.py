@@ -25,6 +25,7 @@ def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     monkeypatch.chdir(tmp_path / "work")
 
 
@@ -37,7 +38,6 @@ def load(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Settings:
 def test_nothing_need_be_set_to_plan() -> None:
     settings = load_settings()
     assert settings.policy == "rego"
-    assert settings.policy_path == Path("workflows/policies")
     assert settings.grace == 30
     assert settings.max_output_bytes == 1024 * 1024
 
@@ -95,8 +95,9 @@ def test_our_own_variables_win_over_vaults(monkeypatch: pytest.MonkeyPatch) -> N
     assert settings.vault_addr == "http://ours"
 
 
-def test_the_file_in_the_working_directory_is_read_and_variables_win(monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("orchestrator.toml").write_text(
+def test_the_file_that_is_named_is_read_and_variables_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_CONFIG", "mine.toml")
+    Path("mine.toml").write_text(
         'vault_addr = "http://from-file"\ngrace = 5\n[endpoints]\nsupport = "postgresql://db/a"\nother = "http://o"\n'
     )
     settings = load(monkeypatch, ORCHESTRATOR_GRACE="7", ORCHESTRATOR_ENDPOINTS__SUPPORT="postgresql://db/b")
@@ -114,6 +115,65 @@ def test_a_file_elsewhere_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_a_named_file_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="ORCHESTRATOR_CONFIG names nowhere"):
         load(monkeypatch, ORCHESTRATOR_CONFIG="nowhere.toml")
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        'policy = "allow-all"\n',
+        'policy_path = "evil"\n',
+        'vault_addr = "http://127.0.0.1:1"\n[auth]\n',
+        'engine = "dbos"\n[endpoints]\nsupport = "postgresql://evil/x"\n',
+        "this is no TOML\n",
+    ],
+)
+def test_no_file_of_the_working_directory_is_read_however_it_is_reached(
+    planted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = load_settings()
+    for name in ("orchestrator.toml", ".orchestrator.toml", "settings.toml"):
+        Path(name).write_text(planted)
+    assert load_settings() == before
+    monkeypatch.setenv("ORCHESTRATOR_CONFIG", "")
+    assert load_settings() == before
+
+
+def test_policies_are_looked_for_in_the_users_own_folder_wherever_the_command_is_called(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Path("workflows/policies").mkdir(parents=True)
+    here = load_settings().policy_path
+    monkeypatch.chdir(tmp_path)
+    assert here == load_settings().policy_path == Path.home() / ".config" / "orchestrator" / "policies"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://vault.prod.example:8200",
+        "http://10.0.0.1",
+        "http://127.0.0.1.evil.test",
+        "http://[fe80::1]:8200",
+        "http://localhost.evil.test",
+        "http://0.0.0.0:8200",
+    ],
+)
+def test_plain_http_to_another_machine_is_refused_unless_it_is_asked_for_by_name(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    settings = load(monkeypatch, VAULT_ADDR=address, VAULT_TOKEN=PASSWORD)
+    with pytest.raises(UsageError, match="without TLS") as caught:
+        vault_config(settings)
+    assert "ORCHESTRATOR_VAULT_PLAIN_HTTP" in (caught.value.hint or "")
+    assert PASSWORD not in str(caught.value)
+    assert vault_config(load(monkeypatch, ORCHESTRATOR_VAULT_PLAIN_HTTP="true")).address == address
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:8200", "http://127.8.9.1", "http://[::1]:8200", "http://LOCALHOST:8200"]
+)
+def test_plain_http_to_this_machine_is_on_no_network(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    assert vault_config(load(monkeypatch, VAULT_ADDR=address, VAULT_TOKEN=PASSWORD)).address == address
 
 
 def test_no_env_file_is_read() -> None:
@@ -140,15 +200,17 @@ def test_a_wrong_value_is_told_by_the_name_of_its_variable(
     assert told in caught.value.message
 
 
-def test_a_setting_that_does_not_exist_is_found_in_the_file() -> None:
-    Path("orchestrator.toml").write_text("max_paralel = 3\n")
+def test_a_setting_that_does_not_exist_is_found_in_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_CONFIG", "mine.toml")
+    Path("mine.toml").write_text("max_paralel = 3\n")
     with pytest.raises(UsageError, match="ORCHESTRATOR_MAX_PARALEL: there is no such setting"):
         load_settings()
 
 
-def test_a_file_that_is_not_toml_is_told_by_name() -> None:
-    Path("orchestrator.toml").write_text("grace 3\n")
-    with pytest.raises(UsageError, match=r"orchestrator\.toml: is not valid TOML"):
+def test_a_file_that_is_not_toml_is_told_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_CONFIG", "mine.toml")
+    Path("mine.toml").write_text("grace 3\n")
+    with pytest.raises(UsageError, match=r"mine\.toml: is not valid TOML"):
         load_settings()
 
 
@@ -188,7 +250,7 @@ def test_logging_in_by_role_comes_before_a_token(monkeypatch: pytest.MonkeyPatch
     secret_id.write_text(f"{PASSWORD}\n")
     settings = load(
         monkeypatch,
-        VAULT_ADDR="http://v",
+        VAULT_ADDR="https://v",
         VAULT_TOKEN="t",
         ORCHESTRATOR_AUTH_ROLE_ID="role",
         ORCHESTRATOR_AUTH_SECRET_ID_FILE=str(secret_id),
@@ -199,7 +261,7 @@ def test_logging_in_by_role_comes_before_a_token(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_token_file_of_vaults_own_command_is_the_last_resort(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = load(monkeypatch, VAULT_ADDR="http://v")
+    settings = load(monkeypatch, VAULT_ADDR="https://v")
     with pytest.raises(UsageError, match="not known how to log in") as caught:
         vault_config(settings)
     assert "ORCHESTRATOR_AUTH_ROLE_ID" in (caught.value.hint or "")
@@ -208,12 +270,12 @@ def test_the_token_file_of_vaults_own_command_is_the_last_resort(monkeypatch: py
 
 
 def test_a_token_file_that_is_named_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = load(monkeypatch, VAULT_ADDR="http://v", ORCHESTRATOR_AUTH_TOKEN_FILE="/run/agent/token")
+    settings = load(monkeypatch, VAULT_ADDR="https://v", ORCHESTRATOR_AUTH_TOKEN_FILE="/run/agent/token")
     assert vault_config(settings).auth == TokenFileAuth(Path("/run/agent/token"))
 
 
 def test_workload_identities_need_a_role(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    settings = load(monkeypatch, VAULT_ADDR="http://v", ORCHESTRATOR_AUTH_METHOD="kubernetes")
+    settings = load(monkeypatch, VAULT_ADDR="https://v", ORCHESTRATOR_AUTH_METHOD="kubernetes")
     with pytest.raises(UsageError, match="ORCHESTRATOR_AUTH_ROLE is not set"):
         vault_config(settings)
     assert vault_config(load(monkeypatch, ORCHESTRATOR_AUTH_ROLE="runner")).auth == KubernetesAuth("runner")
@@ -231,7 +293,7 @@ def test_not_knowing_where_vault_is_says_which_variable(monkeypatch: pytest.Monk
 
 def test_a_secret_id_file_that_cannot_be_read_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(
-        monkeypatch, VAULT_ADDR="http://v", ORCHESTRATOR_AUTH_ROLE_ID="r", ORCHESTRATOR_AUTH_SECRET_ID_FILE="nowhere"
+        monkeypatch, VAULT_ADDR="https://v", ORCHESTRATOR_AUTH_ROLE_ID="r", ORCHESTRATOR_AUTH_SECRET_ID_FILE="nowhere"
     )
     with pytest.raises(UsageError, match="ORCHESTRATOR_AUTH_SECRET_ID_FILE: nowhere cannot be read"):
         vault_config(settings)

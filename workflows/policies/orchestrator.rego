@@ -67,6 +67,9 @@ action_permitted if {
 action_permitted if {
 	input.action.name == "http.request"
 	origin_permitted
+	every there in redirects {
+		redirect_permitted(there)
+	}
 }
 
 action_permitted if {
@@ -100,6 +103,13 @@ origin_permitted if {
 }
 
 origin_permitted if known_later("origin")
+
+redirects := object.get(input.action, "redirect_origins", [])
+
+redirect_permitted(there) if {
+	some pattern in agent.origins
+	origin_matches(pattern, there)
+}
 
 origin_matches(pattern, origin) if pattern == origin
 

@@ -32,6 +32,13 @@ denials contains sprintf("agent `%s` may not send requests to %s", [input.agent,
 	not origin_permitted
 }
 
+denials contains sprintf("agent `%s` may not be redirected to %s", [input.agent, there]) if {
+	agent
+	input.action.name == "http.request"
+	some there in redirects
+	not redirect_permitted(there)
+}
+
 denials contains sprintf("agent `%s` may not post to the channel %s", [input.agent, input.action.channel]) if {
 	agent
 	input.action.name == "slack.post_message"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
 from urllib.parse import SplitResult, urlsplit
+
+from orchestrator.network.loopback import is_loopback
 
 _PORTS = {"http": 80, "https": 443}
 
@@ -35,9 +36,4 @@ def origin(url: str) -> str:
 def is_confidential(url: str) -> bool:
     """Whether nobody on the way can read a token: TLS, or a connection that does not leave this machine."""
     parts = parse(url)
-    if parts.scheme == "https" or parts.hostname == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(parts.hostname or "").is_loopback
-    except ValueError:
-        return False
+    return parts.scheme == "https" or is_loopback(parts.hostname)

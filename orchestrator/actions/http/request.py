@@ -61,8 +61,11 @@ class RequestParams(Params):
         default=None, description="The statuses that are a success. Default: every 2xx."
     )
     max_bytes: Annotated[int, Field(gt=0)] = Field(default=5_000_000, description="The longest response body.")
-    follow_redirects: bool = Field(
-        default=False, description=f"Follow at most {MAX_REDIRECTS}; the token never goes to another origin."
+    follow_redirects: bool = Field(default=False, description=f"Follow at most {MAX_REDIRECTS}, on the same origin.")
+    redirect_origins: list[Annotated[str, AfterValidator(origin)]] = Field(
+        default_factory=list,
+        description="Other origins that may be redirected to, such as `https://files.example`. Neither the token nor a "
+        "body nor headers go there.",
     )
 
     @model_validator(mode="after")
@@ -70,6 +73,10 @@ class RequestParams(Params):
         bodies = {"json_", "form", "body"} & self.model_fields_set
         if len(bodies) > 1:
             raise ValueError("a request has at most one of `json`, `form` and `body`")
+        if self.redirect_origins and not self.follow_redirects:
+            raise ValueError(
+                "`redirect_origins` says where `follow_redirects: true` may lead; without it nothing is followed"
+            )
         if self.bearer is not None and not is_confidential(self.url):
             raise ValueError("a token is not sent over plain http, except to this machine itself; use https")
         return self
@@ -86,12 +93,13 @@ class Request:
     params: ClassVar[type[Params]] = RequestParams
 
     def view(self, params: RequestParams) -> JsonObject:
-        """Method, origin, path, and whether it goes where it is redirected to; no query, no contents."""
+        """Method, origin, path, and whether and where it goes when it is redirected; no query, no contents."""
         return {
             "method": params.method,
             "origin": origin(params.url),
             "path": parse(params.url).path or "/",
             "follow_redirects": params.follow_redirects,
+            "redirect_origins": sorted(set(params.redirect_origins)),
         }
 
     async def run(self, params: RequestParams, context: StepContext) -> JsonValue:
@@ -154,7 +162,9 @@ async def _exchange(request: Outgoing, params: RequestParams, context: StepConte
             trust_env=False, verify=ssl.create_default_context(), timeout=context.remaining(), follow_redirects=False
         ) as client:
             redirects = MAX_REDIRECTS if params.follow_redirects else 0
-            return await transfer(client, request, redirects=redirects, max_bytes=params.max_bytes)
+            return await transfer(
+                client, request, redirects=redirects, max_bytes=params.max_bytes, origins=params.redirect_origins
+            )
     except httpx.TimeoutException:
         raise StepFailed(
             f"{where} did not answer in time", kind="timeout", hint="raise `timeout` of the step"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from orchestrator.actions.http.origins import origin
 from orchestrator.errors import StepFailed
+from orchestrator.network.decoding import Decoder, Undecodable
 from orchestrator.secret import Secret
 
 if TYPE_CHECKING:
@@ -40,14 +42,26 @@ class Incoming:
     url: str
 
 
-async def transfer(client: httpx.AsyncClient, request: Outgoing, *, redirects: int, max_bytes: int) -> Incoming:
-    """The response, after at most this many redirects. Raises StepFailed `output` or `http_status`."""
+async def transfer(
+    client: httpx.AsyncClient, request: Outgoing, *, redirects: int, max_bytes: int, origins: Collection[str] = ()
+) -> Incoming:
+    """The response, after at most this many redirects, all of them to the request's own origin or to one of `origins`.
+
+    Raises StepFailed `output` or `http_status`.
+    """
+    allowed = {origin(request.url), *origins}
     for _ in range(redirects + 1):
         response = await _send(client, request, max_bytes)
         target = response.headers.get("location")
         if redirects == 0 or response.status not in _REDIRECTS or target is None:
             return response
         request = redirected(request, response.status, target)
+        if (there := origin(request.url)) not in allowed:
+            raise StepFailed(
+                f"{origin(response.url)} redirects to {there}, where this step does not go",
+                kind="http_status",
+                hint="name that origin in `redirect_origins` if it is to be trusted, so that policies can decide on it",
+            )
     raise StepFailed(
         f"more than {redirects} redirects from {origin(request.url)}",
         kind="http_status",
@@ -61,16 +75,35 @@ async def _send(client: httpx.AsyncClient, request: Outgoing, max_bytes: int) ->
         headers["authorization"] = f"Bearer {request.bearer.reveal()}"
     client.cookies.clear()
     async with client.stream(request.method, request.url, headers=headers, content=request.content) as response:
-        body = bytearray()
-        async for chunk in response.aiter_bytes():
-            body += chunk
+        try:
+            body = await _body(response, request, max_bytes)
+        except Undecodable as error:
+            raise StepFailed(
+                f"{origin(request.url)} answered {response.status_code} with a body that cannot be read: {error}",
+                kind="output",
+                hint="name `gzip` or `deflate` in the header `accept-encoding` if the service insists on it",
+            ) from None
+    return Incoming(response.status_code, response.headers, body, request.url)
+
+
+async def _body(response: httpx.Response, request: Outgoing, max_bytes: int) -> bytes:
+    """The body as it is meant, of which never more is made than may be kept."""
+    decoder = Decoder(
+        response.headers.get("content-encoding", ""), accepted=response.request.headers["accept-encoding"]
+    )
+    body = bytearray()
+    async for chunk in response.aiter_raw():
+        for piece in decoder.pieces(chunk):
+            body += piece
             if len(body) > max_bytes:
                 raise StepFailed(
                     f"{origin(request.url)} answered with more than {max_bytes} bytes",
                     kind="output",
                     hint="ask for less, or raise `max_bytes`",
                 )
-    return Incoming(response.status_code, response.headers, bytes(body), request.url)
+            await asyncio.sleep(0)
+    decoder.end()
+    return bytes(body)
 
 
 def redirected(request: Outgoing, status: int, location: str) -> Outgoing:

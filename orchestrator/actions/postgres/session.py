@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from orchestrator.actions.references import credential_of, field_of, redactor_fo
 from orchestrator.credentials.arrival import WAIT_SECONDS, Arrival, unknown_login
 from orchestrator.errors import StepFailed
 from orchestrator.grants.credential import Credential
+from orchestrator.network.inflow import bounded_inflow
+from orchestrator.network.postgres import STRINGS, protected, reads_as_parsed, refusal_hint
 from orchestrator.redaction.redactor import Redactor
 
 if TYPE_CHECKING:
@@ -29,6 +32,9 @@ _ENCODING = {
 }
 """SQLSTATE of characters that cannot be brought from one side to the other, and what to do. Every session of ours
 asks for UTF-8; the server converts (PostgreSQL manual, 23.3)."""
+
+MAX_INFLOW = 16 << 20
+"""Bytes that a database may send to a step which does not ask for rows: outcomes, notices and errors."""
 
 _CONNECTION_LOST = ("08", "57P")
 """SQLSTATE classes: connection exceptions, and shutdown of the server or of the session by an operator."""
@@ -51,22 +57,29 @@ def database_credential(context: StepContext, grant: str | None) -> Credential:
 
 @asynccontextmanager
 async def transaction(
-    context: StepContext, grant: str | None, *, read_only: bool
+    context: StepContext,
+    grant: str | None,
+    *,
+    read_only: bool,
+    max_inflow: int = MAX_INFLOW,
+    server_messages: bool = False,
 ) -> AsyncIterator[psycopg.AsyncConnection[tuple[Any, ...]]]:
     """A connection inside one transaction, committed when the block ends well.
 
-    Raises StepFailed: `connection`, `timeout`, `permission` (SQLSTATE 42501) or `database`. When the block is
-    left in any other way the query is cancelled on the server and the connection closed.
+    Raises StepFailed: `connection`, `timeout`, `permission` (SQLSTATE 42501), `database`, or `output` where the server
+    sends more than `max_inflow` bytes in all. `server_messages`: what the server says is part of the error. When the
+    block is left in any other way the query is cancelled on the server and the connection closed.
     """
     import psycopg
 
     credential = database_credential(context, grant)
     redactor = redactor_for(context)
-    async with within_deadline(context, "the database"):
+    async with within_deadline(context, "the database"), AsyncExitStack() as bounds:
         try:
             connection = await _connect(context, credential)
         except psycopg.Error as error:
             raise connect_failure(error, credential, redactor) from None
+        inflow = await bounds.enter_async_context(bounded_inflow(connection.fileno(), max_inflow))
         try:
             if not read_only and connection.info.parameter_status("in_hot_standby") == "on":
                 raise StepFailed(
@@ -74,11 +87,14 @@ async def transaction(
                     kind="database",
                     hint="name a connection whose endpoint is the primary",
                 )
+            check_strings(connection)
             await connection.set_read_only(read_only)
             async with connection.transaction():
                 yield connection
         except psycopg.Error as error:
-            raise query_failure(error, redactor) from None
+            raise (
+                too_much(max_inflow) if inflow.exceeded else query_failure(error, redactor, told=server_messages)
+            ) from None
         except UnicodeEncodeError:
             raise StepFailed(
                 "the statement cannot be sent: a parameter is not valid Unicode",
@@ -87,6 +103,16 @@ async def transaction(
             ) from None
         finally:
             await connection.close()
+
+
+def check_strings(connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> None:
+    """Raise StepFailed where the session would read more out of the statement than the policy was told of it."""
+    if not reads_as_parsed(connection.info.parameter_status(STRINGS)):
+        raise StepFailed(
+            f"the session has {STRINGS} switched off, so that the statement may mean something else to the server",
+            kind="database",
+            hint="leave that setting as it is; a proxy before the server must not drop the options of a session",
+        )
 
 
 async def _connect(context: StepContext, credential: Credential) -> psycopg.AsyncConnection[tuple[Any, ...]]:
@@ -108,14 +134,19 @@ async def _connect(context: StepContext, credential: Credential) -> psycopg.Asyn
             hint="endpoints are addresses without secrets",
         )
     remaining = context.remaining()
-    session = {"statement_timeout": str(math.ceil(remaining * 1000)), "cursor_tuple_fraction": "1", **SESSION}
+    session = {
+        "statement_timeout": str(math.ceil(remaining * 1000)),
+        "cursor_tuple_fraction": "1",
+        STRINGS: "on",
+        **SESSION,
+    }
     settings = "".join(f" -c {name}={value.replace(' ', chr(92) + ' ')}" for name, value in session.items())
     login = field_of(credential, "username").reveal()
     arrival = Arrival.of(login, seconds=remaining, waiting=partial(_say_waiting, context, credential))
     while True:
         try:
             connection = await psycopg.AsyncConnection.connect(
-                endpoint,
+                protected(endpoint, issued=True),
                 user=login,
                 password=field_of(credential, "password").reveal(),
                 client_encoding="UTF8",
@@ -141,6 +172,15 @@ def _say_waiting(context: StepContext, credential: Credential) -> None:
     )
 
 
+def too_much(max_inflow: int) -> StepFailed:
+    """What it means for the step that the server sent more than it was allowed to."""
+    return StepFailed(
+        f"the database sent more than {max_inflow} bytes, and was cut off",
+        kind="output",
+        hint="add a LIMIT, select fewer columns, leave out RETURNING, or raise `max_bytes`",
+    )
+
+
 def connect_failure(error: psycopg.Error, credential: Credential, redactor: Redactor) -> StepFailed:
     """What a connection that did not come about means for the step."""
     import psycopg
@@ -153,14 +193,16 @@ def connect_failure(error: psycopg.Error, credential: Credential, redactor: Reda
         kind="timeout" if timed_out else "connection",
         hint=_UNKNOWN
         if unknown
-        else "is the endpoint right, the server up, and the login allowed from here (pg_hba.conf, CONNECTION LIMIT)?",
+        else refusal_hint(error)
+        or "is the endpoint right, the server up, and the login allowed from here (pg_hba.conf, CONNECTION LIMIT)?",
     )
 
 
-def query_failure(error: psycopg.Error, redactor: Redactor) -> StepFailed:
+def query_failure(error: psycopg.Error, redactor: Redactor, *, told: bool = False) -> StepFailed:
     """What a failed statement means for the step.
 
-    Only the server's primary message is told: its DETAIL and CONTEXT may hold rows of other people.
+    The server's own words may quote rows of other people (`invalid input syntax for type integer: "..."`), so that they
+    are told only where the author asks for it, and of them the primary message: DETAIL and CONTEXT are never.
     """
     state = error.sqlstate
     if state is None:
@@ -171,7 +213,7 @@ def query_failure(error: psycopg.Error, redactor: Redactor) -> StepFailed:
         return StepFailed(
             f"the statement cannot be sent: {text}", kind="database", hint="compare `sql` and `parameters`"
         )
-    message = redactor.redact(error.diag.message_primary or "no message")
+    message = redactor.redact(error.diag.message_primary or "no message") if told else _meaning(error)
     what = f"{message} (SQLSTATE {state})"
     if state == "42501":
         return StepFailed(what, kind="permission", hint="the grant's role does not allow it; see `grants infer`")
@@ -183,9 +225,29 @@ def query_failure(error: psycopg.Error, redactor: Redactor) -> StepFailed:
         return StepFailed(what, kind="database", hint=_ENCODING[state])
     if state == "25006":
         return StepFailed(what, kind="database", hint="`postgres.query` only reads; use `postgres.execute`")
-    return StepFailed(what, kind="database", hint="see the SQLSTATE in the PostgreSQL manual, appendix A")
+    return StepFailed(what, kind="database", hint=_SEE if told else f"{_SEE}; {_TELL}")
 
 
+def _meaning(error: psycopg.Error) -> str:
+    """What the SQLSTATE stands for, and the names in the schema that the server gives beside its words."""
+    message = error.diag.message_primary or ""
+    if _OF_NAMES_ONLY.fullmatch(message):
+        return message
+    name = type(error).__name__
+    words = "the server refused it" if name.endswith("Error") else re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
+    where = (error.diag.table_name, error.diag.column_name, error.diag.constraint_name)
+    named = [each for each in where if each and _IDENTIFIER.fullmatch(each)]
+    return f"{words} ({', '.join(named)})" if named else words
+
+
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_$]{0,62}")
+_OF_NAMES_ONLY = re.compile(
+    r"permission denied for [a-z ]{1,30} [A-Za-z_][A-Za-z0-9_$]{0,62}"
+    r'|(?:relation|column|schema) "?[A-Za-z_][A-Za-z0-9_$.]{0,126}"? does not exist'
+)
+"""Words of the server that hold nothing but a name of the schema: without it nobody knows which grant is missing."""
+_SEE = "see the SQLSTATE in the PostgreSQL manual, appendix A"
+_TELL = "`server_messages: true` tells the server's own words, which may quote rows"
 _UNKNOWN = (
     "is the endpoint the server in which Vault makes the logins, or a standby of it that is further behind than a "
     "login is waited for?"

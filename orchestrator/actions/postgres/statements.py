@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from pydantic import JsonValue as Json
 
 from orchestrator.actions.base import GrantRef, OutputType, Params, StepContext
-from orchestrator.actions.postgres.session import transaction
+from orchestrator.actions.postgres.session import check_strings, transaction
 from orchestrator.errors import StepFailed
 from orchestrator.grants.sql import statement_verbs
 from orchestrator.jsontypes import JsonObject, JsonValue
@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
 _FIRST_BATCH = 20
 _LARGEST_BATCH = 2000
+_INFLOW_OF_JSON, _INFLOW_BESIDE = 2, 1 << 20
+"""Bytes that the server may send for each byte of JSON (hexadecimal digits become base64), and for all else."""
 
 
 class _Statement(Params):
-    sql: Annotated[str, Field(min_length=1)] = Field(
+    sql: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")] = Field(
         description="One statement. Values come in as `%(name)s` (or `%s`) and are bound, never pasted; where there "
         "are parameters, a percent sign is written `%%`."
     )
@@ -32,6 +34,11 @@ class _Statement(Params):
     )
     grant: Annotated[str, GrantRef("database")] | None = Field(
         default=None, description="The database grant to use. Default: the step's only one."
+    )
+    server_messages: bool = Field(
+        default=False,
+        description="Tell the server's own words where the statement fails. They may quote rows, and errors are kept "
+        "and shown.",
     )
 
 
@@ -63,27 +70,35 @@ class ExecuteParams(_Statement):
 
 
 def _view(params: _Statement, *, placeholders: bool) -> JsonObject:
-    return {"verbs": sorted(statement_verbs(params.sql, placeholders=placeholders))}
+    view: JsonObject = {"verbs": sorted(statement_verbs(params.sql, placeholders=placeholders))}
+    return {**view, "server_messages": True} if params.server_messages else view
 
 
 class Query:
     """Output: `{"rows": [{column: value}], "row_count": n, "columns": [...]}`.
 
-    Runs in a READ ONLY transaction through a cursor, so that the memory used does not depend on how much the
-    server would return (but for a single value). Kinds: `connection`, `timeout`, `permission`, `database`, `output`.
+    Runs in a READ ONLY transaction through a cursor, and receives no more than `max_bytes` can hold: the memory used
+    does not depend on how much the server would return, in one value or in many.
+    Kinds: `connection`, `timeout`, `permission`, `database`, `output`.
     """
 
     summary: ClassVar[str] = "Read rows from PostgreSQL."
     params: ClassVar[type[Params]] = QueryParams
 
     def view(self, params: QueryParams) -> JsonObject:
-        """The verbs of the statement."""
+        """The verbs of the statement, and `server_messages` where they are told."""
         return _view(params, placeholders=params.parameters is not None)
 
     async def run(self, params: QueryParams, context: StepContext) -> JsonValue:
         """Read all rows, or none: where a limit is met the transaction is rolled back and StepFailed raised."""
         async with (
-            transaction(context, params.grant, read_only=True) as connection,
+            transaction(
+                context,
+                params.grant,
+                read_only=True,
+                max_inflow=_INFLOW_OF_JSON * params.max_bytes + _INFLOW_BESIDE,
+                server_messages=params.server_messages,
+            ) as connection,
             connection.cursor(name="step") as cursor,
         ):
             await cursor.execute(params.sql, _bound(params.parameters))
@@ -107,18 +122,40 @@ class Execute:
         if params.each is not None and not params.each:
             return {"row_count": 0}
         async with (
-            transaction(context, params.grant, read_only=False) as connection,
+            transaction(context, params.grant, read_only=False, server_messages=params.server_messages) as connection,
             connection.cursor() as cursor,
         ):
             if params.each is None:
                 # A prepared statement cannot hold several commands; without one, psycopg would send them all.
                 await cursor.execute(params.sql, _bound(params.parameters), prepare=True)
+                count = cursor.rowcount
             else:
                 shared = params.parameters if isinstance(params.parameters, dict) else {}
                 each = [_bound({**shared, **values}) for values in params.each]
-                await cursor.executemany(params.sql, each)
-            count = cursor.rowcount
+                count = await _each(connection, cursor, params.sql, each)
         return {"row_count": max(0, count)}
+
+
+async def _each(
+    connection: psycopg.AsyncConnection[tuple[Any, ...]],
+    cursor: psycopg.AsyncCursor[tuple[Any, ...]],
+    sql: str,
+    each: list[Any],
+) -> int:
+    """Execute a statement for each of these parameters, and count the rows.
+
+    The server parses it again and again. Where it has a backslash in it, what the first time has set must not make
+    another statement of it the next time: then one waits for the other, and the setting is looked at in between.
+    """
+    if "\\" not in sql:
+        await cursor.executemany(sql, each)
+        return cursor.rowcount
+    count = 0
+    for parameters in each:
+        check_strings(connection)
+        await cursor.execute(sql, parameters, prepare=True)
+        count += max(0, cursor.rowcount)
+    return count
 
 
 def _bound(parameters: dict[str, Json] | list[Json] | None) -> Any:

@@ -18,7 +18,13 @@ from orchestrator.actions.process.confined import ConfinedParams
 from orchestrator.actions.process.loader_variables import refused_variables
 from orchestrator.actions.process.programs import Program, check_unchanged, resolve_program
 from orchestrator.actions.process.supervised import DECLARE, SAFE_PATH, Command, Finished, Running, run_process
-from orchestrator.actions.references import credential_of, redacted, secret_of, within_deadline
+from orchestrator.actions.references import (
+    credential_of,
+    postgres_environment,
+    redacted,
+    secret_of,
+    within_deadline,
+)
 from orchestrator.errors import OutputRefused, StepFailed
 from orchestrator.grants.credential import Credential
 from orchestrator.jsontypes import JsonObject, JsonValue
@@ -61,8 +67,9 @@ class ExecParams(ConfinedParams):
     stdin: Json = Field(default=None, description="Text as it is; anything else as JSON.")
     environment: dict[Variable, Text] = Field(
         default_factory=dict,
-        description=f"The whole environment, except that PATH defaults to {SAFE_PATH}, and TMPDIR to a private folder; "
-        "another PATH needs a program with its full path. What makes a program load or start something else (LD_*, "
+        description=f"The whole environment, except that PATH defaults to {SAFE_PATH}, TMPDIR to a private folder, and "
+        "that variables of libpq (PGSSLMODE, PGSSLROOTCERT, PGREQUIREAUTH) say how the step's databases are connected "
+        "to; another PATH needs a program with its full path. What makes a program load or start something else (LD_*, "
         "PYTHON*, ENV, ...) is refused.",
     )
     credentials: ExecCredentials = Field(default_factory=ExecCredentials)
@@ -132,7 +139,7 @@ class Exec:
         command = Command(
             arguments=params.command,
             program=params.program.start,
-            environment={"PATH": SAFE_PATH, **params.environment},
+            environment={"PATH": SAFE_PATH, **postgres_environment(context), **params.environment},
             secrets={name: secret_of(context, ref) for name, ref in params.credentials.env.items()},
             files={name: _content(context, ref) for name, ref in params.credentials.files.items()},
             directory=None if directory is None else Path(directory),

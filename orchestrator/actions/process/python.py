@@ -20,7 +20,7 @@ from orchestrator.actions.process.exec import failure, seems_confined
 from orchestrator.actions.process.python_modules import ModuleFile, find_modules
 from orchestrator.actions.process.rules import Reach, virtual_environment
 from orchestrator.actions.process.supervised import DECLARE, SAFE_PATH, Command, Finished, Running, run_process
-from orchestrator.actions.references import redacted, within_deadline
+from orchestrator.actions.references import postgres_environment, redacted, within_deadline
 from orchestrator.errors import OutputRefused, StepFailed
 from orchestrator.grants.credential import Credential
 from orchestrator.jsontypes import JsonObject, JsonValue
@@ -101,7 +101,7 @@ class Python:
         """
         command = Command(
             arguments=[sys.executable, "-I", "-m", "orchestrator.actions.process.python_child"],
-            environment={"PATH": SAFE_PATH},
+            environment={"PATH": SAFE_PATH, **postgres_environment(context)},
             stdin=_request(params, context),
             max_bytes=params.max_bytes + _RESULT_ALLOWANCE,
             started=partial(_take_anew, context.handover) if context.handover else None,

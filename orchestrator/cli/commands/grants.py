@@ -57,8 +57,8 @@ def infer(
 ) -> None:
     """Show the smallest grant under which each step's SQL runs, and how it differs from the declared one.
 
-    The SQL is prepared on the real database, never executed. Its login needs to read the catalog only:
-    ORCHESTRATOR_CATALOG_DATABASES__NAME, else the administrator's ORCHESTRATOR_PROVISION_DATABASES__NAME.
+    The SQL is prepared on the real database, never executed, by a login that may connect and no more:
+    ORCHESTRATOR_CATALOG_DATABASES__NAME. The administrator's login is never used for it.
     """
     if (file is None) == (sql is None):
         raise UsageError("name a workflow FILE, or give --sql", hint="see `orchestrator grants infer --help`")
@@ -140,13 +140,12 @@ def _write(file: Path, loaded: LoadedWorkflow, needs: Sequence[StepNeeds], *, re
 
 
 def _logins() -> dict[str, Secret]:
-    """The logins that may be used, by connection: a plain one where there is one, else the administrator's."""
+    """The logins that may be used, by connection. Never an administrator's: the SQL is whoever's wrote the file."""
     from orchestrator.secret import Secret
     from orchestrator.settings import load_settings
 
     settings = load_settings()
-    both = {**settings.provision_databases, **settings.catalog_databases}
-    return {name: Secret(dsn.get_secret_value()) for name, dsn in both.items()}
+    return {name: Secret(dsn.get_secret_value()) for name, dsn in settings.catalog_databases.items()}
 
 
 def show_inferred(inferred: Inferred, screen: Console | None = None) -> None:

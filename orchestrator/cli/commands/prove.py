@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli import options
+from orchestrator.cli.display.printable import one_line
 from orchestrator.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -93,18 +94,16 @@ def _prove(
     from orchestrator.assembly import interruptible_services
     from orchestrator.cli import interruption
     from orchestrator.cli.connect import log_to_stderr, redactor, runner_config
-    from orchestrator.hardening import keep_memory_private
     from orchestrator.proof.examine import Examination
     from orchestrator.proof.service import Prover
     from orchestrator.settings import load_settings
 
-    keep_memory_private()
     settings = load_settings()
     log_to_stderr(settings.log_level)
 
     def progress(name: str) -> None:
         if not quiet and sys.stderr.isatty():
-            sys.stderr.write(f"examining {name}\n")
+            sys.stderr.write(f"examining {one_line(name)}\n")
 
     async def go() -> Proof:
         config = runner_config(settings, grace=grace)

@@ -120,11 +120,9 @@ def _carry_out(
     from orchestrator.cli import interruption
     from orchestrator.cli.connect import log_to_stderr, redactor, runner_config
     from orchestrator.cli.tracing import traced
-    from orchestrator.hardening import keep_memory_private
     from orchestrator.settings import load_settings
     from orchestrator.telemetry.observed_ledger import both, only
 
-    keep_memory_private()
     settings = load_settings()
     log_to_stderr(settings.log_level)
     # Kept until every thread has ended: the policy engine must end in this one.

@@ -79,11 +79,9 @@ def _serve(
     from orchestrator.cli import interruption
     from orchestrator.cli.connect import log_to_stderr, redactor, runner_config
     from orchestrator.cli.tracing import traced
-    from orchestrator.hardening import keep_memory_private
     from orchestrator.server import serve as service
     from orchestrator.settings import load_settings
 
-    keep_memory_private()
     settings = load_settings()
     level = settings.log_level if "log_level" in settings.model_fields_set else "info"
     log_to_stderr(level, log_format)

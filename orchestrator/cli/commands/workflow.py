@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli import options
+from orchestrator.cli.display.printable import clean, one_line
 from orchestrator.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -73,10 +74,10 @@ def validate(
         print_json({"valid": not wrong, "problems": [problem.as_json() for problem in problems]})
     else:
         for problem in problems:
-            sys.stderr.write(problem.render() + "\n")
+            sys.stderr.write(clean(problem.render()) + "\n")
         for file, of_file in found.items():
             if not of_file:
-                sys.stdout.write(f"{file}: valid\n")
+                sys.stdout.write(f"{one_line(str(file))}: valid\n")
     if wrong:
         raise typer.Exit(int(ExitCode.INVALID))
 

@@ -12,10 +12,9 @@ import unicodedata
 from collections.abc import Sequence
 
 from orchestrator.cli.display import terminal
+from orchestrator.cli.display.printable import clean
 
 _GAP = "  "
-_LEFT_OUT = dict.fromkeys((7, 8, 11, 12, 13))
-"""Bell, backspace, vertical tab, form feed and carriage return, as Rich leaves them out."""
 
 
 def width() -> int:
@@ -36,7 +35,7 @@ def print_list(headings: Sequence[str], rows: Sequence[Sequence[str]], *, fold: 
 def print_line(words: str, *, style: str | None = None) -> None:
     """Print a line of words; a style is for terminals."""
     if _is_piped():
-        sys.stdout.write(f"{words.translate(_LEFT_OUT)}\n")
+        sys.stdout.write(f"{clean(words)}\n")
     else:
         terminal.console().print(words, style=style)
 
@@ -48,7 +47,7 @@ def _is_piped() -> bool:
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines in which the columns stand under each other; a cell may have several lines."""
-    cells = [[cell.translate(_LEFT_OUT).expandtabs(8).split("\n") for cell in row] for row in rows]
+    cells = [[clean(cell).expandtabs(8).split("\n") for cell in row] for row in rows]
     widths = [max(_width(line) for row in cells for line in row[column]) for column in range(len(cells[0]))]
     lines: list[str] = []
     for row in cells:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from orchestrator.cli.display.board import Board, StepLine
+from orchestrator.cli.display.printable import clean, one_line
 from orchestrator.cli.display.terminal import LEASE_MARKS, console, style_of, took
 from orchestrator.cli.display.timeline import not_looked_for
 from orchestrator.ledger.events import (
@@ -90,11 +91,11 @@ class PlainLines:
         self.board.apply(run_id, time, event)
         for text in filter(None, (self._text(event), _unguarded(self.board, event))):
             if not self.quiet:
-                self.outlet.line(f"{time.astimezone():%Y-%m-%dT%H:%M:%S%z} {run_id} {text}")
+                self.outlet.line(f"{time.astimezone():%Y-%m-%dT%H:%M:%S%z} {run_id} {one_line(text)}")
 
     def notice(self, text: str) -> None:
         """Something that the person who waits should know now, quiet or not."""
-        self.outlet.line(text)
+        self.outlet.line(one_line(text))
 
     def _text(self, event: Event) -> str:
         match event:
@@ -148,7 +149,7 @@ class JsonLines:
 
     def notice(self, text: str) -> None:
         """Words are not JSON: they go to standard error."""
-        self.notices.line(text)
+        self.notices.line(one_line(text))
 
 
 @dataclass(slots=True)
@@ -183,7 +184,7 @@ class LiveTable:
     def notice(self, text: str) -> None:
         """A line above the table."""
         with suppress(OSError):
-            self.screen.print(text, style="yellow")
+            self.screen.print(clean(text), style="yellow")
 
     def table(self) -> Table:
         """The table as it stands now."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from orchestrator.cli.display.board import Board
+from orchestrator.cli.display.printable import clean, one_line
 from orchestrator.cli.display.terminal import console, table, took
 from orchestrator.errors import GrantRefused, LedgerError, OrchestratorError, Refused
 from orchestrator.jsontypes import JsonObject
@@ -36,7 +37,7 @@ def problems(outcome: RunOutcome, board: Board) -> str:
     blocks = [*(_block(step, error, board) for step, error in outcome.errors.items()), *_unconfirmed(outcome)]
     if not blocks and outcome.reason:
         blocks = [f"error: {outcome.reason}"]
-    return "".join(f"{block}\n" for block in blocks)
+    return "".join(f"{clean(block)}\n" for block in blocks)
 
 
 def _block(step: str, error: OrchestratorError, board: Board) -> str:
@@ -63,7 +64,7 @@ def _unconfirmed(outcome: RunOutcome) -> Iterator[str]:
     yield f"warning: {len(outcome.unconfirmed)} credentials are not confirmed gone yet"
     for lease in outcome.unconfirmed:
         subject = f" {lease.subject}" if lease.subject else ""
-        yield f"  {lease.lease_id} {lease.step}.{lease.grant}{subject}: {lease.reason or lease.state.value}"
+        yield f"  {lease.lease_id} {lease.step}.{lease.grant}{subject}: {one_line(lease.reason or lease.state.value)}"
     yield "  hint: `orchestrator leases sweep` tries again; `orchestrator leases show ID` tells its story"
 
 

@@ -6,16 +6,18 @@ Rich is imported when something is printed, never at the start of the command.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TextIO
 
+from orchestrator.cli.display.printable import clean
 from orchestrator.jsontypes import JsonObject
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.states import RunState, StepState
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
     from rich.table import Table
 
 PIPED_WIDTH = 400
@@ -52,13 +54,20 @@ _STYLES: dict[str, str] = {
 
 
 def console(stream: TextIO | None = None) -> Console:
-    """A console that obeys NO_COLOR and TERM, writes text as it is, and is wide where it is no terminal."""
+    """A console that obeys NO_COLOR and TERM, takes no text for markup, shows control characters instead of obeying
+    them, and is wide where it is no terminal."""
     from rich.console import Console
+    from rich.segment import Segment
 
     class Whole(Console):
         def on_broken_pipe(self) -> None:
             """Rich would end the process here; whoever prints decides what becomes of it."""
             raise
+
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+            """Whatever is drawn comes through here; what Rich itself does to the terminal is marked as control."""
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else Segment(clean(segment.text), segment.style)
 
     target = stream or sys.stdout
     width = None if target.isatty() else PIPED_WIDTH
@@ -83,7 +92,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, fold: Seque
         made.add_column(heading, no_wrap=heading not in fold, overflow="fold")
     for row in rows:
         styles = (style_of(cell) if heading == "STATE" else "" for heading, cell in zip(headings, row, strict=True))
-        made.add_row(*(Text(cell, style=style) for cell, style in zip(row, styles, strict=True)))
+        made.add_row(*(Text(clean(cell), style=style) for cell, style in zip(row, styles, strict=True)))
     return made
 
 
@@ -97,7 +106,7 @@ def facts(pairs: Iterable[tuple[str, str]]) -> Table:
     made.add_column(overflow="fold")
     for name, value in pairs:
         if value:
-            made.add_row(name, Text(value))
+            made.add_row(name, Text(clean(value)))
     return made
 
 

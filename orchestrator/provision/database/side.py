@@ -16,6 +16,7 @@ from orchestrator.errors import ProvisionError
 from orchestrator.grants.compiled import SCOPE_ROLE_PREFIX, CompiledGrant
 from orchestrator.grants.policy_names import BROKER_DUTIES
 from orchestrator.grants.privileges import bound_limits
+from orchestrator.network.postgres import protected, refusal_hint
 from orchestrator.provision.change import Change, difference
 from orchestrator.provision.database.acl import AclEntry, entries, held_by, unexpected_by
 from orchestrator.provision.database.holders import Member, settings_of, strange_members
@@ -50,11 +51,12 @@ class DatabaseSide:
         self._scopes = {grant.scope_role: grant for grant in grants}
         self._prune = prune
         try:
-            self._session = psycopg.connect(admin.reveal(), connect_timeout=10, client_encoding="UTF8")
+            self._session = psycopg.connect(protected(admin.reveal()), connect_timeout=10, client_encoding="UTF8")
         except psycopg.Error as error:
             raise ProvisionError(
                 f"the database `{name}` cannot be reached as its administrator: {type(error).__name__}",
-                hint=f"set ORCHESTRATOR_PROVISION_DATABASES__{name.upper()} to a DSN of an administrator",
+                hint=refusal_hint(error)
+                or f"set ORCHESTRATOR_PROVISION_DATABASES__{name.upper()} to a DSN of an administrator",
             ) from None
         if self._session.info.server_version < _MIN_VERSION:
             raise ProvisionError(

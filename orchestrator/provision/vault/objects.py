@@ -12,6 +12,7 @@ from typing import Any
 from orchestrator.errors import ProvisionError
 from orchestrator.grants.compiled import VAULT_ROLE_PREFIX, CompiledGrant
 from orchestrator.grants.policy_names import BROKER_DUTIES, duty_role_name
+from orchestrator.network.postgres import for_vault
 from orchestrator.provision.change import Change, difference
 from orchestrator.provision.database.statements import (
     DUTY_ROLES,
@@ -120,7 +121,7 @@ def _connection_objects(name: str, connection: Connection, endpoint: str | None)
         {
             "plugin_name": "postgresql-database-plugin",
             "allowed_roles": sorted([f"{VAULT_ROLE_PREFIX}{name}-*", *duties.values(), *connection.other_roles]),
-            "connection_url": endpoint.replace("://", "://{{username}}:{{password}}@", 1),
+            "connection_url": for_vault(endpoint).replace("://", "://{{username}}:{{password}}@", 1),
             "username": connection.login,
             "username_template": USERNAME_TEMPLATE,
         },

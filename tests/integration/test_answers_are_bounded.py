@@ -1,0 +1,262 @@
+"""What a service or a database sends is bounded while it arrives: a few bytes that stand for gigabytes cost no more."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import socket
+import subprocess
+import sys
+import zlib
+from functools import cache
+from itertools import repeat
+from typing import Any
+
+import pytest
+from database_servers import listening
+
+from orchestrator.network.decoding import Decoder, Undecodable
+
+MIB = 1 << 20
+CHILD = """
+import asyncio, json, resource, sys, time
+from orchestrator.actions.base import StepContext
+from orchestrator.actions.catalog import action
+from orchestrator.errors import StepFailed
+from orchestrator.grants.credential import Credential
+from orchestrator.secret import Secret
+name, params, endpoints, warm = json.loads(sys.argv[1])
+held = {"db": Credential("db", "database", 60, connection="support", fields={"username": Secret("postgres"),
+        "password": Secret(sys.stdin.readline().strip())}),
+        "bot": Credential("bot", "secret", 60, fields={"token": Secret("xoxb-nobodys")})}
+async def once(given):
+    context = StepContext("r", "w", "s", 1, "a", "k", time.monotonic() + 100, credentials=held, endpoints=endpoints)
+    made = action(name)
+    try:
+        await made.run(made.params.model_validate(given), context)
+    except StepFailed as error:
+        return f"{error.kind}: {error.message}"
+    return "done"
+async def watched(given):
+    longest, over = 0.0, False
+    async def watch():
+        nonlocal longest
+        while not over:
+            before = time.monotonic()
+            await asyncio.sleep(0.01)
+            longest = max(longest, time.monotonic() - before)
+    watching = asyncio.ensure_future(watch())
+    told = await once(given)
+    over = True
+    await watching
+    return told
+asyncio.run(once(warm))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+told = asyncio.run(watched(params))
+print(json.dumps([told, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024]))
+"""
+"""Carries out an action in a process of its own, once small and once large; what was told, and the growth in MiB."""
+
+
+def in_a_child(
+    action: str,
+    params: dict[str, Any],
+    warm: dict[str, Any],
+    endpoints: dict[str, str] | None = None,
+    password: str = "",
+) -> tuple[str, int]:
+    ended = subprocess.run(
+        [sys.executable, "-c", CHILD, json.dumps([action, params, endpoints or {}, warm])],
+        input=f"{password}\n",
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert ended.returncode == 0, ended.stderr
+    told, grown = json.loads(ended.stdout)
+    return told, grown
+
+
+@cache
+def bomb(window: int, layers: int = 1, size: int = 512) -> bytes:
+    """So many MiB of zeros, in a few hundred KiB or less."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, window)
+    data = b"".join(map(packer.compress, repeat(bytes(MIB), size))) + packer.flush()
+    for _ in range(layers - 1):
+        data = gzip.compress(data, 9)
+    return data
+
+
+class Service:
+    """Answers each path with bytes as they are."""
+
+    def __init__(self, **answers: bytes) -> None:
+        self.answers = answers
+
+    def __call__(self, connection: socket.socket) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            if not (more := connection.recv(65536)):
+                return
+            head += more
+        path = head.split(b" ")[1].rpartition(b"/")[2].decode()
+        connection.sendall(self.answers[path.partition("?")[0]])
+
+
+def answer(body: bytes, *, encoding: str = "", kind: str = "text/plain", headers: str = "") -> bytes:
+    encoded = f"Content-Encoding: {encoding}\r\n" if encoding else ""
+    head = (
+        f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\n{encoded}{headers}Content-Length: {len(body)}\r\nConnection: close"
+    )
+    return f"{head}\r\n\r\n".encode() + body
+
+
+SMALL = answer(b"{}", kind="application/json")
+
+BOMBS = {
+    "gzip": (31, 1, "gzip"),
+    "zlib": (15, 1, "deflate"),
+    "bare": (-15, 1, "deflate"),
+    "twice": (31, 2, "gzip, gzip"),
+    "old": (31, 1, "x-gzip"),
+}
+
+
+@pytest.mark.parametrize("asked", [{}, {"accept-encoding": "gzip, deflate"}], ids=["not asked", "asked"])
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_compressed_answer_costs_no_more_than_its_bound(name: str, asked: dict[str, str]) -> None:
+    window, layers, encoding = BOMBS[name]
+    service = Service(bomb=answer(bomb(window, layers), encoding=encoding), small=SMALL)
+    with listening(service) as port:
+        url = f"http://127.0.0.1:{port}"
+        params = {"url": f"{url}/bomb", "max_bytes": 1000, "headers": asked}
+        told, grown = in_a_child("http.request", params, {"url": f"{url}/small"})
+    assert told.startswith("output: ")
+    refused = "more than 1000 bytes" if asked and layers == 1 else "cannot be read"
+    assert refused in told
+    assert grown < 24
+
+
+def test_an_answer_of_slack_is_bounded_and_not_unpacked() -> None:
+    service = Service(**{"chat.postMessage": answer(bomb(31), encoding="gzip", kind="application/json")})
+    plain = Service(**{"chat.postMessage": answer(b'{"ok": true, "x": "' + b"x" * (64 * MIB), kind="application/json")})
+    small = Service(**{"chat.postMessage": SMALL})
+    params = {"token": "bot.token", "channel": "#x", "text": "t"}
+    for large in (service, plain):
+        with listening(large) as port:
+            endpoints = {"slack": f"http://127.0.0.1:{port}/api/"}
+            told, grown = in_a_child("slack.post_message", params, params, endpoints)
+        assert told.startswith("connection: ")
+        assert grown < 24
+    with listening(small) as port:
+        endpoints = {"slack": f"http://127.0.0.1:{port}/api/"}
+        assert in_a_child("slack.post_message", params, params, endpoints)[0].startswith("error: Slack answered")
+
+
+def test_headers_are_bounded() -> None:
+    many = "".join(f"X-{number}: {'x' * 1000}\r\n" for number in range(2000))
+    service = Service(many=answer(b"x", headers=many), long=answer(b"x", headers=f"X: {'x' * MIB}\r\n"), small=SMALL)
+    with listening(service) as port:
+        url = f"http://127.0.0.1:{port}"
+        for path in ("many", "long"):
+            told, grown = in_a_child("http.request", {"url": f"{url}/{path}"}, {"url": f"{url}/small"})
+            assert told.startswith("connection: ")
+            assert grown < 24
+
+
+@pytest.mark.parametrize("window", [31, 15, -15])
+@pytest.mark.parametrize("size", [0, 1, 1000, (1 << 18) - 1, 1 << 18, (1 << 18) + 1, 3 << 18])
+def test_what_is_within_the_bound_is_decoded_whole_however_it_arrives(window: int, size: int) -> None:
+    data = bytes(number * 7 % 251 for number in range(size))
+    packer = zlib.compressobj(9, zlib.DEFLATED, window)
+    packed = packer.compress(data) + packer.flush()
+    encoding = "gzip" if window == 31 else "deflate"
+    for step in (1, 7, 1000, len(packed)) if len(packed) < 5000 else (1000, len(packed)):
+        decoder = Decoder(encoding, accepted="gzip;q=0.5, deflate")
+        chunks = [packed[start : start + step] for start in range(0, len(packed), step)]
+        assert b"".join(piece for chunk in chunks for piece in decoder.pieces(chunk)) == data
+        decoder.end()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "accepted", "body"),
+    [
+        ("br", "br", b"x"),
+        ("gzip", "identity", gzip.compress(b"x")),
+        ("gzip", "gzip;q=0, deflate", gzip.compress(b"x")),
+        ("gzip, deflate", "*", gzip.compress(b"x")),
+        ("gzip", "*", b"this is not gzip"),
+        ("gzip", "*", gzip.compress(b"x" * 100)[:-9]),
+        ("gzip", "*", gzip.compress(b"x") + gzip.compress(b"y")),
+        ("gzip", "*", gzip.compress(b"x") + b"junk"),
+        ("deflate", "*", b"\xff\xff\xff\xff"),
+    ],
+)
+def test_what_is_not_what_it_claims_or_was_not_asked_for_is_refused(encoding: str, accepted: str, body: bytes) -> None:
+    def decode() -> None:
+        decoder = Decoder(encoding, accepted=accepted)
+        b"".join(decoder.pieces(body))
+        decoder.end()
+
+    with pytest.raises(Undecodable):
+        decode()
+
+
+def url_of(stack: Any) -> dict[str, str]:
+    return {"support": f"postgresql://{stack.postgres_host}:{stack.postgres_port}/postgres"}
+
+
+LARGE = {
+    "one value": "SELECT repeat('x', 300000000) AS a",
+    "wide rows": "SELECT " + ", ".join(f"repeat('x', 2000000) AS c{n}" for n in range(100)),
+    "many rows": "SELECT repeat('x', 100) AS a FROM generate_series(1, 20000000)",
+    "rows that grow": "SELECT repeat('x', (10 ^ n)::int) AS a FROM generate_series(1, 8) AS n",
+    "an array": "SELECT array_agg(repeat('x', 1000)) AS a FROM generate_series(1, 200000)",
+    "bytes": "SELECT convert_to(repeat('x', 100000000), 'UTF8') AS a",
+}
+
+
+@pytest.mark.parametrize("sql", LARGE.values(), ids=LARGE)
+def test_what_a_query_returns_is_bounded_while_it_arrives(stack: Any, sql: str) -> None:
+    told, grown = in_a_child(
+        "postgres.query",
+        {"sql": sql, "max_bytes": 1_000_000, "max_rows": 10**8},
+        {"sql": "SELECT 1 AS a"},
+        url_of(stack),
+        stack.admin_dsn.reveal().partition("postgres:")[2].partition("@")[0],
+    )
+    assert told.startswith("output: ")
+    assert grown < 40
+
+
+@pytest.mark.parametrize(
+    ("sql", "kind"),
+    [
+        ("SELECT repeat('x', 300000000)", "output"),
+        ("DO $$ BEGIN RAISE EXCEPTION '%', repeat('x', 300000000); END $$", "output"),
+        ("DO $$ BEGIN FOR n IN 1..100 LOOP RAISE NOTICE '%', repeat('x', 3000000); END LOOP; END $$", "output"),
+    ],
+    ids=["a row", "an error", "notices"],
+)
+def test_what_an_execution_makes_the_server_say_is_bounded_too(stack: Any, sql: str, kind: str) -> None:
+    told, grown = in_a_child(
+        "postgres.execute",
+        {"sql": sql},
+        {"sql": "SELECT 1"},
+        url_of(stack),
+        stack.admin_dsn.reveal().partition("postgres:")[2].partition("@")[0],
+    )
+    assert told.startswith(f"{kind}: ")
+    assert grown < 100
+
+
+def test_what_is_within_the_bound_arrives_whole(stack: Any) -> None:
+    sql = "SELECT n, repeat('x', 1000) AS a FROM generate_series(1, 900) AS n"
+    told, _ = in_a_child(
+        "postgres.query",
+        {"sql": sql, "max_bytes": 1_000_000},
+        {"sql": "SELECT 1 AS a"},
+        url_of(stack),
+        stack.admin_dsn.reveal().partition("postgres:")[2].partition("@")[0],
+    )
+    assert told == "done"
