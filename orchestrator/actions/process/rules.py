@@ -120,4 +120,3 @@ def virtual_environment(folder: Path) -> tuple[Path, ...]:
     keys = {name.strip(): value.strip() for name, _, value in (line.partition("=") for line in lines)}
     home = Path(keys.get("home", ""))
     return (folder, home.parent) if home.is_absolute() and home.parent != Path("/") else (folder,)
-
