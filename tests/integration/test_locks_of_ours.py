@@ -29,6 +29,7 @@ STEP = """
 version: 1
 name: holds_on
 agent: tester
+inputs: {{ kind: {{ type: string }} }}
 steps:
   work:
     action: exec
@@ -36,7 +37,7 @@ steps:
       db:
         kind: database
         connection: support
-        privileges: [ {{ select: public.customer_feedback, columns: [id, kind], where: {{ kind: complaint }} }} ]
+        privileges: [ {{ select: public.customer_feedback, columns: [id, kind], where: {{ kind: {value} }} }} ]
     with:
       command: [{python}, {folder}/program.py]
       credentials: {{ env: {{ PGUSER: db.username, PGPASSWORD: db.password }} }}
@@ -75,9 +76,9 @@ def at_work(bench: Bench, what: str) -> Iterator[Held]:
     """While inside, the step has done `what` and waits; leaving lets it end."""
     program = PROGRAM.format(dsn=bench.info.support_endpoint, folder=bench.directory, what=what)
     (bench.directory / "program.py").write_text(program)
-    text = STEP.format(folder=bench.directory, python=sys.executable)
+    text = STEP.format(folder=bench.directory, python=sys.executable, value="'${{ inputs.kind }}'")
     held = Held("")
-    run = threading.Thread(target=lambda: held.outcomes.append(bench.run(text)))
+    run = threading.Thread(target=lambda: held.outcomes.append(bench.run(text, inputs={"kind": "complaint"})))
     run.start()
     try:
         ready = bench.directory / "ready"
@@ -98,7 +99,9 @@ def drift(bench: Bench) -> None:
 
 def test_a_login_that_holds_every_lock_it_can_holds_up_neither_provisioning_nor_revocation(bench: Bench) -> None:
     with at_work(bench, HOLDS.format(keys=GUESSED)) as held:
-        assert bench.sql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted")[0] > 200
+        held_now = "SELECT count(*) FROM pg_locks WHERE granted AND "
+        assert bench.sql(f"{held_now} locktype = 'advisory'")[0] > 200
+        assert bench.sql(f"{held_now} relation = 'orchestrator.binding'::regclass") != [0], "it has asked for its rows"
         drift(bench)
         with bench.provisioning() as work:
             work.apply(work.plan())
