@@ -178,6 +178,7 @@ async def test_with_too_many_the_oldest_is_dropped_and_the_newest_is_answered(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(connections, "_dropped", connections.Seldom("dropped"))
+    monkeypatch.setattr(connections, "REQUEST_SECONDS", 1000.0)
     async with answering() as (host, port):
         held = [await asyncio.open_connection(host, port) for _ in range(connections.MAX_CONNECTIONS + 10)]
         async with httpx.AsyncClient(trust_env=False) as client:
