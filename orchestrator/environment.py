@@ -16,7 +16,7 @@ PREFIX = "ORCHESTRATOR_"
 
 _OF_VAULT = ("VAULT_ADDR", "VAULT_NAMESPACE", "VAULT_CACERT", "VAULT_TOKEN")
 _ANY_TEXT = {
-    *(f"{PREFIX}{name}" for name in ("LEDGER_URL", "AUTH_ROLE_ID", "AUTH_SECRET_ID", "AUTH_TOKEN", "TOKEN_ROLE")),
+    *(f"{PREFIX}{name}" for name in ("LEDGER_URL", "AUTH_ROLE_ID", "AUTH_SECRET_ID", "AUTH_TOKEN")),
     *_OF_VAULT[1:],
 }
 """Variables of which every text is a valid setting."""
