@@ -211,3 +211,23 @@ def test_what_is_said_of_a_hostile_file_is_bounded(tmp_path: Path) -> None:
     assert len(caught.value.problems) <= 100
     assert len(caught.value.shown) < 100_000
     assert "^" in caught.value.shown
+
+
+@pytest.mark.parametrize("through", ["w.yaml", "sub/w.yaml"])
+def test_a_workflow_outside_of_the_folder_is_not_reached_by_a_link(through: str, tmp_path: Path) -> None:
+    folder, outside = tmp_path / "workflows", tmp_path / "elsewhere"
+    folder.mkdir()
+    outside.mkdir()
+    (outside / "w.yaml").write_text(workflow("foreign"))
+    (folder / "sub").symlink_to(outside)
+    (folder / "w.yaml").symlink_to(through if "/" in through else outside / through)
+    assert not WorkflowFolder(folder, catalog).read().workflows
+    with pytest.raises(UsageError, match="leads out of its folder"):
+        load_workflows(folder)
+
+
+@pytest.mark.parametrize("kind", ["a FIFO", "a device", "a folder"])
+def test_what_is_no_regular_file_is_said_to_be_none(kind: str, tmp_path: Path) -> None:
+    HOSTILE[kind](tmp_path / "w.yaml")
+    with pytest.raises(UsageError, match="is not a regular file"):
+        read_text(tmp_path / "w.yaml")
