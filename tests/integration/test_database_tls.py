@@ -47,7 +47,7 @@ def context(endpoint: str, held: Credential | None = None) -> StepContext:
         attempt=1,
         agent="a",
         idempotency_key="k",
-        deadline=time.monotonic() + 20,
+        deadline=time.monotonic() + 60,
         credentials={"db": held or credential()},
         endpoints={"support": endpoint},
     )
