@@ -74,9 +74,16 @@ class VaultConfig:
     """Whether an address on another machine may do without TLS."""
 
     def __post_init__(self) -> None:
-        """Raises UsageError for plain http to another machine: logins and secrets would be read on the way."""
-        address = urlsplit(self.address)
-        if address.scheme == "http" and not self.plain_http and not is_loopback(address.hostname):
+        """Raises UsageError for plain http to another machine: logins and secrets would be read on the way.
+
+        What is no address at all is told by whoever connects.
+        """
+        try:
+            address = urlsplit(self.address)
+            host = address.hostname if address.port != 0 else None
+        except ValueError:
+            return
+        if address.scheme == "http" and host and not self.plain_http and not is_loopback(host):
             raise UsageError(
                 f"Vault at {self.address} would be spoken to without TLS, "
                 "and anybody on the way would read every secret",

@@ -57,7 +57,7 @@ def python(code: str) -> list[str]:
 def private_directories(pid: int | None = None) -> set[str]:
     """Those of a process, by default of this one: others may be running programs, too."""
     parents = [Path("/dev/shm"), Path("/tmp"), Path(os.environ.get("TMPDIR", "/tmp"))]
-    return {str(path) for parent in parents for path in parent.glob(f"orchestrator-step-{pid or os.getpid()}-*")}
+    return {str(path) for parent in parents for path in parent.glob(f"orchestrator-private-{pid or os.getpid()}-*")}
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +120,7 @@ async def test_the_environment_holds_only_what_is_declared(monkeypatch: pytest.M
     output = await run(command=["env"], environment={"A": "1"}, credentials={"env": {"PGPASSWORD": "db.password"}})
     *declared, own = sorted(str(output["stdout"]).splitlines())
     assert declared == ["A=1", "PATH=/usr/local/bin:/usr/bin:/bin", f"PGPASSWORD={CANARY}"]
-    assert re.fullmatch(rf"TMPDIR={tempfile.gettempdir()}/orchestrator-step-\S+", own)
+    assert re.fullmatch(rf"TMPDIR={tempfile.gettempdir()}/orchestrator-private-\S+", own)
 
 
 async def test_no_other_process_holds_the_credential_in_arguments_or_environment(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ asyncio.run(run_process(Command(["sh", "-c", "echo x > left; exec sleep 600"], f
 
 def folders(pid: int) -> set[Path]:
     parents = {memory_folder() or temporary_folder(), temporary_folder()}
-    return {path for parent in parents for path in parent.glob(f"orchestrator-step-{pid}-*")}
+    return {path for parent in parents for path in parent.glob(f"orchestrator-private-{pid}-*")}
 
 
 def wait_for(ready: object, what: str) -> None:
@@ -212,9 +212,9 @@ def test_what_was_planted_under_such_a_name_is_not_followed(tmp_path: Path) -> N
     (victim / "file").write_text("precious")
     parent = tmp_path / "memory"
     parent.mkdir()
-    (parent / "orchestrator-step-1-link").symlink_to(victim)
-    (parent / "orchestrator-step-1-file").write_text("no folder")
-    os.mkfifo(parent / "orchestrator-step-1-fifo")
+    (parent / "orchestrator-private-1-link").symlink_to(victim)
+    (parent / "orchestrator-private-1-file").write_text("no folder")
+    os.mkfifo(parent / "orchestrator-private-1-fifo")
     folder = private_folder(parent)
     (folder.path / "inner").symlink_to(victim)
     (folder.path / "inner-file").symlink_to(victim / "file")
@@ -224,7 +224,7 @@ def test_what_was_planted_under_such_a_name_is_not_followed(tmp_path: Path) -> N
     assert remove_left_behind([parent]) == 1
     assert (victim / "file").read_text() == "precious"
     assert {path.name for path in parent.iterdir()} == {
-        f"orchestrator-step-1-{kind}" for kind in ("link", "file", "fifo")
+        f"orchestrator-private-1-{kind}" for kind in ("link", "file", "fifo")
     }
 
 

@@ -198,4 +198,5 @@ def test_changes_are_json_for_programs(capsys: pytest.CaptureFixture[str]) -> No
     assert json.loads(capsys.readouterr().out) == {
         "applied": False,
         "changes": [{"kind": "create", "resource": "policy wf/read", "before": "", "after": "path {}"}],
+        "notes": [],
     }

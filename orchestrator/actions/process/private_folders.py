@@ -17,7 +17,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-_PREFIX = "orchestrator-step-"
+_PREFIX = "orchestrator-private-"
+"""Of these folders only: those of versions that held no lock on theirs (`orchestrator-step-`) may be in use."""
 
 
 @dataclass(frozen=True, slots=True)

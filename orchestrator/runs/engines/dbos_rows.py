@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import ProgrammingError
 
 from orchestrator.errors import LedgerError
+from orchestrator.ledger.storage.connect import ONLY_ONE
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,6 @@ _PORTABLE = _serialization.DBOSPortableJSON.name()
 """What DBOS's own functions in the database, and its clients in other languages, write: JSON."""
 
 CONSTRAINT = "orchestrator_no_code"
-_ADVISORY_LOCK = 0x64_62_6F_73  # "dbos", so that it can be recognised in pg_locks
 
 
 class PickleRefused(LedgerError):
@@ -57,12 +57,10 @@ def constrain(database: Engine, schema: str) -> None:
             return
     try:
         with database.begin() as connection:
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+            connection.execute(ONLY_ONE)
             for table in _unconstrained(connection, schema):
                 _constrain(connection, f'"{schema}"."{table}"')
-    except (
-        ProgrammingError
-    ) as error:  # the tables are another role's: what decodes in this process refuses all the same
+    except ProgrammingError as error:  # the tables are another role's; what decodes in this process refuses anyway
         log.warning(
             "the tables of DBOS in the schema %s are not closed to pickled rows: %s; their owner must add to each "
             "table with the column `serialization`: CONSTRAINT %s %s",

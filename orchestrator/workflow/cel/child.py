@@ -113,7 +113,7 @@ def serve(source: BinaryIO, sink: BinaryIO, *, most_bytes: int, spent_bytes: int
                 answer = evaluator.evaluate(asked["evaluate"], asked["data"])
         except MemoryError:
             answer = {"fault": "out of memory"}
-        answer["last"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT > spent_bytes
+        answer["last"] = _memory_used() > spent_bytes
         text = json.dumps(answer).encode()
         left, _ = signal.setitimer(signal.ITIMER_PROF, 0)
         if len(text) > most_bytes:
@@ -124,8 +124,18 @@ def serve(source: BinaryIO, sink: BinaryIO, *, most_bytes: int, spent_bytes: int
             return
 
 
-_UNIT = 1 if sys.platform == "darwin" else 1024
-"""Of `ru_maxrss`."""
+def _memory_used() -> int:
+    """The most bytes of memory that this process has had.
+
+    Linux counts in `ru_maxrss` what the process was before it became this program (a copy of the one that started
+    it), so there it is asked for `VmHWM` (proc_pid_status(5)).
+    """
+    try:
+        with open("/proc/self/status", "rb") as status:
+            found = next(line for line in status if line.startswith(b"VmHWM:"))
+        return int(found.split()[1]) * 1024
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def main(arguments: list[str]) -> None:
