@@ -32,7 +32,8 @@ RUNNER = """
 import asyncio, sys
 from orchestrator.actions.process.supervised import Command, run_process
 from orchestrator.secret import Secret
-asyncio.run(run_process(Command(["sh", "-c", "echo x > left; exec sleep 600"], files={"TOKEN": Secret("issued" * 4)})))
+words = ["/bin/sh", "-c", "echo x > left; exec sleep 600"]
+asyncio.run(run_process(Command(words, files={"TOKEN": Secret("issued" * 4)})))
 """
 
 
@@ -178,7 +179,7 @@ async def test_programs_go_on_while_others_look_all_the_time() -> None:
     looks = asyncio.create_task(asyncio.to_thread(look))
     try:
         for _ in range(20):
-            command = Command(["sh", "-c", 'cat "$TOKEN"; echo x > own'], files={"TOKEN": Secret("issued")})
+            command = Command(["/bin/sh", "-c", 'cat "$TOKEN"; echo x > own'], files={"TOKEN": Secret("issued")})
             finished = await run_process(command)
             assert (finished.exit_code, finished.stdout) == (0, b"issued")
     finally:

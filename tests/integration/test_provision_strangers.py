@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import hvac
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from orchestrator.provision.change import Change
 from orchestrator.provision.database.side import DatabaseSide
-from orchestrator.provision.database.statements import FUNCTIONS
+from orchestrator.provision.database.statements import FOR_EVERYBODY, FUNCTIONS
 from orchestrator.provision.declarations import Connection
 from orchestrator.provision.service import compiled_grants, load_workflows
 
@@ -30,21 +31,31 @@ def guest(bench: Bench) -> Iterator[str]:
     bench.sql(f"DROP OWNED BY {GUEST}; DROP ROLE {GUEST}")
 
 
+@dataclass
+class Looking:
+    """The sample's database as its administrator sees it, and what was there before the test."""
+
+    side: DatabaseSide
+    before: list[Change] = field(default_factory=list)
+
+    def drift(self) -> dict[str, Change]:
+        """What is found now and was not before, by resource."""
+        found = [*self.side.changes(), *self.side.undeclared()]
+        return {change.resource: change for change in found if change not in self.before}
+
+
 @pytest.fixture
-def side(bench: Bench) -> Iterator[DatabaseSide]:
-    """The sample's database as its administrator sees it, where no role is maintained by hand."""
+def looking(bench: Bench) -> Iterator[Looking]:
+    """Where no role is maintained by hand."""
     grants = compiled_grants(load_workflows(ROOT / "workflows"), {"support"})
     side = DatabaseSide("support", Connection(), bench.info.support_dsn, grants, prune=False)
-    yield side
+    assert side.changes() == []
+    yield Looking(side, side.undeclared())
     side.close()
 
 
 def scope(bench: Bench) -> str:
     return bench.sample_grant("read").scope_role
-
-
-def drift(side: DatabaseSide) -> dict[str, Change]:
-    return {change.resource: change for change in [*side.changes(), *side.undeclared()]}
 
 
 def planted() -> list[tuple[str, str, str]]:
@@ -78,8 +89,13 @@ def planted() -> list[tuple[str, str, str]]:
         for each in ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER", "SELECT (value)")
     ]
     objects += [(f"FUNCTION orchestrator.{signature}", "EXECUTE") for signature in FUNCTIONS]
+    for signature in FOR_EVERYBODY:
+        allowed = f"EXECUTE ON FUNCTION orchestrator.{signature}"
+        where = f"who may call orchestrator.{signature}"
+        found.append((f"REVOKE {allowed} FROM PUBLIC", f"GRANT {allowed} TO PUBLIC", where))
     for what, verb in objects:
-        for grantee in ("GUEST", "PUBLIC"):
+        open_already = any(what.endswith(f".{signature}") for signature in FOR_EVERYBODY)
+        for grantee in ("GUEST",) if open_already else ("GUEST", "PUBLIC"):
             undo = f"REVOKE {verb} ON {what} FROM {grantee}"
             found.append((f"GRANT {verb} ON {what} TO {grantee}", undo, "privileges of others in orchestrator"))
     for signature, text in FUNCTIONS.items():
@@ -88,7 +104,7 @@ def planted() -> list[tuple[str, str, str]]:
         where = f"function {function}"
         changes = ["SECURITY INVOKER", "SET search_path = public", "RESET ALL", "STRICT", "COST 7", "LEAKPROOF"]
         changes += ["SET role = postgres", "PARALLEL UNSAFE" if "PARALLEL SAFE" in text else "PARALLEL SAFE"]
-        changes += ["VOLATILE" if "STABLE" in text else "IMMUTABLE"]
+        changes += ["VOLATILE" if "STABLE" in text or "IMMUTABLE" in text else "IMMUTABLE"]
         for change in changes:
             back = (
                 f"ALTER FUNCTION {function} CALLED ON NULL INPUT; ALTER FUNCTION {function} NOT LEAKPROOF;"
@@ -188,8 +204,8 @@ def planted() -> list[tuple[str, str, str]]:
 PLANTED = planted()
 
 
-def test_nothing_is_found_where_nothing_was_planted(side: DatabaseSide) -> None:
-    assert drift(side) == {}
+def test_nothing_is_found_where_nothing_was_planted(looking: Looking) -> None:
+    assert looking.drift() == {}
 
 
 def batches(changes: list[tuple[str, str, str]]) -> list[list[tuple[str, str, str]]]:
@@ -206,7 +222,7 @@ def batches(changes: list[tuple[str, str, str]]) -> list[list[tuple[str, str, st
     return found
 
 
-def missed(bench: Bench, side: DatabaseSide, guest: str, changes: list[tuple[str, str, str]]) -> list[str]:
+def missed(bench: Bench, looking: Looking, guest: str, changes: list[tuple[str, str, str]]) -> list[str]:
     """What of these is not found once it is done; all of it is taken back."""
     names = {"SCOPE": scope(bench), "GUEST": guest}
     done: list[tuple[str, str, str]] = []
@@ -215,7 +231,7 @@ def missed(bench: Bench, side: DatabaseSide, guest: str, changes: list[tuple[str
             do, undo, where = (text.replace("SCOPE", names["SCOPE"]).replace("GUEST", guest) for text in change)
             bench.sql(do)
             done.append((do, undo, where))
-        found = list(drift(side))
+        found = list(looking.drift())
         return [do for do, _, where in done if not any(where in resource for resource in found)]
     finally:
         for _, undo, _ in reversed(done):
@@ -224,18 +240,18 @@ def missed(bench: Bench, side: DatabaseSide, guest: str, changes: list[tuple[str
 
 @pytest.mark.parametrize("batch", batches(PLANTED), ids=lambda batch: f"{batch[0][0][:60]} and {len(batch) - 1} more")
 def test_whatever_is_changed_by_hand_on_what_is_ours_is_found(
-    bench: Bench, side: DatabaseSide, guest: str, batch: list[tuple[str, str, str]]
+    bench: Bench, looking: Looking, guest: str, batch: list[tuple[str, str, str]]
 ) -> None:
-    assert missed(bench, side, guest, batch) == []
-    assert drift(side) == {}
+    assert missed(bench, looking, guest, batch) == []
+    assert looking.drift() == {}
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.lists(st.sampled_from(PLANTED), min_size=1, max_size=4, unique_by=lambda change: change[2]))
 def test_any_few_of_them_together_are_found(
-    bench: Bench, side: DatabaseSide, guest: str, changes: list[tuple[str, str, str]]
+    bench: Bench, looking: Looking, guest: str, changes: list[tuple[str, str, str]]
 ) -> None:
-    assert missed(bench, side, guest, changes) == []
+    assert missed(bench, looking, guest, changes) == []
 
 
 REPAIRED = [
@@ -252,11 +268,11 @@ REPAIRED = [
 
 
 @pytest.mark.parametrize("do", REPAIRED)
-def test_apply_takes_it_back(bench: Bench, side: DatabaseSide, guest: str, do: str) -> None:
+def test_apply_takes_it_back(bench: Bench, looking: Looking, guest: str, do: str) -> None:
     bench.sql(do.replace("SCOPE", scope(bench)).replace("GUEST", guest))
-    assert drift(side)
-    side.apply()
-    assert drift(side) == {}
+    assert looking.drift()
+    looking.side.apply()
+    assert looking.drift() == {}
 
 
 def test_an_administrator_that_is_declared_may_hand_out_the_roles(bench: Bench, guest: str) -> None:
@@ -264,7 +280,7 @@ def test_an_administrator_that_is_declared_may_hand_out_the_roles(bench: Bench, 
     grants = compiled_grants(load_workflows(ROOT / "workflows"), {"support"})
     for admins, expected in (([], True), ([guest], False)):
         side = DatabaseSide("support", Connection(admins=admins), bench.info.support_dsn, grants, prune=False)
-        assert bool(drift(side)) is expected
+        assert bool(side.changes()) is expected
         side.close()
     bench.sql(f"REVOKE {scope(bench)} FROM {guest}")
 
@@ -374,12 +390,12 @@ def test_another_login_of_the_runtime_that_is_declared_is_none(bench: Bench) -> 
         bench.vault.delete("auth/approle/role/other")
 
 
-def test_a_database_that_everybody_may_connect_to_is_a_note_and_no_difference(bench: Bench, side: DatabaseSide) -> None:
-    before = side.notes()
+def test_a_database_that_everybody_may_connect_to_is_a_note_and_no_difference(bench: Bench, looking: Looking) -> None:
+    before = looking.side.notes()
     bench.sql("CREATE DATABASE open_to_all")
     try:
-        (note,) = set(side.notes()) - set(before)
+        (note,) = set(looking.side.notes()) - set(before)
         assert "open_to_all" in note
-        assert drift(side) == {}
+        assert looking.drift() == {}
     finally:
         bench.sql("DROP DATABASE open_to_all")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -359,6 +360,42 @@ def test_a_policy_that_the_owner_makes_later_means_what_it_says_at_once(
         assert [row[0] for row in session.execute(states)] == step
     desk.sql("DROP POLICY later ON desk.ticket")
     assert as_user(desk, states) == before
+
+
+def test_it_holds_for_plans_that_were_made_before(desk: Bench) -> None:
+    states = "SELECT DISTINCT state FROM desk.ticket ORDER BY 1"
+    with psycopg.connect(desk.info.support_dsn.reveal(), autocommit=True) as session:
+        session.execute("SET ROLE desk_user; SET plan_cache_mode = force_generic_plan")
+        asked = [[row[0] for row in session.execute(states, prepare=True)] for _ in range(3)]
+        assert len(asked[-1]) > 1
+        desk.sql("CREATE POLICY later ON desk.ticket USING (state = 'open')")
+        assert [row[0] for row in session.execute(states, prepare=True)] == ["open"]
+        desk.sql("DROP POLICY later ON desk.ticket")
+        assert [row[0] for row in session.execute(states, prepare=True)] == asked[-1]
+
+
+def test_it_holds_for_a_statement_that_waited_for_it_to_be_made(desk: Bench) -> None:
+    """Its plan is made with a look at the catalog that is younger than the statement."""
+    states, answers = "SELECT DISTINCT state FROM desk.ticket ORDER BY 1", list[list[Any]]()
+    with (
+        psycopg.connect(desk.info.support_dsn.reveal()) as owner,
+        psycopg.connect(desk.info.support_dsn.reveal(), autocommit=True) as user,
+    ):
+        user.execute("SET ROLE desk_user; SET plan_cache_mode = force_generic_plan")
+        owner.execute("CREATE POLICY later ON desk.ticket USING (state = 'open')")
+
+        def ask() -> None:
+            answers.extend([row[0] for row in user.execute(states, prepare=True)] for _ in range(2))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'SELECT DISTINCT%'"
+        while not desk.sql(waiting):
+            assert asking.is_alive()
+        owner.commit()
+        asking.join()
+    desk.sql("DROP POLICY later ON desk.ticket")
+    assert answers == [["open"], ["open"]]
 
 
 def as_user(bench: Bench, statement: str) -> list[Any]:

@@ -174,8 +174,7 @@ def test_limiting_rows_changes_nothing_in_what_others_see_and_in_how_it_is_found
         bystander.execute("SET LOCAL enable_seqscan = off")
         for role in ("NONE", "bystander"):
             bystander.execute(f"SET LOCAL ROLE {role}".encode())
-            lines = [line.strip(" ->") for (line,) in bystander.execute(explain.encode())]
-            plans.append([line for line in lines if "comment" in line and "Filter" not in line])
+            plans.append([line for (line,) in bystander.execute(explain.encode()) if "Filter" not in line])
     assert "by_comment" in " ".join(plans[0])
     assert plans[0] == plans[1]
 

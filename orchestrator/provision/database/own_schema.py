@@ -17,7 +17,7 @@ from psycopg import sql
 from orchestrator.grants.compiled import SCOPE_ROLE_PREFIX
 from orchestrator.provision.change import Change, difference
 from orchestrator.provision.database.acl import SIGNATURE
-from orchestrator.provision.database.statements import BINDING_TABLE, BOUND, FUNCTIONS
+from orchestrator.provision.database.statements import BINDING_TABLE, BOUND, FOR_EVERYBODY, FUNCTIONS
 
 SCHEMA = "orchestrator"
 
@@ -70,6 +70,9 @@ class OwnSchema:
                 self._function(signature),
                 _text(expected[signature], self.login),
             )
+        for signature in FOR_EVERYBODY:
+            who = "everybody" if self._one(_EVERYBODY, f"{SCHEMA}.{signature}") else "nobody"
+            yield difference(f"{place} who may call {SCHEMA}.{signature}", who, "everybody")
         others = "\n".join(sorted(f"{verb} {what} to {grantee}" for verb, what, grantee, _ in self._others()))
         yield difference(f"{place} privileges of others in {SCHEMA}", others or "none", "none")
 
@@ -89,6 +92,8 @@ class OwnSchema:
             yield sql.SQL(_REPLACE).format(sql.SQL(text), function)
             yield sql.SQL("ALTER FUNCTION {} OWNER TO {}").format(function, login)
         yield sql.SQL("REVOKE CREATE ON SCHEMA orchestrator FROM {}").format(login)
+        for signature in FOR_EVERYBODY:
+            yield sql.SQL("GRANT EXECUTE ON FUNCTION {} TO PUBLIC").format(sql.SQL(f"{SCHEMA}.{signature}"))
         for _, what, grantee, is_public in self._others():
             from_whom = sql.SQL("PUBLIC") if is_public else sql.Identifier(grantee)
             columns, _, where = what.rpartition(" ON ")
@@ -104,6 +109,7 @@ class OwnSchema:
             (str(verb), str(what), str(grantee), bool(public))
             for verb, what, grantee, public in rows
             if not (str(grantee).startswith(SCOPE_ROLE_PREFIX) and what == f" ON FUNCTION {SCHEMA}.{BOUND}")
+            and not (public and what in {f" ON FUNCTION {SCHEMA}.{each}" for each in FOR_EVERYBODY})
         ]
 
     def _expected(self) -> dict[str, dict[str, Any]]:
@@ -183,6 +189,11 @@ _TABLE_SHAPE = "r p f f f login name t f  , number integer t f  , value text t f
 _FUNCTION = """
 SELECT to_jsonb(p) - '{oid,proname,pronamespace,proowner,proacl}'::text[] FROM pg_proc p
 WHERE p.oid = to_regprocedure(%s)
+"""
+
+_EVERYBODY = """
+SELECT true FROM pg_proc p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
+WHERE p.oid = to_regprocedure(%s) AND a.grantee = 0 AND a.privilege_type = 'EXECUTE'
 """
 
 _PRIVILEGES = f"""

@@ -203,18 +203,21 @@ class RowLimits:
             self._session.execute(
                 "CREATE FUNCTION orchestrator.bound(integer) RETURNS text LANGUAGE sql AS 'SELECT NULL::text'"
             )
+        row = self._session.execute("SELECT to_regprocedure('orchestrator.everyone(oid)')").fetchone()
+        if row is None or row[0] is None:
+            self._session.execute("CREATE SCHEMA IF NOT EXISTS orchestrator")
+            self._session.execute(
+                "CREATE FUNCTION orchestrator.everyone(oid) RETURNS boolean LANGUAGE sql AS 'SELECT true'"
+            )
 
 
 _SWITCHED_ON = "Row level security was off before the orchestrator limited rows of this table."
 
 
 def _everyone(table: Table, on: sql.Composable) -> sql.Composed:
-    """CREATE POLICY for everybody else. It asks the catalog at each query whether somebody has made a policy since:
-    then it lets nothing pass, so that the table is as if it were not there."""
-    others = sql.SQL(
-        "NOT EXISTS (SELECT FROM pg_catalog.pg_policy AS other WHERE other.polrelid = {}::pg_catalog.regclass"
-        " AND other.polpermissive AND other.polname <> {})"
-    ).format(sql.Literal(_regclass(table)), sql.Literal(EVERYONE))
+    """CREATE POLICY for everybody else: it lets nothing pass once somebody else has made a policy on the table, which
+    is then as if ours were not there. See `orchestrator.everyone`."""
+    others = sql.SQL("orchestrator.everyone({}::pg_catalog.regclass)").format(sql.Literal(_regclass(table)))
     return sql.SQL("CREATE POLICY {0} ON {1} AS PERMISSIVE FOR ALL TO PUBLIC USING ({2}) WITH CHECK ({2})").format(
         sql.Identifier(EVERYONE), on, others
     )

@@ -27,6 +27,22 @@ DUTY_FUNCTIONS: dict[BrokerDuty, tuple[str, ...]] = {
 BOUND = "bound(integer)"
 """What a scope role with row limits may call: it tells a session its own values and nothing else."""
 
+EVERYONE = "everyone(oid)"
+"""What the policy for everybody else asks: whether nobody but us has made a permissive policy on a table.
+
+It is called immutable so that the server asks once, when it plans, and plans then as if there were no policy: with a
+condition of ours in it, no index would serve for what is not leakproof. Making a policy has every plan of the table
+made anew, under a lock of the table, so the answer is right until then (PostgreSQL manual, 36.7 and 39.5). It asks by
+a volatile function, which sees what was committed while that lock was waited for. Only a transaction whose snapshot is
+older (REPEATABLE READ) may go on without the new policy.
+"""
+
+OTHER_POLICIES = "other_policies(oid)"
+"""What `everyone` asks by."""
+
+FOR_EVERYBODY = (EVERYONE,)
+"""What PUBLIC may call: it tells what everybody may read in the catalog."""
+
 BINDING_TABLE = """\
 CREATE TABLE IF NOT EXISTS orchestrator.binding (
     login name NOT NULL, number integer NOT NULL, value text NOT NULL, PRIMARY KEY (login, number)
@@ -49,6 +65,22 @@ $body$""",
 CREATE OR REPLACE FUNCTION orchestrator.bound(wanted integer) RETURNS text
 LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
     SELECT value FROM orchestrator.binding WHERE login = session_user AND number = wanted
+$body$""",
+    OTHER_POLICIES: """\
+CREATE OR REPLACE FUNCTION orchestrator.other_policies(relation oid) RETURNS boolean
+LANGUAGE plpgsql VOLATILE PARALLEL SAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
+BEGIN
+    RETURN EXISTS (
+        SELECT FROM pg_policy WHERE polrelid = relation AND polpermissive AND polname <> 'orchestrator_everyone'
+    );
+END
+$body$""",
+    EVERYONE: """\
+CREATE OR REPLACE FUNCTION orchestrator.everyone(relation oid) RETURNS boolean
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
+BEGIN
+    RETURN NOT orchestrator.other_policies(relation);
+END
 $body$""",
     **REVOCATION_FUNCTIONS,
 }
