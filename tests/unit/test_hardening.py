@@ -66,9 +66,8 @@ def test_the_memory_is_private_before_anything_of_a_command_is_loaded(
     else:
         (script,) = entry_points(group="console_scripts", name="orchestrator")
         command = ["-c", f"import {script.module} as m; m.{script.attr}()"]
-    ended = subprocess.run(
-        [sys.executable, *command, *words], env={"PYTHONPATH": str(tmp_path), "PATH": os.environ["PATH"]}, timeout=60
-    )
+    environment = {"PYTHONPATH": str(tmp_path), "PATH": os.environ["PATH"]}
+    ended = subprocess.run([sys.executable, *command, *words], env=environment, cwd=tmp_path, timeout=60)
     assert ended.returncode == 42
 
 
