@@ -25,6 +25,7 @@ from orchestrator.credentials.types import Attempt
 from orchestrator.errors import InvalidExpression, OrchestratorError, PolicyDenied, StepFailed
 from orchestrator.grants.credential import Credential
 from orchestrator.grants.policy_names import step_policy_name
+from orchestrator.grants.privileges import bound_limits
 from orchestrator.grants.scope import Scope
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.events import AttemptFinished, AttemptStarted, Decided, Event
@@ -103,7 +104,7 @@ class StepAttempt:
             action = services.action(self._step.action)
             params = await self._parameters(action)
             started = replace(started, confinement=self._confinement(params))
-            scopes = self._scopes()
+            scopes = await self._scopes()
             request = self._policy_request(action, params, scopes)
             decision = await services.policy.decide(request)
         except OrchestratorError as error:
@@ -246,12 +247,12 @@ class StepAttempt:
         params.ports(self.services.endpoints)
         return parts_of(self.services.confinement)
 
-    def _scopes(self) -> tuple[Scope, ...]:
+    async def _scopes(self) -> tuple[Scope, ...]:
+        scopes = scopes_of(self.progress.request.loaded.workflow, self.step_id)
+        if not any(bound_limits(scope.privileges) for scope in scopes):
+            return scopes
         try:
-            return bind(
-                scopes_of(self.progress.request.loaded.workflow, self.step_id),
-                self.progress.expression_context(self.services.endpoints),
-            )
+            return await asyncio.to_thread(bind, scopes, self.progress.expression_context(self.services.endpoints))
         except InvalidExpression as error:
             raise StepFailed(f"step `{self.step_id}`: {error.message}", kind="parameters", hint=error.hint) from error
 

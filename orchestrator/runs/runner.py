@@ -119,7 +119,8 @@ class Runner:
             return None
         try:
             run = {"id": progress.request.run_id}
-            progress.context = evaluate(workflow.context, {**known, "run": run}, at="context")
+            everything = {**known, "run": run}
+            progress.context = await asyncio.to_thread(evaluate, workflow.context, everything, at="context")
         except InvalidExpression as error:
             progress.errors[_CONTEXT] = error
             return error
