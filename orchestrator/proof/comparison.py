@@ -49,6 +49,7 @@ def expected(
     found = {
         Holding("role", quote(scope_role), "INHERIT"),
         Holding("database", quote(database), "CONNECT"),
+        Holding("function", "orchestrator.everyone(relation oid)", "EXECUTE"),  # as everybody; see EVERYONE
     }
     if bound_limits(privileges):
         found.add(Holding("function", "orchestrator.bound(wanted integer)", "EXECUTE"))

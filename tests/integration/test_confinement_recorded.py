@@ -30,7 +30,7 @@ steps:
     with: {{ command: [/bin/true] }}
   function:
     action: python
-    with: {{ callable: "os.path:basename", arguments: {{ p: a/b }} }}
+    with: {{ callable: "posixpath:basename", arguments: {{ p: a/b }} }}
   query:
     action: postgres.query
     grants: {{ db: {DB} }}

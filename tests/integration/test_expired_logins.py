@@ -215,7 +215,7 @@ class TestOnRecord:
         endpoints = {**bench.provisioned.endpoints, "elsewhere": "postgresql://127.0.0.1:9/elsewhere"}
         run_id = new_run_id()
         elsewhere, support = sweep(bench, run_id, endpoints=endpoints) or ()
-        assert "database/creds/orchestrator-sweep-elsewhere" in elsewhere.error
+        assert "unknown role sweep.elsewhere" in elsewhere.error
         assert support == ConnectionSwept("support", (name(1),))
         assert orphans(bench, run_id) == [(KEY, [name(1)])]
 

@@ -81,6 +81,7 @@ class Signalled:
             **{key: value for key, value in os.environ.items() if not key.startswith(("ORCHESTRATOR_", "VAULT_"))},
             **admin_environment(bench.provisioned),
             "ORCHESTRATOR_POLICY": "allow-all",
+            "ORCHESTRATOR_CATALOG_DATABASES__SUPPORT": bench.info.support_dsn.reveal(),
         }
         self.runtime = {**self.environment, **runtime_environment(bench.provisioned, bench.directory)}
 

@@ -56,7 +56,8 @@ async def said(params: ExecParams) -> str:
 
 def test_a_program_of_the_system_is_shown_as_the_file_that_it_is() -> None:
     view = Exec().view(command("sh", "-c", "private"))
-    assert view == {"program": SHELL, "called": "sh", "arguments": 2, "environment": []}
+    reach = {"paths": {"read": [], "write": []}, "connect": []}
+    assert view == {"program": SHELL, "called": "sh", "arguments": 2, "environment": [], **reach}
 
 
 async def test_a_script_is_shown_with_its_content_and_runs_under_the_name_by_which_it_is_called(tmp_path: Path) -> None:
@@ -172,7 +173,7 @@ async def test_a_search_path_needs_a_full_path_and_is_shown(tmp_path: Path) -> N
     for word in ("report", "./report", "bin/report"):
         with pytest.raises(ValidationError, match="needs a program with its full path"):
             command(word, environment=own, cwd=str(tmp_path))
-    params = command("/bin/sh", "-c", "report", environment=own)
+    params = command("/bin/sh", "-c", "report", environment=own, paths={"read": [str(tmp_path)]})
     assert Exec().view(params)["path"] == [str(tmp_path), "/bin"]
     assert (await said(params)).startswith("evil")
 
@@ -345,7 +346,8 @@ def test_whether_redirects_are_followed_is_shown() -> None:
     for follow in (False, True):
         params = RequestParams.model_validate({"url": "https://h.example/a?b=c", "follow_redirects": follow})
         view = Request().view(params)
-        assert view == {"method": "GET", "origin": "https://h.example", "path": "/a", "follow_redirects": follow}
+        where = {"method": "GET", "origin": "https://h.example", "path": "/a"}
+        assert view == {**where, "follow_redirects": follow, "redirect_origins": []}
 
 
 def test_a_plan_shows_the_same_and_says_what_is_not_there(tmp_path: Path) -> None:
