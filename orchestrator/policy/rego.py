@@ -16,6 +16,7 @@ refuse is refused here: see `rego_check`, and `_exact` for numbers that it would
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import re
@@ -50,6 +51,29 @@ class PolicySource:
     text: str
 
 
+class _Compiled:
+    """An engine of regorus, which may be used and ended by the thread that made it only.
+
+    The garbage collector runs in any thread. What it finds in another one is never ended: some kilobytes are lost
+    instead of an exception that nobody can catch.
+    """
+
+    __slots__ = ("_thread", "engine")
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+        self._thread = threading.current_thread()
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether this is its thread."""
+        return threading.current_thread() is self._thread
+
+    def __del__(self) -> None:
+        if not self.is_usable:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.engine))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class RegoEngine:
     """Decides by Rego modules. Made by `from_directory`, or from texts by `from_sources`.
@@ -64,8 +88,7 @@ class RegoEngine:
     admits: bool = False
     """Whether the policies have a rule `admit`."""
     name: str = "rego"
-    _compiled: Any = field(default=None, repr=False)
-    _thread: threading.Thread = field(default_factory=threading.current_thread, repr=False)
+    _compiled: _Compiled | None = field(default=None, repr=False)
 
     @classmethod
     def from_directory(cls, path: Path) -> RegoEngine:
@@ -109,10 +132,11 @@ class RegoEngine:
         return decision_from(answer, engine=self.name, revision=self.revision)
 
     def _evaluate(self, rule: str, document: str) -> Any:
-        here = threading.current_thread() is self._thread
-        engine = self._compiled if here else _compile(self.sources)[0]
-        engine.set_input_json(document)
-        return engine.eval_rule(rule)
+        compiled = self._compiled
+        if compiled is None or not compiled.is_usable:
+            compiled, _ = _compile(self.sources)
+        compiled.engine.set_input_json(document)
+        return compiled.engine.eval_rule(rule)
 
     def _denied(self, reason: str) -> Decision:
         return Decision(False, (f"the policy could not be evaluated: {reason}",), self.name, self.revision)
@@ -147,28 +171,28 @@ def _exact(value: JsonValue) -> None:
         _exact(part)
 
 
-def _compile(sources: Sequence[PolicySource]) -> tuple[Any, frozenset[str]]:
+def _compile(sources: Sequence[PolicySource]) -> tuple[_Compiled, frozenset[str]]:
     """A regorus engine, and the names of the rules it has."""
     import regorus
 
-    engine = regorus.Engine()
+    compiled = _Compiled(regorus.Engine())
     for source in sources:
         try:
-            engine.add_policy(source.name, source.text)
+            compiled.engine.add_policy(source.name, source.text)
         except RuntimeError as error:
             raise UsageError(*_where(error), hint="`opa check` and `opa fmt` show more") from error
-    rules = check_modules(engine.get_ast_as_json())
-    _check_defined(engine, sources, rules)
-    return engine, rules
+    rules = check_modules(compiled.engine.get_ast_as_json())
+    _check_defined(compiled, sources, rules)
+    return compiled, rules
 
 
-def _check_defined(engine: Any, sources: Sequence[PolicySource], rules: frozenset[str]) -> None:
+def _check_defined(compiled: _Compiled, sources: Sequence[PolicySource], rules: frozenset[str]) -> None:
     """regorus compiles lazily: evaluate once, so that unsafe variables and a missing rule are found at the start."""
-    engine.set_input_json("{}")
+    compiled.engine.set_input_json("{}")
     try:
-        engine.eval_rule(DECISION_RULE)
+        compiled.engine.eval_rule(DECISION_RULE)
         if ADMIT_RULE in rules:
-            engine.eval_rule(ADMIT_RULE)
+            compiled.engine.eval_rule(ADMIT_RULE)
     except RuntimeError as error:
         text = _without_backtrace(error)
         if "not a valid rule path" in text:

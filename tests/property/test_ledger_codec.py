@@ -37,6 +37,7 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
         datetime | None: st.none() | times,
         int | None: st.none() | st.integers(),
         tuple[str, ...]: st.lists(st.text(), max_size=3).map(tuple),
+        tuple[str, ...] | None: st.none() | st.lists(st.text(), max_size=3).map(tuple),
     }
     if hint in by_type:
         return by_type[hint]

@@ -1,7 +1,11 @@
 """The Rego engine: every way of not getting a clear yes is a no, and broken policies are found at the start."""
 
 import asyncio
+import gc
+import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -173,3 +177,30 @@ async def test_allowing_everything_says_that_nobody_looked() -> None:
     assert decision.allow
     assert decision.engine == "allow-all"
     assert "no policy was asked" in decision.reasons[0]
+
+
+def test_an_engine_that_another_thread_finds_unused_ends_without_a_word(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The collector of cycles runs in whichever thread makes the objects that are one too many."""
+    said: list[Any] = []
+    hook, sys.unraisablehook = sys.unraisablehook, said.append
+
+    def leave() -> None:
+        cycle: list[Any] = [RegoEngine.from_sources([PolicySource("a.rego", ALLOW)])]
+        cycle.append(cycle)
+        with pytest.raises(UsageError) as failed:
+            RegoEngine.from_sources([PolicySource("b.rego", "package orchestrator\ndecision := ")])
+        cycle.append(failed)
+
+    gc.disable()
+    try:
+        leave()
+        collecting = threading.Thread(target=gc.collect)
+        collecting.start()
+        collecting.join()
+    finally:
+        gc.enable()
+        sys.unraisablehook = hook
+    assert said == []
+    assert "unsendable" not in capfd.readouterr().err
