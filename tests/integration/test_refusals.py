@@ -191,7 +191,7 @@ def test_a_sealed_vault_ends_the_run_as_unreachable_before_anything_is_issued(
     own_bench: tuple[DevStack, Bench],
 ) -> None:
     servers, bench = own_bench
-    text = workflow("sealed", timeout="1s")
+    text = workflow("sealed", timeout="3s")
     assert bench.run(text).exit_code is ExitCode.DONE
     servers.openbao.seal()
     outcome = bench.run(text, install=False)
