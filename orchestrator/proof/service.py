@@ -25,6 +25,7 @@ from orchestrator.proof.forbidden import Trial, Verdict
 from orchestrator.proof.report import GrantProof, Proof
 from orchestrator.runs.types import RunRequest, Services
 from orchestrator.secret import Secret
+from orchestrator.uninterrupted import completed, to_the_end
 from orchestrator.vault.faults import VaultRefused
 from orchestrator.vault.jwks import jwks_from_transit
 from orchestrator.workflow.expressions import evaluate
@@ -56,20 +57,21 @@ class Prover:
                     f"there is no step `{step}` in {workflow.name}", hint=f"there is: {', '.join(workflow.steps)}"
                 )
         chosen = [name for name in steps or workflow.steps if workflow.steps[name].grants]
-        fence = await self.services.ledger.begin_run(
-            request.run_id,
-            RunStarted(
-                workflow=workflow.name,
-                digest=request.loaded.digest,
-                agent=workflow.agent,
-                trigger="prove",
-                inputs=public_inputs(workflow, request.inputs),
-                steps=tuple(chosen),
-            ),
+        started = RunStarted(
+            workflow=workflow.name,
+            digest=request.loaded.digest,
+            agent=workflow.agent,
+            trigger="prove",
+            inputs=public_inputs(workflow, request.inputs),
+            steps=tuple(chosen),
         )
+        # What is begun is ended, however soon it is cancelled.
+        fence, cancelled = await completed(self.services.ledger.begin_run(request.run_id, started))
         found: list[GrantProof] = []
         state, reason = RunState.FAILED, "the proof was cut short"
         try:
+            if cancelled is not None:
+                raise cancelled
             for step in chosen:
                 self.progress(step)
                 found += await self._step(request, fence, step)
@@ -80,7 +82,7 @@ class Prover:
                 state, ExitCode.STEP_FAILED
             )
             finished = RunFinished(state=state, exit_code=int(code), reason=reason)
-            await self.services.ledger.append(request.run_id, fence, [finished])
+            await to_the_end(self.services.ledger.append(request.run_id, fence, [finished]))
         left = await asyncio.to_thread(self.services.reader.leases, LeaseFilter(run=request.run_id, states=OPEN))
         return Proof(
             workflow=workflow.name,

@@ -19,6 +19,7 @@ from orchestrator.cli.commands.prove import show
 from orchestrator.cli.main import main
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.lease import LeaseState
+from orchestrator.ledger.states import RunState
 from orchestrator.proof.examine import Examination
 from orchestrator.proof.forbidden import Verdict
 from orchestrator.proof.page import page
@@ -52,6 +53,51 @@ def excess(proof: Proof) -> list[str]:
     comparison = of(proof).comparison
     assert comparison is not None
     return [f"{each.holding} through {each.via}" for each in comparison.excess if not each.tolerated]
+
+
+class Held:
+    """A ledger whose answer to one of its methods is held back; what was asked for is done by then."""
+
+    def __init__(self, ledger: Any, method: str) -> None:
+        self._ledger = ledger
+        self._method = method
+        self.done, self.go_on = asyncio.Event(), asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._ledger, name)
+        if name != self._method:
+            return found
+
+        async def held(*arguments: Any) -> Any:
+            answer = await found(*arguments)
+            self.done.set()
+            await self.go_on.wait()
+            return answer
+
+        return held
+
+
+def test_one_that_is_cancelled_as_its_beginning_is_recorded_has_an_end(bench: Bench) -> None:
+    loaded = load_text(SAMPLE, filename="proven.yaml", actions=catalog)
+    request = RunRequest(run_id=new_run_id(), loaded=loaded, inputs={}, trigger="prove")
+
+    async def go() -> None:
+        async with open_services(bench.config(), redactor=Redactor()) as services:
+            held = Held(services.ledger, "begin_run")
+            prover = Prover(services=replace(services, ledger=held), wish=Examination())
+            proving = asyncio.create_task(prover.prove(request, ["notify"]))
+            await held.done.wait()
+            for _ in range(2):
+                proving.cancel()
+                await asyncio.sleep(0)
+            held.go_on.set()
+            with pytest.raises(asyncio.CancelledError):
+                await proving
+            record = services.reader.run(request.run_id)
+            assert record is not None
+            assert record.state is not RunState.RUNNING
+
+    asyncio.run(go())
 
 
 def test_every_grant_of_the_sample_is_proven_and_revoked(bench: Bench) -> None:
