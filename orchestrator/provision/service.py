@@ -55,20 +55,22 @@ class Provisioning:
 
     def plan(self) -> list[Change]:
         """What `apply` would do; changes nothing."""
-        changes = [change for database in self._databases.values() for change in database.changes()]
-        changes += [change for wanted in self._objects if (change := change_of(self._admin, wanted)) is not None]
-        return changes + ([each for each in self._strangers().changes if each.kind == "delete"] if self._prune else [])
+        pruned = [each for each in self._strangers().changes if each.kind == "delete"] if self._prune else []
+        return self._differences() + pruned
 
     def check(self) -> Drift:
         """Every difference in both directions: also what is there of ours although it is not declared."""
-        changes = self.plan()
         strangers = self._strangers()
-        changes += [each for each in strangers.changes if each not in changes]
-        notes = list(strangers.notes)
+        changes, notes = self._differences() + strangers.changes, list(strangers.notes)
         for database in self._databases.values():
-            changes += [each for each in database.undeclared() if each not in changes]
+            changes += database.undeclared()
             notes += database.notes()
         return Drift(changes, notes)
+
+    def _differences(self) -> list[Change]:
+        """Between what is declared and what is installed, of what is declared."""
+        changes = [change for database in self._databases.values() for change in database.changes()]
+        return changes + [change for each in self._objects if (change := change_of(self._admin, each)) is not None]
 
     def _strangers(self) -> Strangers:
         runtime = self._runtime
@@ -220,5 +222,4 @@ def admin_token(vault: VaultConfig) -> Secret:
 def new_secret_id(admin: VaultAdmin, name: str) -> tuple[str, Secret]:
     """The role id and a new secret id of an AppRole, to be handed to the runtime."""
     role_id = (admin.read(f"auth/approle/role/{name}/role-id") or {})["role_id"]
-    secret_id = admin.write(f"auth/approle/role/{name}/secret-id", {})["data"]["secret_id"]
-    return str(role_id), Secret(secret_id)
+    return str(role_id), admin.new_secret_id(name)

@@ -13,6 +13,10 @@ ALGORITHMS = {"ecdsa-p256": "ES256", "ed25519": "EdDSA"}
 """The JWS `alg` by the type of a transit key."""
 
 
+CLOCK_SKEW = 5
+"""Seconds by which `nbf` lies in the past, for services whose clock is a little behind."""
+
+
 def algorithm_of(answer: Mapping[str, Any]) -> str:
     """The JWS `alg` (RFC 7518, RFC 8037) of a transit key, from the answer to `transit/keys/NAME`."""
     kind = answer["data"]["type"]

@@ -13,11 +13,7 @@ from orchestrator.errors import GrantRefused
 from orchestrator.grants.credential import Credential
 from orchestrator.secret import Secret
 from orchestrator.vault.fields import LONGEST_TTL, not_understood, section, text, whole_number
-from orchestrator.vault.jwks import algorithm_of, issuer_of, key_id
-
-_CLOCK_SKEW = 5
-"""Seconds by which `nbf` lies in the past, for services whose clock is a little behind."""
-
+from orchestrator.vault.jwks import CLOCK_SKEW, algorithm_of, issuer_of, key_id
 
 _CLOCK_DIFFERENCE = timedelta(seconds=5)
 """Beyond it our clock and Vault's are said to differ: Vault tells its own to the second, with the answer's delay."""
@@ -60,15 +56,7 @@ class TokenIssuer:
     async def _by_workflow(self, request: IssueRequest, seconds: int) -> tuple[Secret, int, int]:
         """The token that the server builds and signs by itself, when it was issued, and when it expires."""
         path = request.scope.resource
-        body = await request.vault.request(
-            "post",
-            path,
-            token=request.token,
-            deadline=request.attempt.deadline,
-            stop=request.stop,
-            payload={"jti": request.lease_id, "seconds": seconds},
-        )
-        data = section(body, "data", path)
+        data = await _ask(request, "post", {"jti": request.lease_id, "seconds": seconds})
         signed = text(data, "input", path)
         signature = text(data, "signature", path).rpartition(":")[2]
         token = Secret(f"{signed}.{signature}")
@@ -77,11 +65,7 @@ class TokenIssuer:
 
     async def _by_identity(self, request: IssueRequest) -> tuple[Secret, int, int]:
         """The token of the identity engine's role (Vault API, `GET /identity/oidc/token/:name`)."""
-        path = request.scope.resource
-        body = await request.vault.request(
-            "get", path, token=request.token, deadline=request.attempt.deadline, stop=request.stop
-        )
-        token = Secret(text(section(body, "data", path), "token", path))
+        token = Secret(text(await _ask(request, "get"), "token", request.scope.resource))
         request.remember(token)
         return token, *_as_declared(request, token.reveal(), agent=request.attempt.agent)
 
@@ -105,7 +89,7 @@ class TokenIssuer:
             "client_id": request.attempt.workflow,
             "scope": " ".join(scope.scopes),
             "iat": issued_at,
-            "nbf": issued_at - _CLOCK_SKEW,
+            "nbf": issued_at - CLOCK_SKEW,
             "exp": expires,
             "jti": request.lease_id,
         }
@@ -117,19 +101,13 @@ class TokenIssuer:
         for _ in range(_ROTATIONS):
             header = {"alg": algorithm, "typ": "at+jwt", "kid": kid}
             signing_input = f"{_base64url(header)}.{_base64url(claims)}"
-            body = await request.vault.request(
-                "post",
-                path,
-                token=request.token,
-                deadline=request.attempt.deadline,
-                stop=request.stop,
-                payload={
-                    "input": base64.b64encode(signing_input.encode()).decode(),
-                    "hash_algorithm": "sha2-256",
-                    "marshaling_algorithm": "jws",
-                },
-            )
-            _, signed_by, signature = text(section(body, "data", path), "signature", path).split(":", 2)
+            wish = {
+                "input": base64.b64encode(signing_input.encode()).decode(),
+                "hash_algorithm": "sha2-256",
+                "marshaling_algorithm": "jws",
+            }
+            signed = await _ask(request, "post", wish)
+            _, signed_by, signature = text(signed, "signature", path).split(":", 2)
             if signed_by == f"v{version}":
                 return Secret(f"{signing_input}.{signature}")
             version, kid, algorithm = await self._latest_key(request, refresh=True)
@@ -144,6 +122,15 @@ class TokenIssuer:
             version = whole_number(section(body, "data", path), "latest_version", path, least=1)
             self._keys[name] = (version, key_id(name, version), algorithm_of(body))
         return self._keys[name]
+
+
+async def _ask(request: IssueRequest, method: str, payload: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+    """The data of Vault's answer at the path of the grant, asked with the step's own token."""
+    path = request.scope.resource
+    body = await request.vault.request(
+        method, path, token=request.token, deadline=request.attempt.deadline, stop=request.stop, payload=payload
+    )
+    return section(body, "data", path)
 
 
 def _as_declared(request: IssueRequest, signed: str, **more: str) -> tuple[int, int]:

@@ -77,10 +77,8 @@ class OwnSchema:
         yield difference(f"{place} privileges of others in {SCHEMA}", others or "none", "none")
 
     def statements(self) -> Iterator[sql.Composed]:
-        """What makes it so, to be executed one after the other; there are no squatters."""
+        """What makes it so, to be executed one after the other; the schema is there, and there are no squatters."""
         login = sql.Identifier(self.login)
-        if self._one(_OWNER) is None:
-            yield sql.Composed([sql.SQL("CREATE SCHEMA orchestrator")])
         yield sql.SQL("GRANT USAGE, CREATE ON SCHEMA orchestrator TO {}").format(login)
         yield sql.Composed([sql.SQL(BINDING_TABLE)])
         if self._one(_TABLE_OWNER) != self.login:  # it would wait for every step that has asked for its rows

@@ -59,6 +59,10 @@ class VaultAdmin:
         except (VaultRefused, VaultUnavailable) as error:
             raise ProvisionError(error.message, hint=error.hint) from error
 
+    def new_secret_id(self, approle: str) -> Secret:
+        """Another secret id of an AppRole. Raises ProvisionError."""
+        return Secret(str(self.write(f"auth/approle/role/{approle}/secret-id", {})["data"]["secret_id"]))
+
     def delete(self, path: str) -> None:
         """Delete a path."""
         self._transport.request("delete", path, token=self._token)

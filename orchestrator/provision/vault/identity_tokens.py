@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from orchestrator.grants.models import TokenGrant
-from orchestrator.grants.scope import normalise
 from orchestrator.provision.vault.objects import VaultObject
+from orchestrator.provision.vault.token_workflows import token_grants
 from orchestrator.workflow.models import Workflow
 
 KEY = "orchestrator"
@@ -24,15 +23,10 @@ _DAY = 86400
 def identity_tokens(workflows: Iterable[Workflow]) -> list[VaultObject]:
     """The key, and one role for each grant of the profile `identity`."""
     found = []
-    for workflow in workflows:
-        for step_id, step in workflow.steps.items():
-            for name, grant in step.grants.items():
-                if isinstance(grant, TokenGrant) and grant.profile == "identity":
-                    place = f"{workflow.name}/{step_id}"
-                    scope = normalise(name, grant, step_timeout=step.timeout, place=place)
-                    claims = {"scope": " ".join(scope.scopes), "agent": workflow.agent, "client_id": workflow.name}
-                    role = {"key": KEY, "client_id": grant.audience, "ttl": scope.ttl, "template": _template(claims)}
-                    found.append(VaultObject(scope.resource.replace("/token/", "/role/", 1), role))
+    for workflow, _, grant, scope in token_grants(workflows, "identity"):
+        claims = {"scope": " ".join(scope.scopes), "agent": workflow.agent, "client_id": workflow.name}
+        role = {"key": KEY, "client_id": grant.audience, "ttl": scope.ttl, "template": _template(claims)}
+        found.append(VaultObject(scope.resource.replace("/token/", "/role/", 1), role))
     key = {"algorithm": "ES256", "allowed_client_ids": ["*"], "rotation_period": _DAY, "verification_ttl": _DAY}
     return [VaultObject(f"identity/oidc/key/{KEY}", key), *found] if found else []
 

@@ -194,7 +194,7 @@ def _secret_id(admin: VaultAdmin, wanted: VaultObject) -> Secret:
     known = _SECRET_ID.search(str((admin.read(wanted.path) or {}).get("workflow", "")))
     if known is not None:
         return Secret(known[2])
-    return Secret(str(admin.write(f"auth/approle/role/{wanted.signer}/secret-id", {})["data"]["secret_id"]))
+    return admin.new_secret_id(wanted.signer)
 
 
 def new_password() -> Secret:

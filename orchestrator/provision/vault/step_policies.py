@@ -19,7 +19,8 @@ from orchestrator.grants.policy_names import (
     step_policy_name,
     token_role_name,
 )
-from orchestrator.grants.scope import STEP_TOKEN_MARGIN, Scope, normalise
+from orchestrator.grants.scope import STEP_TOKEN_MARGIN, Scope
+from orchestrator.planning.requests import scopes_of
 from orchestrator.provision.vault.objects import DUTY_TTL, VaultObject
 from orchestrator.workflow.models import Workflow
 
@@ -107,10 +108,7 @@ def step_access(workflows: Iterable[Workflow], connections: Iterable[str]) -> li
         for step_id, step in workflow.steps.items():
             if not step.grants:
                 continue
-            place = f"{workflow.name}/{step_id}"
-            scopes = [
-                normalise(name, grant, step_timeout=step.timeout, place=place) for name, grant in step.grants.items()
-            ]
+            scopes = scopes_of(workflow, step_id)
             name = step_policy_name(workflow.name, step_id)
             if name in found:
                 raise UsageError(

@@ -14,17 +14,17 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from orchestrator.errors import UsageError
 from orchestrator.grants.models import TokenGrant
-from orchestrator.grants.scope import normalise
+from orchestrator.grants.scope import Scope
+from orchestrator.planning.requests import scopes_of
 from orchestrator.provision.declarations import TransitKey
 from orchestrator.provision.vault.objects import SECRET_ID, VaultObject
-from orchestrator.vault.jwks import ALGORITHMS, issuer_of
+from orchestrator.vault.jwks import ALGORITHMS, CLOCK_SKEW, issuer_of
 from orchestrator.workflow.models import Workflow
 
 SIGNER = "orchestrator-signer"
 """The AppRole, and its policy, with which the server signs; its tokens live for seconds and are stored nowhere."""
 
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 _./:@,+-")
-_CLOCK_SKEW = 5
 _LEASE_ID = "^lease_[a-z2-7]{20}$"
 
 _TEXT = """\
@@ -80,8 +80,8 @@ def token_workflows(
     """
     found: list[VaultObject] = []
     signed: set[str] = set()
-    for workflow, step_id, name, grant in _grants(workflows):
-        where = f"grant `{name}` of step `{step_id}` in `{workflow.name}`"
+    for workflow, step_id, grant, scope in token_grants(workflows, "workflow"):
+        where = f"grant `{scope.name}` of step `{step_id}` in `{workflow.name}`"
         if token_issuer is None:
             raise UsageError(
                 f"{where} is signed inside the server, and what its `iss` is to be is not known",
@@ -92,7 +92,6 @@ def token_workflows(
                 f"{where} is signed by the transit key `{grant.key}`, which is not declared",
                 hint="add it to `transit_keys` in declarations.yaml",
             )
-        scope = normalise(name, grant, step_timeout=workflow.steps[step_id].timeout, place=f"{workflow.name}/{step_id}")
         claims = {
             "iss": issuer_of(token_issuer, grant.key),
             "sub": workflow.agent,
@@ -114,7 +113,7 @@ def workflow_text(claims: Mapping[str, str], grant: TokenGrant, algorithm: str, 
     life = f"(int(input.seconds) > 0 && int(input.seconds) < {ttl} ? int(input.seconds) : {ttl})"
     header = f'{{"alg": {_cel(algorithm)}, "typ": "at+jwt", "kid": {_cel(grant.key + ":v")} + string(int({version}))}}'
     fixed = ", ".join(f'"{name}": {_cel(value)}' for name, value in claims.items())
-    times = f'"iat": {now}, "nbf": {now} - {_CLOCK_SKEW}, "exp": {now} + {life}'
+    times = f'"iat": {now}, "nbf": {now} - {CLOCK_SKEW}, "exp": {now} + {life}'
     jti = f'"jti": [input.jti].filter(id, id.matches("{_LEASE_ID}"))[0]'  # any other is an error
     url = 'base64.encode(bytes(encode_json(part))).replace("+", "-").replace("/", "_").replace("=", "")'
     signed = f'[{header}, {{{fixed}, {times}, {jti}}}].map(part, {url}).join(".")'
@@ -131,12 +130,14 @@ def workflow_text(claims: Mapping[str, str], grant: TokenGrant, algorithm: str, 
     )
 
 
-def _grants(workflows: Iterable[Workflow]) -> Iterator[tuple[Workflow, str, str, TokenGrant]]:
+def token_grants(workflows: Iterable[Workflow], profile: str) -> Iterator[tuple[Workflow, str, TokenGrant, Scope]]:
+    """Every grant of this profile: workflow, step, the grant as declared, and its scope."""
     for workflow in workflows:
         for step_id, step in workflow.steps.items():
-            for name, grant in step.grants.items():
-                if isinstance(grant, TokenGrant) and grant.profile == "workflow":
-                    yield workflow, step_id, name, grant
+            for scope in scopes_of(workflow, step_id):
+                grant = step.grants[scope.name]
+                if isinstance(grant, TokenGrant) and grant.profile == profile:
+                    yield workflow, step_id, grant, scope
 
 
 def _signer(paths: Iterable[str]) -> Iterator[VaultObject]:
