@@ -21,13 +21,8 @@ pytestmark = pytest.mark.parametrize("setup", ["local-sqlite", "local-postgresql
 
 @pytest.fixture
 def team(bench: Bench, setup: Setup, tmp_path: Any) -> Iterator[Team]:
-    team = Team(bench, setup, tmp_path / "marks")
-    yield team
-    for process in team.processes:
-        if process.poll() is None:
-            process.terminate()
-    for process in team.processes:
-        process.communicate(timeout=60)
+    with Team(bench, setup, tmp_path / "marks") as team:
+        yield team
 
 
 def execute(team: Team, statement: str, **values: Any) -> list[Any]:

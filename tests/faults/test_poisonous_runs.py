@@ -63,13 +63,8 @@ class Victims(Team):
 
 @pytest.fixture
 def team(bench: Bench, setup: Setup, tmp_path: Path) -> Iterator[Victims]:
-    team = Victims(bench, setup, tmp_path / "marks")
-    yield team
-    for process in team.processes:
-        if process.poll() is None:
-            process.terminate()
-    for process in team.processes:
-        process.communicate(timeout=60)
+    with Victims(bench, setup, tmp_path / "marks") as team:
+        yield team
 
 
 def test_a_queued_run_that_ends_who_reads_it_is_failed_by_the_next_one_without_being_read(team: Victims) -> None:

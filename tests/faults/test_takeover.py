@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 import pytest
@@ -68,6 +68,18 @@ class Team:
     setup: Setup
     marks: Path
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End every process that was started, also one that is stopped."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.terminate()
+        for process in self.processes:
+            process.communicate(timeout=60)
 
     @property
     def ledger_url(self) -> str:
@@ -159,14 +171,8 @@ class Team:
 
 @pytest.fixture
 def team(bench: Bench, setup: Setup, tmp_path: Path) -> Iterator[Team]:
-    team = Team(bench, setup, tmp_path / "marks")
-    yield team
-    for process in team.processes:
-        if process.poll() is None:
-            process.send_signal(signal.SIGCONT)
-            process.terminate()
-    for process in team.processes:
-        process.communicate(timeout=60)
+    with Team(bench, setup, tmp_path / "marks") as team:
+        yield team
 
 
 def queue(team: Team, path: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -16,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Integer, Table
 from sqlalchemy import text as sql
+from test_ledger_tampering import copied
 
 from orchestrator.clock import SystemClock
 from orchestrator.ledger.events import (
@@ -87,17 +87,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     asyncio.run(go())
     return path
-
-
-@contextmanager
-def copied(whole: Path) -> Iterator[Path]:
-    copy = whole.with_name("copy.db")
-    shutil.copyfile(whole, copy)
-    try:
-        yield copy
-    finally:
-        for path in whole.parent.glob("copy.db*"):
-            path.unlink()
 
 
 @contextmanager
