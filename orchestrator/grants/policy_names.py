@@ -10,6 +10,9 @@ of a step, and telling the database the values of a step's row limits."""
 
 BROKER_DUTIES: tuple[BrokerDuty, ...] = ("sweep", "bind")
 
+SIGNING = "sign"
+"""What the server does with a transit key for the grants of the profile `workflow`."""
+
 
 def step_policy_name(workflow: str, step: str) -> str:
     """The policy of one step: it may read exactly the credential paths of the step's own grants."""
@@ -24,6 +27,11 @@ def token_role_name(policy: str) -> str:
 def duty_policy_name(duty: BrokerDuty, connection: str) -> str:
     """The policy under which the broker does its duty in one database."""
     return f"{duty}/{connection}"
+
+
+def signer_policy_name(key: str) -> str:
+    """The policy under which the server itself signs with one transit key."""
+    return f"{SIGNING}/{key}"
 
 
 def duty_role_name(duty: BrokerDuty, connection: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from orchestrator.grants.models import format_duration
+from orchestrator.grants.models import TokenGrant, format_duration
 from orchestrator.planning.coverage import coverage, shared_scopes, wildcards
 from orchestrator.workflow.loader import LoadedWorkflow
 from orchestrator.workflow.problems import Problem
@@ -81,6 +81,22 @@ def _secret_key_is_not_used(loaded: LoadedWorkflow) -> Iterator[Problem]:
                     )
 
 
+def _one_key_signs_for_two_audiences(loaded: LoadedWorkflow) -> Iterator[Problem]:
+    first: dict[tuple[str, str], str] = {}
+    for step_id, step in loaded.workflow.steps.items():
+        for name, grant in step.grants.items():
+            if not isinstance(grant, TokenGrant) or grant.profile != "transit":
+                continue
+            audience = first.setdefault((grant.mount, grant.key), grant.audience)
+            if audience != grant.audience:
+                yield loaded.problem(
+                    ("steps", step_id, "grants", name),
+                    f"the key `{grant.key}` signs for `{audience}`, too: a step's Vault token may sign for either",
+                    "give each audience a `key` of its own, or have the server fix the claims: `profile: workflow`",
+                    warning=True,
+                )
+
+
 def _texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
@@ -102,6 +118,7 @@ _RULES: tuple[Rule, ...] = (
     _ttl_is_far_above_the_timeout,
     _grant_is_not_used,
     _secret_key_is_not_used,
+    _one_key_signs_for_two_audiences,
     coverage,
     wildcards,
     shared_scopes,

@@ -43,8 +43,6 @@ class WatchedPolicies:
         self._digest, self._engine = self._read()
         self._refused = ""
         self._trouble = ""
-        # regorus ends an engine in the thread that made it: what was in use stays until all of this ends there.
-        self._former: list[PolicyEngine] = []
         log.info("policies %s of %s", self.revision, path, extra={"revision": self.revision})
 
     @property
@@ -98,7 +96,6 @@ class WatchedPolicies:
             self._refuse(found, "the evaluator broke down")
         else:
             former = self.revision
-            self._former.append(self._engine)
             self._digest, self._engine = digest, engine
             self._recovered()
             log.info("policies %s take the place of %s", self.revision, former, extra={"revision": self.revision})

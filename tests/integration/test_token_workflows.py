@@ -24,7 +24,7 @@ from orchestrator.ledger.lease import LeaseState
 from orchestrator.planning.requests import scopes_of
 from orchestrator.proof.examine import other_paths
 from orchestrator.provision.declarations import TransitKey
-from orchestrator.provision.vault.token_workflows import SIGNER, token_workflows
+from orchestrator.provision.vault.token_workflows import signer_name, token_workflows
 from orchestrator.vault.jwks import jwks_from_transit
 from orchestrator.workflow.loader import load_text
 from orchestrator.workflow.models import Workflow
@@ -144,6 +144,8 @@ def test_neither_the_step_nor_the_runtime_reaches_what_signs(bench: Bench) -> No
         step = child(bench)
         runtime = hvac.Client(bench.info.vault_address)
         runtime.auth.approle.login(bench.provisioned.role_id, bench.provisioned.secret_id.reveal())
+        signer = signer_name("orchestrator-token")
+        assert bench.vault.read(f"auth/approle/role/{signer}")["data"]["token_policies"] == ["sign/orchestrator-token"]
         for client in (step, runtime):
             for method, path in (
                 ("post", "transit/sign/orchestrator-token"),
@@ -152,9 +154,9 @@ def test_neither_the_step_nor_the_runtime_reaches_what_signs(bench: Bench) -> No
                 ("post", "sys/workflows/manage/step/signed_inside/call/api"),
                 ("post", "sys/workflows/trace/step/signed_inside/call/api"),
                 ("post", "sys/workflows/execute/step/other_one/call/api"),
-                ("post", f"auth/approle/role/{SIGNER}/secret-id"),
-                ("get", f"auth/approle/role/{SIGNER}"),
-                ("post", f"auth/token/create/{SIGNER}"),
+                ("post", f"auth/approle/role/{signer}/secret-id"),
+                ("get", f"auth/approle/role/{signer}"),
+                ("post", f"auth/token/create/{signer}"),
             ):
                 with pytest.raises(hvac.exceptions.Forbidden):
                     client.adapter.request(method, f"/v1/{path}", json={"jti": new_lease_id(), "seconds": 5})
@@ -193,6 +195,58 @@ def test_the_secret_of_the_signer_is_shown_nowhere_and_stays_the_same(bench: Ben
         work.apply([change])
         assert work.plan() == []
     assert secret() == first
+
+
+def test_what_is_provisioned_for_one_key_leaves_those_of_others_as_they_are(bench: Bench) -> None:
+    file = bench.declarations / "declarations.yaml"
+    text = file.read_text()
+    other = text_of(bench, "other_key").replace("profile: workflow", "profile: workflow, key: orders")
+    jti = new_lease_id()
+    file.write_text(text.replace("transit_keys:\n", "transit_keys:\n  orders: { type: ecdsa-p256 }\n"))
+    try:
+        with provisioned(bench, text_of(bench)), provisioned(bench, other):
+            assert verified(bench, execute(child(bench), {"jti": jti, "seconds": 9}))["jti"] == jti
+            assert "signature" in execute(child(bench, "other_key"), {"jti": jti, "seconds": 9}, "other_key")
+            signed = bench.vault.read("sys/policies/acl/sign/orders")["data"]["policy"]
+            assert "sign/orders/" in signed
+            assert "orchestrator-token" not in signed
+    finally:
+        file.write_text(text)
+
+
+def test_a_signer_that_no_workflow_needs_any_more_is_told_and_taken_away_on_request(bench: Bench) -> None:
+    login, policy = "auth/approle/role/sign.orchestrator-token", "sys/policies/acl/sign/orchestrator-token"
+    with provisioned(bench, text_of(bench)):
+        pass
+    bench.vault.write_data("auth/approle/role/other", data={"token_policies": ["sign/orchestrator-token"]})
+    try:
+        with bench.provisioning() as work:
+            found = {change.resource: change.kind for change in work.check().changes}
+        assert {found[f"vault {path}"] for path in (login, policy, "auth/approle/role/other")} == {"undeclared"}
+        with bench.provisioning(prune=True) as work:
+            changes = {change.resource: change for change in work.check().changes}
+            assert changes["vault auth/approle/role/other"].kind == "undeclared", "somebody made it, a person looks"
+            work.apply([changes[f"vault {path}"] for path in (login, policy)])
+        assert bench.vault.read(login) is None
+        with pytest.raises(hvac.exceptions.VaultError):
+            execute(child(bench), {"jti": new_lease_id(), "seconds": 9})
+    finally:
+        bench.vault.delete("auth/approle/role/other")
+    with provisioned(bench, text_of(bench)):
+        assert execute(child(bench), {"jti": new_lease_id(), "seconds": 9})
+
+
+def test_a_workflow_whose_signer_was_locked_out_is_drift_and_mended(bench: Bench) -> None:
+    role = "auth/approle/role/sign.orchestrator-token"
+    with provisioned(bench, text_of(bench)):
+        for accessor in bench.vault.list(f"{role}/secret-id")["data"]["keys"]:
+            bench.vault.write_data(f"{role}/secret-id-accessor/destroy", data={"secret_id_accessor": accessor})
+    with bench.provisioning([workflow_of(text_of(bench))]) as work:
+        (change,) = work.plan()
+        assert (change.kind, change.resource) == ("change", "vault sys/workflows/manage/step/signed_inside/call/api")
+        assert "does not accept" in change.render()
+    with provisioned(bench, text_of(bench)):
+        assert execute(child(bench), {"jti": new_lease_id(), "seconds": 9})
 
 
 def test_a_workflow_that_somebody_changed_or_added_is_drift(bench: Bench) -> None:
@@ -270,6 +324,9 @@ def test_an_audience_with_a_key_of_its_own_has_an_issuer_of_its_own(bench: Bench
     assert "https://i/orders" in last.payload["workflow"]
     with pytest.raises(UsageError, match="not declared"):
         token_workflows([workflow], {}, "https://i")
+    elsewhere = text_of(bench).replace("profile: workflow", "profile: workflow, key: orders, mount: mine")
+    with pytest.raises(UsageError, match="`orders` of `mine`"):
+        token_workflows([workflow_of(elsewhere)], {"orders": TransitKey()}, "https://i")
     with pytest.raises(UsageError, match="is not known"):
         token_workflows([workflow], {"orders": TransitKey()}, None)
 

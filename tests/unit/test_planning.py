@@ -6,6 +6,7 @@ import itertools
 import json
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -75,6 +76,25 @@ def test_lint_finds_credentials_that_live_too_long_too_short_or_for_nothing() ->
     assert "may end after 10s" in linted(f"api: {{ {token}, ttl: 10s }}", ", bearer: api")[0]
     unused = linted("api: { kind: secret, path: p, keys: [token, spare] }", ", bearer: api.token")
     assert unused == ["the step reads `spare` of the secret and does not use it"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "found"),
+    [
+        ("audience: x", "audience: y", 1),
+        ("audience: x", "audience: x", 0),
+        ("audience: x", "audience: y, key: orders", 0),
+        ("audience: x", "audience: y, mount: theirs", 0),
+        ("audience: x, key: orders", "audience: y, key: orders", 1),
+        ("audience: x", "audience: y, profile: workflow", 0),
+        ("audience: x, profile: identity", "audience: y", 0),
+    ],
+)
+def test_lint_finds_a_key_that_signs_for_two_audiences(one: str, other: str, found: int) -> None:
+    grants = ", ".join(f"{name}: {{ kind: token, scope: [a], {more} }}" for name, more in (("p", one), ("q", other)))
+    problems = linted(grants, ", bearer: p, headers: { x-more: q }")
+    assert sum("signs for `x`, too" in problem for problem in problems) == found
+    assert len([problem for problem in problems if "signs" in problem]) == found
 
 
 @given(st.dictionaries(st.sampled_from("abcdef"), st.frozensets(st.sampled_from("abcdef"))))

@@ -63,6 +63,13 @@ class VaultAdmin:
         """Another secret id of an AppRole. Raises ProvisionError."""
         return Secret(str(self.write(f"auth/approle/role/{approle}/secret-id", {})["data"]["secret_id"]))
 
+    def accepts_secret_id(self, approle: str, secret_id: Secret) -> bool:
+        """Whether one could log in with it. Raises ProvisionError."""
+        role = f"auth/approle/role/{approle}"
+        if self.read(role) is None:
+            return False
+        return bool(self.write(f"{role}/secret-id/lookup", {"secret_id": secret_id.reveal()}).get("data"))
+
     def delete(self, path: str) -> None:
         """Delete a path."""
         self._transport.request("delete", path, token=self._token)

@@ -163,7 +163,9 @@ def change_of(admin: VaultAdmin, wanted: VaultObject) -> Change | None:
     known = {**actual, **(actual.get(wanted.nested) or {})}
     before = {name: _like(value, known.get(name)) for name, value in wanted.payload.items()}
     if wanted.signer:
-        before["workflow"] = _SECRET_ID.sub(rf"\1{SECRET_ID}\3", str(before["workflow"]))
+        usable = _known_secret_id(admin, wanted.signer, actual) is not None
+        shown = SECRET_ID if usable else "(a secret id that its signer does not accept)"
+        before["workflow"] = _SECRET_ID.sub(rf"\1{shown}\3", str(before["workflow"]))
     return difference(f"vault {wanted.path}", text_of(before), after)
 
 
@@ -190,11 +192,16 @@ def write_object(admin: VaultAdmin, wanted: VaultObject, password: Secret | None
 
 
 def _secret_id(admin: VaultAdmin, wanted: VaultObject) -> Secret:
-    """The one that the object has already, else a new one."""
-    known = _SECRET_ID.search(str((admin.read(wanted.path) or {}).get("workflow", "")))
-    if known is not None:
-        return Secret(known[2])
-    return admin.new_secret_id(wanted.signer)
+    """The one that the object has already if it is still good, else a new one."""
+    known = _known_secret_id(admin, wanted.signer, admin.read(wanted.path) or {})
+    return admin.new_secret_id(wanted.signer) if known is None else known
+
+
+def _known_secret_id(admin: VaultAdmin, signer: str, actual: Mapping[str, Any]) -> Secret | None:
+    found = _SECRET_ID.search(str(actual.get("workflow", "")))
+    if found is None or not admin.accepts_secret_id(signer, known := Secret(found[2])):
+        return None
+    return known
 
 
 def new_password() -> Secret:

@@ -14,16 +14,17 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from orchestrator.grants.compiled import VAULT_ROLE_PREFIX
-from orchestrator.grants.policy_names import BROKER_DUTIES, token_role_name
+from orchestrator.grants.policy_names import BROKER_DUTIES, SIGNING, token_role_name
 from orchestrator.provision.change import Change
 from orchestrator.provision.vault.admin import VaultAdmin
 from orchestrator.provision.vault.objects import VaultObject, text_of
 from orchestrator.provision.vault.step_policies import HEADER
 from orchestrator.vault.faults import VaultRefused
 
-FOLDERS = ("step/", *(f"{duty}/" for duty in BROKER_DUTIES))
+FOLDERS = ("step/", *(f"{duty}/" for duty in BROKER_DUTIES), f"{SIGNING}/")
 """Under these stand the policies that provisioning writes, and nothing else."""
 
+_SIGNERS = f"auth/approle/role/{SIGNING}."
 _TOKEN_ROLES = tuple(token_role_name(folder) for folder in FOLDERS)
 _POLICIES = "sys/policies/acl/"
 _WORD = re.compile(r"[\w./-]+")
@@ -150,7 +151,8 @@ class _Search:
     def _look(self, path: str) -> None:
         data = self._admin.read(path) or {}
         if path not in self._declared and any(map(self._is_ours, _words(data))):
-            self._report(path, data)
+            signs = [_SIGNERS + each.removeprefix(f"{SIGNING}/") for each in data.get("token_policies") or ()]
+            self._report(path, data, ours=signs == [path])
 
     def _database_roles(self) -> None:
         wanted = {path.partition("/roles/")[0] for path in self._declared if "/roles/orc" in path}

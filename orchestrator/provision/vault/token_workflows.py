@@ -1,29 +1,44 @@
 """Access tokens whose claims are fixed inside the server: one workflow of OpenBao's for each grant that asks for it.
 
 A workflow (OpenBao 2.6 and newer, API `/sys/workflows`) is a short list of requests that the server itself carries
-out. This one logs in as a signer of its own, builds the claims, and has transit sign them (RFC 7519, RFC 9068). The
+out. This one logs in as the signer of one key, builds the claims, and has transit sign them (RFC 7519, RFC 9068). The
 step may call it with the id of the token and a shorter life, and with nothing else: neither it nor whoever holds the
 runtime's login can have another audience, scope, agent or a longer life signed. The signer's secret id stands in the
-workflow's text, which only an administrator may read; nothing else knows it.
+workflow's text, which only an administrator may read; nothing else knows it. Its tokens live for seconds and are
+stored nowhere.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 
 from orchestrator.errors import UsageError
 from orchestrator.grants.models import TokenGrant
+from orchestrator.grants.policy_names import signer_policy_name, token_role_name
 from orchestrator.grants.scope import Scope
 from orchestrator.planning.requests import scopes_of
 from orchestrator.provision.declarations import TransitKey
 from orchestrator.provision.vault.objects import SECRET_ID, VaultObject
+from orchestrator.provision.vault.step_policies import HEADER
 from orchestrator.vault.jwks import ALGORITHMS, CLOCK_SKEW, issuer_of
 from orchestrator.workflow.models import Workflow
 
-SIGNER = "orchestrator-signer"
-"""The AppRole, and its policy, with which the server signs; its tokens live for seconds and are stored nowhere."""
+MOUNT = "transit"
+"""Where the declared transit keys are."""
 
+_SIGNER_POLICY = """\
+path "auth/token/lookup-self" {{
+  capabilities = ["read"]
+}}
+path "{mount}/sign/{key}/sha2-256" {{
+  capabilities = ["update"]
+}}
+path "{mount}/keys/{key}" {{
+  capabilities = ["read"]
+}}
+"""
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 _./:@,+-")
 _LEASE_ID = "^lease_[a-z2-7]{20}$"
 
@@ -74,12 +89,12 @@ output {{
 def token_workflows(
     workflows: Iterable[Workflow], keys: Mapping[str, TransitKey], token_issuer: str | None
 ) -> list[VaultObject]:
-    """The signer and one workflow for each grant of the profile `workflow`, in the order in which they are written.
+    """One workflow for each grant of the profile `workflow` after the signers of their keys, in the order of writing.
 
     Raises UsageError where the issuer is not set, or a key is not declared.
     """
     found: list[VaultObject] = []
-    signed: set[str] = set()
+    signers: dict[str, list[VaultObject]] = {}
     for workflow, step_id, grant, scope in token_grants(workflows, "workflow"):
         where = f"grant `{scope.name}` of step `{step_id}` in `{workflow.name}`"
         if token_issuer is None:
@@ -87,10 +102,10 @@ def token_workflows(
                 f"{where} is signed inside the server, and what its `iss` is to be is not known",
                 hint="set ORCHESTRATOR_TOKEN_ISSUER for provisioning, too",
             )
-        if grant.key not in keys:
+        if grant.mount != MOUNT or grant.key not in keys:
             raise UsageError(
-                f"{where} is signed by the transit key `{grant.key}`, which is not declared",
-                hint="add it to `transit_keys` in declarations.yaml",
+                f"{where} is signed by the key `{grant.key}` of `{grant.mount}`, which is not declared",
+                hint=f"add it to `transit_keys` in declarations.yaml, whose mount is `{MOUNT}`",
             )
         claims = {
             "iss": issuer_of(token_issuer, grant.key),
@@ -101,9 +116,15 @@ def token_workflows(
         }
         text = workflow_text(claims, grant, ALGORITHMS[keys[grant.key].type], scope.ttl)
         path = scope.resource.replace("sys/workflows/execute/", "sys/workflows/manage/", 1)
-        found.append(VaultObject(path, {"workflow": text, "allow_unauthenticated": False}, signer=SIGNER))
-        signed.add(f"{grant.mount}/sign/{grant.key}")
-    return [*_signer(signed), *found] if found else []
+        signer = signer_name(grant.key)
+        found.append(VaultObject(path, {"workflow": text, "allow_unauthenticated": False}, signer=signer))
+        signers[grant.key] = _signer(grant.key)
+    return [*chain.from_iterable(signers.values()), *found]
+
+
+def signer_name(key: str) -> str:
+    """The AppRole with which the server signs with this key."""
+    return token_role_name(signer_policy_name(key))
 
 
 def workflow_text(claims: Mapping[str, str], grant: TokenGrant, algorithm: str, ttl: int) -> str:
@@ -118,7 +139,7 @@ def workflow_text(claims: Mapping[str, str], grant: TokenGrant, algorithm: str, 
     url = 'base64.encode(bytes(encode_json(part))).replace("+", "-").replace("/", "_").replace("=", "")'
     signed = f'[{header}, {{{fixed}, {times}, {jti}}}].map(part, {url}).join(".")'
     return _TEXT.format(
-        signer=SIGNER,
+        signer=signer_name(grant.key),
         secret_id=SECRET_ID,
         signer_token=_response("login", "auth", "client_token"),
         key_version=_response("key", "data", "latest_version", kind="int"),
@@ -140,27 +161,25 @@ def token_grants(workflows: Iterable[Workflow], profile: str) -> Iterator[tuple[
                     yield workflow, step_id, grant, scope
 
 
-def _signer(paths: Iterable[str]) -> Iterator[VaultObject]:
-    rules = ['path "auth/token/lookup-self" {\n  capabilities = ["read"]\n}\n']
-    for path in sorted(paths):
-        key = path.replace("/sign/", "/keys/", 1)
-        rules.append(f'path "{path}/sha2-256" {{\n  capabilities = ["update"]\n}}\n')
-        rules.append(f'path "{key}" {{\n  capabilities = ["read"]\n}}\n')
-    yield VaultObject(f"sys/policies/acl/{SIGNER}", {"policy": "".join(rules)})
-    yield VaultObject(
-        f"auth/approle/role/{SIGNER}",
-        {
-            "token_policies": [SIGNER],
-            "token_no_default_policy": True,
-            "token_type": "batch",
-            "token_ttl": 30,
-            "token_max_ttl": 30,
-            "bind_secret_id": True,
-            "secret_id_ttl": 0,
-            "secret_id_num_uses": 0,
-        },
-    )
-    yield VaultObject(f"auth/approle/role/{SIGNER}/role-id", {"role_id": SIGNER})
+def _signer(key: str) -> list[VaultObject]:
+    name, policy = signer_name(key), signer_policy_name(key)
+    return [
+        VaultObject(f"sys/policies/acl/{policy}", {"policy": HEADER + _SIGNER_POLICY.format(mount=MOUNT, key=key)}),
+        VaultObject(
+            f"auth/approle/role/{name}",
+            {
+                "token_policies": [policy],
+                "token_no_default_policy": True,
+                "token_type": "batch",
+                "token_ttl": 30,
+                "token_max_ttl": 30,
+                "bind_secret_id": True,
+                "secret_id_ttl": 0,
+                "secret_id_num_uses": 0,
+            },
+        ),
+        VaultObject(f"auth/approle/role/{name}/role-id", {"role_id": name}),
+    ]
 
 
 def _response(request: str, *field: str, kind: str = "string") -> str:
