@@ -121,6 +121,8 @@ class WorkflowFolder:
             return self._invalid(path, stamp, before, f"{error.places}; `orchestrator validate` shows them")
         except UsageError as error:
             return self._invalid(path, stamp, before, error.message)
+        except Exception as error:  # noqa: BLE001 -- a defect over one file may not keep the others from being read
+            return self._invalid(path, stamp, before, f"reading it failed with a defect ({type(error).__name__})")
         if before is None or before.digest != loaded.digest:
             log.info("%s: loaded %s, %s", path, loaded.workflow.name, loaded.digest)
         workflow = loaded.workflow

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,6 +17,7 @@ import psutil
 import pytest
 from bench import Bench
 
+from orchestrator.actions.process import private_folders
 from orchestrator.actions.process.private_folders import (
     memory_folder,
     private_folder,
@@ -28,13 +30,35 @@ from orchestrator.recovery.takeover import Recovery
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.secret import Secret
 
-RUNNER = """
-import asyncio, sys
+PLACES = """
+import sys
+from orchestrator.actions.process import private_folders
+if len(sys.argv) > 2:
+    private_folders._memory_folders = lambda: (sys.argv[2],)
+"""
+RUNNER = (
+    PLACES
+    + """
+import asyncio
 from orchestrator.actions.process.supervised import Command, run_process
 from orchestrator.secret import Secret
 words = ["/bin/sh", "-c", "echo x > left; exec sleep 600"]
 asyncio.run(run_process(Command(words, files={"TOKEN": Secret("issued" * 4)})))
 """
+)
+
+
+@pytest.fixture
+def own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A memory folder and a temporary folder of the test's own: processes of other tests look at the usual ones, and
+    take away what is left there."""
+    memory, temporary = tmp_path / "memory", tmp_path / "temporary"
+    memory.mkdir()
+    temporary.mkdir()
+    monkeypatch.setattr(private_folders, "_memory_folders", lambda: (str(memory),))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    return memory
 
 
 def folders(pid: int) -> set[Path]:
@@ -53,7 +77,8 @@ class Runner:
     """A process that runs a program with a credential file."""
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen([sys.executable, "-c", RUNNER])
+        memory = str(memory_folder() or temporary_folder())
+        self.process = subprocess.Popen([sys.executable, "-c", RUNNER, "", memory])
         wait_for(lambda: any(path.name == "left" for each in self.folders for path in each.iterdir()), "the program")
 
     @property
@@ -94,12 +119,13 @@ def runner() -> Iterator[Runner]:
     assert runner.folders == set()
 
 
-def test_what_both_left_is_removed_by_the_next_look(runner: Runner) -> None:
+def test_what_both_left_is_removed_by_the_next_look(own_places: Path, runner: Runner) -> None:
     left = runner.folders
     assert any((folder / "TOKEN").exists() for folder in left)
     runner.die()
     assert runner.folders == left, "nobody was there to remove it"
-    assert remove_left_behind() >= len(left) == 2
+    assert remove_left_behind() == len(left) == 2
+    assert [path for path in left if path.parent == own_places] != []
     assert runner.folders == set()
 
 
@@ -114,11 +140,14 @@ def test_the_next_process_removes_it_when_it_starts(runner: Runner, bench: Bench
     assert runner.folders == set()
 
 
-def test_recovery_of_a_dead_process_removes_it_in_a_process_that_runs_already(bench: Bench) -> None:
+def test_recovery_of_a_dead_process_removes_it_in_a_process_that_runs_already(own_places: Path, bench: Bench) -> None:
     async def recover() -> None:
         async with open_services(bench.config(), redactor=Redactor()) as services:
             dying = subprocess.run(
-                [sys.executable, "-c", DIES, bench.config().ledger_url], capture_output=True, text=True, check=False
+                [sys.executable, "-c", DIES, bench.config().ledger_url, str(own_places)],
+                capture_output=True,
+                text=True,
+                check=False,
             )
             assert dying.returncode == -signal.SIGKILL, dying.stderr
             left = Path(dying.stdout.strip())
@@ -129,20 +158,23 @@ def test_recovery_of_a_dead_process_removes_it_in_a_process_that_runs_already(be
     asyncio.run(recover())
 
 
-DIES = """
-import os, signal, sys
-from orchestrator.actions.process.private_folders import private_folder, temporary_folder
+DIES = (
+    PLACES
+    + """
+import os, signal
+from orchestrator.actions.process.private_folders import memory_folder, private_folder
 from orchestrator.clock import SystemClock
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.runs.heartbeat import Heartbeat
 ledger = open_ledger(sys.argv[1], clock=SystemClock())
 beats = Heartbeat(ledger.runners)
-folder = private_folder(temporary_folder())
+folder = private_folder(memory_folder())
 (folder.path / "TOKEN").write_text("issued")
 beats.enter()
 print(folder.path, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
+)
 
 
 @pytest.mark.parametrize("dies", ["neither", "runner", "supervisor"])

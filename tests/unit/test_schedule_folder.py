@@ -1,12 +1,14 @@
 """The workflows of a folder, and what happens when its files change."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.errors import UsageError
 from orchestrator.scheduling.folder import WorkflowFolder
+from orchestrator.workflow.loader import LoadedWorkflow, load
 
 TEXT = """version: 1
 name: {name}
@@ -84,6 +86,24 @@ def test_of_two_files_with_one_name_only_the_first_is_scheduled(
     assert descriptions(reading) == {"same": "in a"}
     assert reading.read().invalid == 1
     assert "a.yaml has a workflow same already" in caplog.text
+
+
+@pytest.mark.parametrize("defect", [RecursionError(), MemoryError(), KeyError("line of a file")])
+def test_a_file_over_which_reading_fails_keeps_no_other_from_being_scheduled(
+    defect: Exception, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_over_one(path: Path, **more: Any) -> LoadedWorkflow:
+        if path.name == "b.yaml":
+            raise defect
+        return load(path, **more)
+
+    monkeypatch.setattr("orchestrator.scheduling.folder.load", fail_over_one)
+    for name in "abc":
+        put(tmp_path, f"{name}.yaml", f"in_{name}")
+    found = WorkflowFolder(tmp_path, catalog).read()
+    assert (list(found.workflows), found.invalid) == (["in_a", "in_c"], 1)
+    assert type(defect).__name__ in caplog.text
+    assert "line of a file" not in caplog.text
 
 
 def test_a_folder_that_is_none_is_a_usage_error(tmp_path: Path) -> None:
