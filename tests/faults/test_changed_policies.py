@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from bench import Bench, Setup
-from test_takeover import Team, queue, wait_for
+from test_takeover import Team, queue
+from waiting import wait_for
 
 from orchestrator.ledger.lease import FINAL
 from orchestrator.ledger.states import RunState

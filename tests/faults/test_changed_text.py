@@ -8,15 +8,14 @@ from typing import Any
 import pytest
 from bench import Bench, Setup
 from sqlalchemy import text as sql
-from test_takeover import Team, queue, wait_for
+from test_takeover import Team, queue
+from waiting import wait_for
 
 from orchestrator.ledger.lease import FINAL
 from orchestrator.ledger.location import locate
 from orchestrator.ledger.states import RunState
 from orchestrator.ledger.storage.connect import connect
 from orchestrator.workflow.loader import digest_of
-
-pytestmark = pytest.mark.parametrize("setup", ["local-sqlite", "local-postgresql"], indirect=True)
 
 
 @pytest.fixture
@@ -64,12 +63,13 @@ def change_what_a_step_gave(team: Team) -> None:
     execute(team, "UPDATE step SET state = 'succeeded', outputs = '{\"stdout\": \"TAMPERED\"}' WHERE step = 'work'")
 
 
-changes = [change_in_place, take_away, change_the_run_too]
-every_change = pytest.mark.parametrize("change", changes)
-every_change_and_more = pytest.mark.parametrize("change", [*changes, change_what_a_step_gave])
+def each(*changes: Callable[[Team], None]) -> pytest.MarkDecorator:
+    """Every change, and the first one on both kinds of ledger."""
+    cases = [("local-sqlite", change) for change in changes] + [("local-postgresql", changes[0])]
+    return pytest.mark.parametrize(("setup", "change"), cases, indirect=["setup"])
 
 
-@pytest.mark.parametrize("change", [change_in_place, take_away])
+@each(take_away, change_in_place)
 def test_a_queued_run_is_failed_at_once_and_those_behind_it_are_carried_out(
     team: Team, change: Callable[[Team], None]
 ) -> None:
@@ -85,7 +85,7 @@ def test_a_queued_run_is_failed_at_once_and_those_behind_it_are_carried_out(
     assert team.command("runs", "verify", run_id).returncode == 0
 
 
-@every_change_and_more
+@each(change_the_run_too, change_in_place, take_away, change_what_a_step_gave)
 def test_a_run_of_a_dead_worker_is_failed_once_its_leases_are_closed(
     team: Team, change: Callable[[Team], None]
 ) -> None:
@@ -105,7 +105,7 @@ def test_a_run_of_a_dead_worker_is_failed_once_its_leases_are_closed(
     assert "TAMPERED" not in team.marks.read_text()
 
 
-@every_change_and_more
+@each(change_what_a_step_gave, change_in_place, take_away, change_the_run_too)
 def test_an_interrupted_run_is_not_resumed(team: Team, change: Callable[[Team], None]) -> None:
     path = team.flow()
     victim = team.start("run", str(path), "--run-id", "ours")
@@ -124,7 +124,7 @@ def test_an_interrupted_run_is_not_resumed(team: Team, change: Callable[[Team], 
     assert team.bench.logins() == []
 
 
-@every_change
+@each(change_in_place, take_away, change_the_run_too)
 def test_a_run_of_a_dead_command_is_failed_by_who_would_go_on_with_it(
     team: Team, change: Callable[[Team], None]
 ) -> None:

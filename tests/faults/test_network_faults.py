@@ -18,6 +18,7 @@ import httpx
 import pytest
 from bench import Bench
 from proxy import Answer, CutAfterForwarding, DropAnswer, Fault, Garbage, GarbledAnswer, Proxy
+from waiting import wait_for
 
 from orchestrator.assembly import open_services
 from orchestrator.credentials.types import Attempt
@@ -120,13 +121,6 @@ class Network:
 
         asyncio.run(go())
         return {lease.state for lease in self.bench.history(run_id)}
-
-
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    until = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < until, f"waited in vain for {what}"
-        time.sleep(0.01)
 
 
 @pytest.fixture

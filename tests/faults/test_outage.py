@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import Any
 
 import pytest
 from bench import Bench
+from waiting import wait_for
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.assembly import open_services
@@ -81,13 +80,6 @@ steps:
     with: {{ command: {HOLD}, paths: {{ write: [FOLDER] }}, credentials: {{ files: {{ LOGIN: db }} }} }}
     timeout: 300s
 """
-
-
-def wait_for(condition: Callable[[], Any], what: str) -> None:
-    until = time.monotonic() + 90
-    while not condition():
-        assert time.monotonic() < until, f"waited in vain for {what}"
-        time.sleep(0.05)
 
 
 def loaded(bench: Bench, text: str) -> LoadedWorkflow:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from bench import Bench, Setup
-from test_takeover import Team, events, queue, wait_for
+from test_takeover import Team, events, queue
+from waiting import wait_for
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.assembly import open_services

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +16,7 @@ from typing import Any, Self
 import psycopg
 import pytest
 from bench import Bench, Setup
+from waiting import wait_for
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.clock import SystemClock
@@ -50,14 +51,6 @@ steps:
     with: {{ command: [/bin/sh, -c, "echo last >> {marks}"], paths: {{ write: [{folder}] }} }}
 """
 ONCE_SLOW = "[/bin/sh, -c, 'echo work >> {marks}; if [ $(grep -c work {marks}) = 1 ]; then sleep 50; fi']"
-
-
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 40) -> Any:
-    until = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < until, f"waited in vain for {what}"
-        time.sleep(0.02)
-    return found
 
 
 @dataclass

@@ -18,7 +18,7 @@ from typing import Any
 import psycopg
 import pytest
 from bench import ROOT, Bench
-from test_serve import wait_for
+from waiting import wait_for
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.clock import SystemClock

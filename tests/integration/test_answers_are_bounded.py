@@ -78,7 +78,7 @@ def in_a_child(
 
 
 @cache
-def bomb(window: int, layers: int = 1, size: int = 512) -> bytes:
+def bomb(window: int, layers: int = 1, size: int = 128) -> bytes:
     """So many MiB of zeros, in a few hundred KiB or less."""
     packer = zlib.compressobj(9, zlib.DEFLATED, window)
     data = b"".join(map(packer.compress, repeat(bytes(MIB), size))) + packer.flush()

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from bench import Bench, Setup
-from test_serve import Served, served_on, wait_for
+from test_serve import Served, served_on
+from waiting import wait_for
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.assembly import open_services

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import psycopg
 import pytest
 from bench import ESCAPED, Bench, Setup
 from dbos import DBOSClient
+from waiting import wait_for
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.clock import SystemClock
@@ -124,13 +124,6 @@ def kinds(setup: Setup, run_id: str) -> list[str]:
     with open_ledger(setup.ledger_url, clock=SystemClock()) as ledger:
         assert ledger.verify(run_id) is None
         return [event.kind for event in ledger.events(run_id)]
-
-
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 40) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, f"waited in vain for {what}"
-        time.sleep(0.02)
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 from bench import Bench, Setup
-from test_serve import Served, served_on, wait_for
+from test_serve import Served, served_on
+from waiting import wait_for
 
 from orchestrator.assembly import open_services
 from orchestrator.clock import SystemClock
@@ -87,14 +88,14 @@ def test_a_time_whose_id_was_taken_by_a_foreign_run_is_run_all_the_same_and_it_i
     """Whoever could not only guess the coming ids but set them."""
     bench = served.bench
     asyncio.run(begun(bench, "taken", workflow=workflow, trigger=trigger))
-    served.put("often", "{ every: 5s }")
-    now = int(time.time()) // 5 * 5
+    served.put("often", "{ every: 2s }")
+    now = int(time.time()) // 2 * 2
     with closing(sqlite3.connect(bench.directory / "ledger.db")) as connection, connection:
         if earlier:
             long_ago = time_to_text(datetime.fromtimestamp(now - earlier, UTC))
             connection.execute("UPDATE run SET started_at = ? WHERE run_id = 'taken'", (long_ago,))
-        for number in range(60):
-            at = time_to_text(datetime.fromtimestamp(now + 5 * number, UTC))
+        for number in range(150):
+            at = time_to_text(datetime.fromtimestamp(now + 2 * number, UTC))
             connection.execute("INSERT INTO fire VALUES ('often', 'schedule', ?, 'taken')", (at,))
     served.start()
     wait_for(lambda: len(served.runs("often", RunState.SUCCEEDED)) >= (4 if workflow == "often" else 2), "runs", 90)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from bench import Bench
 from test_hostile_workflows import HOSTILE, workflow
-from test_serve import QUICK, WORKFLOW, Served, served_on, wait_for
+from test_serve import QUICK, WORKFLOW, Served, served_on
+from waiting import wait_for
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.clock import SystemClock

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from bench import Bench
+from waiting import wait_for
 
 from orchestrator.clock import SystemClock
 from orchestrator.devstack.session import runtime_environment
@@ -69,13 +70,6 @@ def start(bench: Bench, text: str, name: str) -> subprocess.Popen[str]:
             stderr=stderr,
             text=True,
         )
-
-
-def wait_for(condition: object, what: str) -> None:
-    until = time.monotonic() + 30
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < until, f"waited in vain for {what}"
-        time.sleep(0.01)
 
 
 def lease_states(directory: Path) -> set[LeaseState]:

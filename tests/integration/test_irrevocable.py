@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
@@ -15,6 +14,7 @@ import hvac
 import hvac.exceptions
 import pytest
 from bench import Bench
+from waiting import wait_for
 
 from orchestrator.assembly import open_services
 from orchestrator.clock import SystemClock
@@ -42,13 +42,6 @@ steps:
     with: { sql: SELECT 1 AS one }
 """
 BROKEN = {"revocation_statements": ["SELECT 1/0"]}
-
-
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    until = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < until, f"waited in vain for {what}"
-        time.sleep(0.02)
 
 
 def listed(bench: Bench) -> list[str]:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from bench import Bench
+from waiting import wait_for
 
 from orchestrator.actions.process import private_folders
 from orchestrator.actions.process.private_folders import (
@@ -64,13 +64,6 @@ def own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def folders(pid: int) -> set[Path]:
     parents = {memory_folder() or temporary_folder(), temporary_folder()}
     return {path for parent in parents for path in parent.glob(f"orchestrator-private-{pid}-*")}
-
-
-def wait_for(ready: object, what: str) -> None:
-    until = time.monotonic() + 60
-    while not ready():  # type: ignore[operator]
-        assert time.monotonic() < until, f"waited in vain for {what}"
-        time.sleep(0.02)
 
 
 class Runner:

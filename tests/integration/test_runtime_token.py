@@ -23,6 +23,7 @@ import hvac.exceptions
 import psycopg
 import pytest
 from bench import Bench
+from waiting import wait_for
 
 from orchestrator.assembly import open_services
 from orchestrator.clock import SystemClock
@@ -93,14 +94,6 @@ steps:
 """
 SLEEPING = "SELECT pid FROM pg_stat_activity WHERE usename LIKE 'orc\\_%' AND wait_event = 'PgSleep'"
 WAITING = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-
-
-def wait_for(condition: Callable[[], Any], what: str) -> Any:
-    until = time.monotonic() + 90
-    while not (found := condition()):
-        assert time.monotonic() < until, f"waited in vain for {what}"
-        time.sleep(0.01)
-    return found
 
 
 def is_alive(bench: Bench, accessor: str) -> bool:

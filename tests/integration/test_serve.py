@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 from bench import Bench
+from waiting import wait_for
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.clock import SystemClock
@@ -46,14 +46,6 @@ steps:
 QUICK = "SELECT 1 AS one"
 SLOW = "SELECT pg_sleep(100)"
 SLEEPING = "SELECT pid FROM pg_stat_activity WHERE usename LIKE 'orc\\_%' AND wait_event = 'PgSleep'"
-
-
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 40) -> Any:
-    until = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < until, f"waited in vain for {what}"
-        time.sleep(0.02)
-    return found
 
 
 class Served:

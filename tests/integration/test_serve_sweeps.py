@@ -7,7 +7,8 @@ import asyncio
 from bench import Bench
 from ephemeral import created
 from test_irrevocable import BROKEN, give_up
-from test_serve import Served, served_on, wait_for
+from test_serve import Served, served_on
+from waiting import wait_for
 
 from orchestrator.clock import SystemClock
 from orchestrator.ledger.events import LeaseRevocationFailed

@@ -19,7 +19,8 @@ import pytest
 from bench import ESCAPED, Bench
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
-from test_serve import Served, served, wait_for  # noqa: F401 -- a fixture
+from test_serve import Served, served  # noqa: F401 -- a fixture
+from waiting import wait_for
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.devstack.session import runtime_environment
