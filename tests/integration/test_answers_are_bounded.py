@@ -178,6 +178,17 @@ def test_what_is_within_the_bound_is_decoded_whole_however_it_arrives(window: in
         decoder.end()
 
 
+@pytest.mark.parametrize("window", [31, 15, -15])
+def test_what_is_left_of_a_repetition_is_not_lost_where_a_piece_is_full(window: int) -> None:
+    """The last input is taken already, and what it stands for does not fit into the piece."""
+    for size in range((1 << 18) - 20, (1 << 18) + 300):
+        packer = zlib.compressobj(9, zlib.DEFLATED, window)
+        packed = packer.compress(bytes(size)) + packer.flush()
+        decoder = Decoder("gzip" if window == 31 else "deflate", accepted="*")
+        assert b"".join(decoder.pieces(packed)) == bytes(size)
+        decoder.end()
+
+
 @pytest.mark.parametrize(
     ("encoding", "accepted", "body"),
     [

@@ -9,7 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.grants.parsing import MAX_CHARACTERS, TooLargeSql, UnreadableSql, deparse, parse, with_parameters
+from orchestrator.grants.parsing import (
+    MAX_CHAINED,
+    MAX_CHARACTERS,
+    MAX_JOINED,
+    MAX_NESTING,
+    TooLargeSql,
+    UnreadableSql,
+    deparse,
+    parse,
+    with_parameters,
+)
 from orchestrator.grants.sql import statement_verbs
 from orchestrator.inference.bodies import body_statements
 from orchestrator.inference.offline import certain
@@ -41,6 +51,7 @@ DEEP: dict[str, Callable[[int], str]] = {
     "brackets": lambda size: "select " + "(" * size + "1" + ")" * size,
     "comments between": lambda size: "select 1" + "/* , */+1" * size,
     "time zones": lambda size: "select a" + " at time zone 'x'" * size,
+    "sums in brackets": lambda size: "select " + ("1+" * 10 + "(") * (size // 20) + "1" + ")" * (size // 20),
     "conditions": lambda size: "select " + "(a and (b or " * size + "c" + "))" * size,
 }
 
@@ -67,6 +78,22 @@ def test_what_is_too_deep_is_refused_before_the_parser(shape: str, size: int) ->
 def test_what_is_too_long_is_refused(sql: str) -> None:
     with pytest.raises(TooLargeSql):
         parse(sql)
+
+
+@pytest.mark.parametrize(
+    ("make", "limit", "told"),
+    [
+        (lambda size: "select " + "(" * size + "1" + ")" * size, MAX_NESTING, "within each other"),
+        (lambda size: "select " + "case when a then " * size + "1" + " end" * size, MAX_NESTING, "within each other"),
+        (lambda size: "select 1, 2" + " union select 1, 2" * size, MAX_JOINED, "JOIN or UNION"),
+        (lambda size: "select -" + " -" * (size - 3) + " 1", MAX_CHAINED, "without a comma"),
+    ],
+    ids=["brackets", "cases", "unions", "signs"],
+)
+def test_each_bound_is_where_it_is_said_to_be(make: Callable[[int], str], limit: int, told: str) -> None:
+    assert parse(make(limit))
+    with pytest.raises(TooLargeSql, match=told):
+        parse(make(limit + 1))
 
 
 @pytest.mark.parametrize(
