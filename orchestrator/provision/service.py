@@ -130,7 +130,8 @@ def open_provisioning(
     Raises UsageError for what is declared wrongly, ProvisionError for what cannot be reached.
     """
     declared, runtime_policy = load_declarations(declarations)
-    grants = compiled_grants(workflows, set(declared.connections))
+    mounts = {name for name, mount in declared.mounts.items() if mount.type == "database"}
+    grants = compiled_grants(workflows, set(declared.connections), mounts)
     access = [each.objects(declared.runtime.bound_cidrs) for each in step_access(workflows, declared.connections)]
     signing = [*token_workflows(workflows, declared.transit_keys, token_issuer), *identity_tokens(workflows)]
     objects = desired_objects(declared, runtime_policy, access, grants, signing, endpoints or {})
@@ -141,10 +142,13 @@ def open_provisioning(
         yield Provisioning(admin, sides, objects, declared.runtime, prune=prune)
 
 
-def compiled_grants(workflows: Sequence[Workflow], connections: Container[str]) -> list[CompiledGrant]:
+def compiled_grants(
+    workflows: Sequence[Workflow], connections: Container[str], mounts: Container[str] = ("database",)
+) -> list[CompiledGrant]:
     """The distinct compiled grants of all steps, by name.
 
-    Raises UsageError for a connection that is not declared, and where one name would stand for two things.
+    Raises UsageError for a connection or a database engine (`mounts`) that is not declared, and where one name would
+    stand for two things.
     """
     found: dict[tuple[str, str], CompiledGrant] = {}
     scopes: dict[str, CompiledGrant] = {}
@@ -157,6 +161,11 @@ def compiled_grants(workflows: Sequence[Workflow], connections: Container[str]) 
                         raise UsageError(
                             f"{where} names the connection `{grant.connection}`, which is not declared",
                             hint="add it to `connections` in declarations.yaml",
+                        )
+                    if grant.mount not in mounts:
+                        raise UsageError(
+                            f"{where} is to be installed at `{grant.mount}`, which is no declared database engine",
+                            hint="add it to `mounts` in declarations.yaml, with the type `database`",
                         )
                     first = found.setdefault((made.mount, made.vault_role), made)
                     same_scope = scopes.setdefault(made.scope_role, made)

@@ -81,4 +81,11 @@ def test_one_name_for_two_things_is_an_error(monkeypatch: pytest.MonkeyPatch, na
 
 def test_the_same_grant_twice_is_one_and_of_two_mounts_two() -> None:
     assert len(compiled_grants([of("one", "id"), of("two", "id")], {"support"})) == 1
-    assert len(compiled_grants([of("one", "id"), of("two", "id", mount="other")], {"support"})) == 2
+    two = [of("one", "id"), of("two", "id", mount="other")]
+    assert len(compiled_grants(two, {"support"}, {"database", "other"})) == 2
+
+
+@pytest.mark.parametrize("mount", ["other", "sys/auth", "transit", "identity/oidc"])
+def test_nothing_is_installed_at_a_path_that_an_author_chose(mount: str) -> None:
+    with pytest.raises(UsageError, match="no declared database engine"):
+        compiled_grants([of("one", "id", mount=mount)], {"support"})
