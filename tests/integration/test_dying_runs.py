@@ -17,7 +17,7 @@ from waiting import wait_for
 from orchestrator.actions.catalog import catalog
 from orchestrator.assembly import open_services
 from orchestrator.errors import Defect, LedgerError
-from orchestrator.ledger.events import Event
+from orchestrator.ledger.events import Event, RunStarted
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.states import RunState
@@ -225,6 +225,42 @@ def test_a_run_that_cannot_even_be_read_from_the_queue_does_not_keep_its_slots(
                 patched.setattr("orchestrator.scheduling.queue.recorded_workflow", lambda *given, **named: {}["no"])
                 await claim()
             assert [each.claimed_by for each in services.queue.all()] == [None]
+            assert await worked_off(services, launcher, queued.run_id) is RunState.SUCCEEDED
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("leaves", ["nothing else", "a run that goes on", "a token that may live"])
+def test_a_worker_that_leaves_gives_back_what_it_had_claimed_and_never_begun(
+    bench: Bench, setup: Setup, leaves: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does where a signal comes between the claim and the beginning."""
+    how: Any = {"engine": setup.engine, "ledger_url": setup.ledger_url}
+
+    async def never(self: Runner, request: RunRequest, taken: Any = None) -> None:
+        await asyncio.Event().wait()
+
+    async def go() -> None:
+        async with opened(bench, lambda event: False, Exception(), **how) as (services, launcher):
+            store, me = services.heartbeat.store, services.heartbeat.runner_id
+            queued = request(bench, text_of("claimed"))
+            enqueue(services.queue, queued, services.clock)
+            with monkeypatch.context() as patched:
+                patched.setattr(Runner, "run", never)
+                await claiming(services, launcher, {}, max_runs=2)()
+                assert [each.claimed_by for each in services.queue.all()] == [me]
+                (launched,) = launcher.active
+                launched.task.cancel()
+                assert await launcher.wait([launched], seconds=20)
+            if leaves == "a run that goes on":
+                services.heartbeat.begin("goes-on", digest="d", text="t")
+                started = RunStarted(workflow="w", digest="d", agent="a", trigger="manual", inputs={}, steps=())
+                await services.ledger.begin_run("goes-on", started)
+            if leaves == "a token that may live":
+                store.retire(me, clean=False)
+        async with opened(bench, lambda event: False, Exception(), **how) as (services, launcher):
+            [waiting] = services.queue.all()
+            assert (waiting.claimed_by, waiting.tries) == (None, 0)
             assert await worked_off(services, launcher, queued.run_id) is RunState.SUCCEEDED
 
     asyncio.run(go())

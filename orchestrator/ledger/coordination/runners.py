@@ -25,6 +25,7 @@ from orchestrator.ledger.storage.tables import (
     IS_RUNNING,
     IS_TO_CANCEL,
     fire,
+    queued_run,
     run,
     run_owner,
     runner,
@@ -78,8 +79,13 @@ class RunnerStore:
             return Pulse(True, tuple((str(row["run_id"]), str(row["cancel"])) for row in wanted))
 
     def retire(self, runner_id: str, *, clean: bool = True) -> None:
-        """Take a process out that ended. Where it leaves an unfinished run, or is not `clean`, it stays as gone."""
+        """Take a process out that ended. Where it leaves an unfinished run, or is not `clean`, it stays as gone.
+
+        What it had claimed of the queue and never begun is given back: that it had no time speaks against no run.
+        """
+        claimed = (queued_run.c.claimed_by == runner_id) & queued_run.c.run_id.not_in(select(run.c.run_id))
         with self._writing() as connection:
+            connection.execute(update(queued_run).where(claimed).values(claimed_by=None, tries=queued_run.c.tries - 1))
             if not clean or connection.execute(_unfinished(runner_id)).first() is not None:
                 connection.execute(update(runner).where(runner.c.runner_id == runner_id).values(gone=1))
                 return
