@@ -31,10 +31,16 @@ MAX_CHAINED = 400
 """Tokens between two commas (or AND, OR, WHEN, THEN, ELSE, `;`), with those around them: `1 + 1 + ...` is as deep as
 it is long, and about 1,200 tokens crash."""
 
+MAX_SIGNS = 500
+"""Characters of operators in a row. For each of them the lexer looks at the whole row and gives it back: 70,000 take it
+17 seconds, in which nothing else of the process is carried out."""
+
 _PLACEHOLDER = re.compile(r"%%|%\(([^)]{0,500})\)[sbt]|%[sbt]")
 """A name has a length, so that a text of `%(` without end is looked through once, and not once for each."""
 
 _ESCAPED = re.compile(r"[z\u0080-\U0010ffff]")
+
+_SIGNS = re.compile(r"[-+*/<>=~!@#%^&|`?]+")
 
 _CLOSED_BY = {"ASCII_40": "ASCII_41", "ASCII_91": "ASCII_93", "CASE": "END_P"}
 """The names that PostgreSQL's lexer gives to brackets."""
@@ -79,6 +85,8 @@ def parse(sql: str, *, placeholders: bool = False) -> tuple[ast.RawStmt, ...]:
     if len(sql) > MAX_CHARACTERS:
         raise _too_large(f"{len(sql)} characters", MAX_CHARACTERS)
     text = with_parameters(sql) if placeholders else sql
+    if max((len(row.group()) for row in _SIGNS.finditer(text)), default=0) > MAX_SIGNS:
+        raise _too_large("more signs in a row", MAX_SIGNS)
     if "\0" in text:
         raise UnreadableSql("the SQL has a NUL character", hint="the server would read it up to there only")
     try:

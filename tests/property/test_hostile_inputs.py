@@ -288,3 +288,100 @@ def test_no_expression_brings_the_process_down(child: Child, text: str) -> None:
 @given(text=SQL | mutated(SQLS, [*WORDS, " UNION ", " NOT ", "--", "/*", "$$", " CASE ", " END "]) | noise)
 def test_no_sql_brings_the_process_down(child: Child, text: str) -> None:
     child.ask("sql", text)
+
+
+UNITS = [
+    *(
+        "'",
+        '"',
+        "`",
+        "'\\",
+        '"\\',
+        "'''",
+        '"""',
+        "''",
+        "'\n",
+        "b'",
+        "r'",
+        "br'\\",
+        "e'\\",
+        "u&'\\0041",
+        "$a$",
+        "$a",
+        "$1",
+    ),
+    *("+", "+-", "/*", "*/", "/*-", "--", "--\n", "/", "<", "?", "%", "%(", "%(a", "%%", "%s", "@-", "#", "//", "//\n"),
+    *("(", "[", "{", "{}", "{{", "}}", "${{", "${{ ", "$${{", "${{ 1 }}", "${{ a", ")", "]", "}", "(1)", "[1]", "{a: "),
+    *(
+        "1",
+        "1.",
+        "1_",
+        "1e",
+        "0x",
+        "-1",
+        "a",
+        "a.",
+        "a b ",
+        ".a",
+        "not ",
+        "a,",
+        ",",
+        ";",
+        ":",
+        "::",
+        ": ",
+        "? ",
+        "- ",
+        "|",
+    ),
+    *(
+        "\n",
+        "\r",
+        "\t",
+        " ",
+        "\\",
+        "\\n",
+        "\u2028",
+        "\x85",
+        "é",
+        "\U0001f511",
+        "\ufeff",
+        "&a ",
+        "*a ",
+        "!",
+        "!a ",
+        "<<: ",
+    ),
+    *(
+        "a: 1\n",
+        "- - ",
+        "- a\n",
+        "? a\n",
+        "  ",
+        "\n ",
+        "|\n",
+        ">-\n ",
+        "---\n",
+        "...\n",
+        "%YAML 1.2\n",
+        "a: &a\n",
+        "# a\n",
+    ),
+]
+"""What is repeated until the text is as long as it may be: what looks through the rest for each of them takes hours."""
+
+PLACES = {
+    "yaml": ["{}", "a: {}", 'a: "{}', "a: '{}", "a: |\n  {}", "a: [{}", "# {}"],
+    "template": ["{}", "x ${{{{ {}", "x ${{{{ {} }}}}", "${{{{ '{}"],
+    "sql": ["{}", "select {}", "select '{}", "select ({}", "do $$ {}"],
+    "cel": ["{}", "'{}", "[{}", "inputs.list.map(a, {}"],
+}
+LONGEST = {"yaml": 1 << 20, "template": 1 << 20, "sql": 100_000, "cel": 20_000}
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_no_repetition_holds_up_the_process(child: Child, kind: str) -> None:
+    for place in PLACES[kind]:
+        for unit in UNITS:
+            text = place.format(unit * ((LONGEST[kind] - 100) // len(unit.encode())))
+            child.ask("cel" if kind == "template" else kind, text)

@@ -14,6 +14,7 @@ from orchestrator.grants.parsing import (
     MAX_CHARACTERS,
     MAX_JOINED,
     MAX_NESTING,
+    MAX_SIGNS,
     TooLargeSql,
     UnreadableSql,
     deparse,
@@ -114,6 +115,39 @@ def test_each_bound_is_where_it_is_said_to_be(make: Callable[[int], str], limit:
 )
 def test_what_people_write_is_let_through(sql: str) -> None:
     assert parse(sql)
+
+
+SIGNS = {
+    "plus": "select " + "+" * 90_000 + "1",
+    "plus and minus": "select " + "+-" * 45_000 + "1",
+    "comments in comments": "/*" * 24_000 + "*/" * 24_000 + "select 1",
+    "stars": "select " + "*" * 90_000,
+    "rows just short of it": "select 1" + (" " + "+" * MAX_SIGNS) * 190,
+    "rows over lines": "select 1" + ("\n" + "-+" * (MAX_SIGNS // 2)) * 190,
+}
+
+
+@pytest.mark.parametrize("kind", SIGNS)
+def test_no_row_of_signs_holds_up_the_process(kind: str) -> None:
+    """Without a bound each takes the lexer half a minute."""
+    told = "signs in a row" if "rows" not in kind else "words and signs without a comma"
+    with pytest.raises(TooLargeSql, match=told):
+        parse(SIGNS[kind])
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "/" + "*" * 300 + "/ select 1 /" + "-" * 300 + "/*/ + 2",
+        "-" * 400 + "\nselect 1",
+        "select 1 operator(pg_catalog.+) 2 <-> 3",
+    ],
+)
+def test_banners_and_operators_are_let_through(sql: str) -> None:
+    try:
+        parse(sql)
+    except UnreadableSql as error:
+        assert not isinstance(error, TooLargeSql)
 
 
 @pytest.mark.parametrize("sql", ["select 1\0; drop table t", "select '\ud800'", "select 'a", "select $a$", "selec"])

@@ -23,7 +23,14 @@ _TEXTS = (
 )
 """Literals of texts and bytes: raw ones, in which a backslash is only a backslash, and the others."""
 
-_REST = r"(?P<number>\d[\w.]*)|(?P<name>[A-Za-z_]\w*)|(?P<other>\S)"
+_UNCLOSED = r"(?P<unclosed>\"(?:\\[\s\S]|[^\"\\\r\n])*|'(?:\\[\s\S]|[^'\\\r\n])*)"
+"""A quote that nothing closes, with the rest of its line: otherwise each quote of such a line is looked for anew."""
+
+_PLAIN = r"(?P<number>\d[\w.]*)|(?P<name>[A-Za-z_]\w*)|(?P<other>\S)"
+PLAIN_TOKEN = re.compile(_PLAIN)
+"""What stands behind a quote that nothing closes, in a comment say."""
+
+_REST = f"{_UNCLOSED}|{_PLAIN}"
 TOKEN = re.compile(rf"(?P<string>{'|'.join(_TEXTS)})|{_REST}")
 _TOKEN_OR_COMMENT = re.compile(rf"(?P<comment>//[^\n]*)|(?P<string>{'|'.join(_TEXTS)})|{_REST}")
 

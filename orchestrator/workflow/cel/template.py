@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from orchestrator.errors import InvalidExpression
-from orchestrator.workflow.cel.syntax import TOKEN, check_size, loop_variables, tokens, variables
+from orchestrator.workflow.cel.syntax import PLAIN_TOKEN, TOKEN, check_size, loop_variables, tokens, variables
 from orchestrator.workflow.problems import suggestion
 
 ROOTS = ("inputs", "steps", "run", "endpoints", "context")
@@ -85,11 +85,14 @@ def parse_template(text: str) -> Template:
 def _closing(text: str, start: int) -> int | None:
     """Where the expression that begins at `start` ends: the first `}}` outside of strings and of braces of its own."""
     depth = 0
-    position = start
+    position = plain_until = start
     while position < len(text):
-        match = TOKEN.search(text, position)
+        match = (PLAIN_TOKEN if position < plain_until else TOKEN).search(text, position)
         if match is None:
             return None
+        if match.lastgroup == "unclosed":
+            position, plain_until = match.start() + 1, match.end()
+            continue
         token = match.group()
         if token == "}":  # noqa: S105 -- a token of the language
             if depth == 0 and text.startswith("}}", match.start()):
@@ -103,7 +106,8 @@ def _closing(text: str, start: int) -> int | None:
 
 @lru_cache(maxsize=4096)
 def references(cel: str) -> frozenset[Reference]:
-    """What an expression refers to. Raises InvalidExpression for a variable that does not exist."""
+    """What an expression refers to. Raises InvalidExpression where it is too large, or names what there is not."""
+    check_size(cel)
     found = tokens(cel)
     if taken := sorted(loop_variables(found) & set(ROOTS)):
         raise InvalidExpression(f"a loop of `{cel}` calls its variable `{taken[0]}`", hint="give it another name")
