@@ -260,3 +260,18 @@ def test_an_expression_that_would_overflow_the_stack_is_refused_before_the_engin
 def test_an_expression_has_a_number_of_tokens(cel: str) -> None:
     with pytest.raises(InvalidExpression, match="words and signs; the limit is 1000"):
         parse_template("${{ " + cel + " }}")
+
+
+@pytest.mark.parametrize("unit", ["'\\", '"\\', ";", "' ", "{"])
+def test_an_expression_without_end_is_not_looked_through_to_the_end(unit: str) -> None:
+    """Each quote that nothing closes was once looked for through all of the rest: hours, for a file of 1 MiB."""
+    with pytest.raises(InvalidExpression, match="not closed after"):
+        parse_template("${{ " + unit * 400_000)
+
+
+@pytest.mark.parametrize(
+    "cel", ["1 // don't", "1 // \" and {'a': 2}", "{'a': \"}}\"}", "'\\'}}' + \"'\"", "1 // it's\n + size('}}')"]
+)
+def test_what_looks_like_a_quote_ends_no_expression(cel: str) -> None:
+    (found,) = parse_template("${{ " + cel + " }}").parts
+    assert getattr(found, "cel", found) == cel

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from orchestrator.errors import InvalidExpression
-from orchestrator.workflow.cel.syntax import PLAIN_TOKEN, TOKEN, check_size, loop_variables, tokens, variables
+from orchestrator.workflow.cel.syntax import (
+    MAX_CHARACTERS,
+    PLAIN_TOKEN,
+    TOKEN,
+    check_size,
+    loop_variables,
+    tokens,
+    variables,
+)
 from orchestrator.workflow.problems import suggestion
 
 ROOTS = ("inputs", "steps", "run", "endpoints", "context")
@@ -87,6 +95,11 @@ def _closing(text: str, start: int) -> int | None:
     depth = 0
     position = plain_until = start
     while position < len(text):
+        if position - start > 2 * MAX_CHARACTERS:  # white space around it included
+            raise InvalidExpression(
+                f"an expression is not closed after {position - start} characters; the limit is {MAX_CHARACTERS}",
+                hint="end it with `}}`",
+            )
         match = (PLAIN_TOKEN if position < plain_until else TOKEN).search(text, position)
         if match is None:
             return None
