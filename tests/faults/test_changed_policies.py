@@ -91,7 +91,7 @@ def test_who_resumes_a_run_asks_the_policy_of_now(team: Watched, where: str) -> 
 
 @pytest.mark.parametrize("setup", ["local-sqlite"], indirect=True)
 def test_a_worker_that_is_at_work_asks_the_policy_of_now_for_the_next_step(team: Watched) -> None:
-    run_id = queue(team, team.flow(sql="SELECT pg_sleep(2)"))
+    run_id = queue(team, team.flow(sql="SELECT pg_sleep(5)"))
     worker = team.worker()
     wait_for(lambda: team.bench.sql(ASLEEP), "the step to be at work")
     team.put(TIGHTENED["at the step"])
