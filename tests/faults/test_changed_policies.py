@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from bench import Bench, Setup
+from test_silent_vault import SLEEPING
 from test_takeover import Team, queue
 from waiting import wait_for
 
@@ -18,8 +19,6 @@ TIGHTENED = {
     "at the step": 'package orchestrator\ndecision := {"allow": false, "reasons": ["the agent is cut off"]}\n',
     "before anything is evaluated": f'{ALLOWING}admit := {{"allow": false, "reasons": ["the agent is cut off"]}}\n',
 }
-
-ASLEEP = "SELECT pid FROM pg_stat_activity WHERE usename LIKE 'orc\\_%' AND wait_event = 'PgSleep'"
 
 
 class Watched(Team):
@@ -93,7 +92,7 @@ def test_who_resumes_a_run_asks_the_policy_of_now(team: Watched, where: str) -> 
 def test_a_worker_that_is_at_work_asks_the_policy_of_now_for_the_next_step(team: Watched) -> None:
     run_id = queue(team, team.flow(sql="SELECT pg_sleep(5)"))
     worker = team.worker()
-    wait_for(lambda: team.bench.sql(ASLEEP), "the step to be at work")
+    wait_for(lambda: team.bench.sql(SLEEPING), "the step to be at work")
     team.put(TIGHTENED["at the step"])
     record = wait_for(lambda: team.ended(run_id), "the run to end")
     assert record.state is RunState.REFUSED

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from sqlalchemy import Connection, Engine, RowMapping, Select, delete, insert, select, update
+from sqlalchemy import Connection, Engine, RowMapping, Select, Update, delete, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.jsontypes import JsonObject
@@ -105,11 +105,10 @@ class RunQueue:
         Not `tried`: the worker has had no time for it, which is nothing that speaks against the run.
         """
         with self._writing() as connection:
-            theirs = (queued_run.c.claimed_by == runner_id) & queued_run.c.run_id.not_in(select(run.c.run_id))
+            given_back = giving_back(runner_id, tried=tried)
             if run_id is not None:
-                theirs &= queued_run.c.run_id == run_id
-            changed = {"claimed_by": None, "tries": queued_run.c.tries - (0 if tried else 1)}
-            return connection.execute(update(queued_run).where(theirs).values(changed)).rowcount
+                given_back = given_back.where(queued_run.c.run_id == run_id)
+            return connection.execute(given_back).rowcount
 
     def remove(self, run_id: str) -> bool:
         """Take a run out that nobody has claimed; False if there is none."""
@@ -151,6 +150,13 @@ class RunQueue:
                 yield connection
         except SQLAlchemyError as error:
             raise ledger_error(error, self._label) from error
+
+
+def giving_back(runner_id: str, *, tried: bool) -> Update:
+    """The statement that gives back what a worker claimed and never begun."""
+    theirs = (queued_run.c.claimed_by == runner_id) & queued_run.c.run_id.not_in(select(run.c.run_id))
+    tries = queued_run.c.tries - (0 if tried else 1)
+    return update(queued_run).where(theirs).values(claimed_by=None, tries=tries)
 
 
 def _rows(*, claimed: bool) -> Select[tuple[object, ...]]:

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Engine, Select, and_, delete, insert, select,
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
+from orchestrator.ledger.coordination.queue import giving_back
 from orchestrator.ledger.faults import ledger_error
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.reading.newest_first import unindexed
@@ -25,7 +26,6 @@ from orchestrator.ledger.storage.tables import (
     IS_RUNNING,
     IS_TO_CANCEL,
     fire,
-    queued_run,
     run,
     run_owner,
     runner,
@@ -83,9 +83,8 @@ class RunnerStore:
 
         What it had claimed of the queue and never begun is given back: that it had no time speaks against no run.
         """
-        claimed = (queued_run.c.claimed_by == runner_id) & queued_run.c.run_id.not_in(select(run.c.run_id))
         with self._writing() as connection:
-            connection.execute(update(queued_run).where(claimed).values(claimed_by=None, tries=queued_run.c.tries - 1))
+            connection.execute(giving_back(runner_id, tried=False))
             if not clean or connection.execute(_unfinished(runner_id)).first() is not None:
                 connection.execute(update(runner).where(runner.c.runner_id == runner_id).values(gone=1))
                 return

@@ -31,6 +31,9 @@ DUTY_TTL = 60
 """Seconds that a login lives with which the broker does a duty of its own, and the token that it hangs from."""
 
 
+TRANSIT = "transit"
+"""Where the declared transit keys are."""
+
 SECRET_ID = "(a secret id that only the server knows)"  # noqa: S105 -- what stands in its place
 _SECRET_ID = re.compile(r'(secret_id = ")([^"]*)(")')
 
@@ -69,7 +72,7 @@ def desired_objects(
     objects.append(VaultObject("sys/auth/approle", {"type": "approle"}, once=True))
     objects += [
         VaultObject(
-            f"transit/keys/{name}",
+            f"{TRANSIT}/keys/{name}",
             {
                 "type": key.type,
                 "exportable": False,

@@ -20,13 +20,10 @@ from orchestrator.grants.policy_names import signer_policy_name, token_role_name
 from orchestrator.grants.scope import Scope
 from orchestrator.planning.requests import scopes_of
 from orchestrator.provision.declarations import TransitKey
-from orchestrator.provision.vault.objects import SECRET_ID, VaultObject
+from orchestrator.provision.vault.objects import SECRET_ID, TRANSIT, VaultObject
 from orchestrator.provision.vault.step_policies import HEADER
 from orchestrator.vault.jwks import ALGORITHMS, CLOCK_SKEW, issuer_of
 from orchestrator.workflow.models import Workflow
-
-MOUNT = "transit"
-"""Where the declared transit keys are."""
 
 _SIGNER_POLICY = """\
 path "auth/token/lookup-self" {{
@@ -102,10 +99,10 @@ def token_workflows(
                 f"{where} is signed inside the server, and what its `iss` is to be is not known",
                 hint="set ORCHESTRATOR_TOKEN_ISSUER for provisioning, too",
             )
-        if grant.mount != MOUNT or grant.key not in keys:
+        if grant.mount != TRANSIT or grant.key not in keys:
             raise UsageError(
                 f"{where} is signed by the key `{grant.key}` of `{grant.mount}`, which is not declared",
-                hint=f"add it to `transit_keys` in declarations.yaml, whose mount is `{MOUNT}`",
+                hint=f"add it to `transit_keys` in declarations.yaml, whose mount is `{TRANSIT}`",
             )
         claims = {
             "iss": issuer_of(token_issuer, grant.key),
@@ -164,7 +161,7 @@ def token_grants(workflows: Iterable[Workflow], profile: str) -> Iterator[tuple[
 def _signer(key: str) -> list[VaultObject]:
     name, policy = signer_name(key), signer_policy_name(key)
     return [
-        VaultObject(f"sys/policies/acl/{policy}", {"policy": HEADER + _SIGNER_POLICY.format(mount=MOUNT, key=key)}),
+        VaultObject(f"sys/policies/acl/{policy}", {"policy": HEADER + _SIGNER_POLICY.format(mount=TRANSIT, key=key)}),
         VaultObject(
             f"auth/approle/role/{name}",
             {
