@@ -127,8 +127,8 @@ def own_bench(
 
 
 @pytest.fixture(scope="session")
-def crash_children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    """Runs `faults/crash_child.py`: a runner in a process of its own, which dies where it is told to."""
+def children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """Runs `faults/crash_child.py`: a runner in a process of its own, which dies where it is told to; or a command."""
     with ForkServer(tmp_path_factory.mktemp("children")) as server:
         yield server
 

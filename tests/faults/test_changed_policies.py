@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from bench import Bench, Setup
+from fork_server import ForkServer
 from test_silent_vault import SLEEPING
 from test_takeover import Team, queue
 from waiting import wait_for
@@ -42,8 +43,8 @@ class Watched(Team):
 
 
 @pytest.fixture
-def team(bench: Bench, setup: Setup, tmp_path: Path) -> Iterator[Watched]:
-    with Watched(bench, setup, tmp_path / "marks") as team:
+def team(bench: Bench, setup: Setup, tmp_path: Path, children: ForkServer) -> Iterator[Watched]:
+    with Watched(bench, setup, tmp_path / "marks", children) as team:
         team.put(ALLOWING)
         yield team
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from bench import Bench, Setup
+from fork_server import ForkServer
 from sqlalchemy import text as sql
 from test_takeover import Team, queue
 from waiting import wait_for
@@ -19,8 +20,8 @@ from orchestrator.workflow.loader import digest_of
 
 
 @pytest.fixture
-def team(bench: Bench, setup: Setup, tmp_path: Any) -> Iterator[Team]:
-    with Team(bench, setup, tmp_path / "marks") as team:
+def team(bench: Bench, setup: Setup, tmp_path: Any, children: ForkServer) -> Iterator[Team]:
+    with Team(bench, setup, tmp_path / "marks", children) as team:
         yield team
 
 

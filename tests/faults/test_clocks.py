@@ -214,7 +214,7 @@ def test_vaults_own_clock_tells_a_second_process_how_long_the_first_one_has_trie
 
 @pytest.mark.parametrize("hours", [1, -1])
 def test_what_a_killed_process_with_a_wrong_clock_asked_for_is_not_called_gone_before_vault_is_done(
-    bench: Bench, crash_children: ForkServer, hours: int
+    bench: Bench, children: ForkServer, hours: int
 ) -> None:
     run_id = new_run_id()
     text = RUN.split("  translate:")[0]
@@ -234,7 +234,7 @@ def test_what_a_killed_process_with_a_wrong_clock_asked_for_is_not_called_gone_b
             "do": do,
             **more,
         }
-        return crash_children.run(given)
+        return children.run(given)
 
     def states() -> set[LeaseState]:
         return {lease.state for lease in bench.history(run_id) if lease.attempt == 1 and "sweep" not in lease.resource}

@@ -189,11 +189,11 @@ class Victim:
 
 
 @pytest.fixture
-def victim(bench: Bench, setup: Setup, tmp_path: Path, crash_children: ForkServer) -> Iterator[Victim]:
+def victim(bench: Bench, setup: Setup, tmp_path: Path, children: ForkServer) -> Iterator[Victim]:
     host = bench.info.vault_address.removeprefix("http://")
     address, _, port = host.partition(":")
     with Proxy((address, int(port)), http=True) as proxy:
-        yield Victim(bench, proxy, new_run_id(), tmp_path / "marks", setup, crash_children)
+        yield Victim(bench, proxy, new_run_id(), tmp_path / "marks", setup, children)
 
 
 def kill(victim: Victim, scenario: Scenario, when: str) -> None:

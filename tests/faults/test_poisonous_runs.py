@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from bench import Bench, Setup
+from fork_server import ForkServer
 from test_takeover import Team, events, queue
 from waiting import wait_for
 
@@ -63,8 +64,8 @@ class Victims(Team):
 
 
 @pytest.fixture
-def team(bench: Bench, setup: Setup, tmp_path: Path) -> Iterator[Victims]:
-    with Victims(bench, setup, tmp_path / "marks") as team:
+def team(bench: Bench, setup: Setup, tmp_path: Path, children: ForkServer) -> Iterator[Victims]:
+    with Victims(bench, setup, tmp_path / "marks", children) as team:
         yield team
 
 

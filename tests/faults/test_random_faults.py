@@ -224,7 +224,7 @@ class Arena:
 
 
 @pytest.fixture
-def arena(own_bench: tuple[DevStack, Bench], crash_children: ForkServer) -> Iterator[Arena]:
+def arena(own_bench: tuple[DevStack, Bench], children: ForkServer) -> Iterator[Arena]:
     servers, bench = own_bench
     at = urlsplit(bench.info.vault_address)
     assert at.hostname
@@ -240,7 +240,7 @@ def arena(own_bench: tuple[DevStack, Bench], crash_children: ForkServer) -> Iter
         details = bench.vault.read("database/config/support")["data"]["connection_details"]
         through = details["connection_url"].replace(f":{postgres[1]}/", f":{database.port}/")
         bench.vault.write("database/config/support", connection_url=through)
-        yield Arena(bench, servers, vault, database, random.Random(SEED), keeper, crash_children)
+        yield Arena(bench, servers, vault, database, random.Random(SEED), keeper, children)
         servers.openbao.stop()
         servers.postgres.stop()
 

@@ -16,6 +16,8 @@ from typing import Any, Self
 import psycopg
 import pytest
 from bench import Bench, Setup
+from fork_server import ForkServer
+from queued import queued
 from waiting import wait_for
 
 from orchestrator.actions.catalog import catalog
@@ -60,6 +62,7 @@ class Team:
     bench: Bench
     setup: Setup
     marks: Path
+    children: ForkServer
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -106,13 +109,7 @@ class Team:
         return path
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "orchestrator.cli", *arguments],
-            env=self.environment(),
-            capture_output=True,
-            text=True,
-            timeout=90,
-        )
+        return self.children.command(*arguments, environment=self.environment())
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
@@ -163,17 +160,13 @@ class Team:
 
 
 @pytest.fixture
-def team(bench: Bench, setup: Setup, tmp_path: Path) -> Iterator[Team]:
-    with Team(bench, setup, tmp_path / "marks") as team:
+def team(bench: Bench, setup: Setup, tmp_path: Path, children: ForkServer) -> Iterator[Team]:
+    with Team(bench, setup, tmp_path / "marks", children) as team:
         yield team
 
 
 def queue(team: Team, path: Path) -> str:
-    run_id = new_run_id()
-    added = team.command("queue", "add", str(path), "--run-id", run_id, "--json")
-    assert added.returncode == 0, added.stderr
-    assert json.loads(added.stdout) == {"run": run_id, "added": True}
-    return run_id
+    return queued(team.ledger_url, path)
 
 
 def test_a_living_worker_finishes_the_run_of_a_killed_one(team: Team) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from bench import Bench
+from queued import queued
 from test_hostile_workflows import HOSTILE, workflow
 from test_serve import QUICK, WORKFLOW, Served, served_on
 from waiting import wait_for
@@ -142,8 +143,7 @@ def test_a_worker_goes_on_with_the_others_whatever_is_queued(served: Served) -> 
     texts = {**hostile(), "wanted": WORKFLOW.format(name="wanted", schedule="{ every: 1h }", sql=QUICK)}
     for name, text in texts.items():
         path = installed(served, name, text, served.bench.directory)
-        command = served.command("queue", "add", str(path), "--run-id", f"of-{name}")
-        subprocess.run(command, env=served.environment, capture_output=True, check=True)
+        queued(served.bench.config().ledger_url, path)
     with served.log.open("ab") as log:
         command = served.command("worker", "--listen", "127.0.0.1:0", "--log-format", "json")
         served.process = subprocess.Popen(command, env=served.environment, stdout=subprocess.DEVNULL, stderr=log)

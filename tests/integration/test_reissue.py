@@ -262,7 +262,7 @@ def test_the_row_limits_of_a_step_hold_for_each_new_login(bench: Bench) -> None:
     ids=["asked-for", "issued-and-not-recorded", "issued"],
 )
 def test_a_runner_that_is_killed_while_it_replaces_a_lease_leaves_neither(
-    bench: Bench, crash_children: ForkServer, kind: str, when: str
+    bench: Bench, children: ForkServer, kind: str, when: str
 ) -> None:
     text, run_id = exec_text(bench, HOLDING), new_run_id()
     bench.install(load_text(text, filename="flow.yaml", actions=catalog).workflow)
@@ -279,7 +279,7 @@ def test_a_runner_that_is_killed_while_it_replaces_a_lease_leaves_neither(
         "do": "run",
         "point": {"kind": kind, "grant_kind": "database", "when": when, "count": 2},
     }
-    assert crash_children.run(given) == -9
+    assert children.run(given) == -9
 
     async def recover() -> None:
         async with open_services(bench.config(settle=-600.0), redactor=Redactor()) as services:
