@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -214,16 +215,24 @@ def _looked_at(node: dict[str, Any]) -> int:
     return int(own) + sum(_looked_at(child) for child in node.get("Plans", ()))
 
 
-def _meets(row: dict[str, Any], wanted: LeaseFilter) -> bool:
-    equal = ("workflow", "step", "agent", "grant_kind", "step_key", "vault_lease_id")
-    return (
-        all(getattr(wanted, name) in (None, row[name]) for name in equal)
-        and wanted.run in (None, row["run_id"])
-        and (wanted.states is None or row["state"] in wanted.states)
-        and str(row["resource"]).startswith(wanted.resource or "")
-        and (wanted.since is None or row["requested_at"] >= time_to_text(wanted.since))
-        and (wanted.until is None or row["requested_at"] < time_to_text(wanted.until))
-    )
+def _meeting(wanted: LeaseFilter, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    names = ("workflow", "step", "agent", "grant_kind", "step_key", "vault_lease_id")
+    equal = {name: value for name in names if (value := getattr(wanted, name)) is not None}
+    equal |= {"run_id": wanted.run} if wanted.run is not None else {}
+    since, until = (time_to_text(time) if time is not None else None for time in (wanted.since, wanted.until))
+    for row in rows:
+        if (
+            all(row[name] == value for name, value in equal.items())
+            and (wanted.states is None or row["state"] in wanted.states)
+            and str(row["resource"]).startswith(wanted.resource or "")
+            and (since is None or row["requested_at"] >= since)
+            and (until is None or row["requested_at"] < until)
+        ):
+            yield row
+
+
+def _first_of(wanted: LeaseFilter, rows: Iterable[dict[str, Any]]) -> list[str]:
+    return [str(row["lease_id"]) for row in islice(_meeting(wanted, rows), LIMIT)]
 
 
 def of(**given: Any) -> LeaseFilter:
@@ -289,12 +298,11 @@ def test_no_filter_looks_at_more_than_a_few_times_its_answer(
 def test_the_parts_of_an_answer_are_together_what_a_look_at_all_leases_finds(
     filled: Filled, values: dict[str, str]
 ) -> None:
-    of_values = [each for each in reversed(filled.leases) if _meets(each, of(**values))]
+    of_values = list(_meeting(of(**values), reversed(filled.leases)))
     for states in STATES:
         for times in TIMES:
             wanted = of(states=states, **values, **times)
-            expected = [str(each["lease_id"]) for each in of_values if _meets(each, wanted)][:LIMIT]
-            assert [each.lease_id for each in filled.reader.leases(wanted)] == expected, wanted
+            assert [each.lease_id for each in filled.reader.leases(wanted)] == _first_of(wanted, of_values), wanted
 
 
 @pytest.mark.parametrize("many", [10, 40, 100])
@@ -318,8 +326,7 @@ def test_what_takes_in_many_combinations_is_answered_all_the_same(filled: Filled
             of(agent="zoe", resource="many/", states=frozenset({LeaseState.REVOKED})),
             of(agent="zoe", resource="many/", until=START + timedelta(hours=5)),
         ):
-            expected = [row["lease_id"] for row in by_time if _meets(row, wanted)][:LIMIT]
-            assert [each.lease_id for each in filled.reader.leases(wanted)] == expected, wanted
+            assert [each.lease_id for each in filled.reader.leases(wanted)] == _first_of(wanted, by_time), wanted
 
 
 @contextmanager
