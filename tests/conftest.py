@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from bench import ESCAPED, LEDGER_FILES, SETUPS, Bench, Setup, prepare
+from bench import LEDGER_FILES, SETUPS, Bench, Setup, holds_secret, prepare
 from fork_server import ForkServer
 from hypothesis import settings
 
@@ -155,7 +155,7 @@ def nothing_escapes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
                             arguments = file.read()
                     except OSError:
                         continue
-                    if ESCAPED.search(arguments):
+                    if holds_secret(arguments):
                         seen.add(arguments)
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -176,7 +176,7 @@ def escaped_secrets(roots: Sequence[Path]) -> list[str]:
             if path.is_file() and not path.is_symlink() and not {"pgdata", "raft"} & set(path.parts):
                 try:
                     with path.open("rb") as file:
-                        if any(ESCAPED.search(piece) for piece in pieces_of(file.fileno())):
+                        if any(holds_secret(piece) for piece in pieces_of(file.fileno())):
                             found.append(str(path))
                 except OSError:
                     continue
