@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any
 
 import hvac
 import psycopg
+from escaped import PASSWORD_LETTERS
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.assembly import RunnerConfig, open_services
@@ -40,25 +40,6 @@ from orchestrator.workflow.loader import load, load_text
 from orchestrator.workflow.models import Workflow
 
 ROOT = Path(__file__).parents[1]
-PASSWORD_LETTERS = "QXZJ"
-_TOKENS = [
-    re.compile(pattern)
-    for pattern in (
-        rb"s\.(?<![A-Za-z0-9_]s\.)[A-Za-z0-9]{24}\b",
-        rb"eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{20,}",
-        rb"xoxb-[A-Za-z0-9-]{10,}",
-    )
-]
-"""A Vault token, a signed JWT, a Slack bot token. Each begins with letters, which makes looking for them quick."""
-
-_PASSWORD = bytes(letter in PASSWORD_LETTERS.encode() for letter in range(256)), bytes([1] * 20)
-"""A database password: twenty of its letters, with these as 1 and all others as 0."""
-
-
-def holds_secret(data: bytes) -> bool:
-    """Whether a recognisable secret is in it: all that a session has written is looked through in a second or two."""
-    letters, twenty = _PASSWORD
-    return twenty in data.translate(letters) or any(token.search(data) for token in _TOKENS)
 
 
 @dataclass(frozen=True)

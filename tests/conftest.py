@@ -13,14 +13,15 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import psycopg
 import pytest
-from bench import LEDGER_FILES, SETUPS, Bench, Setup, holds_secret, prepare
+from bench import LEDGER_FILES, SETUPS, Bench, Setup, prepare
+from escaped import escaped_secrets, holds_secret
 from fork_server import ForkServer
 from hypothesis import settings
 
@@ -166,33 +167,3 @@ def nothing_escapes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     assert not seen, f"{len(seen)} processes had a secret among their arguments"
     written = [tmp_path_factory.getbasetemp(), Path(os.environ.get("ORCHESTRATOR_TEST_OUTPUT", "/nonexistent"))]
     assert escaped_secrets(written) == []
-
-
-def escaped_secrets(roots: Sequence[Path]) -> list[str]:
-    """The files below these folders that hold a recognisable secret; the servers' own data is theirs to keep."""
-    found = []
-    for root in roots:
-        for path in root.rglob("*"):
-            if path.is_file() and not path.is_symlink() and not {"pgdata", "raft"} & set(path.parts):
-                try:
-                    with path.open("rb") as file:
-                        if any(holds_secret(piece) for piece in pieces_of(file.fileno())):
-                            found.append(str(path))
-                except OSError:
-                    continue
-    return found
-
-
-def pieces_of(file: int) -> Iterator[bytes]:
-    """The written parts of a file, piece by piece, each with the end of the one before; holes are left out."""
-    offset, before = 0, b""
-    while True:
-        try:
-            offset = os.lseek(file, offset, os.SEEK_DATA)
-        except OSError:
-            return  # ENXIO: nothing but a hole until the end
-        piece = os.read(file, 1 << 20)
-        if not piece:
-            return
-        yield before + piece
-        offset, before = offset + len(piece), piece[-4096:]

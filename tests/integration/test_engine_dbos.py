@@ -13,8 +13,9 @@ from typing import Any
 
 import psycopg
 import pytest
-from bench import Bench, Setup, holds_secret
+from bench import Bench, Setup
 from dbos import DBOSClient
+from escaped import holds_secret
 from waiting import wait_for
 
 from orchestrator.actions.catalog import catalog

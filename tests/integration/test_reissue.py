@@ -10,7 +10,8 @@ from textwrap import indent
 from typing import Any
 
 import pytest
-from bench import Bench, holds_secret
+from bench import Bench
+from escaped import holds_secret
 from fork_server import ForkServer
 
 from orchestrator.actions.catalog import catalog

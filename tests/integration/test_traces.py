@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench import Bench, holds_secret
+from bench import Bench
+from escaped import holds_secret
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from test_serve import Served, served  # noqa: F401 -- a fixture

@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from bench import PASSWORD_LETTERS, holds_secret
-from conftest import escaped_secrets
+from escaped import PASSWORD_LETTERS, escaped_secrets, holds_secret
 
 SECRETS = {
     "password": (PASSWORD_LETTERS * 5).encode(),
