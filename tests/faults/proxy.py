@@ -95,6 +95,7 @@ class _Marker:
     data: bytes
     forwarded: bool
     left: int
+    silence: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -205,6 +206,10 @@ class Proxy:
         """
         self._call(lambda: self._markers.append(_Marker(data, forwarded, times)))
 
+    def silence_at(self, data: bytes, *, times: int = 1) -> None:
+        """Pass on what a client says with these bytes in it, and nothing of what the server says from then on."""
+        self._call(lambda: self._markers.append(_Marker(data, True, times, silence=True)))
+
     @property
     def unused(self) -> int:
         """How many faults that were asked for have not happened yet: a test should end with 0."""
@@ -311,7 +316,8 @@ class Proxy:
                 if not marker.forwarded:
                     connection.cut()
                     return
-                connection.doomed = True
+                connection.silent |= marker.silence
+                connection.doomed = not marker.silence
             elif not to_server and connection.doomed:
                 connection.cut()
                 return

@@ -19,6 +19,7 @@ from http_messages import answer, read_message
 from hypothesis import given
 from hypothesis import strategies as st
 from proxy import Answer, CutAfterForwarding, DropAnswer, Garbage, GarbledAnswer, Proxy, Way
+from waiting import wait_for
 
 from orchestrator.devstack.stack import StackInfo
 
@@ -328,3 +329,33 @@ def test_messages_are_told_apart_however_the_bytes_arrive(messages: list[tuple[i
         return found
 
     assert asyncio.run(go()) == sent
+
+
+def test_a_statement_is_done_and_never_answered(
+    stack: StackInfo, through: tuple[Proxy, Callable[[], psycopg.Connection[Any]]]
+) -> None:
+    proxy, connect = through
+    proxy.silence_at(b"CREATE ROLE proxy_test")
+    session = connect()
+    session.execute("SELECT 1")
+    ended: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            session.execute("CREATE ROLE proxy_test")
+        except psycopg.OperationalError as error:
+            ended.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    with psycopg.connect(stack.support_dsn.reveal(), autocommit=True) as direct:
+        there = "SELECT FROM pg_roles WHERE rolname = 'proxy_test'"
+        wait_for(lambda: direct.execute(there).fetchone() is not None, "the statement")
+        assert proxy.unused == 0
+        asking.join(0.3)
+        assert asking.is_alive()
+        assert proxy.cut() == 1
+        asking.join(10)
+        direct.execute("DROP ROLE IF EXISTS proxy_test")
+    assert len(ended) == 1
+    session.close()
