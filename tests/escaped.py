@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 PASSWORD_LETTERS = "QXZJ"
+"""Of every database password."""
+
 _TOKENS = [
     re.compile(pattern)
     for pattern in (
@@ -18,14 +20,15 @@ _TOKENS = [
 ]
 """A Vault token, a signed JWT, a Slack bot token. Each begins with letters, which makes looking for them quick."""
 
-_PASSWORD = bytes(letter in PASSWORD_LETTERS.encode() for letter in range(256)), bytes([1] * 20)
-"""A database password: twenty of its letters, with these as 1 and all others as 0."""
+_OF_PASSWORDS = bytes(each in PASSWORD_LETTERS.encode() for each in range(256))
+"""For `translate`: the letters of passwords become 1, all others 0."""
+
+_PASSWORD = b"\1" * 20
 
 
 def holds_secret(data: bytes) -> bool:
     """Whether a recognisable secret is in it: all that a session has written is looked through in a second or two."""
-    letters, twenty = _PASSWORD
-    return twenty in data.translate(letters) or any(token.search(data) for token in _TOKENS)
+    return _PASSWORD in data.translate(_OF_PASSWORDS) or any(token.search(data) for token in _TOKENS)
 
 
 def escaped_secrets(roots: Sequence[Path]) -> list[str]:

@@ -25,8 +25,10 @@ from orchestrator.clock import SystemClock
 from orchestrator.ledger.opening import open_ledger
 
 FAULTS = Path(__file__).with_name("faults")
-COMMANDS = ("cli.main", "cli.commands.run", "cli.commands.runs", "cli.commands.leases", "cli.commands.queue")
-IMPORTED_LATE = ("httpx", "hvac", "pglast", "psycopg", "ruamel.yaml", "orchestrator.runs.engines.dbos")
+IMPORTED_LATE = (
+    *("httpx", "hvac", "pglast", "psycopg", "ruamel.yaml", "orchestrator.runs.engines.dbos", "orchestrator.cli.main"),
+    *(f"orchestrator.cli.commands.{name}" for name in ("run", "runs", "leases", "queue")),
+)
 
 
 class ForkServer(AbstractContextManager["ForkServer"]):
@@ -82,7 +84,7 @@ def serve() -> None:
     crash_child = import_module("crash_child")
     for name in crash_child.catalog.names():
         crash_child.catalog.params_of(name)
-    for module in (*(f"orchestrator.{each}" for each in COMMANDS), *IMPORTED_LATE):
+    for module in IMPORTED_LATE:
         import_module(module)
     with tempfile.TemporaryDirectory() as directory:  # imports what makes the tables, too
         open_ledger(f"sqlite:///{directory}/ledger.db", clock=SystemClock()).close()

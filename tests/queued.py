@@ -14,12 +14,11 @@ from orchestrator.workflow.inputs import bind_inputs
 from orchestrator.workflow.loader import load
 
 
-def queued(ledger_url: str, path: Path, run_id: str = "") -> str:
+def queued(ledger_url: str, path: Path) -> str:
     """What `queue add` does; the id of the run."""
     loaded = load(path, actions=catalog)
-    request = RunRequest(
-        run_id=run_id or new_run_id(), loaded=loaded, inputs=bind_inputs(loaded.workflow, {}), trigger="queue"
-    )
+    inputs = bind_inputs(loaded.workflow, {})
+    request = RunRequest(run_id=new_run_id(), loaded=loaded, inputs=inputs, trigger="queue")
     clock = SystemClock()
     with open_ledger(ledger_url, clock=clock) as ledger:
         assert enqueue(ledger.queue, request, clock)

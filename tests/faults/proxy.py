@@ -90,12 +90,19 @@ class _Rule:
     when: Callable[[str], bool]
 
 
+class _End(Enum):
+    """What becomes of a connection on which certain bytes came."""
+
+    CUT = "cut before they are passed on"
+    CUT_AT_THE_ANSWER = "cut when the server answers them"
+    SILENCE = "open, and nothing of the server is passed on"
+
+
 @dataclass(slots=True)
 class _Marker:
     data: bytes
-    forwarded: bool
+    end: _End
     left: int
-    silence: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -204,11 +211,12 @@ class Proxy:
         `forwarded=False`: they never reach the server. `forwarded=True`: they do, and the cut comes
         when the server answers them, so that it has done its work and the client does not know.
         """
-        self._call(lambda: self._markers.append(_Marker(data, forwarded, times)))
+        end = _End.CUT_AT_THE_ANSWER if forwarded else _End.CUT
+        self._call(lambda: self._markers.append(_Marker(data, end, times)))
 
     def silence_at(self, data: bytes, *, times: int = 1) -> None:
         """Pass on what a client says with these bytes in it, and nothing of what the server says from then on."""
-        self._call(lambda: self._markers.append(_Marker(data, True, times, silence=True)))
+        self._call(lambda: self._markers.append(_Marker(data, _End.SILENCE, times)))
 
     @property
     def unused(self) -> int:
@@ -313,11 +321,13 @@ class Proxy:
         writer = connection.server_out if to_server else connection.client_out
         while data := await reader.read(1 << 16):
             if to_server and (marker := self._marker_in(data)) is not None:
-                if not marker.forwarded:
+                if marker.end is _End.CUT:
                     connection.cut()
                     return
-                connection.silent |= marker.silence
-                connection.doomed = not marker.silence
+                if marker.end is _End.SILENCE:
+                    connection.silent = True
+                else:
+                    connection.doomed = True
             elif not to_server and connection.doomed:
                 connection.cut()
                 return

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from bench import Bench, Setup
 from fork_server import ForkServer
+from queued import queued
 from test_silent_vault import SLEEPING
-from test_takeover import Team, queue
+from test_takeover import Team
 from waiting import wait_for
 
 from orchestrator.ledger.lease import FINAL
@@ -64,7 +65,7 @@ def cut_off(team: Watched, run_id: str) -> None:
 
 @pytest.mark.parametrize("where", TIGHTENED)
 def test_a_worker_that_takes_over_asks_the_policy_of_now(team: Watched, where: str) -> None:
-    run_id = queue(team, team.flow())
+    run_id = queued(team.ledger_url, team.flow())
     victim = team.worker()
     wait_for(team.at_work, "the step to hold its login")
     victim.kill()
@@ -91,7 +92,7 @@ def test_who_resumes_a_run_asks_the_policy_of_now(team: Watched, where: str) -> 
 
 @pytest.mark.parametrize("setup", ["local-sqlite"], indirect=True)
 def test_a_worker_that_is_at_work_asks_the_policy_of_now_for_the_next_step(team: Watched) -> None:
-    run_id = queue(team, team.flow(sql="SELECT pg_sleep(5)"))
+    run_id = queued(team.ledger_url, team.flow(sql="SELECT pg_sleep(5)"))
     worker = team.worker()
     wait_for(lambda: team.bench.sql(SLEEPING), "the step to be at work")
     team.put(TIGHTENED["at the step"])

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from bench import Bench, Setup
 from fork_server import ForkServer
+from queued import queued
 from sqlalchemy import text as sql
-from test_takeover import Team, queue
+from test_takeover import Team
 from waiting import wait_for
 
 from orchestrator.ledger.lease import FINAL
@@ -74,9 +75,9 @@ def each(*changes: Callable[[Team], None]) -> pytest.MarkDecorator:
 def test_a_queued_run_is_failed_at_once_and_those_behind_it_are_carried_out(
     team: Team, change: Callable[[Team], None]
 ) -> None:
-    run_id = queue(team, team.flow())
+    run_id = queued(team.ledger_url, team.flow())
     change(team)
-    behind = queue(team, team.flow("other", sql="SELECT 1"))
+    behind = queued(team.ledger_url, team.flow("other", sql="SELECT 1"))
     team.worker()
     record = wait_for(lambda: team.ended(run_id), "the run to end")
     assert record.state is RunState.FAILED
@@ -90,7 +91,7 @@ def test_a_queued_run_is_failed_at_once_and_those_behind_it_are_carried_out(
 def test_a_run_of_a_dead_worker_is_failed_once_its_leases_are_closed(
     team: Team, change: Callable[[Team], None]
 ) -> None:
-    run_id = queue(team, team.flow())
+    run_id = queued(team.ledger_url, team.flow())
     victim = team.worker()
     wait_for(team.at_work, "the step to hold its login")
     victim.kill()

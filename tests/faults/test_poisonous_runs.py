@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from bench import Bench, Setup
 from fork_server import ForkServer
-from test_takeover import Team, events, queue
+from queued import queued
+from test_takeover import Team, events
 from waiting import wait_for
 
 from orchestrator.actions.catalog import catalog
@@ -70,8 +71,8 @@ def team(bench: Bench, setup: Setup, tmp_path: Path, children: ForkServer) -> It
 
 
 def test_a_queued_run_that_ends_who_reads_it_is_failed_by_the_next_one_without_being_read(team: Victims) -> None:
-    run_id = queue(team, team.flow("poison"))
-    behind = queue(team, team.flow("other", sql="SELECT 1"))
+    run_id = queued(team.ledger_url, team.flow("poison"))
+    behind = queued(team.ledger_url, team.flow("other", sql="SELECT 1"))
     for _ in range(2):
         assert team.poisoned().wait(60) == -9
     last = team.poisoned()
@@ -84,7 +85,7 @@ def test_a_queued_run_that_ends_who_reads_it_is_failed_by_the_next_one_without_b
 
 
 def test_a_running_run_that_ends_who_goes_on_with_it_is_failed_once_its_leases_are_closed(team: Victims) -> None:
-    run_id = queue(team, team.flow("poison"))
+    run_id = queued(team.ledger_url, team.flow("poison"))
     first = team.worker()
     wait_for(team.at_work, "the step to hold its login")
     [login] = team.bench.logins()
@@ -97,7 +98,7 @@ def test_a_running_run_that_ends_who_goes_on_with_it_is_failed_once_its_leases_a
     assert "1 before it that went on with this run" in record.reason
     assert login not in team.bench.logins()
     assert {lease.state for lease in team.leases(run_id)} <= FINAL
-    behind = queue(team, team.flow("other", sql="SELECT 1"))
+    behind = queued(team.ledger_url, team.flow("other", sql="SELECT 1"))
     assert wait_for(lambda: team.ended(behind), "another run").state is RunState.SUCCEEDED
     assert last.poll() is None
     shown = team.command("runs", "show", run_id)
@@ -105,7 +106,7 @@ def test_a_running_run_that_ends_who_goes_on_with_it_is_failed_once_its_leases_a
 
 
 def test_machines_that_die_cost_a_run_nothing_until_there_were_too_many(team: Victims) -> None:
-    run_id = queue(team, team.flow())
+    run_id = queued(team.ledger_url, team.flow())
     victim = team.worker()
     for _ in range(team.limit + 1):
         wait_for(team.at_work, "the step to hold its login")

@@ -165,12 +165,8 @@ def team(bench: Bench, setup: Setup, tmp_path: Path, children: ForkServer) -> It
         yield team
 
 
-def queue(team: Team, path: Path) -> str:
-    return queued(team.ledger_url, path)
-
-
 def test_a_living_worker_finishes_the_run_of_a_killed_one(team: Team) -> None:
-    run_id = queue(team, team.flow())
+    run_id = queued(team.ledger_url, team.flow())
     team.worker()
     team.worker()
     wait_for(team.at_work, "the step to hold its login")
@@ -188,7 +184,7 @@ def test_a_living_worker_finishes_the_run_of_a_killed_one(team: Team) -> None:
 
 
 def test_a_worker_that_was_stopped_can_do_nothing_more_under_its_old_fence(team: Team) -> None:
-    run_id = queue(team, team.flow())
+    run_id = queued(team.ledger_url, team.flow())
     team.worker()
     team.worker()
     wait_for(team.at_work, "the step to hold its login")
@@ -346,7 +342,7 @@ class TestOneShot:
 
     @one_engine
     def test_a_command_closes_what_a_worker_left_and_leaves_the_run_to_another_worker(self, team: Team) -> None:
-        run_id = queue(team, team.flow())
+        run_id = queued(team.ledger_url, team.flow())
         victim = team.worker()
         wait_for(team.at_work, "the step to hold its login")
         victim.kill()
@@ -422,7 +418,7 @@ class TestOneShot:
 
 def test_limits_hold_over_all_workers(team: Team) -> None:
     path = team.flow("limited", top="max_runs: 1", sql="SELECT pg_sleep(0.3)")
-    runs = [queue(team, path) for _ in range(4)]
+    runs = [queued(team.ledger_url, path) for _ in range(4)]
     most = 0
 
     def all_ended() -> bool:

@@ -217,8 +217,8 @@ def _looked_at(node: dict[str, Any]) -> int:
 
 def _meeting(wanted: LeaseFilter, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     names = ("workflow", "step", "agent", "grant_kind", "step_key", "vault_lease_id")
-    equal = {name: value for name in names if (value := getattr(wanted, name)) is not None}
-    equal |= {"run_id": wanted.run} if wanted.run is not None else {}
+    given = {"run_id": wanted.run, **{name: getattr(wanted, name) for name in names}}
+    equal = {name: value for name, value in given.items() if value is not None}
     since, until = (time_to_text(time) if time is not None else None for time in (wanted.since, wanted.until))
     for row in rows:
         if (

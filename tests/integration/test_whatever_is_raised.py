@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any, ClassVar
 
@@ -78,17 +78,6 @@ EXCEPTIONS: Mapping[str, Callable[[], BaseException]] = {
     "CancelledError": asyncio.CancelledError,
 }
 """What code may raise that means no harm."""
-
-OF_OWN_WAYS = {"ValueError", "Unspeakable", "ExceptionGroup", "TimeoutError", "StopIteration", "CancelledError"}
-"""Those that Python or we treat in ways of their own, and one that is as the rest are."""
-
-
-def for_one_of(places: Iterable[str], place: str) -> dict[str, Callable[[], BaseException]]:
-    """What is raised at a place: all of OF_OWN_WAYS, and one of the others, each of which has its place."""
-    others = sorted(EXCEPTIONS.keys() - OF_OWN_WAYS)
-    chosen = OF_OWN_WAYS | {others[list(places).index(place) % len(others)]}
-    return {name: make for name, make in EXCEPTIONS.items() if name in chosen}
-
 
 WORSE: Mapping[str, Callable[[], BaseException]] = {
     "SystemExit": lambda: SystemExit(7),
@@ -366,7 +355,7 @@ def test_an_exception_anywhere_in_an_attempt_ends_its_step_and_no_other(bench: B
     workflow = loaded(bench)
 
     async def go() -> None:
-        for name, make in {**for_one_of(POINTS, point), **(WORSE if point in WIDE else {})}.items():
+        for name, make in {**EXCEPTIONS, **(WORSE if point in WIDE else {})}.items():
             outcome, _ = await run(bench, workflow, POINTS[point], make, max_parallel=1)
             assert outcome.state is RunState.FAILED, name
             assert outcome.exit_code in (ExitCode.STEP_FAILED, ExitCode.UNREACHABLE), name
@@ -386,7 +375,7 @@ def test_an_exception_while_credentials_are_taken_back_keeps_no_other_from_being
     workflow = loaded(bench)
 
     async def go() -> None:
-        for name, make in for_one_of(CLOSING, point).items():
+        for name, make in EXCEPTIONS.items():
             outcome, _ = await run(bench, workflow, CLOSING[point], make, max_parallel=1)
             assert set(outcome.steps.values()) == {StepState.SUCCEEDED}, name
             assert outcome.exit_code in (ExitCode.DONE, ExitCode.UNCONFIRMED), name
@@ -459,7 +448,7 @@ def test_an_exception_in_the_record_of_an_event_still_ends_the_run(bench: Bench,
     workflow = loaded(bench)
 
     async def go() -> None:
-        for name, make in for_one_of(KINDS, kind).items():
+        for name, make in EXCEPTIONS.items():
             outcome, _ = await run(bench, workflow, sabotage, make, max_parallel=1)
             assert outcome.state in (RunState.FAILED, RunState.SUCCEEDED), name
             assert outcome.steps["other"] is StepState.SUCCEEDED, name
