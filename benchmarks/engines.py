@@ -32,7 +32,7 @@ from orchestrator.assembly import RunnerConfig, open_services
 from orchestrator.devstack.postgres import Postgres
 from orchestrator.jsontypes import JsonObject
 from orchestrator.ledger.ids import new_run_id
-from orchestrator.policy.allow_all import AllowAllEngine
+from orchestrator.policy.engines.allow_all import AllowAllEngine
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.engines.types import EngineName
 from orchestrator.runs.runner import Runner

@@ -13,7 +13,7 @@ import hvac
 from orchestrator.assembly import RunnerConfig
 from orchestrator.devstack.provisioned import Provisioned, provision_stack
 from orchestrator.devstack.stack import DevStack
-from orchestrator.policy.allow_all import AllowAllEngine
+from orchestrator.policy.engines.allow_all import AllowAllEngine
 from orchestrator.provision.service import open_provisioning
 from orchestrator.workflow.models import Workflow
 

@@ -39,7 +39,7 @@ from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.lease import OPEN, LeaseState
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.types import LeaseFilter, LeaseRecord
-from orchestrator.policy.allow_all import AllowAllEngine
+from orchestrator.policy.engines.allow_all import AllowAllEngine
 from orchestrator.recovery.takeover import Recovery
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.runner import Runner

@@ -20,7 +20,7 @@ from orchestrator.credentials.types import Confirm, Issuer
 from orchestrator.errors import ExitCode
 from orchestrator.jsontypes import JsonValue
 from orchestrator.ledger.opening import open_ledger
-from orchestrator.policy.types import PolicyEngine
+from orchestrator.policy.types import ConnectedEngine, PolicyEngine
 from orchestrator.recovery.resumption import resume, run_once
 from orchestrator.redaction.own_secrets import OwnSecrets, secrets_in
 from orchestrator.redaction.redactor import Redactor
@@ -121,6 +121,8 @@ async def open_services(
         finally:
             await asyncio.to_thread(heartbeat.close, clean=given_back)
             await ledger.aclose()
+            if isinstance(config.policy, ConnectedEngine):
+                await config.policy.aclose()
 
 
 async def run_workflow(

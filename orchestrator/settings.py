@@ -102,6 +102,8 @@ class Settings(BaseSettings):
     """How runs are driven."""
     policy: str = "rego"
     policy_path: Path = Field(default_factory=default_policies)
+    policy_options: dict[str, str] = Field(default_factory=dict)
+    """What the engine is told that asks a service, such as `url`; see docs/policies.md."""
     policy_on_error: Literal["keep", "deny"] = "keep"
     """What decides while changed policies are not valid: those of before, or nobody, so that everything is denied."""
     grace: Annotated[float, Field(gt=0)] = 30.0

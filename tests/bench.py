@@ -27,7 +27,7 @@ from orchestrator.ledger.events import Event
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.types import LeaseFilter, LeaseRecord
-from orchestrator.policy.allow_all import AllowAllEngine
+from orchestrator.policy.engines.allow_all import AllowAllEngine
 from orchestrator.policy.types import PolicyEngine
 from orchestrator.provision.service import Provisioning, compiled_grants, load_workflows, open_provisioning
 from orchestrator.provision.vault.step_policies import step_access

@@ -70,7 +70,12 @@ def policy_engine(settings: Settings) -> PolicyEngine:
     from orchestrator.policy.opening import open_engine
     from orchestrator.policy.watched import OnError
 
-    return open_engine(settings.policy, path=settings.policy_path, on_error=OnError(settings.policy_on_error))
+    return open_engine(
+        settings.policy,
+        path=settings.policy_path,
+        on_error=OnError(settings.policy_on_error),
+        options=settings.policy_options,
+    )
 
 
 def runner_config(settings: Settings, *, engine: EngineName | None = None, grace: float | None = None) -> RunnerConfig:

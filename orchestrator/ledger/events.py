@@ -81,7 +81,7 @@ class AttemptStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decided:
-    """The policy's answer. `input_digest` is SHA-256 of the canonical `input`; `max_ttl` an obligation in seconds."""
+    """The policy's answer, and what it was asked. Nothing of either is secret."""
 
     kind: ClassVar[str] = "decision"
     step: str
@@ -89,9 +89,21 @@ class Decided:
     engine: str
     revision: str
     input_digest: str
+    """SHA-256 of the canonical `input`."""
     allow: bool
     reasons: tuple[str, ...]
     max_ttl: int | None = None
+    """An obligation in seconds; since `obligations` are recorded it is there."""
+    question: str = "decision"
+    """`admit` where the agent was refused before anything of the workflow was evaluated."""
+    input: JsonObject = field(default_factory=dict)
+    """The whole question, as `orchestrator.policy.documents` describes it; empty in older records."""
+    answer: JsonValue = None
+    """What the engine said, whole; None where that was no JSON, or far too long."""
+    obligations: JsonObject = field(default_factory=dict)
+    """What was understood of it as demands."""
+    decision_id: str = ""
+    """The engine's own name for the decision."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,6 +65,7 @@ def policy_request(
     action_view: JsonObject,
     scopes: tuple[Scope, ...],
     time: datetime | None,
+    reason: str = "",
 ) -> PolicyRequest:
     """The request for one attempt at a step. `inputs` are those that may be shown; `time` is None in a dry run."""
     workflow = loaded.workflow
@@ -82,5 +83,7 @@ def policy_request(
         action=step.action,
         action_view=action_view,
         grants=scopes,
+        timeout=step.timeout,
+        reason=reason,
         time=time,
     )

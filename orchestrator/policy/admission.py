@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 from orchestrator.grants.scope import Scope
-from orchestrator.policy.types import Decision, Obligations, PolicyEngine, PolicyRequest
+from orchestrator.policy.obligations import Obligations
+from orchestrator.policy.types import Decision, PolicyEngine, PolicyRequest
 
 
 @runtime_checkable

@@ -33,7 +33,7 @@ from orchestrator.ledger.ids import new_step_key
 from orchestrator.ledger.states import StepState
 from orchestrator.planning.requests import bind, scopes_of
 from orchestrator.policy.admission import admission
-from orchestrator.policy.types import Decision, PolicyRequest
+from orchestrator.policy.types import Decision, PolicyRequest, input_digest
 from orchestrator.redaction.redactor import redact_exception
 from orchestrator.runs.action_task import ActionTask
 from orchestrator.runs.outcomes import state_after
@@ -88,7 +88,7 @@ class StepAttempt:
             decision = await admission(self.services.policy, request)
             if decision is None or decision.allow:
                 return None
-            decided = self._decided(decision, request)
+            decided = self._decided(decision, request, "admit")
         except OrchestratorError as error:
             return await self._end_early(error, started)
         except Exception as error:  # noqa: BLE001 -- a policy engine may raise anything
@@ -260,16 +260,21 @@ class StepAttempt:
         view = action.view(params)
         return self.progress.policy_request(self.step_id, self.number, view, scopes, self.services.clock.now())
 
-    def _decided(self, decision: Decision, request: PolicyRequest) -> Decided:
+    def _decided(self, decision: Decision, request: PolicyRequest, question: str = "decision") -> Decided:
+        document = request.as_json()
         return Decided(
             step=self.step_id,
             attempt=self.number,
             engine=decision.engine,
             revision=decision.revision,
-            input_digest=request.digest(),
+            input_digest=input_digest(document),
             allow=decision.allow,
             reasons=decision.reasons,
-            max_ttl=decision.obligations.max_ttl,
+            question=question,
+            input=document,
+            answer=decision.answer,
+            obligations=decision.obligations.as_json(),
+            decision_id=decision.decision_id,
         )
 
     def _denied(self, decision: Decision) -> PolicyDenied:

@@ -22,7 +22,7 @@ from orchestrator.clock import SystemClock
 from orchestrator.credentials.duties import DatabaseDuties
 from orchestrator.ledger.events import Event, RunStarted
 from orchestrator.ledger.types import LedgerWriter
-from orchestrator.policy.allow_all import AllowAllEngine
+from orchestrator.policy.engines.allow_all import AllowAllEngine
 from orchestrator.recovery.open_leases import close_left_over, left_over
 from orchestrator.recovery.resumption import run_once
 from orchestrator.recovery.takeover import Recovery

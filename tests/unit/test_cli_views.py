@@ -14,7 +14,7 @@ from orchestrator.cli.display.plan_view import PlanView, StepView, plan_json, pr
 from orchestrator.cli.dry_run import decided
 from orchestrator.grants.privileges import Privilege
 from orchestrator.grants.scope import Scope
-from orchestrator.policy.rego import RegoEngine
+from orchestrator.policy.engines.rego import RegoEngine
 from orchestrator.policy.types import Decision, PolicyRequest
 
 ENGINE = RegoEngine.from_directory(Path(__file__).parents[2] / "workflows" / "policies")
@@ -117,7 +117,7 @@ def test_the_same_plan_is_the_same_text_for_programs() -> None:
             "at_run_time": False,
             "engine": "rego",
             "revision": "sha256:00",
-            "max_ttl": None,
+            "obligations": {},
         },
     }
 

@@ -12,7 +12,7 @@ import pytest
 from orchestrator import extensions
 
 ROOT = Path(__file__).parents[2]
-ALLOW_ALL = "orchestrator.policy.allow_all:AllowAllEngine"
+ALLOW_ALL = "orchestrator.policy.engines.allow_all:AllowAllEngine"
 
 
 def distribution(folder: Path, name: str, group: str, entry: str, value: str = ALLOW_ALL) -> Path:

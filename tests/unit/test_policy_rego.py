@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import UsageError
-from orchestrator.policy.allow_all import AllowAllEngine
+from orchestrator.policy.engines.allow_all import AllowAllEngine
+from orchestrator.policy.engines.rego import PolicySource, RegoEngine, revision_of
 from orchestrator.policy.opening import open_engine
-from orchestrator.policy.rego import PolicySource, RegoEngine, revision_of
 from orchestrator.policy.types import Decision, PolicyRequest
 from orchestrator.policy.watched import WatchedPolicies
 
@@ -50,10 +50,10 @@ def test_a_policy_that_says_yes_allows() -> None:
         ('decision := {"allow": true} if input.agent == "b"', "undefined"),
         ('decision := {"allow": "yes"}', "no boolean `allow`"),
         ('decision := {"allow": true, "reasons": "fine"}', "`reasons`"),
-        ('decision := {"allow": true, "reasons": [1]}', "`reasons`"),
+        ('decision := {"allow": true, "reasons": [1]}', "`reasons.0`"),
         ('decision := {"allow": true, "obligations": []}', "`obligations`"),
         ('decision := {"allow": true, "obligations": {"approval": "a person"}}', "cannot do: approval"),
-        ('decision := {"allow": true, "obligations": {"max_ttl": "5m"}}', "`max_ttl`"),
+        ('decision := {"allow": true, "obligations": {"max_ttl": "5m"}}', "`obligations.max_ttl`"),
         ('decision := {"allow": true, "obligatons": {"max_ttl": 60}}', "not understood: obligatons"),
         ("decision := true", "undefined"),
     ],

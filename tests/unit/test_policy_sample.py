@@ -14,7 +14,7 @@ from orchestrator.actions.catalog import action
 from orchestrator.grants.privileges import ALL_COLUMNS, Privilege, RowLimit
 from orchestrator.grants.scope import Scope
 from orchestrator.jsontypes import JsonObject
-from orchestrator.policy.rego import PolicySource, RegoEngine
+from orchestrator.policy.engines.rego import PolicySource, RegoEngine
 from orchestrator.policy.types import PolicyRequest
 
 ENGINE = RegoEngine.from_directory(Path(__file__).parents[2] / "workflows" / "policies")

@@ -16,7 +16,7 @@ import pytest
 import test_policy_sample as sample
 
 from orchestrator.errors import UsageError
-from orchestrator.policy.rego import DECISION_RULE, MAX_INPUT_BYTES, PolicySource, RegoEngine, _first_line
+from orchestrator.policy.engines.rego import DECISION_RULE, MAX_INPUT_BYTES, PolicySource, RegoEngine, _first_line
 from orchestrator.policy.types import PolicyRequest
 
 HEAD = "package orchestrator\nimport rego.v1\n"

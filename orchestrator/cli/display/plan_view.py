@@ -136,7 +136,7 @@ def plan_json(plan: PlanView) -> Mapping[str, object]:
                     "at_run_time": step.partial,
                     "engine": step.decision.engine,
                     "revision": step.decision.revision,
-                    "max_ttl": step.decision.obligations.max_ttl,
+                    "obligations": step.decision.obligations.as_json(),
                 },
             }
             for step in plan.steps

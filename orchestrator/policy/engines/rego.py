@@ -28,8 +28,9 @@ from typing import Any
 
 from orchestrator.errors import UsageError
 from orchestrator.jsontypes import JsonValue
-from orchestrator.policy.rego_check import check_modules
-from orchestrator.policy.types import Decision, PolicyRequest, decision_from
+from orchestrator.policy.documents import decision_from
+from orchestrator.policy.engines.rego_check import check_modules
+from orchestrator.policy.types import Decision, PolicyRequest
 
 DECISION_RULE = "data.orchestrator.decision"
 ADMIT_RULE = "data.orchestrator.admit"

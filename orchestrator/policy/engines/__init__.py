@@ -1,0 +1,1 @@
+"""The policy engines that come with the orchestrator, each behind `orchestrator.policy.types.PolicyEngine`."""

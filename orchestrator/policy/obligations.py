@@ -1,0 +1,108 @@
+"""What a decision may demand beside its yes or no.
+
+Whoever asks says in the question which ones it can carry out (`supported_obligations`); one that is not understood,
+or that cannot be carried out for this step, turns the answer into a denial. `notify` is carried out with a denial, too.
+The rules are those of the AuthZEN Obligations Profile 1.0 (draft 1, sections 4 and 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict
+
+from orchestrator.jsontypes import JsonObject
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+Columns = Annotated[list[Annotated[str, Field(min_length=1, max_length=63)]], Field(min_length=1)]
+NarrowerColumns = dict[str, dict[str, dict[Literal["select", "insert", "update"], Columns]]]
+"""By grant, table (`schema.name`) and verb: the columns that may remain."""
+
+MAX_NOTICES = 10
+"""How many notices one decision may demand."""
+
+
+class Notice(TypedDict):
+    """One message that has to be delivered before the step gets credentials, or because it is denied."""
+
+    __pydantic_config__ = ConfigDict(title="notice", **_STRICT)  # type: ignore[misc]  # PEP 589 knows no such member
+
+    to: Annotated[
+        str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$", description="A destination of the settings, by its name there.")
+    ]
+    text: Annotated[str, Field(min_length=1, max_length=2000, description="What to say.")]
+
+
+class ObligationsDocument(TypedDict, total=False):
+    """The member `obligations` of a decision, field by field."""
+
+    __pydantic_config__ = ConfigDict(title="obligations", **_STRICT)  # type: ignore[misc]
+
+    max_ttl: Annotated[
+        int, Field(gt=0, description="Seconds that no credential of the attempt lives longer than, its token included.")
+    ]
+    columns: Annotated[
+        NarrowerColumns,
+        Field(
+            min_length=1,
+            description="By database grant, table (`schema.name`) and verb: the columns that may remain. The grant "
+            "must declare exactly that under `narrower`, so that it is provisioned.",
+        ),
+    ]
+    max_rows: Annotated[int, Field(gt=0, description="More rows than that are an error; for actions that return rows.")]
+    reason_required: Annotated[bool, Field(description="Whoever started the run must have said why (`run --reason`).")]
+    notify: Annotated[
+        list[Notice],
+        Field(max_length=MAX_NOTICES, description="Messages to deliver; carried out with a denial, too."),
+    ]
+
+
+SUPPORTED = tuple(ObligationsDocument.__annotations__)
+"""The obligations that this version can carry out, as the question names them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Obligations:
+    """What a decision demands. `max_ttl` in seconds; `columns` by grant, table and verb."""
+
+    max_ttl: int | None = None
+    columns: Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]] = field(default_factory=dict)
+    max_rows: int | None = None
+    reason_required: bool = False
+    notify: tuple[Notice, ...] = ()
+
+    @classmethod
+    def of(cls, document: ObligationsDocument) -> Obligations:
+        """Those of a valid document."""
+        columns: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
+            grant: {
+                table: {verb: tuple(sorted(set(names))) for verb, names in verbs.items()}
+                for table, verbs in tables.items()
+            }
+            for grant, tables in document.get("columns", {}).items()
+        }
+        return cls(
+            max_ttl=document.get("max_ttl"),
+            columns=columns,
+            max_rows=document.get("max_rows"),
+            reason_required=document.get("reason_required", False),
+            notify=tuple(document.get("notify", ())),
+        )
+
+    def as_json(self) -> JsonObject:
+        """As a decision writes them, without those that demand nothing."""
+        found: dict[str, object] = {
+            "max_ttl": self.max_ttl,
+            "columns": {
+                grant: {table: {verb: list(names) for verb, names in verbs.items()} for table, verbs in tables.items()}
+                for grant, tables in self.columns.items()
+            },
+            "max_rows": self.max_rows,
+            "reason_required": self.reason_required,
+            "notify": [dict(notice) for notice in self.notify],
+        }
+        return {name: value for name, value in found.items() if value}  # type: ignore[misc]  # JSON by construction
