@@ -24,6 +24,7 @@ from orchestrator.policy.types import ConnectedEngine, PolicyEngine
 from orchestrator.recovery.resumption import resume, run_once
 from orchestrator.redaction.own_secrets import OwnSecrets, secrets_in
 from orchestrator.redaction.redactor import Redactor
+from orchestrator.runs.enforcement.notices import Notifier
 from orchestrator.runs.engines.opening import open_engine
 from orchestrator.runs.engines.types import EngineName
 from orchestrator.runs.heartbeat import Heartbeat
@@ -59,6 +60,7 @@ class RunnerConfig:
     dead_after: float = 15.0
     max_takeovers: int = 3
     confinement: Confinement = Confinement.BEST
+    notify: Mapping[str, Secret] = field(default_factory=dict)
     own_secrets: tuple[Secret, ...] = ()
     """Further secrets that this process was told, which no output may hold."""
     clock: Clock = field(default_factory=SystemClock)
@@ -73,7 +75,7 @@ async def open_services(
     ledger = open_ledger(config.ledger_url, clock=config.clock)
     writer = ObservedLedger(ledger, observer, config.clock) if observer else ledger
     heartbeat = Heartbeat(ledger.runners)
-    told = (*config.own_secrets, *secrets_in(config.ledger_url))
+    told = (*config.own_secrets, *config.notify.values(), *secrets_in(config.ledger_url))
     own_secrets = OwnSecrets(redactor, standing=lambda: (*told, *standing_secrets(config.vault)))
     vault = VaultSession(
         config.vault, clock=config.clock, remember=own_secrets.remember_token, own_token=heartbeat.remember_token
@@ -113,6 +115,7 @@ async def open_services(
                 dead_after=config.dead_after,
                 max_takeovers=config.max_takeovers,
                 confinement=config.confinement,
+                notifier=Notifier(config.notify),
             )
     finally:
         given_back = False

@@ -30,6 +30,7 @@ from pydantic_settings import (
 )
 
 from orchestrator.actions.confinement import Confinement
+from orchestrator.actions.http.origins import is_confidential
 from orchestrator.environment import PREFIX, config_file, default_ledger, default_policies, has_password, is_http
 from orchestrator.errors import UsageError
 
@@ -104,6 +105,8 @@ class Settings(BaseSettings):
     policy_path: Path = Field(default_factory=default_policies)
     policy_options: dict[str, str] = Field(default_factory=dict)
     """What the engine is told that asks a service, such as `url`; see docs/policies.md."""
+    notify: dict[str, SecretStr] = Field(default_factory=dict)
+    """URLs of webhooks, by the names that policies use for whom they want told; each counts as a secret."""
     policy_on_error: Literal["keep", "deny"] = "keep"
     """What decides while changed policies are not valid: those of before, or nobody, so that everything is denied."""
     grace: Annotated[float, Field(gt=0)] = 30.0
@@ -137,6 +140,14 @@ class Settings(BaseSettings):
         if unknown := sorted(set(primaries) - set(endpoints)):
             raise ValueError(f"there is no endpoint of the name {', '.join(unknown)}")
         return primaries
+
+    @field_validator("notify", mode="after")
+    @classmethod
+    def _webhooks(cls, notify: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name, url in notify.items():
+            if not is_confidential(url.get_secret_value()):
+                raise ValueError(f"`{name}` is not the https URL of a webhook (http only on this machine itself)")
+        return notify
 
     @property
     def database_addresses(self) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -33,6 +33,10 @@ class Params(BaseModel):
     """What is known of the output's keys; `validate` holds expressions against it. The others may be anything."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
+
+    def held_to_rows(self, most: int) -> Self | None:
+        """The same parameters, with which more rows than that are an error; None: the action cannot be held to it."""
+        return None
 
 
 @dataclass(frozen=True, slots=True)

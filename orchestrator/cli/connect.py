@@ -83,6 +83,7 @@ def runner_config(settings: Settings, *, engine: EngineName | None = None, grace
     from orchestrator.assembly import RunnerConfig
     from orchestrator.cli.vault_login import vault_config
     from orchestrator.credentials.types import Confirm
+    from orchestrator.secret import Secret
 
     return RunnerConfig(
         vault=vault_config(settings),
@@ -100,6 +101,7 @@ def runner_config(settings: Settings, *, engine: EngineName | None = None, grace
         dead_after=settings.dead_after,
         max_takeovers=settings.max_takeovers,
         confinement=settings.confinement,
+        notify={name: Secret(url.get_secret_value()) for name, url in settings.notify.items()},
         own_secrets=_secrets_of(settings),
     )
 

@@ -32,6 +32,7 @@ Grace = Annotated[
         help="How long revoking may take when a step ends or a signal comes. Default: ORCHESTRATOR_GRACE, or 30.",
     ),
 ]
+Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; policies may want to know. Is recorded.")]
 Inputs = Annotated[
     list[str] | None, typer.Option("--input", "-i", metavar="NAME=VALUE", help="One input; may be given again.")
 ]

@@ -128,6 +128,7 @@ class DatabaseDuties:
             scopes=(scope,),
             policy=duty_policy_name(duty, connection),
             deadline=until,
+            max_ttl=None,
         )
         broker = replace(self.broker, grace=min(self.broker.grace, half))
         # What was found counts even if taking the login back takes longer: that has a limit of its own.

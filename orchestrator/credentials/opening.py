@@ -30,6 +30,10 @@ from orchestrator.vault.session import StepToken
 STEP_TOKEN_GRANT = "(step token)"  # noqa: S105 -- how the ledger names the child token among the grants
 
 
+_CLOCK_SECONDS = 2
+"""By how much Vault's clock may differ from ours, and how long it took until its answer was here."""
+
+
 @dataclass(frozen=True, slots=True)
 class KeptLease:
     """A lease that has to be renewed or replaced while its step goes on. `ttl` in seconds; `version` from 1."""
@@ -232,6 +236,17 @@ class Opening:
 
     def _check(self, scope: Scope, issued: Issued, ttl: int) -> None:
         """Refuse what was issued but does not serve: it is on record by now and is closed like any other."""
+        longest = self.attempt.max_ttl
+        if longest is not None and issued.valid_until is not None:
+            latest = self.broker.clock.now() + timedelta(seconds=longest + _CLOCK_SECONDS)
+            if issued.valid_until > latest:
+                raise GrantRefused(
+                    f"{self.where(scope)}: it is valid for longer than the {longest}s that the policy allows",
+                    grant=scope.name,
+                    path=scope.resource,
+                    by="orchestrator",
+                    hint="shorten the grant's `ttl`, then `orchestrator provision apply`",
+                )
         needed = int(min(self.attempt.deadline - self.broker.clock.monotonic(), scope.ttl))
         if ttl < needed:
             raise GrantRefused(
@@ -275,4 +290,6 @@ def _token_scope(broker: BrokerParts, attempt: Attempt) -> Scope:
     """The attempt's own token: it lives as long as the attempt may take, so that leases can be renewed under it."""
     left = math.ceil(attempt.deadline - broker.clock.monotonic())
     ttl = max([left + STEP_TOKEN_MARGIN, *(scope.ttl for scope in attempt.scopes)])
+    if attempt.max_ttl is not None:  # what hangs from the token ends with it, whatever Vault's roles say
+        ttl = min(ttl, attempt.max_ttl)
     return Scope(STEP_TOKEN_GRANT, STEP_TOKEN_KIND, attempt.policy, ttl)

@@ -28,7 +28,8 @@ SWEEP_GRANT = "(sweep)"
 class Attempt:
     """One try at a step, for which credentials are opened.
 
-    `policy` is the Vault policy its child token gets; `deadline` is in seconds of the monotonic clock.
+    `policy` is the Vault policy its child token gets; `deadline` is in seconds of the monotonic clock; `max_ttl` in
+    seconds caps the life of everything that is issued for it, whatever the scopes say.
     """
 
     run_id: str
@@ -41,6 +42,7 @@ class Attempt:
     scopes: tuple[Scope, ...]
     policy: str
     deadline: float
+    max_ttl: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 
 from orchestrator.grants.models import DatabaseGrant, OwnedObjects
+from orchestrator.grants.narrowing import narrow
 from orchestrator.grants.privileges import Privilege, digest, merge, shape
 
 SCOPE_ROLE_PREFIX = "orchestrator_scope_"
@@ -45,14 +46,17 @@ class CompiledGrant:
         return (self.connection, self.scope_role, *limits, self.owned_objects)
 
 
-def compile_grant(grant: DatabaseGrant, *, ttl: int, max_ttl: int) -> CompiledGrant | None:
+def compile_grant(grant: DatabaseGrant, *, ttl: int, max_ttl: int, narrower: str | None = None) -> CompiledGrant | None:
     """The compiled form, or None for a grant of a role that an admin maintains.
 
-    The same grant gives the same names, on every machine and in every release; another one gives others.
+    `narrower` names one of the grant's forms with fewer columns. The same grant gives the same names, on every machine
+    and in every release; another one gives others.
     """
     if not grant.privileges:
         return None
     privileges = merge(each.privilege() for each in grant.privileges)
+    if narrower is not None:
+        privileges = narrow(privileges, grant.narrower[narrower])
     scope = digest(privileges)
     limits = [grant.connection, scope, ttl, max_ttl, grant.max_connections, grant.statement_timeout, grant.read_only]
     if grant.owned_objects != "drop":  # not for the default, whose names are in use

@@ -11,7 +11,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from orchestrator.grants.privileges import WRITING_VERBS, DeclaredPrivilege, merge
+from orchestrator.grants.narrowing import check_narrower
+from orchestrator.grants.privileges import WRITING_VERBS, ColumnName, ColumnVerb, DeclaredPrivilege, TableName, merge
 
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 
@@ -78,8 +79,21 @@ TOKEN_KEY = "orchestrator-token"  # noqa: S105 -- the name of a transit key
 OwnedObjects = Literal["drop", "keep"]
 """What becomes of the objects of a login that goes; dropped is the default, since nobody would look after them."""
 
-_OF_PRIVILEGES = {"max_connections", "statement_timeout", "read_only", "owned_objects"}
+_OF_PRIVILEGES = {"max_connections", "statement_timeout", "read_only", "owned_objects", "narrower"}
 """What a grant says of the login that provisioning compiles for it."""
+
+
+Narrower = Annotated[
+    dict[
+        TableName,
+        Annotated[
+            dict[ColumnVerb, Annotated[list[ColumnName], Field(min_length=1)]],
+            Field(min_length=1),
+        ],
+    ],
+    Field(min_length=1),
+]
+"""By table and verb: the columns that remain."""
 
 
 class _Grant(BaseModel):
@@ -134,6 +148,12 @@ class DatabaseGrant(_LeasedGrant):
         default="drop",
         description="What becomes of objects that the login owns when it goes: dropped, or kept by Vault's own login.",
     )
+    narrower: dict[Name, Narrower] = Field(
+        default_factory=dict,
+        description="Forms of the grant with fewer columns, by a name of yours, that a policy may demand instead of "
+        "the whole (obligation `columns`); provisioned with it. What is not named stays as it is.",
+        examples=[{"without_comments": {"shop.orders": {"select": ["id", "total"]}}}],
+    )
     mount: VaultPath = Field(default="database", description="Mount path of the database secrets engine.")
 
     @model_validator(mode="after")
@@ -142,7 +162,12 @@ class DatabaseGrant(_LeasedGrant):
             raise ValueError("a database grant has either `privileges` or the `role` that an admin maintains")
         if self.role is not None and (given := sorted(_OF_PRIVILEGES & self.model_fields_set)):
             raise ValueError(f"these belong to `privileges`, not to `role`: `{'`, `'.join(given)}`")
-        merge(each.privilege() for each in self.privileges)
+        declared = merge(each.privilege() for each in self.privileges)
+        for name, columns in self.narrower.items():
+            try:
+                check_narrower(declared, columns)
+            except ValueError as error:
+                raise ValueError(f"`narrower.{name}`: {error}") from error
         for each in self.privileges:
             if self.read_only and each.privilege().verb in WRITING_VERBS:
                 raise ValueError(f"a `read_only` grant cannot `{each.privilege().verb}`")

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 Verb = Literal["select", "insert", "update", "delete", "execute", "usage"]
 TABLE_VERBS: tuple[Verb, ...] = ("select", "insert", "update", "delete")
 VERBS: tuple[Verb, ...] = (*TABLE_VERBS, "execute", "usage")
+ColumnVerb = Literal["select", "insert", "update"]
 COLUMN_VERBS: frozenset[Verb] = frozenset({"select", "insert", "update"})
 WRITING_VERBS: frozenset[Verb] = frozenset({"insert", "update", "delete", "usage"})
 

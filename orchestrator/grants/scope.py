@@ -20,6 +20,16 @@ STEP_TOKEN_MARGIN = 30
 
 
 @dataclass(frozen=True, slots=True)
+class NarrowerForm:
+    """A form of a database grant with fewer columns, as it is provisioned under a Vault role of its own."""
+
+    name: str
+    role: str
+    resource: str
+    privileges: tuple[Privilege, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Scope:
     """One grant, the same however it was written. Everything here may be shown to anyone.
 
@@ -41,6 +51,8 @@ class Scope:
     privileges: tuple[Privilege, ...] = ()
     bindings: tuple[str, ...] = ()
     """The values of the row limits that the run binds, in the order of `bound_limits`; none in a plan."""
+    narrower: tuple[NarrowerForm, ...] = ()
+    """What a policy may demand instead; none once it has been decided."""
     on_expiry: str = "fail"
     overlap: int = 0
     """Seconds for which an old credential stays valid beside the new one; 0 where none is issued anew."""
@@ -61,7 +73,21 @@ class Scope:
             parts["scopes"] = list(self.scopes)
         if self.privileges:
             parts["privileges"] = [_privilege_json(privilege) for privilege in self.bound_privileges()]
+        if self.narrower:
+            parts["narrower"] = [
+                {
+                    "name": form.name,
+                    "privileges": [_privilege_json(each) for each in self.narrowed(form).bound_privileges()],
+                }
+                for form in self.narrower
+            ]
         return parts
+
+    def narrowed(self, form: NarrowerForm | None) -> Scope:
+        """What the step gets: this form of the grant, or the whole of it (None)."""
+        if form is None:
+            return replace(self, narrower=())
+        return replace(self, privileges=form.privileges, role=form.role, resource=form.resource, narrower=())
 
     def bound_privileges(self) -> tuple[Privilege, ...]:
         """The privileges with the values of this run in their row limits, as far as they are known."""
@@ -101,7 +127,7 @@ class Scope:
 
 
 def scope_from_json(recorded: Mapping[str, Any]) -> Scope:
-    """The scope that `as_json` recorded, with the values of its row limits as constants."""
+    """The scope that `as_json` recorded, with the values of its row limits as constants, and without narrower forms."""
     return Scope(
         name=str(recorded.get("name", "")),
         kind=str(recorded.get("kind", "")),
@@ -131,9 +157,20 @@ def ttl_of(grant: AnyGrant, *, step_timeout: int) -> int:
 
 
 def compiled(grant: DatabaseGrant, *, step_timeout: int) -> CompiledGrant | None:
-    """What provisioning installs for a database grant of a step; its maximum TTL lets the step end in any case."""
+    """What provisioning installs for the whole of a database grant of a step; None where an admin maintains it."""
+    return compiled_forms(grant, step_timeout=step_timeout).get(None)
+
+
+def compiled_forms(grant: DatabaseGrant, *, step_timeout: int) -> dict[str | None, CompiledGrant]:
+    """Everything that provisioning installs for a database grant: the whole (None), and its narrower forms by name.
+
+    Their maximum TTL lets the step end in any case. Empty for a grant of a role that an admin maintains.
+    """
     ttl = ttl_of(grant, step_timeout=step_timeout)
-    return compile_grant(grant, ttl=ttl, max_ttl=max(ttl, step_timeout + STEP_TOKEN_MARGIN))
+    max_ttl = max(ttl, step_timeout + STEP_TOKEN_MARGIN)
+    forms = (None, *grant.narrower)
+    made = {form: compile_grant(grant, ttl=ttl, max_ttl=max_ttl, narrower=form) for form in forms}
+    return {form: each for form, each in made.items() if each is not None}
 
 
 def normalise(name: str, grant: AnyGrant, *, step_timeout: int, place: str = "") -> Scope:
@@ -144,7 +181,8 @@ def normalise(name: str, grant: AnyGrant, *, step_timeout: int, place: str = "")
     ttl = ttl_of(grant, step_timeout=step_timeout)
     match grant:
         case DatabaseGrant():
-            made = compiled(grant, step_timeout=step_timeout)
+            forms = compiled_forms(grant, step_timeout=step_timeout)
+            made = forms.pop(None, None)
             role = made.vault_role if made else str(grant.role)
             return Scope(
                 name,
@@ -154,6 +192,10 @@ def normalise(name: str, grant: AnyGrant, *, step_timeout: int, place: str = "")
                 connection=grant.connection,
                 role=role,
                 privileges=made.privileges if made else (),
+                narrower=tuple(
+                    NarrowerForm(str(form), each.vault_role, f"{grant.mount}/creds/{each.vault_role}", each.privileges)
+                    for form, each in forms.items()
+                ),
                 **_expiry(grant),
             )
         case SecretGrant():

@@ -32,6 +32,8 @@ class RunStarted:
     steps: tuple[str, ...]
     not_looked_for: tuple[str, ...] = ()
     """Secret inputs that are too short or too common to be recognised in an output."""
+    reason: str = ""
+    """Why, in the words of whoever started it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +106,19 @@ class Decided:
     """What was understood of it as demands."""
     decision_id: str = ""
     """The engine's own name for the decision."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notified:
+    """The decision demanded that somebody is told, and that was tried. `error` is empty where it was delivered."""
+
+    kind: ClassVar[str] = "notice"
+    step: str
+    attempt: int
+    to: str
+    """The name of the destination in the settings."""
+    text: str
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,6 +307,7 @@ Event = (
     | RunFinished
     | AttemptStarted
     | Decided
+    | Notified
     | AttemptFinished
     | StepFinished
     | OrphansSwept

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
+from orchestrator.grants.narrowing import NarrowerColumns
+from orchestrator.grants.privileges import ColumnVerb
 from orchestrator.jsontypes import JsonObject
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
 Columns = Annotated[list[Annotated[str, Field(min_length=1, max_length=63)]], Field(min_length=1)]
-NarrowerColumns = dict[str, dict[str, dict[Literal["select", "insert", "update"], Columns]]]
+ColumnsByGrant = dict[str, dict[str, dict[ColumnVerb, Columns]]]
 """By grant, table (`schema.name`) and verb: the columns that may remain."""
 
 MAX_NOTICES = 10
@@ -46,7 +48,7 @@ class ObligationsDocument(TypedDict, total=False):
         int, Field(gt=0, description="Seconds that no credential of the attempt lives longer than, its token included.")
     ]
     columns: Annotated[
-        NarrowerColumns,
+        ColumnsByGrant,
         Field(
             min_length=1,
             description="By database grant, table (`schema.name`) and verb: the columns that may remain. The grant "
@@ -70,7 +72,7 @@ class Obligations:
     """What a decision demands. `max_ttl` in seconds; `columns` by grant, table and verb."""
 
     max_ttl: int | None = None
-    columns: Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]] = field(default_factory=dict)
+    columns: Mapping[str, NarrowerColumns] = field(default_factory=dict)
     max_rows: int | None = None
     reason_required: bool = False
     notify: tuple[Notice, ...] = ()
@@ -78,7 +80,7 @@ class Obligations:
     @classmethod
     def of(cls, document: ObligationsDocument) -> Obligations:
         """Those of a valid document."""
-        columns: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
+        columns: Mapping[str, NarrowerColumns] = {
             grant: {
                 table: {verb: tuple(sorted(set(names))) for verb, names in verbs.items()}
                 for table, verbs in tables.items()

@@ -11,7 +11,7 @@ from orchestrator.actions.catalog import catalog
 from orchestrator.errors import ProvisionError, UsageError
 from orchestrator.grants.compiled import CompiledGrant
 from orchestrator.grants.models import DatabaseGrant
-from orchestrator.grants.scope import compiled
+from orchestrator.grants.scope import compiled_forms
 from orchestrator.provision.change import Change
 from orchestrator.provision.database.side import DatabaseSide
 from orchestrator.provision.declarations import Declarations, Runtime, load_declarations
@@ -155,8 +155,10 @@ def compiled_grants(
     for workflow in workflows:
         for step_id, step in workflow.steps.items():
             for name, grant in step.grants.items():
-                if isinstance(grant, DatabaseGrant) and (made := compiled(grant, step_timeout=step.timeout)):
-                    where = f"grant `{name}` of step `{step_id}` in `{workflow.name}`"
+                if not isinstance(grant, DatabaseGrant):
+                    continue
+                where = f"grant `{name}` of step `{step_id}` in `{workflow.name}`"
+                for made in compiled_forms(grant, step_timeout=step.timeout).values():
                     if grant.connection not in connections:
                         raise UsageError(
                             f"{where} names the connection `{grant.connection}`, which is not declared",

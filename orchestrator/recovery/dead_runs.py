@@ -17,6 +17,7 @@ from orchestrator.ledger.events import (
     Event,
     RunFinished,
     RunResumed,
+    RunStarted,
     RunTakenOver,
     StepFinished,
 )
@@ -218,4 +219,6 @@ def request_of(services: Services, record: RunRecord, secrets: Mapping[str, Json
                 hint=f"orchestrator runs resume {record.run_id} --inputs FILE",
             )
     inputs: dict[str, JsonValue | Secret] = bind_inputs(loaded.workflow, given)
-    return RunRequest(run_id=record.run_id, loaded=loaded, inputs=inputs, trigger=record.trigger)
+    started = services.reader.events(record.run_id, kind=RunStarted.kind)
+    reason = str(started[0].data.get("reason", "")) if started else ""
+    return RunRequest(run_id=record.run_id, loaded=loaded, inputs=inputs, trigger=record.trigger, reason=reason)

@@ -7,7 +7,7 @@ happens in between, the credentials are closed before this module says how the a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -28,14 +28,16 @@ from orchestrator.grants.policy_names import step_policy_name
 from orchestrator.grants.privileges import bound_limits
 from orchestrator.grants.scope import Scope
 from orchestrator.jsontypes import JsonObject, JsonValue
-from orchestrator.ledger.events import AttemptFinished, AttemptStarted, Decided, Event
+from orchestrator.ledger.events import AttemptFinished, AttemptStarted, Decided, Event, Notified
 from orchestrator.ledger.ids import new_step_key
 from orchestrator.ledger.states import StepState
 from orchestrator.planning.requests import bind, scopes_of
 from orchestrator.policy.admission import admission
+from orchestrator.policy.obligations import Notice
 from orchestrator.policy.types import Decision, PolicyRequest, input_digest
 from orchestrator.redaction.redactor import redact_exception
 from orchestrator.runs.action_task import ActionTask
+from orchestrator.runs.enforcement.permits import denied, permitted
 from orchestrator.runs.outcomes import state_after
 from orchestrator.runs.types import RunProgress, Services
 from orchestrator.uninterrupted import is_cancelled
@@ -93,7 +95,8 @@ class StepAttempt:
             return await self._end_early(error, started)
         except Exception as error:  # noqa: BLE001 -- a policy engine may raise anything
             return await self._end_early(self._unexpected(error), started)
-        return await self._end_early(self._denied(decision), started, decided)
+        told = await self._tell(decision)
+        return await self._end_early(denied(decision, request), started, decided, *told)
 
     async def run(self) -> AttemptResult:
         """Carry it out. Raises CancelledError after clean-up, and LedgerError where nothing can be recorded."""
@@ -111,14 +114,44 @@ class StepAttempt:
             return await self._end_early(error, started)
         except Exception as error:  # noqa: BLE001 -- an action, a library or a policy engine may raise anything
             return await self._end_early(self._unexpected(error), started)
-        decided = self._decided(decision, request)
-        if not decision.allow:
-            return await self._end_early(self._denied(decision), started, decided)
-        if scopes and decision.obligations.max_ttl is not None and decision.obligations.max_ttl < self._step.timeout:
-            return await self._end_early(self._too_short(decision.obligations.max_ttl), started, decided)
-        attempt = self._attempt(started.step_key, scopes, decision, deadline)
-        leases = services.broker.open(attempt, prelude=(started, decided), run=self.progress.leases)
-        return await self._act(leases, action, params, deadline, started.confinement or ())
+        prelude: tuple[Event, ...] = (started, self._decided(decision, request))
+        if decision.obligations.notify:  # on record before anybody is told
+            await self._record(*prelude)
+            prelude = ()
+        told = await self._tell(decision)
+        try:
+            permit = permitted(decision, request, params)
+            _all_delivered(told)
+        except PolicyDenied as error:
+            return await self._end_early(error, *prelude, *told)
+        attempt = self._attempt(started.step_key, permit.scopes, decision.obligations.max_ttl, deadline)
+        leases = services.broker.open(attempt, prelude=(*prelude, *told), run=self.progress.leases)
+        return await self._act(leases, action, permit.params, deadline, started.confinement or ())
+
+    async def _tell(self, decision: Decision) -> tuple[Notified, ...]:
+        """Tell everybody whom the decision wants told, at once; what came of it."""
+        numbered = enumerate(decision.obligations.notify, 1)
+        return tuple(
+            await asyncio.gather(*(self._delivered(each, number, decision.allow) for number, each in numbered))
+        )
+
+    async def _delivered(self, notice: Notice, number: int, allow: bool) -> Notified:
+        request = self.progress.request
+        about: JsonObject = {
+            "id": f"{request.run_id}/{self.step_id}/{self.number}/{number}",
+            "run": request.run_id,
+            "workflow": request.loaded.workflow.name,
+            "step": self.step_id,
+            "attempt": self.number,
+            "agent": request.loaded.workflow.agent,
+            "allow": allow,
+        }
+        error = ""
+        try:
+            await self.services.notifier.deliver(notice, about)
+        except OrchestratorError as problem:
+            error = problem.message + (f"; {problem.hint}" if problem.hint else "")
+        return Notified(step=self.step_id, attempt=self.number, to=notice["to"], text=notice["text"], error=error)
 
     def _started(self) -> AttemptStarted:
         return AttemptStarted(
@@ -277,20 +310,7 @@ class StepAttempt:
             decision_id=decision.decision_id,
         )
 
-    def _denied(self, decision: Decision) -> PolicyDenied:
-        return PolicyDenied(
-            f"step `{self.step_id}` was denied by policy ({decision.engine}): {'; '.join(decision.reasons)}",
-            hint="narrow what the step asks for, or ask the owner of the policy; see `orchestrator plan`",
-        )
-
-    def _too_short(self, max_ttl: int) -> PolicyDenied:
-        return PolicyDenied(
-            f"step `{self.step_id}` may take {self._step.timeout}s, but the policy allows its credentials "
-            f"to live {max_ttl}s at most",
-            hint="shorten the step's timeout",
-        )
-
-    def _attempt(self, step_key: str, scopes: tuple[Scope, ...], decision: Decision, deadline: float) -> Attempt:
+    def _attempt(self, step_key: str, scopes: tuple[Scope, ...], max_ttl: int | None, deadline: float) -> Attempt:
         workflow, request = self.progress.request.loaded.workflow, self.progress.request
         return Attempt(
             run_id=request.run_id,
@@ -300,9 +320,10 @@ class StepAttempt:
             number=self.number,
             agent=workflow.agent,
             step_key=step_key,
-            scopes=tuple(_capped(scope, decision.obligations.max_ttl) for scope in scopes),
+            scopes=tuple(_capped(scope, max_ttl) for scope in scopes),
             policy=step_policy_name(workflow.name, self.step_id),
             deadline=deadline,
+            max_ttl=max_ttl,
         )
 
     def _context(
@@ -340,6 +361,15 @@ def _end_now(limit: asyncio.Timeout, expiring: list[OrchestratorError], error: O
     """End the step although its time is not over: a credential of it is."""
     expiring.append(error)
     limit.reschedule(asyncio.get_running_loop().time())
+
+
+def _all_delivered(told: Iterable[Notified]) -> None:
+    """Raise PolicyDenied where somebody could not be told who must be told first."""
+    for notice in told:
+        if notice.error:
+            raise PolicyDenied(
+                f"step `{notice.step}`: the policy demands that `{notice.to}` is told first: {notice.error}"
+            )
 
 
 def _capped(scope: Scope, max_ttl: int | None) -> Scope:

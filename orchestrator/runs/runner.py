@@ -30,8 +30,8 @@ from orchestrator.ledger.types import LeaseFilter, LeaseRecord, StepRecord
 from orchestrator.planning.graph import dependencies
 from orchestrator.redaction.forms import recognisable
 from orchestrator.redaction.redactor import redact_exception
-from orchestrator.runs.admission import any_admitted
 from orchestrator.runs.attempt import AttemptResult, Conclusion, StepAttempt
+from orchestrator.runs.enforcement.admission import any_admitted
 from orchestrator.runs.engines.types import Walk
 from orchestrator.runs.graph_walk import Graph
 from orchestrator.runs.outcomes import excessive_wish, exit_code, missing_ends, retry_delay, run_state
@@ -85,6 +85,7 @@ class Runner:
                 inputs=progress.public_inputs,
                 steps=tuple(loaded.workflow.steps),
                 not_looked_for=_not_looked_for(request),
+                reason=request.reason,
             ),
         )
 

@@ -25,6 +25,7 @@ from orchestrator.policy.types import PolicyEngine, PolicyRequest
 from orchestrator.redaction.forms import recognisable
 from orchestrator.redaction.own_secrets import OwnSecrets
 from orchestrator.redaction.redactor import Redactor
+from orchestrator.runs.enforcement.notices import Notifier
 from orchestrator.runs.engines.local import LocalEngine
 from orchestrator.runs.engines.types import Engine
 from orchestrator.runs.heartbeat import Heartbeat
@@ -51,6 +52,8 @@ class Services:
     waiting_time: WaitingTime
     primaries: Mapping[str, str] = field(default_factory=dict)
     """Addresses of the servers in which the logins are made, by connection, where the endpoint is a standby."""
+    notifier: Notifier = field(default_factory=Notifier)
+    """Delivers what policies want others to be told."""
     own_secrets: OwnSecrets = field(default_factory=lambda: OwnSecrets(Redactor()))
     """Knows the orchestrator's own secrets, which no output may hold."""
     engine: Engine = field(default_factory=LocalEngine)
@@ -78,6 +81,8 @@ class RunRequest:
     loaded: LoadedWorkflow
     inputs: Mapping[str, JsonValue | Secret]
     trigger: str = "manual"
+    reason: str = ""
+    """Why, in the words of whoever started it; shown to policies and recorded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +155,7 @@ class RunProgress:
             action_view=action_view,
             scopes=scopes,
             time=time,
+            reason=self.request.reason,
         )
 
     def admission_request(self, step: str, attempt: int, time: datetime) -> PolicyRequest:

@@ -163,7 +163,8 @@ class Entry:
         services = self.context.services
         run_id: str | None = await asyncio.to_thread(fire.occasion.run_id, services)
         while run_id is not None:
-            request = RunRequest(run_id=run_id, loaded=loaded, inputs=bound, trigger=fire.trigger)
+            reason = self.known.schedule.reason if self.known.schedule else ""
+            request = RunRequest(run_id=run_id, loaded=loaded, inputs=bound, trigger=fire.trigger, reason=reason)
             if await self._begun(fire, request):
                 return
             run_id = await asyncio.to_thread(fire.occasion.another_id, services, run_id)

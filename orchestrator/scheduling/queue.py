@@ -46,6 +46,7 @@ def enqueue(queue: RunQueue, request: RunRequest, clock: Clock) -> bool:
         connections=connections_of(workflow),
         max_runs=workflow.max_runs or 0,
         queued_at=clock.now(),
+        reason=request.reason,
     )
     return queue.add(queued, workflow=request.loaded.text)
 
@@ -144,10 +145,13 @@ def _started(claimed: QueuedRun) -> RunStarted:
         trigger=claimed.trigger,
         inputs=claimed.inputs,
         steps=(),
+        reason=claimed.reason,
     )
 
 
 def _request(services: Services, claimed: QueuedRun) -> RunRequest:
     loaded = recorded_workflow(services.heartbeat.store, claimed.digest, claimed.workflow)
     inputs = bind_inputs(loaded.workflow, claimed.inputs)
-    return RunRequest(run_id=claimed.run_id, loaded=loaded, inputs=inputs, trigger=claimed.trigger)
+    return RunRequest(
+        run_id=claimed.run_id, loaded=loaded, inputs=inputs, trigger=claimed.trigger, reason=claimed.reason
+    )

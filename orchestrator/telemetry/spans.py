@@ -29,6 +29,7 @@ from orchestrator.ledger.events import (
     LeaseRevoked,
     LeaseRevoking,
     LeaseVaultRevoked,
+    Notified,
     OrphansSwept,
     RunFinished,
     RunResumed,
@@ -106,6 +107,9 @@ class RunSpans:
             case Decided():
                 if attempt := run.attempts.get((event.step, event.attempt)):
                     _tell(attempt.span, "decision", time, allow=event.allow, engine=event.engine)
+            case Notified():
+                if attempt := run.attempts.get((event.step, event.attempt)):
+                    _tell(attempt.span, "notice", time, to=event.to, delivered=not event.error)
             case LeaseRequested():
                 self._begin_lease(run, event, time)
             case AttemptFinished():

@@ -75,6 +75,9 @@ class Schedule(_Model):
     )
     enabled: bool = Field(default=True, description="false: the workflow only runs when it is triggered.")
     inputs: dict[Name, Any] = Field(default_factory=dict, description="Values of the inputs for scheduled runs.")
+    reason: Annotated[str, Field(max_length=500)] = Field(
+        default="", description="Why scheduled runs are made, for policies that want to know; shown and recorded."
+    )
 
     @model_validator(mode="after")
     def _one_of(self) -> Schedule:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 from pydantic import JsonValue as Json
@@ -49,6 +49,10 @@ class QueryParams(_Statement):
 
     max_rows: Annotated[int, Field(gt=0)] = Field(default=10_000, description="More rows are an error.")
     max_bytes: Annotated[int, Field(gt=0)] = Field(default=5_000_000, description="More bytes of JSON are an error.")
+
+    def held_to_rows(self, most: int) -> Self:
+        """The query with `max_rows` lowered to this."""
+        return self.model_copy(update={"max_rows": min(self.max_rows, most)})
 
 
 class ExecuteParams(_Statement):

@@ -24,6 +24,7 @@ def add(
     inputs_file: options.InputsFile = None,
     run_id: Annotated[str | None, typer.Option("--run-id", help="The run's id. Given again, nothing is added.")] = None,
     trigger: Annotated[str, typer.Option(help="What started it: manual, cron, ...; policies see it.")] = "queue",
+    reason: options.Reason = "",
     as_json: options.Json = False,
 ) -> None:
     """Let a worker carry out a workflow, and print the id of the run."""
@@ -34,7 +35,7 @@ def add(
     from orchestrator.clock import SystemClock
     from orchestrator.scheduling.queue import enqueue
 
-    request = request_for(file, options.inputs_from(inputs, inputs_file), inputs, run_id, trigger)
+    request = request_for(file, options.inputs_from(inputs, inputs_file), inputs, run_id, trigger, reason)
     with open_store() as ledger:
         added = enqueue(ledger.queue, request, SystemClock())
     if as_json:

@@ -33,6 +33,7 @@ def run(
         typer.Option("--run-id", help="The run's id. Given again, the run is gone on with, or its outcome told."),
     ] = None,
     trigger: Annotated[str, typer.Option(help="What started it: manual, cron, ...; policies see it.")] = "manual",
+    reason: options.Reason = "",
     engine: options.Engine = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something went wrong.")] = False,
     as_json: options.Json = False,
@@ -42,7 +43,7 @@ def run(
 
     They are issued when the step begins and revoked when it ends, however it ends.
     """
-    request = request_for(file, options.inputs_from(inputs, inputs_file), inputs, run_id, trigger)
+    request = request_for(file, options.inputs_from(inputs, inputs_file), inputs, run_id, trigger, reason)
     from orchestrator.assembly import run_workflow
 
     def work(config: RunnerConfig, *, notice: Callable[[str], None], **how: Any) -> Coroutine[Any, Any, RunOutcome]:
@@ -84,6 +85,7 @@ def request_for(
     pairs: list[str] | None,
     run_id: str | None,
     trigger: str,
+    reason: str = "",
     *,
     placeholders: bool = False,
 ) -> RunRequest:
@@ -97,7 +99,7 @@ def request_for(
     loaded = load(file, actions=catalog)
     options.refuse_secrets_among_arguments(loaded.workflow, pairs)
     bound = bind_inputs(loaded.workflow, given, from_text=True, partial=placeholders)
-    return RunRequest(run_id=run_id or new_run_id(), loaded=loaded, inputs=bound, trigger=trigger)
+    return RunRequest(run_id=run_id or new_run_id(), loaded=loaded, inputs=bound, trigger=trigger, reason=reason)
 
 
 def _view(*, quiet: bool, as_json: bool) -> View:

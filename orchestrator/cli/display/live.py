@@ -27,6 +27,7 @@ from orchestrator.ledger.events import (
     LeaseFailed,
     LeaseIssued,
     LeaseRevocationFailed,
+    Notified,
     RunFinished,
     RunStarted,
     StepFinished,
@@ -108,6 +109,10 @@ class PlainLines:
                 return f"{event.step}: {event.reason}; tried again at {_clock_time(until)}"
             case Decided(allow=False):
                 return f"{event.step}: denied by {event.engine}: {'; '.join(event.reasons)}"
+            case Notified():
+                return f"{event.step}: {event.to} " + (
+                    f"could not be told: {event.error}" if event.error else "was told"
+                )
             case LeaseDenied() | LeaseFailed():
                 word = "refused" if isinstance(event, LeaseDenied) else "not issued"
                 return f"{self._grant(event.lease_id)} {word}: {event.reason}"

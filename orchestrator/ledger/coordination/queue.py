@@ -44,6 +44,8 @@ class QueuedRun:
     claimed_by: str | None = None
     tries: int = 0
     """How often it was claimed and not begun, a claim that holds now included."""
+    reason: str = ""
+    """Why, in the words of whoever queued it."""
 
 
 class RunQueue:
@@ -72,6 +74,7 @@ class RunQueue:
                     connections=canonical_json(list(queued.connections)),
                     max_runs=queued.max_runs,
                     queued_at=time_to_text(queued.queued_at),
+                    reason=queued.reason,
                 )
             )
             return True

@@ -29,6 +29,7 @@ from orchestrator.ledger.events import (
     LeaseRevoked,
     LeaseRevoking,
     LeaseVaultRevoked,
+    Notified,
     OrphansSwept,
     RunFinished,
     RunResumed,
@@ -83,7 +84,7 @@ def project(before: RunRows, events: Iterable[tuple[str, Event]]) -> RunRows:
                 changed.steps[event.step] = _step(present, event, time)
             case LeaseRequested():
                 changed.leases[event.lease_id] = _lease_requested(present, event, time)
-            case Decided() | OrphansSwept() | RunTakenOver():
+            case Decided() | Notified() | OrphansSwept() | RunTakenOver():
                 pass
             case _:
                 changed.leases[event.lease_id] = _lease_moved(present.leases.get(event.lease_id), event, time)

@@ -88,7 +88,7 @@ def step_policy(scopes: Sequence[Scope]) -> str:
     Raises UsageError for a path that would mean more than itself (`*`, `+`, a quote).
     """
     rules = set()
-    for scope in scopes:
+    for scope in (form for whole in scopes for form in (whole, *map(whole.narrowed, whole.narrower))):
         if not _PATH.fullmatch(scope.resource):
             raise UsageError(f"the path `{scope.resource}` of grant `{scope.name}` cannot stand in a Vault policy")
         if scope.kind == "token" and scope.profile != "identity":

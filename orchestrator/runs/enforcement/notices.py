@@ -1,0 +1,79 @@
+"""Telling others what a policy says that they must be told, before a step gets credentials or because it is denied.
+
+A destination is a name in the settings and the URL of a webhook there; the URL counts as a secret, since many services
+know their callers by nothing else. The message is JSON with `text`, which is what Slack, Mattermost, Google Chat and
+others show, beside members that say what it is about.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from orchestrator.errors import Unreachable
+from orchestrator.jsontypes import JsonObject
+from orchestrator.policy.obligations import Notice
+from orchestrator.secret import Secret
+
+_SECONDS = 10.0
+"""How long delivering one message may take, all tries included."""
+
+_PAUSES = (0.5, 1.0, 2.0)
+"""Seconds between the tries; one more than there are pauses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notifier:
+    """Delivers messages to the destinations of the settings, by their names."""
+
+    destinations: Mapping[str, Secret] = field(default_factory=dict)
+
+    async def deliver(self, notice: Notice, about: JsonObject) -> None:
+        """Post the message until it is taken (any 2xx). Raises Unreachable, without the URL.
+
+        It may arrive twice where an answer was lost: `about` carries an `id` by which that can be seen.
+        """
+        url = self.destinations.get(notice["to"])
+        if url is None:
+            raise Unreachable(
+                f"the settings know no destination `{notice['to']}`",
+                hint=f"set ORCHESTRATOR_NOTIFY__{notice['to'].upper().replace('-', '_')} to the URL of a webhook",
+            )
+        problem = "no answer in time"
+        try:
+            async with asyncio.timeout(_SECONDS):
+                for pause in (*_PAUSES, None):
+                    problem, again = await _post(url, {"text": notice["text"], **about})
+                    if not problem:
+                        return
+                    if not again or pause is None:
+                        break
+                    await asyncio.sleep(pause)
+        except TimeoutError:
+            pass
+        raise Unreachable(f"`{notice['to']}` could not be told: {problem}")
+
+
+async def _post(url: Secret, message: JsonObject) -> tuple[str, bool]:
+    """What went wrong, or an empty text; and whether trying again may help."""
+    import httpx
+
+    try:
+        async with (
+            httpx.AsyncClient(
+                trust_env=False, verify=ssl.create_default_context(), timeout=_SECONDS, follow_redirects=False
+            ) as client,
+            client.stream("POST", url.reveal(), json=message) as response,
+        ):
+            if response.is_success:
+                return "", False
+            return f"it answered {response.status_code}", response.status_code == 429 or response.status_code >= 500
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+        return f"{_host(url)} did not take it ({type(error).__name__})", isinstance(error, httpx.TransportError)
+
+
+def _host(url: Secret) -> str:
+    return urlsplit(url.reveal()).hostname or "its address"
