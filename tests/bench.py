@@ -127,6 +127,7 @@ class Bench:
         install: bool = True,
         policy: PolicyEngine | None = None,
         run_id: str | None = None,
+        reason: str = "",
         **changes: Any,
     ) -> RunOutcome:
         """Run a workflow in this process and wait for it."""
@@ -137,6 +138,7 @@ class Bench:
             run_id=run_id or new_run_id(),
             loaded=loaded,
             inputs=bind_inputs(loaded.workflow, inputs or {}),
+            reason=reason,
         )
         config = self.config(**({"policy": policy} if policy else {}), **changes)
 
