@@ -232,7 +232,7 @@ class TestRows:
 
 def held(bench: Bench, outcome: RunOutcome) -> list[LeaseRecord]:
     """What was issued to the step itself: its token and its login."""
-    return [lease for lease in bench.history(outcome.run_id) if lease.grant in ("(step token)", "db")]
+    return [lease for lease in bench.history(outcome.run_id) if lease.step == "work"]
 
 
 class TestLife:
