@@ -12,7 +12,7 @@ from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.states import RunState, StepState
 
 if TYPE_CHECKING:
-    from orchestrator.ledger.events import Event, RunStarted
+    from orchestrator.ledger.events import Decided, Event, RunStarted
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +115,27 @@ class LeaseFilter:
 
 
 @dataclass(frozen=True, slots=True)
+class DecisionRecord:
+    """A decision of a policy, with the run that it was about. `seq` is its place in the run's chain."""
+
+    run_id: str
+    workflow: str
+    seq: int
+    time: datetime
+    decided: Decided
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionFilter:
+    """All given parts must match. Times bound the beginning of the runs: `since` is included, `until` is not."""
+
+    run: str | None = None
+    workflow: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Difference:
     """A row that is not what the events say. `columns` is empty where the row is missing, or should not be there."""
 
@@ -201,6 +222,10 @@ class LedgerReader(Protocol):
 
     def events(self, run_id: str, *, lease_id: str | None = None, kind: str | None = None) -> Sequence[EventRecord]:
         """In order of their sequence number; of one lease, or of one kind, only if it is given."""
+        ...
+
+    def decisions(self, query: DecisionFilter) -> Iterator[DecisionRecord]:
+        """In the order in which their runs began, in batches; runs may begin meanwhile."""
         ...
 
     def verify(self, run_id: str) -> int | None:

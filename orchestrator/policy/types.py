@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
 from orchestrator.grants.scope import Scope
@@ -18,6 +19,13 @@ from orchestrator.policy.obligations import SUPPORTED, Obligations
 
 VERSION = 1
 """Of both documents. It is raised where what is there already gets another meaning, not where something is added."""
+
+
+class Question(StrEnum):
+    """What is asked: whether the agent may take the step at all, before anything is evaluated, or everything."""
+
+    ADMIT = "admit"
+    DECISION = "decision"
 
 
 @dataclass(frozen=True, slots=True)

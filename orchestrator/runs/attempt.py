@@ -34,7 +34,7 @@ from orchestrator.ledger.states import StepState
 from orchestrator.planning.requests import bind, scopes_of
 from orchestrator.policy.admission import admission
 from orchestrator.policy.obligations import Notice
-from orchestrator.policy.types import Decision, PolicyRequest, input_digest
+from orchestrator.policy.types import Decision, PolicyRequest, Question, input_digest
 from orchestrator.redaction.redactor import redact_exception
 from orchestrator.runs.action_task import ActionTask
 from orchestrator.runs.enforcement.permits import denied, permitted
@@ -90,7 +90,7 @@ class StepAttempt:
             decision = await admission(self.services.policy, request)
             if decision is None or decision.allow:
                 return None
-            decided = self._decided(decision, request, "admit")
+            decided = self._decided(decision, request, Question.ADMIT)
         except OrchestratorError as error:
             return await self._end_early(error, started)
         except Exception as error:  # noqa: BLE001 -- a policy engine may raise anything
@@ -293,7 +293,7 @@ class StepAttempt:
         view = action.view(params)
         return self.progress.policy_request(self.step_id, self.number, view, scopes, self.services.clock.now())
 
-    def _decided(self, decision: Decision, request: PolicyRequest, question: str = "decision") -> Decided:
+    def _decided(self, decision: Decision, request: PolicyRequest, question: Question = Question.DECISION) -> Decided:
         document = request.as_json()
         return Decided(
             step=self.step_id,
@@ -303,7 +303,7 @@ class StepAttempt:
             input_digest=input_digest(document),
             allow=decision.allow,
             reasons=decision.reasons,
-            question=question,
+            question=question.value,
             input=document,
             answer=decision.answer,
             obligations=decision.obligations.as_json(),

@@ -13,11 +13,21 @@ from orchestrator.errors import LedgerError, UnknownRun
 from orchestrator.ledger.faults import ledger_error
 from orchestrator.ledger.lease import OPEN, LeaseState
 from orchestrator.ledger.reading import examination, lease_queries, queries
+from orchestrator.ledger.reading.decisions import decisions
 from orchestrator.ledger.reading.lease_search import newest_leases
 from orchestrator.ledger.reading.records import event_record, lease_record, run_record, step_record
 from orchestrator.ledger.states import RunState
 from orchestrator.ledger.storage.chain import Head, StoredEvent, first_break, genesis
-from orchestrator.ledger.types import EventRecord, Examined, LeaseFilter, LeaseRecord, RunRecord, StepRecord
+from orchestrator.ledger.types import (
+    DecisionFilter,
+    DecisionRecord,
+    EventRecord,
+    Examined,
+    LeaseFilter,
+    LeaseRecord,
+    RunRecord,
+    StepRecord,
+)
 
 ROWS_AT_ONCE = 1000
 
@@ -92,6 +102,10 @@ class Reader:
             rows = connection.execute(queries.events_of(run_id, kind)).mappings().all()
             records = [event_record(row) for row in rows]
         return [record for record in records if lease_id is None or record.data.get("lease_id") == lease_id]
+
+    def decisions(self, query: DecisionFilter) -> Iterator[DecisionRecord]:
+        """In the order in which their runs began, in batches; runs may begin meanwhile."""
+        return decisions(self._snapshot, query)
 
     def verify(self, run_id: str) -> int | None:
         """The sequence number of the first event that is changed, missing or foreign, or None if the history is whole.

@@ -27,13 +27,14 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import UsageError
-from orchestrator.jsontypes import JsonValue
+from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.policy.documents import decision_from
 from orchestrator.policy.engines.rego_check import check_modules
-from orchestrator.policy.types import Decision, PolicyRequest
+from orchestrator.policy.types import Decision, PolicyRequest, Question
 
 DECISION_RULE = "data.orchestrator.decision"
 ADMIT_RULE = "data.orchestrator.admit"
+_RULES = {Question.DECISION: DECISION_RULE, Question.ADMIT: ADMIT_RULE}
 
 MAX_INPUT_BYTES = 1 << 20
 """The longest question: an evaluator has no other limit of its time, and inputs are an author's."""
@@ -115,15 +116,16 @@ class RegoEngine:
 
     async def decide(self, request: PolicyRequest) -> Decision:
         """Ask the rule `decision`. Takes well under a millisecond, so it is done in place."""
-        return self._ask(DECISION_RULE, request)
+        return self.ask(Question.DECISION, request.as_json())
 
     async def admit(self, request: PolicyRequest) -> Decision | None:
         """Ask the rule `admit`; None where no module defines it."""
-        return self._ask(ADMIT_RULE, request) if self.admits else None
+        return self.ask(Question.ADMIT, request.as_json()) if self.admits else None
 
-    def _ask(self, rule: str, request: PolicyRequest) -> Decision:
+    def ask(self, question: Question, document: JsonObject) -> Decision:
+        """Ask with a document, one that was recorded, too. Never raises for what a policy says."""
         try:
-            answer = self._evaluate(rule, _document(request))
+            answer = self._evaluate(_RULES[question], _document(document))
         except (RuntimeError, ValueError) as error:
             return self._denied(_first_line(error))
         except BaseException as error:
@@ -153,9 +155,8 @@ def revision_of(sources: Sequence[PolicySource]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _document(request: PolicyRequest) -> str:
+def _document(question: JsonObject) -> str:
     """The question as JSON. Raises ValueError where it cannot be asked exactly as it is."""
-    question = request.as_json()
     _exact(question)
     document = json.dumps(question, ensure_ascii=False, allow_nan=False)
     if len(document) > MAX_INPUT_BYTES or len(document.encode()) > MAX_INPUT_BYTES:
