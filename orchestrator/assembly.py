@@ -13,6 +13,7 @@ from orchestrator import extensions
 from orchestrator.actions.catalog import action
 from orchestrator.actions.confinement import Confinement
 from orchestrator.actions.process.private_folders import remove_left_behind
+from orchestrator.approvals.desk import ApprovalDesk
 from orchestrator.clock import Clock, SystemClock
 from orchestrator.credentials.broker import Broker
 from orchestrator.credentials.duties import DatabaseDuties
@@ -60,6 +61,7 @@ class RunnerConfig:
     dead_after: float = 15.0
     max_takeovers: int = 3
     confinement: Confinement = Confinement.BEST
+    parks: bool = False
     notify: Mapping[str, Secret] = field(default_factory=dict)
     own_secrets: tuple[Secret, ...] = ()
     """Further secrets that this process was told, which no output may hold."""
@@ -107,6 +109,8 @@ async def open_services(
                 clock=config.clock,
                 heartbeat=heartbeat,
                 queue=ledger.queue,
+                approvals=ApprovalDesk(ledger.approvals, vault, config.clock),
+                parks=config.parks,
                 engine=engine,
                 waiting_time=WaitingTime(config.clock, ledger, vault),
                 max_output_bytes=config.max_output_bytes,

@@ -24,6 +24,8 @@ class ExitCode(IntEnum):
     """A service that the run needs did not answer."""
     UNCONFIRMED = 6
     """The work is done, but a revocation is not confirmed yet."""
+    WAITING = 7
+    """Nothing is open, and the rest waits until somebody has approved it."""
     INTERRUPTED = 130
     TERMINATED = 143
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from orchestrator.provision.service import Provisioning
     from orchestrator.redaction.redactor import Redactor
     from orchestrator.runs.engines.types import EngineName
+    from orchestrator.runs.types import Services
     from orchestrator.secret import Secret
     from orchestrator.settings import Settings
+    from orchestrator.signals import Interruptions
 
 
 @cache
@@ -104,6 +106,16 @@ def runner_config(settings: Settings, *, engine: EngineName | None = None, grace
         notify={name: Secret(url.get_secret_value()) for name, url in settings.notify.items()},
         own_secrets=_secrets_of(settings),
     )
+
+
+def connected_services() -> AbstractAsyncContextManager[tuple[Services, Interruptions]]:
+    """The services of this process as the settings have them, for work that a signal ends after it has cleaned up."""
+    from orchestrator.assembly import interruptible_services
+    from orchestrator.settings import load_settings
+
+    settings = load_settings()
+    log_to_stderr(settings.log_level)
+    return interruptible_services(runner_config(settings), redactor=redactor())
 
 
 def _secrets_of(settings: Settings) -> tuple[Secret, ...]:

@@ -25,6 +25,7 @@ Exit codes:
   4         a step failed
   5         a service did not answer (Vault, a database, the ledger)
   6         done, but a revocation is not confirmed yet
+  7         the rest waits for somebody's approval; nothing is open meanwhile
   130, 143  interrupted by SIGINT, SIGTERM, after revoking
   1         a defect of the orchestrator
 """
@@ -40,6 +41,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "grants": ("grants",),
     "schedules": ("schedules",),
     "queue": ("queue",),
+    "approvals": ("approvals",),
     "runs": ("runs",),
     "leases": ("leases",),
     "provision": ("provision",),

@@ -122,6 +122,51 @@ class Notified:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalRequested:
+    """The decision demands that people agree; the step waits without any credential. Durations in seconds."""
+
+    kind: ClassVar[str] = "approval.requested"
+    step: str
+    attempt: int
+    approval_id: str
+    subject: str
+    """What is agreed to: `PolicyRequest.subject` of the question."""
+    approvers: tuple[str, ...]
+    count: int
+    valid_for: int
+    expires_at: datetime
+    asked_by: str
+    """Who asked, in Vault's eyes; nobody approves their own request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalVoted:
+    """Somebody has agreed or refused. What they did is signed by a key in Vault, so that no row makes it up."""
+
+    kind: ClassVar[str] = "approval.voted"
+    step: str
+    approval_id: str
+    by: str
+    verdict: str
+    """`approve` or `deny`."""
+    at: datetime
+    statement: str
+    """What was signed: canonical JSON."""
+    signature: str
+    comment: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalEnded:
+    """The step waits no more: `approved`, `denied` or `expired`."""
+
+    kind: ClassVar[str] = "approval.ended"
+    step: str
+    approval_id: str
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptFinished:
     """The outcome of an attempt is known; its leases may still be open. `error_kind` is empty where it succeeded."""
 
@@ -308,6 +353,9 @@ Event = (
     | AttemptStarted
     | Decided
     | Notified
+    | ApprovalRequested
+    | ApprovalVoted
+    | ApprovalEnded
     | AttemptFinished
     | StepFinished
     | OrphansSwept

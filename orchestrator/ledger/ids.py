@@ -34,6 +34,11 @@ def new_lease_id(*, entropy: Entropy = secrets.token_bytes) -> str:
     return "lease_" + _base32(entropy(13), 20)
 
 
+def new_approval_id(*, entropy: Entropy = secrets.token_bytes) -> str:
+    """`appr_` and 20 characters of lower-case base 32 (100 bits)."""
+    return "appr_" + _base32(entropy(13), 20)
+
+
 def new_step_key(step_id: str, *, entropy: Entropy = secrets.token_bytes) -> str:
     """A name for one attempt at a step, such as `translate-k3v9w2m7q4xa`: at most 33 characters of `[a-z0-9-]`.
 

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class RunState(StrEnum):
-    """How a run stands. All but RUNNING are final."""
+    """How a run stands. All but RUNNING and those that can be resumed are final."""
 
     RUNNING = "running"
     SUCCEEDED = "succeeded"
@@ -15,6 +15,12 @@ class RunState(StrEnum):
     CANCELLED = "cancelled"
     INTERRUPTED = "interrupted"
     """Its process died. Nobody drives it any more; `run.resumed` makes it `running` again."""
+    WAITING = "waiting"
+    """It can go on when somebody has agreed. Nobody drives it meanwhile; `run.resumed` makes it `running` again."""
+
+
+RESUMABLE = frozenset({RunState.INTERRUPTED, RunState.WAITING})
+"""Runs that nobody drives and that can go on."""
 
 
 class StepState(StrEnum):
@@ -28,3 +34,5 @@ class StepState(StrEnum):
     CANCELLED = "cancelled"
     INTERRUPTED = "interrupted"
     """It was running when its run was interrupted, and is tried again when that is resumed."""
+    WAITING = "waiting"
+    """Somebody has to agree before it gets credentials."""

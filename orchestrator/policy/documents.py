@@ -89,6 +89,12 @@ class _Grant(TypedDict):
     overlap: NotRequired[Annotated[int, Field(description="Seconds that the old one stays valid then.")]]
 
 
+class _Given(TypedDict):
+    by: Annotated[str, Field(description="Who, as in `approvers` of the obligation.")]
+    at: Annotated[str, Field(description="When, ISO 8601 in UTC.")]
+    comment: Annotated[str, Field(description="What they said; may be empty.")]
+
+
 class RequestDocument(TypedDict):
     """The question before an attempt at a step gets credentials. Nothing in it is secret."""
 
@@ -101,6 +107,7 @@ class RequestDocument(TypedDict):
     action: Annotated[_Action, Field(description="What the step is about to do, as far as it may be shown.")]
     grants: Annotated[list[_Grant], Field(description="The credentials that it needs, in normalised form.")]
     time: Annotated[str | None, Field(description="Now, ISO 8601 in UTC; null in a dry run.")]
+    approvals: Annotated[list[_Given], Field(description="Who has agreed to exactly this, and still counts.")]
     supported_obligations: Annotated[list[str], Field(description="The obligations that can be carried out.")]
 
 
@@ -155,7 +162,8 @@ REQUEST_EXAMPLE: JsonObject = {
         }
     ],
     "time": "2026-11-27T08:30:00+00:00",
-    "supported_obligations": ["max_ttl", "columns", "max_rows", "reason_required", "notify"],
+    "approvals": [],
+    "supported_obligations": ["max_ttl", "columns", "max_rows", "reason_required", "notify", "approval"],
 }
 DECISION_EXAMPLE: JsonObject = {
     "version": VERSION,
@@ -167,6 +175,7 @@ DECISION_EXAMPLE: JsonObject = {
         "max_rows": 50,
         "reason_required": True,
         "notify": [{"to": "security", "text": "support-agent reads the feedback of customer 1234"}],
+        "approval": {"approvers": ["vault-policy:support-leads"], "count": 1, "expires_in": 3600, "valid_for": 900},
     },
 }
 

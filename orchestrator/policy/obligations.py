@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, NotRequired
 
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
@@ -39,6 +39,33 @@ class Notice(TypedDict):
     text: Annotated[str, Field(min_length=1, max_length=2000, description="What to say.")]
 
 
+_Approver = Annotated[str, Field(pattern=r"^(vault|vault-policy|vault-entity|slack):[^\s]{1,200}$")]
+
+
+class ApprovalDocument(TypedDict):
+    """People have to agree before the step gets credentials. It waits without any until they have."""
+
+    __pydantic_config__ = ConfigDict(title="approval", **_STRICT)  # type: ignore[misc]
+
+    approvers: Annotated[
+        list[_Approver],
+        Field(
+            min_length=1,
+            description="Who may: `vault:NAME` (the display name of a Vault token), `vault-entity:ID`, "
+            "`vault-policy:NAME` (whoever has this Vault policy), `slack:USER_ID`. Nobody approves their own.",
+        ),
+    ]
+    count: NotRequired[Annotated[int, Field(gt=0, le=20, description="How many different ones; 1 by default.")]]
+    expires_in: NotRequired[
+        Annotated[
+            int, Field(gt=0, description="Seconds after which it is a denial if they have not; a day by default.")
+        ]
+    ]
+    valid_for: NotRequired[
+        Annotated[int, Field(gt=0, description="Seconds that an approval counts once it is given; an hour by default.")]
+    ]
+
+
 class ObligationsDocument(TypedDict, total=False):
     """The member `obligations` of a decision, field by field."""
 
@@ -61,10 +88,30 @@ class ObligationsDocument(TypedDict, total=False):
         list[Notice],
         Field(max_length=MAX_NOTICES, description="Messages to deliver; carried out with a denial, too."),
     ]
+    approval: Annotated[ApprovalDocument, Field(description="Who has to agree first; then the policy is asked again.")]
 
 
 SUPPORTED = tuple(ObligationsDocument.__annotations__)
 """The obligations that this version can carry out, as the question names them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """Who has to agree, how many of them, and in which time. Durations in seconds."""
+
+    approvers: tuple[str, ...]
+    count: int = 1
+    expires_in: int = 86_400
+    valid_for: int = 3_600
+
+    def as_json(self) -> JsonObject:
+        """As a decision writes it."""
+        return {
+            "approvers": list(self.approvers),
+            "count": self.count,
+            "expires_in": self.expires_in,
+            "valid_for": self.valid_for,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +123,7 @@ class Obligations:
     max_rows: int | None = None
     reason_required: bool = False
     notify: tuple[Notice, ...] = ()
+    approval: Approval | None = None
 
     @classmethod
     def of(cls, document: ObligationsDocument) -> Obligations:
@@ -93,6 +141,7 @@ class Obligations:
             max_rows=document.get("max_rows"),
             reason_required=document.get("reason_required", False),
             notify=tuple(document.get("notify", ())),
+            approval=_approval(document["approval"]) if "approval" in document else None,
         )
 
     def as_json(self) -> JsonObject:
@@ -106,5 +155,11 @@ class Obligations:
             "max_rows": self.max_rows,
             "reason_required": self.reason_required,
             "notify": [dict(notice) for notice in self.notify],
+            "approval": self.approval and self.approval.as_json(),
         }
         return {name: value for name, value in found.items() if value}  # type: ignore[misc]  # JSON by construction
+
+
+def _approval(document: ApprovalDocument) -> Approval:
+    given = {**document, "approvers": tuple(sorted(set(document["approvers"])))}
+    return Approval(**given)  # type: ignore[arg-type]  # the members of a valid document

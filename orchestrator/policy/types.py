@@ -52,6 +52,8 @@ class PolicyRequest:
     timeout: int = 0
     reason: str = ""
     time: datetime | None = None
+    approvals: tuple[JsonObject, ...] = ()
+    """Who has agreed to exactly this question: `{"by", "at", "comment"}` each."""
 
     def as_json(self) -> dict[str, JsonValue]:
         """The `input` document."""
@@ -65,8 +67,16 @@ class PolicyRequest:
             "action": {**self.action_view, "name": self.action},
             "grants": [grant.as_json() for grant in self.grants],  # type: ignore[misc]  # objects of JSON scalars
             "time": self.time.isoformat() if self.time else None,
+            "approvals": self.approvals,
             "supported_obligations": SUPPORTED,
         }
+
+    def subject(self) -> str:
+        """What people agree to, as `sha256:HEX`: the question without what changes each time that it is asked."""
+        document = self.as_json()
+        for name in ("time", "approvals", "supported_obligations"):
+            del document[name]
+        return input_digest({**document, "step": {"id": self.step, "timeout": self.timeout}})
 
 
 def input_digest(document: JsonObject) -> str:

@@ -75,6 +75,8 @@ class Cut:
     """Those whose present attempt has no end on record yet."""
     crashed: tuple[StepRecord, ...] = ()
     """Those whose present attempt ended with a process, on record or not."""
+    waiting: tuple[StepRecord, ...] = ()
+    """Those for which somebody has to agree first: nothing of them has begun."""
 
     def attempts_finished(self) -> list[Event]:
         """The ends of the attempts that have none."""
@@ -97,9 +99,11 @@ class Cut:
 
 def cut_short(reader: LedgerReader, run_id: str) -> Cut:
     """What a dead process left of the steps of a run. Raises LedgerError."""
-    running = tuple(each for each in reader.steps(run_id) if each.state in (StepState.RUNNING, StepState.INTERRUPTED))
+    steps = reader.steps(run_id)
+    running = tuple(each for each in steps if each.state in (StepState.RUNNING, StepState.INTERRUPTED))
+    waiting = tuple(each for each in steps if each.state is StepState.WAITING)
     if not running:
-        return Cut()
+        return Cut(waiting=waiting)
     ended = {
         (event.data["step"], event.data["attempt"]): event.data.get("error_kind")
         for event in reader.events(run_id, kind=AttemptFinished.kind)
@@ -108,6 +112,7 @@ def cut_short(reader: LedgerReader, run_id: str) -> Cut:
         running=running,
         unfinished=tuple(each for each in running if (each.step, each.attempts) not in ended),
         crashed=tuple(each for each in running if ended.get((each.step, each.attempts), CRASH) == CRASH),
+        waiting=waiting,
     )
 
 
@@ -185,7 +190,8 @@ def ending(decision: Decision, cut: Cut) -> list[Event]:
             return [_finished(RunState.INTERRUPTED, ExitCode.INTERRUPTED, decision.reason)]
         case Verdict.FAIL | Verdict.CANCEL:
             steps: list[Event] = [
-                StepFinished(step=each.step, state=StepState.CANCELLED, reason=_DIED) for each in cut.running
+                StepFinished(step=each.step, state=StepState.CANCELLED, reason=_DIED)
+                for each in (*cut.running, *cut.waiting)
             ]
             if decision.verdict is Verdict.CANCEL:
                 return [*steps, _finished(RunState.CANCELLED, ExitCode.INTERRUPTED, decision.reason)]

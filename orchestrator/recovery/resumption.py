@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from orchestrator.errors import ExitCode, OrchestratorError, StepFailed, UnknownRun, UsageError
 from orchestrator.jsontypes import JsonValue
 from orchestrator.ledger.lease import OPEN
-from orchestrator.ledger.states import RunState, StepState
+from orchestrator.ledger.states import RESUMABLE, RunState, StepState
 from orchestrator.ledger.types import LeaseFilter, RunRecord
 from orchestrator.recovery.dead_runs import Verdict
 from orchestrator.recovery.reopen import reopen
@@ -69,7 +69,7 @@ async def resume(
         taken = await _from_the_dead(services, run_id, secrets)
         record = await asyncio.to_thread(services.reader.run, run_id)
         assert record is not None
-    if record.state is RunState.INTERRUPTED:
+    if record.state in RESUMABLE:
         taken = await reopen(services, record, secrets)
     if taken is not None:
         return await Runner(services).resume(taken, interruption)

@@ -56,7 +56,7 @@ async def end_run(services: Services, run_id: str) -> None:
         steps = await asyncio.to_thread(reader.steps, run_id)
         ends: list[Event] = []
         for step in steps:
-            if step.state is StepState.RUNNING:
+            if step.state in (StepState.RUNNING, StepState.WAITING):
                 ends += missing_ends(recorded, step.step, StepState.FAILED, _REASON)
         finished = RunFinished(state=RunState.FAILED, exit_code=int(ExitCode.UNREACHABLE), reason=_REASON)
         await services.ledger.append(run_id, fence, [*ends, finished])

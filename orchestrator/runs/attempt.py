@@ -7,7 +7,7 @@ happens in between, the credentials are closed before this module says how the a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -37,6 +37,7 @@ from orchestrator.policy.obligations import Notice
 from orchestrator.policy.types import Decision, PolicyRequest, Question, input_digest
 from orchestrator.redaction.redactor import redact_exception
 from orchestrator.runs.action_task import ActionTask
+from orchestrator.runs.enforcement.agreement import Asked, decided, unrecorded
 from orchestrator.runs.enforcement.permits import denied, permitted
 from orchestrator.runs.outcomes import state_after
 from orchestrator.runs.types import RunProgress, Services
@@ -54,6 +55,8 @@ class AttemptResult:
     error: OrchestratorError | None = None
     note: str = ""
     """What else there is to say of one that was cancelled."""
+    approval: str = ""
+    """What one waits for that has not begun."""
 
     @property
     def reason(self) -> str:
@@ -109,24 +112,39 @@ class StepAttempt:
             started = replace(started, confinement=self._confinement(params))
             scopes = await self._scopes()
             request = self._policy_request(action, params, scopes)
-            decision = await services.policy.decide(request)
+            asked = await decided(services, request, lambda decision: permitted(decision, request, params))
         except OrchestratorError as error:
             return await self._end_early(error, started)
         except Exception as error:  # noqa: BLE001 -- an action, a library or a policy engine may raise anything
             return await self._end_early(self._unexpected(error), started)
-        prelude: tuple[Event, ...] = (started, self._decided(decision, request))
+        request, decision = asked.request, asked.decision
+        agreement: tuple[Event, ...] = ()
+        if asked.standing is not None:
+            self.progress.asked_for_approval = True
+            agreement = await asyncio.to_thread(unrecorded, services.reader, asked.request, asked.standing)
+        if asked.waits:
+            return await self._wait(asked, self._decided(decision, request), agreement)
+        prelude: tuple[Event, ...] = (*agreement, started, self._decided(decision, request))
         if decision.obligations.notify:  # on record before anybody is told
             await self._record(*prelude)
             prelude = ()
         told = await self._tell(decision)
         try:
             permit = permitted(decision, request, params)
+            asked.check()
             _all_delivered(told)
         except PolicyDenied as error:
             return await self._end_early(error, *prelude, *told)
         attempt = self._attempt(started.step_key, permit.scopes, decision.obligations.max_ttl, deadline)
         leases = services.broker.open(attempt, prelude=(*prelude, *told), run=self.progress.leases)
         return await self._act(leases, action, permit.params, deadline, started.confinement or ())
+
+    async def _wait(self, asked: Asked, decided: Decided, agreement: Sequence[Event]) -> AttemptResult:
+        """Leave the step without any credential until people have agreed. Nothing of the attempt has begun."""
+        await self._record(decided, *agreement)
+        if agreement:  # they were not told before
+            await self._record(*await self._tell(asked.decision))
+        return AttemptResult(StepState.WAITING, approval=asked.approval_id)
 
     async def _tell(self, decision: Decision) -> tuple[Notified, ...]:
         """Tell everybody whom the decision wants told, at once; what came of it."""

@@ -36,11 +36,13 @@ async def drive(
     """Carry out the graph with at most `parallel` steps at once, and return how each step ended.
 
     `already` are the steps that ended before, in an earlier process.
-    `call(step)` runs a step and returns its final state; it raises only to end the whole walk.
+    `call(step)` runs a step and returns its final state; it raises only to end the whole walk. A step may also be left
+    WAITING: what needs it is not touched then, and the walk ends when nothing else can be done.
     `skip(step, state, reason)` records a step that will not run. When the walk itself is cancelled
     the running steps are cancelled and awaited, and what never started is recorded as cancelled.
     """
     ended: dict[str, StepState] = dict(already or {})
+    parked: list[str] = []
     running: dict[asyncio.Task[StepState], str] = {}
     waiting = _Waiting(graph, ended)
     cancelling = False
@@ -55,22 +57,39 @@ async def drive(
                 else:
                     running[asyncio.create_task(call(step), name=f"step {step}")] = step
             if not running:
+                if parked and not waiting.ready:
+                    break
                 continue
             done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 step = running.pop(task)
-                ended[step] = StepState.CANCELLED if task.cancelled() else task.result()
+                state = StepState.CANCELLED if task.cancelled() else task.result()
+                if state is StepState.WAITING:
+                    parked.append(step)
+                    continue
+                ended[step] = state
                 waiting.ended(step)
                 if graph.on_failure == "cancel" and _failed(graph, step, ended[step]) and not cancelling:
                     cancelling = True
                     for other in running:
                         other.cancel("another step failed")
+            if cancelling:
+                await _give_up(parked, ended, waiting, skip)
     except BaseException:
         await _cancel_all(running)
-        for step in waiting:
+        for step in (*parked, *waiting):
             await skip(step, StepState.CANCELLED, "the run was cancelled")
         raise
-    return ended
+    return {**ended, **dict.fromkeys(parked, StepState.WAITING)}
+
+
+async def _give_up(parked: list[str], ended: dict[str, StepState], waiting: _Waiting, skip: Skip) -> None:
+    """Of a run that another step has ended nothing waits any more."""
+    while parked:
+        step = parked.pop()
+        ended[step] = StepState.CANCELLED
+        waiting.ended(step)
+        await skip(step, StepState.CANCELLED, "another step failed")
 
 
 class _Waiting:
@@ -99,6 +118,11 @@ class _Waiting:
     def __iter__(self) -> Iterator[str]:
         """Those that are left, in the order of their declaration."""
         return iter(self._place)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a step may start or can never run."""
+        return any(self._steps[place] in self._place for place in self._ready)
 
     def next(self) -> str | None:
         """Take out the first step in the order of declaration that may start or can never run, if there is any."""

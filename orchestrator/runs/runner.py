@@ -22,6 +22,7 @@ from orchestrator.errors import (
     StepFailed,
     UsageError,
 )
+from orchestrator.ledger.coordination.approvals import ApprovalState
 from orchestrator.ledger.events import Event, RunFinished, RunStarted, StepFinished
 from orchestrator.ledger.journal import Journal
 from orchestrator.ledger.lease import OPEN
@@ -45,6 +46,9 @@ log = logging.getLogger(__name__)
 
 CutShort = tuple[RunState, ExitCode, str]
 """How a run ended that did not come to the end of its graph: state, exit code and reason."""
+
+_LOOK_SECONDS = 1.0
+"""Between two looks at whether somebody has agreed."""
 
 _CONTEXT = "(context)"
 """The name under which it is kept that the run's context cannot be told."""
@@ -95,7 +99,8 @@ class Runner:
         progress.begun(taken.fence)
         for record in taken.steps:
             progress.attempts[record.step] = record.attempts
-            if record.state in (StepState.RUNNING, StepState.INTERRUPTED):
+            progress.asked_for_approval |= record.state is StepState.WAITING
+            if record.state in (StepState.RUNNING, StepState.INTERRUPTED, StepState.WAITING):
                 continue
             progress.ended(record.step, record.state, record.outputs if isinstance(record.outputs, dict) else None)
             if record.state in (StepState.FAILED, StepState.REFUSED):
@@ -159,7 +164,7 @@ class Runner:
         """Of the steps that were cut off in the middle too the ledger says that they are over, where it can."""
         with suppress(LedgerError):
             for record in await asyncio.to_thread(self.services.reader.steps, progress.request.run_id):
-                if record.state is StepState.RUNNING:
+                if record.state in (StepState.RUNNING, StepState.WAITING):
                     await self._complete(progress, record.step, StepState.FAILED, reason)
 
     def _defect(self, progress: RunProgress, error: BaseException) -> CutShort:
@@ -231,8 +236,12 @@ class Runner:
             progress.errors.setdefault("(ledger)", error)
             cut_short = cut_short or (RunState.FAILED, error.exit_code, error.message)
         unconfirmed = await asyncio.to_thread(self._unconfirmed, progress.request.run_id)
+        waits = [step for step, state in states.items() if state is StepState.WAITING]
         if cut_short is not None:
             state, code, reason = cut_short
+        elif waits:
+            state, code = RunState.WAITING, ExitCode.WAITING
+            reason = f"waits for approval of {', '.join(f'`{step}`' for step in waits)}"
         else:
             state = run_state(states.values(), counted)
             code = exit_code(counted.values(), unconfirmed=bool(unconfirmed))
@@ -246,6 +255,8 @@ class Runner:
             errors=progress.errors,
             unconfirmed=unconfirmed,
         )
+        if progress.asked_for_approval and state is not RunState.WAITING:
+            await self._withdraw(progress.request.run_id)
         try:
             await self._record(progress, RunFinished(state=state, exit_code=int(code), reason=reason))
         except LedgerError as error:
@@ -253,6 +264,12 @@ class Runner:
                 raise
             progress.errors.setdefault("(ledger)", error)
         return outcome
+
+    async def _withdraw(self, run_id: str) -> None:
+        """Nobody has to agree any more to what will not happen. The history is complete without that."""
+        with suppress(LedgerError):
+            store, now = self.services.approvals.store, self.services.clock.now()
+            await asyncio.to_thread(lambda: store.withdraw(run_id, now=now))
 
     def _unconfirmed(self, run_id: str) -> tuple[LeaseRecord, ...]:
         try:
@@ -309,6 +326,12 @@ class Runner:
                 if admitted and (ended := await self._condition(progress, step_id)) is not None:
                     return ended
             result = result or await attempt.run()
+            if result.state is StepState.WAITING:
+                if self.services.parks:
+                    return result.state
+                await self._until_decided(result.approval)
+                number -= 1
+                continue
             if not delay:
                 return result.state
             try:
@@ -316,6 +339,15 @@ class Runner:
             except asyncio.CancelledError:
                 await self._skip(progress, step_id, StepState.CANCELLED, "cancelled while waiting to try again")
                 raise
+
+    async def _until_decided(self, approval_id: str) -> None:
+        """Wait, without any credential, until people have said enough, or their time is over."""
+        services = self.services
+        while True:
+            record = await asyncio.to_thread(services.approvals.store.get, approval_id)
+            if record.at(services.clock.now()) is not ApprovalState.OPEN:
+                return
+            await asyncio.sleep(_LOOK_SECONDS)
 
     async def _condition(self, progress: RunProgress, step_id: str) -> StepState | None:
         """How the step ended by its `if`; None where it is to be carried out."""

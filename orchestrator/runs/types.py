@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator.actions.base import Action
 from orchestrator.actions.confinement import Confinement
+from orchestrator.approvals.desk import ApprovalDesk
 from orchestrator.clock import Clock
 from orchestrator.credentials.broker import Broker
 from orchestrator.credentials.run_leases import RunLeases
@@ -49,6 +50,7 @@ class Services:
     clock: Clock
     heartbeat: Heartbeat
     queue: RunQueue
+    approvals: ApprovalDesk
     waiting_time: WaitingTime
     primaries: Mapping[str, str] = field(default_factory=dict)
     """Addresses of the servers in which the logins are made, by connection, where the endpoint is a standby."""
@@ -57,6 +59,8 @@ class Services:
     own_secrets: OwnSecrets = field(default_factory=lambda: OwnSecrets(Redactor()))
     """Knows the orchestrator's own secrets, which no output may hold."""
     engine: Engine = field(default_factory=LocalEngine)
+    parks: bool = False
+    """Whether a run that waits for approval is left to be resumed by whoever finds that it can go on."""
     max_output_bytes: int = 1 << 20
     max_parallel: int = 8
     settle: float = 95.0
@@ -116,6 +120,8 @@ class RunProgress:
     errors: dict[str, OrchestratorError] = field(default_factory=dict)
     attempts: dict[str, int] = field(default_factory=dict)
     """How often each step was tried in earlier processes."""
+    asked_for_approval: bool = False
+    """Whether people were asked to agree to something of it."""
     deadline: float = math.inf
     """When the run's own timeout ends it, by the monotonic clock."""
     secrets: Redactor = field(default_factory=lambda: Redactor(only=recognisable))

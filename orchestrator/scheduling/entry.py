@@ -192,11 +192,11 @@ class Entry:
 
     async def _going_on(self) -> int:
         """How many runs of this workflow go on that a scheduler started, here or in another process."""
-        running = await asyncio.to_thread(
-            self.context.services.reader.runs, workflow=self.name, state=RunState.RUNNING, limit=100
-        )
-        ours = {launched.run_id for launched in self.running}
-        return len(ours | {run.run_id for run in running if run.trigger in SERVICE_TRIGGERS})
+        reader, ours = self.context.services.reader, {launched.run_id for launched in self.running}
+        for state in (RunState.RUNNING, RunState.WAITING):  # one that waits for somebody to agree has not ended
+            found = await asyncio.to_thread(partial(reader.runs, workflow=self.name, state=state, limit=100))
+            ours |= {run.run_id for run in found if run.trigger in SERVICE_TRIGGERS}
+        return len(ours)
 
     def _skipped(self, decision: Decision) -> None:
         self.context.metrics.skipped(self.name, decision.reason)

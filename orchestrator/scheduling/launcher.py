@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.errors import Defect, ExitCode, OrchestratorError
 from orchestrator.ledger.events import Event, RunFinished, RunStarted
+from orchestrator.ledger.states import RunState
 from orchestrator.redaction.redactor import Redactor, redact_exception
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import Interruption, RunOutcome, RunRequest, TakenRun
@@ -130,7 +131,9 @@ class Launcher:
 
     def _conclude(self, outcome: RunOutcome, workflow: str) -> None:
         self.unconfirmed |= {lease.lease_id for lease in outcome.unconfirmed}
-        if outcome.exit_code is not ExitCode.DONE:
+        if outcome.state is RunState.WAITING:
+            log.info("run of %s %s", workflow, outcome.reason, extra={"run": outcome.run_id, "workflow": workflow})
+        elif outcome.exit_code is not ExitCode.DONE:
             about = {"run": outcome.run_id, "workflow": workflow}
             log.warning("run of %s %s: %s", workflow, outcome.state.value, outcome.reason, extra=about)
 

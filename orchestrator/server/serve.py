@@ -31,6 +31,7 @@ from orchestrator.recovery.open_leases import close_left_over, left_over
 from orchestrator.recovery.orphans import sweep_at, sweep_once
 from orchestrator.recovery.takeover import Recovery
 from orchestrator.recovery.unended import end_run
+from orchestrator.recovery.waiting import decided_runs
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import Services
@@ -139,6 +140,7 @@ async def serve(
                 hooks = [
                     (RECOVERY_SECONDS, _recovery(services, launcher, metrics)),
                     (RECOVERY_SECONDS, _unended(services, launcher)),
+                    (RECOVERY_SECONDS, _decided(services, launcher)),
                     (LEFTOVER_SECONDS, _leftovers(services)),
                     (LEFTOVER_SECONDS, services.engine.settle),
                     (config.sweep_interval, _orphans(services, config.sweep_interval)),
@@ -228,6 +230,18 @@ def _recovery(services: Services, launcher: Launcher, metrics: Metrics) -> Calla
                 metrics.interrupted(found.workflow)
 
     return recover
+
+
+def _decided(services: Services, launcher: Launcher) -> Callable[[], Awaitable[None]]:
+    """Go on with runs that waited for somebody to agree, when that is decided."""
+
+    async def decided() -> None:
+        for taken in await decided_runs(services):
+            run_id = taken.request.run_id
+            log.info("run %s goes on: its approval is decided", run_id, extra={"run": run_id})
+            launcher.launch(Runner(services), taken.request, taken)
+
+    return decided
 
 
 def _unended(services: Services, launcher: Launcher) -> Callable[[], Awaitable[None]]:

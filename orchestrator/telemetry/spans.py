@@ -14,6 +14,9 @@ from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
 
 from orchestrator.ledger.events import (
+    ApprovalEnded,
+    ApprovalRequested,
+    ApprovalVoted,
     AttemptFinished,
     AttemptStarted,
     Decided,
@@ -107,6 +110,8 @@ class RunSpans:
             case Decided():
                 if attempt := run.attempts.get((event.step, event.attempt)):
                     _tell(attempt.span, "decision", time, allow=event.allow, engine=event.engine)
+            case ApprovalRequested() | ApprovalVoted() | ApprovalEnded():
+                _tell(run.span, event.kind, time, step=event.step, approval=event.approval_id)
             case Notified():
                 if attempt := run.attempts.get((event.step, event.attempt)):
                     _tell(attempt.span, "notice", time, to=event.to, delivered=not event.error)

@@ -34,3 +34,8 @@ path "auth/token/revoke-self" { capabilities = ["update"] }
 
 # The version of the key that signs access tokens; its private part never leaves Vault.
 path "transit/keys/orchestrator-token" { capabilities = ["read"] }
+
+# What people say to a request for approval is signed when it is said and looked at again before credentials are opened:
+# who can write into the ledger alone approves nothing.
+path "transit/sign/orchestrator-approvals" { capabilities = ["update"] }
+path "transit/verify/orchestrator-approvals" { capabilities = ["update"] }

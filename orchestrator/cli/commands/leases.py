@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
     from orchestrator.ledger.types import LeaseFilter, LeaseRecord
     from orchestrator.recovery.closing_pass import Leftover
     from orchestrator.recovery.sweep import Swept
-    from orchestrator.runs.types import Services
-    from orchestrator.signals import Interruptions
 
 app = typer.Typer(help="Who held which scope, when, and when it was gone.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -211,30 +208,22 @@ def _print_swept(swept: Swept) -> None:
 
 
 async def _sweep() -> Swept:
+    from orchestrator.cli.connect import connected_services
     from orchestrator.recovery.sweep import sweep_everything
 
-    async with _services() as (services, interruptions):
+    async with connected_services() as (services, interruptions):
         return await interruptions.carry_out(sweep_everything(services))
 
 
 async def _revoke(lease_id: str) -> Leftover:
+    from orchestrator.cli.connect import connected_services
     from orchestrator.recovery.open_leases import revoke_now
 
-    async with _services() as (services, interruptions):
+    async with connected_services() as (services, interruptions):
         lease = services.reader.lease(lease_id)
         if lease is None:
             raise UnknownRun(f"no lease {lease_id} is in the ledger", hint="`orchestrator leases list` shows them")
         return await interruptions.carry_out(revoke_now(services, lease))
-
-
-def _services() -> AbstractAsyncContextManager[tuple[Services, Interruptions]]:
-    from orchestrator.assembly import interruptible_services
-    from orchestrator.cli.connect import log_to_stderr, redactor, runner_config
-    from orchestrator.settings import load_settings
-
-    settings = load_settings()
-    log_to_stderr(settings.log_level)
-    return interruptible_services(runner_config(settings), redactor=redactor())
 
 
 def _print_leases(found: Sequence[LeaseRecord], query: LeaseFilter) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +39,9 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something went wrong.")] = False,
     as_json: options.Json = False,
     grace: options.Grace = None,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Where somebody has to agree first, end with 7 instead of waiting.")
+    ] = False,
 ) -> None:
     """Run a workflow, each step with its own credentials.
 
@@ -54,6 +58,7 @@ def run(
         run_id=request.run_id,
         engine=engine,
         grace=grace,
+        no_wait=no_wait,
         quiet=quiet,
         as_json=as_json,
     )
@@ -69,12 +74,13 @@ def carry_out(
     run_id: str,
     engine: EngineName | None = None,
     grace: float | None = None,
+    no_wait: bool = False,
     quiet: bool,
     as_json: bool,
 ) -> None:
     """Show a run while it is carried out, and end with its exit code."""
     with _view(quiet=quiet, as_json=as_json) as view:
-        outcome = _carry_out(work, view, run_id, engine, grace)
+        outcome = _carry_out(work, view, run_id, engine, grace, no_wait=no_wait)
     _conclude(outcome, view, quiet=quiet, as_json=as_json)
     raise typer.Exit(int(outcome.exit_code))
 
@@ -118,6 +124,8 @@ def _carry_out(
     run_id: str,
     engine: EngineName | None,
     grace: float | None,
+    *,
+    no_wait: bool,
 ) -> RunOutcome:
     from orchestrator.cli import interruption
     from orchestrator.cli.connect import log_to_stderr, redactor, runner_config
@@ -128,7 +136,7 @@ def _carry_out(
     settings = load_settings()
     log_to_stderr(settings.log_level)
     # Kept until every thread has ended: the policy engine must end in this one.
-    config = runner_config(settings, engine=engine, grace=grace)
+    config = replace(runner_config(settings, engine=engine, grace=grace), parks=no_wait)
     with traced() as spans:
         observer = both(only(run_id, view.observe), spans)
         return interruption.run(lambda: work(config, redactor=redactor(), observer=observer, notice=view.notice))

@@ -145,11 +145,19 @@ def cancel(
 
     A run whose process is dead is ended by the next recovery, such as `orchestrator leases sweep`.
     """
+    import asyncio
+
     from orchestrator.cli.connect import open_store
     from orchestrator.cli.display.terminal import console
+    from orchestrator.clock import SystemClock
+    from orchestrator.recovery.waiting import cancel_waiting
 
     with open_store() as ledger:
         record = _record(ledger, run)
+        if record.state is RunState.WAITING:
+            asyncio.run(cancel_waiting(ledger, ledger, ledger.approvals, run, reason, now=SystemClock().now()))
+            console().print(f"{run} is cancelled: it waited, and nothing of it was open")
+            return
         if record.state is not RunState.RUNNING:
             raise UsageError(f"run {run} has ended already: {record.state.value}")
         if not ledger.runners.request_cancel(run, reason):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -95,7 +96,7 @@ def _serve(
         sweep_interval=settings.sweep_interval,
     )
     # Kept until every thread has ended: the policy engine must end in this one.
-    runner = runner_config(settings, engine=engine, grace=grace)
+    runner = replace(runner_config(settings, engine=engine, grace=grace), parks=True)
     with traced() as spans:
         code = interruption.run(lambda: service.serve(runner, config, redactor=redactor(), observer=spans))
     raise typer.Exit(int(code))

@@ -25,6 +25,9 @@ from orchestrator.ledger.storage.connect import BEGIN, ONLY_ONE
 from orchestrator.ledger.storage.tables import queued_run, run, workflow_text
 from orchestrator.ledger.storage.times import text_to_time, time_to_text
 
+_GOES_ON = (RunState.RUNNING.value, RunState.WAITING.value)
+"""A run that waits for somebody to agree is still one of the queue's, and takes nobody's place."""
+
 LOOK_AHEAD = 200
 """How many waiting runs are looked at for one that the limits leave room for."""
 
@@ -86,7 +89,7 @@ class RunQueue:
         """
         with self._writing() as connection:
             self._clear(connection)
-            taken = [_queued(row) for row in connection.execute(_rows(claimed=True)).mappings()]
+            taken = [_queued(row) for row in connection.execute(_rows(claimed=True).where(_DRIVEN)).mappings()]
             workflows = Counter(each.workflow for each in taken)
             connections = Counter(name for each in taken for name in each.connections)
             waits = _rows(claimed=False).where(queued_run.c.run_id.not_in(besides)) if besides else _rows(claimed=False)
@@ -129,7 +132,7 @@ class RunQueue:
     def all(self) -> Sequence[QueuedRun]:
         """Every run that waits or goes on, oldest first."""
         with self._connection(begin="BEGIN") as connection:
-            ended = select(run.c.run_id).where(run.c.state != RunState.RUNNING.value)
+            ended = select(run.c.run_id).where(run.c.state.not_in(_GOES_ON))
             query = select(queued_run).where(queued_run.c.run_id.not_in(ended))
             rows = connection.execute(query.order_by(queued_run.c.queued_at, queued_run.c.run_id)).mappings()
             return [_queued(row) for row in rows]
@@ -138,7 +141,7 @@ class RunQueue:
         """Take out what has ended."""
         if connection.dialect.name == "postgresql":
             connection.execute(ONLY_ONE)
-        ended = select(run.c.run_id).where(run.c.state != RunState.RUNNING.value)
+        ended = select(run.c.run_id).where(run.c.state.not_in(_GOES_ON))
         connection.execute(delete(queued_run).where(queued_run.c.run_id.in_(ended)))
 
     @contextmanager
@@ -153,6 +156,9 @@ class RunQueue:
                 yield connection
         except SQLAlchemyError as error:
             raise ledger_error(error, self._label) from error
+
+
+_DRIVEN = queued_run.c.run_id.not_in(select(run.c.run_id).where(run.c.state == RunState.WAITING.value))
 
 
 def giving_back(runner_id: str, *, tried: bool) -> Update:
@@ -179,4 +185,5 @@ def _queued(row: RowMapping) -> QueuedRun:
         queued_at=text_to_time(row["queued_at"]),
         claimed_by=row["claimed_by"],
         tries=row["tries"],
+        reason=row["reason"],
     )

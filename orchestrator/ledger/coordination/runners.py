@@ -20,7 +20,7 @@ from orchestrator.ledger.coordination.queue import giving_back
 from orchestrator.ledger.faults import ledger_error
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.reading.newest_first import unindexed
-from orchestrator.ledger.states import RunState
+from orchestrator.ledger.states import RESUMABLE
 from orchestrator.ledger.storage.connect import BEGIN
 from orchestrator.ledger.storage.tables import (
     IS_RUNNING,
@@ -174,9 +174,9 @@ class RunnerStore:
             return connection.execute(update(run_owner).where(theirs).values(runner_id=runner_id)).rowcount == 1
 
     def reopen(self, run_id: str, runner_id: str) -> bool:
-        """Become the one who drives a run that was interrupted; False if it is not, or if somebody has become so."""
+        """Become the one who drives a run that was interrupted or waits; False if it is not, or another is faster."""
         with self._writing() as connection:
-            this = (run.c.run_id == run_id) & (run.c.state == RunState.INTERRUPTED.value)
+            this = (run.c.run_id == run_id) & run.c.state.in_(RESUMABLE)
             if connection.execute(select(run.c.run_id).where(this).with_for_update()).first() is None:
                 return False
             owner = connection.execute(select(run_owner.c.runner_id).where(run_owner.c.run_id == run_id)).first()

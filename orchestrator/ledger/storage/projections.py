@@ -13,6 +13,9 @@ from typing import assert_never
 
 from orchestrator.errors import IllegalTransition, LedgerError
 from orchestrator.ledger.events import (
+    ApprovalEnded,
+    ApprovalRequested,
+    ApprovalVoted,
     AttemptFinished,
     AttemptStarted,
     Decided,
@@ -38,7 +41,7 @@ from orchestrator.ledger.events import (
     StepFinished,
 )
 from orchestrator.ledger.lease import FINAL, LeaseState, check_transition
-from orchestrator.ledger.states import RunState, StepState
+from orchestrator.ledger.states import RESUMABLE, RunState, StepState
 from orchestrator.ledger.storage.codec import canonical_json
 from orchestrator.ledger.storage.times import time_to_text
 
@@ -84,7 +87,9 @@ def project(before: RunRows, events: Iterable[tuple[str, Event]]) -> RunRows:
                 changed.steps[event.step] = _step(present, event, time)
             case LeaseRequested():
                 changed.leases[event.lease_id] = _lease_requested(present, event, time)
-            case Decided() | Notified() | OrphansSwept() | RunTakenOver():
+            case ApprovalRequested():
+                changed.steps[event.step] = _step_waits(present, event)
+            case Decided() | Notified() | ApprovalVoted() | ApprovalEnded() | OrphansSwept() | RunTakenOver():
                 pass
             case _:
                 changed.leases[event.lease_id] = _lease_moved(present.leases.get(event.lease_id), event, time)
@@ -120,6 +125,8 @@ def _run_started(before: Row, event: RunStarted, time: str) -> Row:
 def _run_finished(before: Row, event: RunFinished, time: str) -> Row:
     if before.get("state") == RunState.INTERRUPTED.value:
         raise IllegalTransition("this run was interrupted: it must be resumed before it can end in another way")
+    if before.get("state") == RunState.WAITING.value and event.state is not RunState.CANCELLED:
+        raise IllegalTransition("this run waits: it can be cancelled, or must be resumed before it can end")
     return {
         "state": event.state.value,
         "finished_at": time,
@@ -129,8 +136,8 @@ def _run_finished(before: Row, event: RunFinished, time: str) -> Row:
 
 
 def _run_resumed(before: Row) -> Row:
-    if before.get("state") != RunState.INTERRUPTED.value:
-        raise IllegalTransition("only a run that was interrupted can be resumed")
+    if before.get("state") not in RESUMABLE:
+        raise IllegalTransition("only a run that was interrupted, or waits, can be resumed")
     return {"state": RunState.RUNNING.value, "finished_at": None, "exit_code": None, "reason": ""}
 
 
@@ -166,6 +173,12 @@ def _step(present: RunRows, event: AttemptStarted | AttemptFinished | StepFinish
                 "reason": storable(event.reason),
                 "outputs": canonical_json(event.outputs),
             }
+
+
+def _step_waits(present: RunRows, event: ApprovalRequested) -> Row:
+    before = present.steps.get(event.step) or _new_step(present.run, event.step)
+    reason = f"waits for the approval {event.approval_id}"
+    return {**before, "state": StepState.WAITING.value, "finished_at": None, "reason": storable(reason)}
 
 
 def _new_step(run: Row, step: str) -> Row:

@@ -222,6 +222,39 @@ queued_run = Table(
 `tries` counts the claims that did not come to the run's beginning: its worker died, or could not load it.
 """
 
+approval = Table(
+    "approval",
+    metadata,
+    Column("approval_id", TEXT, primary_key=True),
+    Column("run_id", TEXT, nullable=False),
+    Column("workflow", TEXT, nullable=False),
+    Column("step", TEXT, nullable=False),
+    Column("subject", TEXT, nullable=False),
+    Column("question", TEXT, nullable=False),
+    Column("demand", TEXT, nullable=False),
+    Column("asked_by", TEXT, nullable=False),
+    Column("asked_at", TEXT, nullable=False),
+    Column("expires_at", TEXT, nullable=False),
+    Column("state", TEXT, nullable=False),
+    Column("ended_at", TEXT),
+    sqlite_with_rowid=False,
+)
+"""What waits for somebody to agree. That it did, and who has agreed, is in the events of the run for good."""
+
+approval_vote = Table(
+    "approval_vote",
+    metadata,
+    Column("approval_id", TEXT, nullable=False),
+    Column("voter", TEXT, nullable=False),
+    Column("verdict", TEXT, nullable=False),
+    Column("at", TEXT, nullable=False),
+    Column("statement", TEXT, nullable=False),
+    Column("signature", TEXT, nullable=False),
+    PrimaryKeyConstraint("approval_id", "voter"),
+    sqlite_with_rowid=False,
+)
+"""Who has agreed or refused, as signed by a key in Vault: whoever can write here makes nothing up."""
+
 LEASE_CHANGES = (
     "state",
     "ttl",

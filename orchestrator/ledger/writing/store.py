@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.clock import Clock
+from orchestrator.ledger.coordination.approvals import ApprovalStore
 from orchestrator.ledger.coordination.queue import RunQueue
 from orchestrator.ledger.coordination.runners import RunnerStore
 from orchestrator.ledger.events import Event, RunStarted
@@ -40,6 +41,7 @@ class Ledger(Reader):
         self.runners = RunnerStore(engine, location.label)
         """The processes that run workflows."""
         self.queue = RunQueue(engine, location.label)
+        self.approvals = ApprovalStore(engine, location.label)
         """The runs that wait for a worker."""
 
     async def begin_run(self, run_id: str, started: RunStarted) -> int:
