@@ -179,4 +179,5 @@ def _queued(row: RowMapping) -> QueuedRun:
         queued_at=text_to_time(row["queued_at"]),
         claimed_by=row["claimed_by"],
         tries=row["tries"],
+        reason=row["reason"],
     )
