@@ -21,11 +21,11 @@ from orchestrator.credentials.types import Confirm, Issuer
 from orchestrator.errors import ExitCode
 from orchestrator.jsontypes import JsonValue
 from orchestrator.ledger.opening import open_ledger
+from orchestrator.network.webhooks import Webhooks
 from orchestrator.policy.types import ConnectedEngine, PolicyEngine
 from orchestrator.recovery.resumption import resume, run_once
 from orchestrator.redaction.own_secrets import OwnSecrets, secrets_in
 from orchestrator.redaction.redactor import Redactor
-from orchestrator.runs.enforcement.notices import Notifier
 from orchestrator.runs.engines.opening import open_engine
 from orchestrator.runs.engines.types import EngineName
 from orchestrator.runs.heartbeat import Heartbeat
@@ -119,7 +119,7 @@ async def open_services(
                 dead_after=config.dead_after,
                 max_takeovers=config.max_takeovers,
                 confinement=config.confinement,
-                notifier=Notifier(config.notify),
+                notifier=Webhooks(config.notify),
             )
     finally:
         given_back = False

@@ -166,7 +166,7 @@ class StepAttempt:
         }
         error = ""
         try:
-            await self.services.notifier.deliver(notice, about)
+            await self.services.notifier.deliver(notice["to"], notice["text"], about)
         except OrchestratorError as problem:
             error = problem.message + (f"; {problem.hint}" if problem.hint else "")
         return Notified(step=self.step_id, attempt=self.number, to=notice["to"], text=notice["text"], error=error)

@@ -20,13 +20,13 @@ from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.coordination.queue import RunQueue
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LeaseRecord, LedgerReader, LedgerWriter, StepRecord
+from orchestrator.network.webhooks import Webhooks
 from orchestrator.planning.requests import policy_request, scopes_of
 from orchestrator.policy.admission import before_evaluation
 from orchestrator.policy.types import PolicyEngine, PolicyRequest
 from orchestrator.redaction.forms import recognisable
 from orchestrator.redaction.own_secrets import OwnSecrets
 from orchestrator.redaction.redactor import Redactor
-from orchestrator.runs.enforcement.notices import Notifier
 from orchestrator.runs.engines.local import LocalEngine
 from orchestrator.runs.engines.types import Engine
 from orchestrator.runs.heartbeat import Heartbeat
@@ -54,7 +54,7 @@ class Services:
     waiting_time: WaitingTime
     primaries: Mapping[str, str] = field(default_factory=dict)
     """Addresses of the servers in which the logins are made, by connection, where the endpoint is a standby."""
-    notifier: Notifier = field(default_factory=Notifier)
+    notifier: Webhooks = field(default_factory=Webhooks)
     """Delivers what policies want others to be told."""
     own_secrets: OwnSecrets = field(default_factory=lambda: OwnSecrets(Redactor()))
     """Knows the orchestrator's own secrets, which no output may hold."""

@@ -1,1 +1,1 @@
-"""Obeying the policy: what may be evaluated, what a decision leaves of a step, who is told."""
+"""Obeying the policy: what may be evaluated, and what a decision leaves of a step."""

@@ -1,4 +1,4 @@
-"""Telling others what a policy says that they must be told, before a step gets credentials or because it is denied.
+"""Telling people something through the webhooks of their chats and mailboxes.
 
 A destination is a name in the settings and the URL of a webhook there; the URL counts as a secret, since many services
 know their callers by nothing else. The message is JSON with `text`, which is what Slack, Mattermost, Google Chat and
@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 
 from orchestrator.errors import Unreachable
 from orchestrator.jsontypes import JsonObject
-from orchestrator.policy.obligations import Notice
 from orchestrator.secret import Secret
 
 _SECONDS = 10.0
@@ -26,27 +25,27 @@ _PAUSES = (0.5, 1.0, 2.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Notifier:
+class Webhooks:
     """Delivers messages to the destinations of the settings, by their names."""
 
     destinations: Mapping[str, Secret] = field(default_factory=dict)
 
-    async def deliver(self, notice: Notice, about: JsonObject) -> None:
+    async def deliver(self, to: str, text: str, about: JsonObject) -> None:
         """Post the message until it is taken (any 2xx). Raises Unreachable, without the URL.
 
         It may arrive twice where an answer was lost: `about` carries an `id` by which that can be seen.
         """
-        url = self.destinations.get(notice["to"])
+        url = self.destinations.get(to)
         if url is None:
             raise Unreachable(
-                f"the settings know no destination `{notice['to']}`",
-                hint=f"set ORCHESTRATOR_NOTIFY__{notice['to'].upper().replace('-', '_')} to the URL of a webhook",
+                f"the settings know no destination `{to}`",
+                hint=f"set ORCHESTRATOR_NOTIFY__{to.upper().replace('-', '_')} to the URL of a webhook",
             )
         problem = "no answer in time"
         try:
             async with asyncio.timeout(_SECONDS):
                 for pause in (*_PAUSES, None):
-                    problem, again = await _post(url, {"text": notice["text"], **about})
+                    problem, again = await _post(url, {"text": text, **about})
                     if not problem:
                         return
                     if not again or pause is None:
@@ -54,7 +53,7 @@ class Notifier:
                     await asyncio.sleep(pause)
         except TimeoutError:
             pass
-        raise Unreachable(f"`{notice['to']}` could not be told: {problem}")
+        raise Unreachable(f"`{to}` could not be told: {problem}")
 
 
 async def _post(url: Secret, message: JsonObject) -> tuple[str, bool]:
