@@ -135,7 +135,8 @@ def _words(value: object) -> str:
 
 
 def _grant(grant: Any) -> str:
-    return f"{grant['name']}: {scope_from_json({key: value for key, value in grant.items() if key != 'narrower'}).describe()}"
+    whole = {key: value for key, value in grant.items() if key != "narrower"}
+    return f"{grant['name']}: {scope_from_json(whole).describe()}"
 
 
 def _member(document: JsonObject, *path: str) -> Any:
