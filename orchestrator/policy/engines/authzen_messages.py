@@ -4,7 +4,7 @@
 | --- | --- |
 | `subject` | `{"type": "agent", "id": agent}` |
 | `action` | `name` of the action; `properties`: what it is about to do |
-| `resource` | one grant: `type` its kind, `id` its path in Vault, `properties` all of it; if none `step`, `workflow/step` |
+| `resource` | one grant: `type` its kind, `id` its path in Vault, `properties` all of it; else the step |
 | `context` | the rest of the document, all `grants` too; `question`: `decision` or `admit`; `supported_obligations` |
 
 Obligations are those of the AuthZEN Obligations Profile 1.0 (draft 1); see `authzen_obligations`.

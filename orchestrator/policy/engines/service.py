@@ -138,7 +138,7 @@ class PolicyService:
         client = self._client
         if client is None or client.loop is not loop or client.files != files:
             try:
-                context = tls_context(self.options)
+                context = tls_context(self.options) if self.options.uses_tls else False
             except OSError as error:
                 raise Unanswered(f"a certificate or key cannot be used: {why_not_tls(error)}") from None
             socket = str(self.options.socket) if self.options.socket else None

@@ -69,6 +69,11 @@ class ServiceOptions(BaseModel):
     plain_http: bool = False
     """Whether another machine may be asked without TLS."""
 
+    @property
+    def uses_tls(self) -> bool:
+        """Whether certificates have a part in it."""
+        return self.url.startswith("https:")
+
     @model_validator(mode="before")
     @classmethod
     def _named(cls, given: Mapping[str, str]) -> dict[str, str]:
@@ -113,7 +118,8 @@ def options_from(model: type[Options], given: Mapping[str, str], *, engine: str)
         lines = [_said(problem["loc"], problem["msg"]) for problem in error.errors(include_url=False)]
         raise UsageError("\n".join(lines), hint=f"the policy engine `{engine}` has the options {known}") from None
     try:
-        tls_context(options)
+        if options.uses_tls:
+            tls_context(options)
     except OSError as error:
         raise UsageError(
             f"{VARIABLE}CA_FILE, {VARIABLE}CLIENT_CERT, {VARIABLE}CLIENT_KEY: {why_not_tls(error)}",
