@@ -8,7 +8,7 @@ import json
 import ssl
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,16 +54,19 @@ class Sick:
         return f"{self.scheme}://{self.host}:{self.port}"
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, asyncio.IncompleteReadError):
+        try:
             asked = await _request(reader, writer)
             self.asked.append(asked)
             if asked.target.startswith("/.well-known/"):
                 await (self.metadata or self._well)(asked)
             else:
                 await self.behaviour(asked)
-        writer.close()
-        with suppress(OSError):
+            writer.close()
             await writer.wait_closed()
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.transport.abort()
 
     async def _well(self, asked: Asked) -> None:
         await asked.answer(json.dumps(metadata_of(self.url)).encode())
@@ -107,6 +110,7 @@ def sick_service(sick: Sick, tls: ssl.SSLContext | None = None) -> Iterator[Sick
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.sleep(0)  # an aborted connection is closed in the next turn of the loop
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()

@@ -8,9 +8,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from orchestrator.policy.engines.rego import RegoEngine
 from orchestrator.policy.types import PolicyEngine
 
 SAMPLE = TESTS.parent / "workflows" / "policies"
+REFERENCE = RegoEngine.from_directory(SAMPLE)
 PERMITTED = {"query": QUERY, "translate": TRANSLATE, "notify": NOTIFY, "record": RECORD, "support": SUPPORT}
 Engines = Callable[[str], PolicyEngine]
 """The engine for one folder of policies, by its name."""
@@ -101,8 +103,7 @@ def authzen_one_by_one(root: Path, short_folder: Path) -> Iterator[Engines]:
 def real_opa(root: Path, short_folder: Path) -> Iterator[Engines]:
     """OPA's own binary, a server for each folder."""
     program = shutil.which("opa")
-    if program is None:
-        pytest.skip("no `opa` on the PATH")
+    assert program is not None
     addresses: dict[str, str] = {}
     with ExitStack() as servers:
 
@@ -131,13 +132,13 @@ def _is_up(port: int) -> bool:
         return False
 
 
-KINDS = [rego, opa, opa_by_socket, authzen, authzen_one_by_one, real_opa]
+KINDS = [rego, opa, opa_by_socket, authzen, authzen_one_by_one, *([real_opa] if shutil.which("opa") else [])]
 
 
 @pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.__name__.replace("_", " "))
 def engines(request: pytest.FixtureRequest, root: Path, short_folder: Path) -> Iterator[Engines]:
     with request.param(root, short_folder) as made:
-        yield made
+        yield cache(made)  # the same engine for one event loop after another
 
 
 CASES = {
@@ -158,7 +159,7 @@ async def test_every_engine_gives_the_same_answer(name: str, engines: Engines, r
     assert decision.allow is case.allow, decision.reasons
     assert decision.obligations.as_json() == case.obligations
     if case.policy == "sample":
-        assert decision.reasons == (await RegoEngine.from_directory(SAMPLE).decide(case.asked)).reasons
+        assert decision.reasons == (await REFERENCE.decide(case.asked)).reasons
     elif case.reasons is None:
         assert len(decision.reasons) == 1
     else:
@@ -194,9 +195,10 @@ def test_the_second_evaluator_permits_the_same() -> None:
         timeout=120,
     )
     answers = [json.loads(line[7:]) for line in ended.stdout.splitlines() if line.startswith("answer ")]
-    for (case, _), answer in zip(questions, answers, strict=True):
-        value = answer.get("value", answer)
-        assert not isinstance(value, Mapping) or "error" in value or value.get("allow") is case.allow, (case, answer)
+    told = [(case, answer["value"]) for (case, _), answer in zip(questions, answers, strict=True) if "value" in answer]
+    assert len(told) > 10
+    for case, value in told:
+        assert value["allow"] is case.allow, case
 
 
 def _module(policy: str) -> str:

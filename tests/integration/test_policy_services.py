@@ -11,6 +11,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from sick_services import (
 
 from orchestrator.devstack.ports import free_port
 from orchestrator.policy.engines import authzen as authzen_module
+from orchestrator.policy.engines import service as service_module
 from orchestrator.policy.engines.authzen import AuthzenEngine
 from orchestrator.policy.engines.opa import OpaEngine
 from orchestrator.policy.engines.service import MAX_BODY_BYTES, MAX_REASON_LENGTH, MAX_REASONS
@@ -121,13 +123,13 @@ async def test_a_service_that_never_takes_the_connection_is_denied(kind: Kind) -
             waiting.setblocking(False)
             waiting.connect_ex(listener.getsockname())
         port = listener.getsockname()[1]
-        denied(await kind.ask(f"http://127.0.0.1:{port}", timeout=SECONDS), "no answer within 2s")
+        denied(await kind.ask(f"http://127.0.0.1:{port}", timeout=SECONDS), "no connection in time")
 
 
 async def test_a_tls_handshake_that_never_ends_is_denied(kind: Kind) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        denied(await kind.ask(f"https://127.0.0.1:{port}", timeout=SECONDS), "no answer within 2s")
+        denied(await kind.ask(f"https://127.0.0.1:{port}", timeout=SECONDS), "no connection in time")
 
 
 async def test_nothing_that_listens_is_a_denial(kind: Kind, tmp_path: Path) -> None:
@@ -136,16 +138,12 @@ async def test_nothing_that_listens_is_a_denial(kind: Kind, tmp_path: Path) -> N
     denied(await kind.ask("https://nowhere.invalid"), "no address for its name")
 
 
-async def test_a_service_that_comes_up_a_moment_later_is_asked_again(kind: Kind) -> None:
+async def test_a_connection_that_is_refused_is_tried_again(kind: Kind) -> None:
     """Refused connections only: a question that may have been taken is not asked twice."""
     refused = socket.socket()
     refused.bind(("127.0.0.1", 0))
     engine = kind.open(f"http://127.0.0.1:{refused.getsockname()[1]}")
     tries: list[int] = []
-    original = socket.socket.connect_ex
-    del original
-    from orchestrator.policy.engines import service as service_module
-
     exchange = service_module._exchange
 
     async def counted(*given: Any) -> Any:
@@ -165,6 +163,7 @@ async def test_a_question_that_was_taken_is_not_asked_twice(kind: Kind) -> None:
         assert len([each for each in service.asked if not each.target.startswith("/.well-known")]) == 1
 
 
+@cache
 def _whole(kind: Kind) -> dict[str, tuple[Behaviour, str]]:
     yes = kind.yes
     return {

@@ -44,6 +44,9 @@ _TOKEN = re.compile(r"[\x21-\x7e]+")
 _EXCERPT = 200
 """Characters of what a service says about an error of its own."""
 _TRIES = 4
+_CONNECTING = 0.9
+"""Of the deadline: a connection must be there by then, TLS included. For the rest the deadline is enough, but httpx
+leaves a socket open whose TLS handshake is cancelled (httpcore 1.0, `AnyIOStream.start_tls`)."""
 
 
 class Unanswered(Exception):
@@ -148,7 +151,7 @@ class PolicyService:
             made = httpx.AsyncClient(
                 transport=transport,
                 trust_env=False,
-                timeout=httpx.Timeout(None),  # `deadline` is around it
+                timeout=httpx.Timeout(None, connect=_CONNECTING * self.options.timeout),
                 follow_redirects=False,
             )
             self._client = client = _Client(loop, files, made)
@@ -274,6 +277,10 @@ def _no_answer(error: httpx.HTTPError) -> Unanswered:
     """In our own words: the library's may quote what the service sent."""
     import socket
 
+    import httpx
+
+    if isinstance(error, httpx.TimeoutException):
+        return Unanswered("no connection in time")
     chain = list(_causes(error))
     for cause in chain:
         if isinstance(cause, ConnectionRefusedError):
