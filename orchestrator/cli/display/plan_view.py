@@ -147,7 +147,9 @@ def plan_json(plan: PlanView) -> Mapping[str, object]:
 
 
 def _decision_json(decision: Decision | None, *, at_run_time: bool) -> Mapping[str, object] | None:
-    return decision and {
+    if decision is None:
+        return None
+    return {
         "allow": decision.allow,
         "reasons": decision.reasons,
         "at_run_time": at_run_time,

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
-from urllib.parse import quote
 
 from pydantic import Field
 
@@ -27,7 +26,7 @@ _QUERY = "provenance=true&strict-builtin-errors=true"
 _BUNDLES = 20
 """How many bundles a revision names."""
 
-_Path = Annotated[str, Field(pattern=r"^[^/?#%\s\\]+(/[^/?#%\s\\]+)*$")]
+_Path = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$")]
 
 
 class OpaOptions(ServiceOptions):
@@ -71,7 +70,7 @@ class OpaEngine:
         self.service.remember = remember
 
     async def _ask(self, path: str, request: PolicyRequest) -> Decision:
-        url = f"{self.service.options.url}/v1/data/{quote(path)}?{_QUERY}"
+        url = f"{self.service.options.url}/v1/data/{path}?{_QUERY}"
         try:
             async with self.service.deadline():
                 answer = await self.service.ask("POST", url, body=request_body({"input": request.as_json()}))

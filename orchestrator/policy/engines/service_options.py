@@ -64,7 +64,7 @@ class ServiceOptions(BaseModel):
     """Our certificate, with its chain (PEM)."""
     client_key: Path | None = None
     """Its key (PEM, not encrypted); None: it is in the file of the certificate."""
-    timeout: Annotated[float, Field(gt=0, le=300)] = 5.0
+    timeout: Annotated[float, Field(gt=0, le=300, allow_inf_nan=False)] = 5.0
     """Seconds that a question may take, everything included."""
     plain_http: bool = False
     """Whether another machine may be asked without TLS."""
