@@ -38,6 +38,7 @@ from sick_services import (
 )
 
 from orchestrator.devstack.ports import free_port
+from orchestrator.policy.documents import MAX_ANSWER_BYTES
 from orchestrator.policy.engines import authzen as authzen_module
 from orchestrator.policy.engines import service as service_module
 from orchestrator.policy.engines.authzen import AuthzenEngine
@@ -177,6 +178,7 @@ def _whole(kind: Kind) -> dict[str, tuple[Behaviour, str]]:
         "a number twice": (saying(b'{"decision": false, "result": {"allow": false}, ' + yes[1:]), "a key twice"),
         "a key twice further in": (saying(yes[:-1] + b', "x": {"a": 1, "a": 2}}'), "a key twice"),
         "not a number": (saying(yes[:-1] + b', "x": NaN}'), "a number that JSON does not know"),
+        "a number without a bound": (saying(yes[:-1] + b', "x": 1e400}'), "a number that JSON does not know"),
         "not UTF-8": (saying(yes[:-1] + b', "x": "\xff"}'), "not UTF-8"),
         "UTF-16": (saying(yes.decode().encode("utf-16")), "not UTF-8"),
         "half a surrogate pair": (saying(yes[:-1] + rb', "x": "\ud800"}'), "surrogate"),
@@ -578,6 +580,16 @@ async def test_several_grants_are_one_question_with_defaults() -> None:
     assert [grant["name"] for grant in body["context"]["grants"]] == ["db", "api"]
     assert body["context"]["question"] == "decision"
     assert body["context"]["supported_obligations"] == ["notification", "custom"]
+
+
+async def test_the_ledger_is_given_what_was_said_whole_unless_that_is_too_long() -> None:
+    for length, kept in ((10, True), (MAX_ANSWER_BYTES, False)):
+        body = {"decision": True, "context": {"policy": "p" * length}}
+        with sick_service(Sick(saying(json.dumps(body)))) as service:
+            decision = await AUTHZEN.ask(service.url)
+        assert decision.allow
+        assert (decision.answer == {"evaluations": [body]}) is kept
+        assert len(json.dumps(decision.answer)) <= MAX_ANSWER_BYTES
 
 
 async def test_an_answer_to_another_request_is_none() -> None:

@@ -11,6 +11,7 @@ in that header, which the specification only recommends.
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from orchestrator.jsontypes import JsonObject
-from orchestrator.policy.documents import decision_from
+from orchestrator.policy.documents import MAX_ANSWER_BYTES, decision_from
 from orchestrator.policy.engines.authzen_messages import (
     Evaluation,
     Evaluations,
@@ -100,7 +101,8 @@ class AuthzenEngine:
             return self.service.denied(error.reason, engine=self.name, revision=revision, decision_id=identifier)
         document = decision_document(answer.evaluations, beside=answer.context)
         decision = decision_from(document, engine=self.name, revision=revision, decision_id=identifier)
-        return bounded(replace(decision, answer=answer.model_dump(mode="json", exclude_none=True)))
+        said = answer.model_dump(mode="json", exclude_none=True)
+        return bounded(replace(decision, answer=said) if len(json.dumps(said)) <= MAX_ANSWER_BYTES else decision)
 
     async def _evaluated(
         self, metadata: Metadata, question: Question, request: PolicyRequest, identifier: str

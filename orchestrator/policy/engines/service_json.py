@@ -23,7 +23,7 @@ def read_object(data: bytes) -> JsonObject:
     except UnicodeDecodeError:
         raise NotReadable("it is not UTF-8") from None
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_number)
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_number, parse_float=_finite)
         json.dumps(value, ensure_ascii=False).encode()
     except NotReadable:
         raise
@@ -41,6 +41,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) != len(pairs):
         raise NotReadable("an object of it has a key twice")
     return made
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if number - number == 0 else _no_number(text)
 
 
 def _no_number(name: str) -> NoReturn:
