@@ -400,6 +400,19 @@ async def test_nor_where_it_is_disguised(kind: Kind, disguise: Callable[[str], s
         denied(await kind.ask(service.url, token_file=tmp_path / "token"), "its answer holds our own token")
 
 
+@pytest.mark.parametrize(
+    ("number", "kinds"), [(1 << 52, [OPA, AUTHZEN]), (1 << 53, [OPA]), (-(1 << 53), [OPA]), (1 << 63, [])]
+)
+async def test_a_number_that_the_other_side_may_round_is_not_asked_about(number: int, kinds: list[Kind]) -> None:
+    for kind in (OPA, AUTHZEN):
+        with sick_service(Sick(saying(kind.yes))) as service:
+            engine = kind.open(service.url)
+            decision = await engine.decide(replace(QUERY, context={"customer_id": number}))
+            await engine.aclose()
+        assert decision.allow is (kind in kinds)
+        assert decision.allow or "a whole number that cannot be compared exactly" in decision.reasons[0]
+
+
 # --- what becomes of a long answer
 
 

@@ -59,7 +59,7 @@ def write_question(document: JsonValue, *, exact_bits: int) -> bytes:
     for one (RFC 7493, 2.2).
     """
     try:
-        _check_numbers(document, 1 << exact_bits)
+        _check_numbers(document, exact_bits)
         data = json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
         raise ValueError("holds a text that is not Unicode (half of a surrogate pair)") from None
@@ -70,12 +70,12 @@ def write_question(document: JsonValue, *, exact_bits: int) -> bytes:
     return data
 
 
-def _check_numbers(value: JsonValue, beyond: int) -> None:
+def _check_numbers(value: JsonValue, bits: int) -> None:
     if isinstance(value, float) and not (value - value == 0):
         raise ValueError("holds a number that JSON does not know")
-    if isinstance(value, int) and not -beyond <= value < beyond:
-        raise ValueError(f"holds a whole number that cannot be compared exactly (beyond {beyond.bit_length()} bits)")
+    if isinstance(value, int) and value.bit_length() > bits:
+        raise ValueError(f"holds a whole number that cannot be compared exactly (of more than {bits} bits)")
     if isinstance(value, Mapping):
         value = list(value.values())
     for part in value if isinstance(value, list | tuple) else ():
-        _check_numbers(part, beyond)
+        _check_numbers(part, bits)
