@@ -5,53 +5,31 @@ import json
 import os
 import shutil
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from policy_questions import (
+    DENIED,
+    MESSAGES,
+    NOTIFY,
+    OF_NO_TASK,
+    QUERY,
+    READ,
+    RECORD,
+    SUPPORT,
+    TICKET,
+    TRANSLATE,
+    request,
+    with_grant,
+)
 
 from orchestrator.actions.catalog import action
-from orchestrator.grants.privileges import ALL_COLUMNS, Privilege, RowLimit
-from orchestrator.grants.scope import Scope
+from orchestrator.grants.privileges import RowLimit
 from orchestrator.jsontypes import JsonObject
 from orchestrator.policy.engines.rego import PolicySource, RegoEngine
 from orchestrator.policy.types import PolicyRequest
 
 ENGINE = RegoEngine.from_directory(Path(__file__).parents[2] / "workflows" / "policies")
-MESSAGES = Privilege("select", "public", "customer_feedback", ("comment", "id", "kind"))
-TRANSLATIONS = Privilege("insert", "public", "feedback_translation", ("feedback_id", "language", "translation"))
-READ = Scope("db", "database", "database/creds/orc-support-1", 120, connection="support", privileges=(MESSAGES,))
-TOKEN = Scope("api", "token", "transit/sign/orchestrator-token", 60, audience="translation-api", scopes=("translate",))
-BOT = Scope("bot", "secret", "secret/data/slack/support-bot", 60, keys=("token",))
-NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
-
-
-def request(action: str, view: JsonObject, *grants: Scope, agent: str = "feedback-assistant") -> PolicyRequest:
-    return PolicyRequest(
-        workflow="customer_feedback",
-        workflow_digest="sha256:00",
-        run="run-1",
-        trigger="manual",
-        inputs={"limit": 5},
-        context={},
-        step="a_step",
-        attempt=1,
-        agent=agent,
-        action=action,
-        action_view=view,
-        grants=grants,
-        time=NOON,
-    )
-
-
-QUERY = request("postgres.query", {"verbs": ["select"]}, READ)
-TRANSLATE = request("http.request", {"method": "POST", "origin": "http://127.0.0.1:4711", "path": "/v1/x"}, TOKEN)
-NOTIFY = request("slack.post_message", {"channel": "#support"}, BOT)
-RECORD = request(
-    "postgres.execute",
-    {"verbs": ["insert"]},
-    replace(READ, privileges=(TRANSLATIONS,)),
-)
 
 
 @pytest.mark.parametrize("asked", [QUERY, TRANSLATE, NOTIFY, RECORD], ids=["read", "translate", "notify", "record"])
@@ -60,143 +38,6 @@ async def test_every_step_of_the_sample_workflow_is_allowed(asked: PolicyRequest
     assert decision.allow, decision.reasons
     assert decision.reasons == ("permitted to agent `feedback-assistant`",)
     assert decision.revision == ENGINE.revision
-
-
-def with_grant(grant: Scope, **changes: object) -> PolicyRequest:
-    return replace(QUERY, grants=(replace(grant, **changes),))
-
-
-AGENT = "agent `feedback-assistant` may not "
-DENIED = {
-    "a verb that destroys": (
-        replace(QUERY, action_view={"verbs": ["delete"]}),
-        "SQL verb `delete` is forbidden to every agent",
-    ),
-    "truncate": (
-        replace(QUERY, action_view={"verbs": ["truncate"]}),
-        "SQL verb `truncate` is forbidden to every agent",
-    ),
-    "ddl": (replace(QUERY, action_view={"verbs": ["ddl"]}), "SQL verb `ddl` is forbidden to every agent"),
-    "other": (replace(QUERY, action_view={"verbs": ["other"]}), "SQL verb `other` is forbidden to every agent"),
-    "unknown": (replace(QUERY, action_view={"verbs": ["unknown"]}), "SQL verb `unknown` is forbidden to every agent"),
-    "a verb hidden behind an allowed one": (
-        replace(QUERY, action_view={"verbs": ["select", "delete"]}),
-        "SQL verb `delete` is forbidden to every agent",
-    ),
-    "a verb of other agents": (
-        replace(QUERY, action_view={"verbs": ["update"]}),
-        AGENT + "use the SQL verb `update`",
-    ),
-    "no verb at all": (
-        replace(QUERY, action_view={}),
-        "the action `postgres.query` does not say what it is about to do",
-    ),
-    "a long life": (
-        with_grant(READ, ttl=901),
-        "grant `db` lives 901s, longer than the 900s that are allowed",
-    ),
-    "a database role that somebody maintains by hand": (
-        with_grant(READ, role="admin", resource="database/creds/admin", privileges=()),
-        AGENT + "have the database role `admin` of `support` from database/creds/admin (grant `db`)",
-    ),
-    "another database": (
-        with_grant(READ, connection="billing"),
-        AGENT + "have select (comment, id, kind) on public.customer_feedback in the database `billing` (grant `db`)",
-    ),
-    "another column": (
-        with_grant(READ, privileges=(replace(MESSAGES, columns=("email", "id")),)),
-        AGENT + "have select (email, id) on public.customer_feedback in the database `support` (grant `db`)",
-    ),
-    "every column": (
-        with_grant(READ, privileges=(replace(MESSAGES, columns=ALL_COLUMNS),)),
-        AGENT + "have select (all) on public.customer_feedback in the database `support` (grant `db`)",
-    ),
-    "another verb on its table": (
-        with_grant(READ, privileges=(MESSAGES, replace(MESSAGES, verb="delete", columns=()))),
-        AGENT + "have delete on public.customer_feedback in the database `support` (grant `db`)",
-    ),
-    "another table": (
-        with_grant(READ, privileges=(replace(MESSAGES, name="payment_card"),)),
-        AGENT + "have select (comment, id, kind) on public.payment_card in the database `support` (grant `db`)",
-    ),
-    "the same login of another mount": (
-        with_grant(READ, resource="payroll/creds/orc-support-1"),
-        AGENT + "have a login of `support` from payroll/creds/orc-support-1 (grant `db`)",
-    ),
-    "another audience": (
-        with_grant(TOKEN, audience="billing-api"),
-        AGENT + "have a token for `billing-api` with the scope `translate` "
-        "from transit/sign/orchestrator-token (grant `api`)",
-    ),
-    "a broader scope": (
-        with_grant(TOKEN, scopes=("admin", "translate")),
-        AGENT + "have a token for `translation-api` with the scope `admin translate` "
-        "from transit/sign/orchestrator-token (grant `api`)",
-    ),
-    "a token signed by another key": (
-        with_grant(TOKEN, resource="transit/sign/root"),
-        AGENT + "have a token for `translation-api` with the scope `translate` from transit/sign/root (grant `api`)",
-    ),
-    "another secret": (
-        with_grant(BOT, resource="secret/data/slack/admin"),
-        AGENT + "have the keys `token` of secret/data/slack/admin (grant `bot`)",
-    ),
-    "another key of its secret": (
-        with_grant(BOT, keys=("signing_secret", "token")),
-        AGENT + "have the keys `signing_secret, token` of secret/data/slack/support-bot (grant `bot`)",
-    ),
-    "a dynamic path": (
-        replace(QUERY, grants=(Scope("mq", "dynamic", "rabbitmq/creds/x", 60),)),
-        AGENT + "have rabbitmq/creds/x (grant `mq`)",
-    ),
-    "another channel": (
-        replace(NOTIFY, action_view={"channel": "#general"}),
-        AGENT + "post to the channel #general",
-    ),
-    "a redirect to another host": (
-        replace(TRANSLATE, action_view={**TRANSLATE.action_view, "redirect_origins": ["https://evil.example"]}),
-        AGENT + "be redirected to https://evil.example",
-    ),
-    "a redirect hidden behind an allowed one": (
-        replace(
-            TRANSLATE,
-            action_view={
-                **TRANSLATE.action_view,
-                "redirect_origins": ["http://localhost:1", "http://169.254.169.254"],
-            },
-        ),
-        AGENT + "be redirected to http://169.254.169.254",
-    ),
-    "another host": (
-        replace(TRANSLATE, action_view={"origin": "https://evil.example"}),
-        AGENT + "send requests to https://evil.example",
-    ),
-    "a host that only begins like its own": (
-        replace(TRANSLATE, action_view={"origin": "http://127.0.0.1:80.evil.example"}),
-        AGENT + "send requests to http://127.0.0.1:80.evil.example",
-    ),
-    "a program": (
-        request("exec", {"program": "psql"}),
-        AGENT + "run the program `psql`",
-    ),
-    "a program of somebody else": (
-        request("exec", {"program": "/home/x/report", "sha256": "ab", "cwd": "/home/x", "path": ["/home/x", "/bin"]}),
-        AGENT + "run the program `/home/x/report@sha256:ab` with cwd /home/x; path /home/x:/bin",
-    ),
-    "a Python function": (
-        request("python", {"callable": "os:system", "sha256": "ab", "packages": []}),
-        AGENT + "call `os:system@sha256:ab`",
-    ),
-    "a Python function in a package": (
-        request("python", {"callable": "a.b:f", "sha256": "ab", "packages": [{"file": "/a.py", "sha256": "cd"}]}),
-        AGENT + "call `a.b:f@sha256:ab` with package /a.py@sha256:cd",
-    ),
-    "an action that nobody listed": (request("smtp.send", {}), AGENT + "use the action `smtp.send`"),
-    "an agent that nobody knows": (
-        replace(QUERY, agent="mallory"),
-        "agent `mallory` is not known to this policy",
-    ),
-}
 
 
 @pytest.mark.parametrize("case", DENIED)
@@ -221,28 +62,10 @@ async def test_every_reason_is_given_once_and_in_order() -> None:
     )
 
 
-FOR_1234 = (RowLimit("customer_id", "1234"),)
-TICKET = Privilege("insert", "public", "ticket", ("customer_id", "id", "messages", "subject"), FOR_1234)
-SUPPORT = replace(
-    request("postgres.execute", {"verbs": ["insert"]}, replace(READ, privileges=(TICKET,)), agent="support-agent"),
-    context={"task": "crm:write_ticket", "customer_id": 1234},
-)
-
-
 async def test_an_agent_with_tasks_is_allowed_its_task_for_its_customer() -> None:
     assert (await ENGINE.decide(SUPPORT)).allow
     as_number = replace(TICKET, where=(RowLimit("customer_id", 1234),))
     assert (await ENGINE.decide(replace(SUPPORT, grants=(replace(READ, privileges=(as_number,)),)))).allow
-
-
-OF_NO_TASK = {
-    "another customer": ({"task": "crm:write_ticket", "customer_id": 1235}, "`crm:write_ticket` for customer 1235"),
-    "another task": ({"task": "crm:refund", "customer_id": 1234}, "`crm:refund` for customer 1234"),
-    "a customer that is a text": ({"task": "crm:write_ticket", "customer_id": "1234"}, "for customer 1234"),
-    "no customer": ({"task": "crm:write_ticket"}, "`crm:write_ticket` for customer (none)"),
-    "no task": ({"customer_id": 1234}, "`(none)` for customer 1234"),
-    "no context": ({}, "`(none)` for customer (none)"),
-}
 
 
 @pytest.mark.parametrize("case", OF_NO_TASK)

@@ -98,11 +98,15 @@ def plan(
     file: options.WorkflowFile,
     inputs: options.Inputs = None,
     inputs_file: options.InputsFile = None,
+    ask_policy: Annotated[
+        bool, typer.Option("--ask-policy", help="Ask the policy, too, where it is a service (engines opa, authzen).")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Show what each step will be allowed to do.
 
-    Offline: no network, no secrets, the same answer every time. The exit code is 3 where the policy denies a step.
+    Offline: no network, no secrets, the same answer every time; a policy that is a service is asked with --ask-policy
+    only. The exit code is 3 where the policy denies a step.
     """
     from orchestrator.actions.catalog import action, catalog
     from orchestrator.cli import interruption
@@ -120,7 +124,7 @@ def plan(
     bound = bind_inputs(loaded.workflow, options.inputs_from(inputs, inputs_file), from_text=True)
     settings = load_settings()
     planned = build(loaded, bound, action=action, endpoints=settings.endpoints)
-    view = interruption.run(lambda: decided(planned, policy_engine(settings)))
+    view = interruption.run(lambda: decided(planned, policy_engine(settings), ask=ask_policy))
     if as_json:
         print_json(plan_json(view))
     else:
