@@ -16,7 +16,8 @@ import pytest
 import test_policy_sample as sample
 
 from orchestrator.errors import UsageError
-from orchestrator.policy.engines.rego import DECISION_RULE, MAX_INPUT_BYTES, PolicySource, RegoEngine, _first_line
+from orchestrator.policy.engines.rego import DECISION_RULE, MAX_INPUT_BYTES, PolicySource, RegoEngine
+from orchestrator.policy.engines.rego_problems import reason_of
 from orchestrator.policy.types import PolicyRequest
 
 HEAD = "package orchestrator\nimport rego.v1\n"
@@ -195,7 +196,7 @@ def ours(modules: list[tuple[str, str]], document: str) -> Any:
     except UsageError as error:
         return Wrong(error.message)
     except RuntimeError as error:
-        return Wrong(_first_line(error))
+        return Wrong(reason_of(error))
     return UNDEFINED if answer is None else _plain(answer)
 
 
