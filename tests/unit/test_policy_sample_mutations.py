@@ -7,15 +7,12 @@ their opposite. Of each mutant one of the tests of `orchestrator_test.rego` must
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import pytest
 from bench import ROOT
 
-from orchestrator.policy.authoring.discovery import tests_of
-from orchestrator.policy.authoring.evaluating import Evaluator
-from orchestrator.policy.engines.rego_folder import PolicySource, files_of, read_source
+from orchestrator.policy.engines.rego_folder import PolicySource
 
 FOLDER = ROOT / "workflows" / "policies"
 TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|`[^`]*`|#[^\n]*|:=|==|!=|<=|>=|[<>]|[A-Za-z_][A-Za-z0-9_]*')

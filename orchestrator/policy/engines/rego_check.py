@@ -41,7 +41,8 @@ class Call:
 class Rule:
     """A rule, or one part of it where several have the name. `first` and `last` are its bytes in the module."""
 
-    name: str
+    package: str
+    head: str
     file: str
     line: int
     column: int
@@ -50,7 +51,17 @@ class Rule:
     is_function: bool
     is_default: bool
     is_plain: bool
-    """Whether it is one value: neither a function, nor a set or an object in parts."""
+    """Whether it is one value: neither a function, a default, nor a set or an object in parts."""
+
+    @property
+    def name(self) -> str:
+        """The full name: `data.orchestrator.decision`."""
+        return f"data.{self.package}.{self.head}"
+
+    @property
+    def first_name(self) -> str:
+        """What the rule is called in its own package: `a` of `a.b := 1`."""
+        return self.head.partition(".")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +172,8 @@ def _rule(file: str, package: str, tree: _Tree) -> Rule:
         reference, is_function = head["refr"], shape == "Func"
         is_plain = shape == "Compr" and "Var" in reference
     return Rule(
-        name=f"{package}.{_dotted(reference)}",
+        package=package.removeprefix("data."),
+        head=_dotted(reference),
         file=file,
         line=span["line"],
         column=span["col"],

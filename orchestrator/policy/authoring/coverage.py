@@ -1,0 +1,76 @@
+"""Which lines of rules tests have been through.
+
+A line counts if there is an expression on it that Rego evaluates: comments, `package`, `import`, closing brackets, and a
+head without a value (`allowed if {`) do not. It is covered once a test made the evaluator look at an expression on it,
+whether that held or not: the first condition of a rule is covered when the rule is asked for, the second when the first
+held, and a head with a value (`x := 5 if {`) when the whole body did. So a line that is covered has been gone through,
+not proven.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from orchestrator.jsontypes import JsonObject
+from orchestrator.policy.authoring.bounded import Answer
+
+
+@dataclass(frozen=True, slots=True)
+class FileCoverage:
+    """The lines of one file, counted from 1, in order."""
+
+    file: str
+    covered: tuple[int, ...]
+    missed: tuple[int, ...]
+
+    @property
+    def lines(self) -> int:
+        """How many lines count."""
+        return len(self.covered) + len(self.missed)
+
+    @property
+    def percent(self) -> float:
+        """100 where there is no line that counts."""
+        return percent(len(self.covered), self.lines)
+
+    def as_json(self) -> JsonObject:
+        """For scripts."""
+        return {
+            "file": self.file,
+            "covered": list(self.covered),
+            "missed": list(self.missed),
+            "percent": round(self.percent, 2),
+        }
+
+
+def coverage_of(files: Iterable[str], answers: Sequence[Answer]) -> list[FileCoverage]:
+    """What the answers of all tests together have been through, of these files."""
+    found = []
+    for file in files:
+        lines = [answer.lines[file] for answer in answers if file in answer.lines]
+        covered = {line for gone_through, _ in lines for line in gone_through}
+        missed = {line for _, others in lines for line in others} - covered
+        found.append(FileCoverage(file, tuple(sorted(covered)), tuple(sorted(missed))))
+    return found
+
+
+def total_percent(files: Sequence[FileCoverage]) -> float:
+    """Of all files together: a long file weighs more than a short one."""
+    return percent(sum(len(file.covered) for file in files), sum(file.lines for file in files))
+
+
+def percent(part: int, whole: int) -> float:
+    """0 to 100."""
+    return 100 * part / whole if whole else 100.0
+
+
+def ranges(lines: Sequence[int]) -> str:
+    """`3, 7-9`."""
+    parts: list[list[int]] = []
+    for line in lines:
+        if parts and parts[-1][-1] == line - 1:
+            parts[-1] = [parts[-1][0], line]
+        else:
+            parts.append([line])
+    return ", ".join("-".join(map(str, part)) for part in parts)
