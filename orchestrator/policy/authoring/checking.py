@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.policy.authoring.discovery import Case, cases_in
-from orchestrator.policy.engines.rego import SEE_OPA, undefined_or_unsafe
+from orchestrator.policy.engines.rego import DECISION_RULE, SEE_OPA, undefined_or_unsafe
 from orchestrator.policy.engines.rego_check import Call, Checked, Rule, check_modules
 from orchestrator.policy.engines.rego_data import check_data, data_problem
 from orchestrator.policy.engines.rego_folder import PolicySource, files_of, nothing_to_decide_by, read_source
@@ -45,11 +45,12 @@ class CheckedFolder:
         return tuple(source.name for source in (*self.modules, *self.tests, *data))
 
 
-def check_folder(path: Path) -> CheckedFolder:
+def check_folder(path: Path, *, evaluated: bool = True) -> CheckedFolder:
     """Read and check the rules, the tests and the data of a folder.
 
-    Raises UsageError where it is no folder, or there is no policy in it. regorus stops at the first thing that it cannot
-    read in a file; whatever else is wrong is looked for where that makes sense.
+    With `evaluated` its rules are asked once, with nothing as the question, as an engine does when it starts. Raises
+    UsageError where it is no folder, or there is no policy in it. regorus stops at the first thing that it cannot read
+    in a file; whatever else is wrong is looked for where that makes sense.
     """
     files = files_of(path)
     if not files.modules:
@@ -68,7 +69,7 @@ def check_folder(path: Path) -> CheckedFolder:
     if len(parsed) == len(files.modules) + len(files.tests):  # else whatever stands in the missing ones is not found
         problems.extend(_unsafe(parsed, checked))
         problems.extend(_unknown_functions(parsed, checked))
-        problems.extend(_undecided(modules, data, problems))
+        problems.extend(_undecided(modules, data if not problems else None, evaluated=evaluated and not problems))
     found = sorted(dict.fromkeys(problems))[:MOST_PROBLEMS]
     return CheckedFolder(path, modules, tests, data, tuple(cases), tuple(found))
 
@@ -112,7 +113,7 @@ def _wrong_data(data: PolicySource, checked: Checked) -> Iterator[PolicyProblem]
 
 
 def _unsafe(sources: Sequence[PolicySource], checked: Checked) -> Iterator[PolicyProblem]:
-    """Variables from nowhere and the like. regorus tells one at a time: that rule is taken out, and it is asked again."""
+    """Variables from nowhere and the like. regorus tells one at a time: its rule is taken out, and asked again."""
     texts = {source.name: source.text.encode() for source in sources}
     rules = list(checked.rules)
     for _ in range(MOST_PROBLEMS):
@@ -169,13 +170,12 @@ def _is_built_in(call: Call) -> bool:
 
 
 def _undecided(
-    modules: Sequence[PolicySource], data: PolicySource | None, problems: Sequence[PolicyProblem]
+    modules: Sequence[PolicySource], data: PolicySource | None, *, evaluated: bool
 ) -> Iterator[PolicyProblem]:
-    """That there is no `decision`; where nothing else is wrong, also what evaluating it finds."""
+    """That there is no `decision`, or what evaluating it finds: rules that contradict each other, whatever is asked."""
     engine = _engine(modules)
     names = check_modules(engine.get_ast_as_json()).names
-    if data is not None and not problems:
+    if data is not None:
         engine.add_data_json(data.text)
-    found = undefined_or_unsafe(engine, modules, names)
-    if found is not None and (not found.file or not problems):
+    if (evaluated or DECISION_RULE not in names) and (found := undefined_or_unsafe(engine, modules, names)):
         yield found

@@ -1,7 +1,7 @@
 """The process in which the tests of policies are evaluated: it may be killed, a loop of Rego may not.
 
-It is started by path, imports nothing of this package, reads one request of JSON from its standard input, and writes one
-line of JSON for each test as soon as it has its answer. Its memory is bounded by the kernel.
+It is started by path, imports nothing of this package, reads one request of JSON from its standard input, and writes
+one line of JSON for each test as soon as it has its answer. Its memory is bounded by the kernel.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Which lines of rules tests have been through.
 
-A line counts if there is an expression on it that Rego evaluates: comments, `package`, `import`, closing brackets, and a
-head without a value (`allowed if {`) do not. It is covered once a test made the evaluator look at an expression on it,
-whether that held or not: the first condition of a rule is covered when the rule is asked for, the second when the first
-held, and a head with a value (`x := 5 if {`) when the whole body did. So a line that is covered has been gone through,
-not proven.
+A line counts if there is an expression on it that Rego evaluates: comments, `package`, `import`, closing brackets, and
+a head without a value (`allowed if {`) do not. It is covered once a test made the evaluator look at an expression on
+it, whether that held or not: the first condition of a rule is covered when the rule is asked for, the second when the
+first held, and a head with a value (`x := 5 if {`) when the whole body did. So a line that is covered has been gone
+through, not proven.
 """
 
 from __future__ import annotations

@@ -78,14 +78,12 @@ def run_tests(folder: CheckedFolder, *, pattern: str = "", seconds: float) -> Re
     """
     cases = _chosen(folder, pattern)
     rules = [case.name for case in cases if not case.is_todo]
-    found = {
-        answer.rule: answer
-        for answer in evaluate([*folder.modules, *folder.tests], folder.data, rules, seconds=seconds)
-    }
+    answers = list(evaluate([*folder.modules, *folder.tests], folder.data, rules, seconds=seconds))
+    found = {answer.rule: answer for answer in answers}
     texts = {source.name: source.text.split("\n") for source in folder.tests}
     outcomes = [_outcome(case, found.get(case.name), texts[case.file]) for case in cases]
     names = [source.name for source in folder.modules]
-    return Report(tuple(outcomes), tuple(coverage_of(names, list(found.values()))))
+    return Report(tuple(outcomes), tuple(coverage_of(names, answers)))
 
 
 def _chosen(folder: CheckedFolder, pattern: str) -> list[Case]:
