@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.policy.authoring.discovery import Case, cases_in
+from orchestrator.policy.authoring.unbound import unbound_variables
 from orchestrator.policy.engines.rego import DECISION_RULE, SEE_OPA, undefined_or_unsafe
 from orchestrator.policy.engines.rego_check import Call, Checked, Rule, check_modules
 from orchestrator.policy.engines.rego_data import check_data, data_problem
@@ -60,7 +61,8 @@ def check_folder(path: Path, *, evaluated: bool = True) -> CheckedFolder:
     tests = tuple(_read(files.tests, problems))
     data = next(_read([files.data] if files.data else [], problems), None)
     parsed = [source for source in (*modules, *tests) if _parses(source, problems)]
-    checked = check_modules(_engine(parsed).get_ast_as_json())
+    trees = _engine(parsed).get_ast_as_json()
+    checked = check_modules(trees)
     problems.extend(checked.problems)
     if data is not None:
         problems.extend(_wrong_data(data, checked))
@@ -69,6 +71,7 @@ def check_folder(path: Path, *, evaluated: bool = True) -> CheckedFolder:
     if len(parsed) == len(files.modules) + len(files.tests):  # else whatever stands in the missing ones is not found
         problems.extend(_unsafe(parsed, checked))
         problems.extend(_unknown_functions(parsed, checked))
+        problems.extend(unbound_variables(trees, checked.rules))
         problems.extend(_undecided(modules, data if not problems else None, evaluated=evaluated and not problems))
     found = sorted(dict.fromkeys(problems))[:MOST_PROBLEMS]
     return CheckedFolder(path, modules, tests, data, tuple(cases), tuple(found))
