@@ -30,13 +30,13 @@ MEMORY = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of one rule: its value, or an error; `lines` are those gone through and those not, by file."""
+    """What became of one rule: its value, or an error; `covered` are the lines of each file that it went through."""
 
     rule: str
     value: JsonValue = None
     is_undefined: bool = False
     error: str = ""
-    lines: Mapping[str, tuple[Sequence[int], Sequence[int]]] = field(default_factory=dict, repr=False)
+    covered: Mapping[str, Sequence[int]] = field(default_factory=dict, repr=False)
 
 
 def evaluate(
@@ -64,8 +64,7 @@ def evaluate(
 
 def _answer(raw: Mapping[str, Any]) -> Answer:
     value = raw.get("value")
-    lines = {file: (covered, missed) for file, (covered, missed) in raw["lines"].items()}
-    return Answer(raw["rule"], value, value == UNDEFINED, raw.get("error", ""), lines)
+    return Answer(raw["rule"], value, value == UNDEFINED, raw.get("error", ""), raw["covered"])
 
 
 @contextmanager

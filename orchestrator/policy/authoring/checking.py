@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def _engine(sources: Sequence[PolicySource]) -> Any:
 
 
 def _wrong_data(data: PolicySource, checked: Checked) -> Iterator[PolicyProblem]:
-    found = list(check_data(data, checked.packages))
+    found = list(islice(check_data(data, checked.packages), MOST_PROBLEMS))
     yield from found
     if not found:
         try:

@@ -30,7 +30,7 @@ class Evaluator:
         self._engine.set_enable_coverage(True)
 
     def evaluate(self, rule: str) -> dict[str, Any]:
-        """`{"value": ...}` or `{"error": words}`, and the lines of each file that were gone through and not."""
+        """`{"value": ...}` or `{"error": words}`, and the lines of each file that were gone through."""
         engine = self._engine.clone()
         try:
             answer: dict[str, Any] = {"value": json.loads(engine.eval_rule_as_json(rule))}
@@ -38,7 +38,7 @@ class Evaluator:
             answer = {"error": str(error).partition("Stack backtrace:")[0].strip()}
         answer["rule"] = rule
         report = json.loads(engine.get_coverage_report_as_json())
-        answer["lines"] = {file["path"]: [file["covered"], file["not_covered"]] for file in report["files"]}
+        answer["covered"] = {file["path"]: file["covered"] for file in report["files"]}
         return answer
 
 

@@ -9,11 +9,15 @@ through, not proven.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.jsontypes import JsonObject
 from orchestrator.policy.authoring.bounded import Answer
+from orchestrator.policy.engines.rego_folder import PolicySource
+
+_PROBE = "orchestrator_probe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +48,39 @@ class FileCoverage:
         }
 
 
-def coverage_of(files: Iterable[str], answers: Sequence[Answer]) -> list[FileCoverage]:
-    """What the answers of all tests together have been through, of these files."""
+def coverage_of(modules: Sequence[PolicySource], answers: Sequence[Answer]) -> list[FileCoverage]:
+    """What the answers of all tests together have been through, of modules that nothing is wrong with."""
     found = []
-    for file in files:
-        lines = [answer.lines[file] for answer in answers if file in answer.lines]
-        covered = {line for gone_through, _ in lines for line in gone_through}
-        missed = {line for _, others in lines for line in others} - covered
-        found.append(FileCoverage(file, tuple(sorted(covered)), tuple(sorted(missed))))
+    for file, counting in _counting_lines(modules).items():
+        gone_through = {line for answer in answers for line in answer.covered.get(file, ())}
+        found.append(FileCoverage(file, tuple(sorted(counting & gone_through)), tuple(sorted(counting - gone_through))))
     return found
+
+
+def _counting_lines(modules: Sequence[PolicySource]) -> dict[str, set[int]]:
+    """The lines of each module that can be covered.
+
+    regorus tells the lines of those modules only of which it has evaluated something: so each gets a rule at its end,
+    and that one is asked for.
+    """
+    import regorus
+
+    engine = regorus.Engine()
+    for number, source in enumerate(modules):
+        engine.add_policy(source.name, f"{source.text}\n{_PROBE}_{number} := true\n")
+    packages = engine.get_packages()
+    engine.set_enable_coverage(True)
+    for number, package in enumerate(packages):
+        engine.eval_rule(f"{package}.{_PROBE}_{number}")
+    reported = {file["path"]: file for file in json.loads(engine.get_coverage_report_as_json())["files"]}
+    return {
+        source.name: {
+            line
+            for line in (*reported[source.name]["covered"], *reported[source.name]["not_covered"])
+            if line <= source.text.count("\n") + 1
+        }
+        for source in modules
+    }
 
 
 def total_percent(files: Sequence[FileCoverage]) -> float:

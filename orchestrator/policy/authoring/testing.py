@@ -82,8 +82,7 @@ def run_tests(folder: CheckedFolder, *, pattern: str = "", seconds: float) -> Re
     found = {answer.rule: answer for answer in answers}
     texts = {source.name: source.text.split("\n") for source in folder.tests}
     outcomes = [_outcome(case, found.get(case.name), texts[case.file]) for case in cases]
-    names = [source.name for source in folder.modules]
-    return Report(tuple(outcomes), tuple(coverage_of(names, answers)))
+    return Report(tuple(outcomes), tuple(coverage_of(folder.modules, answers)))
 
 
 def _chosen(folder: CheckedFolder, pattern: str) -> list[Case]:
@@ -120,7 +119,7 @@ def _said(error: str) -> str:
 
 def _stopped(case: Case, answer: Answer, text: Sequence[str]) -> str:
     """The last of its lines that was looked at: mostly that which did not hold."""
-    gone_through, _ = answer.lines.get(case.file, ((), ()))
+    gone_through = answer.covered.get(case.file, ())
     if last := max((line for line in gone_through if case.line <= line <= case.last_line), default=0):
         return f"; looked at last, in line {last}: {text[last - 1].strip()[:120]}"
     return ""

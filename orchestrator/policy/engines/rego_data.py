@@ -77,7 +77,7 @@ def _is_exact(token: str) -> bool:
         return True
     if _WHOLE.fullmatch(token):
         return len(token) <= 20 and int(token) in _EXACT
-    return abs(float(token)) <= _EXACT_AS_FLOAT
+    return abs(float(token)) < _EXACT_AS_FLOAT
 
 
 def _among_rules(text: str, key: _Token, packages: dict[tuple[str, ...], str]) -> str:
