@@ -107,6 +107,11 @@ def test_rules_that_use_a_wrong_one_are_not_said_to_be_wrong(tmp_path: Path) -> 
     assert [problem.partition(": ")[0] for problem in found(tmp_path)] == ["a.rego:7:6", "a.rego:13:6"]
 
 
+def test_wrong_rules_of_packages_whose_names_are_no_words_are_told(tmp_path: Path) -> None:
+    written(tmp_path, a__rego=VALID, b__rego='package a["b-c"]\n\nimport rego.v1\n\na if who == 1\n\nb if a\n')
+    assert found(tmp_path) == ["b.rego:5:6: use of undefined variable `who` is unsafe"]
+
+
 def test_a_file_that_is_not_read_makes_nothing_else_wrong(tmp_path: Path) -> None:
     written(tmp_path, a__rego=f"{VALID}\na if helper(input)\n", b__rego=f"{HEAD}helper(x) if {{\n")
     assert len(found(tmp_path)) == 1

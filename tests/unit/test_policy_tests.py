@@ -124,6 +124,16 @@ def test_tests_are_found_in_every_package_and_file(tmp_path: Path) -> None:
     assert found.holds
 
 
+def test_packages_whose_names_are_no_words_are_tested_and_covered(tmp_path: Path) -> None:
+    (tmp_path / "odd.rego").write_text('package a["b-c"].d\n\nx := 1\n\ny := 2\n')
+    (tmp_path / "odd_test.rego").write_text(
+        'package a["b-c"].d_test\n\nimport rego.v1\n\ntest_x if data.a["b-c"].d.x == 1\n'
+    )
+    found = report(tmp_path, "test_a if true\n")
+    assert found.holds, found.outcomes
+    assert [(file.covered, file.missed) for file in found.coverage if file.file.endswith("odd.rego")] == [((3,), (5,))]
+
+
 def test_tests_are_chosen_by_their_full_name(tmp_path: Path) -> None:
     tests = "test_a if true\n\ntest_b if false\n\ntest_ab if true\n"
     assert len(report(tmp_path, tests, pattern="orchestrator_test").outcomes) == 3

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from orchestrator.policy.authoring.child import path_of
 from orchestrator.policy.authoring.discovery import Case, cases_in
 from orchestrator.policy.authoring.unbound import unbound_variables
 from orchestrator.policy.engines.rego import DECISION_RULE, SEE_OPA, undefined_or_unsafe
@@ -146,7 +147,7 @@ def _stand_ins(rules: Sequence[Rule], left: Sequence[Rule]) -> Iterator[PolicySo
     """A rule for each name that was taken out, so that those who use it are not said to be wrong, too."""
     names = {(rule.package, rule.first_name) for rule in rules if not rule.is_function}
     for package, name in sorted(names - {(rule.package, rule.first_name) for rule in left}):
-        yield PolicySource("", f"package {package}\n\n{name} := true\n")
+        yield PolicySource("", f"package {path_of(package)}\n\n{name} := true\n")
 
 
 def _unknown_functions(sources: Sequence[PolicySource], checked: Checked) -> Iterator[PolicyProblem]:

@@ -15,6 +15,12 @@ from typing import Any
 UNDEFINED = "<undefined>"
 
 
+def path_of(rule: str) -> str:
+    """`data.a.b-c` as a reference of Rego: `data["a"]["b-c"]`."""
+    first, *rest = rule.split(".")
+    return first + "".join(f"[{json.dumps(part)}]" for part in rest)
+
+
 class Evaluator:
     """Modules and data, compiled once; each test gets a copy that no other test has touched."""
 
@@ -33,7 +39,7 @@ class Evaluator:
         """`{"value": ...}` or `{"error": words}`, and the lines of each file that were gone through."""
         engine = self._engine.clone()
         try:
-            answer: dict[str, Any] = {"value": json.loads(engine.eval_rule_as_json(rule))}
+            answer: dict[str, Any] = {"value": json.loads(engine.eval_rule_as_json(path_of(rule)))}
         except (RuntimeError, ValueError) as error:
             answer = {"error": str(error).partition("Stack backtrace:")[0].strip()}
         answer["rule"] = rule

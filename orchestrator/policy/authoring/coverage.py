@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from orchestrator.jsontypes import JsonObject
 from orchestrator.policy.authoring.bounded import Answer
+from orchestrator.policy.authoring.child import path_of
 from orchestrator.policy.engines.rego_folder import PolicySource
 
 _PROBE = "orchestrator_probe"
@@ -71,7 +72,7 @@ def _counting_lines(modules: Sequence[PolicySource]) -> dict[str, set[int]]:
     packages = engine.get_packages()
     engine.set_enable_coverage(True)
     for number, package in enumerate(packages):
-        engine.eval_rule(f"{package}.{_PROBE}_{number}")
+        engine.eval_rule(path_of(f"{package}.{_PROBE}_{number}"))
     reported = {file["path"]: file for file in json.loads(engine.get_coverage_report_as_json())["files"]}
     return {
         source.name: {
