@@ -13,6 +13,8 @@ import pytest
 from bench import ROOT
 from test_cli_process import COMMAND, orchestrator
 
+from orchestrator.cli.commands.policy import _percent
+
 SAMPLE = ROOT / "workflows" / "policies"
 VALID = 'package orchestrator\n\nimport rego.v1\n\ndecision := {"allow": false}\n'
 BROKEN = 'package orchestrator\n\nimport rego.v1\n\ndecision := {"allow": who}\n'
@@ -179,6 +181,10 @@ def test_too_little_covered_fails_and_shows_what_is_not(folder: Path) -> None:
     assert (
         json.loads(orchestrator(*chosen, "--min-coverage", "26", "--json", cwd=folder.parent).stdout)["passed"] is False
     )
+
+
+def test_only_every_line_is_a_hundred_percent() -> None:
+    assert [_percent(value) for value in (0, 33.333, 99.99, 100.0)] == ["0 %", "33.3 %", "99.9 %", "100 %"]
 
 
 def test_no_test_is_an_error(folder: Path) -> None:

@@ -84,6 +84,66 @@ fourth if first
     ]
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "x := [k | some k; input.l[k]]",
+        "x := {k | some k; walk(input, [k, _])}",
+        "x := [v | walk(input, [_, v])]",
+        "x contains v if walk(input, [_, v])",
+        "x := {k: v | some k, v in input.l}",
+        "x := [y | [y, _] = input.l]",
+        "x := [y | y := input.l[i]; i > 2]",
+        "x := [y | some y in input.l; every z in y { z > 1 }]",
+        "x[k] := v if some k, v in input.l",
+        'f(a, [b], {"k": c}) := [a, b, c]',
+        "x := y.z if y := input.l",
+        "x := 1 if input.l else := y if y := input.m",
+        "import data.other as there\n\nx := there.y",
+        "import data.there\n\nx := there.y",
+        "import input.l as list\n\nx := list[0]",
+        "x := [count(y) | some y in input.l]",
+        "x := _y if _y := input.l",
+    ],
+)
+def test_variables_that_are_given_a_value_come_from_somewhere(tmp_path: Path, rule: str) -> None:
+    written(tmp_path, a__rego=VALID, b__rego=f"package lib\n\nimport rego.v1\n\n{rule}\n")
+    assert found(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "x := who",
+        "x := [y | y := who]",
+        "x := [who | y := 1]",
+        "x := input.l[y].z + who if y := 1",
+        'x contains {"k": who} if input.l',
+        "f(a) := [a, who]",
+        "x := 1 if input.l else := who",
+        "x := [y | some y in who]",
+    ],
+)
+def test_variables_that_are_not_do_not(tmp_path: Path, rule: str) -> None:
+    written(tmp_path, a__rego=VALID, b__rego=f"package lib\n\nimport rego.v1\n\n{rule}\n")
+    column = rule.index("who") + 1
+    (problem,) = found(tmp_path)
+    assert problem.startswith(f"b.rego:5:{column}: ")
+    assert "variable `who`" in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"a": "\\ud800"}', "data.json:1:14: unexpected end of hex escape"),
+        ('{"a": ' + "[" * 200 + "]" * 200 + "}", "data.json:1:133: recursion limit exceeded"),
+    ],
+)
+def test_what_the_evaluator_has_against_data_is_told_with_its_place(tmp_path: Path, text: str, said: str) -> None:
+    written(tmp_path, a__rego=VALID, data__json=text)
+    assert found(tmp_path) == [said]
+
+
 def test_each_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     written(tmp_path, a__rego="package a\nx := {\n", b__rego=f"{HEAD}x := (\n", c_test__rego="package\n")
     (tmp_path / "d.rego").write_bytes(b"\xff")

@@ -165,6 +165,13 @@ def test_a_test_that_needs_too_much_memory_fails_alone(tmp_path: Path) -> None:
     assert "the evaluator died of it (SIGABRT)" in found.outcomes[1].reason
 
 
+def test_each_answer_has_the_lines_of_its_own_rule_only() -> None:
+    module = PolicySource("a.rego", "package a\n\na := 1\n\nb := 2\n")
+    answers = list(evaluate([module], None, ["data.a.a", "data.a.b", "data.a.c"], seconds=60))
+    assert [(answer.value, answer.covered) for answer in answers[:2]] == [(1, {"a.rego": [3]}), (2, {"a.rego": [5]})]
+    assert "not a valid rule path" in answers[2].error
+
+
 def test_nothing_of_the_evaluator_is_left_when_nobody_waits_for_it_any_more() -> None:
     module = PolicySource("a.rego", f"package a\n\na := true\n\nb if {LONG}\n")
     answers = evaluate([module], None, ["data.a.a", "data.a.b"], seconds=60)

@@ -73,7 +73,8 @@ def check_folder(path: Path, *, evaluated: bool = True) -> CheckedFolder:
     if len(parsed) == len(files.modules) + len(files.tests):  # else whatever stands in the missing ones is not found
         problems.extend(_unsafe(parsed, checked))
         problems.extend(_unknown_functions(parsed, checked))
-        problems.extend(unbound_variables(trees, checked.rules))
+        told = {problem.place for problem in problems}
+        problems.extend(each for each in unbound_variables(trees, checked.rules) if each.place not in told)
         problems.extend(_undecided(modules, data if not problems else None, evaluated=evaluated and not problems))
     found = sorted(dict.fromkeys(problems))[:MOST_PROBLEMS]
     return CheckedFolder(path, modules, tests, data, tuple(cases), tuple(found))

@@ -62,8 +62,8 @@ class Report:
 
     @property
     def holds(self) -> bool:
-        """Whether no test failed, and all had their time."""
-        return not self.count(State.FAILED) and not self.count(State.NOT_RUN)
+        """Whether no test failed. Where there was no time for some, the one that took it has."""
+        return not self.count(State.FAILED)
 
     @property
     def percent(self) -> float:

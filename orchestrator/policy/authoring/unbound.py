@@ -1,8 +1,8 @@
 """Variables in the value of a rule that come from nowhere, as of a name that is misspelt.
 
 regorus checks the conditions of all rules when it compiles, but values (`x := [who]`) only when it comes to them, in
-which case the decision is an error. Scopes are not told apart: a variable that is bound anywhere in its rule is taken
-for bound.
+which case the decision is an error. Scopes are not told apart: a variable that is in a condition of its rule, or is
+given a value anywhere in it, is taken for bound.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def unbound_variables(modules: str, rules: tuple[Rule, ...]) -> Iterator[PolicyP
         for tree in module["ast"]["rules"]:
             if "Spec" not in tree:
                 continue
-            bound = known | set(_imported(content, module["ast"]["imports"])) | set(_bound(content, tree))
+            conditions = {name for body in tree["Spec"]["bodies"] for name, _ in _used(body["query"])}
+            bound = known | conditions | set(_imported(content, module["ast"]["imports"])) | set(_bound(content, tree))
             for name, span in _used(_values(tree["Spec"])):
                 if name not in bound | _EVERYWHERE:
                     message = f"the variable `{name}` comes from nowhere"
@@ -56,7 +57,7 @@ def _used(tree: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _bound(content: bytes, tree: Any) -> Iterator[str]:
-    """What arguments, `some`, `every`, `:=`, `=` and indices give a value to."""
+    """What arguments, `some`, `every`, `:=`, `=`, indices and `walk` give a value to."""
     if isinstance(tree, list):
         for part in tree:
             yield from _bound(content, part)
@@ -64,6 +65,8 @@ def _bound(content: bytes, tree: Any) -> Iterator[str]:
         for kind, part in tree.items():
             if kind in ("args", "index"):
                 yield from (name for name, _ in _used(part))
+            elif kind == "Call" and part["fcn"].get("Var", {}).get("value") == "walk":
+                yield from (name for name, _ in _used(part["params"]))
             elif kind == "AssignExpr":
                 sides = part["lhs"] if part["op"] == "ColEq" else [part["lhs"], part["rhs"]]
                 yield from (name for name, _ in _used(sides))
