@@ -91,6 +91,7 @@ fourth if first
         "x := {k | some k; walk(input, [k, _])}",
         "x := [v | walk(input, [_, v])]",
         "x contains v if walk(input, [_, v])",
+        'x := y if split(input.a, ".", y)',
         "x := {k: v | some k, v in input.l}",
         "x := [y | [y, _] = input.l]",
         "x := [y | y := input.l[i]; i > 2]",

@@ -113,6 +113,21 @@ def test_an_excerpt_shows_the_line_and_the_place(folder: Path) -> None:
     assert refused(folder).endswith('  |\n3 | \t"a": 2\n  | \t^')
 
 
+def test_an_excerpt_of_a_long_line_is_the_part_around_the_place(folder: Path) -> None:
+    numbers = ", ".join(map(str, range(50_000)))
+    (folder / "data.json").write_text(f'{{"list": [{numbers}, NaN], "more": [{numbers}]}}')
+    _, _, excerpt, caret = refused(folder).split("\n")
+    assert len(excerpt) < 200
+    assert excerpt[caret.index("^") :].startswith("NaN], ")
+
+
+def test_the_ends_of_lines_are_those_of_unix_wherever_a_file_was_written(folder: Path) -> None:
+    before = RegoEngine.from_directory(folder).revision
+    for end in (b"\r\n", b"\r"):
+        (folder / "rules.rego").write_bytes(RULES.encode().replace(b"\n", end))
+        assert RegoEngine.from_directory(folder).revision == before
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -72,8 +72,6 @@ def _bound(content: bytes, tree: Any) -> Iterator[str]:
                 yield from (name for name, _ in _used(sides))
             elif kind == "SomeIn":
                 yield from (name for name, _ in _used([part["key"], part["value"]]))
-            elif kind == "SomeVars":
-                yield from (_text(content, span) for span in part["vars"])
             elif kind == "Every":
                 yield from (_text(content, span) for span in (part["key"], part["value"]) if span)
             yield from _bound(content, part)
