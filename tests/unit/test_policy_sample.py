@@ -86,9 +86,9 @@ async def test_a_grant_beyond_the_rows_of_the_tasks_customer_is_denied(where: tu
 
 async def test_what_permits_a_task_decides_without_the_rules_that_only_explain() -> None:
     folder = Path(__file__).parents[2] / "workflows" / "policies"
-    deciding = [PolicySource(name, (folder / name).read_text()) for name in ("agents.rego", "orchestrator.rego")]
+    deciding = [PolicySource(name, (folder / name).read_text()) for name in ("shape.rego", "orchestrator.rego")]
     silent = PolicySource("silent.rego", "package orchestrator\nimport rego.v1\ndenials := set()\nstrangers := set()\n")
-    engine = RegoEngine.from_sources([*deciding, silent])
+    engine = RegoEngine.from_sources([*deciding, silent], ENGINE.data)
     assert (await engine.decide(SUPPORT)).allow
     other = replace(SUPPORT, context={"task": "crm:write_ticket", "customer_id": 1235})
     wide = replace(SUPPORT, grants=(replace(READ, privileges=(replace(TICKET, where=()),)),))
@@ -119,8 +119,13 @@ def without(name: str, replacement: str) -> RegoEngine:
     """The sample policies with one file exchanged."""
     text = f"package orchestrator\n{replacement}\n"
     return RegoEngine.from_sources(
-        [replace(source, text=text) if source.name.endswith(name) else source for source in ENGINE.sources]
+        [replace(source, text=text) if source.name.endswith(name) else source for source in ENGINE.sources], ENGINE.data
     )
+
+
+def of_agents(agents: JsonObject) -> RegoEngine:
+    """The sample's rules with other data."""
+    return RegoEngine.from_sources(ENGINE.sources, PolicySource("data.json", json.dumps({"agents": agents})))
 
 
 @pytest.mark.parametrize("case", DENIED)
@@ -159,13 +164,13 @@ async def test_what_is_not_permitted_is_denied_even_where_no_reason_is_written_f
 async def test_programs_and_functions_run_only_where_the_agents_entry_names_them(
     action: str, view: JsonObject, allowed: bool
 ) -> None:
-    entry = """{
-        "actions": {"exec", "python"},
-        "programs": {"/bin/pg_dump", "/srv/report@sha256:ab"},
-        "callables": {"etl:load@sha256:ab", "/p@sha256:ab"},
-        "folders": {"/srv"},
-    }"""
-    engine = without("agents.rego", f'agents := {{"batch": {entry}}}')
+    entry: JsonObject = {
+        "actions": ["exec", "python"],
+        "programs": ["/bin/pg_dump", "/srv/report@sha256:ab"],
+        "callables": ["etl:load@sha256:ab", "/p@sha256:ab"],
+        "folders": ["/srv"],
+    }
+    engine = of_agents({"batch": entry})
     assert (await engine.decide(request(action, view, agent="batch"))).allow is allowed
 
 
@@ -177,14 +182,14 @@ async def test_one_grant_too_many_denies_the_step() -> None:
 
 TRUE = os.path.realpath(shutil.which("true", path="/usr/bin:/bin") or "")
 JSON_CONTENT = hashlib.sha256(Path(json.__file__).read_bytes()).hexdigest()
-EVERYTHING = """agents := {"batch": {
-    "actions": {"exec", "python", "http.request", "slack.post_message", "postgres.query"},
-    "programs": {"PROGRAM"},
-    "callables": {"json:dumps@sha256:CONTENT", "FILE@sha256:CONTENT"},
-    "origins": {"https://api.example"},
-    "channels": {"#support"},
-    "sql": {"select"},
-}}"""
+EVERYTHING: JsonObject = {
+    "actions": ["exec", "python", "http.request", "slack.post_message", "postgres.query"],
+    "programs": [TRUE],
+    "callables": [f"json:dumps@sha256:{JSON_CONTENT}", f"FILE@sha256:{JSON_CONTENT}"],
+    "origins": ["https://api.example"],
+    "channels": ["#support"],
+    "sql": ["select"],
+}
 
 
 @pytest.mark.parametrize(
@@ -208,9 +213,61 @@ EVERYTHING = """agents := {"batch": {
 async def test_the_policy_reads_what_the_actions_themselves_say(
     name: str, fits: dict[str, object], does_not: dict[str, object]
 ) -> None:
-    entries = EVERYTHING.replace("PROGRAM", TRUE).replace("CONTENT", JSON_CONTENT)
-    engine, known = without("agents.rego", entries), action(name)
+    engine, known = of_agents({"batch": EVERYTHING}), action(name)
     for parameters, allowed in ((fits, True), (does_not, False)):
         view = known.view(known.params.model_validate(parameters))
         decision = await engine.decide(request(name, view, agent="batch"))
         assert decision.allow is allowed, decision.reasons
+
+
+SHAPES: dict[str, JsonObject] = {
+    "a text for a list": {"actions": "postgres.query"},
+    "an object for a list": {"sql": {"x": "select"}},
+    "a list of something else": {"sql": ["select", 1]},
+    "nothing for a list": {"dynamic": None},
+    "a list for an object": {"databases": []},
+    "a text for columns": {"databases": {"support": {"public.customer_feedback": {"select": "comment, id, kind"}}}},
+    "an object for columns": {
+        "databases": {"support": {"public.customer_feedback": {"select": {"a": "comment", "b": "id", "c": "kind"}}}}
+    },
+    "no tasks": {"tasks": False},
+    "tasks by another name": {"task": {"crm:write_ticket": [1234]}},
+}
+ENTRY: JsonObject = {
+    "actions": ["postgres.query"],
+    "sql": ["select"],
+    "databases": {"support": {"public.customer_feedback": {"select": ["comment", "id", "kind"]}}},
+}
+
+
+@pytest.mark.parametrize("case", SHAPES)
+async def test_an_entry_of_another_shape_allows_nothing_and_says_what_is_wrong(case: str) -> None:
+    asked = replace(QUERY, agent="batch")
+    assert (await of_agents({"batch": ENTRY}).decide(asked)).allow
+    engine = of_agents({"batch": {**ENTRY, **SHAPES[case]}})
+    for answer in (await engine.decide(asked), await engine.admit(asked)):
+        assert answer is not None
+        assert not answer.allow
+        (field,) = SHAPES[case]
+        assert any(
+            reason.startswith("data.json, agent `batch`") and f"`{field}`" in reason for reason in answer.reasons
+        )
+
+
+@pytest.mark.parametrize("member", ENTRY)
+async def test_an_entry_without_a_member_that_the_step_needs_does_not_allow_it(member: str) -> None:
+    entry = {name: value for name, value in ENTRY.items() if name != member}
+    assert not (await of_agents({"batch": entry}).decide(replace(QUERY, agent="batch"))).allow
+
+
+@pytest.mark.parametrize("agents", ["batch", ["batch"], None, 5, {"batch": "actions"}, {"batch": ["actions"]}, {}])
+async def test_agents_of_another_shape_are_allowed_nothing(agents: JsonObject) -> None:
+    decision = await of_agents(agents).decide(replace(QUERY, agent="batch"))
+    assert not decision.allow
+    assert not any("could not be evaluated" in reason for reason in decision.reasons)
+
+
+async def test_without_data_nobody_is_allowed_anything() -> None:
+    decision = await RegoEngine.from_sources(ENGINE.sources).decide(QUERY)
+    assert not decision.allow
+    assert "data.json has no object `agents`" in decision.reasons
