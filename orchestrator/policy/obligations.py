@@ -98,7 +98,7 @@ class Obligations:
     @classmethod
     def strictest(cls, several: Sequence[Obligations]) -> Obligations:
         """What meets all of them: the least of each limit, the columns that all leave, every notice once."""
-        columns: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {}
+        columns: dict[str, dict[str, dict[ColumnVerb, Sequence[str]]]] = {}
         for each in several:
             for grant, tables in each.columns.items():
                 for table, verbs in tables.items():

@@ -15,7 +15,7 @@ from orchestrator.errors import ExitCode
 from orchestrator.ledger.events import AttemptFinished, Decided, LeaseRequested, StepFinished
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.planning.plan import build
-from orchestrator.policy.engines.rego import PolicySource, RegoEngine
+from orchestrator.policy.engines.rego.engine import PolicySource, RegoEngine
 from orchestrator.policy.types import Decision, PolicyRequest
 from orchestrator.runs.types import RunOutcome
 from orchestrator.workflow.loader import load_text

@@ -36,10 +36,10 @@ from policy_questions import (
 
 from orchestrator.devstack.ports import free_port
 from orchestrator.policy.admission import admission, before_evaluation
-from orchestrator.policy.engines.authzen import AuthzenEngine
-from orchestrator.policy.engines.authzen_messages import Evaluation, Evaluations
-from orchestrator.policy.engines.opa import OpaEngine
-from orchestrator.policy.engines.rego import RegoEngine
+from orchestrator.policy.engines.rego.engine import RegoEngine
+from orchestrator.policy.engines.services.authzen import AuthzenEngine
+from orchestrator.policy.engines.services.authzen_messages import Evaluation, Evaluations
+from orchestrator.policy.engines.services.opa import OpaEngine
 from orchestrator.policy.types import PolicyEngine
 
 SAMPLE = TESTS.parent / "workflows" / "policies"

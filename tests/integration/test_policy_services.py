@@ -39,11 +39,11 @@ from sick_services import (
 
 from orchestrator.devstack.ports import free_port
 from orchestrator.policy.documents import MAX_ANSWER_BYTES
-from orchestrator.policy.engines import authzen as authzen_module
-from orchestrator.policy.engines import service as service_module
-from orchestrator.policy.engines.authzen import AuthzenEngine
-from orchestrator.policy.engines.opa import OpaEngine
-from orchestrator.policy.engines.service import MAX_BODY_BYTES, MAX_REASON_LENGTH, MAX_REASONS
+from orchestrator.policy.engines.services import authzen as authzen_module
+from orchestrator.policy.engines.services import service as service_module
+from orchestrator.policy.engines.services.authzen import AuthzenEngine
+from orchestrator.policy.engines.services.opa import OpaEngine
+from orchestrator.policy.engines.services.service import MAX_BODY_BYTES, MAX_REASON_LENGTH, MAX_REASONS
 from orchestrator.policy.types import Decision
 from orchestrator.secret import Secret
 

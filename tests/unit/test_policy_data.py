@@ -11,8 +11,8 @@ import pytest
 import test_policy_rego
 
 from orchestrator.errors import UsageError
-from orchestrator.policy.engines.rego import RegoEngine
-from orchestrator.policy.engines.rego_folder import MAX_FILE_BYTES
+from orchestrator.policy.engines.rego.engine import RegoEngine
+from orchestrator.policy.engines.rego.folder import MAX_FILE_BYTES
 from orchestrator.policy.watched import WatchedPolicies
 
 RULES = """package orchestrator

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.errors import UsageError
 from orchestrator.policy.engines.allow_all import AllowAllEngine
-from orchestrator.policy.engines.rego import PolicySource, RegoEngine, revision_of
+from orchestrator.policy.engines.rego.engine import PolicySource, RegoEngine, revision_of
 from orchestrator.policy.opening import open_engine
 from orchestrator.policy.types import Decision, PolicyRequest
 from orchestrator.policy.watched import WatchedPolicies

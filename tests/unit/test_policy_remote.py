@@ -17,10 +17,10 @@ from ruamel.yaml import YAML
 from orchestrator.cli.display.plan_view import plan_json
 from orchestrator.cli.dry_run import decided
 from orchestrator.errors import UsageError
-from orchestrator.policy.engines.authzen import AuthzenEngine
-from orchestrator.policy.engines.authzen_messages import Evaluation, Metadata, asked, decision_document
-from orchestrator.policy.engines.authzen_obligations import MAX_OBLIGATIONS, read_obligations
-from orchestrator.policy.engines.opa import OpaEngine
+from orchestrator.policy.engines.services.authzen import AuthzenEngine
+from orchestrator.policy.engines.services.authzen_messages import Evaluation, Metadata, asked, decision_document
+from orchestrator.policy.engines.services.authzen_obligations import MAX_OBLIGATIONS, read_obligations
+from orchestrator.policy.engines.services.opa import OpaEngine
 from orchestrator.policy.obligations import MAX_NOTICES, Obligations
 from orchestrator.policy.opening import open_engine
 from orchestrator.policy.types import ConnectedEngine, Decision, PolicyRequest
@@ -106,8 +106,8 @@ def test_plain_http_is_for_this_machine_a_socket_or_whoever_says_so() -> None:
 
 def test_nothing_is_loaded_before_it_is_needed() -> None:
     code = (
-        "import sys, orchestrator.policy.engines.opa, orchestrator.policy.engines.authzen, orchestrator.cli.entry\n"
-        "from orchestrator.policy.engines.opa import OpaEngine\n"
+        "import sys, orchestrator.policy.engines.services.opa, orchestrator.policy.engines.services.authzen, orchestrator.cli.entry\n"
+        "from orchestrator.policy.engines.services.opa import OpaEngine\n"
         "OpaEngine.from_options({'url': 'https://opa.example'})\n"
         "assert not {'httpx', 'httpcore', 'tenacity'} & set(sys.modules), sorted(sys.modules)"
     )

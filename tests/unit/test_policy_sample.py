@@ -26,7 +26,7 @@ from policy_questions import (
 from orchestrator.actions.catalog import action
 from orchestrator.grants.privileges import RowLimit
 from orchestrator.jsontypes import JsonObject
-from orchestrator.policy.engines.rego import PolicySource, RegoEngine
+from orchestrator.policy.engines.rego.engine import PolicySource, RegoEngine
 from orchestrator.policy.types import PolicyRequest
 
 ENGINE = RegoEngine.from_directory(Path(__file__).parents[2] / "workflows" / "policies")

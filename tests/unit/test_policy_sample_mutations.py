@@ -15,7 +15,7 @@ from bench import ROOT
 
 from orchestrator.policy.authoring.checking import check_folder
 from orchestrator.policy.authoring.child import Evaluator
-from orchestrator.policy.engines.rego_folder import PolicySource
+from orchestrator.policy.engines.rego.folder import PolicySource
 
 SAMPLE = check_folder(ROOT / "workflows" / "policies")
 assert SAMPLE.data is not None

@@ -14,7 +14,7 @@ from orchestrator.policy.authoring.checking import check_folder
 from orchestrator.policy.authoring.coverage import FileCoverage, ranges, total_percent
 from orchestrator.policy.authoring.starter import write_starter
 from orchestrator.policy.authoring.testing import Outcome, Report, State, run_tests
-from orchestrator.policy.engines.rego_folder import PolicySource
+from orchestrator.policy.engines.rego.folder import PolicySource
 
 RULES = """package orchestrator
 

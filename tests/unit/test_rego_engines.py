@@ -16,8 +16,8 @@ import pytest
 import test_policy_sample as sample
 
 from orchestrator.errors import UsageError
-from orchestrator.policy.engines.rego import DECISION_RULE, MAX_INPUT_BYTES, PolicySource, RegoEngine
-from orchestrator.policy.engines.rego_problems import reason_of
+from orchestrator.policy.engines.rego.engine import DECISION_RULE, MAX_INPUT_BYTES, PolicySource, RegoEngine
+from orchestrator.policy.engines.rego.problems import reason_of
 from orchestrator.policy.types import PolicyRequest
 
 HEAD = "package orchestrator\nimport rego.v1\n"

@@ -15,7 +15,7 @@ from orchestrator.errors import ExitCode
 if TYPE_CHECKING:
     from orchestrator.policy.authoring.checking import CheckedFolder
     from orchestrator.policy.authoring.testing import Outcome, Report
-    from orchestrator.policy.engines.rego_problems import PolicyProblem
+    from orchestrator.policy.engines.rego.problems import PolicyProblem
 
 app = typer.Typer(help="Write, check and test policies in Rego.", no_args_is_help=True, rich_markup_mode=None)
 

@@ -22,7 +22,7 @@ from typing import Any
 from orchestrator.errors import UsageError
 from orchestrator.jsontypes import JsonValue
 from orchestrator.policy.authoring.child import UNDEFINED
-from orchestrator.policy.engines.rego_folder import PolicySource
+from orchestrator.policy.engines.rego.folder import PolicySource
 
 MEMORY = 1 << 30
 """Address space of the child, in bytes."""

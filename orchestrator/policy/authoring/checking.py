@@ -11,11 +11,11 @@ from typing import Any
 from orchestrator.policy.authoring.child import path_of
 from orchestrator.policy.authoring.discovery import Case, cases_in
 from orchestrator.policy.authoring.unbound import unbound_variables
-from orchestrator.policy.engines.rego import DECISION_RULE, SEE_OPA, undefined_or_unsafe
-from orchestrator.policy.engines.rego_check import Call, Checked, Rule, check_modules
-from orchestrator.policy.engines.rego_data import check_data, data_problem
-from orchestrator.policy.engines.rego_folder import PolicySource, files_of, nothing_to_decide_by, read_source
-from orchestrator.policy.engines.rego_problems import (
+from orchestrator.policy.engines.rego.data import check_data, data_problem
+from orchestrator.policy.engines.rego.engine import DECISION_RULE, SEE_OPA, undefined_or_unsafe
+from orchestrator.policy.engines.rego.folder import PolicySource, files_of, nothing_to_decide_by, read_source
+from orchestrator.policy.engines.rego.modules import Call, Checked, Rule, check_modules
+from orchestrator.policy.engines.rego.problems import (
     InvalidPolicy,
     PolicyProblem,
     problem_at,

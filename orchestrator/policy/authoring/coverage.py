@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from orchestrator.jsontypes import JsonObject
 from orchestrator.policy.authoring.bounded import Answer
 from orchestrator.policy.authoring.child import path_of
-from orchestrator.policy.engines.rego_folder import PolicySource
+from orchestrator.policy.engines.rego.folder import PolicySource
 
 _PROBE = "orchestrator_probe"
 

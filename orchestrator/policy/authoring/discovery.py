@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from orchestrator.policy.engines.rego_check import Rule
-from orchestrator.policy.engines.rego_folder import PolicySource
-from orchestrator.policy.engines.rego_problems import PolicyProblem, problem_at
+from orchestrator.policy.engines.rego.folder import PolicySource
+from orchestrator.policy.engines.rego.modules import Rule
+from orchestrator.policy.engines.rego.problems import PolicyProblem, problem_at
 
 TEST = "test_"
 TODO = "todo_test_"

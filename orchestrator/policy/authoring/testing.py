@@ -17,7 +17,7 @@ from orchestrator.policy.authoring.bounded import Answer, evaluate
 from orchestrator.policy.authoring.checking import CheckedFolder
 from orchestrator.policy.authoring.coverage import FileCoverage, coverage_of, total_percent
 from orchestrator.policy.authoring.discovery import TEST, Case
-from orchestrator.policy.engines.rego_problems import problem_of
+from orchestrator.policy.engines.rego.problems import problem_of
 
 
 class State(StrEnum):

@@ -11,8 +11,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from orchestrator.policy.engines.rego_check import Rule
-from orchestrator.policy.engines.rego_problems import PolicyProblem, problem_at
+from orchestrator.policy.engines.rego.modules import Rule
+from orchestrator.policy.engines.rego.problems import PolicyProblem, problem_at
 
 _EVERYWHERE = {"input", "data", "_"}
 

@@ -11,8 +11,8 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from orchestrator.policy.engines.rego_folder import PolicySource
-from orchestrator.policy.engines.rego_problems import PolicyProblem, problem_at, without_backtrace
+from orchestrator.policy.engines.rego.folder import PolicySource
+from orchestrator.policy.engines.rego.problems import PolicyProblem, problem_at, without_backtrace
 
 _WHOLE = re.compile(r"-?[0-9]+")
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+')

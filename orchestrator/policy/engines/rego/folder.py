@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import UsageError
-from orchestrator.policy.engines.rego_problems import InvalidPolicy, PolicyProblem
+from orchestrator.policy.engines.rego.problems import InvalidPolicy, PolicyProblem
 
 DATA = "data.json"
 MAX_FILE_BYTES = 1 << 20

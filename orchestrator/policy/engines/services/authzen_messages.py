@@ -19,8 +19,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr, ValidationError
 
 from orchestrator.jsontypes import JsonObject, JsonValue
-from orchestrator.policy.engines.authzen_obligations import TYPES, read_obligations
-from orchestrator.policy.engines.service import MAX_REASONS
+from orchestrator.policy.engines.services.authzen_obligations import TYPES, read_obligations
+from orchestrator.policy.engines.services.service import MAX_REASONS
 from orchestrator.policy.obligations import MAX_NOTICES, SUPPORTED, Obligations
 from orchestrator.policy.types import PolicyRequest
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.policy.engines.rego_problems import PolicyProblem, problem_at
+from orchestrator.policy.engines.rego.problems import PolicyProblem, problem_at
 
 _FORBIDDEN = {
     "http.send": "asks the network",

@@ -16,8 +16,8 @@ from pydantic import Field
 
 from orchestrator.jsontypes import JsonObject
 from orchestrator.policy.documents import decision_from
-from orchestrator.policy.engines.service import PolicyService, Unanswered, bounded, request_body, short_text
-from orchestrator.policy.engines.service_options import ServiceOptions, options_from
+from orchestrator.policy.engines.services.options import ServiceOptions, options_from
+from orchestrator.policy.engines.services.service import PolicyService, Unanswered, bounded, request_body, short_text
 from orchestrator.policy.types import Decision, PolicyRequest
 from orchestrator.secret import Secret
 

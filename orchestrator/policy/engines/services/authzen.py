@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from orchestrator.jsontypes import JsonObject
 from orchestrator.policy.documents import MAX_ANSWER_BYTES, decision_from
-from orchestrator.policy.engines.authzen_messages import (
+from orchestrator.policy.engines.services.authzen_messages import (
     Evaluation,
     Evaluations,
     Metadata,
@@ -31,8 +31,8 @@ from orchestrator.policy.engines.authzen_messages import (
     decision_document,
     what_is_wrong,
 )
-from orchestrator.policy.engines.service import PolicyService, Unanswered, bounded, request_body
-from orchestrator.policy.engines.service_options import ServiceOptions, options_from, origin_of
+from orchestrator.policy.engines.services.options import ServiceOptions, options_from, origin_of
+from orchestrator.policy.engines.services.service import PolicyService, Unanswered, bounded, request_body
 from orchestrator.policy.types import Decision, PolicyRequest
 from orchestrator.secret import Secret
 

@@ -11,7 +11,7 @@ our own sample policies, writes JSON that is none, and says of a contradiction n
 came back from a pattern that backtracks, and tells `opa.runtime` the environment. regorus does none of that, and an
 error in a built-in function is a denial here where others make it undefined. That the build is one person's is answered
 by a pinned version with its hash (`requirements/`) and by the second opinion in the tests. What regorus itself does not
-refuse is refused here: see `rego_check`, and `_exact` for numbers that it would compare as floating point.
+refuse is refused here: see `modules`, and `_exact` for numbers that it would compare as floating point.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from typing import Any
 
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.policy.documents import decision_from
-from orchestrator.policy.engines.rego_check import check_modules
-from orchestrator.policy.engines.rego_data import check_data, data_problem
-from orchestrator.policy.engines.rego_folder import PolicySource as PolicySource
-from orchestrator.policy.engines.rego_folder import files_of, nothing_to_decide_by, read_source
-from orchestrator.policy.engines.rego_problems import InvalidPolicy, PolicyProblem, problem_of, reason_of
+from orchestrator.policy.engines.rego.data import check_data, data_problem
+from orchestrator.policy.engines.rego.folder import PolicySource as PolicySource
+from orchestrator.policy.engines.rego.folder import files_of, nothing_to_decide_by, read_source
+from orchestrator.policy.engines.rego.modules import check_modules
+from orchestrator.policy.engines.rego.problems import InvalidPolicy, PolicyProblem, problem_of, reason_of
 from orchestrator.policy.types import Decision, PolicyRequest, Question
 
 DECISION_RULE = "data.orchestrator.decision"
@@ -91,7 +91,7 @@ class RegoEngine:
 
     @classmethod
     def from_directory(cls, path: Path) -> RegoEngine:
-        """The rules and the data of a folder, as `rego_folder` says, without the tests.
+        """The rules and the data of a folder, as `folder` says, without the tests.
 
         Raises UsageError where there are no rules, or where a file cannot be read, compiled or understood.
         """

@@ -24,8 +24,8 @@ from urllib.parse import urlsplit
 
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.policy.documents import MAX_ANSWER_BYTES
-from orchestrator.policy.engines.service_json import NotReadable, read_object, write_question
-from orchestrator.policy.engines.service_options import ServiceOptions, tls_context, why_not_tls
+from orchestrator.policy.engines.services.exact_json import NotReadable, read_object, write_question
+from orchestrator.policy.engines.services.options import ServiceOptions, tls_context, why_not_tls
 from orchestrator.policy.types import Decision
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.secret import Secret
