@@ -234,6 +234,23 @@ async def test_a_decision_names_itself_and_the_policies_that_made_it(root: Path,
         assert len({one.decision_id, other.decision_id, ""}) == 3
 
 
+@pytest.mark.parametrize(("script", "kind"), [("opa_server.py", OpaEngine), ("authzen_pdp.py", AuthzenEngine)])
+async def test_a_service_that_asks_who_is_there_is_told_by_the_token(
+    script: str, kind: type[OpaEngine] | type[AuthzenEngine], root: Path, tmp_path: Path
+) -> None:
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    theirs.write_text("a-token-of-the-service")
+    ours.write_text("another-token-of-ours")
+    with policy_service(script, root, "--token-file", str(theirs)) as url:
+        engine = kind.from_options({"url": f"{url}/sample", "token_file": str(ours)})
+        refused = await engine.decide(QUERY)
+        assert not refused.allow
+        assert "HTTP 401" in refused.reasons[0]
+        ours.write_text(theirs.read_text())
+        assert (await engine.decide(QUERY)).allow
+        await engine.aclose()
+
+
 CERTIFIED: list[tuple[str, dict[str, Any], str, dict[str, Any], dict[str, Any], bool]] = [
     ("alice", {}, "read", {}, {}, True),
     ("alice", {}, "write", {}, {}, True),
