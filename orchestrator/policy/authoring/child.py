@@ -1,7 +1,8 @@
 """The process in which the tests of policies are evaluated: it may be killed, a loop of Rego may not.
 
 It is started by path, imports nothing of this package, reads one request of JSON from its standard input, and writes
-one line of JSON for each test as soon as it has its answer. Its memory is bounded by the kernel, and so is its time: where nobody is left to end it, it ends all the same.
+one line of JSON for each test as soon as it has its answer. The kernel bounds its memory and its time: where nobody is
+left to end it, it ends all the same.
 """
 
 from __future__ import annotations
