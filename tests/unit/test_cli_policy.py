@@ -271,6 +271,21 @@ def test_an_interruption_ends_the_tests_and_leaves_nothing(folder: Path) -> None
     assert [pid for pid in evaluators if _is_evaluator(pid)] == []
 
 
+def test_an_evaluator_whose_command_was_killed_ends_by_itself(folder: Path) -> None:
+    (folder / "rules_test.rego").write_text(f"{TESTS}\ntest_endless if {ENDLESS}\n")
+    with subprocess.Popen(
+        [*COMMAND, "policy", "test", str(folder), "--timeout", "1.5"],
+        stdout=subprocess.DEVNULL,
+        env={"PATH": os.environ["PATH"], "HOME": str(folder)},
+    ) as running:
+        evaluators = _wait_for_evaluators(running.pid)
+        running.kill()
+    deadline = time.monotonic() + 60
+    while any(_is_evaluator(pid) for pid in evaluators):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def _wait_for_evaluators(pid: int) -> list[int]:
     """The processes in which a command evaluates, as soon as there is one."""
     deadline = time.monotonic() + 30

@@ -27,6 +27,9 @@ from orchestrator.policy.engines.rego.folder import PolicySource
 MEMORY = 1 << 30
 """Address space of the child, in bytes."""
 
+_SPARE_SECONDS = 5
+"""Processor time of the child beyond its deadline: it is ended by us, unless we are not there any more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -50,7 +53,7 @@ def evaluate(
     left = list(rules)
     request = {"modules": [(source.name, source.text) for source in modules], "data": data.text if data else None}
     while left:
-        with _child({**request, "rules": left}) as child:
+        with _child({**request, "rules": left}, seconds) as child:
             for line in _lines(child, deadline):
                 left.pop(0)
                 yield _answer(json.loads(line))
@@ -68,14 +71,15 @@ def _answer(raw: Mapping[str, Any]) -> Answer:
 
 
 @contextmanager
-def _child(request: Mapping[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
+def _child(request: Mapping[str, Any], seconds: float) -> Iterator[subprocess.Popen[bytes]]:
     """A child that has read a request, without our environment and our terminal's signals; killed at the end."""
     spec = find_spec("regorus")
     if spec is None or spec.origin is None:
         raise UsageError("the evaluator of Rego is not installed", hint="install the package gordon-to-regorus")
     folder = Path(spec.origin).parent.parent
+    limits = [str(MEMORY), str(int(seconds) + _SPARE_SECONDS)]
     child = subprocess.Popen(  # noqa: S603 -- our own file
-        [sys.executable, "-I", "-S", str(Path(__file__).with_name("child.py")), str(folder), str(MEMORY)],
+        [sys.executable, "-I", "-S", str(Path(__file__).with_name("child.py")), str(folder), *limits],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

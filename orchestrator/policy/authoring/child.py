@@ -1,7 +1,8 @@
 """The process in which the tests of policies are evaluated: it may be killed, a loop of Rego may not.
 
 It is started by path, imports nothing of this package, reads one request of JSON from its standard input, and writes
-one line of JSON for each test as soon as it has its answer. Its memory is bounded by the kernel.
+one line of JSON for each test as soon as it has its answer. The kernel bounds its memory and its time: where nobody is
+left to end it, it ends all the same.
 """
 
 from __future__ import annotations
@@ -49,10 +50,11 @@ class Evaluator:
 
 
 def main(arguments: list[str]) -> None:
-    """`child.py FOLDER_OF_THE_ENGINE MEMORY`."""
-    folder, memory = arguments
+    """`child.py FOLDER_OF_THE_ENGINE MEMORY SECONDS`: bytes, and processor time."""
+    folder, memory, seconds = arguments
     sys.path.append(folder)
-    for limit, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, int(memory))):
+    limits = (resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, int(memory)), (resource.RLIMIT_CPU, int(seconds))
+    for limit, most in limits:
         try:
             resource.setrlimit(limit, (most, most))
         except (OSError, ValueError):  # macOS knows the one of memory and does not obey it
