@@ -1,4 +1,4 @@
-"""`orchestrator policy`: what authors of policies need before anybody is asked to decide by them."""
+"""`orchestrator policy`: writing, checking and testing policies, and looking at what they have decided."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ import typer
 
 from orchestrator.cli import options
 from orchestrator.cli.display.printable import clean, one_line
-from orchestrator.errors import ExitCode
+from orchestrator.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
+    from orchestrator.ledger.types import DecisionFilter
     from orchestrator.policy.authoring.checking import CheckedFolder
     from orchestrator.policy.authoring.testing import Outcome, Report
     from orchestrator.policy.engines.rego.problems import PolicyProblem
 
-app = typer.Typer(help="Write, check and test policies in Rego.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Write, check and test policies in Rego, and look at what was decided.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 Folder = Annotated[
     Path | None,
@@ -134,6 +139,145 @@ def run_tests_of(
             )
     if not (report.holds and is_covered):
         raise typer.Exit(int(ExitCode.INVALID))
+
+
+Since = Annotated[str | None, typer.Option(metavar="TIME", help="Of runs that began since then: 2026-03-02, 2h, 3d.")]
+Until = Annotated[str | None, typer.Option(metavar="TIME", help="Of runs that began before then.")]
+Workflow = Annotated[str | None, typer.Option(help="Only of this workflow.")]
+Run = Annotated[str | None, typer.Option(help="Only of this run.")]
+Policies = Annotated[
+    Path | None,
+    typer.Option("--policy-path", metavar="PATH", help="The folder of policies. Default: ORCHESTRATOR_POLICY_PATH."),
+]
+
+
+@app.command("explain")
+def explain(
+    run: Annotated[str, typer.Argument(metavar="RUN|LEASE", help="The id of a run, or of a lease.")],
+    step: Annotated[str | None, typer.Argument(metavar="[STEP]", help="The step, where it is a run.")] = None,
+    attempt: Annotated[int | None, typer.Option(min=1, help="Which attempt; by default the last one.")] = None,
+    policy_path: Policies = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show why a step was allowed or denied: question and answer, the rules that were true, what would change it."""
+    from orchestrator.cli.connect import ledger_reader
+    from orchestrator.cli.display.decision_view import print_explanation
+    from orchestrator.cli.display.json_output import print_json
+    from orchestrator.cli.recorded_decisions import decision_about
+    from orchestrator.policy.engines.rego.engine import RegoEngine
+    from orchestrator.policy.review import explanation
+
+    with ledger_reader() as reader:
+        recorded = decision_about(reader, run, step, attempt)
+    if not recorded.input:
+        raise UsageError(
+            f"of {recorded.key} only the digest of the question is on record",
+            hint="it was decided by a release that did not keep the whole question",
+        )
+    found = explanation.explain(recorded, RegoEngine.from_directory(_folder(policy_path)))
+    if as_json:
+        print_json(found.as_json())
+    else:
+        print_explanation(found)
+
+
+@app.command("replay")
+def replay(
+    since: Since = None,
+    until: Until = None,
+    workflow: Workflow = None,
+    run: Run = None,
+    policy_path: Policies = None,
+    as_json: options.Json = False,
+) -> None:
+    """Ask recorded decisions again of other policies: what would newly be denied, or allowed.
+
+    The exit code is 4 where something would be decided otherwise, for a check of changed policies.
+    """
+    from orchestrator.cli.connect import ledger_reader
+    from orchestrator.cli.display.decision_view import print_replay, replay_json
+    from orchestrator.cli.display.json_output import print_json
+    from orchestrator.cli.recorded_decisions import recorded_decisions
+    from orchestrator.policy.engines.rego.engine import RegoEngine
+    from orchestrator.policy.review.replay import DECISIVE, counted, grouped
+    from orchestrator.policy.review.replay import replay as asked_again
+
+    engine = RegoEngine.from_directory(_folder(policy_path))
+    with ledger_reader() as reader:
+        counts, changed = counted(asked_again(recorded_decisions(reader, _which(since, until, workflow, run)), engine))
+    if as_json:
+        print_json(replay_json(counts, changed))
+    else:
+        print_replay(counts, grouped(changed))
+    if any(counts[change] for change in DECISIVE):
+        raise typer.Exit(int(ExitCode.STEP_FAILED))
+
+
+@app.command("decisions")
+def decisions(
+    since: Since = None,
+    until: Until = None,
+    workflow: Workflow = None,
+    run: Run = None,
+    mask: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--mask", metavar="POINTER", help="Leave this out, such as /input/run/inputs; may be given again."
+        ),
+    ] = None,
+    policy_path: Policies = None,
+    post: Annotated[str | None, typer.Option("--post", metavar="URL", help="Send them to this collector.")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", metavar="FILE", help="A bearer token for the collector.")
+    ] = None,
+    ca_file: Annotated[
+        Path | None, typer.Option("--ca-file", metavar="FILE", help="The authorities of the collector's certificate.")
+    ] = None,
+) -> None:
+    """Export decisions as OPA's decision log: one JSON object a line, or posted to a collector.
+
+    What the rule `data.system.log.mask` of the policies names is left out, as OPA does it.
+    """
+    from orchestrator.cli.connect import ledger_reader
+    from orchestrator.cli.display.json_output import json_line
+    from orchestrator.cli.recorded_decisions import recorded_decisions
+    from orchestrator.policy.engines.rego.engine import RegoEngine
+    from orchestrator.policy.review.decision_log import log_event, masked, masks_of
+
+    folder = _folder(policy_path)
+    engine = RegoEngine.from_directory(folder) if policy_path is not None or folder.is_dir() else None
+    masks = masks_of(mask or (), engine)
+    with ledger_reader() as reader:
+        found = recorded_decisions(reader, _which(since, until, workflow, run))
+        events = (masked(event, masks(event)) for event in map(log_event, found))
+        if post is None:
+            for event in events:
+                sys.stdout.write(json_line(event) + "\n")
+            return
+        from orchestrator.actions.http.origins import is_confidential
+        from orchestrator.policy.review.collector import post as send
+
+        if not is_confidential(post):
+            raise UsageError("decisions are not sent over plain http, except to this machine itself", hint="use https")
+        done = 0
+        for done in send(events, post, token_file=token_file, ca_file=ca_file):
+            if sys.stderr.isatty():
+                sys.stderr.write(f"{done} decisions sent\r")
+    sys.stderr.write(f"{_count(done, 'decision')} sent\n")
+
+
+def _which(since: str | None, until: str | None, workflow: str | None, run: str | None) -> DecisionFilter:
+    from orchestrator.cli.moments import parse_moment
+    from orchestrator.clock import SystemClock
+    from orchestrator.ledger.types import DecisionFilter
+
+    now = SystemClock().now()
+    return DecisionFilter(
+        run=run,
+        workflow=workflow,
+        since=parse_moment(since, now=now) if since else None,
+        until=parse_moment(until, now=now) if until else None,
+    )
 
 
 def _folder(path: Path | None) -> Path:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -41,15 +41,16 @@ def init(
 
 
 def schema(
+    what: Annotated[
+        Literal["workflow", "policy-request", "policy-decision"],
+        typer.Argument(metavar="[workflow|policy-request|policy-decision]", help="Of what."),
+    ] = "workflow",
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it here.")] = None,
 ) -> None:
-    """Print the JSON Schema of workflow files, for editors."""
+    """Print a JSON Schema: of workflow files, for editors, or of what policies are asked and answer."""
     import json
 
-    from orchestrator.actions.catalog import catalog
-    from orchestrator.workflow.schema import json_schema
-
-    text = json.dumps(json_schema(catalog), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(_schema(what), indent=2, ensure_ascii=False) + "\n"
     if output is None:
         sys.stdout.write(text)
         return
@@ -57,6 +58,17 @@ def schema(
         output.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{output} cannot be written: {error.strerror}") from error
+
+
+def _schema(what: str) -> Mapping[str, Any]:
+    if what == "workflow":
+        from orchestrator.actions.catalog import catalog
+        from orchestrator.workflow.schema import json_schema
+
+        return json_schema(catalog)
+    from orchestrator.policy.documents import decision_schema, request_schema
+
+    return request_schema() if what == "policy-request" else decision_schema()
 
 
 def validate(

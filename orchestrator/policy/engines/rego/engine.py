@@ -30,7 +30,7 @@ from orchestrator.policy.documents import decision_from
 from orchestrator.policy.engines.rego.data import check_data, data_problem
 from orchestrator.policy.engines.rego.folder import PolicySource as PolicySource
 from orchestrator.policy.engines.rego.folder import files_of, nothing_to_decide_by, read_source
-from orchestrator.policy.engines.rego.modules import check_modules
+from orchestrator.policy.engines.rego.modules import Rule, check_modules
 from orchestrator.policy.engines.rego.problems import InvalidPolicy, PolicyProblem, problem_of, reason_of
 from orchestrator.policy.types import Decision, PolicyRequest, Question
 
@@ -121,7 +121,7 @@ class RegoEngine:
     def ask(self, question: Question, document: JsonObject) -> Decision:
         """Ask with a document, one that was recorded, too. Never raises for what a policy says."""
         try:
-            answer = self._evaluate(_RULES[question], _document(document))
+            answer = self.evaluate(_RULES[question], document)
         except (RuntimeError, ValueError) as error:
             return self._denied(reason_of(error))
         except BaseException as error:
@@ -130,12 +130,24 @@ class RegoEngine:
             return self._denied("the evaluator broke down")
         return decision_from(answer, engine=self.name, revision=self.revision)
 
-    def _evaluate(self, rule: str, document: str) -> Any:
-        compiled = self._compiled
-        if compiled is None or not compiled.is_usable:
-            compiled = _loaded(self.sources, self.data)
-        compiled.engine.set_input_json(document)
+    def evaluate(self, rule: str, document: JsonObject) -> Any:
+        """The value of a rule (`data.orchestrator.decision`) with this `input`, as regorus gives it.
+
+        Raises RuntimeError where that is an error, also for a rule that there is not, and ValueError for a document
+        that cannot be asked with as it is. An undefined one is no JSON.
+        """
+        text = _document(document)
+        compiled = self._usable()
+        compiled.engine.set_input_json(text)
         return compiled.engine.eval_rule(rule)
+
+    def rules(self) -> tuple[Rule, ...]:
+        """Every rule of the modules, part by part, in the order of the files."""
+        return check_modules(self._usable().engine.get_ast_as_json()).rules
+
+    def _usable(self) -> _Compiled:
+        compiled = self._compiled
+        return compiled if compiled is not None and compiled.is_usable else _loaded(self.sources, self.data)
 
     def _denied(self, reason: str) -> Decision:
         return Decision(False, (f"the policy could not be evaluated: {reason}",), self.name, self.revision)
