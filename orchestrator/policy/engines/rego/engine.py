@@ -137,9 +137,12 @@ class RegoEngine:
         that cannot be asked with as it is. An undefined one is no JSON.
         """
         text = _document(document)
-        compiled = self._usable()
-        compiled.engine.set_input_json(text)
-        return compiled.engine.eval_rule(rule)
+        engine = self._usable().engine
+        engine.set_input_json(text)
+        try:
+            return engine.eval_rule(rule)
+        except TypeError:  # a set with an object or a list in it, which Python's sets cannot hold
+            return json.loads(engine.eval_rule_as_json(rule))
 
     def rules(self) -> tuple[Rule, ...]:
         """Every rule of the modules, part by part, in the order of the files."""
@@ -227,7 +230,7 @@ def undefined_or_unsafe(engine: Any, sources: Sequence[PolicySource], names: Col
     try:
         for rule in (DECISION_RULE, ADMIT_RULE):
             if rule in names:
-                engine.eval_rule(rule)
+                engine.eval_rule_as_json(rule)
     except RuntimeError as error:
         return problem_of(error, SEE_OPA)
     return None
