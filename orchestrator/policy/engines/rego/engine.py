@@ -136,7 +136,9 @@ class RegoEngine:
         Raises RuntimeError where that is an error, also for a rule that there is not, and ValueError for a document
         that cannot be asked with as it is. An undefined one is no JSON.
         """
-        text = _document(document)
+        return self._evaluate(rule, _document(document))
+
+    def _evaluate(self, rule: str, text: str) -> Any:
         engine = self._usable().engine
         engine.set_input_json(text)
         try:
