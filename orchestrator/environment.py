@@ -1,4 +1,4 @@
-"""Where settings come from, and the one that can be told without reading all of them: where the ledger is.
+"""Where settings come from, and the two that can be told without reading all of them: where ledger and policies are.
 
 Kept apart from `orchestrator.settings`, whose checks take longer to import than a list takes to print.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import tomllib
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -71,6 +72,21 @@ def default_policies() -> Path:
     from platformdirs import user_config_path
 
     return user_config_path("orchestrator", appauthor=False).absolute() / "policies"
+
+
+def policy_location() -> Path:
+    """The folder of policies that the settings name, where no other setting has to be valid. Raises UsageError."""
+    named = next(
+        (value for name, value in os.environ.items() if name.upper() == f"{PREFIX}POLICY_PATH" and value), None
+    )
+    if named is None and (file := config_file()) is not None:
+        try:
+            named = tomllib.loads(file.read_text(encoding="utf-8")).get("policy_path")
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise UsageError(f"{file}: is not valid TOML: {error}") from error
+        if named is not None and not isinstance(named, str):
+            raise UsageError(f"{file}: `policy_path` is not a text")
+    return default_policies() if named is None else Path(named)
 
 
 def default_ledger() -> str:

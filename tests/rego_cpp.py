@@ -21,12 +21,14 @@ class Raw:
         rego_free_output(self.impl)
 
 
-def answer(modules: list[tuple[str, str]], document: str) -> dict[str, Any]:
+def answer(modules: list[tuple[str, str]], document: str, data: str | None = None) -> dict[str, Any]:
     """`{"value": ...}`, `{"undefined": true}` or `{"error": "..."}` for `data.orchestrator.decision`."""
     interpreter = Interpreter()
     try:
         for name, text in modules:
             interpreter.add_module(name, text)
+        if data is not None:
+            interpreter.add_data_json(data)
         bundle = interpreter.build(None, ["orchestrator/decision"])
         if not bundle.ok():
             return {"error": "does not compile"}

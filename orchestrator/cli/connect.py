@@ -68,16 +68,19 @@ def _ledger_url() -> str:
 
 
 def policy_engine(settings: Settings) -> PolicyEngine:
-    """The policy engine that the settings name."""
+    """The policy engine that the settings name; its own token is a secret like those that are issued."""
     from orchestrator.policy.opening import open_engine
     from orchestrator.policy.watched import OnError
 
-    return open_engine(
+    engine = open_engine(
         settings.policy,
         path=settings.policy_path,
         on_error=OnError(settings.policy_on_error),
         options=settings.policy_options,
     )
+    if (remember_with := getattr(engine, "remember_with", None)) is not None:
+        remember_with(redactor().add)
+    return engine
 
 
 def runner_config(settings: Settings, *, engine: EngineName | None = None, grace: float | None = None) -> RunnerConfig:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from orchestrator.cli.display.plan_view import PlanView, StepView
 from orchestrator.policy.admission import admission, before_evaluation
-from orchestrator.policy.types import PolicyEngine, PolicyRequest
+from orchestrator.policy.types import ConnectedEngine, Decision, PolicyEngine, PolicyRequest
 
 
 class PlannedStep(Protocol):
@@ -48,21 +48,32 @@ class Plan(Protocol):
         ...
 
 
-async def decided(plan: Plan, engine: PolicyEngine) -> PlanView:
-    """The plan together with what the policy says to every step now."""
+async def decided(plan: Plan, engine: PolicyEngine, *, ask: bool = True) -> PlanView:
+    """The plan together with what the policy says to every step now; without `ask` an engine that would have to ask
+    a service is not asked. It is closed in the end."""
     first = plan.steps[0].request
-    return PlanView(
-        workflow=first.workflow,
-        digest=first.workflow_digest,
-        agent=first.agent,
-        inputs=first.inputs,
-        steps=[await _step(step, engine) for step in plan.steps],
-    )
+    connected = isinstance(engine, ConnectedEngine)
+    try:
+        return PlanView(
+            workflow=first.workflow,
+            digest=first.workflow_digest,
+            agent=first.agent,
+            inputs=first.inputs,
+            steps=[_step(step, await _decision(step, engine) if ask or not connected else None) for step in plan.steps],
+        )
+    finally:
+        if isinstance(engine, ConnectedEngine):
+            await engine.aclose()
 
 
-async def _step(step: PlannedStep, engine: PolicyEngine) -> StepView:
+async def _decision(step: PlannedStep, engine: PolicyEngine) -> Decision:
     request = step.request
     admitted = await admission(engine, before_evaluation(request, request.grants))
+    return await engine.decide(request) if admitted is None or admitted.allow else admitted
+
+
+def _step(step: PlannedStep, decision: Decision | None) -> StepView:
+    request = step.request
     return StepView(
         step=request.step,
         action=request.action,
@@ -73,5 +84,5 @@ async def _step(step: PlannedStep, engine: PolicyEngine) -> StepView:
         timeout=step.timeout,
         attempts=step.attempts,
         scopes=request.grants,
-        decision=await engine.decide(request) if admitted is None or admitted.allow else admitted,
+        decision=decision,
     )

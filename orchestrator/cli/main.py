@@ -39,6 +39,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "prove": ("prove",),
     "serve": ("serve", "worker"),
     "grants": ("grants",),
+    "policy": ("policy",),
     "schedules": ("schedules",),
     "queue": ("queue",),
     "approvals": ("approvals",),

@@ -206,7 +206,7 @@ def decision_from(answer: object, *, engine: str, revision: str, decision_id: st
         return Decision(False, (reason, *more), engine, revision, obligations or Obligations(), said, decision_id)
 
     try:
-        said = _as_json(answer)
+        said = as_json(answer)
     except (TypeError, ValueError, RecursionError):
         return denied("the policy's answer is not JSON")
     if not isinstance(said, Mapping):
@@ -227,16 +227,16 @@ def decision_from(answer: object, *, engine: str, revision: str, decision_id: st
     return Decision(document["allow"], reasons, engine, revision, obligations, said, decision_id)
 
 
-def _as_json(value: object) -> JsonValue:
+def as_json(value: object) -> JsonValue:
     """The answer with its sets as sorted lists. Raises TypeError and ValueError for what JSON cannot express."""
     if isinstance(value, set | frozenset):
-        return sorted((_as_json(item) for item in value), key=lambda item: json.dumps(item, sort_keys=True))
+        return sorted((as_json(item) for item in value), key=lambda item: json.dumps(item, sort_keys=True))
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):
             raise TypeError("a key is not a string")
-        return {key: _as_json(item) for key, item in value.items()}
+        return {key: as_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_as_json(item) for item in value]
+        return [as_json(item) for item in value]
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         raise ValueError("not a number of JSON")
     if value is None or isinstance(value, str | int | float):

@@ -7,7 +7,7 @@ The rules are those of the AuthZEN Obligations Profile 1.0 (draft 1, sections 4 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, NotRequired
 
@@ -142,6 +142,26 @@ class Obligations:
             reason_required=document.get("reason_required", False),
             notify=tuple(document.get("notify", ())),
             approval=_approval(document["approval"]) if "approval" in document else None,
+        )
+
+    @classmethod
+    def strictest(cls, several: Sequence[Obligations]) -> Obligations:
+        """What meets all of them: the least of each limit, the columns that all leave, every notice once."""
+        columns: dict[str, dict[str, dict[ColumnVerb, Sequence[str]]]] = {}
+        for each in several:
+            for grant, tables in each.columns.items():
+                for table, verbs in tables.items():
+                    kept = columns.setdefault(grant, {}).setdefault(table, {})
+                    for verb, names in verbs.items():
+                        kept[verb] = tuple(name for name in names if name in kept.get(verb, names))
+        return cls(
+            max_ttl=min((each.max_ttl for each in several if each.max_ttl is not None), default=None),
+            columns=columns,
+            max_rows=min((each.max_rows for each in several if each.max_rows is not None), default=None),
+            reason_required=any(each.reason_required for each in several),
+            notify=tuple(
+                {(notice["to"], notice["text"]): notice for each in several for notice in each.notify}.values()
+            ),
         )
 
     def as_json(self) -> JsonObject:

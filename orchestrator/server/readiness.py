@@ -24,7 +24,11 @@ STALLED_SECONDS = 30.0
 
 
 def policy_state(engine: PolicyEngine) -> str:
-    """`ok`, or `stale` while the policies have changed and cannot be used."""
+    """`ok`, or `stale` while the policies have changed and cannot be used.
+
+    A service that decides is not asked for it: whether it answers shows with each step, and a probe every few seconds
+    from every worker would be most of its work.
+    """
     return "stale" if isinstance(engine, WatchedPolicies) and engine.trouble else "ok"
 
 

@@ -15,7 +15,7 @@ from orchestrator.errors import ExitCode
 from orchestrator.ledger.events import AttemptFinished, Decided, LeaseRequested, StepFinished
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.planning.plan import build
-from orchestrator.policy.engines.rego import PolicySource, RegoEngine
+from orchestrator.policy.engines.rego.engine import PolicySource, RegoEngine
 from orchestrator.policy.types import Decision, PolicyRequest
 from orchestrator.runs.types import RunOutcome
 from orchestrator.workflow.loader import load_text
@@ -192,8 +192,8 @@ async def test_the_question_holds_what_is_declared_and_nothing_that_was_evaluate
     outcome = await asyncio.to_thread(run, bench, workflow("row limit"), Engine())
     question = asked[-1]
     assert question["workflow"] == {"name": "admission", "digest": (question["workflow"])["digest"]}  # type: ignore[index]
-    assert question["run"] == {"id": outcome.run_id, "trigger": "manual", "inputs": {"one": 1}}
-    assert (question["agent"], question["step"]) == ("nobody", {"id": "work", "attempt": 1})
+    assert question["run"] == {"id": outcome.run_id, "trigger": "manual", "reason": "", "inputs": {"one": 1}}
+    assert (question["agent"], question["step"]) == ("nobody", {"id": "work", "attempt": 1, "timeout": 60})
     assert (question["action"], question["context"]) == ({"name": "postgres.query"}, {})
     assert question["time"] is not None
     (grant,) = question["grants"]  # type: ignore[misc]

@@ -21,7 +21,7 @@ from orchestrator.ledger.events import Decided, LeaseIssued, LeaseRequested, Not
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.states import StepState
 from orchestrator.ledger.types import LeaseRecord
-from orchestrator.policy.engines.rego import PolicySource, RegoEngine
+from orchestrator.policy.engines.rego.engine import PolicySource, RegoEngine
 from orchestrator.policy.types import input_digest
 from orchestrator.runs.types import RunOutcome
 from orchestrator.secret import Secret

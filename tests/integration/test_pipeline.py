@@ -24,7 +24,7 @@ from orchestrator.ledger.ids import new_run_id, new_step_key
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.states import StepState
 from orchestrator.planning.requests import scopes_of
-from orchestrator.policy.engines.rego import RegoEngine
+from orchestrator.policy.engines.rego.engine import RegoEngine
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.workflow.loader import load
 

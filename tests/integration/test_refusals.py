@@ -15,7 +15,7 @@ from orchestrator.errors import ExitCode, GrantRefused, PolicyDenied, VaultUnrea
 from orchestrator.ledger.events import AttemptStarted, LeaseIssued, LeaseRequested, RunStarted
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.states import StepState
-from orchestrator.policy.engines.rego import PolicySource, RegoEngine
+from orchestrator.policy.engines.rego.engine import PolicySource, RegoEngine
 from orchestrator.workflow.loader import load_text
 
 READ = "{ kind: database, connection: support, role: feedback-read }"

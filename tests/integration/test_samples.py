@@ -20,7 +20,7 @@ from orchestrator.ledger.events import LeaseIssued, LeaseRequested, RunStarted
 from orchestrator.ledger.ids import new_run_id, new_step_key
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.planning.requests import bind, scopes_of
-from orchestrator.policy.engines.rego import RegoEngine
+from orchestrator.policy.engines.rego.engine import RegoEngine
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.workflow.loader import load_text
 from orchestrator.workflow.starter import STARTER

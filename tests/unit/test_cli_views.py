@@ -14,7 +14,7 @@ from orchestrator.cli.display.plan_view import PlanView, StepView, plan_json, pr
 from orchestrator.cli.dry_run import decided
 from orchestrator.grants.privileges import Privilege
 from orchestrator.grants.scope import Scope
-from orchestrator.policy.engines.rego import RegoEngine
+from orchestrator.policy.engines.rego.engine import RegoEngine
 from orchestrator.policy.types import Decision, PolicyRequest
 
 ENGINE = RegoEngine.from_directory(Path(__file__).parents[2] / "workflows" / "policies")

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.errors import UsageError
 from orchestrator.policy.engines.allow_all import AllowAllEngine
-from orchestrator.policy.engines.rego import PolicySource, RegoEngine, revision_of
+from orchestrator.policy.engines.rego.engine import PolicySource, RegoEngine, revision_of
 from orchestrator.policy.opening import open_engine
 from orchestrator.policy.types import Decision, PolicyRequest
 from orchestrator.policy.watched import WatchedPolicies
@@ -51,6 +51,9 @@ def test_a_policy_that_says_yes_allows() -> None:
         ('decision := {"allow": "yes"}', "no boolean `allow`"),
         ('decision := {"allow": true, "reasons": "fine"}', "`reasons`"),
         ('decision := {"allow": true, "reasons": [1]}', "`reasons.0`"),
+        ('decision := {"allow": true, "reasons": {{"a": 1}}}', "`reasons.0`"),
+        ('decision := {"allow": true, "reasons": {["a"]}}', "`reasons.0`"),
+        ('decision := {{"allow": true}}', "undefined"),
         ('decision := {"allow": true, "obligations": []}', "`obligations`"),
         ('decision := {"allow": true, "obligations": {"approval": "a person"}}', "cannot do: approval"),
         ('decision := {"allow": true, "obligations": {"max_ttl": "5m"}}', "`obligations.max_ttl`"),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import UsageError
-from orchestrator.policy.engines.rego import PolicySource, RegoEngine
+from orchestrator.policy.engines.rego.engine import PolicySource, RegoEngine
 from orchestrator.policy.review.changes import REMOVED, Edit, smallest_changes, words_of
 from orchestrator.policy.review.decision_log import log_event, masked
 from orchestrator.policy.review.recorded import RecordedDecision

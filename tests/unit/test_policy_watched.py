@@ -13,7 +13,7 @@ import pytest
 import test_policy_sample as sample
 
 from orchestrator.errors import UsageError
-from orchestrator.policy.engines.rego import RegoEngine
+from orchestrator.policy.engines.rego.engine import RegoEngine
 from orchestrator.policy.types import Decision, PolicyEngine
 from orchestrator.policy.watched import OnError, WatchedPolicies
 

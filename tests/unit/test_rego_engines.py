@@ -16,13 +16,14 @@ import pytest
 import test_policy_sample as sample
 
 from orchestrator.errors import UsageError
-from orchestrator.policy.engines.rego import DECISION_RULE, MAX_INPUT_BYTES, PolicySource, RegoEngine, _first_line
+from orchestrator.policy.engines.rego.engine import DECISION_RULE, MAX_INPUT_BYTES, PolicySource, RegoEngine
+from orchestrator.policy.engines.rego.problems import reason_of
 from orchestrator.policy.types import PolicyRequest
 
 HEAD = "package orchestrator\nimport rego.v1\n"
 OLD_HEAD = "package orchestrator\n"
 UNDEFINED: Any = object()
-Ask = Callable[[list[tuple[str, str]], str], Any]
+Ask = Callable[..., Any]
 
 
 class Wrong(str):
@@ -99,6 +100,10 @@ CASES = {
     "every with one that is not": Case("decision := 1 if { every x in input.l { x > 1 } }", UNDEFINED, {"l": [2, 1]}),
     "every key and value": Case('decision := 1 if { every k, v in input.l { v > 1; k != "" } }', 1, {"l": {"a": 2}}),
     "some": Case("decision := [x | some x in input.l; x > 1]", [2, 3], {"l": [1, 2, 3]}),
+    "in a text": Case('decision := ["a" in input.l, "abc" in input.l]', [False, False], {"l": "abc"}),
+    "in an object are its values": Case(
+        'decision := ["a" in input.l, "b" in input.l]', [False, True], {"l": {"a": "b"}}
+    ),
     "a set of keys": Case(
         "decision := {k | some k, v in input.l; v}", ["a"], {"l": {"a": True, "b": False}}, Wrong("Invalid collection")
     ),
@@ -163,8 +168,8 @@ def second_opinion() -> Iterator[Ask]:
         assert child.stdout is not None
         stdin, stdout = child.stdin, child.stdout
 
-        def ask(modules: list[tuple[str, str]], document: str) -> Any:
-            stdin.write(json.dumps({"modules": modules, "document": document}) + "\n")
+        def ask(modules: list[tuple[str, str]], document: str, data: str | None = None) -> Any:
+            stdin.write(json.dumps({"modules": modules, "document": document, "data": data}) + "\n")
             stdin.flush()
             line = next(line for line in stdout if line.startswith("answer "))  # what it logs is in between
             answer = json.loads(line.removeprefix("answer "))
@@ -187,15 +192,16 @@ def _rego_cpp() -> subprocess.Popen[str]:
     )
 
 
-def ours(modules: list[tuple[str, str]], document: str) -> Any:
+def ours(modules: list[tuple[str, str]], document: str, data: str | None = None) -> Any:
     """What the evaluator that decides says."""
     try:
-        engine = RegoEngine.from_sources([PolicySource(name, text) for name, text in modules])
+        read = None if data is None else PolicySource("data.json", data)
+        engine = RegoEngine.from_sources([PolicySource(name, text) for name, text in modules], read)
         answer = engine._evaluate(DECISION_RULE, document)
     except UsageError as error:
         return Wrong(error.message)
     except RuntimeError as error:
-        return Wrong(_first_line(error))
+        return Wrong(reason_of(error))
     return UNDEFINED if answer is None else _plain(answer)
 
 
@@ -239,7 +245,9 @@ def test_both_allow_the_same_questions_to_the_sample_policies(name: str, second_
     """The reasons differ: rego-cpp puts a text in quotes, and gives one that does not apply."""
     modules = [(source.name, source.text) for source in sample.ENGINE.sources]
     document = json.dumps(_sample_questions()[name].as_json(), ensure_ascii=False)
-    answer, other = ours(modules, document), second_opinion(modules, document)
+    assert sample.ENGINE.data is not None
+    data = sample.ENGINE.data.text
+    answer, other = ours(modules, document, data), second_opinion(modules, document, data)
     assert isinstance(answer["allow"], bool)
     text = str(other) if isinstance(other, Wrong) else json.dumps(other, separators=(",", ":"))
     assert f'"allow":{json.dumps(answer["allow"])}' in text

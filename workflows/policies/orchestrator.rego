@@ -1,4 +1,5 @@
-# The one question before a step gets credentials: may it? The table in agents.rego says who may do what.
+# The one question before a step gets credentials: may it? data.json says who may do what;
+# shape.rego says what may stand there.
 #
 # A step is allowed where every part of it is known and permitted, never because nothing spoke against
 # it: a field that is missing makes a permitting rule undefined, and undefined is a denial.
@@ -20,6 +21,7 @@ decision := {"allow": false, "reasons": sort(denials)} if count(denials) > 0
 default admit := {"allow": false, "reasons": ["no rule of the policy admits it"]}
 
 admit := {"allow": true, "reasons": [sprintf("agent `%s` is known", [input.agent])]} if {
+	count(misshapen) == 0
 	input.action.name in agent.actions
 }
 
@@ -30,7 +32,7 @@ max_ttl := 900
 # SQL verbs that no agent may use, whatever its entry says.
 forbidden_sql := {"delete", "truncate", "ddl", "other", "unknown"}
 
-agent := agents[input.agent]
+agent := data.agents[input.agent]
 
 # In a dry run (`plan`) some parameters are only known at run time: the view then says `partial`, and what
 # is missing from it is decided later. At run time, when there is a time, nothing may be missing.
@@ -40,6 +42,7 @@ partial if {
 }
 
 permitted if {
+	count(misshapen) == 0
 	input.action.name in agent.actions
 	action_permitted
 	task_permitted
@@ -144,7 +147,7 @@ with_content(name, sha256) := sprintf("%s@sha256:%s", [name, sha256])
 folders_permitted(fields) if {
 	every field in fields {
 		every folder in folders_of(field) {
-			folder in object.get(agent, "folders", set())
+			folder in object.get(agent, "folders", [])
 		}
 	}
 }

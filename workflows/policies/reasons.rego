@@ -11,6 +11,8 @@ strangers contains sprintf("agent `%s` may not use the action `%s`", [input.agen
 	not input.action.name in agent.actions
 }
 
+strangers contains reason if some reason in misshapen
+
 denials contains reason if some reason in strangers
 
 denials contains sprintf("SQL verb `%s` is forbidden to every agent", [verb]) if {

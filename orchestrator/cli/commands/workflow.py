@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -41,15 +41,16 @@ def init(
 
 
 def schema(
+    what: Annotated[
+        Literal["workflow", "policy-request", "policy-decision"],
+        typer.Argument(metavar="[workflow|policy-request|policy-decision]", help="Of what."),
+    ] = "workflow",
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it here.")] = None,
 ) -> None:
-    """Print the JSON Schema of workflow files, for editors."""
+    """Print a JSON Schema: of workflow files, for editors, or of what policies are asked and answer."""
     import json
 
-    from orchestrator.actions.catalog import catalog
-    from orchestrator.workflow.schema import json_schema
-
-    text = json.dumps(json_schema(catalog), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(_schema(what), indent=2, ensure_ascii=False) + "\n"
     if output is None:
         sys.stdout.write(text)
         return
@@ -57,6 +58,17 @@ def schema(
         output.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{output} cannot be written: {error.strerror}") from error
+
+
+def _schema(what: str) -> Mapping[str, Any]:
+    if what == "workflow":
+        from orchestrator.actions.catalog import catalog
+        from orchestrator.workflow.schema import json_schema
+
+        return json_schema(catalog)
+    from orchestrator.policy.documents import decision_schema, request_schema
+
+    return request_schema() if what == "policy-request" else decision_schema()
 
 
 def validate(
@@ -98,11 +110,15 @@ def plan(
     file: options.WorkflowFile,
     inputs: options.Inputs = None,
     inputs_file: options.InputsFile = None,
+    ask_policy: Annotated[
+        bool, typer.Option("--ask-policy", help="Ask the policy, too, where it is a service (engines opa, authzen).")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Show what each step will be allowed to do.
 
-    Offline: no network, no secrets, the same answer every time. The exit code is 3 where the policy denies a step.
+    Offline: no network, no secrets, the same answer every time; a policy that is a service is asked with --ask-policy
+    only. The exit code is 3 where the policy denies a step.
     """
     from orchestrator.actions.catalog import action, catalog
     from orchestrator.cli import interruption
@@ -120,7 +136,7 @@ def plan(
     bound = bind_inputs(loaded.workflow, options.inputs_from(inputs, inputs_file), from_text=True)
     settings = load_settings()
     planned = build(loaded, bound, action=action, endpoints=settings.endpoints)
-    view = interruption.run(lambda: decided(planned, policy_engine(settings)))
+    view = interruption.run(lambda: decided(planned, policy_engine(settings), ask=ask_policy))
     if as_json:
         print_json(plan_json(view))
     else:

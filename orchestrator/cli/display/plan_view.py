@@ -33,7 +33,8 @@ class StepView:
     timeout: int
     attempts: int
     scopes: Sequence[Scope]
-    decision: Decision
+    decision: Decision | None
+    """None: the policy was not asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,12 @@ class PlanView:
     @property
     def denied(self) -> Sequence[StepView]:
         """The steps that the policy would not allow."""
-        return [step for step in self.steps if not step.decision.allow]
+        return [step for step in self.steps if step.decision is not None and not step.decision.allow]
+
+    @property
+    def asked(self) -> bool:
+        """Whether the policy was asked about every step."""
+        return all(step.decision is not None for step in self.steps)
 
 
 def print_plan(plan: PlanView, screen: Console | None = None) -> None:
@@ -68,7 +74,8 @@ def print_plan(plan: PlanView, screen: Console | None = None) -> None:
     grants = sum(len(step.scopes) for step in plan.steps)
     words = [f"{len(plan.steps)} steps", f"{grants} credentials"]
     words += [f"{len(plan.denied)} DENIED"] if plan.denied else []
-    screen.print(f"{', '.join(words)}; nothing was asked of Vault")
+    whom = "Vault" if plan.asked else "Vault, and nothing of the policy"
+    screen.print(f"{', '.join(words)}; nothing was asked of {whom}")
 
 
 def _add_step(tree: Tree, step: StepView) -> None:
@@ -92,6 +99,8 @@ def _policy(step: StepView) -> Text:
     from rich.text import Text
 
     decision = step.decision
+    if decision is None:
+        return Text.assemble(("policy ", "dim"), ("not asked: it is a service, and --ask-policy asks it", "yellow"))
     if decision.allow:
         later = "allowed so far, decided at run time" if step.partial else "allowed"
         return Text.assemble(("policy ", "dim"), (later, "green"))
@@ -113,13 +122,13 @@ def _words(value: JsonValue) -> str:
 
 def plan_json(plan: PlanView) -> Mapping[str, object]:
     """The same for programs. The same plan is the same text: no time, and of this machine's paths only those that its
-    steps may reach."""
+    steps may reach. Where the policy was not asked `allowed` is null, and so is each `decision`."""
     return {
         "workflow": plan.workflow,
         "digest": plan.digest,
         "agent": plan.agent,
         "inputs": plan.inputs,
-        "allowed": not plan.denied,
+        "allowed": not plan.denied if plan.asked else None,
         "steps": [
             {
                 "step": step.step,
@@ -130,15 +139,21 @@ def plan_json(plan: PlanView) -> Mapping[str, object]:
                 "timeout": step.timeout,
                 "attempts": step.attempts,
                 "grants": [scope.as_json() for scope in step.scopes],
-                "decision": {
-                    "allow": step.decision.allow,
-                    "reasons": step.decision.reasons,
-                    "at_run_time": step.partial,
-                    "engine": step.decision.engine,
-                    "revision": step.decision.revision,
-                    "obligations": step.decision.obligations.as_json(),
-                },
+                "decision": _decision_json(step.decision, at_run_time=step.partial),
             }
             for step in plan.steps
         ],
+    }
+
+
+def _decision_json(decision: Decision | None, *, at_run_time: bool) -> Mapping[str, object] | None:
+    if decision is None:
+        return None
+    return {
+        "allow": decision.allow,
+        "reasons": decision.reasons,
+        "at_run_time": at_run_time,
+        "engine": decision.engine,
+        "revision": decision.revision,
+        "obligations": decision.obligations.as_json(),
     }

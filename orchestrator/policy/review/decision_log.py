@@ -8,13 +8,16 @@ said and is left out where it said nothing that is JSON; what was obeyed is in `
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC
+from types import NoneType
 from typing import Any
 
 from orchestrator import __version__
 from orchestrator.errors import UsageError
 from orchestrator.jsontypes import JsonObject
+from orchestrator.policy.engines.rego.engine import RegoEngine
+from orchestrator.policy.engines.rego.problems import reason_of
 from orchestrator.policy.review.recorded import RecordedDecision
 
 MASK_RULE = "data.system.log.mask"
@@ -24,6 +27,27 @@ _MASKABLE = ("input", "result")
 
 Masks = Callable[[JsonObject], Iterable[object]]
 """Given an event, what is taken out of it: JSON pointers (RFC 6901), or `{"op", "path", "value"}` as in OPA."""
+
+
+def masks_of(pointers: Sequence[str], engine: RegoEngine | None) -> Masks:
+    """These pointers, and what the rule `data.system.log.mask` of the policies says to each event, if they have it.
+
+    The masks raise UsageError where the rule is in error: an event is not given out then.
+    """
+    asks = engine is not None and any(rule.name == MASK_RULE for rule in engine.rules())
+
+    def masks(event: JsonObject) -> Iterable[object]:
+        if engine is None or not asks:
+            return pointers
+        try:
+            said = engine.evaluate(MASK_RULE, event)
+        except (RuntimeError, ValueError) as error:
+            raise UsageError(f"the rule {MASK_RULE} cannot be evaluated: {reason_of(error)}") from error
+        if not isinstance(said, list | set | frozenset | NoneType):
+            raise UsageError(f"the rule {MASK_RULE} is not a set of masks")
+        return [*pointers, *(said or ())]
+
+    return masks
 
 
 def log_event(recorded: RecordedDecision) -> dict[str, Any]:

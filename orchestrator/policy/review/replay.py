@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from orchestrator.jsontypes import JsonObject
-from orchestrator.policy.engines.rego import RegoEngine
+from orchestrator.policy.engines.rego.engine import RegoEngine
 from orchestrator.policy.review.recorded import RecordedDecision
 from orchestrator.policy.types import Decision, Question
 

@@ -11,7 +11,7 @@ our own sample policies, writes JSON that is none, and says of a contradiction n
 came back from a pattern that backtracks, and tells `opa.runtime` the environment. regorus does none of that, and an
 error in a built-in function is a denial here where others make it undefined. That the build is one person's is answered
 by a pinned version with its hash (`requirements/`) and by the second opinion in the tests. What regorus itself does not
-refuse is refused here: see `rego_check`, and `_exact` for numbers that it would compare as floating point.
+refuse is refused here: see `modules`, and `_exact` for numbers that it would compare as floating point.
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
-import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import UsageError
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.policy.documents import decision_from
-from orchestrator.policy.engines.rego_check import check_modules
+from orchestrator.policy.engines.rego.data import check_data, data_problem
+from orchestrator.policy.engines.rego.folder import PolicySource as PolicySource
+from orchestrator.policy.engines.rego.folder import files_of, nothing_to_decide_by, read_source
+from orchestrator.policy.engines.rego.modules import Rule, check_modules
+from orchestrator.policy.engines.rego.problems import InvalidPolicy, PolicyProblem, problem_of, reason_of
 from orchestrator.policy.types import Decision, PolicyRequest, Question
 
 DECISION_RULE = "data.orchestrator.decision"
@@ -39,18 +41,10 @@ _RULES = {Question.DECISION: DECISION_RULE, Question.ADMIT: ADMIT_RULE}
 MAX_INPUT_BYTES = 1 << 20
 """The longest question: an evaluator has no other limit of its time, and inputs are an author's."""
 
+SEE_OPA = "`opa check` and `opa fmt` show more"
+
 _EXACT = range(-(1 << 63), 1 << 63)
 """The whole numbers that regorus compares as such."""
-
-_POSITION = re.compile(r"^-->\s*(?P<file>.+):(?P<line>\d+):(?P<column>\d+)\s*$", re.MULTILINE)
-
-
-@dataclass(frozen=True, slots=True)
-class PolicySource:
-    """One Rego module. `name` is the path that error messages show."""
-
-    name: str
-    text: str
 
 
 class _Compiled:
@@ -60,10 +54,11 @@ class _Compiled:
     instead of an exception that nobody can catch.
     """
 
-    __slots__ = ("_thread", "engine")
+    __slots__ = ("_thread", "admits", "engine")
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
+        self.admits = False
         self._thread = threading.current_thread()
 
     @property
@@ -90,29 +85,30 @@ class RegoEngine:
     admits: bool = False
     """Whether the policies have a rule `admit`."""
     name: str = "rego"
+    data: PolicySource | None = None
+    """The text of `data.json`."""
     _compiled: _Compiled | None = field(default=None, repr=False)
 
     @classmethod
     def from_directory(cls, path: Path) -> RegoEngine:
-        """All `*.rego` files directly in a folder, by name, without the tests (`*_test.rego`) and hidden files.
+        """The rules and the data of a folder, as `folder` says, without the tests.
 
-        Raises UsageError where there is none, or where one cannot be read or compiled.
+        Raises UsageError where there are no rules, or where a file cannot be read, compiled or understood.
         """
-        found = sorted(path.glob("*.rego"))
-        files = [file for file in found if not file.name.startswith(".") and not file.name.endswith("_test.rego")]
-        if not files:
-            what = "has no policy in it" if path.is_dir() else "is not a folder"
-            raise UsageError(
-                f"{path} {what}: there is nothing to decide by",
-                hint="name a folder with *.rego files in ORCHESTRATOR_POLICY_PATH, or with `policy_path`",
-            )
-        return cls.from_sources([PolicySource(str(file), _read(file)) for file in files])
+        files = files_of(path)
+        for problem in files.refused:
+            raise InvalidPolicy(problem)
+        if not files.modules:
+            raise nothing_to_decide_by(path, "has no policy in it")
+        modules = [read_source(file) for file in files.modules]
+        return cls.from_sources(modules, read_source(files.data) if files.data else None)
 
     @classmethod
-    def from_sources(cls, sources: Sequence[PolicySource]) -> RegoEngine:
+    def from_sources(cls, sources: Sequence[PolicySource], data: PolicySource | None = None) -> RegoEngine:
         """Compile the modules now, so that a broken policy is found before anything runs. Raises UsageError."""
-        compiled, rules = _compile(sources)
-        return cls(tuple(sources), revision_of(sources), ADMIT_RULE in rules, _compiled=compiled)
+        compiled = _checked(sources, data)
+        revision = revision_of(sources if data is None else [*sources, data])
+        return cls(tuple(sources), revision, compiled.admits, data=data, _compiled=compiled)
 
     async def decide(self, request: PolicyRequest) -> Decision:
         """Ask the rule `decision`. Takes well under a millisecond, so it is done in place."""
@@ -125,21 +121,38 @@ class RegoEngine:
     def ask(self, question: Question, document: JsonObject) -> Decision:
         """Ask with a document, one that was recorded, too. Never raises for what a policy says."""
         try:
-            answer = self._evaluate(_RULES[question], _document(document))
+            answer = self.evaluate(_RULES[question], document)
         except (RuntimeError, ValueError) as error:
-            return self._denied(_first_line(error))
+            return self._denied(reason_of(error))
         except BaseException as error:
             if type(error).__name__ != "PanicException":
                 raise
             return self._denied("the evaluator broke down")
         return decision_from(answer, engine=self.name, revision=self.revision)
 
-    def _evaluate(self, rule: str, document: str) -> Any:
+    def evaluate(self, rule: str, document: JsonObject) -> Any:
+        """The value of a rule (`data.orchestrator.decision`) with this `input`, as regorus gives it.
+
+        Raises RuntimeError where that is an error, also for a rule that there is not, and ValueError for a document
+        that cannot be asked with as it is. An undefined one is no JSON.
+        """
+        return self._evaluate(rule, _document(document))
+
+    def _evaluate(self, rule: str, text: str) -> Any:
+        engine = self._usable().engine
+        engine.set_input_json(text)
+        try:
+            return engine.eval_rule(rule)
+        except TypeError:  # a set with an object or a list in it, which Python's sets cannot hold
+            return json.loads(engine.eval_rule_as_json(rule))
+
+    def rules(self) -> tuple[Rule, ...]:
+        """Every rule of the modules, part by part, in the order of the files."""
+        return check_modules(self._usable().engine.get_ast_as_json()).rules
+
+    def _usable(self) -> _Compiled:
         compiled = self._compiled
-        if compiled is None or not compiled.is_usable:
-            compiled, _ = _compile(self.sources)
-        compiled.engine.set_input_json(document)
-        return compiled.engine.eval_rule(rule)
+        return compiled if compiled is not None and compiled.is_usable else _loaded(self.sources, self.data)
 
     def _denied(self, reason: str) -> Decision:
         return Decision(False, (f"the policy could not be evaluated: {reason}",), self.name, self.revision)
@@ -173,8 +186,22 @@ def _exact(value: JsonValue) -> None:
         _exact(part)
 
 
-def _compile(sources: Sequence[PolicySource]) -> tuple[_Compiled, frozenset[str]]:
-    """A regorus engine, and the names of the rules it has."""
+def _checked(sources: Sequence[PolicySource], data: PolicySource | None) -> _Compiled:
+    """The modules compiled, and everything looked at. Raises InvalidPolicy with the first thing that is wrong."""
+    compiled = _loaded(sources, None)
+    checked = check_modules(compiled.engine.get_ast_as_json())
+    for problem in (*checked.problems, *(check_data(data, checked.packages) if data else ())):
+        raise InvalidPolicy(problem)
+    if data is not None:
+        _add_data(compiled, data)
+    if problem := undefined_or_unsafe(compiled.engine, sources, checked.names):
+        raise InvalidPolicy(problem)
+    compiled.admits = ADMIT_RULE in checked.names
+    return compiled
+
+
+def _loaded(sources: Sequence[PolicySource], data: PolicySource | None) -> _Compiled:
+    """A regorus engine with the modules and the data. Raises InvalidPolicy."""
     import regorus
 
     compiled = _Compiled(regorus.Engine())
@@ -182,57 +209,30 @@ def _compile(sources: Sequence[PolicySource]) -> tuple[_Compiled, frozenset[str]
         try:
             compiled.engine.add_policy(source.name, source.text)
         except RuntimeError as error:
-            raise UsageError(*_where(error), hint="`opa check` and `opa fmt` show more") from error
-    rules = check_modules(compiled.engine.get_ast_as_json())
-    _check_defined(compiled, sources, rules)
-    return compiled, rules
+            raise InvalidPolicy(problem_of(error, SEE_OPA)) from error
+    if data is not None:
+        _add_data(compiled, data)
+    return compiled
 
 
-def _check_defined(compiled: _Compiled, sources: Sequence[PolicySource], rules: frozenset[str]) -> None:
+def _add_data(compiled: _Compiled, data: PolicySource) -> None:
+    try:
+        compiled.engine.add_data_json(data.text)
+    except (RuntimeError, ValueError) as error:
+        raise InvalidPolicy(data_problem(data, error)) from error
+
+
+def undefined_or_unsafe(engine: Any, sources: Sequence[PolicySource], names: Collection[str]) -> PolicyProblem | None:
     """regorus compiles lazily: evaluate once, so that unsafe variables and a missing rule are found at the start."""
-    compiled.engine.set_input_json("{}")
+    engine.set_input_json("{}")
+    if DECISION_RULE not in names:
+        files = ", ".join(source.name for source in sources)
+        hint = "write `package orchestrator` and a rule `decision` with `allow` and `reasons`"
+        return PolicyProblem("", 0, 0, f"no policy defines {DECISION_RULE} ({files})", hint)
     try:
-        compiled.engine.eval_rule(DECISION_RULE)
-        if ADMIT_RULE in rules:
-            compiled.engine.eval_rule(ADMIT_RULE)
+        for rule in (DECISION_RULE, ADMIT_RULE):
+            if rule in names:
+                engine.eval_rule_as_json(rule)
     except RuntimeError as error:
-        text = _without_backtrace(error)
-        if "not a valid rule path" in text:
-            names = ", ".join(source.name for source in sources)
-            raise UsageError(
-                f"no policy defines {DECISION_RULE} ({names})",
-                hint="write `package orchestrator` and a rule `decision` with `allow` and `reasons`",
-            ) from error
-        raise UsageError(*_where(error), hint="`opa check` and `opa fmt` show more") from error
-
-
-def _where(error: Exception) -> tuple[str]:
-    """regorus says `--> file:line:column`, an excerpt and `error: ...`; people expect the place first."""
-    text = _without_backtrace(error)
-    position = _POSITION.search(text)
-    if position is None:
-        return (f"the policy is not valid: {text}",)
-    excerpt, _, message = text[position.end() :].strip("\n").partition("\nerror:")
-    place = f"{position['file']}:{position['line']}:{position['column']}"
-    return (f"{place}: {message.strip() or 'not valid'}\n{excerpt}",)
-
-
-def _first_line(error: Exception) -> str:
-    """The place and the message. UnicodeEncodeError, a ValueError, would quote the whole question."""
-    if isinstance(error, UnicodeError):
-        return "the question holds a text that is not Unicode (half of a surrogate pair)"
-    text = _without_backtrace(error)
-    return (_where(error)[0] if _POSITION.search(text) else text or type(error).__name__).splitlines()[0]
-
-
-def _without_backtrace(error: Exception) -> str:
-    return str(error).partition("Stack backtrace:")[0].strip()
-
-
-def _read(file: Path) -> str:
-    try:
-        if not file.is_file():
-            raise OSError("not a regular file")
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file}: cannot be read as UTF-8 text: {error}") from error
+        return problem_of(error, SEE_OPA)
+    return None

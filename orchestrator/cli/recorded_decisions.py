@@ -1,0 +1,65 @@
+"""Decisions from the ledger, in the form in which policies' tools look at them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from orchestrator.errors import UnknownRun, UsageError
+from orchestrator.ledger.types import DecisionFilter, DecisionRecord, LedgerReader
+from orchestrator.policy.review.recorded import RecordedDecision
+from orchestrator.policy.types import Question
+
+
+def recorded_decisions(reader: LedgerReader, query: DecisionFilter) -> Iterator[RecordedDecision]:
+    """In the order of the history. Raises LedgerError."""
+    return map(_recorded, reader.decisions(query))
+
+
+def decision_about(reader: LedgerReader, run: str, step: str | None, attempt: int | None) -> RecordedDecision:
+    """The last decision about a step of a run, or about one attempt; `run` may be a lease instead, without a step.
+
+    Raises UnknownRun, and UsageError where it is not clear which one is meant.
+    """
+    if step is None:
+        lease = reader.lease(run)
+        if lease is None:
+            raise UsageError(
+                f"which step of {run}?", hint="orchestrator policy explain RUN STEP, or the id of a lease alone"
+            )
+        run, step, attempt = lease.run_id, lease.step, lease.attempt
+    found = [
+        each
+        for each in recorded_decisions(reader, DecisionFilter(run=run))
+        if each.step == step and attempt in (None, each.attempt)
+    ]
+    if not found:
+        which = f"attempt {attempt} at " if attempt else ""
+        raise UnknownRun(
+            f"no decision about {which}step `{step}` of run {run} is in the ledger",
+            hint=f"`orchestrator runs show {run}` shows what there is",
+        )
+    return found[-1]
+
+
+def _recorded(record: DecisionRecord) -> RecordedDecision:
+    decided = record.decided
+    obligations = decided.obligations
+    if decided.max_ttl is not None:
+        obligations = {"max_ttl": decided.max_ttl, **obligations}
+    return RecordedDecision(
+        run=record.run_id,
+        workflow=record.workflow,
+        step=decided.step,
+        attempt=decided.attempt,
+        time=record.time,
+        question=Question(decided.question),
+        input=decided.input,
+        input_digest=decided.input_digest,
+        allow=decided.allow,
+        reasons=tuple(decided.reasons),
+        engine=decided.engine,
+        revision=decided.revision,
+        answer=decided.answer,
+        obligations=obligations,
+        decision_id=decided.decision_id,
+    )

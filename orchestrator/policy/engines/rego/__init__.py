@@ -1,0 +1,1 @@
+"""Rego, evaluated in this process."""

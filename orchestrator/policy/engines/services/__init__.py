@@ -1,0 +1,1 @@
+"""Policies that a service decides by: OPA, and what speaks OpenID AuthZEN."""
