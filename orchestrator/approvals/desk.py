@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from orchestrator.approvals.people import Person, ourselves
-from orchestrator.approvals.votes import Verdict, Vote, signed, verified
+from orchestrator.approvals.votes import Verdict, Vote, is_signed, sign, signed, verified
 from orchestrator.clock import Clock
 from orchestrator.errors import Refused, UsageError
 from orchestrator.jsontypes import JsonObject
@@ -17,7 +17,6 @@ from orchestrator.ledger.ids import new_approval_id
 from orchestrator.ledger.storage.times import time_to_text
 from orchestrator.policy.obligations import Approval
 from orchestrator.policy.types import PolicyRequest
-from orchestrator.vault.faults import VaultRefused
 from orchestrator.vault.session import VaultSession
 
 _SECONDS = 30.0
@@ -60,9 +59,29 @@ class ApprovalDesk:
 
         Raises LedgerError, VaultRefused or VaultUnavailable.
         """
+        wanted = await self._wanted(request, demand)
+        record, new = await asyncio.to_thread(self.store.ask, wanted)
+        if new:
+            return Standing(record, ApprovalState.OPEN)
+        found = await self._look(record, demand) if await self._is_ours(record) else None
+        if found is None or (found.state is ApprovalState.APPROVED and not enough(found.counting, demand)):
+            # Somebody has changed it, those who agreed did so too long ago, or others have to agree now.
+            record, _ = await asyncio.to_thread(lambda: self.store.ask(wanted, instead_of=record.approval_id))
+            return Standing(record, ApprovalState.OPEN)
+        if found.state is ApprovalState.EXPIRED:
+            now = self.clock.now()
+            await asyncio.to_thread(lambda: self.store.end(record.approval_id, ApprovalState.EXPIRED, now=now))
+        return found
+
+    async def _wanted(self, request: PolicyRequest, demand: Approval) -> ApprovalRecord:
+        """The request as it would be made now, by whoever asked first for the run."""
+        first = await asyncio.to_thread(self.store.first_of, request.run)
+        if first is not None and await self._is_ours(first):
+            asked_by = Person.from_json(first.asked_by)
+        else:
+            asked_by = await ourselves(self.vault, deadline=self._deadline())
         now = self.clock.now()
-        asked_by = await ourselves(self.vault, deadline=self._deadline())
-        wanted = ApprovalRecord(
+        made = ApprovalRecord(
             approval_id=new_approval_id(),
             run_id=request.run,
             workflow=request.workflow,
@@ -74,45 +93,48 @@ class ApprovalDesk:
             asked_at=now,
             expires_at=now + timedelta(seconds=demand.expires_in),
         )
-        record, new = await asyncio.to_thread(self.store.ask, wanted)
-        found = await self._look(record, demand) if not new else Standing(record, ApprovalState.OPEN)
-        if found.state is ApprovalState.APPROVED and not enough(found.counting, demand):
-            # Those who agreed did so too long ago, or the policy wants others or more of them now.
-            record, _ = await asyncio.to_thread(lambda: self.store.ask(wanted, instead_of=record.approval_id))
-            found = Standing(record, ApprovalState.OPEN)
-        if found.state is ApprovalState.EXPIRED:
-            await asyncio.to_thread(lambda: self.store.end(record.approval_id, ApprovalState.EXPIRED, now=now))
-        return found
+        return replace(made, signature=await sign(self.vault, made.statement(), deadline=self._deadline()))
+
+    async def _is_ours(self, record: ApprovalRecord) -> bool:
+        """Whether a request is what one of us has made: else what people say to it says nothing."""
+        return await is_signed(self.vault, record.statement(), record.signature, deadline=self._deadline())
 
     async def look(self, approval_id: str) -> Standing:
         """How a request stands by what was demanded when it was made. Raises UnknownRun, and as `standing`."""
-        record = await asyncio.to_thread(self.store.get, approval_id)
-        return await self._look(record, _demand(record))
+        return await self._look(await self._get(approval_id))
 
     async def vote(self, approval_id: str, by: Person, verdict: Verdict, comment: str = "") -> Standing:
         """Take what somebody says, who has proven who they are. Raises Refused where they may not say it.
 
         Raises UnknownRun, UsageError for a request that is closed, LedgerError, VaultRefused and VaultUnavailable.
         """
-        record = await asyncio.to_thread(self.store.get, approval_id)
+        record = await self._get(approval_id)
         _check(record, by, self.clock.now())
         if len(comment) > LONGEST_COMMENT or not comment.isprintable():
             raise UsageError(f"a comment is one line of at most {LONGEST_COMMENT} characters")
         vote = Vote(record.approval_id, record.subject, verdict, by, self.clock.now(), comment)
-        try:
-            entered = await signed(self.vault, vote, deadline=self._deadline())
-        except VaultRefused as error:
-            raise _not_provisioned(error) from error
+        entered = await signed(self.vault, vote, deadline=self._deadline())
         if not await asyncio.to_thread(lambda: self.store.vote(entered, now=self.clock.now())):
             raise UsageError(f"{record.approval_id} is closed meanwhile")
-        found = await self._look(record, _demand(record))
+        found = await self._look(record)
         outcome = ApprovalState.DENIED if verdict is Verdict.DENY else ApprovalState.APPROVED
         if verdict is Verdict.DENY or enough(found.counting, _demand(record)):
             await asyncio.to_thread(lambda: self.store.end(record.approval_id, outcome, now=self.clock.now()))
         return await self.look(record.approval_id)
 
-    async def _look(self, record: ApprovalRecord, demand: Approval) -> Standing:
-        now = self.clock.now()
+    async def _get(self, approval_id: str) -> ApprovalRecord:
+        record = await asyncio.to_thread(self.store.get, approval_id)
+        if not await self._is_ours(record):
+            raise Refused(
+                f"{record.approval_id} is not what was asked: somebody has changed it in the ledger",
+                by="orchestrator",
+                hint="find out who can write there; the run asks anew by itself when it goes on",
+            )
+        return record
+
+    async def _look(self, record: ApprovalRecord, demand: Approval | None = None) -> Standing:
+        """How a request stands, by what was demanded when it was made or by what is demanded now."""
+        now, demand = self.clock.now(), demand or _demand(record)
         votes: list[tuple[VoteRecord, Vote]] = []
         for entered in await asyncio.to_thread(self.store.votes, record.approval_id):
             vote = await self._verified(record, entered)
@@ -130,12 +152,7 @@ class ApprovalDesk:
         return Standing(record, state, counting, tuple(votes))
 
     async def _verified(self, record: ApprovalRecord, entered: VoteRecord) -> Vote | None:
-        try:
-            vote = await verified(self.vault, entered, deadline=self._deadline())
-        except VaultRefused as error:
-            if error.status == 400:  # a signature that is none
-                return None
-            raise _not_provisioned(error) from error
+        vote = await verified(self.vault, entered, deadline=self._deadline())
         return vote if vote is not None and vote.subject == record.subject else None
 
     def _deadline(self) -> float:
@@ -172,14 +189,4 @@ def _demand(record: ApprovalRecord) -> Approval:
         count=int(demand["count"]),  # type: ignore[arg-type]
         expires_in=int(demand["expires_in"]),  # type: ignore[arg-type]
         valid_for=int(demand["valid_for"]),  # type: ignore[arg-type]
-    )
-
-
-def _not_provisioned(error: VaultRefused) -> VaultRefused:
-    return VaultRefused(
-        f"approvals cannot be signed or verified: {error.message}",
-        status=error.status,
-        path=error.path,
-        hint="the transit key `orchestrator-approvals` and the runtime's rights to it are installed by "
-        "`orchestrator provision apply`",
     )

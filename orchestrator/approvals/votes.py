@@ -16,6 +16,7 @@ from orchestrator.approvals.people import Person
 from orchestrator.ledger.coordination.approvals import VoteRecord
 from orchestrator.ledger.storage.codec import canonical_json
 from orchestrator.ledger.storage.times import text_to_time, time_to_text
+from orchestrator.vault.faults import VaultRefused
 from orchestrator.vault.fields import section, text
 from orchestrator.vault.session import VaultSession
 
@@ -69,16 +70,15 @@ class Vote:
 
 
 async def signed(vault: VaultSession, vote: Vote, *, deadline: float) -> VoteRecord:
-    """The vote as it is recorded (Vault API, `POST /transit/sign/:name`). Raises VaultRefused and VaultUnavailable."""
-    path, statement = f"transit/sign/{KEY}", vote.statement()
-    body = await vault.runtime_request("post", path, deadline=deadline, payload={"input": _base64(statement)})
+    """The vote as it is recorded. Raises VaultRefused and VaultUnavailable."""
+    statement = vote.statement()
     return VoteRecord(
         approval_id=vote.approval_id,
         voter=vote.by.key,
         verdict=vote.verdict.value,
         at=vote.at,
         statement=statement,
-        signature=text(section(body, "data", path), "signature", path),
+        signature=await sign(vault, statement, deadline=deadline),
     )
 
 
@@ -88,12 +88,40 @@ async def verified(vault: VaultSession, record: VoteRecord, *, deadline: float) 
         vote = Vote.of(record.statement)
     except (ValueError, KeyError, TypeError):
         return None
-    path = f"transit/verify/{KEY}"
-    payload = {"input": _base64(record.statement), "signature": record.signature}
-    body = await vault.runtime_request("post", path, deadline=deadline, payload=payload)
-    if section(body, "data", path).get("valid") is not True or vote.approval_id != record.approval_id:
+    if vote.approval_id != record.approval_id:
         return None
-    return vote
+    return vote if await is_signed(vault, record.statement, record.signature, deadline=deadline) else None
+
+
+async def sign(vault: VaultSession, statement: str, *, deadline: float) -> str:
+    """What Vault makes of it (Vault API, `POST /transit/sign/:name`). Raises VaultRefused and VaultUnavailable."""
+    path = f"transit/sign/{KEY}"
+    try:
+        body = await vault.runtime_request("post", path, deadline=deadline, payload={"input": _base64(statement)})
+    except VaultRefused as error:
+        raise _not_provisioned(error) from error
+    return text(section(body, "data", path), "signature", path)
+
+
+async def is_signed(vault: VaultSession, statement: str, signature: str, *, deadline: float) -> bool:
+    """Whether Vault made the signature of it (`POST /transit/verify/:name`). Raises VaultRefused, VaultUnavailable."""
+    path, payload = f"transit/verify/{KEY}", {"input": _base64(statement), "signature": signature}
+    try:
+        body = await vault.runtime_request("post", path, deadline=deadline, payload=payload)
+    except VaultRefused as error:
+        if error.status == 400:  # a signature that is none
+            return False
+        raise _not_provisioned(error) from error
+    return section(body, "data", path).get("valid") is True
+
+
+def _not_provisioned(error: VaultRefused) -> VaultRefused:
+    return VaultRefused(
+        f"approvals cannot be signed or verified: {error.message}",
+        status=error.status,
+        path=error.path,
+        hint=f"the transit key `{KEY}` and the runtime's rights to it are installed by `orchestrator provision apply`",
+    )
 
 
 def _base64(statement: str) -> str:

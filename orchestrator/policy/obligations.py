@@ -162,6 +162,7 @@ class Obligations:
             notify=tuple(
                 {(notice["to"], notice["text"]): notice for each in several for notice in each.notify}.values()
             ),
+            approval=_of_all([each.approval for each in several if each.approval is not None]),
         )
 
     def as_json(self) -> JsonObject:
@@ -178,6 +179,19 @@ class Obligations:
             "approval": self.approval and self.approval.as_json(),
         }
         return {name: value for name, value in found.items() if value}  # type: ignore[misc]  # JSON by construction
+
+
+def _of_all(several: Sequence[Approval]) -> Approval | None:
+    """Those who may approve all of it, as many and as soon as the strictest wants. Nobody may: nobody can."""
+    if not several:
+        return None
+    may = set(several[0].approvers).intersection(*(each.approvers for each in several))
+    return Approval(
+        approvers=tuple(sorted(may)),
+        count=max(each.count for each in several),
+        expires_in=min(each.expires_in for each in several),
+        valid_for=min(each.valid_for for each in several),
+    )
 
 
 def _approval(document: ApprovalDocument) -> Approval:

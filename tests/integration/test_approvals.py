@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import psycopg
 import pytest
 from bench import Bench
 from waiting import wait_for
 
-from orchestrator.approvals.desk import ApprovalDesk, Standing
+from orchestrator.approvals.desk import Standing
 from orchestrator.approvals.people import Person, owner_of
 from orchestrator.approvals.votes import Verdict
 from orchestrator.assembly import open_services
@@ -33,8 +31,8 @@ from orchestrator.ledger.events import (
     LeaseRequested,
 )
 from orchestrator.ledger.opening import open_ledger
-from orchestrator.ledger.states import RunState, StepState
-from orchestrator.policy.engines.rego import PolicySource, RegoEngine
+from orchestrator.ledger.states import StepState
+from orchestrator.policy.engines.rego.engine import PolicySource, RegoEngine
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.types import RunOutcome
 from orchestrator.secret import Secret
@@ -127,10 +125,12 @@ def waiting_run(bench: Bench, text: str, **how: Any) -> Iterator[Future[RunOutco
         try:
             wait_for(lambda: of_kind(bench, ApprovalRequested) or running.done(), "the request for approval")
             yield running
-        finally:  # a test that fails must not wait for ever
-            with open_ledger(bench.config().ledger_url, clock=SystemClock()) as ledger:
-                for record in ledger.approvals.all(state=ApprovalState.OPEN):
-                    ledger.approvals.end(record.approval_id, ApprovalState.WITHDRAWN, now=SystemClock().now())
+        finally:  # a test that fails must not wait for ever, nor one whose request was made anew
+            while not running.done():
+                with open_ledger(bench.config().ledger_url, clock=SystemClock()) as ledger:
+                    for record in ledger.approvals.all(state=ApprovalState.OPEN):
+                        ledger.approvals.end(record.approval_id, ApprovalState.WITHDRAWN, now=SystemClock().now())
+                time.sleep(0.5)
 
 
 class TestWaiting:
@@ -304,18 +304,40 @@ class TestWaiting:
         text = """
 package orchestrator
 import rego.v1
-decision := {"allow": true, "obligations": {"approval": {"approvers": ["vault:userpass-alice"]}}} if input.approvals == []
-decision := {"allow": false, "reasons": ["approved by the wrong one"]} if input.approvals[0].by == "vault:userpass-alice"
+ask := {"approval": {"approvers": ["vault:userpass-alice"]}}
+decision := {"allow": true, "obligations": ask} if input.approvals == []
+decision := {"allow": false, "reasons": ["by the wrong one"]} if input.approvals[0].by == "vault:userpass-alice"
 """
         engine = RegoEngine.from_sources([PolicySource("test.rego", text)])
         with waiting_run(bench, workflow("last_word"), policy=engine) as running:
             says(people, "alice", Verdict.APPROVE)
-            assert "approved by the wrong one" in running.result(60).errors["work"].message
+            assert "by the wrong one" in running.result(60).errors["work"].message
         assert of_kind(bench, LeaseRequested) == []
 
 
 class TestForgery:
     """Who can write into the ledger's tables alone approves nothing."""
+
+    @pytest.mark.parametrize("what", ["asked_by", "demand", "expires_at"])
+    def test_a_request_that_somebody_has_changed_is_not_voted_on(self, bench: Bench, people: People, what: str) -> None:
+        """So that it seems to be somebody else's, to need others, or to be open for longer."""
+        import sqlite3
+
+        with waiting_run(bench, workflow("changed"), policy=policy()) as running:
+            record = requests(bench)[0]
+            value = {
+                "asked_by": '{"claims":[],"entity":"","name":"vault:somebody"}',
+                "demand": '{"approvers":["vault:userpass-mallory"],"count":1,"expires_in":86400,"valid_for":3600}',
+                "expires_at": "2099-01-01T00:00:00.000000Z",
+            }[what]
+            with sqlite3.connect(bench.directory / "ledger.db", timeout=20) as rows:
+                rows.execute(f"UPDATE approval SET {what} = ?", (value,))
+            for name in ("alice", "mallory"):
+                with pytest.raises(Refused, match="not what was asked"):
+                    says(people, name, Verdict.APPROVE, record.approval_id)
+            time.sleep(1.5)
+            assert not running.done()
+            assert bench.logins() == []
 
     @pytest.mark.parametrize("how", ["state", "vote", "vote with a signature", "vote of another request"])
     def test_rows_that_somebody_wrote_are_not_believed(self, bench: Bench, people: People, how: str) -> None:
@@ -350,7 +372,7 @@ class TestForgery:
             outcome = running.result(90)
         assert outcome.exit_code is ExitCode.REFUSED
         assert of_kind(bench, LeaseRequested) == []
-        assert [each for each in of_kind(bench, ApprovalVoted)] == []
+        assert of_kind(bench, ApprovalVoted) == []
         bench.assert_nothing_left()
 
 

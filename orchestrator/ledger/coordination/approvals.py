@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -58,6 +58,24 @@ class ApprovalRecord:
     expires_at: datetime
     state: ApprovalState = ApprovalState.OPEN
     ended_at: datetime | None = None
+    signature: str = ""
+    """What Vault made of `statement()`."""
+
+    def statement(self) -> str:
+        """What is signed of it, as canonical JSON: everything but how it stands."""
+        return canonical_json(
+            {
+                "approval": self.approval_id,
+                "run": self.run_id,
+                "workflow": self.workflow,
+                "step": self.step,
+                "subject": self.subject,
+                "demand": self.demand,
+                "asked_by": self.asked_by,
+                "asked_at": time_to_text(self.asked_at),
+                "expires_at": time_to_text(self.expires_at),
+            }
+        )
 
     def at(self, now: datetime) -> ApprovalState:
         """How it stands at this time: one that nobody has closed yet may have expired."""
@@ -88,7 +106,7 @@ class ApprovalStore:
         """Enter a request, unless the run's step has asked the same before; which one counts, and whether it is new.
 
         `instead_of` is the one whose approvals do not count any more. Others of the step that are open are withdrawn:
-        what is asked now is something else. Who asked is who asked first for the run.
+        what is asked now is something else.
         """
         with self._writing() as connection:
             of_step = (approval.c.run_id == wanted.run_id) & (approval.c.step == wanted.step)
@@ -98,11 +116,15 @@ class ApprovalStore:
             if row is not None and row["approval_id"] != instead_of:
                 return _record(row), False
             _withdraw(connection, of_step, wanted.asked_at)
-            of_run = select(approval.c.asked_by).where(approval.c.run_id == wanted.run_id)
-            if (first := connection.execute(of_run.order_by(approval.c.asked_at).limit(1)).scalar()) is not None:
-                wanted = replace(wanted, asked_by=json.loads(first))
             connection.execute(insert(approval).values(_values(wanted)))
             return wanted, True
+
+    def first_of(self, run_id: str) -> ApprovalRecord | None:
+        """The first request of a run."""
+        of_run = select(approval).where(approval.c.run_id == run_id).order_by(approval.c.asked_at).limit(1)
+        with self._connection() as connection:
+            row = connection.execute(of_run).mappings().first()
+            return None if row is None else _record(row)
 
     def get(self, approval_id: str) -> ApprovalRecord:
         """The request with this id, or the only one whose id begins so. Raises UnknownRun."""
@@ -228,6 +250,7 @@ def _values(record: ApprovalRecord) -> dict[str, Any]:
         "expires_at": time_to_text(record.expires_at),
         "state": record.state.value,
         "ended_at": time_to_text(record.ended_at) if record.ended_at else None,
+        "signature": record.signature,
     }
 
 
@@ -245,4 +268,5 @@ def _record(row: RowMapping) -> ApprovalRecord:
         expires_at=text_to_time(row["expires_at"]),
         state=ApprovalState(row["state"]),
         ended_at=text_to_time(row["ended_at"]) if row["ended_at"] else None,
+        signature=row["signature"],
     )

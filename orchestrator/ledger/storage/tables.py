@@ -237,6 +237,7 @@ approval = Table(
     Column("expires_at", TEXT, nullable=False),
     Column("state", TEXT, nullable=False),
     Column("ended_at", TEXT),
+    Column("signature", TEXT, nullable=False),
     sqlite_with_rowid=False,
 )
 """What waits for somebody to agree. That it did, and who has agreed, is in the events of the run for good."""

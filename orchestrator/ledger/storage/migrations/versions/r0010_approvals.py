@@ -27,6 +27,7 @@ def upgrade() -> None:
         sa.Column("expires_at", TEXT, nullable=False),
         sa.Column("state", TEXT, nullable=False),
         sa.Column("ended_at", TEXT),
+        sa.Column("signature", TEXT, nullable=False),
         sqlite_with_rowid=False,
     )
     op.create_table(
