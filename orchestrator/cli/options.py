@@ -33,6 +33,9 @@ Grace = Annotated[
     ),
 ]
 Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; policies may want to know. Is recorded.")]
+NoWait = Annotated[
+    bool, typer.Option("--no-wait", help="Where somebody has to agree first, end with 7 instead of waiting.")
+]
 Inputs = Annotated[
     list[str] | None, typer.Option("--input", "-i", metavar="NAME=VALUE", help="One input; may be given again.")
 ]

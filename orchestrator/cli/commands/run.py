@@ -39,9 +39,7 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something went wrong.")] = False,
     as_json: options.Json = False,
     grace: options.Grace = None,
-    no_wait: Annotated[
-        bool, typer.Option("--no-wait", help="Where somebody has to agree first, end with 7 instead of waiting.")
-    ] = False,
+    no_wait: options.NoWait = False,
 ) -> None:
     """Run a workflow, each step with its own credentials.
 

@@ -122,8 +122,9 @@ def resume(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something went wrong.")] = False,
     as_json: options.Json = False,
     grace: options.Grace = None,
+    no_wait: options.NoWait = False,
 ) -> None:
-    """Go on with a run that was interrupted: finished steps are not run again. Secret inputs are given again."""
+    """Go on with a run that was interrupted or waits: finished steps are not run again. Secret inputs are given again."""
     from orchestrator.assembly import resume_run
     from orchestrator.cli.commands.run import carry_out
 
@@ -134,6 +135,7 @@ def resume(
         quiet=quiet,
         as_json=as_json,
         grace=grace,
+        no_wait=no_wait,
     )
 
 
