@@ -14,6 +14,7 @@ from orchestrator.actions.catalog import action
 from orchestrator.actions.confinement import Confinement
 from orchestrator.actions.process.private_folders import remove_left_behind
 from orchestrator.approvals.desk import ApprovalDesk
+from orchestrator.approvals.slack import SlackApprovals
 from orchestrator.clock import Clock, SystemClock
 from orchestrator.credentials.broker import Broker
 from orchestrator.credentials.duties import DatabaseDuties
@@ -62,6 +63,7 @@ class RunnerConfig:
     max_takeovers: int = 3
     confinement: Confinement = Confinement.BEST
     parks: bool = False
+    slack: SlackApprovals | None = None
     notify: Mapping[str, Secret] = field(default_factory=dict)
     own_secrets: tuple[Secret, ...] = ()
     """Further secrets that this process was told, which no output may hold."""
@@ -111,6 +113,7 @@ async def open_services(
                 queue=ledger.queue,
                 approvals=ApprovalDesk(ledger.approvals, vault, config.clock),
                 parks=config.parks,
+                slack=config.slack,
                 engine=engine,
                 waiting_time=WaitingTime(config.clock, ledger, vault),
                 max_output_bytes=config.max_output_bytes,

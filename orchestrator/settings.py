@@ -15,6 +15,8 @@ from typing import Annotated, Literal
 from pydantic import (
     AfterValidator,
     AliasChoices,
+    BaseModel,
+    ConfigDict,
     Field,
     SecretStr,
     ValidationError,
@@ -30,9 +32,10 @@ from pydantic_settings import (
 )
 
 from orchestrator.actions.confinement import Confinement
-from orchestrator.actions.http.origins import is_confidential
 from orchestrator.environment import PREFIX, config_file, default_ledger, default_policies, has_password, is_http
 from orchestrator.errors import UsageError
+from orchestrator.network.origins import is_confidential
+from orchestrator.network.slack import SLACK
 
 Method = Literal["approle", "token", "token-file", "kubernetes", "jwt"]
 """Ways of logging in to Vault."""
@@ -60,6 +63,23 @@ HttpAddress = Annotated[str, AfterValidator(_http)]
 def _or_vaults(name: str, field: str) -> AliasChoices:
     """The variable of ours, else the one that Vault's own command line reads."""
     return AliasChoices(f"{PREFIX}{field.upper()}", name)
+
+
+class SlackSettings(BaseModel):
+    """A channel, the file with a bot token (`chat:write`), and the address of Slack's Web API."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    channel: Annotated[str, Field(min_length=1)]
+    token_file: Path
+    api: HttpAddress = SLACK
+
+    @field_validator("api", mode="after")
+    @classmethod
+    def _confidential(cls, api: str) -> str:
+        if not is_confidential(api):
+            raise ValueError("the token is not sent over plain http, except to this machine itself; use https")
+        return api.rstrip("/") + "/"
 
 
 class Settings(BaseSettings):
@@ -107,6 +127,8 @@ class Settings(BaseSettings):
     """What the engine is told that asks a service, such as `url`; see docs/policies.md."""
     notify: dict[str, SecretStr] = Field(default_factory=dict)
     """URLs of webhooks, by the names that policies use for whom they want told; each counts as a secret."""
+    approvals_slack: SlackSettings | None = None
+    """Where requests for approval are posted, with buttons."""
     policy_on_error: Literal["keep", "deny"] = "keep"
     """What decides while changed policies are not valid: those of before, or nobody, so that everything is denied."""
     grace: Annotated[float, Field(gt=0)] = 30.0

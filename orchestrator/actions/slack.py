@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -13,19 +11,17 @@ from pydantic import Field
 from pydantic import JsonValue as Json
 
 from orchestrator.actions.base import GrantRef, OutputType, Params, StepContext
-from orchestrator.actions.http.answer import character_set, retry_after
-from orchestrator.actions.http.origins import is_confidential, origin
+from orchestrator.actions.http.answer import retry_after
 from orchestrator.actions.references import redactor_for, secret_of, within_deadline
 from orchestrator.errors import StepFailed
 from orchestrator.jsontypes import JsonObject, JsonValue
+from orchestrator.network.origins import is_confidential, origin
+from orchestrator.network.slack import SLACK, slack_client
 from orchestrator.redaction.redactor import redact_exception
 
 if TYPE_CHECKING:
-    from aiohttp import ClientResponse
     from slack_sdk.errors import SlackApiError
-    from slack_sdk.web.async_client import AsyncWebClient
 
-SLACK = "https://slack.com/api/"
 _CODE = re.compile(r"[a-z0-9_]{1,64}")
 _PERMISSION = frozenset(
     [
@@ -96,28 +92,22 @@ class PostMessage:
 
         token = secret_of(context, params.token)
         address = _address(context)
-        async with within_deadline(context, "Slack"):
-            timeout = aiohttp.ClientTimeout(total=context.remaining())
-            async with aiohttp.ClientSession(
-                timeout=timeout,
-                trust_env=False,
-                response_class=_response_class(),
-                auto_decompress=False,
-                headers={"accept-encoding": "identity"},
-            ) as session:
-                client = _client(token.reveal(), address, session, context)
-                try:
-                    answer = await client.chat_postMessage(
-                        channel=params.channel, text=params.text, blocks=params.blocks, thread_ts=params.thread_ts
-                    )
-                except SlackApiError as error:
-                    raise failure(error) from None
-                except aiohttp.ClientError as error:
-                    raise StepFailed(
-                        f"no answer from {origin(address)}: {redact_exception(error, redactor_for(context))}",
-                        kind="connection",
-                        hint="is Slack reachable from here?",
-                    ) from None
+        async with (
+            within_deadline(context, "Slack"),
+            slack_client(token, address, seconds=context.remaining()) as client,
+        ):
+            try:
+                answer = await client.chat_postMessage(
+                    channel=params.channel, text=params.text, blocks=params.blocks, thread_ts=params.thread_ts
+                )
+            except SlackApiError as error:
+                raise failure(error) from None
+            except aiohttp.ClientError as error:
+                raise StepFailed(
+                    f"no answer from {origin(address)}: {redact_exception(error, redactor_for(context))}",
+                    kind="connection",
+                    hint="is Slack reachable from here?",
+                ) from None
         return {"ok": True, "channel": answer.get("channel"), "ts": answer.get("ts")}
 
 
@@ -135,66 +125,6 @@ def _address(context: StepContext) -> str:
             hint="use https, or a service on this machine",
         )
     return address
-
-
-_LONGEST_ANSWER = 1 << 20
-"""Bytes. The method answers with the message that was posted, which has 40,000 characters at most."""
-
-
-def _response_class() -> type[ClientResponse]:
-    import aiohttp
-
-    class Response(aiohttp.ClientResponse):
-        """What the label of a character set says is not believed where it names none: the message is posted by now.
-
-        An answer is bounded while it arrives, and is as it was asked for: not compressed.
-        """
-
-        async def read(self) -> bytes:
-            try:
-                return await self._bounded()
-            except BaseException:
-                self.close()
-                raise
-
-        async def _bounded(self) -> bytes:
-            if self._body is None:
-                encoding = self.headers.get("content-encoding", "identity").strip().lower()
-                if encoding not in ("", "identity"):
-                    raise aiohttp.ClientPayloadError("the answer has an encoding that was not asked for")
-                body = bytearray()
-                async for chunk in self.content.iter_any():
-                    body += chunk
-                    if len(body) > _LONGEST_ANSWER:
-                        raise aiohttp.ClientPayloadError(f"the answer is longer than {_LONGEST_ANSWER} bytes")
-                self._body = bytes(body)
-            return self._body
-
-        def get_encoding(self) -> str:
-            return character_set(self.charset or "utf-8")
-
-        async def text(self, encoding: str | None = None, errors: str = "replace") -> str:
-            return await super().text(encoding, errors)
-
-    return Response
-
-
-def _client(token: str, address: str, session: Any, context: StepContext) -> AsyncWebClient:
-    from slack_sdk.web.async_client import AsyncWebClient
-
-    # At DEBUG the SDK logs what it sends; this logger belongs to nobody and shows nothing.
-    silent = logging.Logger("slack", level=logging.CRITICAL + 1)
-    silent.addHandler(logging.NullHandler())
-    client = AsyncWebClient(
-        token=token,
-        base_url=address,
-        session=session,
-        timeout=math.ceil(context.remaining()),
-        logger=silent,
-        retry_handlers=[],
-    )
-    client.proxy = None  # the SDK takes it from the environment
-    return client
 
 
 def failure(error: SlackApiError) -> StepFailed:

@@ -19,6 +19,13 @@ from orchestrator.vault.session import VaultSession
 _LOOKUP = "auth/token/lookup-self"
 
 
+class Unproven(Refused):
+    """Nobody has proven who they are."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, by="orchestrator", hint=hint)
+
+
 @dataclass(frozen=True, slots=True)
 class Person:
     """`name` is as in `approvers` of the obligation, and so are `claims`; `entity` is the same for all their tokens."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from orchestrator.cli.log_format import LogFormat, formatter
 
 if TYPE_CHECKING:
+    from orchestrator.approvals.slack import SlackApprovals
     from orchestrator.assembly import RunnerConfig
     from orchestrator.ledger.types import LedgerReader
     from orchestrator.ledger.writing.store import Ledger
@@ -106,9 +107,17 @@ def runner_config(settings: Settings, *, engine: EngineName | None = None, grace
         dead_after=settings.dead_after,
         max_takeovers=settings.max_takeovers,
         confinement=settings.confinement,
+        slack=_slack(settings),
         notify={name: Secret(url.get_secret_value()) for name, url in settings.notify.items()},
         own_secrets=_secrets_of(settings),
     )
+
+
+def _slack(settings: Settings) -> SlackApprovals | None:
+    from orchestrator.approvals.slack import SlackApprovals
+
+    told = settings.approvals_slack
+    return SlackApprovals(told.channel, told.token_file, told.api) if told else None
 
 
 def connected_services() -> AbstractAsyncContextManager[tuple[Services, Interruptions]]:

@@ -144,6 +144,8 @@ class StepAttempt:
         await self._record(decided, *agreement)
         if agreement:  # they were not told before
             await self._record(*await self._tell(asked.decision))
+            if self.services.slack is not None and asked.standing is not None:
+                await self.services.slack.announce(asked.standing.record)
         return AttemptResult(StepState.WAITING, approval=asked.approval_id)
 
     async def _tell(self, decision: Decision) -> tuple[Notified, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 from orchestrator.actions.base import Action
 from orchestrator.actions.confinement import Confinement
 from orchestrator.approvals.desk import ApprovalDesk
+from orchestrator.approvals.slack import SlackApprovals
 from orchestrator.clock import Clock
 from orchestrator.credentials.broker import Broker
 from orchestrator.credentials.run_leases import RunLeases
@@ -51,6 +52,8 @@ class Services:
     heartbeat: Heartbeat
     queue: RunQueue
     approvals: ApprovalDesk
+    slack: SlackApprovals | None = None
+    """Where requests for approval are shown, too."""
     waiting_time: WaitingTime
     primaries: Mapping[str, str] = field(default_factory=dict)
     """Addresses of the servers in which the logins are made, by connection, where the endpoint is a standby."""

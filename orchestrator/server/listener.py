@@ -1,20 +1,21 @@
 """The small HTTP listener of the scheduler: `/healthz`, `/readyz` and `/metrics`. Needs the extra `serve`.
 
-It answers everybody who can reach it, so it says what is well and what is not, and no more.
+It answers everybody who can reach it, so it says what is well and what is not, and no more. Further routes ask for
+more than that of those who come.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from orchestrator.errors import UsageError
 from orchestrator.server.connections import BACKLOG, BoundedProtocol, exhaustion_told_seldom
@@ -26,7 +27,7 @@ Check = Callable[[], Awaitable[Mapping[str, str]]]
 OK = "ok"
 
 
-def listener_app(*, health: Check, readiness: Check, metrics: Metrics) -> Starlette:
+def listener_app(*, health: Check, readiness: Check, metrics: Metrics, routes: Sequence[BaseRoute] = ()) -> Starlette:
     """200 where every part is `ok`, else 503; the parts as JSON."""
 
     def answering(check: Check) -> Callable[[Request], Awaitable[Response]]:
@@ -46,6 +47,7 @@ def listener_app(*, health: Check, readiness: Check, metrics: Metrics) -> Starle
             Route("/healthz", answering(health)),
             Route("/readyz", answering(readiness)),
             Route("/metrics", exposition),
+            *routes,
         ]
     )
 

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.actions.process.private_folders import remove_left_behind
@@ -47,6 +48,9 @@ from orchestrator.signals import EXIT_CODES, handled
 from orchestrator.telemetry.event_log import log_event
 from orchestrator.telemetry.metrics import Metrics
 from orchestrator.telemetry.observed_ledger import Observer, both
+
+if TYPE_CHECKING:
+    from starlette.routing import BaseRoute
 
 log = logging.getLogger(__name__)
 
@@ -86,13 +90,14 @@ class ServeConfig:
 
     Without a folder nothing is scheduled; with `queue` runs of the shared queue are carried out, no more at
     once for each connection than `connection_runs` says, over all workers. `sweep_interval` is in seconds, and
-    one for all processes on a ledger.
+    one for all processes on a ledger. With `approvals` the listener also takes them.
     """
 
     folder: Path | None
     max_runs: int = 8
     drain: float = 60.0
     listen: str | None = "127.0.0.1:9464"
+    approvals: bool = False
     queue: bool = False
     connection_runs: Mapping[str, int] = field(default_factory=dict)
     sweep_interval: float = SWEEP_SECONDS
@@ -152,7 +157,15 @@ async def serve(
                     (SAMPLE_SECONDS, _pending_leases(services, metrics)),
                 ]
                 async with (
-                    _listening(bound, scheduler, Readiness(services, store, metrics), services, metrics, stop),
+                    _listening(
+                        bound,
+                        scheduler,
+                        Readiness(services, store, metrics),
+                        services,
+                        metrics,
+                        stop,
+                        approvals=config.approvals,
+                    ),
                     maintained(hooks, metrics),
                 ):
                     cut_short = await _until_drained(scheduler, launcher, stop, config.drain)
@@ -334,6 +347,8 @@ async def _listening(
     services: Services,
     metrics: Metrics,
     stop: _Stop,
+    *,
+    approvals: bool,
 ) -> AsyncIterator[None]:
     if bound is None:
         yield
@@ -348,8 +363,13 @@ async def _listening(
         workflows = "draining" if stop.drain.is_set() else "ok" if scheduler.loaded else "loading"
         return {**await readiness.check(), "policy": policy_state(services.policy), "workflows": workflows}
 
+    routes: Sequence[BaseRoute] = ()
+    if approvals:
+        from orchestrator.server.approvals import approval_routes
+
+        routes = approval_routes(services, services.slack)
     host, port = bound.getsockname()[:2]
-    async with listening(listener_app(health=health, readiness=ready, metrics=metrics), bound):
+    async with listening(listener_app(health=health, readiness=ready, metrics=metrics, routes=routes), bound):
         log.info("listening at %s:%d", host, port, extra={"address": f"{host}:{port}"})
         yield
 

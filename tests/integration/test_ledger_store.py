@@ -599,11 +599,13 @@ def back_to_r0005(url: str) -> None:
             connection.execute(text("DROP FUNCTION note_lease_origin"))
         connection.execute(text("DROP TABLE lease_origin"))
         connection.execute(text("ALTER TABLE runner DROP COLUMN recovered_by"))
-        connection.execute(text("ALTER TABLE queued_run DROP COLUMN tries"))
-        connection.execute(text("DROP TABLE fire"))
+        for column in ("tries", "reason"):
+            connection.execute(text(f"ALTER TABLE queued_run DROP COLUMN {column}"))
+        for table in ("fire", "approval", "approval_vote", "request_seen"):
+            connection.execute(text(f"DROP TABLE {table}"))
         kept = {"run_owner_by_runner", "queued_run_by_time", "lease_by_time", "lease_by_run", "lease_origin_by_all"}
         for index in INDEXES:
-            if index.name not in kept:
+            if index.name not in kept and not str(index.name).startswith("approval_"):
                 connection.execute(text(f"DROP INDEX {index.name}"))
         for name in filters:
             connection.execute(text(f"CREATE INDEX lease_by_{name} ON lease ({name}, requested_at, lease_id)"))

@@ -39,3 +39,4 @@ path "transit/keys/orchestrator-token" { capabilities = ["read"] }
 # who can write into the ledger alone approves nothing.
 path "transit/sign/orchestrator-approvals" { capabilities = ["update"] }
 path "transit/verify/orchestrator-approvals" { capabilities = ["update"] }
+path "transit/verify/orchestrator-slack/sha2-256" { capabilities = ["update"] }

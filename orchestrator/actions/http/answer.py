@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import re
 from collections.abc import Collection, Mapping
@@ -10,23 +9,14 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn
 
-from orchestrator.actions.http.origins import origin, parse
 from orchestrator.actions.http.transfer import Incoming
 from orchestrator.errors import OutputRefused, StepFailed
 from orchestrator.jsontypes import JsonValue
+from orchestrator.network.charsets import character_set
+from orchestrator.network.origins import origin, parse
 
 SHOWN_HEADERS = ("content-type", "location", "retry-after", "x-request-id")
 _AUTH_ERROR = re.compile(r'\berror="?([A-Za-z0-9_.-]{1,64})\b')
-_CHARACTER_SETS = frozenset(
-    codecs.lookup(label).name
-    for label in (
-        *("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be", "ascii"),
-        *(f"iso8859-{part}" for part in (*range(1, 12), *range(13, 17))),
-        *(f"cp{page}" for page in (437, 850, 852, 858, 866, 874, 932, 949, 950, *range(1250, 1259))),
-        *("koi8-r", "koi8-u", "mac-roman", "mac-cyrillic", "tis-620"),
-        *("gb2312", "gbk", "gb18030", "big5", "big5hkscs", "shift_jis", "euc_jp", "iso2022_jp", "euc_kr", "johab"),
-    )
-)
 _CHARSET = re.compile(r'charset="?([\w.:-]+)', re.IGNORECASE)
 
 
@@ -53,19 +43,6 @@ def body_of(response: Incoming) -> JsonValue:
         return value
     charset = _CHARSET.search(content_type)
     return response.body.decode(character_set(charset.group(1)) if charset else "utf-8", errors="replace")
-
-
-def character_set(label: str) -> str:
-    """What to decode with: the character set that a label names, or UTF-8 where it names none.
-
-    Python's codecs also know names that are no character sets (`undefined`, `idna`, `unicode_escape`, `base64`),
-    which raise or give something else than the text: only those of the web are used (WHATWG Encoding, 4.2).
-    """
-    try:
-        name = codecs.lookup(label).name
-    except (LookupError, ValueError):
-        return "utf-8"
-    return name if name in _CHARACTER_SETS else "utf-8"
 
 
 def check_status(response: Incoming, method: str, expect: Collection[int] | None, *, now: datetime) -> None:

@@ -15,11 +15,11 @@ from pydantic import JsonValue as Json
 
 from orchestrator.actions.base import GrantRef, OutputType, Params, StepContext
 from orchestrator.actions.http.answer import check_status, output_of
-from orchestrator.actions.http.origins import is_confidential, origin, parse
 from orchestrator.actions.http.transfer import MAX_REDIRECTS, Incoming, Outgoing, transfer
 from orchestrator.actions.references import redactor_for, secret_of, within_deadline
 from orchestrator.errors import StepFailed
 from orchestrator.jsontypes import JsonObject, JsonValue
+from orchestrator.network.origins import is_confidential, origin, parse
 from orchestrator.secret import Secret
 
 _SET_BY_US = frozenset({"authorization", "proxy-authorization", "host", "content-length", "transfer-encoding"})

@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from orchestrator.actions.http.origins import origin
 from orchestrator.errors import StepFailed
 from orchestrator.network.decoding import Decoder, Undecodable
+from orchestrator.network.origins import origin
 from orchestrator.secret import Secret
 
 if TYPE_CHECKING:

@@ -46,8 +46,9 @@ def list_approvals(
     as_json: options.Json = False,
 ) -> None:
     """List requests, newest first."""
+    from orchestrator.approvals.views import approval_json
     from orchestrator.cli.connect import open_store
-    from orchestrator.cli.display.approval_view import approval_json, print_approvals
+    from orchestrator.cli.display.approval_view import print_approvals
     from orchestrator.cli.display.json_output import print_json
     from orchestrator.clock import SystemClock
 
@@ -115,7 +116,8 @@ def _vote(approval_id: str, verdict: Verdict, comment: str, token_file: Path | N
 
 
 def _print(standing: Standing, *, as_json: bool) -> None:
-    from orchestrator.cli.display.approval_view import print_standing, standing_json
+    from orchestrator.approvals.views import standing_json
+    from orchestrator.cli.display.approval_view import print_standing
     from orchestrator.cli.display.json_output import print_json
 
     if as_json:

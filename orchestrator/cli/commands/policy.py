@@ -254,7 +254,7 @@ def decisions(
             for event in events:
                 sys.stdout.write(json_line(event) + "\n")
             return
-        from orchestrator.actions.http.origins import is_confidential
+        from orchestrator.network.origins import is_confidential
         from orchestrator.policy.review.collector import post as send
 
         if not is_confidential(post):

@@ -124,7 +124,7 @@ def resume(
     grace: options.Grace = None,
     no_wait: options.NoWait = False,
 ) -> None:
-    """Go on with a run that was interrupted or waits: finished steps are not run again. Secret inputs are given again."""
+    """Go on with a run that was interrupted or waits: finished steps are not run again. Secret inputs are needed."""
     from orchestrator.assembly import resume_run
     from orchestrator.cli.commands.run import carry_out
 

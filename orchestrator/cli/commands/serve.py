@@ -28,6 +28,13 @@ MaxRuns = Annotated[int, typer.Option(min=1, help="Runs that may go on at once i
 Drain = Annotated[float, typer.Option(min=0, help="Seconds that runs may take to end after a signal.")]
 Listen = Annotated[str, typer.Option(metavar="HOST:PORT", help="Where /healthz, /readyz and /metrics are answered.")]
 NoListen = Annotated[bool, typer.Option("--no-listen", help="Answer nowhere.")]
+Approvals = Annotated[
+    bool,
+    typer.Option(
+        "--approvals",
+        help="Also take approvals there (/v1/approvals, Slack's buttons). Put TLS before it, but on this machine.",
+    ),
+]
 LogFormats = Annotated[LogFormat, typer.Option(help="How log records on standard error look.")]
 
 
@@ -37,6 +44,7 @@ def serve(
     drain: Drain = 60.0,
     listen: Listen = "127.0.0.1:9464",
     no_listen: NoListen = False,
+    approvals: Approvals = False,
     log_format: LogFormats = LogFormat.TEXT,
     engine: options.Engine = None,
     grace: options.Grace = None,
@@ -47,7 +55,17 @@ def serve(
     within --drain seconds; then, or at a second signal, it is cancelled and revokes what it holds. The exit
     code is 0 if nothing had to be cancelled.
     """
-    _serve(folder, max_runs, drain, None if no_listen else listen, log_format, engine, grace, queue=False)
+    _serve(
+        folder,
+        max_runs,
+        drain,
+        None if no_listen else listen,
+        log_format,
+        engine,
+        grace,
+        approvals=approvals,
+        queue=False,
+    )
 
 
 def worker(
@@ -55,6 +73,7 @@ def worker(
     drain: Drain = 60.0,
     listen: Listen = "127.0.0.1:9465",
     no_listen: NoListen = False,
+    approvals: Approvals = False,
     log_format: LogFormats = LogFormat.TEXT,
     engine: options.Engine = None,
     grace: options.Grace = None,
@@ -63,7 +82,9 @@ def worker(
 
     Any number of workers share a ledger in PostgreSQL. Signals and exit codes are those of `serve`.
     """
-    _serve(None, max_runs, drain, None if no_listen else listen, log_format, engine, grace, queue=True)
+    _serve(
+        None, max_runs, drain, None if no_listen else listen, log_format, engine, grace, approvals=approvals, queue=True
+    )
 
 
 def _serve(
@@ -75,6 +96,7 @@ def _serve(
     engine: EngineName | None,
     grace: float | None,
     *,
+    approvals: bool,
     queue: bool,
 ) -> None:
     from orchestrator.cli import interruption
@@ -91,6 +113,7 @@ def _serve(
         max_runs=max_runs,
         drain=drain,
         listen=listen,
+        approvals=approvals,
         queue=queue,
         connection_runs=settings.connection_runs,
         sweep_interval=settings.sweep_interval,

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -24,7 +24,7 @@ from orchestrator.ledger.faults import ledger_error
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.storage.codec import canonical_json
 from orchestrator.ledger.storage.connect import BEGIN
-from orchestrator.ledger.storage.tables import approval, approval_vote, run, step
+from orchestrator.ledger.storage.tables import approval, approval_vote, request_seen, run, step
 from orchestrator.ledger.storage.times import text_to_time, time_to_text
 
 
@@ -211,6 +211,17 @@ class ApprovalStore:
         )
         with self._connection() as connection:
             return [str(row[0]) for row in connection.execute(query)]
+
+    def first_time(self, request: str, *, now: datetime, kept: int) -> bool:
+        """Whether a signed request has not come before; what is older than `kept` seconds is forgotten."""
+        with self._writing() as connection:
+            since = time_to_text(now - timedelta(seconds=kept))
+            connection.execute(delete(request_seen).where(request_seen.c.at < since))
+            known = select(request_seen.c.request).where(request_seen.c.request == request)
+            if connection.execute(known).first() is not None:
+                return False
+            connection.execute(insert(request_seen).values(request=request, at=time_to_text(now)))
+            return True
 
     def withdraw(self, run_id: str, *, now: datetime) -> None:
         """Close what is still open of a run that has ended."""

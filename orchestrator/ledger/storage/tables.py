@@ -256,6 +256,15 @@ approval_vote = Table(
 )
 """Who has agreed or refused, as signed by a key in Vault: whoever can write here makes nothing up."""
 
+request_seen = Table(
+    "request_seen",
+    metadata,
+    Column("request", TEXT, primary_key=True),
+    Column("at", TEXT, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""Signed requests from outside that count once, as long as somebody could send them again."""
+
 LEASE_CHANGES = (
     "state",
     "ttl",

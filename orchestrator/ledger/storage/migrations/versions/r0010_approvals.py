@@ -41,5 +41,11 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("approval_id", "voter"),
         sqlite_with_rowid=False,
     )
+    op.create_table(
+        "request_seen",
+        sa.Column("request", TEXT, primary_key=True),
+        sa.Column("at", TEXT, nullable=False),
+        sqlite_with_rowid=False,
+    )
     op.create_index("approval_by_state", "approval", ["state", "asked_at", "approval_id"])
     op.create_index("approval_by_run", "approval", ["run_id", "step", "subject"])
