@@ -22,7 +22,6 @@ from orchestrator.errors import (
     StepFailed,
     UsageError,
 )
-from orchestrator.ledger.coordination.approvals import ApprovalState
 from orchestrator.ledger.events import Event, RunFinished, RunStarted, StepFinished
 from orchestrator.ledger.journal import Journal
 from orchestrator.ledger.lease import OPEN
@@ -33,6 +32,7 @@ from orchestrator.redaction.forms import recognisable
 from orchestrator.redaction.redactor import redact_exception
 from orchestrator.runs.attempt import AttemptResult, Conclusion, StepAttempt
 from orchestrator.runs.enforcement.admission import any_admitted
+from orchestrator.runs.enforcement.agreement import until_decided, withdraw
 from orchestrator.runs.engines.types import Walk
 from orchestrator.runs.graph_walk import Graph
 from orchestrator.runs.outcomes import excessive_wish, exit_code, missing_ends, retry_delay, run_state
@@ -46,9 +46,6 @@ log = logging.getLogger(__name__)
 
 CutShort = tuple[RunState, ExitCode, str]
 """How a run ended that did not come to the end of its graph: state, exit code and reason."""
-
-_LOOK_SECONDS = 1.0
-"""Between two looks at whether somebody has agreed."""
 
 _CONTEXT = "(context)"
 """The name under which it is kept that the run's context cannot be told."""
@@ -256,7 +253,7 @@ class Runner:
             unconfirmed=unconfirmed,
         )
         if progress.asked_for_approval and state is not RunState.WAITING:
-            await self._withdraw(progress.request.run_id)
+            await withdraw(self.services, progress.request.run_id)
         try:
             await self._record(progress, RunFinished(state=state, exit_code=int(code), reason=reason))
         except LedgerError as error:
@@ -264,12 +261,6 @@ class Runner:
                 raise
             progress.errors.setdefault("(ledger)", error)
         return outcome
-
-    async def _withdraw(self, run_id: str) -> None:
-        """Nobody has to agree any more to what will not happen. The history is complete without that."""
-        with suppress(LedgerError):
-            store, now = self.services.approvals.store, self.services.clock.now()
-            await asyncio.to_thread(lambda: store.withdraw(run_id, now=now))
 
     def _unconfirmed(self, run_id: str) -> tuple[LeaseRecord, ...]:
         try:
@@ -329,7 +320,7 @@ class Runner:
             if result.state is StepState.WAITING:
                 if self.services.parks:
                     return result.state
-                await self._until_decided(result.approval)
+                await until_decided(self.services, result.approval)
                 number -= 1
                 continue
             if not delay:
@@ -339,15 +330,6 @@ class Runner:
             except asyncio.CancelledError:
                 await self._skip(progress, step_id, StepState.CANCELLED, "cancelled while waiting to try again")
                 raise
-
-    async def _until_decided(self, approval_id: str) -> None:
-        """Wait, without any credential, until people have said enough, or their time is over."""
-        services = self.services
-        while True:
-            record = await asyncio.to_thread(services.approvals.store.get, approval_id)
-            if record.at(services.clock.now()) is not ApprovalState.OPEN:
-                return
-            await asyncio.sleep(_LOOK_SECONDS)
 
     async def _condition(self, progress: RunProgress, step_id: str) -> StepState | None:
         """How the step ended by its `if`; None where it is to be carried out."""

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from orchestrator.approvals.desk import Standing
-from orchestrator.errors import PolicyDenied
+from orchestrator.errors import LedgerError, PolicyDenied
 from orchestrator.ledger.coordination.approvals import ApprovalState
 from orchestrator.ledger.events import ApprovalEnded, ApprovalRequested, ApprovalVoted, Event
 from orchestrator.ledger.types import LedgerReader
 from orchestrator.policy.obligations import Approval
 from orchestrator.policy.types import Decision, PolicyRequest
 from orchestrator.runs.types import Services
+
+_LOOK_SECONDS = 1.0
+"""Between two looks at whether somebody has agreed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,22 @@ async def decided(services: Services, request: PolicyRequest, check: Callable[[D
         if (again := _demand(decision)) is not None and again != demand:
             standing = await services.approvals.standing(request, again)
     return Asked(request, decision, standing)
+
+
+async def until_decided(services: Services, approval_id: str) -> None:
+    """Wait, without any credential, until people have said enough, or their time is over. Raises LedgerError."""
+    while True:
+        record = await asyncio.to_thread(services.approvals.store.get, approval_id)
+        if record.at(services.clock.now()) is not ApprovalState.OPEN:
+            return
+        await asyncio.sleep(_LOOK_SECONDS)
+
+
+async def withdraw(services: Services, run_id: str) -> None:
+    """Nobody has to agree any more to what will not happen. The history is complete without that."""
+    with suppress(LedgerError):
+        store, now = services.approvals.store, services.clock.now()
+        await asyncio.to_thread(lambda: store.withdraw(run_id, now=now))
 
 
 def _demand(decision: Decision) -> Approval | None:
