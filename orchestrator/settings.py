@@ -15,8 +15,6 @@ from typing import Annotated, Literal
 from pydantic import (
     AfterValidator,
     AliasChoices,
-    BaseModel,
-    ConfigDict,
     Field,
     SecretStr,
     ValidationError,
@@ -65,21 +63,10 @@ def _or_vaults(name: str, field: str) -> AliasChoices:
     return AliasChoices(f"{PREFIX}{field.upper()}", name)
 
 
-class SlackSettings(BaseModel):
-    """A channel, the file with a bot token (`chat:write`), and the address of Slack's Web API."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-    channel: Annotated[str, Field(min_length=1)]
-    token_file: Path
-    api: HttpAddress = SLACK
-
-    @field_validator("api", mode="after")
-    @classmethod
-    def _confidential(cls, api: str) -> str:
-        if not is_confidential(api):
-            raise ValueError("the token is not sent over plain http, except to this machine itself; use https")
-        return api.rstrip("/") + "/"
+def _confidential(value: str) -> str:
+    if not is_confidential(_http(value)):
+        raise ValueError("a token is not sent over plain http, except to this machine itself; use https")
+    return value.rstrip("/") + "/"
 
 
 class Settings(BaseSettings):
@@ -127,8 +114,12 @@ class Settings(BaseSettings):
     """What the engine is told that asks a service, such as `url`; see docs/policies.md."""
     notify: dict[str, SecretStr] = Field(default_factory=dict)
     """URLs of webhooks, by the names that policies use for whom they want told; each counts as a secret."""
-    approvals_slack: SlackSettings | None = None
-    """Where requests for approval are posted, with buttons."""
+    slack_channel: str | None = None
+    """Where requests for approval are posted, with buttons; None: nowhere."""
+    slack_token_file: Path | None = None
+    """A bot token for that (`chat:write`), read anew each time."""
+    slack_api: Annotated[str, AfterValidator(_confidential)] = SLACK
+    """The address of Slack's Web API."""
     policy_on_error: Literal["keep", "deny"] = "keep"
     """What decides while changed policies are not valid: those of before, or nobody, so that everything is denied."""
     grace: Annotated[float, Field(gt=0)] = 30.0

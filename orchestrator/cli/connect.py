@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.cli.log_format import LogFormat, formatter
+from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrator.approvals.slack import SlackApprovals
@@ -116,8 +117,14 @@ def runner_config(settings: Settings, *, engine: EngineName | None = None, grace
 def _slack(settings: Settings) -> SlackApprovals | None:
     from orchestrator.approvals.slack import SlackApprovals
 
-    told = settings.approvals_slack
-    return SlackApprovals(told.channel, told.token_file, told.api) if told else None
+    if settings.slack_channel is None:
+        return None
+    if settings.slack_token_file is None:
+        raise UsageError(
+            "requests for approval cannot be posted to ORCHESTRATOR_SLACK_CHANNEL without a token",
+            hint="set ORCHESTRATOR_SLACK_TOKEN_FILE to a file with a bot token that has the scope chat:write",
+        )
+    return SlackApprovals(settings.slack_channel, settings.slack_token_file, settings.slack_api)
 
 
 def connected_services() -> AbstractAsyncContextManager[tuple[Services, Interruptions]]:

@@ -121,9 +121,9 @@ class Doors:
             **inherited,
             **runtime_environment(self.bench.provisioned, self.bench.directory),
             "ORCHESTRATOR_POLICY_PATH": str(self.policies),
-            "ORCHESTRATOR_APPROVALS_SLACK__CHANNEL": "#approvals",
-            "ORCHESTRATOR_APPROVALS_SLACK__TOKEN_FILE": str(self.bot),
-            "ORCHESTRATOR_APPROVALS_SLACK__API": f"http://127.0.0.1:{self.slack.server.server_port}/api",
+            "ORCHESTRATOR_SLACK_CHANNEL": "#approvals",
+            "ORCHESTRATOR_SLACK_TOKEN_FILE": str(self.bot),
+            "ORCHESTRATOR_SLACK_API": f"http://127.0.0.1:{self.slack.server.server_port}/api",
         }
 
     def command(self, *words: str) -> list[str]:
