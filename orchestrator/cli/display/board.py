@@ -8,6 +8,7 @@ from datetime import datetime
 
 from orchestrator.ledger.events import (
     WHOLE_RUN,
+    ApprovalRequested,
     AttemptFinished,
     AttemptStarted,
     Decided,
@@ -113,6 +114,9 @@ class Board:
                 step.started, step.retry_at = step.started or time, None
             case Decided(allow=False):
                 self._step(event.step).denials = event.reasons
+            case ApprovalRequested():
+                step = self._step(event.step)
+                step.state, step.reason = StepState.WAITING, f"waits for the approval {event.approval_id}"
             case AttemptFinished() | StepFinished():
                 step = self._step(event.step)
                 step.state, step.reason, step.finished = event.state, event.reason, time

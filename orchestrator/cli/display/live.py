@@ -19,6 +19,9 @@ from orchestrator.cli.display.printable import clean, one_line
 from orchestrator.cli.display.terminal import LEASE_MARKS, console, style_of, took
 from orchestrator.cli.display.timeline import not_looked_for
 from orchestrator.ledger.events import (
+    ApprovalEnded,
+    ApprovalRequested,
+    ApprovalVoted,
     AttemptFinished,
     AttemptStarted,
     Decided,
@@ -109,6 +112,13 @@ class PlainLines:
                 return f"{event.step}: {event.reason}; tried again at {_clock_time(until)}"
             case Decided(allow=False):
                 return f"{event.step}: denied by {event.engine}: {'; '.join(event.reasons)}"
+            case ApprovalRequested():
+                wanted = f"{event.count} of {', '.join(event.approvers)}"
+                return f"{event.step}: waits for {wanted}: orchestrator approvals show {event.approval_id}"
+            case ApprovalVoted():
+                return f"{event.step}: {event.verdict} by {event.by}" + (f": {event.comment}" if event.comment else "")
+            case ApprovalEnded():
+                return f"{event.step}: {event.outcome} ({event.approval_id})"
             case Notified():
                 return f"{event.step}: {event.to} " + (
                     f"could not be told: {event.error}" if event.error else "was told"

@@ -43,6 +43,7 @@ _STYLES: dict[str, str] = {
     RunState.REFUSED: "red",
     RunState.CANCELLED: "yellow",
     RunState.INTERRUPTED: "yellow",
+    RunState.WAITING: "yellow",
     StepState.SKIPPED: "dim",
     LeaseState.ISSUED: "cyan",
     LeaseState.REVOKING: "yellow",

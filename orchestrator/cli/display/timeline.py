@@ -30,6 +30,15 @@ def _decision(data: JsonObject) -> str:
     return _with_reason(f"{_step(data)} {verb} by {data['engine']}", _list(data.get("reasons"), "; "))
 
 
+def _notice(data: JsonObject) -> str:
+    told = "could not be told" if data.get("error") else "was told"
+    return _with_reason(f"{_step(data)} {data['to']} {told}", data.get("error"))
+
+
+def _asked(data: JsonObject) -> str:
+    return f"{_step(data)} {data['approval_id']}: {data['count']} of {_list(data.get('approvers'), ', ')}"
+
+
 def _requested(data: JsonObject) -> str:
     scope = data.get("scope")
     what = scope_words(scope) if isinstance(scope, Mapping) else _text(data.get("resource"))
@@ -74,6 +83,12 @@ _WORDS: Mapping[str, Callable[[JsonObject], str]] = {
     "run.resumed": lambda data: _with_reason(f"by {data['runner']}", data.get("reason")),
     "attempt.started": lambda data: f"{_step(data)} {data['action']}",
     "decision": _decision,
+    "notice": _notice,
+    "approval.requested": _asked,
+    "approval.voted": lambda data: _with_reason(
+        f"{data['step']} {data['verdict']} by {data['by']}", data.get("comment")
+    ),
+    "approval.ended": lambda data: f"{data['step']} {data['outcome']} ({data['approval_id']})",
     "attempt.finished": _attempt_finished,
     "step.finished": lambda data: _with_reason(f"{data['step']} {data['state']}", data.get("reason")),
     "lease.requested": _requested,
