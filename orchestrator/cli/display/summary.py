@@ -11,6 +11,7 @@ from orchestrator.cli.display.printable import clean, one_line
 from orchestrator.cli.display.terminal import console, table, took
 from orchestrator.errors import GrantRefused, LedgerError, OrchestratorError, Refused
 from orchestrator.jsontypes import JsonObject
+from orchestrator.ledger.states import RunState
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,6 +36,9 @@ def print_summary(outcome: RunOutcome, board: Board, *, steps: bool, screen: Con
 def problems(outcome: RunOutcome, board: Board) -> str:
     """What went wrong, for standard error: who refused what, which step failed, what is not confirmed gone."""
     blocks = [*(_block(step, error, board) for step, error in outcome.errors.items()), *_unconfirmed(outcome)]
+    if outcome.state is RunState.WAITING:
+        goes_on = f"`orchestrator runs resume {outcome.run_id}` goes on with it, and so does a service that began it"
+        blocks.append(f"note: {outcome.reason}\n  hint: {goes_on}")
     if not blocks and outcome.reason:
         blocks = [f"error: {outcome.reason}"]
     return "".join(f"{clean(block)}\n" for block in blocks)

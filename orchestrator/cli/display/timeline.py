@@ -27,7 +27,9 @@ def _step(data: JsonObject) -> str:
 
 def _decision(data: JsonObject) -> str:
     verb = "allowed" if data["allow"] else "denied"
-    return _with_reason(f"{_step(data)} {verb} by {data['engine']}", _list(data.get("reasons"), "; "))
+    demands = data.get("obligations")
+    demanded = f", demands {', '.join(demands)}" if isinstance(demands, Mapping) and demands else ""
+    return _with_reason(f"{_step(data)} {verb} by {data['engine']}{demanded}", _list(data.get("reasons"), "; "))
 
 
 def _notice(data: JsonObject) -> str:
