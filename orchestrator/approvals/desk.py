@@ -16,7 +16,7 @@ from orchestrator.ledger.coordination.approvals import ApprovalRecord, ApprovalS
 from orchestrator.ledger.ids import new_approval_id
 from orchestrator.ledger.storage.times import time_to_text
 from orchestrator.policy.obligations import Approval
-from orchestrator.policy.types import PolicyRequest
+from orchestrator.policy.types import PolicyRequest, subject_of
 from orchestrator.vault.session import VaultSession
 
 _SECONDS = 30.0
@@ -75,19 +75,15 @@ class ApprovalDesk:
 
     async def _wanted(self, request: PolicyRequest, demand: Approval) -> ApprovalRecord:
         """The request as it would be made now, by whoever asked first for the run."""
-        first = await asyncio.to_thread(self.store.first_of, request.run)
-        if first is not None and await self._is_ours(first):
-            asked_by = Person.from_json(first.asked_by)
-        else:
-            asked_by = await ourselves(self.vault, deadline=self._deadline())
-        now = self.clock.now()
+        asked_by = await self._first_asker(request.run) or await ourselves(self.vault, deadline=self._deadline())
+        now, question = self.clock.now(), request.as_json()
         made = ApprovalRecord(
             approval_id=new_approval_id(),
             run_id=request.run,
             workflow=request.workflow,
             step=request.step,
-            subject=request.subject(),
-            question=request.as_json(),
+            subject=subject_of(question),
+            question=question,
             demand=demand.as_json(),
             asked_by=asked_by.as_json(),
             asked_at=now,
@@ -95,8 +91,16 @@ class ApprovalDesk:
         )
         return replace(made, signature=await sign(self.vault, made.statement(), deadline=self._deadline()))
 
+    async def _first_asker(self, run_id: str) -> Person | None:
+        for record in await asyncio.to_thread(self.store.of_run, run_id):
+            if await self._is_ours(record):
+                return Person.from_json(record.asked_by)
+        return None
+
     async def _is_ours(self, record: ApprovalRecord) -> bool:
-        """Whether a request is what one of us has made: else what people say to it says nothing."""
+        """Whether a request is what one of us has made, and shows what it is about: else what is said to it is void."""
+        if subject_of(record.question) != record.subject:
+            return False
         return await is_signed(self.vault, record.statement(), record.signature, deadline=self._deadline())
 
     async def look(self, approval_id: str) -> Standing:

@@ -130,7 +130,7 @@ class ApprovalRequested:
     attempt: int
     approval_id: str
     subject: str
-    """What is agreed to: `PolicyRequest.subject` of the question."""
+    """What is agreed to: `orchestrator.policy.types.subject_of` the question."""
     approvers: tuple[str, ...]
     count: int
     valid_for: int

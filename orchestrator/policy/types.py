@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -71,12 +71,17 @@ class PolicyRequest:
             "supported_obligations": SUPPORTED,
         }
 
-    def subject(self) -> str:
-        """What people agree to, as `sha256:HEX`: the question without what changes each time that it is asked."""
-        document = self.as_json()
-        for name in ("time", "approvals", "supported_obligations"):
-            del document[name]
-        return input_digest({**document, "step": {"id": self.step, "timeout": self.timeout}})
+
+_EACH_TIME = ("time", "approvals", "supported_obligations")
+
+
+def subject_of(document: JsonObject) -> str:
+    """What people agree to, as `sha256:HEX`: the `input` document without what changes each time that it is asked."""
+    kept = {name: value for name, value in document.items() if name not in _EACH_TIME}
+    step = kept.get("step")
+    if isinstance(step, Mapping):
+        kept["step"] = {name: value for name, value in step.items() if name != "attempt"}
+    return input_digest(kept)
 
 
 def input_digest(document: JsonObject) -> str:

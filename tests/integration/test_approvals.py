@@ -318,9 +318,9 @@ decision := {"allow": false, "reasons": ["by the wrong one"]} if input.approvals
 class TestForgery:
     """Who can write into the ledger's tables alone approves nothing."""
 
-    @pytest.mark.parametrize("what", ["asked_by", "demand", "expires_at"])
+    @pytest.mark.parametrize("what", ["asked_by", "demand", "expires_at", "question"])
     def test_a_request_that_somebody_has_changed_is_not_voted_on(self, bench: Bench, people: People, what: str) -> None:
-        """So that it seems to be somebody else's, to need others, or to be open for longer."""
+        """So that it seems to be somebody else's, to need others, to be open for longer, or about something else."""
         import sqlite3
 
         with waiting_run(bench, workflow("changed"), policy=policy()) as running:
@@ -329,6 +329,7 @@ class TestForgery:
                 "asked_by": '{"claims":[],"entity":"","name":"vault:somebody"}',
                 "demand": '{"approvers":["vault:userpass-mallory"],"count":1,"expires_in":86400,"valid_for":3600}',
                 "expires_at": "2099-01-01T00:00:00.000000Z",
+                "question": json.dumps({**record.question, "agent": "somebody harmless"}),
             }[what]
             with sqlite3.connect(bench.directory / "ledger.db", timeout=20) as rows:
                 rows.execute(f"UPDATE approval SET {what} = ?", (value,))

@@ -119,12 +119,11 @@ class ApprovalStore:
             connection.execute(insert(approval).values(_values(wanted)))
             return wanted, True
 
-    def first_of(self, run_id: str) -> ApprovalRecord | None:
-        """The first request of a run."""
-        of_run = select(approval).where(approval.c.run_id == run_id).order_by(approval.c.asked_at).limit(1)
+    def of_run(self, run_id: str) -> Sequence[ApprovalRecord]:
+        """The requests of a run, oldest first."""
+        query = select(approval).where(approval.c.run_id == run_id).order_by(approval.c.asked_at)
         with self._connection() as connection:
-            row = connection.execute(of_run).mappings().first()
-            return None if row is None else _record(row)
+            return [_record(row) for row in connection.execute(query).mappings()]
 
     def get(self, approval_id: str) -> ApprovalRecord:
         """The request with this id, or the only one whose id begins so. Raises UnknownRun."""
