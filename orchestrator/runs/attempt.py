@@ -28,7 +28,7 @@ from orchestrator.grants.policy_names import step_policy_name
 from orchestrator.grants.privileges import bound_limits
 from orchestrator.grants.scope import Scope
 from orchestrator.jsontypes import JsonObject, JsonValue
-from orchestrator.ledger.events import AttemptFinished, AttemptStarted, Decided, Event, Notified
+from orchestrator.ledger.events import ApprovalRequested, AttemptFinished, AttemptStarted, Decided, Event, Notified
 from orchestrator.ledger.ids import new_step_key
 from orchestrator.ledger.states import StepState
 from orchestrator.planning.requests import bind, scopes_of
@@ -142,7 +142,7 @@ class StepAttempt:
     async def _wait(self, asked: Asked, decided: Decided, agreement: Sequence[Event]) -> AttemptResult:
         """Leave the step without any credential until people have agreed. Nothing of the attempt has begun."""
         await self._record(decided, *agreement)
-        if agreement:  # they were not told before
+        if any(isinstance(event, ApprovalRequested) for event in agreement):  # nobody was told before
             await self._record(*await self._tell(asked.decision))
             if self.services.slack is not None and asked.standing is not None:
                 await self.services.slack.announce(asked.standing.record)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from bench import Bench
+from bench import SETUPS, Bench
 from waiting import wait_for
 
 from orchestrator.approvals.desk import Standing
@@ -31,10 +31,12 @@ from orchestrator.ledger.events import (
     LeaseRequested,
 )
 from orchestrator.ledger.opening import open_ledger
-from orchestrator.ledger.states import StepState
+from orchestrator.ledger.states import RunState, StepState
 from orchestrator.policy.engines.rego.engine import PolicySource, RegoEngine
+from orchestrator.recovery.resumption import resume
+from orchestrator.recovery.waiting import decided_runs
 from orchestrator.redaction.redactor import Redactor
-from orchestrator.runs.types import RunOutcome
+from orchestrator.runs.types import Interruption, RunOutcome
 from orchestrator.secret import Secret
 
 
@@ -313,6 +315,32 @@ decision := {"allow": false, "reasons": ["by the wrong one"]} if input.approvals
             says(people, "alice", Verdict.APPROVE)
             assert "by the wrong one" in running.result(60).errors["work"].message
         assert of_kind(bench, LeaseRequested) == []
+
+
+@pytest.mark.parametrize("name", SETUPS)
+def test_it_is_the_same_with_each_engine_and_ledger(bench: Bench, people: People, name: str) -> None:
+    with bench.setup(name) as setup:
+        how = {"engine": setup.engine, "ledger_url": setup.ledger_url, "policy": policy()}
+        outcome = bench.run(workflow("each"), parks=True, run_id="each", **how)
+        assert (outcome.state, outcome.exit_code) == (RunState.WAITING, ExitCode.WAITING)
+        bench.assert_nothing_left()
+        with open_ledger(setup.ledger_url, clock=SystemClock()) as ledger:
+            (record,) = ledger.approvals.all(state=ApprovalState.OPEN)
+
+        async def go_on() -> RunOutcome:
+            async with open_services(bench.config(parks=True, **how), redactor=Redactor()) as services:
+                assert await decided_runs(services) == []
+                deadline = services.clock.monotonic() + 20
+                person = await owner_of(services.broker.vault, people.token("alice"), deadline=deadline)
+                given = await services.approvals.vote(record.approval_id[:8], person, Verdict.APPROVE)
+                assert given.state is ApprovalState.APPROVED
+                assert services.approvals.store.decided_runs(services.clock.now()) == ["each"]
+                return await resume(services, "each", {}, Interruption())
+
+        assert asyncio.run(go_on()).exit_code is ExitCode.DONE
+        with open_ledger(setup.ledger_url, clock=SystemClock()) as ledger:
+            assert ledger.examine("each").whole
+    bench.assert_nothing_left()
 
 
 class TestForgery:

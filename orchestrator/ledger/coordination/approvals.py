@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, RowMapping, delete, exists, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from orchestrator.errors import UnknownRun
+from orchestrator.errors import LedgerError, UnknownRun
 from orchestrator.jsontypes import JsonObject
 from orchestrator.ledger.faults import ledger_error
 from orchestrator.ledger.states import RunState, StepState
@@ -265,6 +265,16 @@ def _values(record: ApprovalRecord) -> dict[str, Any]:
 
 
 def _record(row: RowMapping) -> ApprovalRecord:
+    try:
+        return _as_recorded(row)
+    except (ValueError, TypeError) as error:
+        raise LedgerError(
+            f"the request {str(row['approval_id'])[:40]} was not written by this ledger",
+            hint="find out who can write into the table `approval`, and delete the row",
+        ) from error
+
+
+def _as_recorded(row: RowMapping) -> ApprovalRecord:
     return ApprovalRecord(
         approval_id=row["approval_id"],
         run_id=row["run_id"],

@@ -46,8 +46,10 @@ class Asked:
         """Raise PolicyDenied unless those have agreed who had to."""
         if not self._demanded:
             return
-        assert self.standing is not None
-        step, record = self.request.step, self.standing.record
+        step = self.request.step
+        if self.standing is None:
+            raise PolicyDenied(f"step `{step}`: nobody was asked to approve it")
+        record = self.standing.record
         match self.standing.state:
             case ApprovalState.APPROVED:
                 return
