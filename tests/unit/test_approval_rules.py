@@ -275,3 +275,38 @@ class TestForgery:
         found = await office.standing()
         assert (found.state, found.counting) == (ApprovalState.OPEN, ())
         assert found.record.approval_id != record.approval_id
+
+    async def test_a_request_that_somebody_has_changed_is_made_anew_whoever_agreed(self, office: Office) -> None:
+        record = (await office.standing()).record
+        await office.says(ALICE)
+        assert (await office.standing()).state is ApprovalState.APPROVED
+        real = office.store.ask
+
+        def changed(wanted: Any, **how: Any) -> Any:
+            found, new = real(wanted, **how)
+            return (found if new else replace(found, asked_by=BOB.as_json())), new
+
+        office.store.ask = changed  # type: ignore[method-assign]
+        found = await office.standing()
+        assert found.state is ApprovalState.OPEN
+        assert found.record.approval_id != record.approval_id
+
+    async def test_a_no_that_nobody_closed_the_request_for_is_a_no(self, office: Office) -> None:
+        await office.standing()
+        office.store.end = lambda *given, **how: False  # type: ignore[method-assign]
+        await office.says(BOB, Verdict.DENY)
+        assert office.store.all()[0].state is ApprovalState.OPEN
+        assert (await office.standing()).state is ApprovalState.DENIED
+
+    @pytest.mark.parametrize("late", [False, True])
+    async def test_nothing_is_entered_into_a_closed_request(self, office: Office, late: bool) -> None:
+        from orchestrator.approvals.votes import Vote, signed
+
+        record = (await office.standing()).record
+        vote = Vote(record.approval_id, record.subject, Verdict.APPROVE, ALICE, office.clock.now())
+        entered = await signed(office.signer, vote, deadline=0)  # type: ignore[arg-type]
+        if not late:
+            office.store.withdraw(QUERY.run, now=office.clock.now())
+        now = record.expires_at if late else office.clock.now()
+        assert not office.store.vote(entered, now=now)
+        assert office.store.votes(record.approval_id) == []

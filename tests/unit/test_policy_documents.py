@@ -259,6 +259,16 @@ class TestAnswers:
         assert not decision_from({"version": version, "allow": True}, engine="e", revision="r").allow
         assert decision_from({"version": 1, "allow": True}, engine="e", revision="r").allow
 
+    @pytest.mark.parametrize("allow", ["yes", "true", 1, 1.0, 0, None, [], [True]])
+    def test_only_a_truth_value_allows(self, allow: Any) -> None:
+        assert not decision_from({"allow": allow}, engine="e", revision="r").allow
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), b"x", object(), {1: 2}])
+    def test_what_json_cannot_say_is_a_denial_of_which_nothing_is_kept(self, value: Any) -> None:
+        decision = decision_from({"allow": False, "reasons": ["no"], "extra": [value]}, engine="e", revision="r")
+        assert decision.reasons == ("the policy's answer is not JSON",)
+        assert (decision.allow, decision.answer) == (False, None)
+
     def test_the_longest_answer(self) -> None:
         def answer(length: int) -> dict[str, Any]:
             empty = len(json.dumps({"allow": True, "reasons": [""]}))
