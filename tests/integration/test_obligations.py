@@ -106,6 +106,7 @@ class TestColumns:
         text = workflow("narrowed", narrower=NARROWER)
         whole = bench.run(text, policy=policy())
         assert rows(bench, whole) == ["city", "comment", "id", "kind"]
+        assert all("narrower" not in lease.scope for lease in bench.history(whole.run_id))
         narrow = bench.run(text, policy=policy(columns("id", "kind", "comment")), install=False)
         assert rows(bench, narrow) == ["comment", "id", "kind"]
         narrowest = bench.run(text, policy=policy(columns("id")), install=False)
