@@ -229,7 +229,7 @@ POLICIES = {
 }""",
     "unable": """decision := {
     "allow": true,
-    "obligations": {"approval": true, "notify": [{"to": "security", "text": "tried"}]},
+    "obligations": {"delete_everything": true, "notify": [{"to": "security", "text": "tried"}]},
 }""",
     "wrong": 'decision := {"allow": true, "obligations": {"max_ttl": "5m"}}',
     "unlisted": 'decision := {"allow": true, "obligations": "none"}',
@@ -259,7 +259,7 @@ admit := {"allow": input.context == {}, "reasons": [input.agent]}""",
 }
 NOTICE: JsonObject = {"notify": [{"to": "security", "text": "tried"}]}
 DENIED_WITHOUT_REASON = ("the policy does not allow it",)
-UNABLE = ("the policy demands what this version cannot do: approval",)
+UNABLE = ("the policy demands what this version cannot do: delete_everything",)
 SEVERAL = replace(QUERY, grants=(READ, TOKEN, BOT))
 NOTHING = replace(QUERY, grants=())
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from orchestrator.jsontypes import JsonObject, JsonValue
@@ -111,12 +111,23 @@ class RequestDocument(TypedDict):
     supported_obligations: Annotated[list[str], Field(description="The obligations that can be carried out.")]
 
 
+def _whole_number(value: object) -> object:
+    """A `Literal` is compared with `==`, and `true` and 1.0 equal 1."""
+    if type(value) is not int:
+        raise ValueError("is not a whole number")
+    return value
+
+
 class DecisionDocument(TypedDict):
     """The answer. Whatever is not exactly this is a denial."""
 
     __pydantic_config__ = _CLOSED  # type: ignore[misc]
 
-    version: NotRequired[Annotated[Literal[1], Field(description="Of this document; 1 where it is left out.")]]
+    version: NotRequired[
+        Annotated[
+            Literal[1], BeforeValidator(_whole_number), Field(description="Of this document; 1 where it is left out.")
+        ]
+    ]
     allow: Annotated[bool, Field(description="Whether the step gets its credentials.")]
     reasons: NotRequired[Annotated[list[str], Field(description="Why, for people. In Rego a set will do.")]]
     obligations: NotRequired[ObligationsDocument]

@@ -150,8 +150,9 @@ class Obligations:
         columns: dict[str, dict[str, dict[ColumnVerb, Sequence[str]]]] = {}
         for each in several:
             for grant, tables in each.columns.items():
+                of_grant = columns.setdefault(grant, {})  # also where it names no table: it may be unknown
                 for table, verbs in tables.items():
-                    kept = columns.setdefault(grant, {}).setdefault(table, {})
+                    kept = of_grant.setdefault(table, {})
                     for verb, names in verbs.items():
                         kept[verb] = tuple(name for name in names if name in kept.get(verb, names))
         return cls(

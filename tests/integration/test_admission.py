@@ -141,7 +141,7 @@ ALLOW = 'decision := {"allow": true}\n'
         ('admit := {"allow": to_number(input.agent) > 1}', "could not parse"),
         ('admit := {"allow": true}\nadmit := {"allow": false} if input.agent', "conflicts"),
         ('admit := {"allow": true, "obligations": {"max_ttl": 60}}', "obligation"),
-        ('admit := {"allow": true, "obligations": {"approval": "a person"}}', "cannot do: approval"),
+        ('admit := {"allow": true, "obligations": {"delete_everything": "at once"}}', "cannot do: delete_everything"),
         ('default admit := {"allow": false, "reasons": ["by default"]}', "by default"),
     ],
 )

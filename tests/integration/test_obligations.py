@@ -22,6 +22,7 @@ from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.states import StepState
 from orchestrator.ledger.types import LeaseRecord
 from orchestrator.policy.engines.rego.engine import PolicySource, RegoEngine
+from orchestrator.policy.obligations import SUPPORTED
 from orchestrator.policy.types import input_digest
 from orchestrator.runs.types import RunOutcome
 from orchestrator.secret import Secret
@@ -105,6 +106,7 @@ class TestColumns:
         text = workflow("narrowed", narrower=NARROWER)
         whole = bench.run(text, policy=policy())
         assert rows(bench, whole) == ["city", "comment", "id", "kind"]
+        assert all("narrower" not in lease.scope for lease in bench.history(whole.run_id))
         narrow = bench.run(text, policy=policy(columns("id", "kind", "comment")), install=False)
         assert rows(bench, narrow) == ["comment", "id", "kind"]
         narrowest = bench.run(text, policy=policy(columns("id")), install=False)
@@ -440,7 +442,7 @@ class TestOnRecord:
         assert data["input_digest"] == input_digest(asked)
         assert asked["version"] == 1
         assert asked["step"] == {"id": "work", "attempt": 1, "timeout": 20}
-        assert asked["supported_obligations"] == ["max_ttl", "columns", "max_rows", "reason_required", "notify"]
+        assert asked["supported_obligations"] == list(SUPPORTED)
         assert asked["grants"][0]["privileges"][0]["columns"] == ["city", "comment", "id", "kind"]
 
     def test_an_agent_that_is_not_admitted_leaves_the_whole_question_too(self, bench: Bench) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,14 @@ import hvac.exceptions
 import pytest
 from bench import ROOT, Bench
 
+from orchestrator.actions.catalog import catalog
 from orchestrator.devstack.stack import DevStack
+from orchestrator.grants.compiled import CompiledGrant
+from orchestrator.grants.models import DatabaseGrant
+from orchestrator.grants.scope import compiled_forms
 from orchestrator.provision.service import Provisioning, load_workflows, open_provisioning
+from orchestrator.workflow.loader import load_text
+from orchestrator.workflow.models import Workflow
 
 Act = Callable[[Bench], Any]
 
@@ -324,3 +330,86 @@ def runtime(bench: Bench) -> hvac.Client:
     client = hvac.Client(bench.info.vault_address)
     client.auth.approle.login(bench.provisioned.role_id, bench.provisioned.secret_id.reveal())
     return client
+
+
+NARROWED = """
+version: 1
+name: narrowed_flow
+agent: tester
+steps:
+  work:
+    action: postgres.query
+    grants:
+      db:
+        kind: database
+        connection: support
+        privileges:
+          - { select: customer_feedback, columns: [id, kind, comment] }
+NARROWER
+    with: { sql: SELECT 1 AS one }
+    timeout: 37s
+"""
+
+
+def test_narrower_forms_come_and_go_without_touching_the_whole(bench: Bench) -> None:
+    def flow(narrower: str = "") -> list[Workflow]:
+        text = NARROWED.replace("NARROWER", narrower)
+        return [*load_workflows(ROOT / "workflows"), load_text(text, filename="flow.yaml", actions=catalog).workflow]
+
+    def forms(workflows: Sequence[Workflow]) -> dict[str | None, CompiledGrant]:
+        grant = workflows[-1].steps["work"].grants["db"]
+        assert isinstance(grant, DatabaseGrant)
+        return compiled_forms(grant, step_timeout=37)
+
+    def changes(workflows: Sequence[Workflow], *, prune: bool = False, apply: bool = False) -> list[tuple[str, str]]:
+        with bench.provisioning(workflows, prune=prune) as work:
+            found = work.plan()
+            if apply:
+                work.apply(found)
+        return [(change.kind, change.resource) for change in found]
+
+    def drift(workflows: Sequence[Workflow]) -> list[str]:
+        with bench.provisioning(workflows) as work:
+            return [change.resource for change in work.check().changes]
+
+    plain = flow()
+    more = flow(
+        "        narrower: { ids: { customer_feedback: { select: [id] } },\n"
+        "                    no_comment: { public.customer_feedback: { select: [id, kind] } } }"
+    )
+    added = [form for name, form in forms(more).items() if name is not None]
+    whole = forms(plain)[None]
+    assert forms(more)[None] == whole
+    try:
+        changes(plain, prune=True, apply=True)  # of other tests, too
+        assert changes(plain) == []
+        strangers = drift(plain)  # that no provisioning takes away
+        expected = {("create", f"vault database/roles/{form.vault_role}") for form in added} | {
+            ("create", f"database support role {form.scope_role}") for form in added
+        }
+        planned_now = changes(more)
+        in_vault = {each for each in planned_now if each[1].startswith("vault ")}
+        assert in_vault - expected == {("change", "vault sys/policies/acl/step/narrowed_flow/work")}
+        assert expected <= set(planned_now)
+        named = [resource for _, resource in planned_now if "orchestrator_scope_" in resource or "/roles/" in resource]
+        assert all(any(form.scope_role in each or form.vault_role in each for form in added) for each in named)
+        changes(more, apply=True)
+        assert changes(more) == []
+        assert drift(more) == strangers
+        policy = bench.vault.sys.read_policy("step/narrowed_flow/work")["data"]["rules"]
+        assert all(f'path "database/creds/{form.vault_role}"' in policy for form in (whole, *added))
+
+        assert sorted(changes(plain)) == [("change", "vault sys/policies/acl/step/narrowed_flow/work")]
+        gone = drift(plain)
+        assert {f"vault database/roles/{form.vault_role}" for form in added} <= set(gone)
+        assert all(any(form.scope_role in resource for resource in gone) for form in added)
+        assert not any(whole.scope_role in resource or whole.vault_role in resource for resource in gone)
+        changes(plain, prune=True, apply=True)
+        assert changes(plain, prune=True) == []
+        assert drift(plain) == strangers
+        roles = bench.sql("SELECT rolname FROM pg_roles WHERE rolname LIKE 'orchestrator_scope_%'")
+        assert {form.scope_role for form in added}.isdisjoint(roles)
+        assert whole.scope_role in roles
+        assert {form.vault_role for form in added}.isdisjoint(bench.vault.list("database/roles")["data"]["keys"])
+    finally:
+        repair(bench, prune=True)

@@ -1,6 +1,7 @@
 """The walk over the graph: order, skipping, cancellation, and that nothing is left running."""
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 
 import pytest
@@ -10,12 +11,13 @@ from hypothesis import strategies as st
 from orchestrator.ledger.states import StepState
 from orchestrator.runs.graph_walk import Graph, drive
 
-OK, FAILED, REFUSED, SKIPPED, CANCELLED = (
+OK, FAILED, REFUSED, SKIPPED, CANCELLED, WAITING = (
     StepState.SUCCEEDED,
     StepState.FAILED,
     StepState.REFUSED,
     StepState.SKIPPED,
     StepState.CANCELLED,
+    StepState.WAITING,
 )
 
 
@@ -139,3 +141,138 @@ def test_every_step_of_any_graph_ends_exactly_once(data: st.DataObject) -> None:
     for step in ran:
         for needed in needs[step]:
             assert ended[needed] is OK or needed in walk.tolerant
+
+
+def above(needs: Mapping[str, frozenset[str]], step: str) -> set[str]:
+    """Everything that the step needs, directly or not."""
+    return set(needs[step]).union(*(above(needs, each) for each in needs[step]))
+
+
+class TestWaiting:
+    """Steps that somebody has to agree to first: they end the walk without having ended themselves."""
+
+    @pytest.mark.parametrize("parallel", [1, 4])
+    async def test_what_needs_it_is_not_touched_and_what_does_not_goes_on(self, parallel: int) -> None:
+        steps = Recorder({"a": WAITING})
+        walk = Graph(dependencies=graph(a="", b="a", c="b", both="a other", other="", last="other"))
+        assert await drive(walk, steps.call, steps.skip, parallel=parallel) == {"a": WAITING, "other": OK, "last": OK}
+        assert sorted(step for what, step in steps.log if what == "start") == ["a", "last", "other"]
+        assert steps.skipped == {}
+
+    async def test_its_place_is_free_for_others(self) -> None:
+        steps = Recorder({"a": WAITING, "b": WAITING})
+        walk = Graph(dependencies=graph(a="", b="", c="", d="c"))
+        assert (await drive(walk, steps.call, steps.skip, parallel=1))["d"] is OK
+        assert steps.most_at_once == 1
+
+    async def test_a_walk_of_nothing_else_ends(self) -> None:
+        steps = Recorder({"a": WAITING})
+        assert await drive(Graph(dependencies=graph(a="")), steps.call, steps.skip, parallel=1) == {"a": WAITING}
+
+    async def test_what_needs_a_failed_one_as_well_is_skipped_and_what_needs_that_too(self) -> None:
+        steps = Recorder({"a": WAITING, "bad": FAILED})
+        walk = Graph(dependencies=graph(a="", bad="", both="a bad", last="both", b="a"))
+        ended = await drive(walk, steps.call, steps.skip, parallel=4)
+        assert ended == {"a": WAITING, "bad": FAILED, "both": SKIPPED, "last": SKIPPED}
+        assert "needs `bad`" in steps.skipped["both"][1]
+
+    async def test_a_tolerated_failure_beside_it_changes_nothing_even_if_failures_cancel(self) -> None:
+        steps = Recorder({"a": WAITING, "bad": FAILED})
+        walk = Graph(
+            dependencies=graph(a="", bad="", b="a", c="bad"), tolerant=frozenset({"bad", "a"}), on_failure="cancel"
+        )
+        assert await drive(walk, steps.call, steps.skip, parallel=1) == {"a": WAITING, "bad": FAILED, "c": OK}
+        assert steps.skipped == {}
+
+    @pytest.mark.parametrize("order", ["a bad", "bad a"])
+    @pytest.mark.parametrize("parallel", [1, 2])
+    async def test_a_failure_that_cancels_cancels_it_and_what_needs_it(self, order: str, parallel: int) -> None:
+        steps = Recorder({"a": WAITING, "bad": FAILED})
+        needs = {**dict.fromkeys(order.split(), frozenset[str]()), **graph(b="a", c="b")}
+        ended = await drive(Graph(dependencies=needs, on_failure="cancel"), steps.call, steps.skip, parallel=parallel)
+        assert ended == {"a": CANCELLED, "bad": FAILED, "b": CANCELLED, "c": CANCELLED}
+        assert steps.skipped == dict.fromkeys("abc", (CANCELLED, "another step failed"))
+
+    async def test_one_that_says_that_it_waits_when_it_is_cancelled_is_cancelled(self) -> None:
+        """It was about to be left waiting when another one failed."""
+        steps = Recorder({"bad": FAILED})
+
+        async def call(step: str) -> StepState:
+            if step == "a":
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.Event().wait()
+                return WAITING
+            return await steps.call(step)
+
+        walk = Graph(dependencies=graph(a="", bad="", b="a"), on_failure="cancel")
+        assert await drive(walk, call, steps.skip, parallel=2) == {"a": CANCELLED, "bad": FAILED, "b": CANCELLED}
+        assert steps.skipped["a"] == (CANCELLED, "another step failed")
+
+    async def test_a_cancelled_walk_cancels_it_and_what_needs_it(self) -> None:
+        steps = Recorder({"a": WAITING}, forever=frozenset({"long"}))
+        needs = graph(a="", b="a", long="", later="long")
+        walk = asyncio.create_task(drive(Graph(dependencies=needs), steps.call, steps.skip, parallel=1))
+        while ("start", "long") not in steps.log:
+            await asyncio.sleep(0)
+        walk.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await walk
+        assert steps.running == 0
+        assert steps.skipped == dict.fromkeys(("a", "b", "later"), (CANCELLED, "the run was cancelled"))
+
+    async def test_what_ended_in_an_earlier_process_is_neither_run_nor_recorded_again(self) -> None:
+        steps = Recorder({"d": WAITING})
+        walk = Graph(dependencies=graph(a="", bad="", b="a", c="bad", d="a", e="d"))
+        ended = await drive(walk, steps.call, steps.skip, parallel=4, already={"a": OK, "bad": FAILED})
+        assert ended == {"a": OK, "bad": FAILED, "b": OK, "c": SKIPPED, "d": WAITING}
+        assert sorted(step for what, step in steps.log if what == "start") == ["b", "d"]
+        assert set(steps.skipped) == {"c"}
+
+    async def test_it_goes_on_in_a_later_walk(self) -> None:
+        walk = Graph(dependencies=graph(a="", b="a", c="b"))
+        first, second = Recorder({"b": WAITING}), Recorder()
+        left = await drive(walk, first.call, first.skip, parallel=4)
+        already = {step: state for step, state in left.items() if state is not WAITING}
+        ended = await drive(walk, second.call, second.skip, parallel=4, already=already)
+        assert ended == dict.fromkeys("abc", OK)
+        assert [step for what, step in second.log if what == "start"] == ["b", "c"]
+
+    @given(st.data())
+    def test_every_step_of_any_graph_ends_or_waits_or_is_left_alone_for_one_that_does(
+        self, data: st.DataObject
+    ) -> None:
+        names = [f"s{n}" for n in range(data.draw(st.integers(1, 8)))]
+        needs = {
+            name: frozenset(data.draw(st.lists(st.sampled_from(names[:index]), max_size=3))) if index else frozenset()
+            for index, name in enumerate(names)
+        }
+        ends = {name: data.draw(st.sampled_from([OK, OK, FAILED, REFUSED, WAITING, WAITING])) for name in names}
+        walk = Graph(
+            dependencies={name: needs[name] for name in data.draw(st.permutations(names))},
+            tolerant=frozenset(data.draw(st.lists(st.sampled_from(names)))),
+            on_failure=data.draw(st.sampled_from(["continue", "cancel"])),
+        )
+        steps = Recorder(ends)
+
+        async def within_time() -> dict[str, StepState]:
+            async with asyncio.timeout(20):
+                return await drive(walk, steps.call, steps.skip, parallel=data.draw(st.integers(1, 4)))
+
+        ended = asyncio.run(within_time())
+        waiting = {step for step, state in ended.items() if state is WAITING}
+        untouched = set(names) - ended.keys()
+        ran = [step for what, step in steps.log if what == "start"]
+        assert len(ran) == len(set(ran))
+        assert untouched.isdisjoint({*ran, *steps.skipped})
+        assert waiting <= {step for step in ran if ends[step] is WAITING} - set(steps.skipped)
+        for step in untouched:
+            assert above(needs, step) & waiting
+        for step in ran:
+            assert all(ended[needed] is OK or needed in walk.tolerant for needed in needs[step])
+        for step, (state, _) in steps.skipped.items():
+            assert ended[step] is state
+            assert step not in ran or (state is CANCELLED and ends[step] is WAITING)
+        bad = [step for step in ran if ended[step] in (FAILED, REFUSED) and step not in walk.tolerant]
+        if walk.on_failure == "cancel" and bad:
+            assert not waiting
+            assert not untouched

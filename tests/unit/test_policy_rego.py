@@ -55,7 +55,10 @@ def test_a_policy_that_says_yes_allows() -> None:
         ('decision := {"allow": true, "reasons": {["a"]}}', "`reasons.0`"),
         ('decision := {{"allow": true}}', "undefined"),
         ('decision := {"allow": true, "obligations": []}', "`obligations`"),
-        ('decision := {"allow": true, "obligations": {"approval": "a person"}}', "cannot do: approval"),
+        (
+            'decision := {"allow": true, "obligations": {"delete_everything": "at once"}}',
+            "cannot do: delete_everything",
+        ),
         ('decision := {"allow": true, "obligations": {"max_ttl": "5m"}}', "`obligations.max_ttl`"),
         ('decision := {"allow": true, "obligatons": {"max_ttl": 60}}', "not understood: obligatons"),
         ("decision := true", "undefined"),

@@ -151,6 +151,7 @@ def test_a_question_is_a_subject_an_action_a_resource_and_the_rest() -> None:
         "step",
         "grants",
         "time",
+        "approvals",
         "question",
         "supported_obligations",
         "custom_obligations",
