@@ -57,9 +57,7 @@ async def drive(
                 else:
                     running[asyncio.create_task(call(step), name=f"step {step}")] = step
             if not running:
-                if parked and not waiting.ready:
-                    break
-                continue
+                break  # nothing can start, nothing goes on: the rest needs what waits
             done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 step = running.pop(task)
@@ -118,11 +116,6 @@ class _Waiting:
     def __iter__(self) -> Iterator[str]:
         """Those that are left, in the order of their declaration."""
         return iter(self._place)
-
-    @property
-    def ready(self) -> bool:
-        """Whether a step may start or can never run."""
-        return any(self._steps[place] in self._place for place in self._ready)
 
     def next(self) -> str | None:
         """Take out the first step in the order of declaration that may start or can never run, if there is any."""
