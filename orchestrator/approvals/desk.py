@@ -12,8 +12,9 @@ from orchestrator.approvals.votes import Verdict, Vote, is_signed, sign, signed,
 from orchestrator.clock import Clock
 from orchestrator.errors import Refused, UsageError
 from orchestrator.jsontypes import JsonObject
-from orchestrator.ledger.coordination.approvals import ApprovalRecord, ApprovalState, ApprovalStore, VoteRecord
+from orchestrator.ledger.coordination.approvals import ApprovalRecord, ApprovalStore, VoteRecord
 from orchestrator.ledger.ids import new_approval_id
+from orchestrator.ledger.states import ApprovalState
 from orchestrator.ledger.storage.times import time_to_text
 from orchestrator.policy.obligations import Approval
 from orchestrator.policy.types import PolicyRequest, subject_of

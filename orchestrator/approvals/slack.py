@@ -22,7 +22,8 @@ from orchestrator.approvals.desk import Standing
 from orchestrator.approvals.people import Person, Unproven
 from orchestrator.approvals.votes import Verdict
 from orchestrator.errors import OrchestratorError
-from orchestrator.ledger.coordination.approvals import ApprovalRecord, ApprovalState
+from orchestrator.ledger.coordination.approvals import ApprovalRecord
+from orchestrator.ledger.states import ApprovalState
 from orchestrator.network.slack import SLACK, slack_client
 from orchestrator.secret import Secret
 from orchestrator.vault.fields import section

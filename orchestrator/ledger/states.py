@@ -1,4 +1,4 @@
-"""How runs and steps stand."""
+"""How runs, steps and requests for approval stand."""
 
 from __future__ import annotations
 
@@ -36,3 +36,14 @@ class StepState(StrEnum):
     """It was running when its run was interrupted, and is tried again when that is resumed."""
     WAITING = "waiting"
     """Somebody has to agree before it gets credentials."""
+
+
+class ApprovalState(StrEnum):
+    """How a request for approval stands."""
+
+    OPEN = "open"
+    APPROVED = "approved"
+    DENIED = "denied"
+    EXPIRED = "expired"
+    WITHDRAWN = "withdrawn"
+    """Its run has ended, or asks for something else now."""

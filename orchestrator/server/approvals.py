@@ -26,7 +26,7 @@ from orchestrator.approvals.slack import (
 from orchestrator.approvals.views import approval_json, standing_json
 from orchestrator.approvals.votes import Verdict
 from orchestrator.errors import ExitCode, OrchestratorError, Refused, UnknownRun, UsageError
-from orchestrator.ledger.coordination.approvals import ApprovalState
+from orchestrator.ledger.states import ApprovalState
 from orchestrator.runs.types import Services
 from orchestrator.secret import Secret
 from orchestrator.vault.faults import VaultRefused

@@ -25,10 +25,10 @@ from orchestrator.assembly import open_services
 from orchestrator.clock import SystemClock
 from orchestrator.devstack.session import runtime_environment
 from orchestrator.errors import ExitCode
-from orchestrator.ledger.coordination.approvals import ApprovalRecord, ApprovalState
+from orchestrator.ledger.coordination.approvals import ApprovalRecord
 from orchestrator.ledger.events import ApprovalRequested, ApprovalVoted, LeaseRequested
 from orchestrator.ledger.opening import open_ledger
-from orchestrator.ledger.states import RunState, StepState
+from orchestrator.ledger.states import ApprovalState, RunState, StepState
 from orchestrator.ledger.types import RunRecord
 from orchestrator.recovery.waiting import decided_runs
 from orchestrator.redaction.redactor import Redactor

@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from orchestrator.actions.base import StepContext
-from orchestrator.actions.http.answer import _CHARACTER_SETS, body_of
+from orchestrator.actions.http.answer import body_of
 from orchestrator.actions.http.request import Request, RequestParams
 from orchestrator.actions.http.transfer import Incoming, Outgoing, redirected
 from orchestrator.errors import StepFailed
 from orchestrator.grants.credential import Credential
+from orchestrator.network.charsets import _CHARACTER_SETS
 from orchestrator.secret import Secret
 
 TOKEN = "canary-token.7f3a9-xyz"

@@ -30,9 +30,9 @@ from waiting import wait_for
 from orchestrator.actions.catalog import catalog
 from orchestrator.clock import SystemClock
 from orchestrator.devstack.session import runtime_environment
-from orchestrator.ledger.coordination.approvals import ApprovalRecord, ApprovalState
+from orchestrator.ledger.coordination.approvals import ApprovalRecord
 from orchestrator.ledger.opening import open_ledger
-from orchestrator.ledger.states import RunState
+from orchestrator.ledger.states import ApprovalState, RunState
 from orchestrator.workflow.loader import load_text
 
 SIGNING_SECRET = "8f742231b10e8888abcd99yyyzzz85a5"

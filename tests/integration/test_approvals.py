@@ -21,7 +21,7 @@ from orchestrator.approvals.votes import Verdict
 from orchestrator.assembly import open_services
 from orchestrator.clock import SystemClock
 from orchestrator.errors import ExitCode, OrchestratorError, PolicyDenied, Refused, UsageError
-from orchestrator.ledger.coordination.approvals import ApprovalRecord, ApprovalState
+from orchestrator.ledger.coordination.approvals import ApprovalRecord
 from orchestrator.ledger.events import (
     ApprovalEnded,
     ApprovalRequested,
@@ -31,7 +31,7 @@ from orchestrator.ledger.events import (
     LeaseRequested,
 )
 from orchestrator.ledger.opening import open_ledger
-from orchestrator.ledger.states import RunState, StepState
+from orchestrator.ledger.states import ApprovalState, RunState, StepState
 from orchestrator.policy.engines.rego.engine import PolicySource, RegoEngine
 from orchestrator.recovery.resumption import resume
 from orchestrator.recovery.waiting import decided_runs

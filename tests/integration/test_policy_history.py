@@ -7,7 +7,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,7 +25,7 @@ from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.states import RunState
 from orchestrator.ledger.types import DecisionFilter
 from orchestrator.policy.engines.rego.engine import RegoEngine
-from orchestrator.policy.types import PolicyRequest, input_digest
+from orchestrator.policy.types import PolicyRequest, Question, input_digest
 
 POLICIES = ROOT / "workflows" / "policies"
 BEGUN = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -42,33 +42,34 @@ class Ticking(SystemClock):
         return self.seen
 
 
-def decided(engine: RegoEngine, request: PolicyRequest, run: str, attempt: int) -> Decided:
-    from orchestrator.policy.types import Question
+def decided(engine: RegoEngine, request: PolicyRequest) -> Callable[[str, int], Decided]:
+    """What is recorded of a decision about the request, by run and attempt: the sample asks for neither."""
+    decision = engine.ask(Question.DECISION, request.as_json())
 
-    document = {
-        **request.as_json(),
-        "run": {"id": run, "trigger": "manual", "reason": "", "inputs": {"limit": attempt}},
-    }
-    decision = engine.ask(Question.DECISION, document)
-    return Decided(
-        step=request.step,
-        attempt=attempt,
-        engine=decision.engine,
-        revision=decision.revision,
-        input_digest=input_digest(document),
-        allow=decision.allow,
-        reasons=decision.reasons,
-        input=document,
-        answer=decision.answer,
-        obligations=decision.obligations.as_json(),
-    )
+    def recorded(run: str, attempt: int) -> Decided:
+        named = {"id": run, "trigger": "manual", "reason": "", "inputs": {"limit": attempt}}
+        document = {**request.as_json(), "run": named}
+        return Decided(
+            step=request.step,
+            attempt=attempt,
+            engine=decision.engine,
+            revision=decision.revision,
+            input_digest=input_digest(document),
+            allow=decision.allow,
+            reasons=decision.reasons,
+            input=document,
+            answer=decision.answer,
+            obligations=decision.obligations.as_json(),
+        )
+
+    return recorded
 
 
 async def history(path: Path, runs: int, each: int) -> str:
     """A ledger with so many runs of so many decisions each, one in ten of them a denial; the URL."""
     url = f"sqlite:///{path}"
     engine = RegoEngine.from_directory(POLICIES)
-    denied = [request for request, _ in DENIED.values()]
+    allowed, denied = decided(engine, QUERY), [decided(engine, request) for request, _ in DENIED.values()]
     with open_ledger(url, clock=Ticking()) as ledger:
         for number in range(runs):
             run = f"run_{number:06d}"
@@ -82,8 +83,7 @@ async def history(path: Path, runs: int, each: int) -> str:
             )
             fence = await ledger.begin_run(run, started)
             events: list[Any] = [
-                decided(engine, denied[(number + n) % len(denied)] if n % 10 == 9 else QUERY, run, n + 1)
-                for n in range(each)
+                (denied[(number + n) % len(denied)] if n % 10 == 9 else allowed)(run, n + 1) for n in range(each)
             ]
             await ledger.append(run, fence, [*events, RunFinished(state=RunState.SUCCEEDED, exit_code=0)])
     return url
@@ -123,22 +123,29 @@ class TestReplay:
     ) -> None:
         """The time is bounded generously: ten seconds are asked for, on a machine of its own."""
         url = await history(tmp_path / "ledger.db", 500, 20)
+        change(policies, "max_ttl := 900", "max_ttl := 119")
         with environment(monkeypatch, url):
             begun = time.monotonic()
-            assert main(["policy", "replay", "--json"]) == 0
-            took = time.monotonic() - begun
-            same = json.loads(capsys.readouterr().out)
-            assert same["asked"] == 10_000
-            assert same["unchanged"] is True
-            assert took < 30
-            change(policies, "max_ttl := 900", "max_ttl := 119")
             assert main(["policy", "replay", "--json", "--policy-path", str(policies)]) == 4
+            took = time.monotonic() - begun
             found = json.loads(capsys.readouterr().out)
+            assert found["asked"] == 10_000
             assert found["counts"]["denied"] == 9_000
             assert found["counts"]["allowed"] == 0
             assert found["changed"][0]["now"]["reasons"] == [
                 "grant `db` lives 120s, longer than the 119s that are allowed"
             ]
+            assert took < 40
+
+    async def test_the_same_policies_decide_the_same(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with environment(monkeypatch, await history(tmp_path / "ledger.db", 40, 20)):
+            assert main(["policy", "replay", "--json"]) == 0
+            found = json.loads(capsys.readouterr().out)
+            assert (found["asked"], found["unchanged"]) == (800, True)
+            assert main(["policy", "replay"]) == 0
+            assert "newly" not in capsys.readouterr().out
 
     async def test_what_would_newly_be_allowed_is_told_too(
         self, tmp_path: Path, policies: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -120,6 +120,7 @@ class TestQueue:
             connection.execute(text("ALTER TABLE queued_run DROP COLUMN reason"))
             connection.execute(text("DROP TABLE approval_vote"))
             connection.execute(text("DROP TABLE approval"))
+            connection.execute(text("DROP TABLE request_seen"))
             connection.execute(text("UPDATE alembic_version SET version_num = 'r0008'"))
         engine.dispose()
         with open_ledger(bench.config().ledger_url, clock=SystemClock()) as ledger:

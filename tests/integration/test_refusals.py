@@ -217,8 +217,9 @@ def test_a_run_waits_within_its_deadline_for_a_vault_that_comes_back(own_bench: 
     with ThreadPoolExecutor(1) as keeper:  # the server dies with the thread that starts it
         servers.openbao.seal()
         started = keeper.submit(start_again_once_the_run_has_begun)
-        assert bench.run(text, install=False).exit_code is ExitCode.DONE
+        outcome = bench.run(text, install=False)
         started.result()
+        assert outcome.exit_code is ExitCode.DONE, [error.message for error in outcome.errors.values()]
         bench.assert_nothing_left()
 
 

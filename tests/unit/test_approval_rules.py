@@ -19,8 +19,9 @@ from orchestrator.approvals.people import Person
 from orchestrator.approvals.votes import Verdict
 from orchestrator.clock import SystemClock
 from orchestrator.errors import Refused, UsageError
-from orchestrator.ledger.coordination.approvals import ApprovalState, ApprovalStore
+from orchestrator.ledger.coordination.approvals import ApprovalStore
 from orchestrator.ledger.opening import open_ledger
+from orchestrator.ledger.states import ApprovalState
 from orchestrator.policy.obligations import Approval
 from orchestrator.policy.types import subject_of
 

@@ -9,7 +9,7 @@ import typer
 
 from orchestrator.cli import options
 from orchestrator.errors import UsageError
-from orchestrator.ledger.coordination.approvals import ApprovalState
+from orchestrator.ledger.states import ApprovalState
 
 if TYPE_CHECKING:
     from orchestrator.approvals.desk import Standing

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.grants.models import format_duration
 from orchestrator.grants.scope import scope_from_json
 from orchestrator.jsontypes import JsonObject
-from orchestrator.ledger.coordination.approvals import ApprovalRecord, ApprovalState
+from orchestrator.ledger.coordination.approvals import ApprovalRecord
+from orchestrator.ledger.states import ApprovalState
 
 if TYPE_CHECKING:
     from orchestrator.approvals.desk import Standing

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import Connection, Engine, RowMapping, delete, exists, insert, select, update
@@ -21,23 +20,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from orchestrator.errors import LedgerError, UnknownRun
 from orchestrator.jsontypes import JsonObject
 from orchestrator.ledger.faults import ledger_error
-from orchestrator.ledger.states import RunState, StepState
+from orchestrator.ledger.states import ApprovalState, RunState, StepState
 from orchestrator.ledger.storage.codec import canonical_json
 from orchestrator.ledger.storage.connect import BEGIN
 from orchestrator.ledger.storage.tables import approval, approval_vote, request_seen, run, step
 from orchestrator.ledger.storage.times import text_to_time, time_to_text
-
-
-class ApprovalState(StrEnum):
-    """How a request for approval stands."""
-
-    OPEN = "open"
-    APPROVED = "approved"
-    DENIED = "denied"
-    EXPIRED = "expired"
-    WITHDRAWN = "withdrawn"
-    """Its run has ended, or asks for something else now."""
-
 
 _DECIDED = [state.value for state in (ApprovalState.APPROVED, ApprovalState.DENIED, ApprovalState.EXPIRED)]
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 from orchestrator.approvals.desk import Standing
 from orchestrator.errors import LedgerError, PolicyDenied
-from orchestrator.ledger.coordination.approvals import ApprovalState
 from orchestrator.ledger.events import ApprovalEnded, ApprovalRequested, ApprovalVoted, Event
+from orchestrator.ledger.states import ApprovalState
 from orchestrator.ledger.types import LedgerReader
 from orchestrator.policy.obligations import Approval
 from orchestrator.policy.types import Decision, PolicyRequest
