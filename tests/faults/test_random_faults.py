@@ -43,7 +43,7 @@ from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.runner import Runner
 from orchestrator.workflow.loader import load_text
 
-FAULTS = int(os.environ.get("ORCHESTRATOR_TEST_FAULTS", "300"))
+FAULTS = int(os.environ.get("ORCHESTRATOR_TEST_FAULTS", "200"))
 SEED = int(os.environ.get("ORCHESTRATOR_TEST_SEED", str(random.SystemRandom().randrange(10**6))))
 
 VAULTS_PAUSES = 60.0 + 10 + 20 + 40 + 80 + 160
