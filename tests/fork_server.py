@@ -1,7 +1,8 @@
-"""Children that are there at once: one process imports what they need and forks for each of them.
+"""Processes that are there at once: one that has imported what they need forks for each of them.
 
-Importing takes most of the time of a child that lives for a moment. What is forked has no threads and no open
-connection, so a child is as if it had just been started; it is killed, and found dead, like any other process.
+Importing takes most of the time of a process that lives for a moment, and more than a second of every other. What is
+forked has no threads and no open connection, so it is as if it had just been started; it is killed, and found dead,
+like any other process. Only its arguments in /proc are those of the process that forked it.
 """
 
 from __future__ import annotations
@@ -10,25 +11,79 @@ import asyncio
 import gc
 import json
 import os
+import select
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from orchestrator.clock import SystemClock
 from orchestrator.ledger.opening import open_ledger
 
 FAULTS = Path(__file__).with_name("faults")
 IMPORTED_LATE = (
-    *("httpx", "hvac", "pglast", "psycopg", "ruamel.yaml", "orchestrator.runs.engines.dbos", "orchestrator.cli.main"),
-    *(f"orchestrator.cli.commands.{name}" for name in ("run", "runs", "leases", "queue")),
+    *("httpx", "hvac", "pglast", "psycopg", "ruamel.yaml", "uvicorn", "orchestrator.runs.engines.dbos"),
+    *("orchestrator.cli.main", *(f"orchestrator.cli.commands.{name}" for name in ("run", "runs", "leases", "queue"))),
 )
+STATUS = struct.Struct("i")
+"""How a process ended, as the pipe brings it: what waitpid(2) gives."""
+
+
+class Forked:
+    """A process that was forked, to be dealt with as with a `subprocess.Popen`."""
+
+    def __init__(self, pid: int, ended: int, stdout: IO[str] | None) -> None:
+        self.pid, self.stdout = pid, stdout
+        self._ended = ended
+        self.returncode: int | None = None
+        self._said = ""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code, negative for a signal. Raises subprocess.TimeoutExpired after so many seconds."""
+        if self.returncode is None:
+            ready, _, _ = select.select([self._ended], [], [], timeout)
+            if not ready:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
+            self.returncode = os.waitstatus_to_exitcode(STATUS.unpack(os.read(self._ended, STATUS.size))[0])
+            os.close(self._ended)
+        return self.returncode
+
+    def poll(self) -> int | None:
+        with suppress(subprocess.TimeoutExpired):
+            return self.wait(0)
+        return None
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+        """What it printed, once it has ended."""
+        reading = threading.Thread(target=self._read, daemon=True)
+        reading.start()
+        self.wait(timeout)
+        reading.join(timeout)
+        return self._said, None
+
+    def _read(self) -> None:
+        if self.stdout is not None and not self.stdout.closed:
+            with self.stdout:
+                self._said += self.stdout.read()
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 class ForkServer(AbstractContextManager["ForkServer"]):
@@ -36,19 +91,21 @@ class ForkServer(AbstractContextManager["ForkServer"]):
 
     def __init__(self, directory: Path) -> None:
         self._written = directory / "stdout", directory / "stderr"
+        self._turn = threading.Lock()
 
     def __enter__(self) -> Self:
-        self._server = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        self._asking, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._server = subprocess.Popen(
+                [sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()]
+            )
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._server:
-            assert self._server.stdin is not None
-            self._server.stdin.close()
+        self._asking.close()
+        self._server.wait()
 
     def run(self, given: dict[str, Any], *, seconds: int = 90) -> int:
         """How a crash child ended: its exit code, or the negative number of its signal (-14 where it took too long).
@@ -68,18 +125,31 @@ class ForkServer(AbstractContextManager["ForkServer"]):
         output, errors = (file.read_text() for file in self._written)
         return subprocess.CompletedProcess(["orchestrator", *words], ended, output, errors)
 
+    def start(self, *words: str, environment: Mapping[str, str], log: IO[bytes] | None = None) -> Forked:
+        """`orchestrator WORDS`, which goes on. What it prints goes to the log, or can be read here as `stdout`."""
+        asked = {"words": words, "environment": dict(environment), "seconds": 0}
+        if log is not None:
+            return self._forked(asked, log.fileno(), log.fileno(), None)
+        reading, writing = os.pipe()
+        try:
+            return self._forked(asked, writing, writing, os.fdopen(reading, encoding="utf-8"))
+        finally:
+            os.close(writing)
+
     def _ended(self, asked: dict[str, Any]) -> int:
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
-        for file in self._written:
-            file.write_bytes(b"")
-        self._server.stdin.write(json.dumps({**asked, "written": [str(file) for file in self._written]}) + "\n")
-        self._server.stdin.flush()
-        return int(self._server.stdout.readline())
+        with self._written[0].open("wb") as output, self._written[1].open("wb") as errors:
+            return self._forked(asked, output.fileno(), errors.fileno(), None).wait()
+
+    def _forked(self, asked: dict[str, Any], output: int, errors: int, stdout: IO[str] | None) -> Forked:
+        ended, ending = os.pipe()
+        with self._turn:
+            socket.send_fds(self._asking, [json.dumps(asked).encode()], [output, errors, ending])
+            os.close(ending)
+            return Forked(int(self._asking.recv(20)), ended, stdout)
 
 
-def serve() -> None:
-    """Fork for each line of the standard input, and answer with how the child ended."""
+def serve(asking: socket.socket) -> None:
+    """Fork for each message, and say of each that ended how it did."""
     sys.path.insert(0, str(FAULTS))
     crash_child = import_module("crash_child")
     for name in crash_child.catalog.names():
@@ -89,27 +159,62 @@ def serve() -> None:
     with tempfile.TemporaryDirectory() as directory:  # imports what makes the tables, too
         open_ledger(f"sqlite:///{directory}/ledger.db", clock=SystemClock()).close()
     gc.freeze()
-    for line in sys.stdin:
-        asked = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            signal.alarm(asked["seconds"])
-            _redirect(*asked["written"])
-            if "given" in asked:
-                sys.exit(asyncio.run(crash_child.main(asked["given"])))
-            os.environ.clear()
-            os.environ.update(asked["environment"])
-            sys.argv = ["orchestrator", *asked["words"]]
-            import_module("orchestrator.cli.entry").run()
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+    wake, waker = os.pipe()
+    for end in (wake, waker):
+        os.set_blocking(end, False)
+    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+    alive: dict[int, int] = {}
+    while True:
+        ready, _, _ = select.select([asking, wake], [], [])
+        if wake in ready:
+            os.read(wake, 512)
+            tell_ended(alive)
+        if asking in ready:
+            message, descriptors, _, _ = socket.recv_fds(asking, 1 << 20, 3)
+            if not message:
+                break
+            output, errors, ending = descriptors
+            pid = os.fork()
+            if pid == 0:
+                for descriptor in (asking.detach(), wake, waker, ending, *alive.values()):
+                    os.close(descriptor)
+                be(json.loads(message), output, errors, crash_child)
+            os.close(output)
+            os.close(errors)
+            alive[pid] = ending
+            asking.send(str(pid).encode())
+    for pid in alive:
+        os.kill(pid, signal.SIGKILL)
 
 
-def _redirect(output: str, errors: str) -> None:
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    for number, file in enumerate((output, errors), start=1):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), number)
+def tell_ended(alive: dict[int, int]) -> None:
+    with suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            if (pipe := alive.pop(ended[0], None)) is not None:
+                with suppress(BrokenPipeError):
+                    os.write(pipe, STATUS.pack(ended[1]))
+                os.close(pipe)
+
+
+def be(asked: dict[str, Any], output: int, errors: int, crash_child: Any) -> None:
+    """The process that was asked for; returns never."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.alarm(asked["seconds"])
+    for number, descriptor in enumerate((os.open(os.devnull, os.O_RDONLY), output, errors)):
+        os.dup2(descriptor, number)
+        if descriptor > 2:
+            os.close(descriptor)
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)  # the old ones know what they wrote to at first
+    sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
+    if "given" in asked:
+        sys.exit(asyncio.run(crash_child.main(asked["given"])))
+    os.environ.clear()
+    os.environ.update(asked["environment"])
+    sys.argv = ["orchestrator", *asked["words"]]
+    import_module("orchestrator.cli.entry").run()
 
 
 if __name__ == "__main__":
-    serve()
+    serve(socket.socket(fileno=int(sys.argv[1])))

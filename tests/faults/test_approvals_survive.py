@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -17,7 +16,7 @@ from typing import Any
 
 import pytest
 from bench import Bench
-from fork_server import ForkServer
+from fork_server import Forked, ForkServer
 from waiting import wait_for
 
 from orchestrator.actions.catalog import catalog
@@ -71,7 +70,7 @@ class Office:
 
     bench: Bench
     children: ForkServer
-    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+    processes: list[Forked] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.policies = self.bench.directory / "policies"
@@ -106,14 +105,8 @@ class Office:
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
         return self.children.command(*words, environment=self.environment())
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.cli", *words],
-            env=self.environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    def start(self, *words: str) -> Forked:
+        process = self.children.start(*words, environment=self.environment())
         self.processes.append(process)
         return process
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from bench import Bench, Setup
+from fork_server import Forked, ForkServer
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.clock import SystemClock
@@ -78,7 +77,7 @@ class Command:
     """A command under way, and where it writes."""
 
     words: tuple[str, ...]
-    process: subprocess.Popen[bytes]
+    process: Forked
     written: Path
 
     def said(self) -> str:
@@ -95,6 +94,7 @@ class Storm:
     flow: Path
     ledger: Ledger
     chance: random.Random
+    children: ForkServer
     runs: list[str] = field(default_factory=list)
     kills: int = 0
     sweeps: int = 0
@@ -108,9 +108,8 @@ class Storm:
             "ORCHESTRATOR_LEDGER_URL": self.setup.ledger_url,
         }
         written = self.bench.directory / f"written-{time.monotonic_ns()}"
-        command = [sys.executable, "-m", "orchestrator.cli", *words]
         with written.open("wb") as file:
-            process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+            process = self.children.start(*words, environment=environment, log=file)
         return Command(words, process, written)
 
     def round(self) -> None:
@@ -171,13 +170,13 @@ class Storm:
 
 
 @pytest.mark.parametrize("setup", ["local-sqlite", "local-postgresql"], indirect=True)
-def test_nothing_is_left_and_nothing_is_done_twice(bench: Bench, setup: Setup) -> None:
+def test_nothing_is_left_and_nothing_is_done_twice(bench: Bench, setup: Setup, children: ForkServer) -> None:
     print(f"ORCHESTRATOR_TEST_SEED={SEED} ORCHESTRATOR_TEST_KILLS={KILLS}")
     bench.install(load_text(FLOW, filename="storm.yaml", actions=catalog).workflow)
     flow = bench.directory / "storm.yaml"
     flow.write_text(FLOW)
     with open_ledger(setup.ledger_url, clock=SystemClock()) as ledger:
-        storm = Storm(bench, setup, flow, ledger, random.Random(SEED))
+        storm = Storm(bench, setup, flow, ledger, random.Random(SEED), children)
         rounds = 0
         while storm.kills < KILLS:
             rounds += 1

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import Any, Self
 import psycopg
 import pytest
 from bench import Bench, Setup
-from fork_server import ForkServer
+from fork_server import Forked, ForkServer
 from queued import queued
 from waiting import wait_for
 
@@ -63,7 +62,7 @@ class Team:
     setup: Setup
     marks: Path
     children: ForkServer
-    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+    processes: list[Forked | subprocess.Popen[str]] = field(default_factory=list)
 
     def __enter__(self) -> Self:
         return self
@@ -111,18 +110,12 @@ class Team:
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self.children.command(*arguments, environment=self.environment())
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.cli", *arguments],
-            env=self.environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    def start(self, *arguments: str) -> Forked:
+        process = self.children.start(*arguments, environment=self.environment())
         self.processes.append(process)
         return process
 
-    def worker(self) -> subprocess.Popen[str]:
+    def worker(self) -> Forked:
         return self.start("worker", "--no-listen")
 
     def run(self, run_id: str) -> RunRecord | None:
@@ -138,7 +131,7 @@ class Team:
         with open_ledger(self.ledger_url, clock=SystemClock()) as ledger:
             return ledger.runners.owner(run_id)
 
-    def driver(self, run_id: str) -> subprocess.Popen[str]:
+    def driver(self, run_id: str) -> Forked | subprocess.Popen[str]:
         """The process that drives a run."""
         owner = wait_for(lambda: self.owner(run_id), "somebody to take the run")
         return next(process for process in self.processes if f"-{process.pid}-" in owner)

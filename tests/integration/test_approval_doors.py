@@ -8,8 +8,6 @@ import hmac
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +23,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.keywrap import aes_key_wrap_with_padding
+from fork_server import Forked, ForkServer
 from waiting import wait_for
 
 from orchestrator.actions.catalog import catalog
@@ -94,7 +93,8 @@ class Doors:
 
     bench: Bench
     slack: Slack
-    process: subprocess.Popen[bytes] | None = None
+    children: ForkServer
+    process: Forked | None = None
     tokens: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -126,17 +126,10 @@ class Doors:
             "ORCHESTRATOR_SLACK_API": f"http://127.0.0.1:{self.slack.server.server_port}/api",
         }
 
-    def command(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "orchestrator.cli", *words]
-
     def start(self, *options: str) -> None:
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                self.command("worker", "--listen", "127.0.0.1:0", "--log-format", "json", *options),
-                env=self.environment(),
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-            )
+            words = ("worker", "--listen", "127.0.0.1:0", "--log-format", "json", *options)
+            self.process = self.children.start(*words, environment=self.environment(), log=log)
 
     @property
     def address(self) -> str:
@@ -151,7 +144,7 @@ class Doors:
         path = self.bench.directory / "asked.yaml"
         path.write_text(FLOW)
         self.bench.install(load_text(FLOW, filename="asked.yaml", actions=catalog).workflow)
-        subprocess.run(self.command("queue", "add", str(path)), env=self.environment(), check=True)
+        self.children.command("queue", "add", str(path), environment=self.environment()).check_returncode()
         (record,) = wait_for(self.open_requests, "the request")
         wait_for(lambda: self.state(record) is RunState.WAITING, "the run that waits")
         return record
@@ -236,11 +229,11 @@ def import_signing_secret(bench: Bench) -> None:
 
 
 @pytest.fixture
-def doors(bench: Bench) -> Iterator[Doors]:
+def doors(bench: Bench, children: ForkServer) -> Iterator[Doors]:
     vault = bench.vault
     vault.sys.enable_auth_method("userpass")
     import_signing_secret(bench)
-    made = Doors(bench, Slack())
+    made = Doors(bench, Slack(), children)
     try:
         yield made
     finally:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from bench import Bench, Setup
+from fork_server import ForkServer
 from test_serve import Served, served_on
 from waiting import wait_for
 
@@ -267,8 +268,8 @@ def test_a_worker_that_leaves_gives_back_what_it_had_claimed_and_never_begun(
 
 
 @pytest.fixture
-def served(bench: Bench) -> Any:
-    with served_on(bench) as served:
+def served(bench: Bench, children: ForkServer) -> Any:
+    with served_on(bench, children) as served:
         yield served
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from bench import Bench, Setup
+from fork_server import ForkServer
 from test_serve import Served, served_on
 from waiting import wait_for
 
@@ -32,8 +33,8 @@ NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 
 
 @pytest.fixture
-def served(bench: Bench) -> Any:
-    with served_on(bench) as served:
+def served(bench: Bench, children: ForkServer) -> Any:
+    with served_on(bench, children) as served:
         yield served
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from bench import Bench
+from fork_server import Forked, ForkServer
 from queued import queued
 from test_hostile_workflows import HOSTILE, workflow
 from test_serve import QUICK, WORKFLOW, Served, served_on
@@ -44,7 +44,7 @@ SQL = {
 }
 
 
-def stays_small(process: subprocess.Popen[bytes] | None) -> None:
+def stays_small(process: Forked | None) -> None:
     """A service and what it started take no more memory than they may."""
     assert process is not None
     status = [_status(entry) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
@@ -68,8 +68,8 @@ def _resident(status: dict[str, str]) -> int:
 
 
 @pytest.fixture
-def served(bench: Bench) -> Iterator[Served]:
-    with served_on(bench) as served:
+def served(bench: Bench, children: ForkServer) -> Iterator[Served]:
+    with served_on(bench, children) as served:
         yield served
 
 
@@ -145,8 +145,8 @@ def test_a_worker_goes_on_with_the_others_whatever_is_queued(served: Served) -> 
         path = installed(served, name, text, served.bench.directory)
         queued(served.bench.config().ledger_url, path)
     with served.log.open("ab") as log:
-        command = served.command("worker", "--listen", "127.0.0.1:0", "--log-format", "json")
-        served.process = subprocess.Popen(command, env=served.environment, stdout=subprocess.DEVNULL, stderr=log)
+        words = ("worker", "--listen", "127.0.0.1:0", "--log-format", "json")
+        served.process = served.children.start(*words, environment=served.environment, log=log)
     wait_for(lambda: served.runs("wanted", RunState.SUCCEEDED), "the run behind the hostile ones", 90)
     all_fail(served)
     assert served.process.poll() is None

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from bench import Bench
+from fork_server import ForkServer
 from sqlalchemy import create_engine, text
 from test_serve import served_on
 from waiting import wait_for
@@ -132,8 +133,8 @@ class TestQueue:
             assert step.state is StepState.REFUSED
 
 
-def test_a_schedule_says_why(bench: Bench) -> None:
-    with served_on(bench) as served:
+def test_a_schedule_says_why(bench: Bench, children: ForkServer) -> None:
+    with served_on(bench, children) as served:
         folder = bench.directory / "policies"
         folder.mkdir()
         (folder / "p.rego").write_text(f"package orchestrator\n{DEMANDING}")

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from bench import Bench
+from fork_server import Forked, ForkServer
 from waiting import wait_for
 
 from orchestrator.actions.catalog import catalog
@@ -51,12 +51,13 @@ SLEEPING = "SELECT pid FROM pg_stat_activity WHERE usename LIKE 'orc\\_%' AND wa
 class Served:
     """A running `orchestrator serve`, its folder, its log and its ledger."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Bench, children: ForkServer) -> None:
         self.bench = bench
+        self.children = children
         self.folder = bench.directory / "workflows"
         self.folder.mkdir(exist_ok=True)
         self.log = bench.directory / "stderr"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Forked | None = None
         self.environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith(("ORCHESTRATOR_", "VAULT_"))},
             **runtime_environment(bench.provisioned, bench.directory),
@@ -74,20 +75,12 @@ class Served:
 
     def start(self, *options: str) -> None:
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                self.command("serve", str(self.folder), "--listen", "127.0.0.1:0", "--log-format", "json", *options),
-                env=self.environment,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-            )
-
-    def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "orchestrator.cli", *arguments]
+            words = ("serve", str(self.folder), "--listen", "127.0.0.1:0", "--log-format", "json", *options)
+            self.process = self.children.start(*words, environment=self.environment, log=log)
 
     def schedules(self, *arguments: str) -> Any:
-        answer = subprocess.run(
-            self.command("schedules", *arguments, "--json"), env=self.environment, capture_output=True, check=True
-        )
+        answer = self.children.command("schedules", *arguments, "--json", environment=self.environment)
+        answer.check_returncode()
         return json.loads(answer.stdout)
 
     def records(self) -> list[dict[str, Any]]:
@@ -114,8 +107,8 @@ class Served:
 
 
 @contextmanager
-def served_on(bench: Bench) -> Iterator[Served]:
-    served = Served(bench)
+def served_on(bench: Bench, children: ForkServer) -> Iterator[Served]:
+    served = Served(bench, children)
     try:
         yield served
     finally:
@@ -131,8 +124,8 @@ def served_on(bench: Bench) -> Iterator[Served]:
 
 
 @pytest.fixture
-def served(bench: Bench) -> Iterator[Served]:
-    with served_on(bench) as served:
+def served(bench: Bench, children: ForkServer) -> Iterator[Served]:
+    with served_on(bench, children) as served:
         yield served
 
 
@@ -303,7 +296,7 @@ def test_pausing_stops_the_schedule_triggering_runs_once_and_resuming_goes_on(se
 def test_two_schedulers_share_the_times_and_run_none_twice(served: Served) -> None:
     served.put("shared", "{ every: 1s }")
     served.start()
-    other = Served(served.bench)
+    other = Served(served.bench, served.children)
     other.log = served.bench.directory / "stderr-other"
     other.start()
     try:

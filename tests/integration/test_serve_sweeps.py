@@ -6,6 +6,7 @@ import asyncio
 
 from bench import Bench
 from ephemeral import created
+from fork_server import ForkServer
 from test_irrevocable import BROKEN, give_up
 from test_serve import Served, served_on
 from waiting import wait_for
@@ -36,9 +37,9 @@ def figures(served: Served) -> str:
     return served.get("/metrics").text
 
 
-def test_expired_logins_are_swept_soon_after_the_start_and_counted(bench: Bench) -> None:
+def test_expired_logins_are_swept_soon_after_the_start_and_counted(bench: Bench, children: ForkServer) -> None:
     created(bench, EXPIRED, valid="-1 hour")
-    with served_on(bench) as served:
+    with served_on(bench, children) as served:
         served.start()
         wait_for(lambda: 'orchestrator_orphans_swept_total{connection="support"} 1.0' in figures(served), "the sweep")
         assert EXPIRED not in bench.logins()
@@ -48,8 +49,8 @@ def test_expired_logins_are_swept_soon_after_the_start_and_counted(bench: Bench)
     bench.assert_nothing_left()
 
 
-def test_they_are_swept_again_and_again(bench: Bench) -> None:
-    with served_on(bench) as served:
+def test_they_are_swept_again_and_again(bench: Bench, children: ForkServer) -> None:
+    with served_on(bench, children) as served:
         served.environment["ORCHESTRATOR_SWEEP_INTERVAL"] = "1"
         served.start()
         wait_for(lambda: served.runs(SWEEP_WORKFLOW, RunState.SUCCEEDED), "a first sweep that finds nothing")
@@ -60,14 +61,14 @@ def test_they_are_swept_again_and_again(bench: Bench) -> None:
 
 
 def test_what_vault_has_given_up_is_counted_and_a_failed_lease_is_left_alone_until_its_pause_is_over(
-    bench: Bench,
+    bench: Bench, children: ForkServer
 ) -> None:
     lease = left(bench)
     failed = [LeaseRevocationFailed(lease_id=lease.lease_id, error="no answer")] * 6
     record(bench, lease.run_id, failed)
     give_up(bench, lease.vault_lease_id)
     try:
-        with served_on(bench) as served:
+        with served_on(bench, children) as served:
             served.start()
             wait_for(lambda: "orchestrator_leases_irrevocable 1.0" in figures(served), "the figure")
             wait_for(lambda: "orchestrator_leases_pending 1.0" in figures(served), "the other figure")
