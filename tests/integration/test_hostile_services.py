@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -44,7 +45,7 @@ SQL = {
 }
 
 
-def stays_small(process: Forked | None) -> None:
+def stays_small(process: Forked | subprocess.Popen[bytes] | None) -> None:
     """A service and what it started take no more memory than they may."""
     assert process is not None
     status = [_status(entry) for entry in Path("/proc").iterdir() if entry.name.isdigit()]

@@ -6,6 +6,8 @@ import asyncio
 import logging
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -15,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 from bench import Bench
+from fork_server import ForkServer
 from test_serve import Served
 from waiting import wait_for
 
@@ -36,9 +39,20 @@ DESCRIPTORS = 1024
 class Limited(Served):
     """`orchestrator serve` as one that may have no more than 1024 descriptors."""
 
-    def command(self, *arguments: str) -> list[str]:
-        limit = f'ulimit -n {DESCRIPTORS}; exec "$@"'
-        return ["/bin/sh", "-c", limit, "sh", *super().command(*arguments)]
+    def start(self, *options: str) -> None:
+        limited = (
+            "/bin/sh",
+            "-c",
+            f'ulimit -n {DESCRIPTORS}; exec "$@"',
+            "sh",
+            sys.executable,
+            "-m",
+            "orchestrator.cli",
+        )
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*limited, *self.words(*options)], env=self.environment, stdout=subprocess.DEVNULL, stderr=log
+            )
 
     def descriptors(self) -> int:
         assert self.process is not None
@@ -46,8 +60,8 @@ class Limited(Served):
 
 
 @pytest.fixture
-def served(bench: Bench) -> Iterator[Limited]:
-    served = Limited(bench)
+def served(bench: Bench, children: ForkServer) -> Iterator[Limited]:
+    served = Limited(bench, children)
     try:
         yield served
     finally:

@@ -57,7 +57,7 @@ class Served:
         self.folder = bench.directory / "workflows"
         self.folder.mkdir(exist_ok=True)
         self.log = bench.directory / "stderr"
-        self.process: Forked | None = None
+        self.process: Forked | subprocess.Popen[bytes] | None = None
         self.environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith(("ORCHESTRATOR_", "VAULT_"))},
             **runtime_environment(bench.provisioned, bench.directory),
@@ -75,8 +75,10 @@ class Served:
 
     def start(self, *options: str) -> None:
         with self.log.open("ab") as log:
-            words = ("serve", str(self.folder), "--listen", "127.0.0.1:0", "--log-format", "json", *options)
-            self.process = self.children.start(*words, environment=self.environment, log=log)
+            self.process = self.children.start(*self.words(*options), environment=self.environment, log=log)
+
+    def words(self, *options: str) -> list[str]:
+        return ["serve", str(self.folder), "--listen", "127.0.0.1:0", "--log-format", "json", *options]
 
     def schedules(self, *arguments: str) -> Any:
         answer = self.children.command("schedules", *arguments, "--json", environment=self.environment)
