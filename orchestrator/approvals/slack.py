@@ -11,11 +11,11 @@ import base64
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from orchestrator.approvals.desk import Standing
@@ -25,10 +25,12 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.ledger.coordination.approvals import ApprovalRecord
 from orchestrator.ledger.states import ApprovalState
 from orchestrator.network.slack import SLACK, slack_client
-from orchestrator.secret import Secret
 from orchestrator.vault.fields import section
 from orchestrator.vault.login_request import read_secret
 from orchestrator.vault.session import VaultSession
+
+if TYPE_CHECKING:
+    from slack_sdk.web.async_client import AsyncWebClient
 
 log = logging.getLogger(__name__)
 
@@ -66,38 +68,40 @@ class SlackApprovals:
     api: str = SLACK
 
     async def announce(self, record: ApprovalRecord) -> None:
-        """Post the request (`chat.postMessage`). That it cannot be posted is logged: it can be seen elsewhere."""
-        try:
-            async with slack_client(self._token(), self.api, seconds=_SECONDS) as client:
-                await client.chat_postMessage(channel=self.channel, text=_summary(record), blocks=_blocks(record))
-        except Exception as error:  # noqa: BLE001 -- whatever the SDK raises: the request stays open
-            _not_posted(record.approval_id, error)
+        """Post the request (`chat.postMessage`)."""
+        await self._call(
+            record.approval_id,
+            lambda slack: slack.chat_postMessage(channel=self.channel, text=_summary(record), blocks=_blocks(record)),
+        )
 
     async def conclude(self, pressed: Pressed, standing: Standing) -> None:
         """Say in the message how the request stands (`chat.update`); the buttons go when it is closed."""
         blocks = [_text(_summary(standing.record)), _text(_said(standing))]
         if standing.state is ApprovalState.OPEN:
             blocks.append(_buttons(standing.record))
-        try:
-            async with slack_client(self._token(), self.api, seconds=_SECONDS) as client:
-                await client.chat_update(
-                    channel=pressed.channel, ts=pressed.message, text=_summary(standing.record), blocks=blocks
-                )
-        except Exception as error:  # noqa: BLE001 -- what was said counts, whether the message shows it or not
-            _not_posted(standing.record.approval_id, error)
+        summary = _summary(standing.record)
+        await self._call(
+            standing.record.approval_id,
+            lambda slack: slack.chat_update(channel=pressed.channel, ts=pressed.message, text=summary, blocks=blocks),
+        )
 
     async def refuse(self, pressed: Pressed, reason: str) -> None:
         """Tell the one who pressed, and nobody else, why that does not count (`chat.postEphemeral`)."""
-        try:
-            async with slack_client(self._token(), self.api, seconds=_SECONDS) as client:
-                await client.chat_postEphemeral(
-                    channel=pressed.channel, user=pressed.by.name.partition(":")[2], text=_escaped(reason)
-                )
-        except Exception as error:  # noqa: BLE001 -- it does not count, whether that can be told or not
-            _not_posted(pressed.approval_id, error)
+        user = pressed.by.name.partition(":")[2]
+        await self._call(
+            pressed.approval_id,
+            lambda slack: slack.chat_postEphemeral(channel=pressed.channel, user=user, text=_escaped(reason)),
+        )
 
-    def _token(self) -> Secret:
-        return read_secret(self.token_file, "Slack token file")
+    async def _call(self, approval_id: str, method: Callable[[AsyncWebClient], Awaitable[object]]) -> None:
+        """That Slack shows nothing is logged: the request stands as it does, and can be seen elsewhere."""
+        try:
+            token = read_secret(self.token_file, "Slack token file")
+            async with slack_client(token, self.api, seconds=_SECONDS) as client:
+                await method(client)
+        except Exception as error:  # noqa: BLE001 -- whatever the SDK raises
+            why = error.message if isinstance(error, OrchestratorError) else type(error).__name__
+            log.warning("Slack shows nothing of %s: %s", approval_id, why)
 
 
 async def verified_request(
@@ -205,8 +209,3 @@ def _escaped(text: str) -> str:
 
 def _list(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
-
-
-def _not_posted(approval_id: str, error: Exception) -> None:
-    why = error.message if isinstance(error, OrchestratorError) else type(error).__name__
-    log.warning("Slack shows nothing of %s: %s", approval_id, why)
