@@ -312,14 +312,14 @@ def _finished(report: Mapping[str, int], pipes: _Pipes, command: Command) -> Fin
         if command.confinement and report["failed"] == errno.EACCES:
             hint += f" Is it a script whose interpreter lies outside of the system's folders? {DECLARE}"
         raise StepFailed(f"the command cannot be started: {os.strerror(report['failed'])}", hint=hint)
-    if "left" not in report:
+    if report.get("left"):
+        raise StepFailed(
+            "processes of the command survived SIGKILL", hint="look for processes in state D or owned by another user"
+        )
+    if "left" not in report or not {"exit", "signal"} & report.keys():
         raise StepFailed(
             "the command was stopped from outside",
             hint="its supervisor was killed; other processes that the command had begun may live",
-        )
-    if report["left"] or not {"exit", "signal"} & report.keys():
-        raise StepFailed(
-            "processes of the command survived SIGKILL", hint="look for processes in state D or owned by another user"
         )
     code = report["exit"] if "exit" in report else -report["signal"]
     return Finished(code, bytes(pipes.stdout), bytes(pipes.stderr), pipes.stderr_cut)
