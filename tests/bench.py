@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from orchestrator.actions.catalog import catalog
 from orchestrator.assembly import RunnerConfig, open_services
 from orchestrator.clock import SystemClock
 from orchestrator.devstack.provisioned import Provisioned, provision_stack
-from orchestrator.devstack.session import database_leases
+from orchestrator.devstack.session import database_leases, runtime_environment
 from orchestrator.devstack.stack import StackInfo
 from orchestrator.grants.compiled import CompiledGrant
 from orchestrator.grants.models import DatabaseGrant
@@ -56,6 +57,11 @@ LEDGER_FILES = ("ledger.db", "setup.db")
 SETUPS = ("local-sqlite", "local-postgresql", "dbos-postgresql")
 
 
+def surroundings() -> dict[str, str]:
+    """Our environment without what sets an orchestrator or names a Vault."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("ORCHESTRATOR_", "VAULT_"))}
+
+
 @dataclass
 class Bench:
     """A provisioned stack seen by a test: it can run workflows, and ask the servers for the truth."""
@@ -70,6 +76,10 @@ class Bench:
     def vault(self) -> hvac.Client:
         """Vault, as its root."""
         return hvac.Client(self.info.vault_address, token=self.info.root_token.reveal())
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """What a command finds of the runtime, and of us what says nothing of an orchestrator or of Vault."""
+        return {**surroundings(), **runtime_environment(self.provisioned, self.directory), **more}
 
     def config(self, **changes: Any) -> RunnerConfig:
         config = RunnerConfig(

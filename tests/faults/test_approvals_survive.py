@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
 import time
@@ -22,7 +21,6 @@ from waiting import wait_for
 from orchestrator.actions.catalog import catalog
 from orchestrator.assembly import open_services
 from orchestrator.clock import SystemClock
-from orchestrator.devstack.session import runtime_environment
 from orchestrator.errors import ExitCode
 from orchestrator.ledger.coordination.approvals import ApprovalRecord
 from orchestrator.ledger.events import ApprovalRequested, ApprovalVoted, LeaseRequested
@@ -87,10 +85,8 @@ class Office:
         (self.policies / "p.rego").write_text(POLICY.replace("DEMAND", demand))
 
     def environment(self) -> dict[str, str]:
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("ORCHESTRATOR_", "VAULT_"))}
         return {
-            **inherited,
-            **runtime_environment(self.bench.provisioned, self.bench.directory),
+            **self.bench.environment(),
             "ORCHESTRATOR_POLICY_PATH": str(self.policies),
             "ORCHESTRATOR_DEAD_AFTER": "4",
         }

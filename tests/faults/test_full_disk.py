@@ -6,7 +6,6 @@ The limit is SQLite's own (`max_page_count`): the more room there is, the furthe
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import sys
 import threading
@@ -24,7 +23,6 @@ from sqlalchemy import Engine, event
 from orchestrator.actions.catalog import catalog
 from orchestrator.assembly import open_services
 from orchestrator.clock import SystemClock
-from orchestrator.devstack.session import runtime_environment
 from orchestrator.errors import ExitCode, LedgerError
 from orchestrator.ledger.events import LeaseRequested
 from orchestrator.ledger.ids import new_run_id
@@ -180,8 +178,7 @@ def test_the_command_line_answers_5_and_says_what_to_do(bench: Bench, free: int)
     (bench.directory / LEDGER_FILES[0]).unlink()  # it is made anew, in small pages
     open_ledger(url, clock=SystemClock()).close()
     environment = {
-        **{key: value for key, value in os.environ.items() if not key.startswith(("ORCHESTRATOR_", "VAULT_"))},
-        **runtime_environment(bench.provisioned, bench.directory),
+        **bench.environment(),
         "ORCHESTRATOR_POLICY": "allow-all",
     }
     words = [sys.executable, "-c", CHILD, str(free), "run", str(file)]

@@ -22,7 +22,6 @@ from fork_server import Forked, ForkServer
 from orchestrator.actions.catalog import catalog
 from orchestrator.clock import SystemClock
 from orchestrator.credentials.types import SWEEP_GRANT
-from orchestrator.devstack.session import runtime_environment
 from orchestrator.ledger.events import (
     AttemptFinished,
     LeaseRequested,
@@ -100,10 +99,8 @@ class Storm:
     sweeps: int = 0
 
     def start(self, *words: str) -> Command:
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("ORCHESTRATOR_", "VAULT_"))}
         environment = {
-            **inherited,
-            **runtime_environment(self.bench.provisioned, self.bench.directory),
+            **self.bench.environment(),
             "ORCHESTRATOR_POLICY": "allow-all",
             "ORCHESTRATOR_LEDGER_URL": self.setup.ledger_url,
         }

@@ -15,7 +15,6 @@ from waiting import wait_for
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.clock import SystemClock
-from orchestrator.devstack.session import runtime_environment
 from orchestrator.devstack.stack import DevStack
 from orchestrator.ledger.lease import FINAL, LeaseState
 from orchestrator.ledger.opening import open_ledger
@@ -48,8 +47,7 @@ class Terminal:
         self.file = bench.directory / "silent.yaml"
         self.file.write_text(text)
         self.environment = {
-            **{key: value for key, value in os.environ.items() if not key.startswith(("ORCHESTRATOR_", "VAULT_"))},
-            **runtime_environment(bench.provisioned, bench.directory),
+            **bench.environment(),
             "ORCHESTRATOR_POLICY": "allow-all",
             "ORCHESTRATOR_SETTLE": "0.5",
         }

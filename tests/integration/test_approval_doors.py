@@ -28,7 +28,6 @@ from waiting import wait_for
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.clock import SystemClock
-from orchestrator.devstack.session import runtime_environment
 from orchestrator.ledger.coordination.approvals import ApprovalRecord
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.states import ApprovalState, RunState
@@ -116,10 +115,8 @@ class Doors:
         (self.policies / "p.rego").write_text(f"package orchestrator\ndecision := {answer}\n")
 
     def environment(self) -> dict[str, str]:
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("ORCHESTRATOR_", "VAULT_"))}
         return {
-            **inherited,
-            **runtime_environment(self.bench.provisioned, self.bench.directory),
+            **self.bench.environment(),
             "ORCHESTRATOR_POLICY_PATH": str(self.policies),
             "ORCHESTRATOR_SLACK_CHANNEL": "#approvals",
             "ORCHESTRATOR_SLACK_TOKEN_FILE": str(self.bot),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-import os
 import pickle
 import signal
 import subprocess
@@ -24,7 +23,6 @@ from dbos._serialization import DBOSPortableJSON
 from psycopg import sql
 
 from orchestrator.clock import SystemClock
-from orchestrator.devstack.session import runtime_environment
 from orchestrator.ledger.events import RunStarted
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.location import locate
@@ -391,10 +389,8 @@ steps:
 def test_a_worker_lives_on_beside_planted_entries_and_carries_out_what_is_queued(
     bench: Bench, setup: Setup, pickled: str, mark: Path
 ) -> None:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("ORCHESTRATOR_", "VAULT_"))}
     environment = {
-        **inherited,
-        **runtime_environment(bench.provisioned, bench.directory),
+        **bench.environment(),
         "ORCHESTRATOR_POLICY": "allow-all",
         "ORCHESTRATOR_LEDGER_URL": setup.ledger_url,
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +20,6 @@ from waiting import wait_for
 from orchestrator.actions.catalog import catalog
 from orchestrator.clock import SystemClock
 from orchestrator.devstack.postgres import Postgres
-from orchestrator.devstack.session import runtime_environment
 from orchestrator.errors import ExitCode
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.opening import open_ledger
@@ -257,9 +255,7 @@ def test_a_run_that_dbos_hands_to_somebody_else_is_finished_by_its_owner(bench: 
 
 
 def environment(bench: Bench, **more: str) -> dict[str, str]:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("ORCHESTRATOR_", "VAULT_"))}
-    ours = runtime_environment(bench.provisioned, bench.directory)
-    return {**inherited, **ours, "ORCHESTRATOR_POLICY": "allow-all", **more}
+    return bench.environment(ORCHESTRATOR_POLICY="allow-all", **more)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -18,7 +17,6 @@ from ephemeral import assert_useless, created, swept, working
 
 from orchestrator.assembly import open_services
 from orchestrator.clock import SystemClock
-from orchestrator.devstack.session import runtime_environment
 from orchestrator.errors import ExitCode
 from orchestrator.ledger.events import WHOLE_RUN, OrphansSwept, RunStarted
 from orchestrator.ledger.ids import new_run_id
@@ -291,8 +289,7 @@ def test_the_step_key_is_read_from_the_name() -> None:
 
 class TestCommand:
     def command(self, bench: Bench, *arguments: str) -> subprocess.CompletedProcess[str]:
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("ORCHESTRATOR_", "VAULT_"))}
-        environment = {**inherited, **runtime_environment(bench.provisioned, bench.directory)}
+        environment = bench.environment()
         command: Sequence[str] = [sys.executable, "-m", "orchestrator.cli", *arguments]
         return subprocess.run(
             command, env={**environment, "ORCHESTRATOR_POLICY": "allow-all"}, capture_output=True, text=True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from bench import Bench
 from waiting import wait_for
 
 from orchestrator.clock import SystemClock
-from orchestrator.devstack.session import runtime_environment
 from orchestrator.errors import ExitCode
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.opening import open_ledger
@@ -58,8 +56,7 @@ def start(bench: Bench, text: str, name: str) -> subprocess.Popen[str]:
     file = bench.directory / f"{name}.yaml"
     file.write_text(text)
     environment = {
-        **{key: value for key, value in os.environ.items() if not key.startswith(("ORCHESTRATOR_", "VAULT_"))},
-        **runtime_environment(bench.provisioned, bench.directory),
+        **bench.environment(),
         "ORCHESTRATOR_POLICY": "allow-all",
     }
     with (bench.directory / "stdout").open("w") as stdout, (bench.directory / "stderr").open("w") as stderr:

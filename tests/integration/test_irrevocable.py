@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Iterator
@@ -18,7 +17,6 @@ from waiting import wait_for
 
 from orchestrator.assembly import open_services
 from orchestrator.clock import SystemClock
-from orchestrator.devstack.session import runtime_environment
 from orchestrator.errors import ExitCode
 from orchestrator.ledger.events import OrphansSwept
 from orchestrator.ledger.lease import LeaseState
@@ -179,8 +177,7 @@ def test_the_runtime_sees_the_list_but_may_not_have_vault_forget(broken: Bench) 
 
 class TestCommand:
     def sweep(self, bench: Bench, *options: str) -> subprocess.CompletedProcess[str]:
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("ORCHESTRATOR_", "VAULT_"))}
-        environment = {**inherited, **runtime_environment(bench.provisioned, bench.directory)}
+        environment = bench.environment()
         return subprocess.run(
             [sys.executable, "-m", "orchestrator.cli", "leases", "sweep", *options],
             env={**environment, "ORCHESTRATOR_POLICY": "allow-all"},

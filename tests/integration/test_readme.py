@@ -18,7 +18,7 @@ from typing import Any
 
 import hvac
 import pytest
-from bench import ROOT
+from bench import ROOT, surroundings
 from ruamel.yaml import YAML
 
 from orchestrator.cli.failures import DEFECT
@@ -100,7 +100,7 @@ def shell(block: Block, real: Mapping[str, str], directory: Path) -> subprocess.
         return re.sub(r"([A-Z_]+)=\S+", r'\1="$REAL_\1"', line) if line.startswith("export") else line
 
     commands = [with_real_values(line) for line in block.commands if line not in NOT_RUN]
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("ORCHESTRATOR_", "VAULT_"))}
+    inherited = surroundings()
     environment = {
         **inherited,
         **{name: value for name, value in real.items() if name not in exported},

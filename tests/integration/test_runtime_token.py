@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -22,7 +21,7 @@ import httpx
 import hvac.exceptions
 import psycopg
 import pytest
-from bench import Bench
+from bench import Bench, surroundings
 from waiting import wait_for
 
 from orchestrator.assembly import open_services
@@ -387,14 +386,13 @@ def served(bench: Bench, **variables: str) -> Iterator[Callable[[], int]]:
     """`orchestrator serve` with nothing to do; gives a function that asks its readiness and returns the status."""
     folder, log = bench.directory / "workflows", bench.directory / "stderr"
     folder.mkdir()
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("ORCHESTRATOR_", "VAULT_"))}
     runtime = runtime_environment(bench.provisioned, bench.directory).items()
     without_login = {name: value for name, value in runtime if not name.startswith("ORCHESTRATOR_AUTH_")}
     words = ["serve", str(folder), "--listen", "127.0.0.1:0", "--log-format", "json"]
     with log.open("wb") as written:
         process = subprocess.Popen(
             [sys.executable, "-m", "orchestrator.cli", *words],
-            env={**inherited, **without_login, "ORCHESTRATOR_POLICY": "allow-all", **variables},
+            env={**surroundings(), **without_login, "ORCHESTRATOR_POLICY": "allow-all", **variables},
             stdout=subprocess.DEVNULL,
             stderr=written,
         )

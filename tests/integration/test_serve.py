@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -21,7 +20,6 @@ from waiting import wait_for
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.clock import SystemClock
-from orchestrator.devstack.session import runtime_environment
 from orchestrator.ledger.coordination.schedules import open_schedules
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.opening import open_ledger
@@ -59,8 +57,7 @@ class Served:
         self.log = bench.directory / "stderr"
         self.process: Forked | subprocess.Popen[bytes] | None = None
         self.environment = {
-            **{key: value for key, value in os.environ.items() if not key.startswith(("ORCHESTRATOR_", "VAULT_"))},
-            **runtime_environment(bench.provisioned, bench.directory),
+            **bench.environment(),
             "ORCHESTRATOR_POLICY": "allow-all",
         }
 

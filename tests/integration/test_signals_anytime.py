@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from bench import ROOT, Bench
+from bench import ROOT, Bench, surroundings
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.clock import SystemClock
@@ -78,7 +78,7 @@ class Signalled:
         self.file = bench.directory / "signalled.yaml"
         self.file.write_text(WORKFLOW)
         self.environment = {
-            **{key: value for key, value in os.environ.items() if not key.startswith(("ORCHESTRATOR_", "VAULT_"))},
+            **surroundings(),
             **admin_environment(bench.provisioned),
             "ORCHESTRATOR_POLICY": "allow-all",
             "ORCHESTRATOR_CATALOG_DATABASES__SUPPORT": bench.info.support_dsn.reveal(),

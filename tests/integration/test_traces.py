@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -24,7 +23,6 @@ from test_serve import Served, served  # noqa: F401 -- a fixture
 from waiting import wait_for
 
 from orchestrator.actions.catalog import catalog
-from orchestrator.devstack.session import runtime_environment
 from orchestrator.ledger.events import WHOLE_RUN
 from orchestrator.telemetry.spans import trace_id_of
 from orchestrator.workflow.loader import load_text
@@ -126,8 +124,7 @@ def run(
     bench: Bench, path: Path, variables: Mapping[str, str], *arguments: str, start: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
     environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(("ORCHESTRATOR_", "VAULT_"))},
-        **runtime_environment(bench.provisioned, bench.directory),
+        **bench.environment(),
         "ORCHESTRATOR_POLICY": "allow-all",
         **variables,
     }
@@ -278,8 +275,7 @@ def test_the_scheduler_sends_spans_of_what_it_runs(served: Served, collector: Co
 def test_a_worker_sends_spans_of_what_was_queued(bench: Bench, collector: Collector) -> None:
     path = installed(bench)
     environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(("ORCHESTRATOR_", "VAULT_"))},
-        **runtime_environment(bench.provisioned, bench.directory),
+        **bench.environment(),
         "ORCHESTRATOR_POLICY": "allow-all",
         "OTEL_BSP_SCHEDULE_DELAY": "100",
         **collector.environment,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import ssl
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from typing import Any
 
 import hvac.exceptions
 import pytest
-from bench import Bench
+from bench import Bench, surroundings
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -477,7 +476,7 @@ def command(bench: Bench, **variables: str) -> subprocess.CompletedProcess[str]:
     file.write_text(STEP)
     runtime = runtime_environment(bench.provisioned, bench.directory).items()
     environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(("ORCHESTRATOR_", "VAULT_"))},
+        **surroundings(),
         **{name: value for name, value in runtime if not name.startswith("ORCHESTRATOR_AUTH_")},
         "ORCHESTRATOR_POLICY": "allow-all",
         **variables,
