@@ -15,7 +15,7 @@ from orchestrator.devstack.provisioned import Provisioned, provision_stack
 from orchestrator.devstack.stack import DevStack
 from orchestrator.policy.engines.allow_all import AllowAllEngine
 from orchestrator.provision.service import open_provisioning
-from orchestrator.workflow.models import Workflow
+from orchestrator.workflow.models.workflow import Workflow
 
 ROOT = Path(__file__).parents[1]
 GRANT = (

@@ -38,7 +38,7 @@ from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import RunOutcome, RunRequest
 from orchestrator.workflow.inputs import bind_inputs
 from orchestrator.workflow.loader import load, load_text
-from orchestrator.workflow.models import Workflow
+from orchestrator.workflow.models.workflow import Workflow
 
 ROOT = Path(__file__).parents[1]
 

@@ -32,6 +32,13 @@ class Params(BaseModel):
     output_types: ClassVar[Mapping[str, OutputType]] = {}
     """What is known of the output's keys; `validate` holds expressions against it. The others may be anything."""
 
+    fixed: ClassVar[frozenset[str]] = frozenset()
+    """Parameters that say what is done, or are read as a language (SQL, a program's name): nothing that an agent
+    chooses when it calls a tool may be in them. All others take such values as data."""
+
+    urls: ClassVar[frozenset[str]] = frozenset()
+    """Parameters in which they are percent-encoded, as a part of the path or of the query."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
 
     def held_to_rows(self, most: int) -> Self | None:

@@ -8,6 +8,7 @@ from typing import Protocol
 from orchestrator.cli.display.plan_view import PlanView, StepView
 from orchestrator.policy.admission import admission, before_evaluation
 from orchestrator.policy.types import ConnectedEngine, Decision, PolicyEngine, PolicyRequest
+from orchestrator.workflow.models.tools import Tool
 
 
 class PlannedStep(Protocol):
@@ -34,6 +35,11 @@ class PlannedStep(Protocol):
         ...
 
     @property
+    def tool(self) -> Tool | None:
+        """The tool, where it is the call of one."""
+        ...
+
+    @property
     def request(self) -> PolicyRequest:
         """What the policy is asked, without a time."""
         ...
@@ -50,16 +56,16 @@ class Plan(Protocol):
 
 async def decided(plan: Plan, engine: PolicyEngine, *, ask: bool = True) -> PlanView:
     """The plan together with what the policy says to every step now; without `ask` an engine that would have to ask
-    a service is not asked. It is closed in the end."""
+    a service is not asked, and none is about the tools of nobody. It is closed in the end."""
     first = plan.steps[0].request
-    connected = isinstance(engine, ConnectedEngine)
+    asked = bool(first.agent) and (ask or not isinstance(engine, ConnectedEngine))
     try:
         return PlanView(
             workflow=first.workflow,
             digest=first.workflow_digest,
             agent=first.agent,
             inputs=first.inputs,
-            steps=[_step(step, await _decision(step, engine) if ask or not connected else None) for step in plan.steps],
+            steps=[_step(step, await _decision(step, engine) if asked else None) for step in plan.steps],
         )
     finally:
         if isinstance(engine, ConnectedEngine):
@@ -83,6 +89,7 @@ def _step(step: PlannedStep, decision: Decision | None) -> StepView:
         condition=step.condition,
         timeout=step.timeout,
         attempts=step.attempts,
+        tool=step.tool,
         scopes=request.grants,
         decision=decision,
     )

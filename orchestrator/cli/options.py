@@ -12,7 +12,7 @@ from orchestrator.errors import UsageError
 from orchestrator.jsontypes import JsonObject, JsonValue
 
 if TYPE_CHECKING:
-    from orchestrator.workflow.models import Workflow
+    from orchestrator.workflow.models.workflow import Workflow
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Limit = Annotated[int, typer.Option(min=1, max=100_000, help="The most rows to show, newest first.")]

@@ -7,7 +7,7 @@ Durations are written `90s`, `5m`, `1h` and are seconds in code.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -190,6 +190,22 @@ class DynamicGrant(_LeasedGrant):
     path: VaultPath = Field(description="The full path to read.")
 
 
+class Detail(BaseModel):
+    """One piece of an authorization (RFC 9396, section 2): a type of the service's own, and what it may be used for."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    type: Annotated[str, Field(pattern=r"^[^$\s]+$")] = Field(description="Which kind of piece, by the service's word.")
+    actions: list[Annotated[str, Field(pattern=r"^[^$\s]+$")]] | None = Field(
+        default=None, description="What may be done; no expression."
+    )
+    identifier: str | None = Field(default=None, description="The one thing it is for.")
+
+    def declared(self) -> dict[str, Any]:
+        """As it stands in the file."""
+        return self.model_dump(exclude_unset=True)
+
+
 class TokenGrant(_Grant):
     """A signed JWT access token (RFC 9068) for one audience; the key never leaves Vault's transit engine."""
 
@@ -204,8 +220,20 @@ class TokenGrant(_Grant):
         "the server itself, by a workflow that provisioning installs (OpenBao 2.6 and newer). `identity`: Vault's "
         "identity engine, by a role that provisioning installs.",
     )
+    details: Annotated[list[Detail], Field(min_length=1)] | None = Field(
+        default=None,
+        description="What the token is for, piece by piece: `authorization_details` (RFC 9396). Values may contain "
+        "`${{ }}` expressions, which are bound when the token is issued.",
+        examples=[[{"type": "crm_record", "actions": ["write_ticket"], "identifier": "${{ inputs.customer_id }}"}]],
+    )
     key: Name = Field(default=TOKEN_KEY, description="The transit key that signs.")
     mount: VaultPath = Field(default="transit", description="Mount path of the transit engine.")
+
+    @model_validator(mode="after")
+    def _details_are_ours(self) -> Self:
+        if self.details is not None and self.profile != "transit":
+            raise ValueError("`details` are bound for each token, so the orchestrator builds it: `profile: transit`")
+        return self
 
 
 Grant = Annotated[DatabaseGrant | SecretGrant | DynamicGrant | TokenGrant, Field(discriminator="kind")]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.grants.compiled import CompiledGrant, compile_grant
 from orchestrator.grants.models import DatabaseGrant, DynamicGrant, SecretGrant, TokenGrant, format_duration
 from orchestrator.grants.privileges import Bound, DeclaredPrivilege, Privilege, RowLimit
+from orchestrator.jsontypes import JsonObject
 
 AnyGrant = DatabaseGrant | SecretGrant | DynamicGrant | TokenGrant
 
@@ -49,6 +50,8 @@ class Scope:
     keys: tuple[str, ...] = ()
     scopes: tuple[str, ...] = ()
     privileges: tuple[Privilege, ...] = ()
+    details: tuple[JsonObject, ...] = ()
+    """The `authorization_details` of a token; in a plan, as far as they are known."""
     bindings: tuple[str, ...] = ()
     """The values of the row limits that the run binds, in the order of `bound_limits`; none in a plan."""
     narrower: tuple[NarrowerForm, ...] = ()
@@ -71,6 +74,8 @@ class Scope:
             parts["keys"] = list(self.keys)
         if self.scopes:
             parts["scopes"] = list(self.scopes)
+        if self.details:
+            parts["details"] = list(self.details)
         if self.privileges:
             parts["privileges"] = [_privilege_json(privilege) for privilege in self.bound_privileges()]
         if self.narrower:
@@ -115,10 +120,19 @@ class Scope:
             "database": f"database {self.connection}{self._opens()}",
             "secret": f"secret {self.resource} [{', '.join(self.keys)}]",
             "dynamic": f"dynamic {self.resource}",
-            "token": f"token for {self.audience} [{' '.join(self.scopes)}]",
+            "token": f"token for {self.audience} [{' '.join(self.scopes)}]{self._for_what()}",
         }.get(self.kind, f"{self.kind} {self.resource}")
         again = ", issued anew when it cannot be renewed" if self.on_expiry == "reissue" else ""
         return f"{what}, {format_duration(self.ttl)}{again}"
+
+    def _for_what(self) -> str:
+        """Of each piece of the details its type, its actions and what it is for."""
+        words = []
+        for each in self.details:
+            actions = each.get("actions")
+            named = [*(actions if isinstance(actions, Sequence) else ()), each.get("identifier")]
+            words.append(" ".join(str(word) for word in (each.get("type"), *named) if word is not None))
+        return f" ({'; '.join(words)})" if words else ""
 
     def _opens(self) -> str:
         if not self.privileges:
@@ -136,6 +150,7 @@ def scope_from_json(recorded: Mapping[str, Any]) -> Scope:
         **{key: recorded[key] for key in _OPTIONAL if key in recorded},
         keys=tuple(recorded.get("keys", ())),
         scopes=tuple(recorded.get("scopes", ())),
+        details=tuple(recorded.get("details", ())),
         privileges=tuple(
             DeclaredPrivilege.model_validate(
                 {each["verb"]: each["object"], **{key: each[key] for key in ("columns", "where") if key in each}}
@@ -211,6 +226,7 @@ def normalise(name: str, grant: AnyGrant, *, step_timeout: int, place: str = "")
                 audience=grant.audience,
                 profile=grant.profile,
                 scopes=tuple(sorted(set(grant.scope))),
+                details=tuple(each.declared() for each in grant.details or ()),
             )
 
 

@@ -15,7 +15,7 @@ from orchestrator.inference import yaml_text
 from orchestrator.inference.workflows import StepNeeds
 from orchestrator.inference.yaml_places import Places
 from orchestrator.workflow.loader import LoadedWorkflow, load_text
-from orchestrator.workflow.models import Workflow
+from orchestrator.workflow.models.workflow import Workflow
 from orchestrator.workflow.parameters import ActionCatalog
 from orchestrator.workflow.problems import InvalidWorkflow
 
@@ -46,7 +46,7 @@ def rewritten(
     """
     places = Places(text)
     for need in needs:
-        _Grant(places, need).write()
+        _Grant(places, loaded.workflow.section, need).write()
     try:
         result = load_text(places.edited(), filename=loaded.filename, actions=actions)
     except InvalidWorkflow as error:
@@ -62,10 +62,10 @@ def rewritten(
 class _Grant:
     """The edits of one step's grant."""
 
-    def __init__(self, places: Places, need: StepNeeds) -> None:
+    def __init__(self, places: Places, section: str, need: StepNeeds) -> None:
         self._places = places
         self._need = need
-        steps = places.value(places.root, "steps", need.step)
+        steps = places.value(places.root, section, need.step)
         self._step = places.value(steps, need.step, need.step)
 
     def write(self) -> None:
@@ -138,7 +138,7 @@ def _without_privileges(workflow: Workflow, needs: Sequence[StepNeeds]) -> dict[
     """Everything in the workflow but what is written."""
     content = workflow.model_dump()
     for need in needs:
-        grants = content["steps"][need.step]["grants"]
+        grants = content[workflow.section][need.step]["grants"]
         if need.added:
             grants.pop(need.grant, None)
         else:
@@ -152,7 +152,7 @@ def _declared(result: LoadedWorkflow, need: StepNeeds, before: LoadedWorkflow) -
     """What the result declares, with the names of functions as the catalog writes them."""
 
     def lines(loaded: LoadedWorkflow) -> list[Privilege]:
-        grant = loaded.workflow.steps[need.step].grants.get(need.grant)
+        grant = loaded.workflow.parts[need.step].grants.get(need.grant)
         return [each.privilege() for each in getattr(grant, "privileges", ())]
 
     canonical = dict(zip(lines(before), need.declared, strict=True))

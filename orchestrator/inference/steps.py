@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestrator.grants.models import DatabaseGrant
-from orchestrator.workflow.models import Step
+from orchestrator.workflow.models.steps import Step
 
 ACTIONS = ("postgres.query", "postgres.execute")
 """The actions that run SQL which is written in the workflow."""

@@ -18,7 +18,7 @@ from orchestrator.inference.steps import StepSql, database_grants, sql_of
 from orchestrator.network.postgres import protected, refusal_hint
 from orchestrator.secret import Secret
 from orchestrator.workflow.loader import LoadedWorkflow
-from orchestrator.workflow.models import Step
+from orchestrator.workflow.models.steps import Step
 from orchestrator.workflow.problems import InvalidWorkflow, Problem
 
 GRANT = "db"
@@ -140,13 +140,13 @@ def infer_workflow(
     """
     workflow = loaded.workflow
     for name in steps:
-        if name not in workflow.steps:
-            raise UsageError(f"there is no step `{name}`", hint=f"there is: {', '.join(workflow.steps)}")
-        if sql_of(workflow.steps[name]) is None:
-            raise UsageError(f"step `{name}` is `{workflow.steps[name].action}`, which runs no SQL of the workflow")
+        if name not in workflow.parts:
+            raise UsageError(f"there is no step `{name}`", hint=f"there is: {', '.join(workflow.parts)}")
+        if sql_of(workflow.parts[name]) is None:
+            raise UsageError(f"step `{name}` is `{workflow.parts[name].action}`, which runs no SQL of the workflow")
     found, problems = [], []
-    for name in steps or workflow.steps:
-        step = workflow.steps[name]
+    for name in steps or workflow.parts:
+        step = workflow.parts[name]
         statement = sql_of(step)
         if statement is None:
             continue
@@ -159,7 +159,7 @@ def infer_workflow(
         try:
             inferred = _infer(catalog, statement)
         except UsageError as error:
-            problems.append(loaded.problem(("steps", name, "with", "sql"), error.message, error.hint or ""))
+            problems.append(loaded.problem((workflow.section, name, "with", "sql"), error.message, error.hint or ""))
             continue
         found.append(_needs(name, step, grant_name, grant, str(connection), catalog, inferred))
     if problems:
@@ -171,7 +171,7 @@ def _which_grant(
     loaded: LoadedWorkflow, name: str, step: Step, grants: Mapping[str, DatabaseGrant], connection: str | None
 ) -> Problem | None:
     """Why it cannot be told which grant the SQL runs under, if so."""
-    place = ("steps", name)
+    place = (loaded.workflow.section, name)
     if len(grants) > 1:
         return loaded.problem(
             (*place, "with"), f"step `{name}` has {len(grants)} database grants", "say with `grant` which one it uses"

@@ -10,7 +10,7 @@ from orchestrator.grants.parsing import TooLargeSql, UnreadableSql, parse
 from orchestrator.grants.privileges import ALL_COLUMNS, Privilege, digest, merge
 from orchestrator.inference.steps import StepSql, database_grants, sql_of
 from orchestrator.workflow.loader import LoadedWorkflow
-from orchestrator.workflow.models import Step
+from orchestrator.workflow.models.steps import Step
 from orchestrator.workflow.problems import Problem
 
 _WIDE = 2
@@ -19,7 +19,7 @@ _WIDE = 2
 
 def coverage(loaded: LoadedWorkflow) -> Iterator[Problem]:
     """SQL that the grant does not cover (errors), and what the SQL certainly does not need (warnings)."""
-    for step_id, step in loaded.workflow.steps.items():
+    for step_id, step in loaded.workflow.parts.items():
         statement, named = sql_of(step), _compiled_grant(step)
         if statement is None or statement.text is None or named is None:
             continue
@@ -30,12 +30,14 @@ def coverage(loaded: LoadedWorkflow) -> Iterator[Problem]:
         needs = certain(statement.text, placeholders=statement.placeholders)
         if needs is None:
             if too_large := _too_large(statement):
-                yield loaded.problem(("steps", step_id, "with", "sql"), too_large.message, too_large.hint or "")
+                yield loaded.problem(
+                    (loaded.workflow.section, step_id, "with", "sql"), too_large.message, too_large.hint or ""
+                )
             continue
-        place = ("steps", step_id, "grants", name, "privileges")
+        place = (loaded.workflow.section, step_id, "grants", name, "privileges")
         for privilege in missing(declared, needs.privileges):
             yield loaded.problem(
-                ("steps", step_id, "with", "sql"),
+                (loaded.workflow.section, step_id, "with", "sql"),
                 f"the SQL needs `{privilege.describe()}`, which the grant `{name}` does not declare",
                 "declare it, or let `orchestrator grants infer` do it",
             )
@@ -57,14 +59,14 @@ def coverage(loaded: LoadedWorkflow) -> Iterator[Problem]:
 
 def wildcards(loaded: LoadedWorkflow) -> Iterator[Problem]:
     """`columns: all` is allowed, and worth a second look."""
-    for step_id, step in loaded.workflow.steps.items():
+    for step_id, step in loaded.workflow.parts.items():
         for name, grant in step.grants.items():
             if not isinstance(grant, DatabaseGrant):
                 continue
             for index, declared in enumerate(grant.privileges):
                 if declared.privilege().columns == ALL_COLUMNS:
                     yield loaded.problem(
-                        ("steps", step_id, "grants", name, "privileges", index, "columns"),
+                        (loaded.workflow.section, step_id, "grants", name, "privileges", index, "columns"),
                         "every column is granted, those included that are added later",
                         "name the columns; `orchestrator grants infer` finds those that the SQL needs",
                         warning=True,
@@ -74,7 +76,7 @@ def wildcards(loaded: LoadedWorkflow) -> Iterator[Problem]:
 def shared_scopes(loaded: LoadedWorkflow) -> Iterator[Problem]:
     """Two steps with one wide scope: each could do the other's work."""
     holders: dict[str, list[tuple[str, str, tuple[Privilege, ...]]]] = defaultdict(list)
-    for step_id, step in loaded.workflow.steps.items():
+    for step_id, step in loaded.workflow.parts.items():
         for name, grant in step.grants.items():
             if isinstance(grant, DatabaseGrant) and grant.privileges:
                 privileges = merge(each.privilege() for each in grant.privileges)
@@ -85,7 +87,7 @@ def shared_scopes(loaded: LoadedWorkflow) -> Iterator[Problem]:
             continue
         for step_id, name, _ in others:
             yield loaded.problem(
-                ("steps", step_id, "grants", name),
+                (loaded.workflow.section, step_id, "grants", name),
                 f"step `{step_id}` has the same wide scope as step `{first[0]}`",
                 "give each step only what its own SQL needs",
                 warning=True,

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from heapq import heappop, heappush
 from typing import Any
 
-from orchestrator.grants.models import DatabaseGrant
+from orchestrator.grants.models import DatabaseGrant, TokenGrant
 from orchestrator.workflow.dependencies import raw_dependencies
-from orchestrator.workflow.models import Step, Workflow
+from orchestrator.workflow.models.steps import Step
+from orchestrator.workflow.models.workflow import Workflow
 
 
 def dependencies(workflow: Workflow) -> dict[str, frozenset[str]]:
@@ -16,7 +17,7 @@ def dependencies(workflow: Workflow) -> dict[str, frozenset[str]]:
 
     Those in row limits count: what a login may see can depend on what another step found.
     """
-    return raw_dependencies({name: _raw(step) for name, step in workflow.steps.items()})
+    return raw_dependencies({name: _raw(step) for name, step in workflow.parts.items()})
 
 
 def _raw(step: Step) -> dict[str, Any]:
@@ -27,7 +28,13 @@ def _raw(step: Step) -> dict[str, Any]:
         for privilege in grant.privileges
         for limit in privilege.where.values()
     ]
-    return {"needs": list(step.needs), "with": step.with_, "if": step.if_, "grants": limits}
+    details = [
+        each.declared()
+        for grant in step.grants.values()
+        if isinstance(grant, TokenGrant)
+        for each in grant.details or ()
+    ]
+    return {"needs": list(step.needs), "with": step.with_, "if": step.if_, "grants": [*limits, *details]}
 
 
 def execution_order(waiting: Mapping[str, frozenset[str]]) -> list[str]:

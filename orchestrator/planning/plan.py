@@ -21,7 +21,10 @@ from orchestrator.secret import Secret
 from orchestrator.workflow.expressions import evaluate
 from orchestrator.workflow.inputs import public_inputs
 from orchestrator.workflow.loader import LoadedWorkflow
-from orchestrator.workflow.models import Step, Workflow
+from orchestrator.workflow.models.steps import Step
+from orchestrator.workflow.models.tools import HAND_OVER, Tool
+from orchestrator.workflow.models.workflow import Workflow
+from orchestrator.workflow.tools.urls import evaluate_parameter
 
 PLANNED_RUN = "(planned)"
 """Stands where a run would have its id."""
@@ -52,11 +55,13 @@ class PlannedStep:
     condition: str | None
     timeout: int
     attempts: int
+    tool: Tool | None = None
+    """What an agent chooses and how often, where it is the call of a tool."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The steps in an order in which they may run."""
+    """The steps in an order in which they may run, or the tools as they are declared."""
 
     steps: tuple[PlannedStep, ...]
 
@@ -67,14 +72,18 @@ def build(
     *,
     action: Callable[[str], Any],
     endpoints: Mapping[str, str],
+    agent: str = "",
 ) -> Plan:
-    """The plan of a workflow with bound inputs. `action` gives an action (`ViewedAction`) by name."""
+    """The plan of a workflow with bound inputs. `action` gives an action (`ViewedAction`) by name.
+
+    Of tools it is what a call of each would be, by the `agent`.
+    """
     workflow = loaded.workflow
     shown = public_inputs(workflow, inputs)
     known = {"inputs": shown, "run": {"id": PLANNED_RUN}, "endpoints": dict(endpoints)}
     context = evaluate(workflow.context, known)
     waits = dependencies(workflow)
-    places = {step_id: place for place, step_id in enumerate(workflow.steps)}
+    places = {step_id: place for place, step_id in enumerate(workflow.parts)}
     return Plan(
         tuple(
             PlannedStep(
@@ -86,17 +95,19 @@ def build(
                     attempt=1,
                     inputs=shown,
                     context=context,
-                    action_view=_view(action(step.action), step, {**known, "inputs": dict(inputs), "context": context}),
+                    action_view=_view(workflow, action, step, {**known, "inputs": dict(inputs), "context": context}),
                     scopes=_scopes(workflow, step_id, {**known, "context": context}),
                     time=None,
+                    agent=agent,
                 ),
                 needs=tuple(sorted(waits[step_id], key=places.__getitem__)),
                 condition=step.if_,
                 timeout=step.timeout,
                 attempts=step.retry.attempts if step.retry else 1,
+                tool=workflow.tools.get(step_id),
             )
             for step_id in execution_order(waits)
-            for step in [workflow.steps[step_id]]
+            for step in [workflow.parts[step_id]]
         )
     )
 
@@ -109,13 +120,16 @@ def _scopes(workflow: Workflow, step_id: str, context: Mapping[str, Any]) -> tup
         return scopes
 
 
-def _view(action: ViewedAction, step: Step, context: Mapping[str, Any]) -> JsonObject:
+def _view(workflow: Workflow, catalog: Callable[[str], Any], step: Step, context: Mapping[str, Any]) -> JsonObject:
     """What the action says of its parameters; without those that only the run will know, what can be said."""
+    if step.action == HAND_OVER:
+        return {"grant": str(step.with_["grant"])}
+    action: ViewedAction = catalog(step.action)
     known: dict[str, Any] = {}
     complete = True
     for name, value in step.with_.items():
         try:
-            known[name] = evaluate(value, context)
+            known[name] = evaluate_parameter(workflow, action.params, name, value, context)
         except InvalidExpression:
             complete = False
     if not complete:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -14,12 +14,12 @@ from orchestrator.jsontypes import JsonObject
 from orchestrator.policy.types import PolicyRequest
 from orchestrator.workflow.expressions import evaluate
 from orchestrator.workflow.loader import LoadedWorkflow
-from orchestrator.workflow.models import Workflow
+from orchestrator.workflow.models.workflow import Workflow
 
 
 def scopes_of(workflow: Workflow, step_id: str) -> tuple[Scope, ...]:
     """The normalised grants of a step, in declaration order."""
-    step = workflow.steps[step_id]
+    step = workflow.parts[step_id]
     return tuple(
         normalise(name, grant, step_timeout=step.timeout, place=f"{workflow.name}/{step_id}")
         for name, grant in step.grants.items()
@@ -27,7 +27,8 @@ def scopes_of(workflow: Workflow, step_id: str) -> tuple[Scope, ...]:
 
 
 def bind(scopes: tuple[Scope, ...], context: Mapping[str, Any]) -> tuple[Scope, ...]:
-    """The scopes with the values of their row limits, each as the text that the database compares with.
+    """The scopes with the values of their row limits, each as the text that the database compares with, and of the
+    details of tokens.
 
     Raises InvalidExpression where a value is not known, or is not one text, whole number, truth value or UUID.
     """
@@ -35,6 +36,7 @@ def bind(scopes: tuple[Scope, ...], context: Mapping[str, Any]) -> tuple[Scope, 
         replace(
             scope,
             bindings=tuple(_binding(limit.value, context, scope.name) for _, limit in bound_limits(scope.privileges)),
+            details=tuple(_detail(each, context, scope.name) for each in scope.details),
         )
         for scope in scopes
     )
@@ -53,6 +55,22 @@ def _binding(value: object, context: Mapping[str, Any], grant: str) -> str:
     )
 
 
+def is_bound(scopes: Sequence[Scope]) -> bool:
+    """Whether any of the scopes is only known when `bind` has evaluated it."""
+    return any(scope.details or bound_limits(scope.privileges) for scope in scopes)
+
+
+def _detail(declared: JsonObject, context: Mapping[str, Any], grant: str) -> JsonObject:
+    """One piece of `authorization_details`; what it is for is a text (RFC 9396, section 2.2)."""
+    found: dict[str, Any] = evaluate(dict(declared), context, at=f"grants.{grant}: details")
+    if "identifier" in found:
+        identifier = found["identifier"]
+        if isinstance(identifier, bool) or not isinstance(identifier, str | int) or identifier == "":
+            raise InvalidExpression(f"grants.{grant}: details: the `identifier` is not one text or whole number")
+        found["identifier"] = str(identifier)
+    return found
+
+
 def policy_request(
     loaded: LoadedWorkflow,
     step_id: str,
@@ -66,10 +84,14 @@ def policy_request(
     scopes: tuple[Scope, ...],
     time: datetime | None,
     reason: str = "",
+    agent: str = "",
 ) -> PolicyRequest:
-    """The request for one attempt at a step. `inputs` are those that may be shown; `time` is None in a dry run."""
+    """The request for one attempt at a step. `inputs` are those that may be shown; `time` is None in a dry run.
+
+    The `agent` is that of the workflow, where it names one.
+    """
     workflow = loaded.workflow
-    step = workflow.steps[step_id]
+    step = workflow.parts[step_id]
     return PolicyRequest(
         workflow=workflow.name,
         workflow_digest=loaded.digest,
@@ -79,7 +101,7 @@ def policy_request(
         context=context,
         step=step_id,
         attempt=attempt,
-        agent=workflow.agent,
+        agent=workflow.agent or agent,
         action=step.action,
         action_view=action_view,
         grants=scopes,

@@ -143,11 +143,14 @@ def examine_token(step: str, scope: Scope, credential: Credential, jwks: Mapping
     other = refusal(aud={"essential": True, "value": f"not-{scope.audience}"})
     held = set(str(token.claims.get("scope", "")).split())
     more = sorted(held - set(scope.scopes))
-    trials = (
+    trials: tuple[Trial, ...] = (
         _trial("serve as a token for another audience", other),
         _trial("hold a scope that was not declared", "" if more else f"scope is `{token.claims.get('scope')}`"),
         _trial("live longer than its step", _lifetime(token.claims, scope.ttl)),
     )
+    if scope.details:
+        as_bound = token.claims.get("authorization_details") == list(scope.details)
+        trials += (_trial("be for anything beyond its details", "it has those that were bound" if as_bound else ""),)
     return GrantProof(step=step, grant=scope.name, declared=scope.describe(), trials=trials, refused=own)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.credentials.broker import StepLeases
@@ -31,6 +31,9 @@ from orchestrator.vault.jwks import jwks_from_transit
 from orchestrator.workflow.expressions import evaluate
 from orchestrator.workflow.inputs import public_inputs
 
+_NOBODY = "(proof)"
+"""Stands for the agent that a tool would be called by."""
+
 _SECONDS = 120
 """How long examining the credentials of one step may take; also their least time to live."""
 
@@ -52,15 +55,15 @@ class Prover:
         """
         workflow = request.loaded.workflow
         for step in steps:
-            if step not in workflow.steps:
+            if step not in workflow.parts:
                 raise UsageError(
-                    f"there is no step `{step}` in {workflow.name}", hint=f"there is: {', '.join(workflow.steps)}"
+                    f"there is no step `{step}` in {workflow.name}", hint=f"there is: {', '.join(workflow.parts)}"
                 )
-        chosen = [name for name in steps or workflow.steps if workflow.steps[name].grants]
+        chosen = [name for name in steps or workflow.parts if workflow.parts[name].grants]
         started = RunStarted(
             workflow=workflow.name,
             digest=request.loaded.digest,
-            agent=workflow.agent,
+            agent=workflow.agent or _NOBODY,
             trigger="prove",
             inputs=public_inputs(workflow, request.inputs),
             steps=tuple(chosen),
@@ -126,7 +129,7 @@ class Prover:
             workflow=workflow.name,
             step=step_id,
             number=1,
-            agent=workflow.agent,
+            agent=workflow.agent or _NOBODY,
             step_key=new_step_key(step_id),
             scopes=self._scopes(request, step_id),
             policy=step_policy_name(workflow.name, step_id),
@@ -135,7 +138,8 @@ class Prover:
         )
 
     def _scopes(self, request: RunRequest, step_id: str) -> tuple[Scope, ...]:
-        """Row limits whose value only a real run knows stay unbound: the login then sees no row at all."""
+        """Row limits whose value only a real run knows stay unbound: the login then sees no row at all. A token has no
+        details then."""
         workflow = request.loaded.workflow
         scopes = scopes_of(workflow, step_id)
         known: dict[str, Any] = {
@@ -147,7 +151,7 @@ class Prover:
             known["context"] = evaluate(workflow.context, known)
             return bind(scopes, known)
         except InvalidExpression:
-            return scopes
+            return tuple(replace(scope, details=()) for scope in scopes)
 
     @staticmethod
     def _ended(step: str, state: StepState, reason: str = "") -> tuple[AttemptFinished, StepFinished]:
@@ -167,7 +171,7 @@ class Prover:
         return proofs
 
     async def _grant(self, request: RunRequest, attempt: Attempt, scope: Scope, credential: Credential) -> GrantProof:
-        step = request.loaded.workflow.steps[attempt.step]
+        step = request.loaded.workflow.parts[attempt.step]
         grant = step.grants[scope.name]
         if isinstance(grant, DatabaseGrant) and (made := compiled(grant, step_timeout=step.timeout)):
             # At the primary, if the endpoint is a standby: the login is the same there, and what writes can be tried.
@@ -197,7 +201,7 @@ class Prover:
         if token is None:
             return ()
         workflow = request.loaded.workflow
-        everything = [scope for step_id in workflow.steps for scope in scopes_of(workflow, step_id)]
+        everything = [scope for step_id in workflow.parts for scope in scopes_of(workflow, step_id)]
         trials = []
         for method, path in other_paths(attempt.scopes, attempt.policy, everything):
             what = f"{'read' if method == 'get' else 'write'} {path}"

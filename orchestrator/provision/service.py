@@ -24,7 +24,7 @@ from orchestrator.provision.vault.token_workflows import token_workflows
 from orchestrator.secret import Secret
 from orchestrator.vault.config import TokenAuth, TokenFileAuth, VaultConfig
 from orchestrator.workflow.loader import load
-from orchestrator.workflow.models import Workflow
+from orchestrator.workflow.models.workflow import Workflow
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ def compiled_grants(
     found: dict[tuple[str, str], CompiledGrant] = {}
     scopes: dict[str, CompiledGrant] = {}
     for workflow in workflows:
-        for step_id, step in workflow.steps.items():
+        for step_id, step in workflow.parts.items():
             for name, grant in step.grants.items():
                 if not isinstance(grant, DatabaseGrant):
                     continue

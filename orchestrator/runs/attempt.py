@@ -25,13 +25,12 @@ from orchestrator.credentials.types import Attempt
 from orchestrator.errors import InvalidExpression, OrchestratorError, PolicyDenied, StepFailed
 from orchestrator.grants.credential import Credential
 from orchestrator.grants.policy_names import step_policy_name
-from orchestrator.grants.privileges import bound_limits
 from orchestrator.grants.scope import Scope
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.events import ApprovalRequested, AttemptFinished, AttemptStarted, Decided, Event, Notified
 from orchestrator.ledger.ids import new_step_key
 from orchestrator.ledger.states import StepState
-from orchestrator.planning.requests import bind, scopes_of
+from orchestrator.planning.requests import bind, is_bound, scopes_of
 from orchestrator.policy.admission import admission
 from orchestrator.policy.obligations import Notice
 from orchestrator.policy.types import Decision, PolicyRequest, Question, input_digest
@@ -43,7 +42,7 @@ from orchestrator.runs.outcomes import state_after
 from orchestrator.runs.types import RunProgress, Services
 from orchestrator.uninterrupted import is_cancelled
 from orchestrator.workflow.expressions import evaluate, needs_engine
-from orchestrator.workflow.models import Step
+from orchestrator.workflow.models.steps import Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +301,7 @@ class StepAttempt:
 
     async def _scopes(self) -> tuple[Scope, ...]:
         scopes = scopes_of(self.progress.request.loaded.workflow, self.step_id)
-        if not any(bound_limits(scope.privileges) for scope in scopes):
+        if not is_bound(scopes):
             return scopes
         try:
             return await asyncio.to_thread(bind, scopes, self.progress.expression_context(self.services.endpoints))

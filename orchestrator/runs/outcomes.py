@@ -9,7 +9,7 @@ from orchestrator.errors import ExitCode, OrchestratorError, Refused, StepFailed
 from orchestrator.ledger.events import AttemptFinished, AttemptStarted, StepFinished
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import EventRecord
-from orchestrator.workflow.models import Retry
+from orchestrator.workflow.models.steps import Retry
 
 _SEVERITY = (ExitCode.REFUSED, ExitCode.UNREACHABLE, ExitCode.STEP_FAILED)
 """Which exit code wins when several steps failed in different ways."""

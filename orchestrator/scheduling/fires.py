@@ -13,7 +13,7 @@ from orchestrator.ledger.storage.times import time_to_text
 from orchestrator.recovery.fire_ids import Occasion
 from orchestrator.runs.triggers import TRIGGER_REQUEST, TRIGGER_SCHEDULE
 from orchestrator.scheduling.fire_times import next_fire
-from orchestrator.workflow.models import Schedule
+from orchestrator.workflow.models.workflow import Schedule
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 from orchestrator.errors import UsageError
 from orchestrator.workflow.loader import LoadedWorkflow, load, load_text
-from orchestrator.workflow.models import Schedule, Workflow
+from orchestrator.workflow.models.workflow import Schedule, Workflow
 from orchestrator.workflow.parameters import ActionCatalog
 from orchestrator.workflow.problems import InvalidWorkflow
 

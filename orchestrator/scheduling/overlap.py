@@ -13,7 +13,7 @@ from enum import StrEnum
 from orchestrator.runs.triggers import TRIGGER_REQUEST
 from orchestrator.scheduling.fire_times import fires_between, latest_fire, next_fire
 from orchestrator.scheduling.fires import Fire, scheduled
-from orchestrator.workflow.models import Schedule
+from orchestrator.workflow.models.workflow import Schedule
 
 ON_TIME = timedelta(seconds=30)
 """A fire that is later than this was missed: nobody was scheduling when it was due."""

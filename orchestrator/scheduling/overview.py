@@ -12,7 +12,7 @@ from orchestrator.grants.models import format_duration
 from orchestrator.ledger.coordination.schedules import ScheduleState
 from orchestrator.scheduling.fires import Fire
 from orchestrator.scheduling.overlap import next_due
-from orchestrator.workflow.models import Schedule
+from orchestrator.workflow.models.workflow import Schedule
 
 
 class Scheduled(Protocol):

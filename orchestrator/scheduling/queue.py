@@ -20,7 +20,7 @@ from orchestrator.runs.types import RunRequest, Services
 from orchestrator.scheduling.launcher import Launched, Launcher
 from orchestrator.secret import Secret
 from orchestrator.workflow.inputs import bind_inputs
-from orchestrator.workflow.models import Workflow
+from orchestrator.workflow.models.workflow import Workflow
 
 log = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ elsewhere: all errors of a file at once.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,80 +16,105 @@ from orchestrator.errors import InvalidExpression
 from orchestrator.workflow.cel.template import Expression, parse_template, references
 from orchestrator.workflow.cel.types import Use, Used, check_types
 from orchestrator.workflow.expressions import condition_of
+from orchestrator.workflow.inputs import check_scheduled
+from orchestrator.workflow.models.declared import Argument, Input
 from orchestrator.workflow.parameters import ActionCatalog, GrantReference, check_reissue, grant_references
 from orchestrator.workflow.problems import suggestion
 from orchestrator.workflow.shape import report_errors
 from orchestrator.workflow.source import Path, Source
+from orchestrator.workflow.tools.checks import check_declarations, check_kind, check_tool
 
 _STEP_PARTS = ("output", "state")
+_OF_RUNS = ("run", "steps")
+_OF_TASKS = ("call", "task")
+TASK_PARTS = ("id", "agent", "on_behalf_of")
+"""What expressions of a tool see of the task under which it is called."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the expressions of one place may refer to. `part` is the step or tool that they are in."""
+
+    inputs: Mapping[str, Any]
+    context: Mapping[str, Any]
+    steps: Mapping[str, Any] = field(default_factory=dict)
+    call: Mapping[str, Any] = field(default_factory=dict)
+    of_tools: bool = False
+    part: str | None = None
 
 
 def check(source: Source, actions: ActionCatalog) -> None:
     """Add every problem between the parts of the workflow to `source.problems`."""
-    from orchestrator.workflow.inputs import check_default, check_scheduled
-
     data = source.data
-    inputs, steps = _map(data.get("inputs")), _map(data.get("steps"))
-    for name, declared in inputs.items():
-        if isinstance(declared, dict) and (wrong := check_default(declared)):
-            source.report(("inputs", name, "default"), wrong)
+    steps, tools = _map(data.get("steps")), _map(data.get("tools"))
+    check_kind(source)
+    inputs = check_declarations(source, data.get("inputs"), ("inputs",), Input)
     if isinstance(data.get("schedule"), dict):
         for path, message, hint in check_scheduled(inputs, data["schedule"]):
             source.report(path, message, hint, key=True)
+    known = _Known(_map(data.get("inputs")), _map(data.get("context")), steps, of_tools=bool(tools))
     used: list[Used] = []
-    _context(source, inputs, steps, used)
-    for step_id, step in steps.items():
-        if source.full:
-            return
-        if isinstance(step, dict):
-            _step(source, str(step_id), step, inputs, steps, actions, used)
+    _context(source, known, used)
+    for section, parts in (("steps", steps), ("tools", tools)):
+        for name, part in parts.items():
+            if source.full:
+                return
+            if isinstance(part, dict):
+                of_tools = section == "tools"
+                here = replace(known, call=_map(part.get("call")), of_tools=of_tools, part=str(name))
+                _part(source, (section, str(name)), part, here, actions, used)
     check_types(source, used, actions)
     _misplaced(source, data, (), allowed=False)
     _cycles(source, steps)
 
 
-def _context(source: Source, inputs: Mapping[str, Any], steps: Mapping[str, Any], used: list[Used]) -> None:
-    for path, expression, use in _expressions(source, _map(source.data.get("context")), ("context",)):
-        known = len(source.problems)
+def _context(source: Source, known: _Known, used: list[Used]) -> None:
+    allowed = ("inputs",) if known.of_tools else ("inputs", "run")
+    for path, expression, use in _expressions(source, known.context, ("context",)):
+        found = len(source.problems)
         for reference in _references(source, path, expression):
-            if reference[0] not in ("inputs", "run"):
-                source.report(path, f"`context` may refer to inputs and run, not to `{reference[0]}`")
+            if reference[0] not in allowed:
+                source.report(path, f"`context` may refer to {' and '.join(allowed)}, not to `{reference[0]}`")
             else:
-                _reference(source, path, reference, expression, inputs, steps, None, whole=False)
-        used.append(Used(path, expression.cel, use, faulty=len(source.problems) > known))
+                _reference(source, path, reference, expression, known, whole=False)
+        used.append(Used(path, expression.cel, use, faulty=len(source.problems) > found))
 
 
-def _step(
-    source: Source,
-    step_id: str,
-    step: Mapping[str, Any],
-    inputs: Mapping[str, Any],
-    steps: Mapping[str, Any],
-    actions: ActionCatalog,
-    used: list[Used],
+def _part(
+    source: Source, base: Path, part: Mapping[str, Any], known: _Known, actions: ActionCatalog, used: list[Used]
 ) -> None:
-    base: Path = ("steps", step_id)
-    needs = step.get("needs")
-    for index, needed in enumerate(needs if isinstance(needs, list) else []):
-        if source.full:
-            return
-        if needed == step_id:
-            source.report((*base, "needs", index), f"step `{step_id}` needs itself")
-        elif isinstance(needed, str) and needed not in steps:
-            source.report((*base, "needs", index), f"there is no step `{needed}`", suggestion(needed, map(str, steps)))
+    """One step, or one tool."""
+    if known.of_tools:
+        check_declarations(source, part.get("call"), (*base, "call"), Argument)
+    else:
+        _needs(source, base, part, known)
     for path, expression, use in (
-        *_expressions(source, step.get("with"), (*base, "with")),
-        *_row_limits(source, step.get("grants"), (*base, "grants")),
-        *_condition(source, step.get("if"), (*base, "if")),
+        *_expressions(source, part.get("with"), (*base, "with")),
+        *_of_grants(source, part.get("grants"), (*base, "grants")),
+        *_condition(source, part.get("if"), (*base, "if")),
     ):
         if source.full:
             return
         whole = use is Use.VALUE and path[2] == "with"
-        known = len(source.problems)
+        found = len(source.problems)
         for reference in _references(source, path, expression):
-            _reference(source, path, reference, expression, inputs, steps, step_id, whole=whole)
-        used.append(Used(path, expression.cel, use, faulty=len(source.problems) > known))
-    _action(source, base, step, actions)
+            _reference(source, path, reference, expression, known, whole=whole)
+        used.append(Used(path, expression.cel, use, faulty=len(source.problems) > found))
+    _action(source, base, part, actions)
+    if known.of_tools:
+        check_tool(source, base, part, actions)
+
+
+def _needs(source: Source, base: Path, step: Mapping[str, Any], known: _Known) -> None:
+    needs = step.get("needs")
+    for index, needed in enumerate(needs if isinstance(needs, list) else []):
+        if source.full:
+            return
+        if needed == known.part:
+            source.report((*base, "needs", index), f"step `{needed}` needs itself")
+        elif isinstance(needed, str) and needed not in known.steps:
+            hint = suggestion(needed, map(str, known.steps))
+            source.report((*base, "needs", index), f"there is no step `{needed}`", hint)
 
 
 def _condition(source: Source, text: Any, path: Path) -> Iterator[tuple[Path, Expression, Use]]:
@@ -104,15 +130,17 @@ def _reference(
     path: Path,
     reference: tuple[str, ...],
     expression: Expression,
-    inputs: Mapping[str, Any],
-    steps: Mapping[str, Any],
-    step_id: str | None,
+    known: _Known,
     *,
     whole: bool,
 ) -> None:
     root, *rest = reference
     name = rest[0] if rest else ""
-    if root == "inputs":
+    inputs = known.inputs
+    if root in (_OF_RUNS if known.of_tools else _OF_TASKS):
+        there = "a tool has no steps and no run of its own" if known.of_tools else "there is neither task nor call"
+        source.report(path, f"`{root}` is not known here: {there}", f"it may refer to {_there_is(known)}")
+    elif root == "inputs":
         if name not in inputs:
             source.report(
                 path, f"there is no input `{name}`", suggestion(name, inputs, otherwise="declare it in `inputs`")
@@ -123,14 +151,23 @@ def _reference(
                 f"the secret input `{name}` may only be passed on whole",
                 f"let the value be exactly ${{{{ inputs.{name} }}}}",
             )
-    elif root == "context" and name not in _map(source.data.get("context")):
-        source.report(path, f"`context` has no `{name}`", suggestion(name, _map(source.data.get("context"))))
+    elif root == "context" and name not in known.context:
+        source.report(path, f"`context` has no `{name}`", suggestion(name, known.context))
+    elif root == "call" and name not in known.call:
+        hint = suggestion(name, known.call, otherwise="declare it in `call` of the tool")
+        source.report(path, f"the tool has no argument `{name}`", hint)
+    elif root == "task" and (len(rest) != 1 or name not in TASK_PARTS):
+        source.report(path, f"`{'.'.join(reference)}` is not known", f"there is `task.{'`, `task.'.join(TASK_PARTS)}`")
     elif root == "run" and rest != ["id"]:
         source.report(path, f"`{'.'.join(reference)}` is not known", "there is `run.id`")
     elif root == "endpoints" and not name:
         source.report(path, "name one endpoint", "write `endpoints.NAME`")
     elif root == "steps":
-        _step_reference(source, path, rest, steps, step_id)
+        _step_reference(source, path, rest, known.steps, known.part)
+
+
+def _there_is(known: _Known) -> str:
+    return "inputs, context, endpoints, " + ("call and task" if known.of_tools else "run and steps")
 
 
 def _step_reference(source: Source, path: Path, rest: list[str], steps: Mapping[str, Any], step_id: str | None) -> None:
@@ -242,8 +279,10 @@ def _expressions(source: Source, value: Any, path: Path) -> Iterator[tuple[Path,
             yield from _expressions(source, item, (*path, index))
 
 
-def _row_limits(source: Source, grants: Any, path: Path) -> Iterator[tuple[Path, Expression, Use]]:
+def _of_grants(source: Source, grants: Any, path: Path) -> Iterator[tuple[Path, Expression, Use]]:
+    """Those of row limits, and of the details of tokens."""
     for name, grant in _map(grants).items():
+        yield from _expressions(source, _map(grant).get("details"), (*path, name, "details"))
         privileges = _map(grant).get("privileges")
         for index, privilege in enumerate(privileges if isinstance(privileges, list) else []):
             yield from _expressions(source, _map(privilege).get("where"), (*path, name, "privileges", index, "where"))
@@ -258,13 +297,15 @@ def _references(source: Source, path: Path, expression: Expression) -> list[tupl
 
 
 def _misplaced(source: Source, value: Any, path: Path, *, allowed: bool) -> None:
-    """Expressions belong into `with`, `if`, `context` and the row limits of grants only."""
-    in_step = path[2:] if path[:1] == ("steps",) else ()
+    """Expressions belong into `with`, `if`, `context`, and row limits and details of grants only."""
+    in_step = path[2:] if path[:1] in (("steps",), ("tools",)) else ()
     here = allowed or path[:1] == ("context",) or in_step[:1] in (("with",), ("if",))
-    here = here or (in_step[:1] == ("grants",) and in_step[4:5] == ("where",))
+    here = here or (in_step[:1] == ("grants",) and (in_step[4:5] == ("where",) or in_step[2:3] == ("details",)))
     if isinstance(value, str) and "${{" in value and not here:
         source.report(
-            path, "an expression has no effect here", "expressions belong into `with`, `if`, `context` and `where`"
+            path,
+            "an expression has no effect here",
+            "expressions belong into `with`, `if`, `context`, `where` and `details`",
         )
     elif isinstance(value, dict):
         for key, item in value.items():

@@ -7,7 +7,7 @@ are inserted, and must be scalars. `$${{` stands for a literal `${{`. The langua
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from orchestrator.errors import InvalidExpression
@@ -20,9 +20,9 @@ from orchestrator.workflow.cel.template import PATH, parse_template, references
 def evaluate(value: Any, context: Mapping[str, Any], *, at: str = "") -> Any:
     """The value with every expression in it replaced by its result; maps and lists are walked.
 
-    `context` gives `inputs`, `steps`, `run`, `endpoints`, `context`; `at` is where the value stands, such as
-    `with`. A secret input that is referred to as a whole comes out as the `Secret` itself. Raises
-    InvalidExpression, which names the place (`with.parameters.id`) and the expression, and never a value.
+    `context` gives the variables, such as `inputs` and `steps`; `at` is where the value stands, such as `with`.
+    A secret input that is referred to as a whole comes out as the `Secret` itself. Raises InvalidExpression, which
+    names the place (`with.parameters.id`) and the expression, and never a value.
     """
     return _evaluated(value, context, at, Budget())
 
@@ -74,6 +74,18 @@ def condition_of(text: str) -> str:
     if whole is None:
         raise InvalidExpression("a condition is one expression", hint="write all of it inside one `${{ }}`")
     return whole.cel
+
+
+def render(text: str, context: Mapping[str, Any], place: Callable[[str, str, str], str]) -> str:
+    """The text with what `place(before, cel, value)` makes of each result, all of it a text in any case.
+
+    `before` is what the text has come to so far. Raises InvalidExpression, as `place` may.
+    """
+    time, rendered = Budget(), ""
+    for part in parse_template(text).parts:
+        inserted = part if isinstance(part, str) else place(rendered, part.cel, _inserted(part.cel, context, time))
+        rendered += inserted
+    return rendered
 
 
 def _text(text: str, context: Mapping[str, Any], time: Budget) -> Any:

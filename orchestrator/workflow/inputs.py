@@ -9,17 +9,10 @@ from typing import Any
 from orchestrator.errors import UsageError
 from orchestrator.jsontypes import JsonValue
 from orchestrator.secret import Secret
-from orchestrator.workflow.models import Workflow
+from orchestrator.workflow.models.declared import WORDS, Argument, Declared, Input, wrong_value
+from orchestrator.workflow.models.workflow import Workflow
 from orchestrator.workflow.problems import suggestion
 
-_WORDS = {
-    "string": "a text",
-    "integer": "a whole number",
-    "number": "a number",
-    "boolean": "true or false",
-    "array": "a JSON list",
-    "object": "a JSON object",
-}
 HIDDEN = "***"
 
 
@@ -42,13 +35,11 @@ def bind_inputs(
             if partial:
                 continue
             wrong.append(
-                f"the input `{name}` is missing ({_WORDS[declared.type]}; {declared.description or 'required'})"
+                f"the input `{name}` is missing ({WORDS[declared.type]}; {declared.description or 'required'})"
             )
             continue
         try:
-            value = _typed(declared.type, given[name], from_text) if name in given else declared.default
-            if declared.enum is not None and value not in declared.enum:
-                raise ValueError(f"it is one of {', '.join(map(str, declared.enum))}")
+            value = _typed(declared, given[name], from_text) if name in given else declared.default
         except ValueError as error:
             wrong.append(f"the input `{name}` is not right: {error}")
             continue
@@ -63,22 +54,20 @@ def public_inputs(workflow: Workflow, bound: Mapping[str, JsonValue | Secret]) -
     return {name: HIDDEN if isinstance(value, Secret) else value for name, value in bound.items()}
 
 
-def check_default(declared: Mapping[str, Any]) -> str:
-    """What is wrong with the default of an input declaration, or an empty text."""
-    if "default" not in declared:
+def wrong_default(declared: Declared) -> str:
+    """What is wrong with the default of a declaration, or an empty text. None stands for no value at all."""
+    if declared.required:
         return ""
-    kind, value = declared.get("type", "string"), declared["default"]
-    if declared.get("secret") is True:
+    if isinstance(declared, Input) and declared.secret:
         return "a secret input has no default: a secret does not belong into the file"
-    if kind in _WORDS and not _is(kind, value):
-        return f"the default is not {_WORDS[kind]}"
-    if isinstance(declared.get("enum"), list) and value not in declared["enum"]:
-        return "the default is not one of `enum`"
-    return ""
+    if isinstance(declared, Argument) and declared.default is None:
+        return ""
+    wrong = wrong_value(declared, declared.default)
+    return f"the default is not right: {wrong}" if wrong else ""
 
 
 def check_scheduled(
-    inputs: Mapping[str, Any], schedule: Mapping[str, Any]
+    inputs: Mapping[str, Input], schedule: Mapping[str, Any]
 ) -> Iterator[tuple[tuple[str, ...], str, str]]:
     """What is wrong with the inputs of a schedule: the path of each finding, its message and a hint."""
     given = schedule.get("inputs", {})
@@ -89,51 +78,22 @@ def check_scheduled(
         declared = inputs.get(name)
         if declared is None:
             yield path, f"there is no input `{name}`", suggestion(str(name), map(str, inputs))
-        elif isinstance(declared, dict) and declared.get("secret") is True:
+        elif declared.secret:
             yield path, f"the input `{name}` is secret", "a secret does not belong into the file: read it from Vault"
-        elif isinstance(declared, dict) and (wrong := _wrong_value(declared, value)):
+        elif wrong := wrong_value(declared, value):
             yield path, f"the input `{name}` is not right: {wrong}", ""
     for name, declared in inputs.items():
-        if isinstance(declared, dict) and "default" not in declared and name not in given:
+        if declared.required and name not in given:
             yield ("schedule",), f"scheduled runs need the input `{name}`", f"add `inputs: {{ {name}: ... }}`"
 
 
-def _wrong_value(declared: Mapping[str, Any], value: Any) -> str:
-    kind = declared.get("type", "string")
-    if kind in _WORDS and not _is(kind, value):
-        return f"expected {_WORDS[kind]}"
-    if isinstance(declared.get("enum"), list) and value not in declared["enum"]:
-        return "it is not one of `enum`"
-    return ""
-
-
-def _typed(kind: str, value: JsonValue, from_text: bool) -> JsonValue:
-    if _is(kind, value):
-        return value
-    if not from_text or not isinstance(value, str):
-        raise ValueError(f"expected {_WORDS[kind]}")
-    try:
-        read = json.loads(value)
-    except ValueError:
-        raise ValueError(f"expected {_WORDS[kind]}") from None
-    if not _is(kind, read):
-        raise ValueError(f"expected {_WORDS[kind]}")
-    typed: JsonValue = read
-    return typed
-
-
-def _is(kind: str, value: Any) -> bool:
-    match kind:
-        case "string":
-            return isinstance(value, str)
-        case "integer":
-            return isinstance(value, int) and not isinstance(value, bool)
-        case "number":
-            return isinstance(value, int | float) and not isinstance(value, bool)
-        case "boolean":
-            return isinstance(value, bool)
-        case "array":
-            return isinstance(value, list)
-        case "object":
-            return isinstance(value, dict)
-    return False
+def _typed(declared: Input, value: JsonValue, from_text: bool) -> JsonValue:
+    """The value, read from its text where it is one and the type is another. Raises ValueError for a wrong one."""
+    if from_text and isinstance(value, str) and declared.type != "string":
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise ValueError(f"expected {WORDS[declared.type]}") from None
+    if wrong := wrong_value(declared, value):
+        raise ValueError(wrong)
+    return value

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from orchestrator.workflow.checks import check
 from orchestrator.workflow.files import read_text
-from orchestrator.workflow.models import Schedule, Workflow
+from orchestrator.workflow.models.workflow import Schedule, Workflow
 from orchestrator.workflow.parameters import ActionCatalog
 from orchestrator.workflow.problems import InvalidWorkflow, Problem
 from orchestrator.workflow.shape import report_errors, shape_problems

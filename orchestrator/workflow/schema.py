@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.workflow.models import Workflow
+from orchestrator.workflow.models.workflow import Workflow
+from orchestrator.workflow.tools.checks import OF_STEPS
 
 if TYPE_CHECKING:
     from orchestrator.workflow.parameters import ActionCatalog
@@ -16,10 +17,13 @@ def json_schema(actions: ActionCatalog) -> dict[str, Any]:
     """JSON Schema 2020-12 of a workflow file, with the parameters of every known action."""
     schema = Workflow.model_json_schema(by_alias=True, mode="validation")
     definitions = schema["$defs"]
-    step = definitions["Step"]
-    step["properties"]["action"]["enum"] = sorted(actions.names())
+    names = sorted(actions.names())
+    step, tool = definitions["Step"], definitions["Tool"]
+    step["properties"]["action"]["enum"] = names
+    tool["properties"]["action"]["anyOf"] = [{"enum": names, "type": "string"}, {"type": "null"}]
+    tool["oneOf"] = [{"required": ["action"]}, {"required": ["hand_over"]}]
     step["allOf"] = []
-    for name in sorted(actions.names()):
+    for name in names:
         model = actions.params_of(name)
         if model is None:
             continue
@@ -31,9 +35,14 @@ def json_schema(actions: ActionCatalog) -> dict[str, Any]:
                 "then": {"properties": {"with": {"$ref": f"#/$defs/{name}"}}},
             }
         )
+    tool["allOf"] = step["allOf"]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Workflow of the credential orchestrator",
+        "oneOf": [
+            {"required": ["agent", "steps"], "properties": dict.fromkeys(("tools", "task"), False)},
+            {"required": ["tools"], "properties": dict.fromkeys(("steps", *OF_STEPS), False)},
+        ],
         **{key: value for key, value in schema.items() if key != "title"},
     }
 

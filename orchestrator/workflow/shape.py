@@ -9,7 +9,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from orchestrator.grants.models import Grant
-from orchestrator.workflow.models import Workflow
+from orchestrator.workflow.models.workflow import Workflow
 from orchestrator.workflow.problems import suggestion
 from orchestrator.workflow.source import Path, Source
 

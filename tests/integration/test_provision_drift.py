@@ -20,7 +20,7 @@ from orchestrator.grants.models import DatabaseGrant
 from orchestrator.grants.scope import compiled_forms
 from orchestrator.provision.service import Provisioning, load_workflows, open_provisioning
 from orchestrator.workflow.loader import load_text
-from orchestrator.workflow.models import Workflow
+from orchestrator.workflow.models.workflow import Workflow
 
 Act = Callable[[Bench], Any]
 

@@ -24,7 +24,7 @@ from orchestrator.ledger.ids import new_step_key
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.provision.service import compiled_grants, load_workflows
 from orchestrator.workflow.loader import load_text
-from orchestrator.workflow.models import Workflow
+from orchestrator.workflow.models.workflow import Workflow
 
 MINE, OTHERS = "7", ("8", "9")
 

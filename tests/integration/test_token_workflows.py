@@ -27,7 +27,7 @@ from orchestrator.provision.declarations import TransitKey
 from orchestrator.provision.vault.token_workflows import signer_name, token_workflows
 from orchestrator.vault.jwks import jwks_from_transit
 from orchestrator.workflow.loader import load_text
-from orchestrator.workflow.models import Workflow
+from orchestrator.workflow.models.workflow import Workflow
 
 AGENT = 'triage "the \\first" ${x} %{y} Zoë 🔑 \' {{z}}'
 

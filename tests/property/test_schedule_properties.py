@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from orchestrator.scheduling.fire_times import fires_between, latest_fire, next_fire
 from orchestrator.scheduling.fires import scheduled
 from orchestrator.scheduling.overlap import due
-from orchestrator.workflow.models import Schedule
+from orchestrator.workflow.models.workflow import Schedule
 
 ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Bangkok", "Africa/Casablanca")
 

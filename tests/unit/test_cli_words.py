@@ -10,7 +10,7 @@ from orchestrator.cli.display.timeline import words
 from orchestrator.cli.moments import parse_moment
 from orchestrator.cli.options import inputs_from, refuse_secrets_among_arguments
 from orchestrator.errors import UsageError
-from orchestrator.workflow.models import Workflow
+from orchestrator.workflow.models.workflow import Workflow
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
 

@@ -11,7 +11,7 @@ from orchestrator.grants.compiled import CompiledGrant, compile_grant
 from orchestrator.grants.models import DatabaseGrant
 from orchestrator.provision.database.statements import creation_of
 from orchestrator.provision.service import compiled_grants
-from orchestrator.workflow.models import Workflow
+from orchestrator.workflow.models.workflow import Workflow
 
 BASE = {"kind": "database", "connection": "support", "privileges": [{"select": "public.t", "columns": ["id"]}]}
 

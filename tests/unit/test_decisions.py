@@ -17,7 +17,7 @@ from orchestrator.runs.outcomes import (
     run_state,
     state_after,
 )
-from orchestrator.workflow.models import Retry
+from orchestrator.workflow.models.steps import Retry
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 REFUSED = GrantRefused("no", grant="db", path="database/creds/x")

@@ -72,7 +72,7 @@ NOTES = Privilege("update", "shop", "orders", ("id", "note"))
 
 
 def needs_of(text: str, step: str, inferred: Sequence[Privilege], *notes: str) -> StepNeeds:
-    declared = load_text(text, filename="w.yaml", actions=catalog).workflow.steps[step]
+    declared = load_text(text, filename="w.yaml", actions=catalog).workflow.parts[step]
     grant = declared.grants.get("db")
     lines = tuple(each.privilege() for each in grant.privileges) if isinstance(grant, DatabaseGrant) else ()
     return StepNeeds(
@@ -347,3 +347,24 @@ def test_a_file_that_cannot_be_written_is_as_it_was(tmp_path: Path, monkeypatch:
         replace_text(file, "before", "after")
     assert file.read_text() == "before"
     assert os.listdir(tmp_path) == ["w.yaml"]
+
+
+TOOL = """\
+version: 1
+name: t
+tools:
+  read:   # for the agent
+    description: Read.
+    call: { id: { type: integer } }
+    action: postgres.query
+    grants: { db: { kind: database, connection: support, privileges: [ { select: shop.customer, columns: [id] } ] } }
+    with: { sql: "SELECT id, name FROM shop.customer WHERE id = %(id)s", parameters: { id: "${{ call.id }}" } }
+    outputs: [rows]
+"""
+
+
+def test_a_tool_is_written_to_as_a_step_is() -> None:
+    after = written(TOOL, "read", replace(CUSTOMER, columns=("id", "name")))
+    assert after == TOOL.replace("columns: [id]", "columns: [id, name]")
+    without = TOOL.replace(TOOL[TOOL.index("    grants") : TOOL.index("    with")], "")
+    assert "      db:\n        kind: database" in written(without, "read", replace(CUSTOMER, columns=("id", "name")))

@@ -17,7 +17,7 @@ from orchestrator.grants.scope import NarrowerForm, Scope, compiled_forms, norma
 from orchestrator.planning.requests import bind
 from orchestrator.provision.service import compiled_grants
 from orchestrator.provision.vault.step_policies import HEADER, step_policy
-from orchestrator.workflow.models import Workflow
+from orchestrator.workflow.models.workflow import Workflow
 
 ORDERS: dict[str, Any] = {"select": "shop.orders", "columns": ["id", "total", "customer"]}
 NOTES: dict[str, Any] = {"update": "shop.notes", "columns": ["text", "read"]}

@@ -47,7 +47,7 @@ def test_the_defaults_are_the_careful_ones() -> None:
         ("{ every: 1h }", "scheduled runs need the input `limit`"),
         ("{ every: 1h, inputs: { limit: many } }", "the input `limit` is not right: expected a whole number"),
         ("{ every: 1h, inputs: { limit: 1, color: red } }", "there is no input `color`"),
-        ("{ every: 1h, inputs: { limit: 1, colour: green } }", "not one of `enum`"),
+        ("{ every: 1h, inputs: { limit: 1, colour: green } }", "it is one of"),
         ("{ every: 1h, inputs: { limit: '${{{{ run.id }}}}' } }", "an expression has no effect here"),
         ("{ every: 1h, jitter: 1h, inputs: { limit: 1 } }", "`jitter` must be shorter than `every`"),
         ("{ every: 1h, overlap: perhaps, inputs: { limit: 1 } }", "'forbid', 'queue', 'replace' or 'allow'"),

@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.scheduling.fires import requested, scheduled
 from orchestrator.scheduling.overlap import QUEUE_LIMIT, Due, Verdict, admit, due, next_due
-from orchestrator.workflow.models import Schedule
+from orchestrator.workflow.models.workflow import Schedule
 
 NOON = datetime(2026, 6, 1, 12, 0, 0, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)

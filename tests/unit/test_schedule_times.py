@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from orchestrator.scheduling.fire_times import fires_between, latest_fire, next_fire
-from orchestrator.workflow.models import Schedule
+from orchestrator.workflow.models.workflow import Schedule
 
 ZONES = {
     # zone: (the day clocks go forward, the hour left out, the day they go back, the hour repeated), in 2026

@@ -136,7 +136,7 @@ def test_a_problem_is_shown_with_a_caret_under_its_place() -> None:
         (step(GRANT + "    with: { sql: '${{ inputs' }\n"), "is not closed"),
         (step(GRANT + "    with: { sql: [1] }\n"), "expected a text"),
         (step(GRANT + "    with: {}\n"), "`sql` is missing"),
-        (step(QUERY, top="inputs: { n: { type: integer, default: x } }"), "not a whole number"),
+        (step(QUERY, top="inputs: { n: { type: integer, default: x } }"), "expected a whole number"),
         (step(QUERY, top="inputs: { n: { type: string, secret: true, default: x } }"), "no default"),
         (step(QUERY, top="schedule: { cron: 'whenever' }"), "not a cron expression"),
         (step(QUERY, top="schedule: { cron: '0 7 * * *', timezone: Mars/Base }"), "IANA"),

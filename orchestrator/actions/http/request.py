@@ -46,6 +46,8 @@ class RequestParams(Params):
     """One request. Header and query values are fixed by the workflow; the only credential is `bearer`."""
 
     output_types: ClassVar[Mapping[str, OutputType]] = {"status": "int", "headers": "map"}
+    fixed: ClassVar[frozenset[str]] = frozenset({"method", "body", "follow_redirects", "redirect_origins"})
+    urls: ClassVar[frozenset[str]] = frozenset({"url"})
 
     method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] = "GET"
     url: Annotated[str, AfterValidator(_url)] = Field(description="An absolute http or https URL.")

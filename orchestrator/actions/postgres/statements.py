@@ -25,6 +25,8 @@ _INFLOW_OF_JSON, _INFLOW_BESIDE = 2, 1 << 20
 
 
 class _Statement(Params):
+    fixed: ClassVar[frozenset[str]] = frozenset({"sql", "server_messages"})
+
     sql: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")] = Field(
         description="One statement. Values come in as `%(name)s` (or `%s`) and are bound, never pasted; where there "
         "are parameters, a percent sign is written `%%`."

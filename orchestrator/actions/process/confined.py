@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import ClassVar
 from urllib.parse import urlsplit
 
 from pydantic import Field
@@ -28,6 +29,8 @@ class Paths(Params):
 
 class ConfinedParams(Params):
     """Of an action that starts a program, which is confined as ORCHESTRATOR_CONFINEMENT says."""
+
+    fixed: ClassVar[frozenset[str]] = frozenset({"paths", "connect"})
 
     paths: Paths = Field(
         default_factory=Paths,

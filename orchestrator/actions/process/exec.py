@@ -59,6 +59,7 @@ class ExecParams(ConfinedParams):
     """A program, and where it finds the step's credentials: in variables, or in files that only it can read."""
 
     output_types: ClassVar[Mapping[str, OutputType]] = {"exit_code": "int", "stdout": "string"}
+    fixed: ClassVar[frozenset[str]] = ConfinedParams.fixed | {"command", "cwd"}
 
     command: Annotated[list[Text], Field(min_length=1)] = Field(
         description="The program and its arguments; there is no shell. A name alone is looked for in the system's "

@@ -35,6 +35,8 @@ class PythonParams(ConfinedParams):
     """A function by the name under which it is imported, its arguments, and where its module is looked for."""
 
     takes_new_credentials: ClassVar[bool] = True
+    fixed: ClassVar[frozenset[str]] = ConfinedParams.fixed | {"callable", "path"}
+
     callable: Annotated[str, Field(pattern=rf"^{_IDENTIFIER}(\.{_IDENTIFIER})*:{_IDENTIFIER}(\.{_IDENTIFIER})*$")] = (
         Field(
             description="`package.module:function`, plain or async. Besides `arguments` it may take `credentials` (a "

@@ -113,9 +113,12 @@ def plan(
     ask_policy: Annotated[
         bool, typer.Option("--ask-policy", help="Ask the policy, too, where it is a service (engines opa, authzen).")
     ] = False,
+    agent: Annotated[
+        str, typer.Option("--agent", metavar="NAME", help="Of tools: who would call them, for the policy.")
+    ] = "",
     as_json: options.Json = False,
 ) -> None:
-    """Show what each step will be allowed to do.
+    """Show what each step, or each call of a tool, will be allowed to do.
 
     Offline: no network, no secrets, the same answer every time; a policy that is a service is asked with --ask-policy
     only. The exit code is 3 where the policy denies a step.
@@ -135,7 +138,9 @@ def plan(
     options.refuse_secrets_among_arguments(loaded.workflow, inputs)
     bound = bind_inputs(loaded.workflow, options.inputs_from(inputs, inputs_file), from_text=True)
     settings = load_settings()
-    planned = build(loaded, bound, action=action, endpoints=settings.endpoints)
+    if agent and not loaded.workflow.is_task:
+        raise UsageError(f"the workflow names its agent, `{loaded.workflow.agent}`", hint="leave --agent out")
+    planned = build(loaded, bound, action=action, endpoints=settings.endpoints, agent=agent)
     view = interruption.run(lambda: decided(planned, policy_engine(settings), ask=ask_policy))
     if as_json:
         print_json(plan_json(view))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,8 @@ from orchestrator.grants.models import format_duration
 from orchestrator.grants.scope import Scope
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.policy.types import Decision
+from orchestrator.workflow.models.tools import Tool
+from orchestrator.workflow.tools.arguments import arguments_schema, bounds_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,6 +34,8 @@ class StepView:
     condition: str | None
     timeout: int
     attempts: int
+    tool: Tool | None
+    """What an agent chooses and how often, where it is the call of a tool."""
     scopes: Sequence[Scope]
     decision: Decision | None
     """None: the policy was not asked."""
@@ -64,21 +68,22 @@ def print_plan(plan: PlanView, screen: Console | None = None) -> None:
     from rich.tree import Tree
 
     screen = screen or console()
-    title = Text.assemble((plan.workflow, "bold"), f" for {plan.agent}  ", (plan.digest[:19], "dim"))
+    title = Text.assemble((plan.workflow, "bold"), f" for {plan.agent or 'any agent'}  ", (plan.digest[:19], "dim"))
     tree = Tree(title, guide_style="dim")
     if plan.inputs:
         tree.add(Text.assemble(("inputs ", "dim"), inputs_words(plan.inputs)))
     for step in plan.steps:
-        _add_step(tree, step)
+        _add_step(tree, step, plan.agent)
     screen.print(tree)
     grants = sum(len(step.scopes) for step in plan.steps)
-    words = [f"{len(plan.steps)} steps", f"{grants} credentials"]
+    kind = "tools" if any(step.tool for step in plan.steps) else "steps"
+    words = [f"{len(plan.steps)} {kind}", f"{grants} credentials"]
     words += [f"{len(plan.denied)} DENIED"] if plan.denied else []
     whom = "Vault" if plan.asked else "Vault, and nothing of the policy"
     screen.print(f"{', '.join(words)}; nothing was asked of {whom}")
 
 
-def _add_step(tree: Tree, step: StepView) -> None:
+def _add_step(tree: Tree, step: StepView, agent: str) -> None:
     from rich.text import Text
 
     tries = f", up to {step.attempts} attempts" if step.attempts > 1 else ""
@@ -88,17 +93,32 @@ def _add_step(tree: Tree, step: StepView) -> None:
     for name, words in (("after", ", ".join(step.needs)), ("if", step.condition or ""), ("does", does_words(step))):
         if words:
             branch.add(Text.assemble((f"{name} ", "dim"), words))
+    if step.tool is not None:
+        for name, words in _tool_words(step.tool):
+            branch.add(Text.assemble((f"{name} ", "dim"), words))
     for scope in step.scopes:
         branch.add(
             Text.assemble(("grant ", "dim"), f"{scope.name}: {scope.describe()}", (f"  {scope.resource}", "dim"))
         )
-    branch.add(_policy(step))
+    branch.add(_policy(step, agent))
 
 
-def _policy(step: StepView) -> Text:
+def _tool_words(tool: Tool) -> Iterator[tuple[str, str]]:
+    """What an agent chooses when it calls it, and how often it may."""
+    for name, argument in tool.call.items():
+        yield "chooses", f"{name}: {bounds_words(argument)}"
+    limits = [f"{tool.max_calls} calls a task"] if tool.max_calls else []
+    limits += [f"{tool.max_open} at a time"] if tool.max_open else []
+    if limits:
+        yield "at most", ", ".join(limits)
+
+
+def _policy(step: StepView, agent: str) -> Text:
     from rich.text import Text
 
     decision = step.decision
+    if decision is None and not agent:
+        return Text.assemble(("policy ", "dim"), ("not asked: --agent says who would call it", "yellow"))
     if decision is None:
         return Text.assemble(("policy ", "dim"), ("not asked: it is a service, and --ask-policy asks it", "yellow"))
     if decision.allow:
@@ -138,11 +158,22 @@ def plan_json(plan: PlanView) -> Mapping[str, object]:
                 "if": step.condition,
                 "timeout": step.timeout,
                 "attempts": step.attempts,
+                "tool": None if step.tool is None else _tool_json(step.tool),
                 "grants": [scope.as_json() for scope in step.scopes],
                 "decision": _decision_json(step.decision, at_run_time=step.partial),
             }
             for step in plan.steps
         ],
+    }
+
+
+def _tool_json(tool: Tool) -> Mapping[str, object]:
+    return {
+        "description": tool.description,
+        "arguments": arguments_schema(tool),
+        "hand_over": tool.hand_over,
+        "max_calls": tool.max_calls,
+        "max_open": tool.max_open,
     }
 
 

@@ -82,7 +82,7 @@ class TokenIssuer:
             )
         issued_at = int(_now(request).timestamp())
         expires = issued_at + seconds
-        claims = {
+        claims: dict[str, Any] = {
             "iss": issuer_of(issuer, scope.resource.rpartition("/")[2]),
             "sub": request.attempt.agent,
             "aud": scope.audience,
@@ -93,6 +93,8 @@ class TokenIssuer:
             "exp": expires,
             "jti": request.lease_id,
         }
+        if scope.details:  # RFC 9396, section 9.1
+            claims["authorization_details"] = list(scope.details)
         return await self._sign(request, claims), issued_at, expires
 
     async def _sign(self, request: IssueRequest, claims: dict[str, Any]) -> Secret:

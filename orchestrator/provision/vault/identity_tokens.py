@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from orchestrator.provision.vault.objects import VaultObject
 from orchestrator.provision.vault.token_workflows import token_grants
-from orchestrator.workflow.models import Workflow
+from orchestrator.workflow.models.workflow import Workflow
 
 KEY = "orchestrator"
 """The identity engine's key that signs for all of these roles; it is rotated daily."""

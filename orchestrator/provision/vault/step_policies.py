@@ -22,7 +22,7 @@ from orchestrator.grants.policy_names import (
 from orchestrator.grants.scope import STEP_TOKEN_MARGIN, Scope
 from orchestrator.planning.requests import scopes_of
 from orchestrator.provision.vault.objects import DUTY_TTL, VaultObject
-from orchestrator.workflow.models import Workflow
+from orchestrator.workflow.models.workflow import Workflow
 
 HEADER = "# Managed by the credential orchestrator: compiled from the grants of a workflow's step.\n"
 _PATH = re.compile(r"[\w\-./@:]+")
@@ -105,7 +105,7 @@ def step_access(workflows: Iterable[Workflow], connections: Iterable[str]) -> li
     """
     found: dict[str, StepAccess] = {}
     for workflow in workflows:
-        for step_id, step in workflow.steps.items():
+        for step_id, step in workflow.parts.items():
             if not step.grants:
                 continue
             scopes = scopes_of(workflow, step_id)

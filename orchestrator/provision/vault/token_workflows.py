@@ -23,7 +23,7 @@ from orchestrator.provision.declarations import TransitKey
 from orchestrator.provision.vault.objects import SECRET_ID, TRANSIT, VaultObject
 from orchestrator.provision.vault.step_policies import HEADER
 from orchestrator.vault.jwks import ALGORITHMS, CLOCK_SKEW, issuer_of
-from orchestrator.workflow.models import Workflow
+from orchestrator.workflow.models.workflow import Workflow
 
 _SIGNER_POLICY = """\
 path "auth/token/lookup-self" {{
@@ -151,7 +151,7 @@ def workflow_text(claims: Mapping[str, str], grant: TokenGrant, algorithm: str, 
 def token_grants(workflows: Iterable[Workflow], profile: str) -> Iterator[tuple[Workflow, str, TokenGrant, Scope]]:
     """Every grant of this profile: workflow, step, the grant as declared, and its scope."""
     for workflow in workflows:
-        for step_id, step in workflow.steps.items():
+        for step_id, step in workflow.parts.items():
             for scope in scopes_of(workflow, step_id):
                 grant = step.grants[scope.name]
                 if isinstance(grant, TokenGrant) and grant.profile == profile:

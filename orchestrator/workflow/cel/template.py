@@ -19,7 +19,7 @@ from orchestrator.workflow.cel.syntax import (
 )
 from orchestrator.workflow.problems import suggestion
 
-ROOTS = ("inputs", "steps", "run", "endpoints", "context")
+ROOTS = ("inputs", "steps", "run", "endpoints", "context", "call", "task")
 _OPENING = re.compile(r"\$?\$\{\{")
 PATH = re.compile(rf"(?:{'|'.join(ROOTS)})(?:\.[A-Za-z_]\w*)+")
 """An expression that only names a value."""

@@ -111,6 +111,8 @@ def _types(data: Mapping[str, Any], texts: Iterable[str], actions: ActionCatalog
                 declared = inputs.get(name) if isinstance(inputs, dict) else None
                 kind = _INPUTS.get(str(declared.get("type", "string"))) if isinstance(declared, dict) else None
                 shown = f"inputs.{name}"
+            case ("task", name, *_):
+                kind, shown = "string", f"task.{name}"
             case ("run", "id", *_):
                 kind, shown = "string", "run.id"
             case ("endpoints", name, *_):

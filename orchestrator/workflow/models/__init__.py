@@ -1,0 +1,1 @@
+"""The workflow file, as data. The JSON Schema is generated from these models."""

@@ -1,0 +1,1 @@
+"""What must hold of tools, and how what an agent chooses gets into them."""
