@@ -83,6 +83,9 @@ class _Grant(TypedDict):
     ]
     audience: NotRequired[Annotated[str, Field(description="The one service a token is for.")]]
     scopes: NotRequired[Annotated[list[str], Field(description="The OAuth scopes of a token.")]]
+    details: NotRequired[
+        Annotated[list[dict[str, Any]], Field(description="What a token is for (RFC 9396); expressions if not known.")]
+    ]
     profile: NotRequired[Annotated[str, Field(description="Who builds a token's claims, unless it is `transit`.")]]
     keys: NotRequired[Annotated[list[str], Field(description="The keys of a secret that the step sees.")]]
     on_expiry: NotRequired[Annotated[str, Field(description="`reissue` where it is issued anew.")]]

@@ -129,6 +129,7 @@ class Planned:
     condition: str | None = None
     timeout: int = 30
     attempts: int = 1
+    tool: None = None
 
 
 @dataclass(frozen=True)

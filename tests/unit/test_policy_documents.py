@@ -117,7 +117,7 @@ steps:
       hand: { kind: database, connection: support, role: by-hand }
       key: { kind: secret, path: some/where, keys: [a] }
       mq: { kind: dynamic, path: rabbitmq/creds/x, on_expiry: reissue, overlap: 5s }
-      api: { kind: token, audience: crm, scope: [read] }
+      api: { kind: token, audience: crm, scope: [read], details: [ { type: record, identifier: '1' } ] }
       id: { kind: token, audience: crm, scope: [read], profile: identity }
     with: { command: [/bin/true], credentials: { files: { A: db, B: mq } } }
 """

@@ -305,7 +305,7 @@ class Asks:
 
 def planned() -> Any:
     class Step:
-        needs, condition, timeout, attempts, request = (), None, 30, 1, QUERY
+        needs, condition, timeout, attempts, tool, request = (), None, 30, 1, None, QUERY
 
     class Plan:
         steps = (Step(),)

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from bench import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
@@ -406,3 +407,22 @@ def test_tools_are_not_run_and_a_workflow_has_its_own_agent(
     steps.write_text(f"version: 1\nname: w\nagent: own\n{STEPS}")
     assert main(["plan", str(steps), "--agent", "other"]) == 2
     assert "names its agent, `own`" in capsys.readouterr().err
+
+
+def test_the_example_of_the_docs_is_what_they_say() -> None:
+    text = (ROOT / "docs" / "tools.md").read_text().partition("```yaml\n")[2].partition("```")[0]
+    loaded = load(text)
+    assert [problem for problem in lint(loaded) if problem.severity == "error"] == []
+    assert set(loaded.workflow.tools) == {"read_messages", "write_ticket"}
+
+
+def test_what_the_docs_call_fixed_is_fixed() -> None:
+    fixed = {name: getattr(catalog.params_of(name), "fixed", frozenset()) for name in catalog.names()}
+    assert fixed["http.request"] == {"method", "body", "follow_redirects", "redirect_origins"}
+    assert fixed["exec"] == {"command", "cwd", "paths", "connect"}
+    assert fixed["python"] == {"callable", "path", "paths", "connect"}
+    assert fixed["postgres.query"] == fixed["postgres.execute"] == {"sql", "server_messages"}
+    for name in catalog.names():
+        model = catalog.params_of(name)
+        assert model is not None
+        assert fixed[name] | model.urls <= {info.alias or key for key, info in model.model_fields.items()}

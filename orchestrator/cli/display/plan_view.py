@@ -34,7 +34,7 @@ class StepView:
     condition: str | None
     timeout: int
     attempts: int
-    tool: Tool | None
+    tool: Tool | None = None
     """What an agent chooses and how often, where it is the call of a tool."""
     scopes: Sequence[Scope]
     decision: Decision | None
@@ -158,7 +158,7 @@ def plan_json(plan: PlanView) -> Mapping[str, object]:
                 "if": step.condition,
                 "timeout": step.timeout,
                 "attempts": step.attempts,
-                "tool": None if step.tool is None else _tool_json(step.tool),
+                **({} if step.tool is None else {"tool": _tool_json(step.tool)}),
                 "grants": [scope.as_json() for scope in step.scopes],
                 "decision": _decision_json(step.decision, at_run_time=step.partial),
             }
