@@ -226,6 +226,14 @@ def test_an_argument_that_is_not_as_declared_is_refused_without_being_repeated(g
     assert "x" * 30 not in caught.value.message
 
 
+@pytest.mark.parametrize(
+    "more", [{"share": 0}, {"share": 1}, {"level": 3}, {"text": "x" * 50}, {"extra": "x" * 10_000}]
+)
+def test_the_bounds_themselves_are_allowed(more: dict[str, Any]) -> None:
+    given = {**GOOD, **more}
+    assert bind_arguments("add_note", load(TOP + NOTE).workflow.tools["add_note"], given).items() >= given.items()
+
+
 def test_everything_wrong_with_a_call_is_said_at_once() -> None:
     with pytest.raises(UsageError) as caught:
         bind_arguments("add_note", load(TOP + NOTE).workflow.tools["add_note"], {"loud": 3, "b": 1})
@@ -246,6 +254,7 @@ def test_what_is_bound_is_what_the_shown_schema_allows(more: dict[str, Any]) -> 
     declared = load(TOP + NOTE).workflow.tools["add_note"]
     schema = arguments_schema(declared)
     Draft202012Validator.check_schema(schema)
+    assert not Draft202012Validator(schema).is_valid({**GOOD, "other": 1})
     arguments = {**GOOD, **more}
     try:
         bound = bind_arguments("add_note", declared, arguments)
@@ -273,15 +282,18 @@ def test_whatever_is_chosen_stays_in_its_place_of_the_url(value: str) -> None:
     assert parts.query == f"q={chosen}&r=1"
 
 
-@pytest.mark.parametrize("value", [".", "..", "", "a/../b", "%2e%2e", "x?y#z", "\\", "a b", "é", 7, True])
+@pytest.mark.parametrize("value", ["a/../b", "%2e%2e", "x?y#z", "\\", "a b", "é", "...", 7, True])
 def test_a_value_cannot_lead_to_another_path(value: Any) -> None:
-    try:
-        url = url_of("https://h/t/${{ call.x }}/n", {"call": {"x": value}}, BY_THE_AGENT)
-    except InvalidExpression:
-        assert value in (".", "..", "")
-        return
+    url = url_of("https://h/t/${{ call.x }}/n", {"call": {"x": value}}, BY_THE_AGENT)
     assert url.count("/") == 5
     assert url.isascii()
+
+
+@pytest.mark.parametrize("value", [".", "..", ""])
+def test_a_value_that_is_no_segment_is_refused_in_a_path_and_may_be_asked_for(value: str) -> None:
+    with pytest.raises(InvalidExpression):
+        url_of("https://h/t/${{ call.x }}/n", {"call": {"x": value}}, BY_THE_AGENT)
+    assert url_of("https://h/t?x=${{ call.x }}", {"call": {"x": value}}, BY_THE_AGENT) == f"https://h/t?x={value}"
 
 
 def test_dots_beside_a_value_are_looked_at_with_it() -> None:
