@@ -97,6 +97,17 @@ def _one_key_signs_for_two_audiences(loaded: LoadedWorkflow) -> Iterator[Problem
                 )
 
 
+def _a_standing_secret_is_handed_over(loaded: LoadedWorkflow) -> Iterator[Problem]:
+    for name, tool in loaded.workflow.tools.items():
+        if tool.hand_over is not None and tool.grants[tool.hand_over].kind == "secret":
+            yield loaded.problem(
+                ("tools", name, "hand_over"),
+                "the agent gets a secret that cannot be revoked: it has it for good",
+                "let an `action` use it, so that the agent sees the output only",
+                warning=True,
+            )
+
+
 def _texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
@@ -119,6 +130,7 @@ _RULES: tuple[Rule, ...] = (
     _grant_is_not_used,
     _secret_key_is_not_used,
     _one_key_signs_for_two_audiences,
+    _a_standing_secret_is_handed_over,
     coverage,
     wildcards,
     shared_scopes,

@@ -93,6 +93,15 @@ def test_a_file_with_tools_is_valid_and_has_no_agent_of_its_own(text: str) -> No
     assert [problem for problem in lint(loaded) if problem.severity == "error"] == []
 
 
+def test_handing_over_what_cannot_be_revoked_is_warned_of() -> None:
+    key = "crm: { kind: secret, ttl: 60s, path: crm/bot, keys: [token] }"
+    text = TOP + HAND_OVER.replace(CRM, f"grants: {{ {key} }}")
+    (problem,) = lint(load(text))
+    assert (problem.severity, problem.line) == ("warning", text.splitlines().index("    hand_over: crm") + 1)
+    assert "cannot be revoked" in problem.message
+    assert lint(load(TOP + HAND_OVER)) == []
+
+
 def test_how_long_a_task_lasts_is_said_or_a_quarter_of_an_hour() -> None:
     assert load(TOP + NOTE).workflow.limits.duration == 900
     limits = load(TOP + "task: { duration: 1h, idle: 90s }\n" + NOTE).workflow.limits
