@@ -16,6 +16,7 @@ from orchestrator.assembly import open_services
 from orchestrator.cli.main import main
 from orchestrator.credentials.types import Attempt
 from orchestrator.grants.policy_names import step_policy_name
+from orchestrator.jsontypes import JsonValue
 from orchestrator.ledger.events import RunFinished, RunStarted
 from orchestrator.ledger.ids import new_run_id, new_step_key
 from orchestrator.ledger.lease import LeaseState
@@ -127,17 +128,24 @@ def test_the_details_are_in_the_signed_token_and_on_record(bench: Bench) -> None
     assert (lease.state, lease.scope["details"]) == (LeaseState.ENDED, details)
 
 
-def test_a_workflow_without_details_signs_none(bench: Bench) -> None:
-    text = TOOLS[: TOOLS.index("        details:")] + "    hand_over: crm\n"
+@pytest.mark.parametrize(
+    ("text", "inputs"),
+    [
+        pytest.param(TOOLS[: TOOLS.index("        details:")] + "    hand_over: crm\n", {"customer": 1}, id="none"),
+        pytest.param(TOOLS, {}, id="not known"),
+    ],
+)
+def test_without_known_details_none_are_signed(bench: Bench, text: str, inputs: dict[str, JsonValue]) -> None:
     loaded = load(text)
     bench.install(loaded.workflow)
-    request = RunRequest(run_id=new_run_id(), loaded=loaded, inputs={"customer": 1}, trigger="prove")
+    request = RunRequest(run_id=new_run_id(), loaded=loaded, inputs=inputs, trigger="prove")
 
     async def go() -> Proof:
         async with open_services(bench.config(), redactor=Redactor()) as services:
             return await Prover(services=services, wish=Examination()).prove(request, ["ticket"])
 
     (token,) = [each for each in asyncio.run(go()).grants if each.grant == "crm"]
+    assert token.holds
     assert "be for anything beyond its details" not in {trial.what for trial in token.trials}
 
 
