@@ -15,6 +15,7 @@ from orchestrator.actions.catalog import catalog
 from orchestrator.assembly import open_services
 from orchestrator.cli.main import main
 from orchestrator.credentials.types import Attempt
+from orchestrator.errors import ExitCode
 from orchestrator.grants.policy_names import step_policy_name
 from orchestrator.jsontypes import JsonValue
 from orchestrator.ledger.events import RunFinished, RunStarted
@@ -161,3 +162,38 @@ def test_grants_of_tools_are_inferred_from_their_sql(
     file.write_text(TOOLS.replace("columns: [comment, id]", "columns: [id]"))
     assert main(["grants", "infer", str(file), "--write"]) == 0
     assert scopes_of(load(file.read_text()).workflow, "read") == scopes_of(load().workflow, "read")
+
+
+STEPS = """\
+version: 1
+name: ticket_steps
+agent: feedback-assistant
+steps:
+  call:
+    action: http.request
+    grants:
+      api:
+        kind: token
+        audience: translation-api
+        scope: [translate]
+        details: [ { type: record, actions: [read], identifier: "${{ steps.find.output.row_count }}" } ]
+    with:
+      method: POST
+      url: ${{ endpoints.translation }}/v1/translate
+      bearer: api
+      json: { target: en, messages: [] }
+    outputs: [status]
+  find:
+    action: postgres.query
+    grants:
+      db: { kind: database, connection: support, privileges: [ { select: customer_feedback, columns: [id] } ] }
+    with: { sql: SELECT id FROM customer_feedback ORDER BY id LIMIT 3 }
+    outputs: [row_count]
+"""
+
+
+def test_a_run_binds_details_with_what_an_earlier_step_has_found(bench: Bench) -> None:
+    outcome = bench.run(STEPS)
+    assert outcome.exit_code is ExitCode.DONE, outcome.reason
+    (lease,) = [each for each in bench.history(outcome.run_id) if each.grant == "api"]
+    assert lease.scope["details"] == [{"type": "record", "actions": ["read"], "identifier": "3"}]

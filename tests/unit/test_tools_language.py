@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -11,14 +12,20 @@ import pytest
 from bench import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from joserfc import jwt
+from joserfc.jwk import ECKey
 from jsonschema import Draft202012Validator
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.cli.main import main
 from orchestrator.errors import InvalidExpression, UsageError
+from orchestrator.grants.credential import Credential
 from orchestrator.grants.scope import scope_from_json
 from orchestrator.planning.lint import lint
 from orchestrator.planning.requests import bind, scopes_of
+from orchestrator.proof.examine import examine_token
+from orchestrator.proof.forbidden import Verdict
+from orchestrator.secret import Secret
 from orchestrator.workflow.loader import LoadedWorkflow, load_text
 from orchestrator.workflow.problems import InvalidWorkflow
 from orchestrator.workflow.schema import json_schema
@@ -447,3 +454,33 @@ def test_what_the_docs_call_fixed_is_fixed() -> None:
         model = catalog.params_of(name)
         assert model is not None
         assert fixed[name] | model.urls <= {info.alias or key for key, info in model.model_fields.items()}
+
+
+def test_details_of_a_step_are_for_tokens_that_the_orchestrator_builds() -> None:
+    grants = DETAILS.replace("    hand_over: crm\n", "").replace(
+        "audience: crm", "audience: crm\n        profile: workflow"
+    )
+    step = "    action: http.request\n    with: { url: 'https://h/', bearer: crm }\n"
+    text = TOP + f"agent: a\nsteps:\n  s:\n{grants}{step}"
+    assert "`details` are bound for each token" in messages(text)
+    assert load(text.replace("        profile: workflow\n", "")).workflow.parts["s"].grants
+
+
+def signed(details: Any) -> tuple[Credential, dict[str, Any]]:
+    key = ECKey.generate_key("P-256", {"kid": "k"})
+    now = int(time.time())
+    claims = {"aud": "crm", "scope": "write", "iat": now, "exp": now + 60, "authorization_details": details}
+    token = jwt.encode({"alg": "ES256", "kid": "k"}, claims, key)
+    return Credential("crm", "token", 60, fields={"token": Secret(token)}), {"keys": [key.as_dict(private=False)]}
+
+
+@pytest.mark.parametrize("change", [{"identifier": "1235"}, {"actions": ["write_ticket", "delete"]}, {"more": 1}])
+def test_a_proof_finds_a_token_that_is_for_more_than_was_bound(change: dict[str, Any]) -> None:
+    (scope,) = bind(scopes_of(load(DETAILED).workflow, "t"), {"inputs": {"customer": 1234}})
+    own = dict(scope.details[0])
+    assert examine_token("t", scope, *signed([own])).holds
+    for wrong in ([{**own, **change}], [own, own], [], None):
+        proof = examine_token("t", scope, *signed(wrong))
+        assert [trial.what for trial in proof.trials if trial.verdict is not Verdict.REFUSED] == [
+            "be for anything beyond its details"
+        ]
