@@ -16,24 +16,31 @@ import uvicorn
 from starlette.applications import Starlette
 
 from orchestrator.devstack.services.admin import Backdoor
-from orchestrator.devstack.services.bearer import BearerVerifier
 from orchestrator.devstack.services.issuer import issuer_app
 from orchestrator.devstack.services.slack import Bot, slack_app
 from orchestrator.devstack.services.translation import translation_app
+from orchestrator.pep.access import access_tokens
+from orchestrator.pep.protection import Protection
+from orchestrator.pep.sources import IssuerKeys, Upkeep
 
 SERVICES = ("issuer", "translation", "slack")
+_LEEWAY = 2
+"""Seconds that the clocks of issuer and service may differ: they are of one machine."""
+_UPKEEP = Upkeep(again_after=0)
+"""An unknown key is asked for at once: the keys of the stack are rotated at any moment, and there are no strangers."""
 
 
 def apps(config: dict[str, Any], issuer: str) -> dict[str, Starlette]:
     """The applications by name. `issuer` is the address that the issuer is reached at."""
-    verifier = BearerVerifier(issuer, config["audience"], f"{issuer}/.well-known/jwks.json")
+    keys = IssuerKeys.discovered(issuer, upkeep=_UPKEEP)
+    protection = Protection(access_tokens(issuer, config["audience"], leeway=_LEEWAY), keys, realm="translation")
     bots = {
         token: Bot(bot["name"], frozenset(bot["scopes"]), frozenset(bot["channels"]))
         for token, bot in config["slack_bots"].items()
     }
     return {
         "issuer": issuer_app(issuer, config["vault_address"], config["vault_token"], config["key"]),
-        "translation": translation_app(verifier, Backdoor(config["admin_token"])),
+        "translation": translation_app(protection, Backdoor(config["admin_token"])),
         "slack": slack_app(bots, Backdoor(config["admin_token"])),
     }
 

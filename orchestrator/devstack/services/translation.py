@@ -12,7 +12,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from orchestrator.devstack.services.admin import Backdoor
-from orchestrator.devstack.services.bearer import BearerVerifier, KeysUnavailable, Rejected
+from orchestrator.pep.challenges import AccessRefused
+from orchestrator.pep.protection import Protection
 
 _GLOSSARY = {
     "สวัสดี": "hello",
@@ -66,7 +67,7 @@ def gloss(text: str, glossary: dict[str, str]) -> str:
     return "[glossed] " + re.sub(r"\s+", " ", glossed).strip()
 
 
-def translation_app(verifier: BearerVerifier, backdoor: Backdoor) -> Starlette:
+def translation_app(protection: Protection, backdoor: Backdoor) -> Starlette:
     """`POST /v1/translate` needs the scope `translate`, `PUT /v1/glossary/WORD` the scope `glossary:write`."""
     glossary = dict(_GLOSSARY)
     calls: list[dict[str, Any]] = []
@@ -74,9 +75,10 @@ def translation_app(verifier: BearerVerifier, backdoor: Backdoor) -> Starlette:
     async def translate(request: Request) -> Response:
         if (failure := backdoor.planned_failure()) is not None:
             return failure.response()
-        claims = await verifier.verify(request, "translate")
+        token = await protection.authenticate(request.headers.getlist("Authorization"), request.url.query)
+        protection.require(token, scope="translate")
         wish = Wish.model_validate_json(await request.body())
-        calls.append({"sub": claims["sub"], "jti": claims["jti"], "messages": len(wish.messages)})
+        calls.append({"sub": token.subject, "jti": token.token_id, "messages": len(wish.messages)})
         translations = [
             {"id": message.id, "language": wish.target, "text": gloss(message.text, glossary)}
             for message in wish.messages
@@ -84,7 +86,8 @@ def translation_app(verifier: BearerVerifier, backdoor: Backdoor) -> Starlette:
         return JSONResponse({"translations": translations})
 
     async def define(request: Request) -> Response:
-        await verifier.verify(request, "glossary:write")
+        token = await protection.authenticate(request.headers.getlist("Authorization"), request.url.query)
+        protection.require(token, scope="glossary:write")
         glossary[request.path_params["word"]] = Meaning.model_validate_json(await request.body()).meaning
         return Response(status_code=204)
 
@@ -95,17 +98,13 @@ def translation_app(verifier: BearerVerifier, backdoor: Backdoor) -> Starlette:
     ]
     return Starlette(
         routes=routes,
-        exception_handlers={Rejected: _reject, KeysUnavailable: _unavailable, ValidationError: _malformed},
+        exception_handlers={AccessRefused: _refused, ValidationError: _malformed},
     )
 
 
-async def _reject(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Rejected)
-    return error.response
-
-
-async def _unavailable(request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": "the issuer's keys cannot be fetched"}, 503, headers={"Retry-After": "1"})
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, AccessRefused)
+    return Response(error.answer.body, error.answer.status, headers=dict(error.answer.headers))
 
 
 async def _malformed(request: Request, error: Exception) -> Response:
