@@ -40,7 +40,7 @@ class FixedClock:
 
 
 @cache
-def signer(name: str) -> Signer:
+def signer(name: str) -> ECKey | OKPKey | RSAKey:
     """A private key, made once: `p256`, `p256-other`, `p384`, `ed25519`, `rsa`, `rsa-weak`."""
     kind = name.partition("-")[0]
     if kind == "rsa":

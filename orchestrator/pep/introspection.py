@@ -128,5 +128,7 @@ def judge(answer: JsonObject, token: AccessToken) -> AccessToken:
         raise TokenRefused(Reason.INTROSPECTION, "the issuer speaks of another token")
     scope = scope_of(answer["scope"]) if "scope" in answer else token.scope
     named = details_of(answer)
-    details = token.details if named is None else tuple(each for each in token.details or () if each in named)
+    details = token.details
+    if named is not None and details is not None:
+        details = tuple(each for each in details if each in named)
     return replace(token, scope=token.scope & scope, details=details)

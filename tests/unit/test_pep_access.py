@@ -40,8 +40,8 @@ def test_a_scope_that_is_not_exactly_there_is_not_granted(scope: Any) -> None:
 @pytest.mark.parametrize("name", ["authorization_details", "act", "client_id"])
 @pytest.mark.parametrize("value", [None, "x" * 0, 7, {}, [], [1], [{"kind": "a"}], [{"type": 1}], "text"])
 def test_a_claim_of_another_shape_is_refused(name: str, value: Any) -> None:
-    fits = {"authorization_details": [[]], "act": [{}], "client_id": ["text"]}[name]
-    if value in fits:
+    fits: dict[str, list[Any]] = {"authorization_details": [[]], "act": [{}], "client_id": ["text"]}
+    if value in fits[name]:
         assert access(**{name: value}).claims[name] == value
         return
     with pytest.raises(TokenRefused) as refused:
@@ -105,9 +105,20 @@ def test_an_element_that_is_narrower_or_other_than_the_request_permits_nothing(
 def test_an_element_that_says_all_of_it_permits_it() -> None:
     assert element_permits(TICKET, WRITE)
     assert element_permits({"type": "t", "actions": ["a"]}, Operation("t", "a"))
-    whole = {**TICKET, "locations": [AUDIENCE, "x"], "datatypes": ["a", "b"], "privileges": ["admin"], "n": 4}
-    sets = {"locations": {AUDIENCE}, "datatypes": {"a", "b"}, "privileges": {"admin"}}
-    asked = replace(WRITE, understood={"n": even}, **{name: frozenset(texts) for name, texts in sets.items()})
+    whole: dict[str, Any] = {
+        **TICKET,
+        "locations": [AUDIENCE, "x"],
+        "datatypes": ["a", "b"],
+        "privileges": ["admin"],
+        "n": 4,
+    }
+    asked = replace(
+        WRITE,
+        understood={"n": even},
+        locations=frozenset({AUDIENCE}),
+        datatypes=frozenset({"a", "b"}),
+        privileges=frozenset({"admin"}),
+    )
     assert element_permits(whole, asked)
 
 
