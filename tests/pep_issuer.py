@@ -15,12 +15,13 @@ import uvicorn
 
 @dataclass
 class Planned:
-    """One answer. `parts` are sent one by one; the last of them waits for `hold`, if there is one."""
+    """One answer. `parts` are sent one by one, each after `slow` seconds; the last waits for `hold`, if there is one."""
 
     parts: list[bytes]
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     hold: threading.Event | None = None
+    slow: float = 0
 
 
 def json_of(document: Any, **headers: str) -> Planned:
@@ -61,6 +62,7 @@ class IssuerServer:
         sent = [(name.encode(), value.encode()) for name, value in planned.headers.items()]
         await send({"type": "http.response.start", "status": planned.status, "headers": sent})
         for number, part in enumerate(planned.parts, start=1):
+            await asyncio.sleep(planned.slow)
             if planned.hold is not None and number == len(planned.parts):
                 await asyncio.to_thread(planned.hold.wait)
             more = number < len(planned.parts)

@@ -140,7 +140,7 @@ class IssuerKeys:
 
         async def ask(http: httpx.AsyncClient) -> Answer:
             about = (await _get(http, url, upkeep)).document
-            return await _get(http, _jwks_uri(about, issuer), upkeep)
+            return await _get(http, jwks_uri(about, issuer), upkeep)
 
         return cls(ask, upkeep, clock or SystemClock())
 
@@ -200,7 +200,7 @@ async def _get(http: httpx.AsyncClient, url: str, upkeep: Upkeep) -> Answer:
     return await json_object(http, request, most_bytes=upkeep.most_bytes, seconds=upkeep.time_out)
 
 
-def _jwks_uri(metadata: JsonObject, issuer: str) -> str:
+def jwks_uri(metadata: JsonObject, issuer: str) -> str:
     """Where the metadata say that the keys are. Raises IssuerUnreachable for what is not to be followed."""
     if metadata.get("issuer") != issuer:
         raise IssuerUnreachable("the metadata are those of another issuer")

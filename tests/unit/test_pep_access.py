@@ -128,6 +128,15 @@ def test_an_operation_that_would_be_judged_wrongly_cannot_be_made(wrong: dict[st
         Operation("t", "a", **wrong)
 
 
+def test_two_elements_that_permit_a_half_each_permit_nothing_together() -> None:
+    here, there = {**TICKET, "identifier": "5"}, {**TICKET, "actions": ["read"]}
+    assert not details_permit([here, there], WRITE)
+    assert not details_permit([there, here], WRITE)
+    assert details_permit([here, there, TICKET], WRITE)
+    of_two_places = replace(WRITE, locations=frozenset({"a", "b"}))
+    assert not details_permit([{**TICKET, "locations": ["a"]}, {**TICKET, "locations": ["b"]}], of_two_places)
+
+
 TEXTS = st.sampled_from(["a", "b", "c"])
 VALUES = st.one_of(TEXTS, st.lists(TEXTS, max_size=3), st.none(), st.integers(0, 1))
 MEMBERS = st.sampled_from(["actions", "identifier", "locations", "datatypes", "privileges", "other"])

@@ -88,6 +88,7 @@ BAD: list[tuple[str, Reason, Try, Try]] = [
     ("a line end", Reason.NOT_BASE64URL, {"bent": lambda text: text + "\n"}, GOOD),
     ("the other alphabet", Reason.NOT_BASE64URL, {"bent": part(2, lambda text: "+/" + text[2:])}, GOOD),
     ("not ASCII", Reason.NOT_BASE64URL, {"bent": part(2, lambda text: "é" + text[1:])}, GOOD),
+    ("half a character in it", Reason.NOT_BASE64URL, {"bent": part(2, lambda text: "\udcff" + text[1:])}, GOOD),
     ("one character over", Reason.NOT_BASE64URL, {"bent": part(2, lambda text: text[:-1])}, GOOD),
     ("spare bits", Reason.NOT_BASE64URL, {"bent": part(2, last_bit)}, GOOD),
     (
