@@ -81,7 +81,7 @@ class Interrupted(OrchestratorError):
 
 
 class Refused(OrchestratorError):
-    """Somebody who may say no said no. `by` names them: `policy`, `vault`, `orchestrator`."""
+    """Somebody who may say no said no. `by` names them: `policy`, `vault`, `orchestrator`, `service`."""
 
     exit_code = ExitCode.REFUSED
 

@@ -15,7 +15,7 @@ import uvicorn
 
 @dataclass
 class Planned:
-    """One answer. `parts` are sent one by one, each after `slow` seconds; the last waits for `hold`, if there is one."""
+    """One answer. `parts` are sent one by one, each after `slow` seconds; the last one waits for `hold`."""
 
     parts: list[bytes]
     status: int = 200

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -27,10 +28,16 @@ class Answer:
 def confidential(url: str) -> str:
     """The URL, if nobody on the way to it can read or change anything: https, or http to this machine only.
 
-    Raises ValueError otherwise.
+    Raises ValueError otherwise, and for one that is read in two ways.
     """
     if not is_confidential(url):
         raise ValueError("an issuer is asked over https, or over http on this machine only")
+    try:
+        asked = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ValueError("the URL of an issuer is not one") from error
+    if (asked.scheme, asked.host) != (urlsplit(url).scheme, urlsplit(url).hostname):
+        raise ValueError("the URL of an issuer can be read in two ways")
     return url
 
 
