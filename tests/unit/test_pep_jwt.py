@@ -300,7 +300,6 @@ def test_claims_are_those_that_were_signed() -> None:
         {"leeway": -1},
         {"longest_life": math.nan},
     ],
-    ids=str,
 )
 def test_an_expectation_that_would_let_anybody_in_cannot_be_made(changes: dict[str, Any]) -> None:
     Expected(ISSUER, frozenset({AUDIENCE}))
