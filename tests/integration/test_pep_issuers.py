@@ -204,7 +204,7 @@ async def test_metadata_lead_to_the_keys_of_the_issuer_that_they_name(issuer: Is
         {"jwks_uri": "https://a.example/" + "x" * 70_000},
         {"jwks_uri": "https://xn--a.b\x7f.example/"},
     ],
-    ids=str,
+    ids=lambda wrong: str(wrong)[:60],
 )
 async def test_metadata_of_another_issuer_or_to_an_unsafe_place_lead_nowhere(
     issuer: IssuerServer, clock: FixedClock, wrong: dict[str, Any]
