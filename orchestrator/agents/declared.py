@@ -126,15 +126,14 @@ def load_agents(file: Path) -> Agents:
     from orchestrator.workflow.source import parse
 
     source = parse(read_text(file), str(file))
-    if source.problems:
-        raise UsageError(
-            "\n".join(f"{each.filename}:{each.line}:{each.column}: {each.message}" for each in source.problems)
-        )
-    try:
-        return Agents.model_validate(source.data)
-    except ValidationError as error:
-        found = [
-            f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg'].removeprefix('Value error, ')}"
-            for each in error.errors(include_url=False, include_input=False)
-        ]
-        raise UsageError(f"{file} is not valid:\n" + "\n".join(found), hint="see docs/agents.md") from None
+    agents = None
+    if not source.problems:
+        try:
+            agents = Agents.model_validate(source.data)
+        except ValidationError as error:
+            for each in error.errors(include_url=False, include_input=False):
+                place = f"`{'.'.join(map(str, each['loc']))}`: " if each["loc"] else ""
+                source.report(each["loc"], place + each["msg"].removeprefix("Value error, "))
+    if agents is None:
+        raise UsageError("\n".join(each.said() for each in source.problems), hint="mend the file, then start again")
+    return agents
