@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import time
 from functools import reduce
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bench import ROOT
 from joserfc import jwt
 from joserfc.jwk import ECKey
 
 from orchestrator.agents.authentication import Authentication, Caller, CallerRefused
 from orchestrator.agents.declared import Agents, load_agents
+from orchestrator.cli.main import main
 from orchestrator.errors import UsageError
 from orchestrator.pep.errors import Reason, TokenRefused
 
@@ -260,3 +263,35 @@ def test_what_is_declared_has_narrow_defaults() -> None:
     agents = {"a": {"may_open": ["t"], "identities": [{"issuer": "i", "claims": {"sub": "s"}}]}}
     issuer = Agents.model_validate({"version": 1, "issuers": {"i": text}, "agents": agents}).issuers["i"]
     assert (issuer.clock_skew, issuer.longest_life, issuer.algorithms) == (5, 86400, ["ES256", "EdDSA", "RS256"])
+
+
+def test_the_command_says_whose_a_token_is(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["agents", "check", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert "triage  may open triage, customer_complaint\n  by company: sub = triage and azp = triage-app\n" in shown
+    assert "  by certificate: spiffe://example.org/agents/complaint\n" in shown
+    sent = file.with_name("token.jwt")
+    sent.write_text(token(sub="alice", act=ACTOR) + "\n")
+    assert main(["agents", "check", str(file), "--token-file", str(sent)]) == 0
+    assert "the token is of complaint-agent, by company, on behalf of alice" in capsys.readouterr().out
+    assert main(["agents", "check", str(file), "--token-file", str(sent), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["caller"]["agent"], told["caller"]["subject"]) == ("complaint-agent", "alice")
+    assert told["agents"]["triage"]["may_open"] == ["triage", "customer_complaint"]
+
+
+@pytest.mark.parametrize(("sent", "code"), [("stranger", 3), ("expired", 3), ("", 2)])
+def test_a_token_of_nobody_ends_the_command_and_is_not_shown(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, sent: str, code: int
+) -> None:
+    made = {"stranger": token("stranger"), "expired": token(exp=NOW - 60), "": ""}[sent]
+    monkeypatch.setattr("sys.stdin", StringIO(made))
+    assert main(["agents", "check", str(file), "--token-file", "-"]) == code
+    shown = capsys.readouterr()
+    assert not made or made not in shown.out + shown.err
+    assert "hint:" in shown.err or sent == "expired"
+
+
+def test_the_sample_is_right_and_names_types_of_task() -> None:
+    sample = load_agents(ROOT / "vault" / "agents.yaml")
+    assert set(sample.agents) == {"complaint-agent", "reporting-agent"}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli import options
-from orchestrator.cli.commands.serve import FOLDER, WorkflowFolder
+from orchestrator.cli.commands.services.serve import FOLDER, WorkflowFolder
 
 if TYPE_CHECKING:
     from orchestrator.ledger.coordination.schedules import ScheduleState, ScheduleStates, ScheduleStore
