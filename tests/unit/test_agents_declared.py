@@ -48,6 +48,7 @@ agents:
     identities:
       - { issuer: company, claims: { sub: triage, azp: triage-app } }
 """
+PLAIN = "http://login.example\n    audience: [orchestrator]\n    discovery: oidc"
 KEYS = {name: ECKey.generate_key("P-256", {"kid": name}) for name in ("company", "cluster", "stranger")}
 NOW = int(time.time())
 
@@ -231,10 +232,7 @@ async def test_each_agent_opens_its_own_types_of_task(known: Authentication) -> 
         (("jwks_file: company.json", "jwks_url: 'http://keys.example/'"), "over https"),
         (("    jwks_file: company.json\n", ""), "one of `discovery`"),
         (("jwks_file: company.json", "jwks_file: company.json\n    discovery: oidc"), "one of `discovery`"),
-        (
-            ("    issuer: https://login.example\n", "    issuer: http://login.example\n    discovery: oidc\n"),
-            "`discovery`",
-        ),
+        (("https://login.example\n    audience: [orchestrator]\n    jwks_file: company.json", PLAIN), "over https"),
         (("issuer: https://kubernetes.default.svc", "issuer: https://login.example"), "the same `issuer`"),
         (("issuer: cluster, claims", "issuer: nobody, claims"), "there is no issuer `nobody`"),
         (("sub: triage, azp: triage-app", "sub: complaint-agent"), "would be told by the same"),

@@ -123,6 +123,7 @@ def test_how_long_a_task_lasts_is_said_or_a_quarter_of_an_hour() -> None:
         (TOP + "tools: {}\n", "`tools` is empty"),
         (TOP + "agent: me\n" + NOTE, "`agent` says nothing of tools"),
         (TOP + "schedule: { every: 1h }\n" + NOTE, "`schedule` says nothing of tools"),
+        (TOP.replace("minimum: 1", "secret: true") + NOTE, "an agent gives no secrets"),
         (TOP + "max_runs: 1\n" + NOTE, "`max_runs` says nothing of tools"),
         (
             TOP + "agent: a\ntask: { duration: 1h }\nsteps: { s: { action: exec, with: { command: [x] } } }",

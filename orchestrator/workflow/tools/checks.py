@@ -35,6 +35,7 @@ def check_kind(source: Source) -> None:
             if name in data:
                 hint = "the agent is whoever opens the task" if name == "agent" else "`task` says how long one is open"
                 source.report((name,), f"`{name}` says nothing of tools", hint, key=True)
+        _no_secrets(source, data.get("inputs"))
     if not has_tools:
         if "agent" not in data:
             source.report((), "`agent` is missing here", key=True)
@@ -45,6 +46,14 @@ def check_kind(source: Source) -> None:
     for section in ("steps", "tools"):
         if section in data and data[section] == {}:
             source.report((section,), f"`{section}` is empty", key=True)
+
+
+def _no_secrets(source: Source, inputs: Any) -> None:
+    """A task is on record with everything that a call of its tools needs, so nothing of it can be secret."""
+    for name, declared in inputs.items() if isinstance(inputs, dict) else ():
+        if isinstance(declared, dict) and declared.get("secret") is True:
+            hint = "let a grant of kind `secret` read it from Vault"
+            source.report(("inputs", name, "secret"), "an agent gives no secrets when it opens a task", hint)
 
 
 def check_declarations(source: Source, declared: Any, base: Path, model: type[D]) -> dict[str, D]:
