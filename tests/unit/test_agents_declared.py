@@ -69,7 +69,7 @@ def known(file: Path) -> Authentication:
 
 def token(by: str = "company", *, header: dict[str, Any] | None = None, **changes: Any) -> str:
     issuer = {"company": "https://login.example", "cluster": "https://kubernetes.default.svc"}.get(by, "https://x")
-    claims = {"iss": issuer, "aud": "orchestrator", "sub": "complaint-agent", "iat": NOW, "exp": NOW + 600, **changes}
+    claims = {"iss": issuer, "aud": "orchestrator", "sub": "complaint-agent", "iat": NOW, "exp": NOW + 3600, **changes}
     claims = {name: value for name, value in claims.items() if value is not None}
     return jwt.encode({"alg": "ES256", "kid": by, "typ": "JWT", **(header or {})}, claims, KEYS[by])
 
@@ -87,13 +87,13 @@ def numbered(rows: list[Any]) -> dict[str, Any]:
     ("sent", "caller"),
     **numbered(
         [
-            (token(), Caller("complaint-agent", "company", "complaint-agent", None, NOW + 600)),
+            (token(), Caller("complaint-agent", "company", "complaint-agent", None, NOW + 3600)),
             (
                 token("cluster", sub="system:serviceaccount:agents:complaint"),
-                Caller("complaint-agent", "cluster", "system:serviceaccount:agents:complaint", None, NOW + 600),
+                Caller("complaint-agent", "cluster", "system:serviceaccount:agents:complaint", None, NOW + 3600),
             ),
-            (token(sub="triage", azp="triage-app", more=[1]), Caller("triage", "company", "triage", None, NOW + 600)),
-            (token(sub="alice", act=ACTOR), Caller("complaint-agent", "company", "alice", ACTOR, NOW + 600)),
+            (token(sub="triage", azp="triage-app", more=[1]), Caller("triage", "company", "triage", None, NOW + 3600)),
+            (token(sub="alice", act=ACTOR), Caller("complaint-agent", "company", "alice", ACTOR, NOW + 3600)),
             (
                 token(sub="alice", act={**ACTOR, "iss": "https://login.example", "act": {"sub": "before"}}),
                 Caller(
@@ -173,9 +173,9 @@ async def test_whoever_is_not_declared_so_is_nobody(known: Authentication, sent:
             (token("cluster", sub="system:serviceaccount:agents:complaint", header={"typ": "at+jwt"}), Reason.TYPE),
             (token(aud="other"), Reason.AUDIENCE),
             (token(exp=NOW - 60), Reason.EXPIRED),
-            (token(nbf=NOW + 60), Reason.NOT_YET_VALID),
-            (token(iat=NOW + 60, exp=NOW + 90), Reason.ISSUED_IN_FUTURE),
-            (token(iat=NOW - 10, exp=NOW + 3600), Reason.LIFETIME),
+            (token(nbf=NOW + 3000, exp=NOW + 3600), Reason.NOT_YET_VALID),
+            (token(iat=NOW + 7200, exp=NOW + 7230), Reason.ISSUED_IN_FUTURE),
+            (token(iat=NOW - 10, exp=NOW + 7200), Reason.LIFETIME),
             (token(iat=None), Reason.MISSING_CLAIM),
             (token(sub=None), Reason.MISSING_CLAIM),
             (token(sub=7), Reason.CLAIM_TYPE),
@@ -273,6 +273,7 @@ def test_the_command_says_whose_a_token_is(file: Path, capsys: pytest.CaptureFix
     assert main(["agents", "check", str(file), "--token-file", str(sent)]) == 0
     assert "the token is of complaint-agent, by company, on behalf of alice" in capsys.readouterr().out
     assert main(["agents", "check", str(file), "--token-file", str(sent), "--json"]) == 0
+    sent.unlink()
     told = json.loads(capsys.readouterr().out)
     assert (told["caller"]["agent"], told["caller"]["subject"]) == ("complaint-agent", "alice")
     assert told["agents"]["triage"]["may_open"] == ["triage", "customer_complaint"]
