@@ -101,7 +101,7 @@ def numbered(rows: list[Any]) -> dict[str, Any]:
                     "company",
                     "alice",
                     {**ACTOR, "iss": "https://login.example", "act": {"sub": "before"}},
-                    NOW + 600,
+                    NOW + 3600,
                 ),
             ),
         ]
