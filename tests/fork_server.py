@@ -32,7 +32,10 @@ from orchestrator.ledger.opening import open_ledger
 FAULTS = Path(__file__).with_name("faults")
 IMPORTED_LATE = (
     *("httpx", "hvac", "pglast", "psycopg", "ruamel.yaml", "uvicorn", "orchestrator.runs.engines.dbos"),
-    *("orchestrator.cli.main", *(f"orchestrator.cli.commands.{name}" for name in ("run", "runs", "leases", "queue"))),
+    *(
+        "orchestrator.cli.main",
+        *(f"orchestrator.cli.commands.{name}" for name in ("run", "runs", "leases", "services.queue")),
+    ),
 )
 STATUS = struct.Struct("i")
 """How a process ended, as the pipe brings it: what waitpid(2) gives."""
