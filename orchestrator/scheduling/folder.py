@@ -126,6 +126,8 @@ class WorkflowFolder:
         if before is None or before.digest != loaded.digest:
             log.info("%s: loaded %s, %s", path, loaded.workflow.name, loaded.digest)
         workflow = loaded.workflow
+        if workflow.is_task:
+            return _File(stamp)  # agents call its tools: there is nothing to run, when it is due or when asked to
         return _File(
             stamp,
             KnownWorkflow(workflow.name, workflow.schedule, loaded.digest, path, loaded.text, self._actions),

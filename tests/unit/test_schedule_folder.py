@@ -39,6 +39,14 @@ def test_every_yaml_file_is_a_workflow_but_hidden_files_and_others_are_not(tmp_p
     assert sorted(WorkflowFolder(tmp_path, catalog).read().workflows) == ["first", "second"]
 
 
+def test_what_agents_call_is_neither_a_workflow_to_run_nor_wrong(tmp_path: Path) -> None:
+    put(tmp_path, "a.yaml", "one")
+    tool = "  only:\n    description: d\n    action: exec\n    with: { command: [/bin/true] }\n"
+    (tmp_path / "b.yaml").write_text(f"version: 1\nname: two\ntools:\n{tool}")
+    found = WorkflowFolder(tmp_path, catalog).read()
+    assert (list(found.workflows), found.invalid) == (["one"], 0)
+
+
 def test_while_no_file_changes_the_answer_is_the_same_object(tmp_path: Path) -> None:
     put(tmp_path, "a.yaml", "one")
     reading = WorkflowFolder(tmp_path, catalog)
