@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from orchestrator.errors import UsageError
 from orchestrator.grants.models import Duration, Name
-from orchestrator.network.origins import is_confidential
+from orchestrator.pep.fetching import confidential
 
 AgentName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.@:/-]{0,127}$")]
 """What policies, the ledger and tokens call an agent."""
@@ -18,13 +18,7 @@ AgentName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.@:/-]{0,127}$")]
 _LONGEST_SKEW = 60
 
 
-def _confidential(value: str) -> str:
-    if not is_confidential(value):
-        raise ValueError("an issuer is asked over https, or over http on this machine only")
-    return value
-
-
-Url = Annotated[str, AfterValidator(_confidential)]
+Url = Annotated[str, AfterValidator(confidential)]
 
 
 class _Model(BaseModel):
@@ -63,7 +57,7 @@ class Issuer(_Model):
         if sum(way is not None for way in ways) != 1:
             raise ValueError("one of `discovery`, `jwks_url` and `jwks_file` says where the keys are")
         if self.discovery is not None:
-            _confidential(self.issuer)
+            confidential(self.issuer)
         return self
 
 

@@ -159,7 +159,7 @@ def infer_workflow(
         try:
             inferred = _infer(catalog, statement)
         except UsageError as error:
-            problems.append(loaded.problem((workflow.section, name, "with", "sql"), error.message, error.hint or ""))
+            problems.append(loaded.problem(loaded.place(name, "with", "sql"), error.message, error.hint or ""))
             continue
         found.append(_needs(name, step, grant_name, grant, str(connection), catalog, inferred))
     if problems:
@@ -171,7 +171,7 @@ def _which_grant(
     loaded: LoadedWorkflow, name: str, step: Step, grants: Mapping[str, DatabaseGrant], connection: str | None
 ) -> Problem | None:
     """Why it cannot be told which grant the SQL runs under, if so."""
-    place = (loaded.workflow.section, name)
+    place = loaded.place(name)
     if len(grants) > 1:
         return loaded.problem(
             (*place, "with"), f"step `{name}` has {len(grants)} database grants", "say with `grant` which one it uses"

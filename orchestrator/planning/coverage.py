@@ -30,14 +30,12 @@ def coverage(loaded: LoadedWorkflow) -> Iterator[Problem]:
         needs = certain(statement.text, placeholders=statement.placeholders)
         if needs is None:
             if too_large := _too_large(statement):
-                yield loaded.problem(
-                    (loaded.workflow.section, step_id, "with", "sql"), too_large.message, too_large.hint or ""
-                )
+                yield loaded.problem(loaded.place(step_id, "with", "sql"), too_large.message, too_large.hint or "")
             continue
-        place = (loaded.workflow.section, step_id, "grants", name, "privileges")
+        place = loaded.place(step_id, "grants", name, "privileges")
         for privilege in missing(declared, needs.privileges):
             yield loaded.problem(
-                (loaded.workflow.section, step_id, "with", "sql"),
+                loaded.place(step_id, "with", "sql"),
                 f"the SQL needs `{privilege.describe()}`, which the grant `{name}` does not declare",
                 "declare it, or let `orchestrator grants infer` do it",
             )
@@ -66,7 +64,7 @@ def wildcards(loaded: LoadedWorkflow) -> Iterator[Problem]:
             for index, declared in enumerate(grant.privileges):
                 if declared.privilege().columns == ALL_COLUMNS:
                     yield loaded.problem(
-                        (loaded.workflow.section, step_id, "grants", name, "privileges", index, "columns"),
+                        loaded.place(step_id, "grants", name, "privileges", index, "columns"),
                         "every column is granted, those included that are added later",
                         "name the columns; `orchestrator grants infer` finds those that the SQL needs",
                         warning=True,
@@ -87,7 +85,7 @@ def shared_scopes(loaded: LoadedWorkflow) -> Iterator[Problem]:
             continue
         for step_id, name, _ in others:
             yield loaded.problem(
-                (loaded.workflow.section, step_id, "grants", name),
+                loaded.place(step_id, "grants", name),
                 f"step `{step_id}` has the same wide scope as step `{first[0]}`",
                 "give each step only what its own SQL needs",
                 warning=True,

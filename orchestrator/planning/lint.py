@@ -30,7 +30,7 @@ def _ttl_is_shorter_than_the_timeout(loaded: LoadedWorkflow) -> Iterator[Problem
         for name, grant in step.grants.items():
             if grant.ttl is not None and grant.ttl < step.timeout and grant.kind not in _RENEWABLE:
                 yield loaded.problem(
-                    (loaded.workflow.section, step_id, "grants", name, "ttl"),
+                    loaded.place(step_id, "grants", name, "ttl"),
                     f"the credential may end after {format_duration(grant.ttl)}, "
                     f"but the step may take {format_duration(step.timeout)}",
                     "raise `ttl`, or shorten `timeout` of the step",
@@ -44,7 +44,7 @@ def _ttl_is_far_above_the_timeout(loaded: LoadedWorkflow) -> Iterator[Problem]:
                 continue
             if grant.ttl > _LONG_FACTOR * step.timeout and grant.ttl > step.timeout + _LONG_SECONDS:
                 yield loaded.problem(
-                    (loaded.workflow.section, step_id, "grants", name, "ttl"),
+                    loaded.place(step_id, "grants", name, "ttl"),
                     f"the credential lives {format_duration(grant.ttl)}, "
                     f"far longer than the step's {format_duration(step.timeout)}",
                     "leave `ttl` out: then it is the time-out and a little more",
@@ -58,7 +58,7 @@ def _grant_is_not_used(loaded: LoadedWorkflow) -> Iterator[Problem]:
         for name, grant in step.grants.items():
             if name not in named and grant.kind not in _IMPLIED_KINDS:
                 yield loaded.problem(
-                    (loaded.workflow.section, step_id, "grants", name),
+                    loaded.place(step_id, "grants", name),
                     f"the step asks for `{name}` and does not use it",
                     "take the grant out: what is not issued cannot leak",
                     warning=True,
@@ -74,7 +74,7 @@ def _secret_key_is_not_used(loaded: LoadedWorkflow) -> Iterator[Problem]:
             for index, key in enumerate(grant.keys):
                 if f"{name}.{key}" not in texts:
                     yield loaded.problem(
-                        (loaded.workflow.section, step_id, "grants", name, "keys", index),
+                        loaded.place(step_id, "grants", name, "keys", index),
                         f"the step reads `{key}` of the secret and does not use it",
                         "take the key out",
                         warning=True,
@@ -90,7 +90,7 @@ def _one_key_signs_for_two_audiences(loaded: LoadedWorkflow) -> Iterator[Problem
             audience = first.setdefault((grant.mount, grant.key), grant.audience)
             if audience != grant.audience:
                 yield loaded.problem(
-                    (loaded.workflow.section, step_id, "grants", name),
+                    loaded.place(step_id, "grants", name),
                     f"the key `{grant.key}` signs for `{audience}`, too: a step's Vault token may sign for either",
                     "give each audience a `key` of its own, or have the server fix the claims: `profile: workflow`",
                     warning=True,

@@ -37,6 +37,10 @@ class LoadedWorkflow:
         """When it is to be run by itself."""
         return self.workflow.schedule
 
+    def place(self, part: str, *below: str | int) -> tuple[str | int, ...]:
+        """Where a step or a tool stands in the file, or something below it."""
+        return (self.workflow.section, part, *below)
+
     def problem(self, path: Sequence[str | int], message: str, hint: str = "", *, warning: bool = False) -> Problem:
         """A finding at a place of the file, for whoever checks more than the language does."""
         return _source(self.text, self.filename).problem(path, message, hint, warning=warning)
