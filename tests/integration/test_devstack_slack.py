@@ -178,7 +178,7 @@ def test_while_vault_is_away_the_issuer_answers_that_it_cannot_serve(services: S
     refused = httpx.post(
         f"{services.url('translation')}/v1/translate",
         json={"messages": []},
-        headers={"Authorization": "Bearer eyJhbGciOiJFUzI1NiIsImtpZCI6ImEifQ.e30.AAAA"},
+        headers={"Authorization": "Bearer eyJhbGciOiJFUzI1NiIsImtpZCI6ImEiLCJ0eXAiOiJhdCtqd3QifQ.e30.AAAA"},
         trust_env=False,
     )
     assert refused.status_code == 503
