@@ -175,6 +175,10 @@ class Bench:
         """The ephemeral roles that exist now, by the database's own catalog."""
         return self.sql("SELECT rolname FROM pg_roles WHERE rolname LIKE 'orc\\_%' ORDER BY 1")
 
+    def logins_of_steps(self) -> list[str]:
+        """Those of steps alone: a worker that tidies up holds one of its own for a moment."""
+        return [login for login in self.logins() if not login.startswith("orc_sweep-")]
+
     def sessions(self) -> list[str]:
         """The sessions of ephemeral roles that are open now."""
         return self.sql("SELECT usename FROM pg_stat_activity WHERE usename LIKE 'orc\\_%'")

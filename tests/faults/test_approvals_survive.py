@@ -184,7 +184,7 @@ def test_kill_9_while_it_waits_loses_nothing(office: Office) -> None:
     wait_for(lambda: office.events("killed", ApprovalRequested.kind), "its record")
     process.kill()
     process.wait(30)
-    assert office.bench.logins() == []
+    assert office.bench.logins_of_steps() == []
     office.says("approve", asked.approval_id)
     answer = office.command("run", str(path), "--run-id", "killed")
     assert answer.returncode == 0, answer.stderr

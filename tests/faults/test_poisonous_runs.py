@@ -88,7 +88,7 @@ def test_a_running_run_that_ends_who_goes_on_with_it_is_failed_once_its_leases_a
     run_id = queued(team.ledger_url, team.flow("poison"))
     first = team.worker()
     wait_for(team.at_work, "the step to hold its login")
-    [login] = team.bench.logins()
+    [login] = team.bench.logins_of_steps()
     first.kill()
     first.wait()
     assert team.poisoned().wait(60) == -9
@@ -96,7 +96,7 @@ def test_a_running_run_that_ends_who_goes_on_with_it_is_failed_once_its_leases_a
     record = wait_for(lambda: team.ended(run_id), "the run to end")
     assert record.state is RunState.FAILED
     assert "1 before it that went on with this run" in record.reason
-    assert login not in team.bench.logins()
+    assert login not in team.bench.logins_of_steps()
     assert {lease.state for lease in team.leases(run_id)} <= FINAL
     behind = queued(team.ledger_url, team.flow("other", sql="SELECT 1"))
     assert wait_for(lambda: team.ended(behind), "another run").state is RunState.SUCCEEDED

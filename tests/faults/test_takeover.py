@@ -133,7 +133,7 @@ class Team:
         return next(process for process in self.processes if f"-{process.pid}-" in owner)
 
     def at_work(self) -> bool:
-        return bool(self.bench.logins()) and self.marks.exists() and "work" in self.marks.read_text()
+        return bool(self.bench.logins_of_steps()) and self.marks.exists() and "work" in self.marks.read_text()
 
     def in_dbos(self) -> dict[str, str] | None:
         """What DBOS says of its workflows, or None without it."""
@@ -167,7 +167,7 @@ def test_a_living_worker_finishes_the_run_of_a_killed_one(team: Team) -> None:
     assert record.state is RunState.SUCCEEDED
     assert seconds < 10
     assert team.marks.read_text().split() == ["first", "work", "work", "last"]
-    assert team.bench.logins() == []
+    assert team.bench.logins_of_steps() == []
     assert {lease.state for lease in team.leases(run_id)} <= FINAL
     assert team.in_dbos() in (None, {run_id: "CANCELLED", f"{run_id}#2": "SUCCESS"})
 
@@ -178,18 +178,18 @@ def test_a_worker_that_was_stopped_can_do_nothing_more_under_its_old_fence(team:
     team.worker()
     wait_for(team.at_work, "the step to hold its login")
     stopped = team.driver(run_id)
-    login = team.bench.logins()
+    login = team.bench.logins_of_steps()
     stopped.send_signal(signal.SIGSTOP)
     record = wait_for(lambda: team.ended(run_id), "the run to end elsewhere", 40)
     assert record.state is RunState.SUCCEEDED
-    assert not set(login) & set(team.bench.logins()), "its credential went before the run went on"
+    assert not set(login) & set(team.bench.logins_of_steps()), "its credential went before the run went on"
     history = len(events(team, run_id))
     stopped.send_signal(signal.SIGCONT)
     stopped.terminate()
     stopped.communicate(timeout=60)
     assert len(events(team, run_id)) == history, "nothing was written under the old fence"
     assert team.marks.read_text().split() == ["first", "work", "work", "last"]
-    assert team.bench.logins() == []
+    assert team.bench.logins_of_steps() == []
     assert team.in_dbos() in (None, {run_id: "CANCELLED", f"{run_id}#2": "SUCCESS"})
 
 
@@ -216,7 +216,7 @@ class TestOneShot:
         told = team.command("run", str(path), "--run-id", run_id, "--json")
         assert told.returncode == 0
         assert team.marks.read_text().split() == ["first", "work", "work", "last"]
-        assert team.bench.logins() == []
+        assert team.bench.logins_of_steps() == []
         assert {lease.state for lease in team.leases(run_id)} <= FINAL
 
     @both_engines
@@ -230,7 +230,7 @@ class TestOneShot:
         assert resumed.returncode == 4
         assert "the orchestrator died while the step ran" in resumed.stderr
         assert team.marks.read_text().split() == ["first", "work"]
-        assert team.bench.logins() == []
+        assert team.bench.logins_of_steps() == []
 
     @one_engine
     def test_any_later_run_closes_what_a_dead_process_left(self, team: Team) -> None:
@@ -239,7 +239,7 @@ class TestOneShot:
         wait_for(team.at_work, "the step to hold its login")
         victim.kill()
         victim.wait()
-        assert len(team.bench.logins()) == 1
+        assert len(team.bench.logins_of_steps()) == 1
         shown = team.command("leases", "sweep", "--dry-run", "--json")
         assert len(json.loads(shown.stdout)) == 2
         flow = str(team.flow("other", sql="SELECT 1"))
@@ -247,7 +247,7 @@ class TestOneShot:
         assert other.returncode == 0, other.stderr
         assert f"`orchestrator runs resume {run_id}` goes on with it" in other.stdout + other.stderr
         assert "interrupted" not in other.stdout, "its own summary is of its own run"
-        assert team.bench.logins() == []
+        assert team.bench.logins_of_steps() == []
         assert {lease.state for lease in team.leases(run_id)} <= FINAL
         record = team.run(run_id)
         assert record is not None
@@ -298,7 +298,9 @@ class TestOneShot:
         for turn in range(3):
             team.marks.write_text("first")  # so that the step takes its time again
             victim = team.start(*command)
-            wait_for(lambda: bool(team.bench.logins()) and "work" in team.marks.read_text(), "the step to work")
+            wait_for(
+                lambda: bool(team.bench.logins_of_steps()) and "work" in team.marks.read_text(), "the step to work"
+            )
             victim.kill()
             victim.wait()
             assert team.command("leases", "sweep").returncode == 0
@@ -308,7 +310,7 @@ class TestOneShot:
             command = ["runs", "resume", run_id] if turn % 2 else ["run", str(path), "--run-id", run_id]
         assert team.command("runs", "resume", run_id).returncode == 0
         assert team.ended(run_id).state is RunState.SUCCEEDED  # type: ignore[union-attr]
-        assert team.bench.logins() == []
+        assert team.bench.logins_of_steps() == []
         kinds = [event.kind for event in events(team, run_id)]
         assert kinds.count("run.resumed") == kinds.count("run.finished") - 1 == 3
         ended = [(e.data["step"], e.data["attempt"]) for e in events(team, run_id) if e.kind == "attempt.finished"]
@@ -324,7 +326,7 @@ class TestOneShot:
         team.worker()
         record = wait_for(lambda: team.ended(run_id), "the run to be ended")
         assert record.state is RunState.INTERRUPTED
-        assert [login for login in team.bench.logins() if "_work-" in login] == [], (
+        assert [login for login in team.bench.logins_of_steps() if "_work-" in login] == [], (
             "the worker's own sweeps are its own"
         )
         assert team.marks.read_text().split() == ["first", "work"]
@@ -338,7 +340,7 @@ class TestOneShot:
         victim.wait()
         flow = str(team.flow("other", sql="SELECT 1"))
         assert team.command("run", flow).returncode == 0
-        assert team.bench.logins() == []
+        assert team.bench.logins_of_steps() == []
         assert {lease.state for lease in team.leases(run_id)} <= FINAL
         record = team.run(run_id)
         assert record is not None
@@ -367,7 +369,7 @@ class TestOneShot:
             assert "the secret input `key` is not kept in the ledger" in refused.stderr
             assert team.ended(run_id).state is RunState.INTERRUPTED  # type: ignore[union-attr]
         assert team.command("runs", "resume", run_id, "--inputs", str(given)).returncode == 0
-        assert team.bench.logins() == []
+        assert team.bench.logins_of_steps() == []
 
     @one_engine
     def test_a_run_of_a_living_process_is_not_taken(self, team: Team) -> None:
@@ -383,7 +385,7 @@ class TestOneShot:
         record = team.run(run_id)
         assert record is not None
         assert (record.state, record.reason) == (RunState.CANCELLED, "not needed")
-        assert team.bench.logins() == []
+        assert team.bench.logins_of_steps() == []
 
     @one_engine
     def test_a_run_id_of_another_workflow_is_refused(self, team: Team) -> None:
@@ -400,7 +402,7 @@ class TestOneShot:
         wait_for(team.at_work, "the step to hold its login")
         lease = next(each for each in team.leases(run_id) if each.grant == "db")
         assert team.command("leases", "revoke", lease.lease_id).returncode == 0
-        assert team.bench.logins() == []
+        assert team.bench.logins_of_steps() == []
         living.terminate()
         assert living.wait(30) == 143
 

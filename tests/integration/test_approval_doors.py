@@ -259,7 +259,7 @@ class TestHttp:
         assert (refused.status_code, refused.headers["content-type"]) == (403, "application/problem+json")
         assert "vault:userpass-mallory is not among those who may approve it" in refused.json()["detail"]
         assert doors.post("/v1/approvals/appr_nothing", {"verdict": "approve"}, alice).status_code == 404
-        assert doors.bench.logins() == []
+        assert doors.bench.logins_of_steps() == []
         given = doors.post(path, {"verdict": "approve", "comment": "fine"}, alice)
         assert (given.status_code, given.json()["state"]) == (200, "approved")
         assert given.json()["votes"][0]["comment"] == "fine"
@@ -296,7 +296,7 @@ class TestSlack:
             ("deny", record.approval_id),
         ]
         assert "tester asks for asked/work" in posted["text"]
-        assert doors.bench.logins() == []
+        assert doors.bench.logins_of_steps() == []
         assert doors.press(record).status_code == 200
         wait_for(lambda: doors.state(record) is RunState.SUCCEEDED, "the end of the run")
         (updated,) = wait_for(lambda: doors.slack.called("chat.update"), "the message's end")
@@ -354,7 +354,7 @@ class TestSlack:
         assert doors.send(b"\xff\xfe" + body, headers).status_code == 401
         assert doors.send(b"", headers).status_code == 401
         assert doors.open_requests() == [record]
-        assert doors.bench.logins() == []
+        assert doors.bench.logins_of_steps() == []
         assert doors.press(record).status_code == 200, "and a real one counts"
         wait_for(lambda: doors.state(record) is RunState.SUCCEEDED, "the end of the run")
 
@@ -401,4 +401,4 @@ def test_two_doors_are_not_two_people(doors: Doors) -> None:
     assert given.json()["state"] == "open"
     assert [each["counts"] for each in given.json()["votes"]] == [True, True]
     assert doors.state(record) is RunState.WAITING
-    assert doors.bench.logins() == []
+    assert doors.bench.logins_of_steps() == []
