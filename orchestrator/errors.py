@@ -106,6 +106,27 @@ class GrantRefused(Refused):
         self.path = path
 
 
+class TaskEnded(Refused):
+    """The task is closed, past its deadline, or was idle for too long: nothing can be called in it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, by="orchestrator", hint="open a new task if there is still something to do")
+
+
+class BudgetSpent(Refused):
+    """A tool was called as often as a task allows, or as many of its calls are open as may be."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, by="orchestrator", hint=hint)
+
+
+class AgentBlocked(Refused):
+    """The agent is cut off: `orchestrator agents revoke`."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, by="orchestrator", hint="`orchestrator agents restore` lets it in again")
+
+
 class Unreachable(OrchestratorError):
     """A service did not answer, or answered that it cannot serve now. Trying later may help."""
 
@@ -153,6 +174,10 @@ class FenceLost(LedgerError):
 
 class UnknownRun(UsageError):
     """No run, attempt or lease with this id is in the ledger."""
+
+
+class UnknownTask(UsageError):
+    """The ledger has no such task, or it is none of the caller's: nobody is told which."""
 
 
 class NotAsRecorded(UsageError):

@@ -13,6 +13,7 @@ from typing import ClassVar
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.states import RunState, StepState
+from orchestrator.ledger.task_events import TaskEvent
 
 WHOLE_RUN = "(run)"
 """The step that is named for a lease which the orchestrator needed for the run as a whole."""
@@ -34,6 +35,12 @@ class RunStarted:
     """Secret inputs that are too short or too common to be recognised in an output."""
     reason: str = ""
     """Why, in the words of whoever started it."""
+    task: str = ""
+    """The id of the task that it is a call in; empty where it is none."""
+    call: JsonObject = field(default_factory=dict)
+    """What the agent chose when it called the tool."""
+    caller: JsonObject = field(default_factory=dict)
+    """How the agent was known that called, as `TaskOpened` has it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -360,4 +367,5 @@ Event = (
     | StepFinished
     | OrphansSwept
     | LeaseEvent
+    | TaskEvent
 )

@@ -8,6 +8,7 @@ tell it from nearly every other and a person can type them.
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
 import secrets
 import time
@@ -27,6 +28,17 @@ def new_run_id(
     """`run_` and a ULID. Ids made in different milliseconds sort by time."""
     value = (now_ms() & (1 << 48) - 1) << 80 | int.from_bytes(entropy(10))
     return "run_" + "".join(CROCKFORD[value >> shift & 31] for shift in range(125, -1, -5))
+
+
+def new_task_id(*, entropy: Entropy = secrets.token_bytes) -> str:
+    """`task_` and a ULID, as a run's."""
+    return new_run_id(entropy=entropy).replace("run_", "task_")
+
+
+def call_id(task_id: str, key: str) -> str:
+    """The id of the run that a call is: the same for the same task and key of the caller, and for no others."""
+    digest = hashlib.sha256(f"{len(task_id)}:{task_id}{key}".encode(errors="surrogatepass")).digest()
+    return "call_" + _base32(digest, 26)
 
 
 def new_lease_id(*, entropy: Entropy = secrets.token_bytes) -> str:

@@ -1,4 +1,4 @@
-"""How runs, steps and requests for approval stand."""
+"""How runs, steps, tasks and requests for approval stand."""
 
 from __future__ import annotations
 
@@ -36,6 +36,13 @@ class StepState(StrEnum):
     """It was running when its run was interrupted, and is tried again when that is resumed."""
     WAITING = "waiting"
     """Somebody has to agree before it gets credentials."""
+
+
+class TaskState(StrEnum):
+    """How a task stands. CLOSED is final."""
+
+    OPEN = "open"
+    CLOSED = "closed"
 
 
 class ApprovalState(StrEnum):

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.lease import LeaseState
-from orchestrator.ledger.states import RunState, StepState
+from orchestrator.ledger.states import RunState, StepState, TaskState
 
 if TYPE_CHECKING:
     from orchestrator.ledger.events import Decided, Event, RunStarted
+    from orchestrator.ledger.task_events import TaskCalled, TaskClosed, TaskOpened
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,8 @@ class RunRecord:
     exit_code: int | None
     reason: str
     fence: int
+    task: str | None = None
+    """The task in which it is a call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,8 @@ class LeaseFilter:
     """All given parts must match. `resource` matches as a prefix; times bound `requested_at`."""
 
     run: str | None = None
+    task: str | None = None
+    """Of all calls in it."""
     workflow: str | None = None
     step: str | None = None
     agent: str | None = None
@@ -164,11 +169,51 @@ class Examined:
         return self.first_broken_event is None and not self.differences
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRecord:
+    """A task as it stands now. Times are UTC; `idle` in seconds."""
+
+    task_id: str
+    workflow: str
+    digest: str
+    agent: str
+    inputs: JsonObject
+    tools: tuple[str, ...]
+    state: TaskState
+    opened_at: datetime
+    closed_at: datetime | None
+    deadline: datetime
+    idle: int | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallLimits:
+    """How often a tool may be called in one task, and how many of its calls may be open; None: no limit."""
+
+    max_calls: int | None = None
+    max_open: int | None = None
+
+
 class LedgerWriter(Protocol):
     """The writing side. What `append` was given is durable when it returns; events of one call are one transaction."""
 
-    async def begin_run(self, run_id: str, started: RunStarted) -> int:
-        """Record a new run and return its fence number. Raises UsageError if the id is taken."""
+    async def begin_run(self, run_id: str, started: RunStarted | TaskOpened) -> int:
+        """Record a new run, or task, and return its fence number.
+
+        Raises UsageError if the id is taken, and AgentBlocked.
+        """
+        ...
+
+    async def begin_call(self, called: TaskCalled, task_id: str, started: RunStarted, limits: CallLimits) -> int:
+        """Record that a tool is called in a task, and the run that the call is; return that one's fence number.
+
+        Raises UnknownRun, TaskEnded, BudgetSpent, AgentBlocked, and UsageError if the call's id is taken.
+        """
+        ...
+
+    async def close_task(self, task_id: str, closed: TaskClosed) -> bool:
+        """Record that a task is closed; False where it was. Raises UnknownRun."""
         ...
 
     async def take_over(self, run_id: str, *, ended: bool = False) -> int:
@@ -202,6 +247,20 @@ class LedgerReader(Protocol):
 
     def steps(self, run_id: str) -> Sequence[StepRecord]:
         """The steps of a run in declaration order; none of an unknown one."""
+        ...
+
+    def task(self, task_id: str) -> TaskRecord | None:
+        """The task, or None."""
+        ...
+
+    def tasks(
+        self, *, agent: str | None = None, state: TaskState | None = None, limit: int = 50
+    ) -> Sequence[TaskRecord]:
+        """Newest first."""
+        ...
+
+    def calls(self, task_id: str) -> Sequence[RunRecord]:
+        """The calls in a task, in the order in which they began."""
         ...
 
     def lease(self, lease_id: str) -> LeaseRecord | None:

@@ -9,7 +9,8 @@ from datetime import datetime
 
 from orchestrator.clock import Clock
 from orchestrator.ledger.events import Event, RunStarted
-from orchestrator.ledger.types import LedgerWriter
+from orchestrator.ledger.task_events import TaskCalled, TaskClosed, TaskOpened
+from orchestrator.ledger.types import CallLimits, LedgerWriter
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +48,26 @@ class ObservedLedger:
     observer: Observer
     clock: Clock
 
-    async def begin_run(self, run_id: str, started: RunStarted) -> int:
+    async def begin_run(self, run_id: str, started: RunStarted | TaskOpened) -> int:
         """As the ledger's; the observer is told when it is committed."""
         fence = await self.ledger.begin_run(run_id, started)
         self._tell(run_id, self.clock.now(), started)
         return fence
+
+    async def begin_call(self, called: TaskCalled, task_id: str, started: RunStarted, limits: CallLimits) -> int:
+        """As the ledger's; the observer is told of both when they are committed."""
+        fence = await self.ledger.begin_call(called, task_id, started, limits)
+        now = self.clock.now()
+        self._tell(task_id, now, called)
+        self._tell(called.call, now, started)
+        return fence
+
+    async def close_task(self, task_id: str, closed: TaskClosed) -> bool:
+        """As the ledger's; the observer is told if this closed it."""
+        done = await self.ledger.close_task(task_id, closed)
+        if done:
+            self._tell(task_id, self.clock.now(), closed)
+        return done
 
     async def take_over(self, run_id: str, *, ended: bool = False) -> int:
         """As the ledger's; nobody is told."""

@@ -42,6 +42,7 @@ from orchestrator.ledger.events import (
 )
 from orchestrator.ledger.lease import FINAL, LeaseState
 from orchestrator.ledger.states import RunState, StepState
+from orchestrator.ledger.task_events import TaskCalled, TaskClosed, TaskOpened
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -99,7 +100,7 @@ class RunSpans:
         if run is None:
             return
         match event:
-            case RunStarted():
+            case RunStarted() | TaskOpened() | TaskCalled() | TaskClosed():
                 pass
             case RunTakenOver():
                 _tell(run.span, "taken over", time, runner=event.runner)
@@ -149,6 +150,7 @@ class RunSpans:
         about: dict[str, Attribute] = {"run": run_id}
         if isinstance(event, RunStarted):
             about |= {"workflow": event.workflow, "agent": event.agent, "trigger": event.trigger}
+            about |= {"task": event.task} if event.task else {}
         self._ids.trace_id = trace_id_of(run_id)
         try:
             self._runs[run_id] = _Run(self._begin(f"run {about.get('workflow', '')}".strip(), time, None, **about))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -574,7 +575,7 @@ def indexes_of(url: str) -> dict[str, tuple[list[str | None], str]]:
 
 def condition_of(options: Mapping[str, object]) -> str:
     where = options.get("sqlite_where", options.get("postgresql_where", ""))
-    return str(where).replace("::text", "").strip("()")
+    return re.sub("[()]", "", str(where).replace("::text", "")).replace("sweep", "(sweep)")
 
 
 def test_the_indexes_are_those_that_the_code_knows(ledger: Ledger, url: str) -> None:
@@ -601,12 +602,14 @@ def back_to_r0005(url: str) -> None:
         connection.execute(text("ALTER TABLE runner DROP COLUMN recovered_by"))
         for column in ("tries", "reason"):
             connection.execute(text(f"ALTER TABLE queued_run DROP COLUMN {column}"))
-        for table in ("fire", "approval", "approval_vote", "request_seen"):
+        for table in ("fire", "approval", "approval_vote", "request_seen", "agent_block"):
             connection.execute(text(f"DROP TABLE {table}"))
         kept = {"run_owner_by_runner", "queued_run_by_time", "lease_by_time", "lease_by_run", "lease_origin_by_all"}
         for index in INDEXES:
             if index.name not in kept and not str(index.name).startswith("approval_"):
                 connection.execute(text(f"DROP INDEX {index.name}"))
+        for column in ("task", "deadline", "idle"):
+            connection.execute(text(f"ALTER TABLE run DROP COLUMN {column}"))
         for name in filters:
             connection.execute(text(f"CREATE INDEX lease_by_{name} ON lease ({name}, requested_at, lease_id)"))
         connection.execute(text("CREATE INDEX run_by_time ON run (started_at, run_id)"))

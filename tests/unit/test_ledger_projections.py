@@ -158,7 +158,7 @@ def test_a_finished_run_says_how_it_ended() -> None:
 
 
 def test_a_run_starts_once() -> None:
-    with pytest.raises(LedgerError, match="started already"):
+    with pytest.raises(LedgerError, match="begun already"):
         after(STARTED, STARTED)
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
-from sqlalchemy import Connection, Select, select, tuple_
+from sqlalchemy import Connection, Row, Select, TextClause, select, tuple_
 
 from orchestrator.ledger.events import Decided
 from orchestrator.ledger.storage.codec import event_from_json
-from orchestrator.ledger.storage.tables import NO_SWEEP, event, run
+from orchestrator.ledger.storage.tables import BY_ITSELF, OF_TASK, event, run
 from orchestrator.ledger.storage.times import text_to_time, time_to_text
 from orchestrator.ledger.types import DecisionFilter, DecisionRecord
 
@@ -24,7 +25,7 @@ def decisions(
     after: tuple[str, str] | None = None
     while True:
         with reading() as connection:
-            runs = connection.execute(_runs(query, after)).all()
+            runs = _runs(connection, query, after)
             found = _recorded(connection, {row.run_id: row.workflow for row in runs})
         yield from found
         if len(runs) < RUNS_AT_ONCE:
@@ -42,9 +43,19 @@ def _recorded(connection: Connection, workflows: Mapping[str, str]) -> list[Deci
     return [record for of_run in found.values() for record in of_run]
 
 
-def _runs(query: DecisionFilter, after: tuple[str, str] | None) -> Select[tuple[str, str, str]]:
-    """The next runs in the order of their beginning: `run_by_time` gives it."""
-    found = select(run.c.run_id, run.c.workflow, run.c.started_at).where(NO_SWEEP)
+def _runs(connection: Connection, query: DecisionFilter, after: tuple[str, str] | None) -> Sequence[Row[Any]]:
+    """The next runs in the order of their beginning, tasks and calls among them."""
+    parts = (connection.execute(_of_kind(kind, query, after)).all() for kind in (BY_ITSELF, OF_TASK))
+    return sorted((row for part in parts for row in part), key=_place)[:RUNS_AT_ONCE]
+
+
+def _place(row: Row[Any]) -> tuple[str, str]:
+    return row.started_at, row.run_id
+
+
+def _of_kind(kind: TextClause, query: DecisionFilter, after: tuple[str, str] | None) -> Select[tuple[str, str, str]]:
+    """The next runs of a kind in the order of their beginning, which an index of that kind gives."""
+    found = select(run.c.run_id, run.c.workflow, run.c.started_at).where(kind)
     if query.run is not None:
         found = found.where(run.c.run_id == query.run)
     if query.workflow is not None:

@@ -37,6 +37,7 @@ from orchestrator.ledger.storage.tables import (
     HAS_VAULT_LEASE,
     IS_CLOSED,
     IS_OPEN,
+    OF_TASK,
     ORIGIN,
     lease,
     lease_origin,
@@ -117,6 +118,19 @@ def filtered_leases(wanted: LeaseFilter) -> Statement:
 @lru_cache(maxsize=256)
 def _filtered(shape: Shape) -> Select[tuple[object, ...]]:
     return newest(ORDER, list(_parts(shape)), shape.limit)
+
+
+def leases_of_task(wanted: LeaseFilter) -> Statement:
+    """The leases of the calls in a task, newest first; all other parts of the filter are checked on each."""
+    shape, parameters = _asked(wanted)
+    since, until = shape.bound("since"), shape.bound("until")
+    conditions = [*_checked(shape, None), *_state_of(set(LeaseState), shape.states)]
+    conditions += [] if since is None else [lease.c.requested_at >= since]
+    conditions += [] if until is None else [lease.c.requested_at < until]
+    of_task = select(run.c.run_id).where(run.c.task == place("task"), OF_TASK)
+    query = select(lease).where(lease.c.run_id.in_(of_task), *conditions)
+    newest_first = (lease.c.requested_at.desc(), lease.c.lease_id.desc())
+    return query.order_by(*newest_first).limit(shape.limit), {**parameters, **placed({"task": wanted.task or ""})}
 
 
 @cache

@@ -25,6 +25,8 @@ def newest_leases(connection: Connection, wanted: LeaseFilter) -> Sequence[Row[A
     For filters that are given together, the parts of which the answer may consist are known with the time of their
     newest lease. They are read in that order, until the newest of the next is older than the last of the answer.
     """
+    if wanted.task is not None:
+        return connection.execute(*lease_queries.leases_of_task(wanted)).all()
     heads_of = lease_queries.heads_of(wanted)
     heads = None if heads_of is None else lease_queries.found_heads(connection.execute(*heads_of).mappings().all())
     if heads is None:

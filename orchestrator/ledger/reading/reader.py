@@ -15,8 +15,8 @@ from orchestrator.ledger.lease import OPEN, LeaseState
 from orchestrator.ledger.reading import examination, lease_queries, queries
 from orchestrator.ledger.reading.decisions import decisions
 from orchestrator.ledger.reading.lease_search import newest_leases
-from orchestrator.ledger.reading.records import event_record, lease_record, run_record, step_record
-from orchestrator.ledger.states import RunState
+from orchestrator.ledger.reading.records import event_record, lease_record, run_record, step_record, task_record
+from orchestrator.ledger.states import RunState, TaskState
 from orchestrator.ledger.storage.chain import Head, StoredEvent, first_break, genesis
 from orchestrator.ledger.types import (
     DecisionFilter,
@@ -27,6 +27,7 @@ from orchestrator.ledger.types import (
     LeaseRecord,
     RunRecord,
     StepRecord,
+    TaskRecord,
 )
 
 ROWS_AT_ONCE = 1000
@@ -40,10 +41,10 @@ class Reader:
         self._label = label
 
     def run(self, run_id: str) -> RunRecord | None:
-        """The run, or None."""
+        """The run, or None; also one that is a call in a task."""
         with self._reading() as connection:
             row = connection.execute(queries.run_by_id(run_id)).mappings().first()
-            return None if row is None else run_record(row)
+            return None if row is None or row["task"] == run_id else run_record(row)
 
     def runs(
         self, *, workflow: str | None = None, state: RunState | None = None, limit: int = 50
@@ -52,6 +53,25 @@ class Reader:
         with self._reading() as connection:
             rows = connection.execute(queries.recent_runs(workflow, state, limit)).mappings().all()
             return [run_record(row) for row in rows]
+
+    def task(self, task_id: str) -> TaskRecord | None:
+        """The task, or None."""
+        with self._reading() as connection:
+            row = connection.execute(queries.run_by_id(task_id)).mappings().first()
+            return task_record(row) if row is not None and row["task"] == task_id else None
+
+    def tasks(
+        self, *, agent: str | None = None, state: TaskState | None = None, limit: int = 50
+    ) -> Sequence[TaskRecord]:
+        """Newest first."""
+        with self._reading() as connection:
+            rows = connection.execute(queries.recent_tasks(agent, state, limit)).mappings().all()
+            return [task_record(row) for row in rows]
+
+    def calls(self, task_id: str) -> Sequence[RunRecord]:
+        """The calls in a task, in the order in which they began."""
+        with self._reading() as connection:
+            return [run_record(row) for row in connection.execute(queries.calls_of(task_id)).mappings()]
 
     def steps(self, run_id: str) -> Sequence[StepRecord]:
         """The steps that were tried or decided, in the order in which the run declared them."""

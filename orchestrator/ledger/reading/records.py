@@ -11,10 +11,10 @@ from typing import Any
 from sqlalchemy import Row, RowMapping
 
 from orchestrator.ledger.lease import LeaseState
-from orchestrator.ledger.states import RunState, StepState
+from orchestrator.ledger.states import RunState, StepState, TaskState
 from orchestrator.ledger.storage.tables import lease
 from orchestrator.ledger.storage.times import text_to_time
-from orchestrator.ledger.types import EventRecord, LeaseRecord, RunRecord, StepRecord
+from orchestrator.ledger.types import EventRecord, LeaseRecord, RunRecord, StepRecord, TaskRecord
 
 _LEASE_FIELDS = [field.name for field in fields(LeaseRecord)]
 _LEASE_VALUES = itemgetter(*([column.name for column in lease.columns].index(name) for name in _LEASE_FIELDS))
@@ -39,6 +39,25 @@ def run_record(row: RowMapping) -> RunRecord:
         exit_code=row["exit_code"],
         reason=row["reason"],
         fence=row["fence"],
+        task=row["task"],
+    )
+
+
+def task_record(row: RowMapping) -> TaskRecord:
+    """A row of the table `run` that is a task. Raises ValueError for one that this version did not write."""
+    return TaskRecord(
+        task_id=row["run_id"],
+        workflow=row["workflow"],
+        digest=row["digest"],
+        agent=row["agent"],
+        inputs=json.loads(row["inputs"]),
+        tools=tuple(json.loads(row["steps"])),
+        state=TaskState(row["state"]),
+        opened_at=text_to_time(row["started_at"]),
+        closed_at=_time(row["finished_at"]),
+        deadline=text_to_time(row["deadline"]),
+        idle=row["idle"],
+        reason=row["reason"],
     )
 
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 from sqlalchemy import Index, Table, TextClause
 
 from orchestrator.ledger.storage.tables import (
+    BY_ITSELF,
     HAS_VAULT_LEASE,
     IS_CLOSED,
     IS_OPEN,
     IS_RUNNING,
+    IS_TASK,
     IS_TO_CANCEL,
-    NO_SWEEP,
+    OF_TASK,
     ORIGIN,
     approval,
     lease,
@@ -33,9 +35,13 @@ def _index(table: Table, name: str, *columns: str, where: TextClause | None = No
 
 
 INDEXES = (
-    _index(run, "run_by_time", "started_at", "run_id", where=NO_SWEEP),
-    _index(run, "run_by_state", "state", "started_at", "run_id", where=NO_SWEEP),
+    _index(run, "run_by_time", "started_at", "run_id", where=BY_ITSELF),
+    _index(run, "run_by_state", "state", "started_at", "run_id", where=BY_ITSELF),
     _index(run, "run_by_workflow", "workflow", "state", "started_at", "run_id"),
+    _index(run, "run_by_task", "task", "started_at", "run_id", where=OF_TASK),
+    _index(run, "run_of_task_by_time", "started_at", "run_id", where=OF_TASK),
+    _index(run, "task_by_agent", "agent", "state", "started_at", "run_id", where=IS_TASK),
+    _index(run, "task_by_state", "state", "started_at", "run_id", where=IS_TASK),
     _index(run, "run_running", "run_id", where=IS_RUNNING),
     _index(run_owner, "run_owner_by_runner", "runner_id", "run_id"),
     _index(run_owner, "run_owner_to_cancel", "runner_id", where=IS_TO_CANCEL),

@@ -41,9 +41,10 @@ from orchestrator.ledger.events import (
     StepFinished,
 )
 from orchestrator.ledger.lease import FINAL, LeaseState, check_transition
-from orchestrator.ledger.states import RESUMABLE, RunState, StepState
+from orchestrator.ledger.states import RESUMABLE, RunState, StepState, TaskState
 from orchestrator.ledger.storage.codec import canonical_json
 from orchestrator.ledger.storage.times import time_to_text
+from orchestrator.ledger.task_events import TaskCalled, TaskClosed, TaskOpened
 
 Stored = str | int | None
 Row = Mapping[str, Stored]
@@ -75,8 +76,10 @@ def project(before: RunRows, events: Iterable[tuple[str, Event]]) -> RunRows:
     present = RunRows(before.run, ChainMap(changed.steps, before.steps), ChainMap(changed.leases, before.leases))
     for time, event in events:
         match event:
-            case RunStarted():
-                changed.run = _run_started(present.run, event, time)
+            case RunStarted() | TaskOpened():
+                changed.run = _started(present.run, event, time)
+            case TaskCalled() | TaskClosed():
+                changed.run = {**present.run, **_task_moved(present.run, event, time)}
             case RunFinished():
                 changed.run = {**present.run, **_run_finished(present.run, event, time)}
                 if event.state is RunState.INTERRUPTED:
@@ -104,22 +107,51 @@ def storable(text: str) -> str:
     return text.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
-def _run_started(before: Row, event: RunStarted, time: str) -> Row:
+def _started(before: Row, event: RunStarted | TaskOpened, time: str) -> Row:
     if before:
-        raise LedgerError("this run has started already: only begin_run records run.started")
+        raise LedgerError(f"this has begun already: only begin_run records {event.kind}")
     return {
+        **_kind(event),
         "workflow": storable(event.workflow),
         "digest": storable(event.digest),
         "agent": storable(event.agent),
-        "trigger": storable(event.trigger),
         "inputs": canonical_json(event.inputs),
-        "steps": canonical_json(event.steps),
-        "state": RunState.RUNNING.value,
         "started_at": time,
         "finished_at": None,
         "exit_code": None,
         "reason": "",
     }
+
+
+def _kind(event: RunStarted | TaskOpened) -> Row:
+    """What runs and tasks tell differently."""
+    match event:
+        case RunStarted():
+            return {
+                "trigger": storable(event.trigger),
+                "steps": canonical_json(event.steps),
+                "state": RunState.RUNNING.value,
+                "task": storable(event.task) or None,
+                "deadline": None,
+                "idle": None,
+            }
+        case TaskOpened():
+            return {
+                "trigger": "task",
+                "steps": canonical_json(event.tools),
+                "state": TaskState.OPEN.value,
+                "task": event.task,
+                "deadline": time_to_text(event.deadline),
+                "idle": event.idle,
+            }
+
+
+def _task_moved(before: Row, event: TaskCalled | TaskClosed, time: str) -> Row:
+    if before.get("state") != TaskState.OPEN.value:
+        raise IllegalTransition("this task is closed")
+    if isinstance(event, TaskCalled):
+        return {}
+    return {"state": TaskState.CLOSED.value, "finished_at": time, "reason": storable(event.reason)}
 
 
 def _run_finished(before: Row, event: RunFinished, time: str) -> Row:

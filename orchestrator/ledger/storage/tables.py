@@ -31,7 +31,10 @@ SWEEP_WORKFLOW = "(sweep)"
 IS_OPEN = text("closed_at IS NULL")
 IS_CLOSED = text("closed_at IS NOT NULL")
 HAS_VAULT_LEASE = text("vault_lease_id <> ''")
-NO_SWEEP = text(f"workflow <> '{SWEEP_WORKFLOW}'")
+BY_ITSELF = text(f"workflow <> '{SWEEP_WORKFLOW}' AND task IS NULL")
+"""Runs that somebody began as such: no sweep, no task, and no call in one."""
+IS_TASK = text("task = run_id")
+OF_TASK = text("task IS NOT NULL")
 IS_RUNNING = text("state = 'running'")
 IS_TO_CANCEL = text("cancel IS NOT NULL")
 
@@ -53,9 +56,15 @@ run = Table(
     Column("finished_at", TEXT),
     Column("exit_code", Integer),
     Column("reason", TEXT, nullable=False),
+    Column("task", TEXT),
+    Column("deadline", TEXT),
+    Column("idle", Integer),
     sqlite_with_rowid=False,
 )
-"""One row a run. `fence`, `seq` and `head` are the chain's; the rest follows from the events."""
+"""One row a run, and one a task. `fence`, `seq` and `head` are the chain's; the rest follows from the events.
+
+`task` is the task in which a run is a call; a task has its own id there, and is the only one with a `deadline`.
+"""
 
 event = Table(
     "event",
@@ -191,6 +200,18 @@ run_owner = Table(
     sqlite_with_rowid=False,
 )
 """Which process drives a run, written before the run begins, and why somebody wants it cancelled."""
+
+agent_block = Table(
+    "agent_block",
+    metadata,
+    Column("agent", TEXT, primary_key=True),
+    Column("until", TEXT),
+    Column("by", TEXT, nullable=False),
+    Column("reason", TEXT, nullable=False),
+    Column("at", TEXT, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""The agents that are cut off: they open no task, call no tool and begin no run. `until` null: until restored."""
 
 workflow_text = Table(
     "workflow_text",

@@ -98,6 +98,7 @@ class Committer:
             if self._statements.begin is not None:
                 cursor.execute(self._statements.begin)
             transaction = Transaction(cursor, self._statements, self._views, _pipeline(connection))
+            transaction.lock({each.job.task for each in outcomes if each.job.task is not None})
             for outcome in outcomes:
                 self._execute(outcome, transaction)
             transaction.flush()
@@ -131,7 +132,8 @@ class Committer:
         """Roll back and forget what was assumed. True if the connection is unusable."""
         for outcome in outcomes:
             outcome.error = None
-            self._views.pop(outcome.job.run_id, None)
+            for run_id in (outcome.job.run_id, outcome.job.task or ""):
+                self._views.pop(run_id, None)
         connection = self._connection
         if connection is None:
             return False
@@ -149,6 +151,7 @@ class Committer:
             view = self._views.get(outcome.job.run_id)
             if view is not None and view.rows.run["finished_at"] is not None:
                 del self._views[outcome.job.run_id]
+            self._views.pop(outcome.job.task or "", None)  # any process adds to it
         while len(self._views) > MAX_VIEWS:
             del self._views[next(iter(self._views))]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from orchestrator.ledger.storage.chain import Head
+from orchestrator.ledger.types import CallLimits
 from orchestrator.ledger.writing.transaction import FIRST_FENCE, Entry, Transaction
 
 
@@ -16,6 +17,11 @@ class Job(Protocol):
     run_id: str
     head: Head | None
     """The head that it gave the chain, once executed: the proof that it was committed."""
+
+    @property
+    def task(self) -> str | None:
+        """The task whose chain it adds to: other processes do so at the same time."""
+        ...
 
     def execute(self, transaction: Transaction) -> int:
         """Do it and return the run's fence. May raise any OrchestratorError before it has written anything."""
@@ -28,12 +34,49 @@ class BeginRun:
 
     run_id: str
     entry: Entry
+    task: str | None = field(default=None, init=False)
     head: Head | None = field(default=None, init=False)
 
     def execute(self, transaction: Transaction) -> int:
-        """Raises UsageError if the id is taken."""
+        """Raises UsageError if the id is taken, and AgentBlocked."""
         self.head = transaction.begin_run(self.run_id, self.entry)
         return FIRST_FENCE
+
+
+@dataclass(slots=True)
+class BeginCall:
+    """Record the run that a call of a tool is, if the task still allows it."""
+
+    task: str
+    called: Entry
+    run_id: str
+    started: Entry
+    limits: CallLimits
+    head: Head | None = field(default=None, init=False)
+
+    def execute(self, transaction: Transaction) -> int:
+        """Raises UnknownRun, TaskEnded, BudgetSpent, AgentBlocked, and UsageError if the id is taken."""
+        self.head = transaction.begin_call(self.task, self.called, self.run_id, self.started, self.limits)
+        return FIRST_FENCE
+
+
+@dataclass(slots=True)
+class CloseTask:
+    """Close a task, unless it is closed. Repeating it after an unanswered commit finds that it is."""
+
+    run_id: str
+    entry: Entry
+    head: Head | None = field(default=None, init=False)
+
+    @property
+    def task(self) -> str:
+        """The task itself."""
+        return self.run_id
+
+    def execute(self, transaction: Transaction) -> int:
+        """1 if it is closed by this, else 0. Raises UnknownRun."""
+        self.head = transaction.close_task(self.run_id, self.entry)
+        return int(self.head is not None)
 
 
 @dataclass(slots=True)
@@ -43,6 +86,7 @@ class Append:
     run_id: str
     fence: int
     entries: Sequence[Entry]
+    task: str | None = field(default=None, init=False)
     head: Head | None = field(default=None, init=False)
 
     def execute(self, transaction: Transaction) -> int:
@@ -57,6 +101,7 @@ class TakeOver:
 
     run_id: str
     ended: bool = False
+    task: str | None = field(default=None, init=False)
     head: Head | None = field(default=None, init=False)
 
     def execute(self, transaction: Transaction) -> int:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import BindParameter, Dialect, bindparam, insert, literal_column, select, update
+from sqlalchemy import BindParameter, Dialect, bindparam, func, insert, literal_column, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql import ClauseElement
 
 from orchestrator.ledger.states import RunState
-from orchestrator.ledger.storage.tables import LEASE_CHANGES, event, lease, run, step
+from orchestrator.ledger.storage.tables import LEASE_CHANGES, agent_block, event, lease, run, step
 
 RUN_CHANGES = ("state", "finished_at", "exit_code", "reason")
 STEP_CHANGES = ("state", "attempts", "step_key", "action", "started_at", "finished_at", "reason", "outputs")
@@ -34,6 +34,10 @@ class Statements:
     """Inserts nothing where the id is taken."""
     advance: str
     """Moves the head of a chain, if fence and head are still the ones that the writer knows."""
+    load_block: str
+    """Whether an agent is cut off."""
+    count_calls: str
+    """The calls of a task by tool and state: how many, and when the last one began and ended."""
     raise_fence: str
     raise_fence_of_ended: str
     """The same for a run that is not running."""
@@ -73,6 +77,18 @@ def _compile(dialect: Dialect) -> Statements:
         insert_run=sql(new_run.on_conflict_do_nothing(index_elements=["run_id"])),
         advance=sql(
             update(run).where(this_run, *known_head).values(seq=bindparam("next_seq"), head=bindparam("next_head"))
+        ),
+        load_block=sql(select(agent_block.c.until).where(agent_block.c.agent == bindparam("agent"))),
+        count_calls=sql(
+            select(
+                run.c.steps,
+                run.c.state,
+                func.count().label("calls"),
+                func.max(run.c.started_at).label("began"),
+                func.max(run.c.finished_at).label("ended"),
+            )
+            .where(run.c.task == key, run.c.run_id != key)
+            .group_by(run.c.steps, run.c.state)
         ),
         raise_fence=sql(update(run).where(this_run).values(fence=run.c.fence + literal_column("1"))),
         raise_fence_of_ended=sql(

@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.clock import Clock
+from orchestrator.ledger.coordination.agents import AgentStore
 from orchestrator.ledger.coordination.approvals import ApprovalStore
 from orchestrator.ledger.coordination.queue import RunQueue
 from orchestrator.ledger.coordination.runners import RunnerStore
@@ -20,9 +21,11 @@ from orchestrator.ledger.location import Location
 from orchestrator.ledger.reading.reader import Reader
 from orchestrator.ledger.storage.codec import event_to_text
 from orchestrator.ledger.storage.times import time_to_text
+from orchestrator.ledger.task_events import TaskCalled, TaskClosed, TaskOpened
+from orchestrator.ledger.types import CallLimits
 from orchestrator.ledger.writing.committer import Committer
 from orchestrator.ledger.writing.group_commit import GroupCommit
-from orchestrator.ledger.writing.jobs import Append, BeginRun, TakeOver
+from orchestrator.ledger.writing.jobs import Append, BeginCall, BeginRun, CloseTask, TakeOver
 from orchestrator.ledger.writing.rebuild import rebuild
 from orchestrator.ledger.writing.transaction import Entry
 
@@ -41,12 +44,31 @@ class Ledger(Reader):
         self.runners = RunnerStore(engine, location.label)
         """The processes that run workflows."""
         self.queue = RunQueue(engine, location.label)
-        self.approvals = ApprovalStore(engine, location.label)
         """The runs that wait for a worker."""
+        self.approvals = ApprovalStore(engine, location.label)
+        """What waits for somebody to agree."""
+        self.agents = AgentStore(engine, location.label)
+        """The agents that are cut off."""
 
-    async def begin_run(self, run_id: str, started: RunStarted) -> int:
-        """Record a new run and return its fence. Raises UsageError if the id is taken, or LedgerError."""
+    async def begin_run(self, run_id: str, started: RunStarted | TaskOpened) -> int:
+        """Record a new run, or task, and return its fence.
+
+        Raises UsageError if the id is taken, AgentBlocked, or LedgerError.
+        """
         return await self._writer.submit(BeginRun(run_id, self._entry(started)))
+
+    async def begin_call(self, called: TaskCalled, task_id: str, started: RunStarted, limits: CallLimits) -> int:
+        """Record that a tool is called in a task, and the run that the call is; return that one's fence.
+
+        What the limits say is counted in the same transaction, over all processes. Raises UnknownRun, TaskEnded,
+        BudgetSpent, AgentBlocked, UsageError if the call's id is taken, or LedgerError.
+        """
+        job = BeginCall(task_id, self._entry(called), called.call, self._entry(started), limits)
+        return await self._writer.submit(job)
+
+    async def close_task(self, task_id: str, closed: TaskClosed) -> bool:
+        """Record that a task is closed; False where it was. Raises UnknownRun or LedgerError."""
+        return bool(await self._writer.submit(CloseTask(task_id, self._entry(closed))))
 
     async def append(self, run_id: str, fence: int, events: Sequence[Event]) -> None:
         """Commit the events, all or none; they are on disk when this returns.

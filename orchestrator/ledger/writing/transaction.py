@@ -7,16 +7,20 @@ UPDATE is also the check of the fence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from sqlalchemy.engine.interfaces import DBAPICursor
 
-from orchestrator.errors import FenceLost, IllegalTransition, LedgerError, UnknownRun, UsageError
+from orchestrator.errors import AgentBlocked, FenceLost, IllegalTransition, LedgerError, UnknownRun, UsageError
 from orchestrator.ledger.events import Event, RunStarted
+from orchestrator.ledger.states import TaskState
 from orchestrator.ledger.storage.chain import Head, genesis, link
 from orchestrator.ledger.storage.projections import Row, RunRows, Stored, project
+from orchestrator.ledger.task_events import TaskClosed, TaskOpened
+from orchestrator.ledger.types import CallLimits
+from orchestrator.ledger.writing.budgets import check_call
 from orchestrator.ledger.writing.statements import Statements
 
 FIRST_FENCE = 1
@@ -60,8 +64,10 @@ class Transaction:
         self._written: dict[str, list[Row]] = {}
 
     def begin_run(self, run_id: str, entry: Entry) -> Head:
-        """Insert the run with its first event. Raises UsageError if the id is taken."""
-        assert isinstance(entry.event, RunStarted)
+        """Insert the run, or task, with its first event. Raises AgentBlocked, or UsageError if the id is taken."""
+        assert isinstance(entry.event, RunStarted | TaskOpened)
+        assert isinstance(entry.event, RunStarted) or entry.event.task == run_id
+        self._check_agent(entry.event.agent, entry.time)
         rows = project(RunRows(), [(entry.time, entry.event)])
         records, head = _chained(run_id, genesis(run_id), [entry])
         row: Row = {"run_id": run_id, "fence": FIRST_FENCE, "seq": head.seq, "head": head.digest, **rows.run}
@@ -70,6 +76,35 @@ class Transaction:
         self._views[run_id] = RunView(FIRST_FENCE, head, rows)
         self._later(self._sql.insert_event, records)
         return head
+
+    def lock(self, run_ids: Collection[str]) -> None:
+        """Keep others from changing these until the end of the transaction: in one order, so that nobody waits in a
+        circle who needs several."""
+        if len(run_ids) > 1:
+            for run_id in sorted(run_ids):
+                self._cursor.execute(self._sql.load_run, {"run_id": run_id})
+                self._cursor.fetchall()
+
+    def begin_call(self, task_id: str, called: Entry, run_id: str, started: Entry, limits: CallLimits) -> Head:
+        """Begin the run that a call is, and say so in the chain of its task. Its new head is the run's.
+
+        Raises UnknownRun, TaskEnded, BudgetSpent or AgentBlocked, and UsageError if the id is taken.
+        """
+        assert isinstance(started.event, RunStarted)
+        task = self._load_task(task_id)
+        self._cursor.execute(self._sql.count_calls, {"run_id": task_id})
+        check_call(task_id, task.rows.run, self._fetch(), limits, tool=started.event.steps[0], now=started.time)
+        head = self.begin_run(run_id, started)
+        self._extend_locked(task_id, task, [called])
+        return head
+
+    def close_task(self, task_id: str, entry: Entry) -> Head | None:
+        """Close the task; None if it is closed already. Raises UnknownRun."""
+        assert isinstance(entry.event, TaskClosed)
+        task = self._load_task(task_id)
+        if task.rows.run["state"] != TaskState.OPEN.value:
+            return None
+        return self._extend_locked(task_id, task, [entry])
 
     def append(self, run_id: str, fence: int, entries: Sequence[Entry]) -> Head:
         """Add the events to the run's chain and return its new head.
@@ -89,9 +124,7 @@ class Transaction:
                 f"run {run_id} was taken over: fence {fence} is no longer valid",
                 hint="Stop this process; the one that took over closes the run's leases.",
             )
-        if not self._extend(run_id, view, entries):
-            raise LedgerError(f"run {run_id} changed while its row was locked", hint="Run `orchestrator runs verify`.")
-        return view.head
+        return self._extend_locked(run_id, view, entries)
 
     def take_over(self, run_id: str, *, ended: bool = False) -> int:
         """Make every fence given out before invalid and return the new one.
@@ -134,6 +167,23 @@ class Transaction:
                     self._cursor.execute(statement, rows[0])
                 elif rows:
                     self._cursor.executemany(statement, rows)
+
+    def _extend_locked(self, run_id: str, view: RunView, entries: Sequence[Entry]) -> Head:
+        if not self._extend(run_id, view, entries):
+            raise LedgerError(f"run {run_id} changed while its row was locked", hint="Run `orchestrator runs verify`.")
+        return view.head
+
+    def _load_task(self, task_id: str) -> RunView:
+        view = self._load(task_id)
+        if view.rows.run["task"] != task_id:
+            raise _unknown(task_id)
+        return view
+
+    def _check_agent(self, agent: str, now: str) -> None:
+        self._cursor.execute(self._sql.load_block, {"agent": agent})
+        for row in self._fetch():
+            if row["until"] is None or str(row["until"]) > now:
+                raise AgentBlocked(f"the agent `{agent}` is cut off")
 
     def _extend(self, run_id: str, view: RunView, entries: Sequence[Entry]) -> bool:
         """False if the run's head is not the view's any more."""
