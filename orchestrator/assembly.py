@@ -111,6 +111,7 @@ async def open_services(
                 clock=config.clock,
                 heartbeat=heartbeat,
                 queue=ledger.queue,
+                agents=ledger.agents,
                 approvals=ApprovalDesk(ledger.approvals, vault, config.clock),
                 parks=config.parks,
                 slack=config.slack,

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 from pydantic import BaseModel, ConfigDict
 
 from orchestrator.actions.confinement import available_parts
-from orchestrator.actions.handover import Handover
+from orchestrator.actions.handover import Handover, Recipient
 from orchestrator.grants.credential import Credential
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.redaction.redactor import Redactor
@@ -71,7 +71,8 @@ class StepContext:
     the monotonic clock, in seconds. `endpoints` are addresses without secrets, by name. `handover`
     brings credentials that are issued anew; None if no grant of the step may be. `own` knows the orchestrator's own
     secrets, to take them out of what comes from outside. `confinement` are the parts of PARTS
-    (`orchestrator.actions.confinement`) that programs of the step are held to.
+    (`orchestrator.actions.confinement`) that programs of the step are held to. `recipient` is who waits for the
+    credential of a tool that hands it over.
     """
 
     run_id: str
@@ -86,6 +87,7 @@ class StepContext:
     handover: Handover | None = None
     own: Redactor = field(default_factory=Redactor)
     confinement: tuple[str, ...] = field(default_factory=available_parts)
+    recipient: Recipient | None = None
 
     def remaining(self) -> float:
         """Seconds until the deadline, never below a tenth of one."""

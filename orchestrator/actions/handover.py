@@ -1,4 +1,4 @@
-"""How a credential that is issued anew while a step runs reaches its action."""
+"""How a credential that is issued anew reaches the action at work, and one that is handed over whoever called."""
 
 from __future__ import annotations
 
@@ -33,3 +33,33 @@ class Handover:
         async with self._turn:
             assert self._receive is not None
             await self._receive(credential)
+
+
+class Recipient:
+    """Whoever waits in this process for the credential of one call. Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self._credential: asyncio.Future[Credential] = asyncio.get_running_loop().create_future()
+        self._back = asyncio.Event()
+
+    async def credential(self) -> Credential:
+        """Wait for it. It never comes where the call ends before: wait for that as well."""
+        return await asyncio.shield(self._credential)
+
+    def give(self, credential: Credential) -> None:
+        """Let the recipient have it."""
+        if not self._credential.done():
+            self._credential.set_result(credential)
+
+    def give_back(self) -> None:
+        """It is needed no more."""
+        self._back.set()
+
+    async def until_given_back(self, seconds: float) -> bool:
+        """Whether it is given back within that time."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._back.wait()
+        except TimeoutError:
+            return False
+        return True

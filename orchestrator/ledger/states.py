@@ -45,6 +45,14 @@ class TaskState(StrEnum):
     CLOSED = "closed"
 
 
+class TaskEnd(StrEnum):
+    """What ends a task that its agent has not closed."""
+
+    DEADLINE = "deadline"
+    IDLE = "idle"
+    CUT_OFF = "cut_off"
+
+
 class ApprovalState(StrEnum):
     """How a request for approval stands."""
 

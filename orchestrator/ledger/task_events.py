@@ -29,7 +29,9 @@ class TaskOpened:
     idle: int | None
     """Seconds without a call after which it is closed."""
     caller: JsonObject
-    """How the agent was known: `issuer`, `subject`, `actor` and `address`."""
+    """How the agent was known: `issuer`, `subject`, `actor`, `on_behalf_of` and `address`."""
+    reason: str = ""
+    """Why, in the words of whoever opened it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.lease import LeaseState
-from orchestrator.ledger.states import RunState, StepState, TaskState
+from orchestrator.ledger.states import RunState, StepState, TaskEnd, TaskState
 
 if TYPE_CHECKING:
     from orchestrator.ledger.events import Decided, Event, RunStarted
@@ -261,6 +261,18 @@ class LedgerReader(Protocol):
 
     def calls(self, task_id: str) -> Sequence[RunRecord]:
         """The calls in a task, in the order in which they began."""
+        ...
+
+    def tasks_over(self, now: datetime) -> Sequence[tuple[TaskRecord, TaskEnd]]:
+        """The open tasks that are to be closed, with what ends them."""
+        ...
+
+    def stray_calls(self) -> Sequence[RunRecord]:
+        """The calls that go on although their task is closed."""
+        ...
+
+    def under_way(self, agent: str) -> Sequence[RunRecord]:
+        """The runs of an agent that go on or wait for somebody to agree, calls among them."""
         ...
 
     def lease(self, lease_id: str) -> LeaseRecord | None:

@@ -16,7 +16,7 @@ from orchestrator.grants.scope import Scope
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.planning.graph import dependencies, execution_order
 from orchestrator.planning.requests import bind, policy_request, scopes_of
-from orchestrator.policy.types import PolicyRequest
+from orchestrator.policy.types import PolicyRequest, TaskCall
 from orchestrator.secret import Secret
 from orchestrator.workflow.expressions import evaluate
 from orchestrator.workflow.inputs import public_inputs
@@ -99,6 +99,7 @@ def build(
                     scopes=_scopes(workflow, step_id, {**known, "context": context}),
                     time=None,
                     agent=agent,
+                    call=TaskCall(PLANNED_RUN, {}) if workflow.is_task else None,
                 ),
                 needs=tuple(sorted(waits[step_id], key=places.__getitem__)),
                 condition=step.if_,
@@ -129,7 +130,7 @@ def _view(workflow: Workflow, catalog: Callable[[str], Any], step: Step, context
     complete = True
     for name, value in step.with_.items():
         try:
-            known[name] = evaluate_parameter(workflow, action.params, name, value, context)
+            known[name] = evaluate_parameter(workflow.is_task, action.params, name, value, context)
         except InvalidExpression:
             complete = False
     if not complete:

@@ -11,7 +11,7 @@ from orchestrator.errors import InvalidExpression
 from orchestrator.grants.privileges import Bound, bound_limits
 from orchestrator.grants.scope import Scope, normalise
 from orchestrator.jsontypes import JsonObject
-from orchestrator.policy.types import PolicyRequest
+from orchestrator.policy.types import PolicyRequest, TaskCall
 from orchestrator.workflow.expressions import evaluate
 from orchestrator.workflow.loader import LoadedWorkflow
 from orchestrator.workflow.models.workflow import Workflow
@@ -85,6 +85,7 @@ def policy_request(
     time: datetime | None,
     reason: str = "",
     agent: str = "",
+    call: TaskCall | None = None,
 ) -> PolicyRequest:
     """The request for one attempt at a step. `inputs` are those that may be shown; `time` is None in a dry run.
 
@@ -108,4 +109,5 @@ def policy_request(
         timeout=step.timeout,
         reason=reason,
         time=time,
+        call=call,
     )

@@ -98,6 +98,12 @@ class _Given(TypedDict):
     comment: Annotated[str, Field(description="What they said; may be empty.")]
 
 
+class _Task(TypedDict):
+    id: Annotated[str, Field(description="The task's id; `(planned)` in a dry run.")]
+    call: Annotated[dict[str, Any], Field(description="What the agent chose when it called the tool.")]
+    on_behalf_of: Annotated[str, Field(description="For whom the agent acts, by its token; empty: for itself.")]
+
+
 class RequestDocument(TypedDict):
     """The question before an attempt at a step gets credentials. Nothing in it is secret."""
 
@@ -105,6 +111,9 @@ class RequestDocument(TypedDict):
     workflow: _Workflow
     run: _Run
     context: Annotated[dict[str, Any], Field(description="The task's context, as the workflow declares it.")]
+    task: NotRequired[
+        Annotated[_Task, Field(description="Where an agent calls a tool; the step is then named like the tool.")]
+    ]
     step: _Step
     agent: Annotated[str, Field(description="The identity that the step acts for.")]
     action: Annotated[_Action, Field(description="What the step is about to do, as far as it may be shown.")]

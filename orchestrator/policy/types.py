@@ -29,6 +29,19 @@ class Question(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class TaskCall:
+    """That an agent calls a tool in a task. `arguments` are what it chose; `on_behalf_of` is empty for itself."""
+
+    task: str
+    arguments: JsonObject
+    on_behalf_of: str = ""
+
+    def as_json(self) -> JsonObject:
+        """The member `task` of the `input` document."""
+        return {"id": self.task, "call": self.arguments, "on_behalf_of": self.on_behalf_of}
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyRequest:
     """Everything a policy may decide on. Nothing in it is secret; `secret: true` inputs are left out.
 
@@ -54,10 +67,13 @@ class PolicyRequest:
     time: datetime | None = None
     approvals: tuple[JsonObject, ...] = ()
     """Who has agreed to exactly this question: `{"by", "at", "comment"}` each."""
+    call: TaskCall | None = None
+    """Where it is no step of a run, but a tool that an agent calls."""
 
     def as_json(self) -> dict[str, JsonValue]:
         """The `input` document."""
         return {
+            **({"task": self.call.as_json()} if self.call else {}),
             "version": VERSION,
             "workflow": {"name": self.workflow, "digest": self.workflow_digest},
             "run": {"id": self.run, "trigger": self.trigger, "reason": self.reason, "inputs": self.inputs},

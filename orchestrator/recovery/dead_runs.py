@@ -156,6 +156,8 @@ def _as_it_stands(services: Services, record: RunRecord) -> Decision | None:
     store = services.heartbeat.store
     if (cancelled := store.cancellation(record.run_id)) is not None:
         return Decision(Verdict.CANCEL, cancelled)
+    if record.task is not None:
+        return Decision(Verdict.FAIL, "the process that carried it out is gone; a call is made again, not gone on with")
     if record.trigger == "prove":
         return Decision(Verdict.FAIL, "a proof is made again, not gone on with")
     if record.workflow == SWEEP_WORKFLOW:
@@ -205,8 +207,14 @@ def _finished(state: RunState, code: ExitCode, reason: str) -> RunFinished:
 def request_of(services: Services, record: RunRecord, secrets: Mapping[str, JsonValue] | None = None) -> RunRequest:
     """What was asked for when the run began. Secret inputs are not on record and must be given again.
 
-    Raises UsageError without them, NotAsRecorded, and InvalidWorkflow where an action is not installed here.
+    Raises UsageError without them and for a call in a task, NotAsRecorded, and InvalidWorkflow where an action is not
+    installed here.
     """
+    if record.task is not None:
+        raise UsageError(
+            f"{record.run_id} is a call in the task {record.task}",
+            hint="its agent goes on with it by calling the tool again with the same key",
+        )
     loaded = recorded_workflow(services.heartbeat.store, record.digest, record.workflow)
     examined = services.reader.examine(record.run_id)
     changed = any(each.table in _GONE_ON_WITH for each in examined.differences)

@@ -12,23 +12,27 @@ from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.types import LeaseFilter, RunRecord
 from orchestrator.recovery.dead_runs import cut_short, request_of
 from orchestrator.recovery.open_leases import close_leases
-from orchestrator.runs.types import Services, TakenRun
+from orchestrator.runs.types import RunRequest, Services, TakenRun
 
 _TRIES = 5
 """How often the fence is taken anew where somebody who closes left-over leases takes it at the same time."""
 
 
-async def reopen(services: Services, record: RunRecord, secrets: Mapping[str, JsonValue]) -> TakenRun:
+async def reopen(
+    services: Services, record: RunRecord, secrets: Mapping[str, JsonValue], *, request: RunRequest | None = None
+) -> TakenRun:
     """Become the one who drives an interrupted run, and close what is still open of it.
 
-    Raises UsageError where another process is faster, or where it cannot go on as it was begun (a secret input
-    or an action is missing): then it stays interrupted. Raises FenceLost or LedgerError.
+    `request` is what was asked for, for whoever has it already. Raises UsageError where another process is faster, or
+    where it cannot go on as it was begun (a secret input or an action is missing): then it stays interrupted. Raises
+    FenceLost or LedgerError.
     """
     store, run_id = services.heartbeat.store, record.run_id
-    try:
-        request = await asyncio.to_thread(request_of, services, record, secrets)
-    except NotAsRecorded as error:
-        raise NotAsRecorded(f"run {run_id} cannot be resumed: {error.message}", hint=error.hint) from error
+    if request is None:
+        try:
+            request = await asyncio.to_thread(request_of, services, record, secrets)
+        except NotAsRecorded as error:
+            raise NotAsRecorded(f"run {run_id} cannot be resumed: {error.message}", hint=error.hint) from error
     await asyncio.to_thread(services.heartbeat.enter)
     if not await asyncio.to_thread(store.reopen, run_id, services.heartbeat.runner_id):
         raise UsageError(f"run {run_id} is being resumed by another process")

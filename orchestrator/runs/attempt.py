@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 
-from pydantic import ValidationError
-
 from orchestrator.actions.base import Action, Params, StepContext
 from orchestrator.actions.confinement import parts_of
 from orchestrator.actions.handover import Handover
@@ -39,10 +37,11 @@ from orchestrator.runs.action_task import ActionTask
 from orchestrator.runs.enforcement.agreement import Asked, decided, unrecorded
 from orchestrator.runs.enforcement.permits import denied, permitted
 from orchestrator.runs.outcomes import state_after
+from orchestrator.runs.parameters import parameters
 from orchestrator.runs.types import RunProgress, Services
 from orchestrator.uninterrupted import is_cancelled
-from orchestrator.workflow.expressions import evaluate, needs_engine
 from orchestrator.workflow.models.steps import Step
+from orchestrator.workflow.models.tools import HAND_OVER
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +106,13 @@ class StepAttempt:
         started = self._started()
         try:
             action = services.action(self._step.action)
-            params = await self._parameters(action)
+            params = await parameters(
+                action,
+                self.step_id,
+                self._step,
+                self.progress.expression_context(services.endpoints),
+                of_tool=self.progress.request.call is not None,
+            )
             started = replace(started, confinement=self._confinement(params))
             scopes = await self._scopes()
             request = self._policy_request(action, params, scopes)
@@ -134,7 +139,10 @@ class StepAttempt:
             _all_delivered(told)
         except PolicyDenied as error:
             return await self._end_early(error, *prelude, *told)
-        attempt = self._attempt(started.step_key, permit.scopes, decision.obligations.max_ttl, deadline)
+        longest = self._longest(decision.obligations.max_ttl)
+        if longest is not None and self._step.action == HAND_OVER:
+            deadline = min(deadline, services.clock.monotonic() + longest)
+        attempt = self._attempt(started.step_key, permit.scopes, longest, deadline)
         leases = services.broker.open(attempt, prelude=(*prelude, *told), run=self.progress.leases)
         return await self._act(leases, action, permit.params, deadline, started.confinement or ())
 
@@ -275,23 +283,6 @@ class StepAttempt:
         )
         return AttemptResult(StepState.SUCCEEDED, output=keep(checked, self._step.outputs))
 
-    async def _parameters(self, action: Action) -> Params:
-        given, context = self._step.with_, self.progress.expression_context(self.services.endpoints)
-        try:
-            if needs_engine(given):
-                return action.params.model_validate(await asyncio.to_thread(evaluate, given, context, at="with"))
-            return action.params.model_validate(evaluate(given, context, at="with"))
-        except InvalidExpression as error:
-            raise StepFailed(f"step `{self.step_id}`: {error.message}", kind="parameters", hint=error.hint) from error
-        except ValidationError as error:
-            found = "; ".join(
-                f"`{'.'.join(str(part) for part in problem['loc'])}`: {problem['msg']}"
-                for problem in error.errors(include_input=False, include_context=False, include_url=False)
-            )
-            raise StepFailed(
-                f"step `{self.step_id}`: parameters of {self._step.action} are not valid: {found}", kind="parameters"
-            ) from None
-
     def _confinement(self, params: Params) -> tuple[str, ...] | None:
         """What a program is held to, decided before anything is issued. Raises StepFailed where that is too little."""
         if not isinstance(params, ConfinedParams):
@@ -329,6 +320,12 @@ class StepAttempt:
             decision_id=decision.decision_id,
         )
 
+    def _longest(self, max_ttl: int | None) -> int | None:
+        """Seconds that a credential may live at most: as the policy demands, and not beyond the task of a call."""
+        call = self.progress.request.call
+        left = [] if call is None else [max(1, int((call.until - self.services.clock.now()).total_seconds()))]
+        return min([*left, *([] if max_ttl is None else [max_ttl])], default=None)
+
     def _attempt(self, step_key: str, scopes: tuple[Scope, ...], max_ttl: int | None, deadline: float) -> Attempt:
         workflow, request = self.progress.request.loaded.workflow, self.progress.request
         return Attempt(
@@ -353,6 +350,7 @@ class StepAttempt:
         confinement: tuple[str, ...],
     ) -> StepContext:
         request = self.progress.request
+        call = request.call
         return StepContext(
             run_id=request.run_id,
             workflow=request.loaded.workflow.name,
@@ -366,6 +364,7 @@ class StepAttempt:
             handover=handover,
             own=self.services.own_secrets.redactor,
             confinement=confinement,
+            recipient=call.recipient if call else None,
         )
 
     async def _record(self, *events: Event) -> None:

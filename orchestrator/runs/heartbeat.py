@@ -64,6 +64,14 @@ class Heartbeat:
         finally:
             self._runs.pop(run_id, None)
 
+    def tell(self, run_id: str, reason: str) -> bool:
+        """Have a run of this process cancelled, from its event loop; False where there is none."""
+        cancel = self._runs.get(run_id)
+        if cancel is None:
+            return False
+        cancel(reason)
+        return True
+
     def remember_token(self, accessor: str) -> None:
         """Note a Vault token of this process before anything hangs from it. Raises LedgerError."""
         self.enter()

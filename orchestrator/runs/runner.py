@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
+from orchestrator.actions.hand_over import GIVEN_BACK
 from orchestrator.errors import (
     DEFECT_HINT,
     Defect,
@@ -31,6 +32,7 @@ from orchestrator.planning.graph import dependencies
 from orchestrator.redaction.forms import recognisable
 from orchestrator.redaction.redactor import redact_exception
 from orchestrator.runs.attempt import AttemptResult, Conclusion, StepAttempt
+from orchestrator.runs.calls import on_record
 from orchestrator.runs.enforcement.admission import any_admitted
 from orchestrator.runs.enforcement.agreement import until_decided, withdraw
 from orchestrator.runs.engines.types import Walk
@@ -76,19 +78,25 @@ class Runner:
         )
         if not begun:
             raise UsageError(f"run {request.run_id} is in the ledger already", hint="Begin a run under a new id.")
-        return await services.ledger.begin_run(
-            request.run_id,
-            RunStarted(
-                workflow=loaded.workflow.name,
-                digest=loaded.digest,
-                agent=loaded.workflow.agent,
-                trigger=request.trigger,
-                inputs=progress.public_inputs,
-                steps=tuple(loaded.workflow.steps),
-                not_looked_for=_not_looked_for(request),
-                reason=request.reason,
-            ),
+        started = RunStarted(
+            workflow=loaded.workflow.name,
+            digest=loaded.digest,
+            agent=loaded.workflow.agent,
+            trigger=request.trigger,
+            inputs=progress.public_inputs,
+            steps=tuple(loaded.workflow.steps),
+            not_looked_for=_not_looked_for(request),
+            reason=request.reason,
+            **on_record(request.call),
         )
+        if request.call is None:
+            return await services.ledger.begin_run(request.run_id, started)
+        try:
+            called = request.call.called(request.run_id)
+            return await services.ledger.begin_call(called, request.call.task, started, request.call.limits)
+        except Refused:  # it may be tried again, by any process
+            await asyncio.to_thread(services.heartbeat.store.disown, request.run_id, services.heartbeat.runner_id)
+            raise
 
     async def resume(self, taken: TakenRun, interruption: Interruption | None = None) -> RunOutcome:
         """Go on with a run of another process: finished steps are not run again, their outputs come from the ledger."""
@@ -108,7 +116,8 @@ class Runner:
         workflow = request.loaded.workflow
         shown = public_inputs(workflow, request.inputs)
         leases = self.services.broker.of_run(Journal(self.services.ledger, request.run_id, fence=0))
-        progress = RunProgress(request=request, leases=leases, context={}, public_inputs=shown)
+        context = request.call.context if request.call else {}
+        progress = RunProgress(request=request, leases=leases, context=context, public_inputs=shown)
         for value in request.inputs.values():
             if isinstance(value, Secret):
                 self.services.redactor.add(value)
@@ -134,8 +143,12 @@ class Runner:
         task = asyncio.current_task()
         assert task is not None
 
+        call = progress.request.call
+
         def cancel(reason: str) -> None:
-            if interruption.reason != reason:
+            if reason == GIVEN_BACK and call is not None and call.recipient is not None:
+                call.recipient.give_back()
+            elif interruption.reason != reason:
                 interruption.exit_code, interruption.reason = ExitCode.INTERRUPTED, reason
                 task.cancel()
 
@@ -250,6 +263,7 @@ class Runner:
             reason=reason,
             steps=states,
             errors=progress.errors,
+            outputs=progress.outputs,
             unconfirmed=unconfirmed,
         )
         if progress.asked_for_approval and state is not RunState.WAITING:

@@ -18,6 +18,7 @@ from orchestrator.credentials.run_leases import RunLeases
 from orchestrator.errors import ExitCode, OrchestratorError
 from orchestrator.grants.scope import Scope
 from orchestrator.jsontypes import JsonObject, JsonValue
+from orchestrator.ledger.coordination.agents import AgentStore
 from orchestrator.ledger.coordination.queue import RunQueue
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LeaseRecord, LedgerReader, LedgerWriter, StepRecord
@@ -28,6 +29,7 @@ from orchestrator.policy.types import PolicyEngine, PolicyRequest
 from orchestrator.redaction.forms import recognisable
 from orchestrator.redaction.own_secrets import OwnSecrets
 from orchestrator.redaction.redactor import Redactor
+from orchestrator.runs.calls import Call
 from orchestrator.runs.engines.local import LocalEngine
 from orchestrator.runs.engines.types import Engine
 from orchestrator.runs.heartbeat import Heartbeat
@@ -52,6 +54,8 @@ class Services:
     heartbeat: Heartbeat
     queue: RunQueue
     approvals: ApprovalDesk
+    agents: AgentStore
+    """Who is cut off."""
     slack: SlackApprovals | None = None
     """Where requests for approval are shown, too."""
     waiting_time: WaitingTime
@@ -90,6 +94,8 @@ class RunRequest:
     trigger: str = "manual"
     reason: str = ""
     """Why, in the words of whoever started it; shown to policies and recorded."""
+    call: Call | None = None
+    """Where it is the call of a tool: the workflow is then the one step that the call is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +151,12 @@ class RunProgress:
         self.states[step] = state
         self.results[step] = {"state": state.value, "output": output or {}}
 
+    @property
+    def outputs(self) -> dict[str, JsonObject]:
+        """What is kept of the steps that ended, of each that gave something."""
+        given = {step: result["output"] for step, result in self.results.items()}
+        return {step: output for step, output in given.items() if isinstance(output, dict) and output}
+
     def failed(self, step: str, error: OrchestratorError) -> None:
         """Remember why a step failed."""
         self.errors[step] = error
@@ -165,6 +177,7 @@ class RunProgress:
             scopes=scopes,
             time=time,
             reason=self.request.reason,
+            call=self.request.call.asked if self.request.call else None,
         )
 
     def admission_request(self, step: str, attempt: int, time: datetime) -> PolicyRequest:
@@ -174,7 +187,9 @@ class RunProgress:
 
     def expression_context(self, endpoints: Mapping[str, str]) -> dict[str, Any]:
         """What `${{ }}` may refer to now. Secret inputs are `Secret` objects and are only passed on whole."""
+        call = self.request.call
         return {
+            **(call.expression_context(self.request.loaded.workflow.agent) if call else {}),
             "inputs": dict(self.request.inputs),
             "context": dict(self.context),
             "run": {"id": self.request.run_id},
@@ -193,4 +208,6 @@ class RunOutcome:
     reason: str = ""
     steps: Mapping[str, StepState] = field(default_factory=dict)
     errors: Mapping[str, OrchestratorError] = field(default_factory=dict)
+    outputs: Mapping[str, JsonObject] = field(default_factory=dict)
+    """What is kept of the steps that gave something."""
     unconfirmed: tuple[LeaseRecord, ...] = ()

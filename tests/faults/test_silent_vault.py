@@ -68,10 +68,20 @@ class Terminal:
         said, _ = process.communicate(timeout=60)
         return said
 
-    def sweep(self) -> int:
-        process = self.command("leases", "sweep")
-        process.communicate(timeout=60)
-        return process.returncode
+    def sweep_to_the_end(self) -> None:
+        """Sweep until everything is gone. What the last one said is shown where that takes too long."""
+        said = ""
+
+        def swept() -> bool:
+            nonlocal said
+            process = self.command("leases", "sweep")
+            said, _ = process.communicate(timeout=60)
+            return process.returncode == 0
+
+        try:
+            wait_for(swept, "the sweep to close it")
+        except AssertionError as error:
+            raise AssertionError(f"{error}:\n{said}") from error
 
     def states(self) -> set[LeaseState]:
         with open_ledger(f"sqlite:///{self.bench.directory / 'ledger.db'}", clock=SystemClock()) as ledger:
@@ -95,7 +105,7 @@ def test_a_second_signal_in_the_middle_of_a_step_ends_the_process_within_its_gra
     assert said.count(" slow.db ") == said.count(" slow.(step token) ") == 1
     assert "orchestrator leases sweep" in said
     assert terminal.states() == {LeaseState.REVOKING}
-    wait_for(lambda: terminal.sweep() == 0, "the sweep to close it")
+    terminal.sweep_to_the_end()
     assert terminal.states() <= FINAL
     bench.assert_nothing_left()
 
@@ -122,7 +132,7 @@ def test_a_second_signal_in_the_middle_of_an_issuance_ends_the_process_within_it
     assert process.returncode == 130
     assert "not confirmed gone yet" in said
     assert LeaseState.REVOKING in terminal.states()
-    wait_for(lambda: terminal.sweep() == 0, "the sweep to close it")
+    terminal.sweep_to_the_end()
     assert terminal.states() <= FINAL
     assert bench.logins() == []
 

@@ -329,7 +329,7 @@ def test_what_an_endpoint_says_is_not_encoded_and_what_is_chosen_is_not_parsed_a
         "task": {"agent": "a"},
     }
     found = {
-        name: evaluate_parameter(loaded.workflow, params, name, declared.with_[name], context)
+        name: evaluate_parameter(loaded.workflow.is_task, params, name, declared.with_[name], context)
         for name in declared.with_
     }
     assert found["url"] == "https://h/base/customers/7/tickets/%24%7B%7B%20inputs.customer%20%7D%7D?loud=true"

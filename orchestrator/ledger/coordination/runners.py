@@ -158,14 +158,20 @@ class RunnerStore:
                 return False
             if connection.execute(select(run.c.run_id).where(run.c.run_id == run_id)).first() is not None:
                 return False
-            known = select(workflow_text.c.digest).where(workflow_text.c.digest == digest)
-            if text is not None and connection.execute(known).first() is None:
-                connection.execute(insert(workflow_text).values(digest=digest, text=text))
+            if text is not None:
+                _keep_text(connection, digest, text)
             if owner is None:
                 connection.execute(insert(run_owner).values(run_id=run_id, runner_id=runner_id))
             else:
                 connection.execute(update(run_owner).where(this).values(runner_id=runner_id))
             return True
+
+    def disown(self, run_id: str, runner_id: str) -> None:
+        """Drive a run no more that could not begin: whoever comes next may."""
+        with self._writing() as connection:
+            begun = select(run.c.run_id).where(run.c.run_id == run_id).exists()
+            ours = (run_owner.c.run_id == run_id) & (run_owner.c.runner_id == runner_id) & ~begun
+            connection.execute(delete(run_owner).where(ours))
 
     def take(self, run_id: str, runner_id: str, *, dead: str) -> bool:
         """Become the one who drives a run of a dead process; False if another one was faster."""
@@ -223,6 +229,11 @@ class RunnerStore:
                 connection.execute(update(fire).where(this, fire.c.run_id == instead_of).values(run_id=drawn))
             return str(connection.execute(select(fire.c.run_id).where(this)).scalar_one())
 
+    def keep_text(self, digest: str, text: str) -> None:
+        """Keep the text of a workflow that is about to be used."""
+        with self._writing() as connection:
+            _keep_text(connection, digest, text)
+
     def text(self, digest: str) -> str | None:
         """The text of a workflow that was run."""
         with self._reading() as connection:
@@ -246,6 +257,14 @@ class RunnerStore:
                 yield connection
         except SQLAlchemyError as error:
             raise ledger_error(error, self._label) from error
+
+
+def _keep_text(connection: Connection, digest: str, text: str) -> None:
+    """Another process may be about to keep the same."""
+    known = select(workflow_text.c.digest).where(workflow_text.c.digest == digest)
+    if connection.execute(known).first() is None:
+        values = _INSERT[connection.dialect.name](workflow_text).values(digest=digest, text=text)
+        connection.execute(values.on_conflict_do_nothing())
 
 
 def _gone(runner_id: str) -> Any:

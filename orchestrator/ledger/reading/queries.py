@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Select, select
+from sqlalchemy import CompoundSelect, Select, or_, select
 
-from orchestrator.ledger.reading.newest_first import Order, Part, newest
-from orchestrator.ledger.states import RunState, TaskState
-from orchestrator.ledger.storage.tables import BY_ITSELF, IS_TASK, OF_TASK, event, run, step
+from orchestrator.ledger.reading.newest_first import Order, Part, newest, unindexed
+from orchestrator.ledger.states import ApprovalState, RunState, TaskState
+from orchestrator.ledger.storage.tables import (
+    BY_ITSELF,
+    IS_RUNNING,
+    IS_TASK,
+    OF_TASK,
+    agent_block,
+    approval,
+    event,
+    run,
+    step,
+)
 from orchestrator.ledger.storage.tables import SWEEP_WORKFLOW as SWEEP_WORKFLOW
+
+CUT_OFF = "cut_off"
 
 ORDER = Order(run, "started_at", "run_id")
 
@@ -37,6 +49,38 @@ def calls_of(task_id: str) -> Select[tuple[object, ...]]:
     """The runs that are calls in a task, in the order in which they began."""
     this = (run.c.task == task_id, run.c.run_id != task_id, OF_TASK)
     return select(run).where(*this).order_by(run.c.started_at, run.c.run_id)
+
+
+def doubtful_tasks(now: str) -> Select[tuple[object, ...]]:
+    """The open tasks that are past their deadline, of an agent that is cut off, or may have been idle for too long."""
+    still = or_(agent_block.c.until.is_(None), agent_block.c.until > now)
+    cut_off = select(agent_block.c.agent).where(agent_block.c.agent == run.c.agent, still).exists()
+    doubtful = or_(run.c.deadline <= now, run.c.idle.is_not(None), cut_off)
+    these = (IS_TASK, run.c.state == TaskState.OPEN.value, doubtful)
+    return select(run, cut_off.label(CUT_OFF)).where(*these).order_by(run.c.deadline)
+
+
+def stray_calls() -> CompoundSelect[*tuple[object, ...]]:
+    """The calls that go on although their task is closed. Out of what runs now, and what waits for an approval."""
+    parent = run.alias("parent")
+    closed = select(parent.c.run_id).where(parent.c.run_id == run.c.task, parent.c.state == TaskState.CLOSED.value)
+    waiting = select(approval.c.run_id).where(approval.c.state == ApprovalState.OPEN.value)
+    running = select(run).where(IS_RUNNING, run.c.task.is_not(None), closed.exists())
+    waits = select(run).where(
+        run.c.run_id.in_(waiting), run.c.task.is_not(None), run.c.state == RunState.WAITING.value, closed.exists()
+    )
+    return running.union_all(waits)
+
+
+def running_of(agent: str) -> Select[tuple[object, ...]]:
+    """The runs of an agent that are under way, calls among them; out of all that run now."""
+    return select(run).where(IS_RUNNING, unindexed(run.c.agent) == agent).order_by(run.c.started_at, run.c.run_id)
+
+
+def waiting_of(agent: str) -> Select[tuple[object, ...]]:
+    """The runs of an agent that wait for somebody to agree."""
+    waiting = select(approval.c.run_id).where(approval.c.state == ApprovalState.OPEN.value)
+    return select(run).where(run.c.run_id.in_(waiting), run.c.state == RunState.WAITING.value, run.c.agent == agent)
 
 
 def steps_of(run_id: str) -> Select[tuple[object, ...]]:

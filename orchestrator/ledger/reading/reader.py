@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, RowMapping
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.errors import LedgerError, UnknownRun
@@ -16,8 +17,10 @@ from orchestrator.ledger.reading import examination, lease_queries, queries
 from orchestrator.ledger.reading.decisions import decisions
 from orchestrator.ledger.reading.lease_search import newest_leases
 from orchestrator.ledger.reading.records import event_record, lease_record, run_record, step_record, task_record
-from orchestrator.ledger.states import RunState, TaskState
+from orchestrator.ledger.states import RunState, TaskEnd, TaskState
+from orchestrator.ledger.storage.budgets import calls_by_state, is_idle
 from orchestrator.ledger.storage.chain import Head, StoredEvent, first_break, genesis
+from orchestrator.ledger.storage.times import time_to_text
 from orchestrator.ledger.types import (
     DecisionFilter,
     DecisionRecord,
@@ -72,6 +75,32 @@ class Reader:
         """The calls in a task, in the order in which they began."""
         with self._reading() as connection:
             return [run_record(row) for row in connection.execute(queries.calls_of(task_id)).mappings()]
+
+    def tasks_over(self, now: datetime) -> Sequence[tuple[TaskRecord, TaskEnd]]:
+        """The open tasks that are to be closed, with what ends them."""
+        with self._reading() as connection:
+            rows = connection.execute(queries.doubtful_tasks(time_to_text(now))).mappings().all()
+            found = [(task_record(row), self._end_of(connection, row, time_to_text(now))) for row in rows]
+        return [(record, end) for record, end in found if end is not None]
+
+    def _end_of(self, connection: Connection, row: RowMapping, now: str) -> TaskEnd | None:
+        if row[queries.CUT_OFF]:
+            return TaskEnd.CUT_OFF
+        if row["deadline"] <= now:
+            return TaskEnd.DEADLINE
+        calls = connection.execute(calls_by_state(row["run_id"])).mappings().all()
+        return TaskEnd.IDLE if is_idle(dict(row), [dict(each) for each in calls], now=now) else None
+
+    def stray_calls(self) -> Sequence[RunRecord]:
+        """The calls that go on although their task is closed."""
+        with self._reading() as connection:
+            return [run_record(row) for row in connection.execute(queries.stray_calls()).mappings()]
+
+    def under_way(self, agent: str) -> Sequence[RunRecord]:
+        """The runs of an agent that go on or wait for somebody to agree, calls among them."""
+        with self._reading() as connection:
+            found = (connection.execute(query(agent)).mappings() for query in (queries.running_of, queries.waiting_of))
+            return [run_record(row) for part in found for row in part]
 
     def steps(self, run_id: str) -> Sequence[StepRecord]:
         """The steps that were tried or decided, in the order in which the run declared them."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import BindParameter, Dialect, bindparam, func, insert, literal_column, select, update
+from sqlalchemy import BindParameter, Dialect, bindparam, insert, literal_column, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql import ClauseElement
 
 from orchestrator.ledger.states import RunState
+from orchestrator.ledger.storage.budgets import calls_by_state
 from orchestrator.ledger.storage.tables import LEASE_CHANGES, agent_block, event, lease, run, step
 
 RUN_CHANGES = ("state", "finished_at", "exit_code", "reason")
@@ -79,17 +80,7 @@ def _compile(dialect: Dialect) -> Statements:
             update(run).where(this_run, *known_head).values(seq=bindparam("next_seq"), head=bindparam("next_head"))
         ),
         load_block=sql(select(agent_block.c.until).where(agent_block.c.agent == bindparam("agent"))),
-        count_calls=sql(
-            select(
-                run.c.steps,
-                run.c.state,
-                func.count().label("calls"),
-                func.max(run.c.started_at).label("began"),
-                func.max(run.c.finished_at).label("ended"),
-            )
-            .where(run.c.task == key, run.c.run_id != key)
-            .group_by(run.c.steps, run.c.state)
-        ),
+        count_calls=sql(calls_by_state(key)),
         raise_fence=sql(update(run).where(this_run).values(fence=run.c.fence + literal_column("1"))),
         raise_fence_of_ended=sql(
             update(run)

@@ -16,11 +16,11 @@ from sqlalchemy.engine.interfaces import DBAPICursor
 from orchestrator.errors import AgentBlocked, FenceLost, IllegalTransition, LedgerError, UnknownRun, UsageError
 from orchestrator.ledger.events import Event, RunStarted
 from orchestrator.ledger.states import TaskState
+from orchestrator.ledger.storage.budgets import check_call
 from orchestrator.ledger.storage.chain import Head, genesis, link
 from orchestrator.ledger.storage.projections import Row, RunRows, Stored, project
 from orchestrator.ledger.task_events import TaskClosed, TaskOpened
 from orchestrator.ledger.types import CallLimits
-from orchestrator.ledger.writing.budgets import check_call
 from orchestrator.ledger.writing.statements import Statements
 
 FIRST_FENCE = 1

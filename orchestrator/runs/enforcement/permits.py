@@ -16,6 +16,7 @@ from orchestrator.grants.privileges import Privilege, digest
 from orchestrator.grants.scope import Scope
 from orchestrator.policy.obligations import Obligations
 from orchestrator.policy.types import Decision, PolicyRequest
+from orchestrator.workflow.models.tools import HAND_OVER
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,8 @@ def permitted(decision: Decision, request: PolicyRequest, params: Params) -> Per
             hint="say so: `orchestrator run --reason TEXT`, or `reason` of the schedule",
         )
     scopes = _narrowed(request, demanded)
-    if demanded.max_ttl is not None and scopes and demanded.max_ttl < request.timeout:
+    held = request.action != HAND_OVER  # what is handed over is held no longer than its credential may live
+    if held and demanded.max_ttl is not None and scopes and demanded.max_ttl < request.timeout:
         raise PolicyDenied(
             f"step `{request.step}` may take {request.timeout}s, but the policy allows its credentials "
             f"to live {demanded.max_ttl}s at most",

@@ -17,7 +17,6 @@ from pydantic import BaseModel
 from orchestrator.errors import InvalidExpression
 from orchestrator.workflow.cel.template import parse_template, references
 from orchestrator.workflow.expressions import evaluate, located, render
-from orchestrator.workflow.models.workflow import Workflow
 
 BY_THE_AGENT = ("inputs", "call", "context", "task")
 """The variables of expressions in which is what whoever opens a task or calls a tool has chosen."""
@@ -50,14 +49,14 @@ def misplaced(value: Any, chosen: Collection[str]) -> Iterator[tuple[str, str]]:
 
 
 def evaluate_parameter(
-    workflow: Workflow, params: type[BaseModel], name: str, value: Any, context: Mapping[str, Any]
+    of_tool: bool, params: type[BaseModel], name: str, value: Any, context: Mapping[str, Any]
 ) -> Any:
-    """One parameter of an action with its expressions evaluated, of a tool with what is chosen in its place.
+    """One parameter of an action with its expressions evaluated; `of_tool`: what is chosen is kept in its place.
 
     Raises InvalidExpression, which names the place.
     """
     at = f"with.{name}"
-    if workflow.is_task and name in getattr(params, "urls", ()) and isinstance(value, str):
+    if of_tool and name in getattr(params, "urls", ()) and isinstance(value, str):
         try:
             return url_of(value, context, BY_THE_AGENT)
         except InvalidExpression as error:

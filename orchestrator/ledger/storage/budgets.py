@@ -1,19 +1,37 @@
-"""Whether a tool may be called now, by what the ledger says of its task. Pure functions."""
+"""Whether a tool may be called now, by what the ledger says of its task."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import BindParameter, Select, func, select
 
 from orchestrator.errors import BudgetSpent, TaskEnded
 from orchestrator.ledger.states import RunState, TaskState
-from orchestrator.ledger.storage.projections import Row
+from orchestrator.ledger.storage.tables import run
 from orchestrator.ledger.storage.times import text_to_time
 from orchestrator.ledger.types import CallLimits
 
 UNDER_WAY = frozenset({RunState.RUNNING.value, RunState.WAITING.value})
 """The states of calls that are open: they work, hold a credential, or wait for somebody to agree."""
+
+
+Row = Mapping[str, Any]
+
+
+def calls_by_state(task_id: str | BindParameter[str]) -> Select[tuple[object, ...]]:
+    """The calls of a task by tool and state: how many, and when the last one began and ended."""
+    counted = (
+        run.c.steps,
+        run.c.state,
+        func.count().label("calls"),
+        func.max(run.c.started_at).label("began"),
+        func.max(run.c.finished_at).label("ended"),
+    )
+    return select(*counted).where(run.c.task == task_id, run.c.run_id != task_id).group_by(run.c.steps, run.c.state)
 
 
 def check_call(task_id: str, task: Row, calls: Sequence[Row], limits: CallLimits, *, tool: str, now: str) -> None:

@@ -1,0 +1,41 @@
+"""The parameters with which an action is carried out: evaluated, and checked by the action's own model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from orchestrator.actions.base import Action, Params
+from orchestrator.errors import InvalidExpression, StepFailed
+from orchestrator.workflow.expressions import needs_engine
+from orchestrator.workflow.models.steps import Step
+from orchestrator.workflow.tools.urls import evaluate_parameter
+
+
+async def parameters(action: Action, step_id: str, step: Step, context: Mapping[str, Any], *, of_tool: bool) -> Params:
+    """Evaluate what the step says under `with`; `of_tool`: what an agent has chosen is kept in its place.
+
+    Raises StepFailed, which shows no value.
+    """
+
+    def evaluated() -> dict[str, Any]:
+        return {
+            name: evaluate_parameter(of_tool, action.params, name, value, context) for name, value in step.with_.items()
+        }
+
+    try:
+        found = await asyncio.to_thread(evaluated) if needs_engine(step.with_) else evaluated()
+        return action.params.model_validate(found)
+    except InvalidExpression as error:
+        raise StepFailed(f"step `{step_id}`: {error.message}", kind="parameters", hint=error.hint) from error
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"`{'.'.join(str(part) for part in problem['loc'])}`: {problem['msg']}"
+            for problem in error.errors(include_input=False, include_context=False, include_url=False)
+        )
+        raise StepFailed(
+            f"step `{step_id}`: parameters of {step.action} are not valid: {wrong}", kind="parameters"
+        ) from None

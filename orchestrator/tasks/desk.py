@@ -1,0 +1,229 @@
+"""Where agents' requests come in, whatever the door: tasks are opened, tools called, credentials given back.
+
+Nothing is kept here that the ledger does not have, so that any process answers for any task. A call belongs to the
+process that carries it out; others reach it by the way of `runs cancel`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from orchestrator.actions.hand_over import GIVEN_BACK
+from orchestrator.actions.handover import Recipient
+from orchestrator.agents.authentication import Caller
+from orchestrator.errors import Refused, UnknownRun, UsageError
+from orchestrator.jsontypes import JsonValue
+from orchestrator.ledger.ids import call_id
+from orchestrator.ledger.lease import LeaseState
+from orchestrator.ledger.states import RunState
+from orchestrator.ledger.types import LeaseFilter, RunRecord
+from orchestrator.runs.runner import Runner
+from orchestrator.runs.types import RunOutcome, RunRequest, Services
+from orchestrator.tasks.again import asked_again
+from orchestrator.tasks.closing import CONFIRM_SECONDS, close_task
+from orchestrator.tasks.errors import UnknownTool
+from orchestrator.tasks.opened import OpenedTask, caller_on_record, opened_task, unknown
+from orchestrator.tasks.opening import open_task
+from orchestrator.tasks.reach import Reach
+from orchestrator.tasks.results import CallResult, CallState, HandedOver, nothing_open, result_of
+from orchestrator.workflow.loader import LoadedWorkflow
+from orchestrator.workflow.problems import suggestion
+from orchestrator.workflow.tools.arguments import bind_arguments
+
+log = logging.getLogger(__name__)
+
+MOST_REMEMBERED = 1024
+"""Tasks of which what never changes is remembered."""
+
+
+@dataclass(slots=True)
+class TaskDesk:
+    """One per process. `types` are the tasks that may be opened here, by name; belongs to one event loop."""
+
+    services: Services
+    types: Mapping[str, LoadedWorkflow]
+    _opened: dict[str, OpenedTask] = field(default_factory=dict)
+    _under_way: dict[str, asyncio.Task[RunOutcome]] = field(default_factory=dict)
+    _reach: Reach = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._reach = Reach.of_services(self.services)
+
+    async def open(
+        self, caller: Caller, task_type: str, inputs: Mapping[str, JsonValue], *, reason: str = "", address: str = ""
+    ) -> OpenedTask:
+        """Open a task. Raises UsageError for a type that is not there, and what `open_task` raises."""
+        loaded = self.types.get(task_type)
+        if loaded is None:
+            raise UsageError(f"there is no task `{task_type[:64]}`", hint=suggestion(task_type, self.types))
+        opened = await open_task(self.services, loaded, caller, inputs, reason=reason, address=address)
+        self._remember(opened)
+        return opened
+
+    async def task(self, caller: Caller, task_id: str) -> OpenedTask:
+        """One of the caller's own tasks. Raises UnknownTask for any other."""
+        opened = self._opened.get(task_id)
+        if opened is None:
+            opened = await asyncio.to_thread(opened_task, self.services, task_id)
+            self._remember(opened)
+        if not opened.is_of(caller):
+            raise unknown(task_id)
+        return opened
+
+    async def call(
+        self,
+        caller: Caller,
+        task_id: str,
+        tool: str,
+        arguments: Mapping[str, JsonValue],
+        key: str,
+        *,
+        address: str = "",
+    ) -> CallResult:
+        """Call a tool, or tell what came of the call with this key.
+
+        If the caller goes away meanwhile an action is carried on, so that asking again tells its outcome; a credential
+        that nobody took is given back. Raises UnknownTask, UnknownTool, UsageError for arguments that are not right,
+        KeyUsed, TaskEnded, BudgetSpent, AgentBlocked, and LedgerError.
+        """
+        opened = await self.task(caller, task_id)
+        declared = opened.workflow.tools.get(tool)
+        if declared is None:
+            hint = suggestion(tool, opened.workflow.tools)
+            raise UnknownTool(f"`{opened.workflow.name}` has no tool `{tool[:64]}`", hint=hint)
+        bound = bind_arguments(tool, declared, arguments)
+        recipient = Recipient() if declared.hand_over is not None else None
+        run_id = call_id(task_id, key)
+        request = opened.request(
+            run_id,
+            tool,
+            bound,
+            caller_on_record(caller, address),
+            now=self.services.clock.now(),
+            recipient=recipient,
+        )
+        record = await asyncio.to_thread(self.services.reader.run, run_id)
+        if record is None:
+            try:
+                return await self._carried_out(request, lambda: Runner(self.services).run(request))
+            except UsageError:
+                record = await asyncio.to_thread(self.services.reader.run, run_id)
+                if record is None:
+                    raise
+        again = await asked_again(self.services, record, request)
+        if again.taken is not None:
+            taken = again.taken
+            return await self._carried_out(request, lambda: Runner(self.services).resume(taken))
+        if again.result is None:  # it goes on in this process or another
+            return await self._going_on(record, request)
+        return again.result
+
+    async def give_back(self, caller: Caller, lease_id: str) -> bool:
+        """End the call that a credential was handed over by; whether its end is confirmed by now.
+
+        Raises UnknownRun for a lease that is none of the caller's.
+        """
+        record = await self._own_lease_call(caller, lease_id)
+        if record.state is RunState.RUNNING:
+            await self._reach.tell(record.run_id, GIVEN_BACK)
+        await self._reach.until_ended([record.run_id], seconds=CONFIRM_SECONDS)
+        return await asyncio.to_thread(nothing_open, self.services.reader, record.run_id)
+
+    async def cancel(self, caller: Caller, task_id: str, key: str, reason: str) -> None:
+        """End a call that is under way, if there is one. Raises UnknownTask."""
+        opened = await self.task(caller, task_id)
+        await self._reach.tell(call_id(opened.task_id, key), reason)
+
+    async def close(self, caller: Caller, task_id: str, reason: str = "") -> bool:
+        """Close a task and end what is under way in it; whether everything is gone for certain. Raises UnknownTask."""
+        opened = await self.task(caller, task_id)
+        return await close_task(self._reach, opened.task_id, by=caller.agent, reason=reason or "closed by the agent")
+
+    async def aclose(self, reason: str, *, seconds: float) -> None:
+        """Let what is carried out here end within so many seconds, then cancel it; credentials are taken back now."""
+        for run_id in list(self._under_way):
+            self.services.heartbeat.tell(run_id, GIVEN_BACK)
+        under_way = set(self._under_way.values())
+        if under_way:
+            _, left = await asyncio.wait(under_way, timeout=seconds)
+            for run_id in [run_id for run_id, task in self._under_way.items() if task in left]:
+                self.services.heartbeat.tell(run_id, reason)
+            if left:
+                await asyncio.wait(left)
+
+    async def _carried_out(self, request: RunRequest, run: Callable[[], Coroutine[Any, Any, RunOutcome]]) -> CallResult:
+        assert request.call is not None
+        tool, recipient = request.call.tool, request.call.recipient
+        work = asyncio.create_task(run(), name=f"call {request.run_id}")
+        self._under_way[request.run_id] = work
+        work.add_done_callback(partial(self._ended, request.run_id))
+        if recipient is None:
+            return result_of(await asyncio.shield(work), tool)
+        taking = asyncio.create_task(recipient.credential())
+        try:
+            await asyncio.wait({work, taking}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            recipient.give_back()
+            self.services.heartbeat.tell(request.run_id, "the agent is gone")
+            raise
+        finally:
+            if not taking.done():
+                taking.cancel()
+        if work.done():
+            return result_of(work.result(), tool)
+        leases = LeaseFilter(run=request.run_id, states=frozenset({LeaseState.ISSUED}))
+        held = await asyncio.to_thread(self.services.reader.leases, leases)
+        credential = taking.result()
+        (lease,) = [each for each in held if each.grant == credential.grant]
+        return CallResult(
+            call_id=request.run_id,
+            tool=tool,
+            state=CallState.HANDED_OVER,
+            handed=HandedOver(credential, lease),
+            confirmed=False,
+        )
+
+    async def _going_on(self, record: RunRecord, request: RunRequest) -> CallResult:
+        """Of a call whose outcome is not known yet: wait for it where it is ours, else say that it goes on."""
+        call = request.call
+        assert call is not None
+        work = self._under_way.get(record.run_id)
+        if work is not None and call.recipient is None:
+            return result_of(await asyncio.shield(work), call.tool)
+        reason = "it is under way" if call.recipient is None else "its credential was told once, and is not told again"
+        return CallResult(
+            call_id=record.run_id, tool=call.tool, state=CallState.RUNNING, reason=reason, confirmed=False
+        )
+
+    async def _own_lease_call(self, caller: Caller, lease_id: str) -> RunRecord:
+        lease = await asyncio.to_thread(self.services.reader.lease, lease_id)
+        record = None if lease is None else await asyncio.to_thread(self.services.reader.run, lease.run_id)
+        if lease is None or lease.lease_id != lease_id or record is None or record.task is None:
+            raise _no_lease(lease_id)
+        try:
+            await self.task(caller, record.task)
+        except UsageError as error:
+            raise _no_lease(lease_id) from error
+        return record
+
+    def _ended(self, run_id: str, work: asyncio.Task[RunOutcome]) -> None:
+        self._under_way.pop(run_id, None)
+        if work.cancelled():
+            return
+        error = work.exception()
+        if error is not None and not isinstance(error, Refused | UsageError):
+            log.error("call %s ended with %s", run_id, type(error).__name__, extra={"run": run_id})
+
+    def _remember(self, opened: OpenedTask) -> None:
+        self._opened[opened.task_id] = opened
+        while len(self._opened) > MOST_REMEMBERED:
+            del self._opened[next(iter(self._opened))]
+
+
+def _no_lease(lease_id: str) -> UnknownRun:
+    return UnknownRun(f"there is no lease {lease_id[:40]} of yours")
