@@ -176,6 +176,10 @@ class UnknownRun(UsageError):
     """No run, attempt or lease with this id is in the ledger."""
 
 
+class RunExists(UsageError):
+    """The id of a run that is to begin is in the ledger already, or another process is about to begin it."""
+
+
 class UnknownTask(UsageError):
     """The ledger has no such task, or it is none of the caller's: nobody is told which."""
 

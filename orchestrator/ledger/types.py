@@ -12,7 +12,7 @@ from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.states import RunState, StepState, TaskEnd, TaskState
 
 if TYPE_CHECKING:
-    from orchestrator.ledger.events import Decided, Event, RunStarted
+    from orchestrator.ledger.events import Decided, Event, RunResumed, RunStarted
     from orchestrator.ledger.task_events import TaskCalled, TaskClosed, TaskOpened
 
 
@@ -214,6 +214,13 @@ class LedgerWriter(Protocol):
 
     async def close_task(self, task_id: str, closed: TaskClosed) -> bool:
         """Record that a task is closed; False where it was. Raises UnknownRun."""
+        ...
+
+    async def resume(self, run_id: str, resumed: RunResumed) -> int:
+        """Make a run that was interrupted, or waits, run again; return its new fence number.
+
+        Of several who try one succeeds. Raises UnknownRun, and FenceLost for the others.
+        """
         ...
 
     async def take_over(self, run_id: str, *, ended: bool = False) -> int:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from orchestrator.errors import FenceLost, NotAsRecorded, UsageError
 from orchestrator.jsontypes import JsonValue
-from orchestrator.ledger.events import Event, RunResumed
+from orchestrator.ledger.events import RunResumed
 from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.types import LeaseFilter, RunRecord
 from orchestrator.recovery.dead_runs import cut_short, request_of
 from orchestrator.recovery.open_leases import close_leases
 from orchestrator.runs.types import RunRequest, Services, TakenRun
-
-_TRIES = 5
-"""How often the fence is taken anew where somebody who closes left-over leases takes it at the same time."""
 
 
 async def reopen(
@@ -27,34 +24,22 @@ async def reopen(
     where it cannot go on as it was begun (a secret input or an action is missing): then it stays interrupted. Raises
     FenceLost or LedgerError.
     """
-    store, run_id = services.heartbeat.store, record.run_id
+    run_id, runner_id = record.run_id, services.heartbeat.runner_id
     if request is None:
         try:
             request = await asyncio.to_thread(request_of, services, record, secrets)
         except NotAsRecorded as error:
             raise NotAsRecorded(f"run {run_id} cannot be resumed: {error.message}", hint=error.hint) from error
     await asyncio.to_thread(services.heartbeat.enter)
-    if not await asyncio.to_thread(store.reopen, run_id, services.heartbeat.runner_id):
-        raise UsageError(f"run {run_id} is being resumed by another process")
+    try:
+        fence = await services.ledger.resume(run_id, RunResumed(runner=runner_id, reason=record.reason))
+    except FenceLost as error:
+        raise UsageError(f"run {run_id} is being resumed by another process") from error
     cut = await asyncio.to_thread(cut_short, services.reader, run_id)
-    resumed = RunResumed(runner=services.heartbeat.runner_id, reason=record.reason)
-    fence = await _take_fence(services, run_id, [resumed, *cut.not_repeated(request.loaded)])
+    if events := cut.not_repeated(request.loaded):
+        await services.ledger.append(run_id, fence, events)
     left = await asyncio.to_thread(services.reader.leases, LeaseFilter(run=run_id, states=OPEN, limit=100_000))
     if left:
         await close_leases(services, fence, left, "the run is resumed")
     steps = await asyncio.to_thread(services.reader.steps, run_id)
     return TakenRun(request=request, fence=fence, steps=tuple(steps))
-
-
-async def _take_fence(services: Services, run_id: str, events: Sequence[Event]) -> int:
-    """The fence of the run, with these events recorded under it: from then on nobody takes it for an ended one."""
-    for _ in range(_TRIES - 1):
-        fence = await services.ledger.take_over(run_id)
-        try:
-            await services.ledger.append(run_id, fence, events)
-        except FenceLost:
-            continue
-        return fence
-    fence = await services.ledger.take_over(run_id)
-    await services.ledger.append(run_id, fence, events)
-    return fence

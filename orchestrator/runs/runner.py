@@ -20,8 +20,8 @@ from orchestrator.errors import (
     LedgerError,
     OrchestratorError,
     Refused,
+    RunExists,
     StepFailed,
-    UsageError,
 )
 from orchestrator.ledger.events import Event, RunFinished, RunStarted, StepFinished
 from orchestrator.ledger.journal import Journal
@@ -77,7 +77,7 @@ class Runner:
             services.heartbeat.begin, request.run_id, digest=loaded.digest, text=loaded.text
         )
         if not begun:
-            raise UsageError(f"run {request.run_id} is in the ledger already", hint="Begin a run under a new id.")
+            raise RunExists(f"run {request.run_id} is in the ledger already", hint="Begin a run under a new id.")
         started = RunStarted(
             workflow=loaded.workflow.name,
             digest=loaded.digest,

@@ -40,8 +40,8 @@ async def asked_again(services: Services, record: RunRecord, request: RunRequest
     if record.state is not RunState.WAITING:
         outcome = await asyncio.to_thread(recorded_outcome, services, record)
         return Again(result_of(outcome, request.call.tool))
-    waits_for = await asyncio.to_thread(_waits_for, services, record.run_id)
-    approval = await asyncio.to_thread(services.approvals.store.get, waits_for)
+    approval_id = await asyncio.to_thread(waits_for, services, record.run_id)
+    approval = await asyncio.to_thread(services.approvals.store.get, approval_id)
     if approval.at(services.clock.now()) is not ApprovalState.OPEN:
         await asyncio.to_thread(_check_still_open, services, request)
         try:
@@ -72,6 +72,7 @@ def _check_still_open(services: Services, request: RunRequest) -> None:
         raise TaskEnded(f"the task {request.call.task} is over")
 
 
-def _waits_for(services: Services, run_id: str) -> str:
+def waits_for(services: Services, run_id: str) -> str:
+    """The id of the request for approval that a call waits for."""
     asked = services.reader.events(run_id, kind=ApprovalRequested.kind)
     return str(asked[-1].data["approval_id"])

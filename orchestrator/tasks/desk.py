@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from orchestrator.actions.hand_over import GIVEN_BACK
 from orchestrator.actions.handover import Recipient
 from orchestrator.agents.authentication import Caller
-from orchestrator.errors import Refused, UnknownRun, UsageError
+from orchestrator.errors import Refused, RunExists, UnknownRun, UsageError
 from orchestrator.jsontypes import JsonValue
 from orchestrator.ledger.ids import call_id
 from orchestrator.ledger.lease import LeaseState
@@ -24,12 +24,12 @@ from orchestrator.ledger.states import RunState
 from orchestrator.ledger.types import LeaseFilter, RunRecord
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import RunOutcome, RunRequest, Services
-from orchestrator.tasks.again import asked_again
+from orchestrator.tasks.again import asked_again, waits_for
 from orchestrator.tasks.closing import CONFIRM_SECONDS, close_task
 from orchestrator.tasks.errors import UnknownTool
 from orchestrator.tasks.opened import OpenedTask, caller_on_record, opened_task, unknown
 from orchestrator.tasks.opening import open_task
-from orchestrator.tasks.reach import Reach
+from orchestrator.tasks.reach import LOOK_SECONDS, Reach
 from orchestrator.tasks.results import CallResult, CallState, HandedOver, nothing_open, result_of
 from orchestrator.workflow.loader import LoadedWorkflow
 from orchestrator.workflow.problems import suggestion
@@ -107,14 +107,13 @@ class TaskDesk:
             now=self.services.clock.now(),
             recipient=recipient,
         )
-        record = await asyncio.to_thread(self.services.reader.run, run_id)
-        if record is None:
+        while (record := await asyncio.to_thread(self.services.reader.run, run_id)) is None:
             try:
                 return await self._carried_out(request, lambda: Runner(self.services).run(request))
-            except UsageError:
-                record = await asyncio.to_thread(self.services.reader.run, run_id)
-                if record is None:
+            except RunExists:  # the same call, come in elsewhere at the same time: it is about to begin, or refused
+                if self.services.clock.now() >= opened.deadline:
                     raise
+                await asyncio.sleep(LOOK_SECONDS)
         again = await asked_again(self.services, record, request)
         if again.taken is not None:
             taken = again.taken
@@ -163,7 +162,7 @@ class TaskDesk:
         self._under_way[request.run_id] = work
         work.add_done_callback(partial(self._ended, request.run_id))
         if recipient is None:
-            return result_of(await asyncio.shield(work), tool)
+            return await self._result(await asyncio.shield(work), tool)
         taking = asyncio.create_task(recipient.credential())
         try:
             await asyncio.wait({work, taking}, return_when=asyncio.FIRST_COMPLETED)
@@ -175,7 +174,7 @@ class TaskDesk:
             if not taking.done():
                 taking.cancel()
         if work.done():
-            return result_of(work.result(), tool)
+            return await self._result(work.result(), tool)
         leases = LeaseFilter(run=request.run_id, states=frozenset({LeaseState.ISSUED}))
         held = await asyncio.to_thread(self.services.reader.leases, leases)
         credential = taking.result()
@@ -188,13 +187,19 @@ class TaskDesk:
             confirmed=False,
         )
 
+    async def _result(self, outcome: RunOutcome, tool: str) -> CallResult:
+        result = result_of(outcome, tool)
+        if result.state is not CallState.WAITING:
+            return result
+        return replace(result, approval=await asyncio.to_thread(waits_for, self.services, outcome.run_id))
+
     async def _going_on(self, record: RunRecord, request: RunRequest) -> CallResult:
         """Of a call whose outcome is not known yet: wait for it where it is ours, else say that it goes on."""
         call = request.call
         assert call is not None
         work = self._under_way.get(record.run_id)
         if work is not None and call.recipient is None:
-            return result_of(await asyncio.shield(work), call.tool)
+            return await self._result(await asyncio.shield(work), call.tool)
         reason = "it is under way" if call.recipient is None else "its credential was told once, and is not told again"
         return CallResult(
             call_id=record.run_id, tool=call.tool, state=CallState.RUNNING, reason=reason, confirmed=False

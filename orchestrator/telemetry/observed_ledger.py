@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from orchestrator.clock import Clock
-from orchestrator.ledger.events import Event, RunStarted
+from orchestrator.ledger.events import Event, RunResumed, RunStarted
 from orchestrator.ledger.task_events import TaskCalled, TaskClosed, TaskOpened
 from orchestrator.ledger.types import CallLimits, LedgerWriter
 
@@ -68,6 +68,12 @@ class ObservedLedger:
         if done:
             self._tell(task_id, self.clock.now(), closed)
         return done
+
+    async def resume(self, run_id: str, resumed: RunResumed) -> int:
+        """As the ledger's; the observer is told when it is committed."""
+        fence = await self.ledger.resume(run_id, resumed)
+        self._tell(run_id, self.clock.now(), resumed)
+        return fence
 
     async def take_over(self, run_id: str, *, ended: bool = False) -> int:
         """As the ledger's; nobody is told."""

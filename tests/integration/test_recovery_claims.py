@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from bench import Setup
@@ -111,22 +113,30 @@ async def test_a_dead_process_is_forgotten_by_its_recoverer_once_nothing_of_it_i
 async def test_an_interrupted_run_is_reopened_by_one_process(store: RunnerStore, ledger: Ledger, setup: Setup) -> None:
     assert store.own("run_1", "dead", digest="d", text="")
     fence = await ledger.begin_run("run_1", STARTED)
-    assert not store.reopen("run_1", "alive"), "it is running"
+    with pytest.raises(FenceLost, match="goes on by now"):
+        await ledger.resume("run_1", RESUMED)
     await ledger.append("run_1", fence, [INTERRUPTED])
+    store.request_cancel("run_1", "of before")
     names = [f"resumer-{number}" for number in range(6)]
 
-    def reopen(name: str) -> bool:
+    def resumed(name: str) -> int | None:
         with open_ledger(setup.ledger_url, clock=SystemClock()) as own:
-            own.runners.register(name, "{}")
-            return own.runners.reopen("run_1", name)
+            try:
+                return asyncio.run(own.resume("run_1", replace(RESUMED, runner=name)))
+            except FenceLost:
+                return None
 
     with ThreadPoolExecutor(len(names)) as pool:
-        (won,) = [name for name, has in zip(names, pool.map(reopen, names), strict=True) if has]
-    assert store.owner("run_1") == won
-    declare_gone(store, won)
-    assert store.reopen("run_1", "alive"), "that one died before it had recorded anything"
-    await ledger.append("run_1", fence, [RESUMED, RunFinished(state=RunState.SUCCEEDED, exit_code=0)])
-    assert not store.reopen("run_1", "alive"), "it has ended"
+        found = list(pool.map(resumed, names))
+    (won,) = [(name, new) for name, new in zip(names, found, strict=True) if new is not None]
+    assert (store.owner("run_1"), won[1], store.cancellation("run_1")) == (won[0], fence + 1, None)
+    with pytest.raises(FenceLost):
+        await ledger.append("run_1", fence, [RunFinished(state=RunState.SUCCEEDED, exit_code=0)])
+    await ledger.append("run_1", won[1], [RunFinished(state=RunState.SUCCEEDED, exit_code=0)])
+    with pytest.raises(FenceLost, match="has ended"):
+        await ledger.resume("run_1", RESUMED)
+    assert [each.kind for each in ledger.events("run_1")].count("run.resumed") == 1
+    assert ledger.examine("run_1").whole
 
 
 async def test_the_fence_of_a_run_that_was_resumed_is_not_taken_for_one_that_has_ended(ledger: Ledger) -> None:

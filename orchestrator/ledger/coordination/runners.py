@@ -20,7 +20,6 @@ from orchestrator.ledger.coordination.queue import giving_back
 from orchestrator.ledger.faults import ledger_error
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.reading.newest_first import unindexed
-from orchestrator.ledger.states import RESUMABLE
 from orchestrator.ledger.storage.connect import BEGIN
 from orchestrator.ledger.storage.tables import (
     IS_RUNNING,
@@ -178,22 +177,6 @@ class RunnerStore:
         with self._writing() as connection:
             theirs = (run_owner.c.run_id == run_id) & (run_owner.c.runner_id == dead)
             return connection.execute(update(run_owner).where(theirs).values(runner_id=runner_id)).rowcount == 1
-
-    def reopen(self, run_id: str, runner_id: str) -> bool:
-        """Become the one who drives a run that was interrupted or waits; False if it is not, or another is faster."""
-        with self._writing() as connection:
-            this = (run.c.run_id == run_id) & run.c.state.in_(RESUMABLE)
-            if connection.execute(select(run.c.run_id).where(this).with_for_update()).first() is None:
-                return False
-            owner = connection.execute(select(run_owner.c.runner_id).where(run_owner.c.run_id == run_id)).first()
-            if owner is None:
-                connection.execute(insert(run_owner).values(run_id=run_id, runner_id=runner_id))
-                return True
-            if str(owner[0]) != runner_id and _lives(connection, str(owner[0])):
-                return False
-            changed = {"runner_id": runner_id, "cancel": None}
-            connection.execute(update(run_owner).where(run_owner.c.run_id == run_id).values(changed))
-            return True
 
     def owner(self, run_id: str) -> str | None:
         """The process that drives a run, or drove it."""

@@ -96,6 +96,23 @@ class Append:
 
 
 @dataclass(slots=True)
+class Resume:
+    """Make a run that was interrupted, or waits, run again."""
+
+    run_id: str
+    runner_id: str
+    entry: Entry
+    task: str | None = field(default=None, init=False)
+    head: Head | None = field(default=None, init=False)
+
+    def execute(self, transaction: Transaction) -> int:
+        """Raises UnknownRun, and FenceLost where it goes on by now."""
+        view = transaction.resume(self.run_id, self.runner_id, self.entry)
+        self.head = view.head
+        return view.fence
+
+
+@dataclass(slots=True)
 class TakeOver:
     """Repeating it after an unanswered commit raises the fence twice, which does no harm."""
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import BindParameter, Dialect, bindparam, insert, literal_column, select, update
+from sqlalchemy import BindParameter, Dialect, bindparam, insert, literal_column, null, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql import ClauseElement
 
 from orchestrator.ledger.states import RunState
 from orchestrator.ledger.storage.budgets import calls_by_state
-from orchestrator.ledger.storage.tables import LEASE_CHANGES, agent_block, event, lease, run, step
+from orchestrator.ledger.storage.tables import LEASE_CHANGES, agent_block, event, lease, run, run_owner, step
 
 RUN_CHANGES = ("state", "finished_at", "exit_code", "reason")
 STEP_CHANGES = ("state", "attempts", "step_key", "action", "started_at", "finished_at", "reason", "outputs")
@@ -42,6 +42,8 @@ class Statements:
     raise_fence: str
     raise_fence_of_ended: str
     """The same for a run that is not running."""
+    own_run: str
+    """Who drives a run from now on; nobody wants it cancelled yet."""
     update_run: str
     insert_event: str
     insert_step: str
@@ -66,7 +68,9 @@ def _compile(dialect: Dialect) -> Statements:
         return str(statement.compile(dialect=dialect))
 
     key: BindParameter[str] = bindparam("run_id")
-    new_run = sqlite.insert(run) if dialect.name == "sqlite" else postgresql.insert(run)
+    inserting = sqlite.insert if dialect.name == "sqlite" else postgresql.insert
+    new_run, new_owner = inserting(run), inserting(run_owner)
+    driver: BindParameter[str] = bindparam("runner_id")
     this_run = run.c.run_id == key
     known_head = (run.c.fence == bindparam("fence"), run.c.seq == bindparam("seq"), run.c.head == bindparam("head"))
     return Statements(
@@ -86,6 +90,11 @@ def _compile(dialect: Dialect) -> Statements:
             update(run)
             .where(this_run, run.c.state != literal_column(f"'{RunState.RUNNING.value}'"))
             .values(fence=run.c.fence + literal_column("1"))
+        ),
+        own_run=sql(
+            new_owner.values(run_id=key, runner_id=driver, cancel=null()).on_conflict_do_update(
+                index_elements=["run_id"], set_={"runner_id": driver, "cancel": null()}
+            )
         ),
         update_run=sql(update(run).where(this_run).values(_bound(RUN_CHANGES))),
         insert_event=sql(insert(event)),

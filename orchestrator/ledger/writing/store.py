@@ -15,7 +15,7 @@ from orchestrator.ledger.coordination.agents import AgentStore
 from orchestrator.ledger.coordination.approvals import ApprovalStore
 from orchestrator.ledger.coordination.queue import RunQueue
 from orchestrator.ledger.coordination.runners import RunnerStore
-from orchestrator.ledger.events import Event, RunStarted
+from orchestrator.ledger.events import Event, RunResumed, RunStarted
 from orchestrator.ledger.faults import ledger_error
 from orchestrator.ledger.location import Location
 from orchestrator.ledger.reading.reader import Reader
@@ -25,7 +25,7 @@ from orchestrator.ledger.task_events import TaskCalled, TaskClosed, TaskOpened
 from orchestrator.ledger.types import CallLimits
 from orchestrator.ledger.writing.committer import Committer
 from orchestrator.ledger.writing.group_commit import GroupCommit
-from orchestrator.ledger.writing.jobs import Append, BeginCall, BeginRun, CloseTask, TakeOver
+from orchestrator.ledger.writing.jobs import Append, BeginCall, BeginRun, CloseTask, Resume, TakeOver
 from orchestrator.ledger.writing.rebuild import rebuild
 from orchestrator.ledger.writing.transaction import Entry
 
@@ -77,6 +77,13 @@ class Ledger(Reader):
         where PostgreSQL is lost during the commit, and stays away, is it left to the database.
         """
         await self._writer.submit(Append(run_id, fence, [self._entry(event) for event in events]))
+
+    async def resume(self, run_id: str, resumed: RunResumed) -> int:
+        """Make a run that was interrupted, or waits, run again, driven by `resumed.runner`; return its new fence.
+
+        Of several who try one succeeds. Raises UnknownRun, FenceLost for the others, or LedgerError.
+        """
+        return await self._writer.submit(Resume(run_id, resumed.runner, self._entry(resumed)))
 
     async def take_over(self, run_id: str, *, ended: bool = False) -> int:
         """Return a new fence for the run; all earlier ones are lost. Raises UnknownRun or LedgerError.

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from sqlalchemy.engine.interfaces import DBAPICursor
 
-from orchestrator.errors import AgentBlocked, FenceLost, IllegalTransition, LedgerError, UnknownRun, UsageError
+from orchestrator.errors import AgentBlocked, FenceLost, IllegalTransition, LedgerError, RunExists, UnknownRun
 from orchestrator.ledger.events import Event, RunStarted
-from orchestrator.ledger.states import TaskState
+from orchestrator.ledger.states import RESUMABLE, TaskState
 from orchestrator.ledger.storage.budgets import check_call
 from orchestrator.ledger.storage.chain import Head, genesis, link
 from orchestrator.ledger.storage.projections import Row, RunRows, Stored, project
@@ -72,7 +72,7 @@ class Transaction:
         records, head = _chained(run_id, genesis(run_id), [entry])
         row: Row = {"run_id": run_id, "fence": FIRST_FENCE, "seq": head.seq, "head": head.digest, **rows.run}
         if self._execute(self._sql.insert_run, row) != 1:
-            raise UsageError(f"run {run_id} is in the ledger already", hint="Begin a run under a new id.")
+            raise RunExists(f"run {run_id} is in the ledger already", hint="Begin a run under a new id.")
         self._views[run_id] = RunView(FIRST_FENCE, head, rows)
         self._later(self._sql.insert_event, records)
         return head
@@ -137,6 +137,20 @@ class Transaction:
             self._load(run_id)
             raise FenceLost(f"run {run_id} goes on", hint="Whoever drives it closes its leases.")
         return self._load(run_id).fence
+
+    def resume(self, run_id: str, runner_id: str, entry: Entry) -> RunView:
+        """Make a run that nobody drives run again, with this event, driven by that process: for one caller only.
+
+        Raises UnknownRun, and FenceLost where it goes on by now, or has ended.
+        """
+        view = self._load(run_id)
+        if view.rows.run["state"] not in RESUMABLE:
+            raise FenceLost(f"run {run_id} goes on by now, or has ended", hint=f"see `orchestrator runs show {run_id}`")
+        self._execute(self._sql.raise_fence, {"run_id": run_id})
+        view.fence += 1
+        self._extend_locked(run_id, view, [entry])
+        self._execute(self._sql.own_run, {"run_id": run_id, "runner_id": runner_id})
+        return view
 
     def holds(self, run_id: str, head: Head) -> bool:
         """Whether the run's chain contains this head: whether a commit that was not answered took place."""
