@@ -91,10 +91,11 @@ class Refused(OrchestratorError):
 
 
 class PolicyDenied(Refused):
-    """The policy engine did not allow the step, or gave no answer that can be obeyed."""
+    """The policy engine did not allow the step, or gave no answer that can be obeyed. `reasons` are its own words."""
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
+    def __init__(self, message: str, *, hint: str | None = None, reasons: tuple[str, ...] = ()) -> None:
         super().__init__(message, by="policy", hint=hint)
+        self.reasons = reasons
 
 
 class GrantRefused(Refused):

@@ -34,6 +34,8 @@ class RunRecord:
     fence: int
     task: str | None = None
     """The task in which it is a call."""
+    steps: tuple[str, ...] = ()
+    """As declared; of a call the one tool."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,15 +50,17 @@ class KnownWorkflow:
 class _File:
     stamp: Stamp
     known: KnownWorkflow | None = None
+    task: LoadedWorkflow | None = None
     problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """The workflows to schedule, by name, and how many files could not be loaded."""
+    """The workflows to schedule, and the types of tasks, by name, and how many files could not be loaded."""
 
     workflows: Mapping[str, KnownWorkflow] = field(default_factory=lambda: MappingProxyType({}))
     invalid: int = 0
+    tasks: Mapping[str, LoadedWorkflow] = field(default_factory=lambda: MappingProxyType({}))
 
 
 class WorkflowFolder:
@@ -71,6 +73,11 @@ class WorkflowFolder:
         self._files: dict[str, _File] = {}
         self._catalogue: Catalogue | None = None
         self._doubles: frozenset[str] = frozenset()
+
+    @property
+    def tasks(self) -> Mapping[str, LoadedWorkflow]:
+        """The types of tasks, as of the last look at the files."""
+        return self._catalogue.tasks if self._catalogue else {}
 
     def read(self) -> Catalogue:
         """Look at every file, load those that changed, and answer what is to be scheduled now.
@@ -114,7 +121,7 @@ class WorkflowFolder:
         return stamps
 
     def _load(self, path: str, stamp: Stamp, known: _File | None) -> _File:
-        before = known.known if known else None
+        before = known or _File(stamp)
         try:
             loaded = load(Path(path), actions=self._actions, within=self._path)
         except InvalidWorkflow as error:  # what is in the file is not for the log
@@ -123,20 +130,20 @@ class WorkflowFolder:
             return self._invalid(path, stamp, before, error.message)
         except Exception as error:  # noqa: BLE001 -- a defect over one file may not keep the others from being read
             return self._invalid(path, stamp, before, f"reading it failed with a defect ({type(error).__name__})")
-        if before is None or before.digest != loaded.digest:
+        if loaded.digest not in (each.digest for each in (before.known, before.task) if each):
             log.info("%s: loaded %s, %s", path, loaded.workflow.name, loaded.digest)
         workflow = loaded.workflow
         if workflow.is_task:
-            return _File(stamp)  # agents call its tools: there is nothing to run, when it is due or when asked to
+            return _File(stamp, task=loaded)  # agents call its tools: nothing of it is run when it is due, or asked for
         return _File(
             stamp,
             KnownWorkflow(workflow.name, workflow.schedule, loaded.digest, path, loaded.text, self._actions),
         )
 
-    def _invalid(self, path: str, stamp: Stamp, before: KnownWorkflow | None, why: str) -> _File:
-        kept = "its last valid version stays scheduled" if before else "it is not scheduled"
+    def _invalid(self, path: str, stamp: Stamp, before: _File, why: str) -> _File:
+        kept = "its last valid version stays in use" if before.known or before.task else "it is not scheduled"
         log.error("%s: %s\n%s", path, kept, why)
-        return _File(stamp, before, why)
+        return _File(stamp, before.known, before.task, why)
 
     def _catalogued(self) -> Catalogue:
         """Of two files with one name the one that had it before keeps it; at first, the first by file name."""
@@ -154,6 +161,12 @@ class WorkflowFolder:
                     log.error("%s: %s has a workflow %s already; this one is not scheduled", path, first, name)
             else:
                 workflows[name] = workflow
+        tasks: dict[str, LoadedWorkflow] = {}
+        for path, file in sorted(self._files.items()):
+            if file.task is not None and tasks.setdefault(file.task.workflow.name, file.task) is not file.task:
+                doubles.add(path)
+                if path not in self._doubles:
+                    log.error("%s: there is a task %s already; this one is not in use", path, file.task.workflow.name)
         self._doubles = frozenset(doubles)
         invalid = sum(bool(file.problem) for file in self._files.values()) + len(doubles)
-        return Catalogue(MappingProxyType(workflows), invalid)
+        return Catalogue(MappingProxyType(workflows), invalid, MappingProxyType(tasks))

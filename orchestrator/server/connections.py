@@ -12,7 +12,7 @@ import logging
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -62,6 +62,12 @@ _exhausted = Seldom("no connection can be accepted: this process has too many op
 class BoundedProtocol(H11Protocol):
     """uvicorn's protocol with the limits of this module. One for each connection."""
 
+    most: ClassVar[int | None] = None
+    """Connections at once, `MAX_CONNECTIONS` where it is None."""
+
+    patient: ClassVar[bool] = False
+    """Whether an answer may take longer than a request."""
+
     _deadline: asyncio.TimerHandle | None = None
 
     def __init__(self, *given: Any, **named: Any) -> None:
@@ -78,10 +84,11 @@ class BoundedProtocol(H11Protocol):
             transport.abort()
             return
         super().connection_made(transport)
-        _in_order[self] = None
+        in_order = _in_order.setdefault(type(self), {})
+        in_order[self] = None
         self._begin_deadline()
-        if len(_in_order) > MAX_CONNECTIONS:
-            next((each for each in _in_order if not each.is_answered), self).cut_off()
+        if len(in_order) > (self.most or MAX_CONNECTIONS):
+            next((each for each in in_order if not each.is_answered), self).cut_off()
 
     @property
     def is_answered(self) -> bool:
@@ -96,7 +103,7 @@ class BoundedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it."""
         self._end_deadline()
-        _in_order.pop(self, None)
+        _in_order.get(type(self), {}).pop(self, None)
         if self.transport is not None:
             super().connection_lost(exc)
 
@@ -104,13 +111,19 @@ class BoundedProtocol(H11Protocol):
         """End it at once, whatever is on its way."""
         _dropped.happened()
         self._end_deadline()
-        _in_order.pop(self, None)
+        _in_order.get(type(self), {}).pop(self, None)
         self.transport.abort()
+
+    def _late(self) -> None:
+        if self.patient and self.is_answered:
+            self._begin_deadline()
+        else:
+            self.cut_off()
 
     def _begin_deadline(self) -> None:
         self._end_deadline()
         if not self.transport.is_closing():
-            self._deadline = self.loop.call_later(REQUEST_SECONDS, self.cut_off)
+            self._deadline = self.loop.call_later(REQUEST_SECONDS, self._late)
 
     def _end_deadline(self) -> None:
         if self._deadline is not None:
@@ -118,8 +131,8 @@ class BoundedProtocol(H11Protocol):
             self._deadline = None
 
 
-_in_order: dict[BoundedProtocol, None] = {}
-"""The open connections, oldest first."""
+_in_order: dict[type[BoundedProtocol], dict[BoundedProtocol, None]] = {}
+"""The open connections of each listener, oldest first."""
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 
@@ -16,6 +17,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
 
 from orchestrator.errors import UsageError
 from orchestrator.server.connections import BACKLOG, BoundedProtocol, exhaustion_told_seldom
@@ -73,11 +75,17 @@ def bind(address: str) -> socket.socket:
 
 
 @asynccontextmanager
-async def listening(app: Starlette, bound: socket.socket) -> AsyncIterator[None]:
+async def listening(
+    app: ASGIApp,
+    bound: socket.socket,
+    *,
+    protocol: type[BoundedProtocol] = BoundedProtocol,
+    tls: ssl.SSLContext | None = None,
+) -> AsyncIterator[None]:
     """Answer at a bound socket until the context is left."""
     settings = uvicorn.Config(
         app,
-        http=BoundedProtocol,
+        http=protocol,
         ws="none",
         log_config=None,
         lifespan="off",
@@ -87,6 +95,9 @@ async def listening(app: Starlette, bound: socket.socket) -> AsyncIterator[None]
         backlog=BACKLOG,
         server_header=False,
     )
+    if tls is not None:
+        settings.load()
+        settings.ssl = tls
     server = _Server(settings)
     with exhaustion_told_seldom():
         task = asyncio.create_task(server.serve(sockets=[bound]), name="listener")

@@ -10,31 +10,20 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.actions.catalog import catalog
-from orchestrator.actions.process.private_folders import remove_left_behind
 from orchestrator.assembly import RunnerConfig, open_services
 from orchestrator.errors import ExitCode, UsageError
 from orchestrator.ledger.coordination.schedules import open_schedules
 from orchestrator.ledger.events import Event
-from orchestrator.ledger.lease import OPEN, LeaseState
-from orchestrator.policy.watched import WatchedPolicies
-from orchestrator.recovery.backoff import is_due
-from orchestrator.recovery.dead_runs import Verdict, of_a_service
-from orchestrator.recovery.irrevocable import close_irrevocable
-from orchestrator.recovery.open_leases import close_left_over, left_over
-from orchestrator.recovery.orphans import sweep_at, sweep_once
-from orchestrator.recovery.takeover import Recovery
-from orchestrator.recovery.unended import end_run
-from orchestrator.recovery.waiting import decided_runs
+from orchestrator.ledger.lease import OPEN
 from orchestrator.redaction.redactor import Redactor
-from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import Services
 from orchestrator.scheduling.entry import SchedulerContext
 from orchestrator.scheduling.folder import WorkflowFolder
@@ -44,6 +33,7 @@ from orchestrator.scheduling.scheduler import Scheduler
 from orchestrator.server.descriptors import raise_descriptor_limit
 from orchestrator.server.maintenance import Maintenance, maintained
 from orchestrator.server.readiness import STALLED_SECONDS, Readiness, policy_state
+from orchestrator.server.upkeep import upkeep
 from orchestrator.signals import EXIT_CODES, handled
 from orchestrator.telemetry.event_log import log_event
 from orchestrator.telemetry.metrics import Metrics
@@ -52,34 +42,15 @@ from orchestrator.telemetry.observed_ledger import Observer, both
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
 
+    from orchestrator.server.api.service import Api, ApiConfig
+
 log = logging.getLogger(__name__)
-
-SAMPLE_SECONDS = 15.0
-"""Between two counts of the leases that are not confirmed gone."""
-
-RECOVERY_SECONDS = 1.0
-"""Between two looks for dead processes."""
 
 CLAIM_SECONDS = 0.5
 """Between two looks into the queue."""
 
-LEFTOVER_SECONDS = 15.0
-"""Between two looks at what ended runs could not confirm closed; each lease is tried when its pause is over."""
-
 SWEEP_SECONDS = 900.0
 """Between two sweeps of expired logins: they are of no use to anybody, and each look is itself on record."""
-
-IRREVOCABLE_SECONDS = 60.0
-"""Between two looks at what Vault has given up revoking."""
-
-IDENTITY_SECONDS = 1.0
-"""Between two looks at how long the orchestrator's own Vault token still lives."""
-
-POLICY_SECONDS = 2.0
-"""Between two looks at the files of the policies while nothing is asked; before each question they are looked at."""
-
-RENEWAL_SECONDS = 5.0
-"""How long renewing it may take."""
 
 Hooks = Callable[[Services], Sequence[Maintenance]]
 
@@ -90,7 +61,7 @@ class ServeConfig:
 
     Without a folder nothing is scheduled; with `queue` runs of the shared queue are carried out, no more at
     once for each connection than `connection_runs` says, over all workers. `sweep_interval` is in seconds, and
-    one for all processes on a ledger. With `approvals` the listener also takes them.
+    one for all processes on a ledger. With `approvals` the listener also takes them. `api` answers agents.
     """
 
     folder: Path | None
@@ -101,6 +72,7 @@ class ServeConfig:
     queue: bool = False
     connection_runs: Mapping[str, int] = field(default_factory=dict)
     sweep_interval: float = SWEEP_SECONDS
+    api: ApiConfig | None = None
 
 
 @dataclass(slots=True)
@@ -128,6 +100,7 @@ async def serve(
     """
     raise_descriptor_limit()
     bound, metrics = _observed(config.listen)
+    api_bound = config.api.bound() if config.api else None
     launcher = Launcher(max_runs=config.max_runs, redactor=redactor)
 
     def observe(run_id: str, time: datetime, event: Event) -> None:
@@ -139,22 +112,19 @@ async def serve(
     stop = _Stop()
     try:
         with open_schedules(runner.ledger_url) as store, _signals(stop):
-            async with open_services(runner, redactor=redactor, observer=everybody) as services:
+            async with (
+                open_services(runner, redactor=redactor, observer=everybody) as services,
+                AsyncExitStack() as stack,
+            ):
                 context = SchedulerContext(services=services, store=store, launcher=launcher, metrics=metrics)
-                scheduler = Scheduler(context, WorkflowFolder(config.folder, catalog))
+                folder = WorkflowFolder(config.folder, catalog)
+                scheduler = Scheduler(context, folder)
+                api = await stack.enter_async_context(_api(config.api, api_bound, services, folder))
                 hooks = [
-                    (RECOVERY_SECONDS, _recovery(services, launcher, metrics)),
-                    (RECOVERY_SECONDS, _unended(services, launcher)),
-                    (RECOVERY_SECONDS, _decided(services, launcher)),
-                    (LEFTOVER_SECONDS, _leftovers(services)),
-                    (LEFTOVER_SECONDS, services.engine.settle),
-                    (config.sweep_interval, _orphans(services, config.sweep_interval)),
-                    (IRREVOCABLE_SECONDS, _irrevocable(services, metrics)),
-                    (IDENTITY_SECONDS, _identity(services)),
-                    (POLICY_SECONDS, _policies(services, metrics)),
+                    *upkeep(services, launcher, metrics, sweep_interval=config.sweep_interval),
                     *_queue(services, launcher, config),
                     *maintenance(services),
-                    (SAMPLE_SECONDS, _pending_leases(services, metrics)),
+                    *(api.hooks() if api else ()),
                 ]
                 async with (
                     _listening(
@@ -168,14 +138,17 @@ async def serve(
                     ),
                     maintained(hooks, metrics),
                 ):
-                    cut_short = await _until_drained(scheduler, launcher, stop, config.drain)
+                    cut_short = await _until_drained(scheduler, launcher, api, stop, config.drain)
                 return _ended(services, launcher, stop, cut_short=cut_short)
     finally:
-        if bound is not None:
-            bound.close()
+        for each in (bound, api_bound):
+            if each is not None:
+                each.close()
 
 
-async def _until_drained(scheduler: Scheduler, launcher: Launcher, stop: _Stop, seconds: float) -> bool:
+async def _until_drained(
+    scheduler: Scheduler, launcher: Launcher, api: Api | None, stop: _Stop, seconds: float
+) -> bool:
     """Schedule until a signal comes, then let the runs end; whether any had to be cancelled."""
     loop_task = asyncio.create_task(scheduler.run(), name="scheduler")
     stopped = asyncio.create_task(stop.drain.wait())
@@ -188,8 +161,22 @@ async def _until_drained(scheduler: Scheduler, launcher: Launcher, stop: _Stop, 
         loop_task.cancel()
         await asyncio.wait([loop_task])
         await scheduler.stop()
-        cut_short = await _drained(launcher, stop, seconds)
+        calls = [api.drain(seconds, stop.now)] if api else []
+        cut_short, *_ = await asyncio.gather(_drained(launcher, stop, seconds), *calls)
     return cut_short
+
+
+@asynccontextmanager
+async def _api(
+    config: ApiConfig | None, bound: socket.socket | None, services: Services, folder: WorkflowFolder
+) -> AsyncIterator[Api | None]:
+    if config is None or bound is None:
+        yield None
+        return
+    from orchestrator.server.api.service import Types, answering
+
+    async with answering(config, bound, services, Types(lambda: folder.tasks)) as api:
+        yield api
 
 
 async def _drained(launcher: Launcher, stop: _Stop, seconds: float) -> bool:
@@ -225,103 +212,6 @@ def _queue(services: Services, launcher: Launcher, config: ServeConfig) -> Seque
         return ()
     claim = claiming(services, launcher, config.connection_runs, max_runs=config.max_runs)
     return [(CLAIM_SECONDS, claim)]
-
-
-def _recovery(services: Services, launcher: Launcher, metrics: Metrics) -> Callable[[], Awaitable[None]]:
-    """Close what dead processes left, go on with what services had started, and end the rest as interrupted."""
-    recovery = Recovery(services, goes_on=lambda record: of_a_service(services, record))
-
-    async def recover() -> None:
-        for found in await recovery.once():
-            about = {"run": found.run_id, "workflow": found.workflow}
-            if found.resumable is not None:
-                log.warning("took over run %s from %s", found.run_id, found.dead, extra=about)
-                launcher.launch(Runner(services), found.resumable.request, found.resumable)
-            else:
-                log.warning("run %s of %s: %s", found.run_id, found.dead, found.verdict.value, extra=about)
-            if found.verdict is Verdict.INTERRUPT:
-                metrics.interrupted(found.workflow)
-
-    return recover
-
-
-def _decided(services: Services, launcher: Launcher) -> Callable[[], Awaitable[None]]:
-    """Go on with runs that waited for somebody to agree, when that is decided."""
-
-    async def decided() -> None:
-        for taken in await decided_runs(services):
-            run_id = taken.request.run_id
-            log.info("run %s goes on: its approval is decided", run_id, extra={"run": run_id})
-            launcher.launch(Runner(services), taken.request, taken)
-
-    return decided
-
-
-def _unended(services: Services, launcher: Launcher) -> Callable[[], Awaitable[None]]:
-    """Record an end of our own runs that died without one."""
-
-    async def unended() -> None:
-        for run_id in tuple(launcher.unended):
-            await end_run(services, run_id)
-            launcher.unended.discard(run_id)
-            log.warning("run %s had died without an end, and was ended", run_id, extra={"run": run_id})
-
-    return unended
-
-
-def _leftovers(services: Services) -> Callable[[], Awaitable[None]]:
-    async def leftovers() -> None:
-        records = await asyncio.to_thread(left_over, services.reader)
-        due = [lease for lease in records if is_due(lease, services.clock.now())]
-        for found in await close_left_over(services, due, at_once=False):
-            if found.confirmed:
-                log.info("lease %s is gone at last", found.lease.lease_id, extra={"lease": found.lease.lease_id})
-
-    return leftovers
-
-
-def _orphans(services: Services, seconds: float) -> Callable[[], Awaitable[None]]:
-    async def orphans() -> None:
-        await asyncio.to_thread(remove_left_behind)
-        for swept in await sweep_once(services, sweep_at(services.clock.now(), seconds)) or ():
-            if not swept.clean:
-                log.error("expired logins of %s: %s", swept.connection, swept.reason)
-
-    return orphans
-
-
-def _irrevocable(services: Services, metrics: Metrics) -> Callable[[], Awaitable[None]]:
-    async def irrevocable() -> None:
-        metrics.irrevocable(len(await close_irrevocable(services, at_once=False)))
-
-    return irrevocable
-
-
-def _identity(services: Services) -> Callable[[], Awaitable[None]]:
-    """Renew the orchestrator's own Vault token while there is nothing to do."""
-
-    async def identity() -> None:
-        deadline = services.clock.monotonic() + RENEWAL_SECONDS
-        await services.broker.vault.keep_identity(deadline=deadline)
-
-    return identity
-
-
-def _policies(services: Services, metrics: Metrics) -> Callable[[], Awaitable[None]]:
-    async def policies() -> None:
-        if isinstance(services.policy, WatchedPolicies):
-            services.policy.refresh()
-            metrics.policies(stale=bool(services.policy.trouble))
-
-    return policies
-
-
-def _pending_leases(services: Services, metrics: Metrics) -> Callable[[], Awaitable[None]]:
-    async def pending_leases() -> None:
-        counts = await asyncio.to_thread(services.reader.open_lease_counts)
-        metrics.pending(counts[LeaseState.REVOKING])
-
-    return pending_leases
 
 
 def _observed(address: str | None) -> tuple[socket.socket | None, Metrics]:

@@ -49,6 +49,8 @@ class TaskDesk:
     types: Mapping[str, LoadedWorkflow]
     _opened: dict[str, OpenedTask] = field(default_factory=dict)
     _under_way: dict[str, asyncio.Task[RunOutcome]] = field(default_factory=dict)
+    _held: set[str] = field(default_factory=set)
+    """The calls under way that hand a credential over."""
     _reach: Reach = field(init=False)
 
     def __post_init__(self) -> None:
@@ -143,17 +145,28 @@ class TaskDesk:
         opened = await self.task(caller, task_id)
         return await close_task(self._reach, opened.task_id, by=caller.agent, reason=reason or "closed by the agent")
 
-    async def aclose(self, reason: str, *, seconds: float) -> None:
-        """Let what is carried out here end within so many seconds, then cancel it; credentials are taken back now."""
+    async def aclose(self, reason: str, *, seconds: float, hurry: asyncio.Event | None = None) -> None:
+        """Let what is carried out here end within so many seconds, or until `hurry`; then take credentials back, and
+        cancel the rest."""
+        await self._ended_within(seconds, hurry)
         for run_id in list(self._under_way):
             self.services.heartbeat.tell(run_id, GIVEN_BACK)
-        under_way = set(self._under_way.values())
-        if under_way:
-            _, left = await asyncio.wait(under_way, timeout=seconds)
-            for run_id in [run_id for run_id, task in self._under_way.items() if task in left]:
+            if run_id not in self._held:
                 self.services.heartbeat.tell(run_id, reason)
-            if left:
-                await asyncio.wait(left)
+        if self._under_way:
+            await asyncio.wait(self._under_way.values())
+
+    async def _ended_within(self, seconds: float, hurry: asyncio.Event | None) -> None:
+        waiting = asyncio.create_task((hurry or asyncio.Event()).wait())
+        try:
+            async with asyncio.timeout(seconds):
+                while self._under_way and not waiting.done():
+                    any_of = {*self._under_way.values(), waiting}
+                    await asyncio.wait(any_of, return_when=asyncio.FIRST_COMPLETED)
+        except TimeoutError:
+            pass
+        finally:
+            waiting.cancel()
 
     async def _carried_out(self, request: RunRequest, run: Callable[[], Coroutine[Any, Any, RunOutcome]]) -> CallResult:
         assert request.call is not None
@@ -161,6 +174,8 @@ class TaskDesk:
         work = asyncio.create_task(run(), name=f"call {request.run_id}")
         self._under_way[request.run_id] = work
         work.add_done_callback(partial(self._ended, request.run_id))
+        if recipient is not None:
+            self._held.add(request.run_id)
         if recipient is None:
             return await self._result(await asyncio.shield(work), tool)
         taking = asyncio.create_task(recipient.credential())
@@ -218,6 +233,7 @@ class TaskDesk:
 
     def _ended(self, run_id: str, work: asyncio.Task[RunOutcome]) -> None:
         self._under_way.pop(run_id, None)
+        self._held.discard(run_id)
         if work.cancelled():
             return
         error = work.exception()

@@ -103,6 +103,7 @@ async def _admitted(
     raise PolicyDenied(
         f"the policy admits `{caller.agent}` to no tool of `{loaded.workflow.name}`: {'; '.join(reasons)}",
         hint="ask the owner of the policy; see `orchestrator plan FILE --agent NAME`",
+        reasons=tuple(reasons),
     )
 
 

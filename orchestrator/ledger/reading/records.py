@@ -40,6 +40,7 @@ def run_record(row: RowMapping) -> RunRecord:
         reason=row["reason"],
         fence=row["fence"],
         task=row["task"],
+        steps=tuple(json.loads(row["steps"])),
     )
 
 

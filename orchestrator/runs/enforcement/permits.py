@@ -32,6 +32,7 @@ def denied(decision: Decision, request: PolicyRequest) -> PolicyDenied:
     return PolicyDenied(
         f"step `{request.step}` was denied by policy ({decision.engine}): {'; '.join(decision.reasons)}",
         hint="narrow what the step asks for, or ask the owner of the policy; see `orchestrator plan`",
+        reasons=decision.reasons,
     )
 
 

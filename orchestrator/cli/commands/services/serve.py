@@ -10,9 +10,11 @@ import typer
 
 from orchestrator.cli import options
 from orchestrator.cli.log_format import LogFormat
+from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrator.runs.engines.types import EngineName
+    from orchestrator.server.api.service import ApiConfig
 
 WorkflowFolder = Annotated[Path, typer.Argument(metavar="[FOLDER]", help="The folder with the workflows.")]
 FOLDER = Path("workflows")
@@ -35,6 +37,16 @@ Approvals = Annotated[
         help="Also take approvals there (/v1/approvals, Slack's buttons). Put TLS before it, but on this machine.",
     ),
 ]
+ApiAddress = Annotated[
+    str | None, typer.Option("--api", metavar="HOST:PORT", help="Answer agents there: see docs/api.md.")
+]
+AgentsFile = Annotated[Path, typer.Option(metavar="FILE", help="With --api: who may call, and open which tasks.")]
+ApiCert = Annotated[Path | None, typer.Option(metavar="FILE", help="With --api: a certificate, as PEM.")]
+ApiKey = Annotated[Path | None, typer.Option(metavar="FILE", help="With --api: its key, as PEM.")]
+ApiClientCa = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="With --api: whose certificates agents may show (SPIFFE X.509-SVIDs)."),
+]
 LogFormats = Annotated[LogFormat, typer.Option(help="How log records on standard error look.")]
 
 
@@ -45,13 +57,19 @@ def serve(
     listen: Listen = "127.0.0.1:9464",
     no_listen: NoListen = False,
     approvals: Approvals = False,
+    api: ApiAddress = None,
+    agents: AgentsFile = Path("vault/agents.yaml"),
+    api_cert: ApiCert = None,
+    api_key: ApiKey = None,
+    api_client_ca: ApiClientCa = None,
     log_format: LogFormats = LogFormat.TEXT,
     engine: options.Engine = None,
     grace: options.Grace = None,
 ) -> None:
     """Run the workflows of a folder when their schedules say so, and go on where other processes died.
 
-    Changed files are loaded again. SIGTERM and SIGINT end it: nothing new is started, and what runs may end
+    Changed files are loaded again. With --api agents open the tasks that files of the folder declare (`tools`), and
+    call their tools there. SIGTERM and SIGINT end it: nothing new is started, and what runs may end
     within --drain seconds; then, or at a second signal, it is cancelled and revokes what it holds. The exit
     code is 0 if nothing had to be cancelled.
     """
@@ -65,7 +83,26 @@ def serve(
         grace,
         approvals=approvals,
         queue=False,
+        api=_api(api, agents, api_cert, api_key, api_client_ca),
     )
+
+
+def _api(
+    address: str | None, agents: Path, certificate: Path | None, key: Path | None, authorities: Path | None
+) -> ApiConfig | None:
+    if address is None:
+        return None
+    try:
+        from orchestrator.server.api.service import ApiConfig
+        from orchestrator.server.api.tls import TlsFiles
+    except ImportError as error:
+        raise UsageError(
+            f"the API needs the package {error.name}", hint="pip install 'credential-orchestrator[api]'"
+        ) from error
+    if (certificate is None) != (key is None) or (authorities is not None and certificate is None):
+        raise UsageError("--api-cert and --api-key belong together, and --api-client-ca to both")
+    tls = TlsFiles(certificate, key, authorities) if certificate is not None and key is not None else None
+    return ApiConfig(address=address, agents=agents, tls=tls)
 
 
 def worker(
@@ -98,6 +135,7 @@ def _serve(
     *,
     approvals: bool,
     queue: bool,
+    api: ApiConfig | None = None,
 ) -> None:
     from orchestrator.cli import interruption
     from orchestrator.cli.connect import log_to_stderr, redactor, runner_config
@@ -117,6 +155,7 @@ def _serve(
         queue=queue,
         connection_runs=settings.connection_runs,
         sweep_interval=settings.sweep_interval,
+        api=api,
     )
     # Kept until every thread has ended: the policy engine must end in this one.
     runner = replace(runner_config(settings, engine=engine, grace=grace), parks=True)

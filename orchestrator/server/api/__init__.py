@@ -1,0 +1,1 @@
+"""The HTTP API for agents: tasks are opened, tools called and credentials given back. Needs the extra `api`."""

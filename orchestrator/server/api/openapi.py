@@ -1,0 +1,103 @@
+"""The OpenAPI 3.1 document, made from the table of operations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.metadata import version
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from orchestrator.server.api.documents import ProblemDocument
+from orchestrator.server.api.operations import KEY, OPERATIONS, Operation
+from orchestrator.server.api.problems import PREFIX, STATUS, Kind
+
+_REF = "#/components/schemas/{model}"
+
+
+def openapi() -> dict[str, Any]:
+    """The document."""
+    paths: dict[str, dict[str, Any]] = {}
+    for each in OPERATIONS:
+        paths.setdefault(each.path, {})[each.method.lower()] = _operation(each)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Credential orchestrator",
+            "summary": "Tasks, tools and short-lived credentials for agents",
+            "version": version("credential-orchestrator"),
+        },
+        "paths": paths,
+        "security": [{"bearer": []}, {"certificate": []}],
+        "components": {
+            "schemas": _schemas(),
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+                "certificate": {"type": "mutualTLS", "description": "An X.509-SVID: its SPIFFE id is the agent's."},
+            },
+        },
+    }
+
+
+def _operation(operation: Operation) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "operationId": operation.name,
+        "summary": operation.summary,
+        "description": operation.description,
+        "parameters": [*_path_parameters(operation.path), *([_KEY] if operation.needs_key else [])],
+        "responses": {
+            **{
+                str(status): {"description": words, "content": _content(model)}
+                for status, (words, model) in operation.answers.items()
+            },
+            **_problems(operation.all_problems),
+        },
+    }
+    if operation.body is not None:
+        found["requestBody"] = {"required": operation.body_required, "content": _content(operation.body)}
+    return found
+
+
+_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": True,
+    "description": "The caller's own name for the call, such as a UUID.",
+    "schema": {"type": "string", "pattern": f"^{KEY.pattern}$"},
+}
+
+
+def _path_parameters(path: str) -> list[dict[str, Any]]:
+    names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
+    return [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
+
+
+def _problems(kinds: Iterable[Kind]) -> dict[str, Any]:
+    by_status: dict[int, list[Kind]] = {}
+    for kind in kinds:
+        by_status.setdefault(STATUS[kind], []).append(kind)
+    return {
+        str(status): {
+            "description": " or ".join(f"`{PREFIX}{kind.value}`" for kind in found),
+            "content": {"application/problem+json": {"schema": _reference(ProblemDocument)}},
+        }
+        for status, found in sorted(by_status.items())
+    }
+
+
+def _content(model: type[BaseModel]) -> dict[str, Any]:
+    return {"application/json": {"schema": _reference(model)}}
+
+
+def _reference(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": _REF.format(model=model.__name__)}
+
+
+def _schemas() -> dict[str, Any]:
+    answered = {model for each in OPERATIONS for _, model in each.answers.values()} | {ProblemDocument}
+    sent = {each.body for each in OPERATIONS if each.body is not None}
+    wanted = [(model, "serialization") for model in sorted(answered, key=lambda each: each.__name__)]
+    wanted += [(model, "validation") for model in sorted(sent, key=lambda each: each.__name__)]
+    _, definitions = models_json_schema(wanted, ref_template=_REF)  # type: ignore[arg-type]
+    return dict(definitions["$defs"])

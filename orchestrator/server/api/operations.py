@@ -1,0 +1,274 @@
+"""The operations of the API: one table, from which both the routes and the OpenAPI document are made."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from orchestrator.agents.authentication import Caller
+from orchestrator.errors import PolicyDenied, Refused
+from orchestrator.pep.errors import TokenRefused
+from orchestrator.pep.jwt.strict import json_object
+from orchestrator.server.api.callers import Callers
+from orchestrator.server.api.documents import (
+    CallDocument,
+    CallRequest,
+    CloseRequest,
+    EndDocument,
+    OpenRequest,
+    TaskDocument,
+    call_document,
+    task_document,
+)
+from orchestrator.server.api.problems import Kind, Problem
+from orchestrator.tasks.desk import TaskDesk
+from orchestrator.tasks.opened import OpenedTask, unknown
+from orchestrator.tasks.results import CallState
+
+MOST_BYTES = 1 << 16
+"""Of a request's body."""
+
+BODY_SECONDS = 15.0
+"""How long it may take to arrive."""
+
+KEY = re.compile(r"[\x21-\x7e]{1,128}")
+"""An Idempotency-Key; quotes around it, as the header's draft has them, belong to it."""
+
+_OF_ALL = (Kind.UNAUTHENTICATED, Kind.CUT_OFF, Kind.TOO_MANY, Kind.UNAVAILABLE, Kind.DRAINING, Kind.DEFECT)
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One operation. `answers` are the models by status; `problems` those besides what any operation may answer."""
+
+    method: str
+    path: str
+    name: str
+    summary: str
+    description: str
+    handler: Callable[[Operations, Request], Awaitable[Response]]
+    answers: Mapping[int, tuple[str, type[BaseModel]]]
+    body: type[BaseModel] | None = None
+    body_required: bool = False
+    needs_key: bool = False
+    problems: tuple[Kind, ...] = ()
+
+    @property
+    def all_problems(self) -> tuple[Kind, ...]:
+        """Every problem that it may answer with."""
+        return (*self.problems, *_OF_ALL)
+
+
+@dataclass(slots=True)
+class Operations:
+    """What the operations work with. While `draining` is set nothing new begins."""
+
+    desk: TaskDesk
+    callers: Callers
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def open(self, request: Request) -> Response:
+        """`POST /v1/tasks`."""
+        caller = await self._caller(request)
+        self._not_draining()
+        wanted = await _body(request, OpenRequest)
+        if wanted.type in self.desk.types and not self.callers.authentication.may_open(caller, wanted.type):
+            raise Problem(Kind.NOT_ALLOWED, f"`{caller.agent}` may not open tasks of the type `{wanted.type}`")
+        opened = await self.desk.open(
+            caller, wanted.type, wanted.inputs, reason=wanted.reason, address=_address(request)
+        )
+        document = await self._task_document(opened)
+        return _answer(201, document, {"Location": f"/v1/tasks/{opened.task_id}"})
+
+    async def show(self, request: Request) -> Response:
+        """`GET /v1/tasks/{task_id}`."""
+        opened = await self._task(request)
+        return _answer(200, await self._task_document(opened))
+
+    async def close(self, request: Request) -> Response:
+        """`DELETE /v1/tasks/{task_id}`."""
+        caller = await self._caller(request)
+        wanted = await _body(request, CloseRequest)
+        confirmed = await self.desk.close(caller, request.path_params["task_id"], wanted.reason)
+        return _answer(200 if confirmed else 202, EndDocument(confirmed=confirmed))
+
+    async def call(self, request: Request) -> Response:
+        """`POST /v1/tasks/{task_id}/tools/{tool}`."""
+        caller = await self._caller(request)
+        self._not_draining()
+        keys = request.headers.getlist("idempotency-key")
+        if len(keys) != 1 or not KEY.fullmatch(keys[0]):
+            raise Problem(
+                Kind.MALFORMED,
+                "give the call one Idempotency-Key of 1 to 128 printable ASCII characters",
+                "such as a UUID; asking again with the same key tells what came of the call, and never repeats it",
+            )
+        wanted = await _body(request, CallRequest)
+        task_id = request.path_params["task_id"]
+        result = await self.desk.call(
+            caller, task_id, request.path_params["tool"], wanted.arguments, keys[0], address=_address(request)
+        )
+        if result.state is CallState.REFUSED:
+            raise _refused(result.error, result.reason, result.call_id)
+        connection = result.handed.credential.connection if result.handed else None
+        address = self.desk.services.endpoints.get(connection or "")
+        document = call_document(result, task_id, address)
+        return _answer(202 if result.state in (CallState.RUNNING, CallState.WAITING) else 200, document)
+
+    async def give_back(self, request: Request) -> Response:
+        """`DELETE /v1/leases/{lease_id}`."""
+        caller = await self._caller(request)
+        confirmed = await self.desk.give_back(caller, request.path_params["lease_id"])
+        return _answer(200 if confirmed else 202, EndDocument(confirmed=confirmed))
+
+    async def _caller(self, request: Request) -> Caller:
+        return await self.callers.caller(request)
+
+    def _not_draining(self) -> None:
+        if self.draining.is_set():
+            raise Problem(Kind.DRAINING, "this process is about to end", headers={"Retry-After": "1"})
+
+    async def _task(self, request: Request) -> OpenedTask:
+        return await self.desk.task(await self._caller(request), request.path_params["task_id"])
+
+    async def _task_document(self, opened: OpenedTask) -> TaskDocument:
+        reader = self.desk.services.reader
+        record = await asyncio.to_thread(reader.task, opened.task_id)
+        if record is None:
+            raise unknown(opened.task_id)
+        calls = await asyncio.to_thread(reader.calls, opened.task_id)
+        return task_document(opened, record, list(calls))
+
+
+def _refused(error: Exception | None, reason: str, call_id: str) -> Problem:
+    by = error.by if isinstance(error, Refused) else "policy"
+    reasons = list(error.reasons) if isinstance(error, PolicyDenied) else []
+    hint = error.hint if isinstance(error, Refused) else None
+    return Problem(Kind.DENIED, reason, hint, {"by": by, "reasons": reasons, "call": call_id})
+
+
+async def _body(request: Request, model: type[Model]) -> Model:
+    """What was sent, checked. Nothing at all is an empty object. Raises Problem, which repeats no value."""
+    raw = await _received(request)
+    if raw and request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise Problem(Kind.MALFORMED, "the body is to be application/json")
+    try:
+        given = json_object(raw) if raw else {}
+    except TokenRefused:
+        raise Problem(
+            Kind.MALFORMED, "the body is not one JSON object in UTF-8, with each member once and not too deep"
+        ) from None
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        found = error.errors(include_input=False, include_context=False, include_url=False)
+        wrong = "; ".join(f"`{'.'.join(str(part)[:40] for part in each['loc'])}`: {each['msg']}" for each in found[:5])
+        raise Problem(Kind.INVALID, wrong) from None
+
+
+async def _received(request: Request) -> bytes:
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MOST_BYTES:
+                    raise Problem(Kind.TOO_LARGE, f"the body is larger than {MOST_BYTES} bytes")
+    except TimeoutError:
+        raise Problem(Kind.MALFORMED, f"the body did not arrive within {BODY_SECONDS:g} s") from None
+    return bytes(body)
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else ""
+
+
+def _answer(status: int, document: BaseModel, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    body = document.model_dump(mode="json", exclude_none=isinstance(document, CallDocument))
+    return JSONResponse(body, status_code=status, headers={"Cache-Control": "no-store", **(headers or {})})
+
+
+OPERATIONS = (
+    Operation(
+        "POST",
+        "/v1/tasks",
+        "openTask",
+        "Open a task",
+        "The agent is who the token, or the certificate, says. What may be called in it is in `tools`.",
+        Operations.open,
+        {201: ("It is open", TaskDocument)},
+        body=OpenRequest,
+        body_required=True,
+        problems=(Kind.MALFORMED, Kind.INVALID, Kind.NOT_ALLOWED, Kind.TOO_LARGE),
+    ),
+    Operation(
+        "GET",
+        "/v1/tasks/{task_id}",
+        "showTask",
+        "How a task stands",
+        "One of the agent's own; any other is not found.",
+        Operations.show,
+        {200: ("The task", TaskDocument)},
+        problems=(Kind.NOT_FOUND,),
+    ),
+    Operation(
+        "DELETE",
+        "/v1/tasks/{task_id}",
+        "closeTask",
+        "Close a task",
+        "What is under way in it ends, and every credential is taken back. It may be closed again.",
+        Operations.close,
+        {
+            200: ("It is closed, and everything is gone for certain", EndDocument),
+            202: ("It is closed; not everything is confirmed gone yet", EndDocument),
+        },
+        body=CloseRequest,
+        problems=(Kind.MALFORMED, Kind.INVALID, Kind.NOT_FOUND, Kind.TOO_LARGE),
+    ),
+    Operation(
+        "POST",
+        "/v1/tasks/{task_id}/tools/{tool}",
+        "callTool",
+        "Call a tool",
+        "The same Idempotency-Key is the same call: it is told, and never repeated. A credential is told once.",
+        Operations.call,
+        {
+            200: ("The call has ended, or its credential is handed over", CallDocument),
+            202: ("It is under way, or waits for somebody to agree", CallDocument),
+        },
+        body=CallRequest,
+        needs_key=True,
+        problems=(
+            Kind.MALFORMED,
+            Kind.INVALID,
+            Kind.NOT_FOUND,
+            Kind.DENIED,
+            Kind.TASK_ENDED,
+            Kind.BUDGET_SPENT,
+            Kind.KEY_USED,
+            Kind.TOO_LARGE,
+        ),
+    ),
+    Operation(
+        "DELETE",
+        "/v1/leases/{lease_id}",
+        "giveBack",
+        "Give a credential back",
+        "At any process, whichever has handed it over. It may be given back again.",
+        Operations.give_back,
+        {
+            200: ("It is gone for certain", EndDocument),
+            202: ("Its end is not confirmed yet", EndDocument),
+        },
+        problems=(Kind.NOT_FOUND,),
+    ),
+)

@@ -1,0 +1,112 @@
+"""The API as a part of `orchestrator serve`: its listener, and what it does again and again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.agents.authentication import Authentication
+from orchestrator.agents.declared import load_agents
+from orchestrator.errors import UsageError
+from orchestrator.runs.types import Services
+from orchestrator.server.api.application import application
+from orchestrator.server.api.callers import Callers, Rates
+from orchestrator.server.api.operations import Operations
+from orchestrator.server.api.tls import ApiProtocol, TlsFiles, only_here
+from orchestrator.server.listener import bind, listening
+from orchestrator.server.maintenance import Maintenance
+from orchestrator.tasks.closing import close_what_is_over
+from orchestrator.tasks.desk import TaskDesk
+from orchestrator.tasks.reach import Reach
+from orchestrator.workflow.loader import LoadedWorkflow
+
+log = logging.getLogger(__name__)
+
+CLOSING_SECONDS = 1.0
+"""Between two looks for tasks that are over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiConfig:
+    """Where the API answers, to whom, and with which certificate. Rates are for each agent, in this process."""
+
+    address: str
+    agents: Path
+    tls: TlsFiles | None = None
+    per_second: float = 50.0
+
+    def bound(self) -> socket.socket:
+        """The listening socket. Raises UsageError, also for an address that others reach without TLS."""
+        host = self.address.rpartition(":")[0]
+        if self.tls is None and not only_here(host):
+            raise UsageError(
+                f"the API hands out credentials, and {self.address} is not of this machine alone",
+                hint="give --api-cert and --api-key, or 127.0.0.1 with a proxy before it that has TLS",
+            )
+        return bind(self.address)
+
+
+class Types(Mapping[str, LoadedWorkflow]):
+    """The types of tasks as the files are now."""
+
+    def __init__(self, known: Callable[[], Mapping[str, LoadedWorkflow]]) -> None:
+        self._known = known
+
+    def __getitem__(self, name: str) -> LoadedWorkflow:
+        return self._known()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known())
+
+    def __len__(self) -> int:
+        return len(self._known())
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """The API while it answers."""
+
+    operations: Operations
+    services: Services
+
+    def hooks(self) -> Sequence[Maintenance]:
+        """What is done beside."""
+        reach = Reach.of_services(self.services)
+
+        async def close() -> None:
+            for task in await close_what_is_over(reach):
+                log.info("task %s is over", task.task_id, extra={"task": task.task_id, "agent": task.agent})
+
+        return [(CLOSING_SECONDS, close)]
+
+    async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
+        """Begin nothing new, let what goes on end within so many seconds, and then take everything back."""
+        self.operations.draining.set()
+        await self.operations.desk.aclose("the service was stopped", seconds=seconds, hurry=hurry)
+
+
+@asynccontextmanager
+async def answering(
+    config: ApiConfig, bound: socket.socket, services: Services, types: Mapping[str, LoadedWorkflow]
+) -> AsyncIterator[Api]:
+    """Answer agents until the context is left. Raises UsageError for a declaration that is not right."""
+    agents = load_agents(config.agents)
+    context = config.tls.context() if config.tls else None
+    callers = Callers(
+        Authentication(agents, config.agents.parent, services.clock),
+        Rates(services.clock, per_second=config.per_second, burst=2 * config.per_second),
+    )
+    operations = Operations(TaskDesk(services, types), callers)
+    host, port = bound.getsockname()[:2]
+    async with listening(application(operations), bound, protocol=ApiProtocol, tls=context):
+        log.info("the API answers at %s:%d", host, port, extra={"api": f"{host}:{port}"})
+        try:
+            yield Api(operations, services)
+        finally:
+            operations.draining.set()
+            await operations.desk.aclose("the service was stopped", seconds=0)
