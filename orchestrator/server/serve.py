@@ -161,8 +161,10 @@ async def _until_drained(
         loop_task.cancel()
         await asyncio.wait([loop_task])
         await scheduler.stop()
-        calls = [api.drain(seconds, stop.now)] if api else []
-        cut_short, *_ = await asyncio.gather(_drained(launcher, stop, seconds), *calls)
+        calls = asyncio.create_task(api.drain(seconds, stop.now)) if api else None
+        cut_short = await _drained(launcher, stop, seconds)
+        if calls is not None:
+            await calls
     return cut_short
 
 
