@@ -59,6 +59,7 @@ class RunnerConfig:
     max_parallel: int = 8
     settle: float = 95.0
     confirm: Mapping[str, Confirm] = field(default_factory=dict)
+    connection_leases: Mapping[str, int] = field(default_factory=dict)
     dead_after: float = 15.0
     max_takeovers: int = 3
     confinement: Confinement = Confinement.BEST
@@ -93,6 +94,7 @@ async def open_services(
         grace=config.grace,
         token_issuer=config.token_issuer,
         confirm=config.confirm,
+        places=config.connection_leases,
     )
     try:
         async with open_engine(

@@ -121,6 +121,15 @@ class BudgetSpent(Refused):
         super().__init__(message, by="orchestrator", hint=hint)
 
 
+class NoPlace(OrchestratorError):
+    """As many leases of a connection are open, over all processes, as may be: it is tried again."""
+
+    def __init__(self, connection: str, most: int) -> None:
+        super().__init__(f"{most} leases of `{connection}` are open, and no more may be")
+        self.connection = connection
+        self.most = most
+
+
 class AgentBlocked(Refused):
     """The agent is cut off: `orchestrator agents revoke`."""
 

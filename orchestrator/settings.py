@@ -138,6 +138,8 @@ class Settings(BaseSettings):
     max_parallel: Annotated[int, Field(gt=0)] = 8
     connection_runs: dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
     """How many queued runs may use a connection at once, over all workers, by connection."""
+    connection_leases: dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
+    """How many leases of a connection steps and calls may have open at once, over all processes, by connection."""
     confinement: Confinement = Confinement.BEST
     """Whether programs of `exec` and `python` steps are confined: `required`, `best` or `off`."""
     log_level: Literal["debug", "info", "warning", "error"] = "warning"

@@ -34,7 +34,7 @@ class Caller:
     """Who calls, and how that is known. `issuer` is its name in the file, or empty for a certificate.
 
     `subject` is on whose behalf where there is an `actor`, else the agent's own name at the issuer; `actor` is the
-    whole `act`, as it came. `expires` in seconds since 1970, None for a certificate.
+    whole `act`, as it came. `expires` in seconds since 1970, None for a certificate. `max_open` is the agent's limit.
     """
 
     agent: str
@@ -42,6 +42,7 @@ class Caller:
     subject: str
     actor: JsonObject | None = None
     expires: float | None = None
+    max_open: int | None = None
 
     @property
     def on_behalf_of(self) -> str:
@@ -85,7 +86,8 @@ class Authentication:
             if identity.issuer == trusted.name and _all_are(identity.claims or {}, known)
         }
         agent = _only(found, "the token" if actor is None else "the one that acts")
-        return Caller(agent, trusted.name, claims.subject or "", actor, claims.expires)
+        most = self.agents.agents[agent].max_open
+        return Caller(agent, trusted.name, claims.subject or "", actor, claims.expires, most)
 
     def by_certificate(self, spiffe_ids: frozenset[str]) -> Caller:
         """Who calls with a certificate that the TLS layer has verified, by all URIs in its SAN. Raises CallerRefused.
@@ -96,7 +98,8 @@ class Authentication:
             raise CallerRefused("the certificate does not have exactly one URI as its name")
         (named,) = spiffe_ids
         found = {name for name, identity in self.agents.identities() if identity.spiffe == named}
-        return Caller(_only(found, "the certificate"), "", named)
+        agent = _only(found, "the certificate")
+        return Caller(agent, "", named, max_open=self.agents.agents[agent].max_open)
 
     def may_open(self, caller: Caller, task_type: str) -> bool:
         """Whether the agent may open tasks of this type at all; the policy is asked besides."""

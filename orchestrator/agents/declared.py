@@ -84,6 +84,9 @@ class Agent(_Model):
 
     identities: Annotated[list[Identity], Field(min_length=1)]
     may_open: Annotated[list[Name], Field(min_length=1)] = Field(description="Types of task, by the workflow's name.")
+    max_open: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Calls that it may have open at once, over all its tasks and processes."
+    )
 
 
 class Agents(_Model):

@@ -105,6 +105,7 @@ def runner_config(settings: Settings, *, engine: EngineName | None = None, grace
         max_parallel=settings.max_parallel,
         settle=settings.settle,
         confirm={name: Confirm(word) for name, word in settings.confirm.items()},
+        connection_leases=settings.connection_leases,
         dead_after=settings.dead_after,
         max_takeovers=settings.max_takeovers,
         confinement=settings.confinement,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -16,11 +17,11 @@ from typing import Any
 from orchestrator.credentials.parts import BrokerParts
 from orchestrator.credentials.refusals import not_issued
 from orchestrator.credentials.types import STEP_TOKEN_KIND, Attempt, Issued, IssueRequest, LeaseHandle, LeasesOfRun
-from orchestrator.errors import GrantRefused, OrchestratorError
+from orchestrator.errors import GrantRefused, NoPlace, OrchestratorError
 from orchestrator.grants.credential import Credential
 from orchestrator.grants.policy_names import token_role_name
 from orchestrator.grants.scope import STEP_TOKEN_MARGIN, Scope
-from orchestrator.ledger.events import Event, LeaseIssued, LeaseRequested, LeaseRevoking
+from orchestrator.ledger.events import AttemptWaits, Event, LeaseIssued, LeaseRequested, LeaseRevoking
 from orchestrator.ledger.ids import carries, new_lease_id
 from orchestrator.redaction.forms import recognisable
 from orchestrator.secret import Secret
@@ -29,6 +30,9 @@ from orchestrator.vault.session import StepToken
 
 STEP_TOKEN_GRANT = "(step token)"  # noqa: S105 -- how the ledger names the child token among the grants
 
+
+PLACE_SECONDS = 0.2
+"""Between two looks for a place, where as many leases of a connection are open as may be."""
 
 _CLOCK_SECONDS = 2
 """By how much Vault's clock may differ from ours, and how long it took until its answer was here."""
@@ -69,6 +73,7 @@ class Opening:
         self._keep = keep
         self._token_scope = _token_scope(broker, attempt)
         self._in_flight: dict[str, Scope] = {}
+        self._waits = False
 
     async def record(self) -> None:
         """Have on record what there is to record of an attempt without credentials. Raises LedgerError."""
@@ -82,12 +87,10 @@ class Opening:
         """
         token_id = new_lease_id()
         wanted = {new_lease_id(): scope for scope in self.attempt.scopes}
-        await self.run.journal.append(
-            *self.unrecorded,
+        await self._intend(
             self.requested(token_id, self._token_scope),
             *(self.requested(lease_id, scope) for lease_id, scope in wanted.items()),
         )
-        self.unrecorded = ()
         self.unasked = wanted
         self._in_flight[token_id] = self._token_scope
         token = self.step_token = await self._mint(token_id)
@@ -101,6 +104,49 @@ class Opening:
             del self.unasked[lease_id]
             credentials[scope.name] = await self.issue(lease_id, scope, token, version=1)
         return credentials
+
+    async def _intend(self, *intents: LeaseRequested) -> None:
+        """Have the intents on record, as soon as their connections have places for them.
+
+        Raises GrantRefused where they have none before the attempt has to end.
+        """
+        named = {scope.connection for scope in self.attempt.scopes if not scope.name.startswith("(")}
+        places = {name: most for name, most in self.broker.places.items() if name in named}
+        if not places:
+            await self.run.journal.append(*self.unrecorded, *intents)
+            self.unrecorded = ()
+            return
+        while True:
+            try:
+                await self.run.journal.request(places, *self.unrecorded, *intents)
+            except NoPlace as error:
+                await self._wait_for_place(error)
+            else:
+                self.unrecorded = ()
+                return
+
+    async def _wait_for_place(self, error: NoPlace) -> None:
+        attempt = self.attempt
+        if not self._waits:
+            self._waits = True
+            waits = AttemptWaits(
+                step=attempt.step, attempt=attempt.number, connection=error.connection, reason=error.message
+            )
+            await self.run.journal.append(*self.unrecorded, waits)
+            self.unrecorded = ()
+        left = attempt.deadline - self.broker.clock.monotonic()
+        if left <= PLACE_SECONDS or self.stop.is_set():
+            scope = next(each for each in attempt.scopes if each.connection == error.connection)
+            raise GrantRefused(
+                f"{self.where(scope)}: {error.message}, for as long as the step may take",
+                grant=scope.name,
+                path=scope.resource,
+                by="orchestrator",
+                hint=f"raise the step's timeout, or ORCHESTRATOR_CONNECTION_LEASES__{error.connection.upper()}",
+            )
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PLACE_SECONDS):
+                await self.stop.wait()
 
     async def issue(
         self, lease_id: str, scope: Scope, token: StepToken, *, version: int, deadline: float | None = None

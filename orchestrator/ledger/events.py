@@ -174,6 +174,17 @@ class ApprovalEnded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptWaits:
+    """As many leases of a connection are open as may be. The attempt waits, within its timeout, without any."""
+
+    kind: ClassVar[str] = "attempt.waits"
+    step: str
+    attempt: int
+    connection: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptFinished:
     """The outcome of an attempt is known; its leases may still be open. `error_kind` is empty where it succeeded."""
 
@@ -358,6 +369,7 @@ Event = (
     | RunResumed
     | RunFinished
     | AttemptStarted
+    | AttemptWaits
     | Decided
     | Notified
     | ApprovalRequested

@@ -9,7 +9,7 @@ for durably is durable before what was deferred.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from orchestrator.errors import LedgerError
@@ -59,6 +59,14 @@ class Journal:
                 raise
         else:
             await self._ledger.append(self.run_id, self.fence, events)
+
+    async def request(self, places: Mapping[str, int], *events: Event) -> None:
+        """Commit what was deferred, and then these if the connections have places for the leases among them.
+
+        Raises NoPlace as well as `append` does; then none of these is recorded.
+        """
+        await self.flush()
+        await self._ledger.request(self.run_id, self.fence, events, places)
 
     def defer(self, *events: Event, within: float = DEFER_SECONDS) -> None:
         """Have these committed with what comes next, or by themselves after so many seconds.

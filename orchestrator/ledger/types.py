@@ -195,6 +195,8 @@ class CallLimits:
 
     max_calls: int | None = None
     max_open: int | None = None
+    of_agent: int | None = None
+    """How many calls of the agent may be open at once, over all its tasks."""
 
 
 class LedgerWriter(Protocol):
@@ -222,6 +224,13 @@ class LedgerWriter(Protocol):
         """Make a run that was interrupted, or waits, run again; return its new fence number.
 
         Of several who try one succeeds. Raises UnknownRun, and FenceLost for the others.
+        """
+        ...
+
+    async def request(self, run_id: str, fence: int, events: Sequence[Event], places: Mapping[str, int]) -> None:
+        """As `append`, if after it no more leases are open than `places` says, by connection, over all processes.
+
+        Raises NoPlace as well, and records nothing then.
         """
         ...
 

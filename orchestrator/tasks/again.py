@@ -25,6 +25,21 @@ class Again:
     taken: TakenRun | None = None
 
 
+def key_used() -> KeyUsed:
+    """Two calls have one key."""
+    return KeyUsed(
+        "this key was used for another call of the task", hint="give each call a key of its own, such as a UUID"
+    )
+
+
+def under_way(request: RunRequest) -> CallResult:
+    """The call goes on, in this process or another; or its credential is with whoever asked first."""
+    call = request.call
+    assert call is not None
+    reason = "it is under way" if call.recipient is None else "its credential was told once, and is not told again"
+    return CallResult(call_id=request.run_id, tool=call.tool, state=CallState.RUNNING, reason=reason, confirmed=False)
+
+
 async def asked_again(services: Services, record: RunRecord, request: RunRequest) -> Again:
     """Raises KeyUsed where the key was used for another call, TaskEnded, AgentBlocked, and LedgerError."""
     assert request.call is not None
@@ -32,9 +47,7 @@ async def asked_again(services: Services, record: RunRecord, request: RunRequest
     arguments = started.get("call")
     same = isinstance(arguments, dict) and input_digest(arguments) == request.call.digest
     if started.get("steps") != [request.call.tool] or not same:
-        raise KeyUsed(
-            "this key was used for another call of the task", hint="give each call a key of its own, such as a UUID"
-        )
+        raise key_used()
     if record.state is RunState.RUNNING:
         return Again()
     if record.state is not RunState.WAITING:

@@ -24,7 +24,7 @@ from orchestrator.ledger.states import RunState
 from orchestrator.ledger.types import LeaseFilter, RunRecord
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import RunOutcome, RunRequest, Services
-from orchestrator.tasks.again import asked_again, waits_for
+from orchestrator.tasks.again import asked_again, key_used, under_way, waits_for
 from orchestrator.tasks.closing import CONFIRM_SECONDS, close_task
 from orchestrator.tasks.errors import UnknownTool
 from orchestrator.tasks.opened import OpenedTask, caller_on_record, opened_task, unknown
@@ -41,6 +41,21 @@ MOST_REMEMBERED = 1024
 """Tasks of which what never changes is remembered."""
 
 
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    """A call that is carried out here."""
+
+    work: asyncio.Task[RunOutcome]
+    request: RunRequest
+
+    def is_same(self, request: RunRequest) -> bool:
+        """Whether a call with the same key is this one."""
+        ours, other = self.request.call, request.call
+        assert ours is not None
+        assert other is not None
+        return (ours.tool, ours.digest) == (other.tool, other.digest)
+
+
 @dataclass(slots=True)
 class TaskDesk:
     """One per process. `types` are the tasks that may be opened here, by name; belongs to one event loop."""
@@ -48,7 +63,7 @@ class TaskDesk:
     services: Services
     types: Mapping[str, LoadedWorkflow]
     _opened: dict[str, OpenedTask] = field(default_factory=dict)
-    _under_way: dict[str, asyncio.Task[RunOutcome]] = field(default_factory=dict)
+    _under_way: dict[str, _UnderWay] = field(default_factory=dict)
     _held: set[str] = field(default_factory=set)
     """The calls under way that hand a credential over."""
     _reach: Reach = field(init=False)
@@ -107,22 +122,29 @@ class TaskDesk:
             bound,
             caller_on_record(caller, address),
             now=self.services.clock.now(),
+            of_agent=caller.max_open,
             recipient=recipient,
         )
-        while (record := await asyncio.to_thread(self.services.reader.run, run_id)) is None:
+        while True:
+            if (going_on := self._under_way.get(run_id)) is not None:
+                if not going_on.is_same(request):
+                    raise key_used()
+                if recipient is not None:
+                    return under_way(request)
+            record = await asyncio.to_thread(self.services.reader.run, run_id)
             try:
-                return await self._carried_out(request, lambda: Runner(self.services).run(request))
+                if going_on is not None:
+                    return await self._result(await asyncio.shield(going_on.work), tool)
+                if record is None:
+                    return await self._carried_out(request, lambda: Runner(self.services).run(request))
+                again = await asked_again(self.services, record, request)
+                if (taken := again.taken) is None:
+                    return again.result or under_way(request)
+                return await self._carried_out(request, partial(Runner(self.services).resume, taken))
             except RunExists:  # the same call, come in elsewhere at the same time: it is about to begin, or refused
                 if self.services.clock.now() >= opened.deadline:
                     raise
                 await asyncio.sleep(LOOK_SECONDS)
-        again = await asked_again(self.services, record, request)
-        if again.taken is not None:
-            taken = again.taken
-            return await self._carried_out(request, lambda: Runner(self.services).resume(taken))
-        if again.result is None:  # it goes on in this process or another
-            return await self._going_on(record, request)
-        return again.result
 
     async def give_back(self, caller: Caller, lease_id: str) -> bool:
         """End the call that a credential was handed over by; whether its end is confirmed by now.
@@ -154,14 +176,14 @@ class TaskDesk:
             if run_id not in self._held:
                 self.services.heartbeat.tell(run_id, reason)
         if self._under_way:
-            await asyncio.wait(self._under_way.values())
+            await asyncio.wait([each.work for each in self._under_way.values()])
 
     async def _ended_within(self, seconds: float, hurry: asyncio.Event | None) -> None:
         waiting = asyncio.create_task((hurry or asyncio.Event()).wait())
         try:
             async with asyncio.timeout(seconds):
                 while self._under_way and not waiting.done():
-                    any_of = {*self._under_way.values(), waiting}
+                    any_of = {*(each.work for each in self._under_way.values()), waiting}
                     await asyncio.wait(any_of, return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
             pass
@@ -171,8 +193,10 @@ class TaskDesk:
     async def _carried_out(self, request: RunRequest, run: Callable[[], Coroutine[Any, Any, RunOutcome]]) -> CallResult:
         assert request.call is not None
         tool, recipient = request.call.tool, request.call.recipient
+        if request.run_id in self._under_way:
+            raise RunExists(f"the call {request.run_id} is under way")
         work = asyncio.create_task(run(), name=f"call {request.run_id}")
-        self._under_way[request.run_id] = work
+        self._under_way[request.run_id] = _UnderWay(work, request)
         work.add_done_callback(partial(self._ended, request.run_id))
         if recipient is not None:
             self._held.add(request.run_id)
@@ -207,18 +231,6 @@ class TaskDesk:
         if result.state is not CallState.WAITING:
             return result
         return replace(result, approval=await asyncio.to_thread(waits_for, self.services, outcome.run_id))
-
-    async def _going_on(self, record: RunRecord, request: RunRequest) -> CallResult:
-        """Of a call whose outcome is not known yet: wait for it where it is ours, else say that it goes on."""
-        call = request.call
-        assert call is not None
-        work = self._under_way.get(record.run_id)
-        if work is not None and call.recipient is None:
-            return await self._result(await asyncio.shield(work), call.tool)
-        reason = "it is under way" if call.recipient is None else "its credential was told once, and is not told again"
-        return CallResult(
-            call_id=record.run_id, tool=call.tool, state=CallState.RUNNING, reason=reason, confirmed=False
-        )
 
     async def _own_lease_call(self, caller: Caller, lease_id: str) -> RunRecord:
         lease = await asyncio.to_thread(self.services.reader.lease, lease_id)

@@ -61,9 +61,13 @@ class OpenedTask:
         caller: JsonObject,
         *,
         now: datetime,
+        of_agent: int | None = None,
         recipient: Recipient | None = None,
     ) -> RunRequest:
-        """The run that a call is. `arguments` are bound; it ends with the task at the latest."""
+        """The run that a call is. `arguments` are bound; it ends with the task at the latest.
+
+        `of_agent` is how many calls the agent may have open over all its tasks.
+        """
         tool = self.workflow.tools[tool_name]
         left = max(1, math.ceil((self.deadline - now).total_seconds()))
         call = Call(
@@ -74,7 +78,7 @@ class OpenedTask:
             caller=caller,
             on_behalf_of=self.on_behalf_of,
             until=self.deadline,
-            limits=CallLimits(tool.max_calls, tool.max_open),
+            limits=CallLimits(tool.max_calls, tool.max_open, of_agent),
             recipient=recipient,
         )
         return RunRequest(

@@ -6,6 +6,7 @@ import logging
 
 from orchestrator.ledger.events import (
     AttemptFinished,
+    AttemptWaits,
     Event,
     LeaseDenied,
     LeaseFailed,
@@ -20,7 +21,7 @@ from orchestrator.ledger.storage.times import time_to_text
 log = logging.getLogger("orchestrator.run")
 
 LOGGED_FIELDS = ("workflow", "trigger", "digest", "step", "attempt", "lease_id", "grant", "grant_kind", "state")
-_TOLD = (RunStarted, RunFinished, StepFinished)
+_TOLD = (AttemptWaits, RunStarted, RunFinished, StepFinished)
 _BAD = (LeaseDenied, LeaseFailed, LeaseRevocationFailed, OrphansSwept)
 
 

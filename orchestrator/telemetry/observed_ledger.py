@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -82,6 +82,13 @@ class ObservedLedger:
     async def append(self, run_id: str, fence: int, events: Sequence[Event]) -> None:
         """As the ledger's; the observer is told of each event when all are committed, in their order."""
         await self.ledger.append(run_id, fence, events)
+        now = self.clock.now()
+        for event in events:
+            self._tell(run_id, now, event)
+
+    async def request(self, run_id: str, fence: int, events: Sequence[Event], places: Mapping[str, int]) -> None:
+        """As the ledger's; the observer is told as with `append`."""
+        await self.ledger.request(run_id, fence, events, places)
         now = self.clock.now()
         for event in events:
             self._tell(run_id, now, event)

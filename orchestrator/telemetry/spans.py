@@ -19,6 +19,7 @@ from orchestrator.ledger.events import (
     ApprovalVoted,
     AttemptFinished,
     AttemptStarted,
+    AttemptWaits,
     Decided,
     Event,
     LeaseDenied,
@@ -106,6 +107,9 @@ class RunSpans:
                 _tell(run.span, "taken over", time, runner=event.runner)
             case RunResumed():
                 _tell(run.span, "resumed", time, runner=event.runner)
+            case AttemptWaits():
+                if attempt := run.attempts.get((event.step, event.attempt)):
+                    _tell(attempt.span, "waits", time, connection=event.connection)
             case AttemptStarted():
                 self._begin_attempt(run, event, time)
             case Decided():

@@ -602,7 +602,7 @@ def back_to_r0005(url: str) -> None:
         connection.execute(text("ALTER TABLE runner DROP COLUMN recovered_by"))
         for column in ("tries", "reason"):
             connection.execute(text(f"ALTER TABLE queued_run DROP COLUMN {column}"))
-        for table in ("fire", "approval", "approval_vote", "request_seen", "agent_block"):
+        for table in ("fire", "approval", "approval_vote", "request_seen", "agent_block", "gate"):
             connection.execute(text(f"DROP TABLE {table}"))
         kept = {"run_owner_by_runner", "queued_run_by_time", "lease_by_time", "lease_by_run", "lease_origin_by_all"}
         for index in INDEXES:

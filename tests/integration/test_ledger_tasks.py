@@ -18,13 +18,15 @@ from orchestrator.errors import (
     BudgetSpent,
     IllegalTransition,
     LedgerError,
+    NoPlace,
     OrchestratorError,
     TaskEnded,
     UnknownRun,
     UsageError,
 )
-from orchestrator.ledger.events import Decided, LeaseRequested, RunFinished, RunStarted
+from orchestrator.ledger.events import Decided, LeaseDenied, LeaseRequested, RunFinished, RunStarted
 from orchestrator.ledger.ids import call_id, new_task_id
+from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.location import locate
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.states import RunState, TaskState
@@ -264,7 +266,14 @@ async def test_those_that_are_open_are_counted_until_they_end(ledger: Ledger) ->
         await call(ledger, "k4", limits=limits)
 
 
-async def test_many_processes_together_never_exceed_a_budget(url: str, clock: HandClock) -> None:
+@pytest.mark.parametrize(
+    ("limits", "most", "ends"),
+    [(CallLimits(max_calls=30), 30, True), (CallLimits(max_open=7), 7, False)],
+    ids=["made", "open"],
+)
+async def test_many_processes_together_never_exceed_a_budget(
+    url: str, clock: HandClock, limits: CallLimits, most: int, ends: bool
+) -> None:
     """Four ledgers on one database, two tasks, calls of both at once: nobody waits in a circle, none is counted
     twice."""
     with ExitStack() as stack:
@@ -274,21 +283,84 @@ async def test_many_processes_together_never_exceed_a_budget(url: str, clock: Ha
 
         async def attempt(number: int) -> str:
             task = f"task_{number % 2 + 1}"
-            limits = CallLimits(max_calls=30, max_open=20)
             try:
                 run_id = await call(ledgers[number % 4], f"k{number}", task=task, limits=limits)
-                if number % 3:
+                if ends:
                     await end(ledgers[number % 4], run_id)
             except BudgetSpent:
                 return "spent"
             return task
 
         found = await asyncio.gather(*(attempt(number) for number in range(160)))
-        assert [found.count(each) for each in ("task_1", "task_2")] == [30, 30]
+        assert [found.count(each) for each in ("task_1", "task_2")] == [most, most]
         for task in ("task_1", "task_2"):
-            assert len(ledgers[3].calls(task)) == 30
-            assert len(ledgers[3].events(task)) == 31
+            assert len(ledgers[3].calls(task)) == most
+            assert len(ledgers[3].events(task)) == most + 1
         assert whole(ledgers[2])
+
+
+async def test_an_agent_has_one_budget_over_all_its_tasks_and_processes(url: str, clock: HandClock) -> None:
+    with ExitStack() as stack:
+        ledgers = [stack.enter_context(open_ledger(url, clock=clock)) for _ in range(4)]
+        for number in range(8):
+            await opened(ledgers[0], f"task_{number}")
+        limits = CallLimits(of_agent=5)
+
+        async def attempt(number: int) -> str:
+            try:
+                return await call(ledgers[number % 4], f"k{number}", task=f"task_{number % 8}", limits=limits)
+            except BudgetSpent as error:
+                assert "5 of the 5 calls that `ann` may have open" in error.message
+                return ""
+
+        began = [each for each in await asyncio.gather(*(attempt(number) for number in range(64))) if each]
+        assert len(began) == 5
+        await end(ledgers[0], began[0])
+        assert await attempt(100)
+        assert not await attempt(101)
+        assert whole(ledgers[1])
+
+
+async def test_a_connection_has_so_many_places_over_all_processes(url: str, clock: HandClock) -> None:
+    """Of leases that steps and calls have; those that look after them are not held up by what they look after."""
+
+    def intent(lease_id: str, grant: str = "db", connection: str = "support") -> LeaseRequested:
+        return LeaseRequested(
+            lease_id=lease_id,
+            step="read",
+            attempt=1,
+            grant=grant,
+            grant_kind="database",
+            resource="x",
+            scope={"connection": connection},
+            ttl=60,
+        )
+
+    with ExitStack() as stack:
+        ledgers = [stack.enter_context(open_ledger(url, clock=clock)) for _ in range(4)]
+        alone = replace(called("k")[1], task="")
+        for number in range(24):
+            await ledgers[number % 4].begin_run(f"run_{number}", alone)
+
+        async def ask(number: int, *leases: LeaseRequested, most: int = 5) -> bool:
+            try:
+                await ledgers[number % 4].request(f"run_{number}", 1, leases, {"support": most})
+            except NoPlace as error:
+                assert (error.connection, error.most) == ("support", most)
+                return False
+            return True
+
+        got = await asyncio.gather(*(ask(number, intent(f"lease_{number}")) for number in range(20)))
+        assert sum(got) == 5
+        assert await ask(20, intent("lease_20", grant="(sweep)"), most=6)
+        assert not await ask(21, intent("lease_21a"), intent("lease_21b"), most=6), "it would be one too many"
+        assert await ask(21, intent("lease_21a"), most=6)
+        await ledgers[0].request("run_22", 1, [intent("lease_22", connection="other")], {"other": 1})
+        (first, *_) = [number for number, has in enumerate(got) if has]
+        await ledgers[0].append(f"run_{first}", 1, [LeaseDenied(lease_id=f"lease_{first}", reason="no")])
+        assert await ask(23, intent("lease_23"), most=6)
+        assert len(ledgers[0].leases(LeaseFilter(states=OPEN))) == 8
+        assert whole(ledgers[1])
 
 
 async def test_a_closing_comes_before_or_after_a_call_and_never_between(url: str, clock: HandClock) -> None:

@@ -22,6 +22,7 @@ from orchestrator.approvals.votes import Verdict
 from orchestrator.errors import (
     AgentBlocked,
     BudgetSpent,
+    ExitCode,
     PolicyDenied,
     TaskEnded,
     UnknownRun,
@@ -29,6 +30,7 @@ from orchestrator.errors import (
     UsageError,
 )
 from orchestrator.grants.credential import Credential
+from orchestrator.ledger.events import AttemptWaits
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.states import ApprovalState, RunState, TaskState
 from orchestrator.ledger.task_events import TaskClosed
@@ -277,6 +279,59 @@ async def test_budgets_hold_over_all_processes(provisioned: Bench) -> None:
         assert sorted(found) == ["done"] * 3 + ["spent"] * 5
         assert await desk.close(AGENT, task.task_id)
         provisioned.assert_nothing_left()
+
+
+async def test_an_agent_holds_no_more_than_it_may(provisioned: Bench) -> None:
+    limited = replace(AGENT, max_open=2)
+    async with open_desk(provisioned) as desk, open_desk(provisioned) as elsewhere:
+        tasks = [(await desk.open(limited, "complaint_desk", {"customer": 1234})).task_id for _ in range(3)]
+        first = await handed(desk, tasks[0], "login", "k1", limited)
+        await handed(elsewhere, tasks[1], "ticket", "k1", limited)
+        with pytest.raises(BudgetSpent, match="2 of the 2 calls that `complaint-agent` may have open"):
+            await elsewhere.call(limited, tasks[2], "read", {}, "k1")
+        assert await elsewhere.give_back(limited, first.lease.lease_id)
+        assert (await elsewhere.call(limited, tasks[2], "read", {}, "k1")).state is CallState.DONE
+        assert await desk.close(limited, tasks[1])
+
+
+async def test_who_finds_no_place_at_the_database_waits_for_one(provisioned: Bench) -> None:
+    limited = {"connection_leases": {"support": 1}}
+    async with open_desk(provisioned, **limited) as desk, open_desk(provisioned, **limited) as elsewhere:
+        task = await desk.open(AGENT, "complaint_desk", {"customer": 1234})
+        got = await handed(desk, task.task_id, "login", "k1")
+        waiting = asyncio.create_task(elsewhere.call(AGENT, task.task_id, "read", {}, "k2"))
+
+        def told() -> list[Any]:
+            return [event for event in provisioned.events if isinstance(event, AttemptWaits)]
+
+        await eventually(told, "it to be told")
+        assert told()[0].reason == "1 leases of `support` are open, and no more may be"
+        assert provisioned.logins() == [got.lease.subject]
+        assert await desk.give_back(AGENT, got.lease.lease_id)
+        done = await waiting
+        assert (done.state, len(told())) == (CallState.DONE, 1)
+        assert verified(desk, done.call_id)
+        ran = await asyncio.to_thread(lambda: provisioned.run(WAITS, **limited))
+        assert ran.exit_code is ExitCode.DONE, ran.reason
+        await handed(desk, task.task_id, "login", "k3")
+        late = await asyncio.to_thread(lambda: provisioned.run(WAITS, install=False, **limited))
+        assert late.exit_code is ExitCode.REFUSED
+        assert "for as long as the step may take" in late.reason
+        assert (await desk.call(AGENT, task.task_id, "ticket", {}, "k4")).state is CallState.HANDED_OVER
+        assert await desk.close(AGENT, task.task_id)
+
+
+WAITS = """
+version: 1
+name: waits
+agent: tester
+steps:
+  work:
+    action: postgres.query
+    grants: { db: { kind: database, connection: support, role: feedback-read } }
+    with: { sql: SELECT 1 AS one }
+    timeout: 3s
+"""
 
 
 async def test_closing_ends_what_is_open_at_every_process(provisioned: Bench) -> None:

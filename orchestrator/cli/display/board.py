@@ -11,6 +11,7 @@ from orchestrator.ledger.events import (
     ApprovalRequested,
     AttemptFinished,
     AttemptStarted,
+    AttemptWaits,
     Decided,
     Event,
     LeaseDenied,
@@ -112,6 +113,8 @@ class Board:
                 step = self._step(event.step)
                 step.action, step.attempt, step.state = event.action, event.attempt, StepState.RUNNING
                 step.started, step.retry_at = step.started or time, None
+            case AttemptWaits():
+                self._step(event.step).reason = f"waits: {event.reason}"
             case Decided(allow=False):
                 self._step(event.step).denials = event.reasons
             case ApprovalRequested():
@@ -127,7 +130,9 @@ class Board:
                 if event.step == WHOLE_RUN:
                     lease.of_a_step = False
                 else:
-                    self._step(event.step).leases[event.lease_id] = lease
+                    step = self._step(event.step)
+                    step.leases[event.lease_id] = lease
+                    step.reason = ""
             case _ if isinstance(event, _LEASE_EVENTS):
                 self._lease(event)
 

@@ -24,6 +24,7 @@ from orchestrator.ledger.events import (
     ApprovalVoted,
     AttemptFinished,
     AttemptStarted,
+    AttemptWaits,
     Decided,
     Event,
     LeaseDenied,
@@ -123,6 +124,8 @@ class PlainLines:
                 return f"{event.step}: {event.to} " + (
                     f"could not be told: {event.error}" if event.error else "was told"
                 )
+            case AttemptWaits():
+                return f"{event.step}: waits: {event.reason}"
             case LeaseDenied() | LeaseFailed():
                 word = "refused" if isinstance(event, LeaseDenied) else "not issued"
                 return f"{self._grant(event.lease_id)} {word}: {event.reason}"

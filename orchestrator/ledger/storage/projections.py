@@ -18,6 +18,7 @@ from orchestrator.ledger.events import (
     ApprovalVoted,
     AttemptFinished,
     AttemptStarted,
+    AttemptWaits,
     Decided,
     Event,
     LeaseDenied,
@@ -92,7 +93,15 @@ def project(before: RunRows, events: Iterable[tuple[str, Event]]) -> RunRows:
                 changed.leases[event.lease_id] = _lease_requested(present, event, time)
             case ApprovalRequested():
                 changed.steps[event.step] = _step_waits(present, event)
-            case Decided() | Notified() | ApprovalVoted() | ApprovalEnded() | OrphansSwept() | RunTakenOver():
+            case (
+                AttemptWaits()
+                | Decided()
+                | Notified()
+                | ApprovalVoted()
+                | ApprovalEnded()
+                | OrphansSwept()
+                | RunTakenOver()
+            ):
                 pass
             case _:
                 changed.leases[event.lease_id] = _lease_moved(present.leases.get(event.lease_id), event, time)

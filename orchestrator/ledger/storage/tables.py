@@ -201,6 +201,14 @@ run_owner = Table(
 )
 """Which process drives a run, written before the run begins, and why somebody wants it cancelled."""
 
+gate = Table(
+    "gate",
+    metadata,
+    Column("name", TEXT, primary_key=True),
+    sqlite_with_rowid=False,
+)
+"""What several processes count at the same time is counted by one after the other: who counts locks the row."""
+
 agent_block = Table(
     "agent_block",
     metadata,

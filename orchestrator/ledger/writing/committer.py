@@ -98,7 +98,8 @@ class Committer:
             if self._statements.begin is not None:
                 cursor.execute(self._statements.begin)
             transaction = Transaction(cursor, self._statements, self._views, _pipeline(connection))
-            transaction.lock({each.job.task for each in outcomes if each.job.task is not None})
+            tasks = {each.job.task for each in outcomes if each.job.task is not None}
+            transaction.lock(tasks, {name for each in outcomes for name in each.job.gates})
             for outcome in outcomes:
                 self._execute(outcome, transaction)
             transaction.flush()

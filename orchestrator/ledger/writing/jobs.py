@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from orchestrator.ledger.events import LeaseRequested, RunStarted
 from orchestrator.ledger.storage.chain import Head
 from orchestrator.ledger.types import CallLimits
 from orchestrator.ledger.writing.transaction import FIRST_FENCE, Entry, Transaction
@@ -23,6 +25,11 @@ class Job(Protocol):
         """The task whose chain it adds to: other processes do so at the same time."""
         ...
 
+    @property
+    def gates(self) -> Collection[str]:
+        """What it counts, so that only one process does at a time."""
+        ...
+
     def execute(self, transaction: Transaction) -> int:
         """Do it and return the run's fence. May raise any OrchestratorError before it has written anything."""
         ...
@@ -35,6 +42,7 @@ class BeginRun:
     run_id: str
     entry: Entry
     task: str | None = field(default=None, init=False)
+    gates: Collection[str] = field(default=(), init=False)
     head: Head | None = field(default=None, init=False)
 
     def execute(self, transaction: Transaction) -> int:
@@ -54,6 +62,12 @@ class BeginCall:
     limits: CallLimits
     head: Head | None = field(default=None, init=False)
 
+    @property
+    def gates(self) -> Collection[str]:
+        """That of the agent, where its calls are counted over all its tasks."""
+        assert isinstance(self.started.event, RunStarted)
+        return () if self.limits.of_agent is None else (f"agent {self.started.event.agent}",)
+
     def execute(self, transaction: Transaction) -> int:
         """Raises UnknownRun, TaskEnded, BudgetSpent, AgentBlocked, and UsageError if the id is taken."""
         self.head = transaction.begin_call(self.task, self.called, self.run_id, self.started, self.limits)
@@ -67,6 +81,7 @@ class CloseTask:
     run_id: str
     entry: Entry
     head: Head | None = field(default=None, init=False)
+    gates: Collection[str] = field(default=(), init=False)
 
     @property
     def task(self) -> str:
@@ -87,10 +102,36 @@ class Append:
     fence: int
     entries: Sequence[Entry]
     task: str | None = field(default=None, init=False)
+    gates: Collection[str] = field(default=(), init=False)
     head: Head | None = field(default=None, init=False)
 
     def execute(self, transaction: Transaction) -> int:
         """Raises UnknownRun, FenceLost or IllegalTransition."""
+        self.head = transaction.append(self.run_id, self.fence, self.entries)
+        return self.fence
+
+
+@dataclass(slots=True)
+class Request:
+    """Add events to a run, leases that are asked for among them, if their connections have places for these."""
+
+    run_id: str
+    fence: int
+    entries: Sequence[Entry]
+    places: Mapping[str, int]
+    task: str | None = field(default=None, init=False)
+    head: Head | None = field(default=None, init=False)
+
+    @property
+    def gates(self) -> Collection[str]:
+        """Those of the connections."""
+        return [f"connection {name}" for name in self.places]
+
+    def execute(self, transaction: Transaction) -> int:
+        """Raises NoPlace, UnknownRun, FenceLost or IllegalTransition."""
+        events = [entry.event for entry in self.entries]
+        named = [event.scope.get("connection") for event in events if isinstance(event, LeaseRequested)]
+        transaction.check_places(self.places, Counter(str(name) for name in named if name is not None))
         self.head = transaction.append(self.run_id, self.fence, self.entries)
         return self.fence
 
@@ -103,6 +144,7 @@ class Resume:
     runner_id: str
     entry: Entry
     task: str | None = field(default=None, init=False)
+    gates: Collection[str] = field(default=(), init=False)
     head: Head | None = field(default=None, init=False)
 
     def execute(self, transaction: Transaction) -> int:
@@ -119,6 +161,7 @@ class TakeOver:
     run_id: str
     ended: bool = False
     task: str | None = field(default=None, init=False)
+    gates: Collection[str] = field(default=(), init=False)
     head: Head | None = field(default=None, init=False)
 
     def execute(self, transaction: Transaction) -> int:

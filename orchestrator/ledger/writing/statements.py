@@ -13,8 +13,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql import ClauseElement
 
 from orchestrator.ledger.states import RunState
-from orchestrator.ledger.storage.budgets import calls_by_state
-from orchestrator.ledger.storage.tables import LEASE_CHANGES, agent_block, event, lease, run, run_owner, step
+from orchestrator.ledger.storage.budgets import calls_by_state, open_calls, open_leases
+from orchestrator.ledger.storage.tables import LEASE_CHANGES, agent_block, event, gate, lease, run, run_owner, step
 
 RUN_CHANGES = ("state", "finished_at", "exit_code", "reason")
 STEP_CHANGES = ("state", "attempts", "step_key", "action", "started_at", "finished_at", "reason", "outputs")
@@ -39,6 +39,12 @@ class Statements:
     """Whether an agent is cut off."""
     count_calls: str
     """The calls of a task by tool and state: how many, and when the last one began and ended."""
+    make_gate: str
+    lock_gate: str
+    open_leases: str
+    """How many leases of a connection are open."""
+    open_calls: str
+    """How many calls of an agent go on."""
     raise_fence: str
     raise_fence_of_ended: str
     """The same for a run that is not running."""
@@ -70,6 +76,7 @@ def _compile(dialect: Dialect) -> Statements:
     key: BindParameter[str] = bindparam("run_id")
     inserting = sqlite.insert if dialect.name == "sqlite" else postgresql.insert
     new_run, new_owner = inserting(run), inserting(run_owner)
+    name: BindParameter[str] = bindparam("name")
     driver: BindParameter[str] = bindparam("runner_id")
     this_run = run.c.run_id == key
     known_head = (run.c.fence == bindparam("fence"), run.c.seq == bindparam("seq"), run.c.head == bindparam("head"))
@@ -85,6 +92,10 @@ def _compile(dialect: Dialect) -> Statements:
         ),
         load_block=sql(select(agent_block.c.until).where(agent_block.c.agent == bindparam("agent"))),
         count_calls=sql(calls_by_state(key)),
+        make_gate=sql(inserting(gate).values(name=name).on_conflict_do_nothing()),
+        lock_gate=sql(select(gate.c.name).where(gate.c.name == name).with_for_update()),
+        open_leases=sql(open_leases(name, dialect.name)),
+        open_calls=sql(open_calls(name)),
         raise_fence=sql(update(run).where(this_run).values(fence=run.c.fence + literal_column("1"))),
         raise_fence_of_ended=sql(
             update(run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -25,7 +25,7 @@ from orchestrator.ledger.task_events import TaskCalled, TaskClosed, TaskOpened
 from orchestrator.ledger.types import CallLimits
 from orchestrator.ledger.writing.committer import Committer
 from orchestrator.ledger.writing.group_commit import GroupCommit
-from orchestrator.ledger.writing.jobs import Append, BeginCall, BeginRun, CloseTask, Resume, TakeOver
+from orchestrator.ledger.writing.jobs import Append, BeginCall, BeginRun, CloseTask, Request, Resume, TakeOver
 from orchestrator.ledger.writing.rebuild import rebuild
 from orchestrator.ledger.writing.transaction import Entry
 
@@ -77,6 +77,13 @@ class Ledger(Reader):
         where PostgreSQL is lost during the commit, and stays away, is it left to the database.
         """
         await self._writer.submit(Append(run_id, fence, [self._entry(event) for event in events]))
+
+    async def request(self, run_id: str, fence: int, events: Sequence[Event], places: Mapping[str, int]) -> None:
+        """As `append`, if after it no more leases are open than `places` says, by connection, over all processes.
+
+        Raises NoPlace as well, and records nothing then.
+        """
+        await self._writer.submit(Request(run_id, fence, [self._entry(event) for event in events], places))
 
     async def resume(self, run_id: str, resumed: RunResumed) -> int:
         """Make a run that was interrupted, or waits, run again, driven by `resumed.runner`; return its new fence.

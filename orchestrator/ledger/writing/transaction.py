@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from sqlalchemy.engine.interfaces import DBAPICursor
 
-from orchestrator.errors import AgentBlocked, FenceLost, IllegalTransition, LedgerError, RunExists, UnknownRun
+from orchestrator.errors import AgentBlocked, FenceLost, IllegalTransition, LedgerError, NoPlace, RunExists, UnknownRun
 from orchestrator.ledger.events import Event, RunStarted
 from orchestrator.ledger.states import RESUMABLE, TaskState
-from orchestrator.ledger.storage.budgets import check_call
+from orchestrator.ledger.storage.budgets import check_agent, check_call
 from orchestrator.ledger.storage.chain import Head, genesis, link
 from orchestrator.ledger.storage.projections import Row, RunRows, Stored, project
 from orchestrator.ledger.task_events import TaskClosed, TaskOpened
@@ -77,13 +77,26 @@ class Transaction:
         self._later(self._sql.insert_event, records)
         return head
 
-    def lock(self, run_ids: Collection[str]) -> None:
-        """Keep others from changing these until the end of the transaction: in one order, so that nobody waits in a
-        circle who needs several."""
-        if len(run_ids) > 1:
+    def lock(self, run_ids: Collection[str], gates: Collection[str]) -> None:
+        """Keep others from changing these tasks, and from counting at these gates, until the end of the transaction.
+
+        All in one order, so that nobody waits in a circle.
+        """
+        if gates or len(run_ids) > 1:
             for run_id in sorted(run_ids):
                 self._cursor.execute(self._sql.load_run, {"run_id": run_id})
                 self._cursor.fetchall()
+        for name in sorted(gates):
+            self._cursor.execute(self._sql.make_gate, {"name": name})
+            self._cursor.execute(self._sql.lock_gate, {"name": name})
+            self._cursor.fetchall()
+
+    def check_places(self, places: Mapping[str, int], wanted: Mapping[str, int]) -> None:
+        """Raise NoPlace where with so many more leases a connection would have more than it may. Its gate is locked."""
+        self.flush()
+        for connection, most in places.items():
+            if self._count(self._sql.open_leases, connection) + wanted.get(connection, 0) > most:
+                raise NoPlace(connection, most)
 
     def begin_call(self, task_id: str, called: Entry, run_id: str, started: Entry, limits: CallLimits) -> Head:
         """Begin the run that a call is, and say so in the chain of its task. Its new head is the run's.
@@ -92,6 +105,8 @@ class Transaction:
         """
         assert isinstance(started.event, RunStarted)
         task = self._load_task(task_id)
+        if limits.of_agent is not None:
+            check_agent(started.event.agent, self._count(self._sql.open_calls, started.event.agent), limits.of_agent)
         self._cursor.execute(self._sql.count_calls, {"run_id": task_id})
         check_call(task_id, task.rows.run, self._fetch(), limits, tool=started.event.steps[0], now=started.time)
         head = self.begin_run(run_id, started)
@@ -192,6 +207,11 @@ class Transaction:
         if view.rows.run["task"] != task_id:
             raise _unknown(task_id)
         return view
+
+    def _count(self, statement: str, name: str) -> int:
+        self._cursor.execute(statement, {"name": name})
+        (row,) = self._cursor.fetchall()
+        return int(row[0])
 
     def _check_agent(self, agent: str, now: str) -> None:
         self._cursor.execute(self._sql.load_block, {"agent": agent})

@@ -16,6 +16,7 @@ def upgrade() -> None:
     op.add_column("run", sa.Column("task", TEXT))
     op.add_column("run", sa.Column("deadline", TEXT))
     op.add_column("run", sa.Column("idle", sa.Integer))
+    op.create_table("gate", sa.Column("name", TEXT, primary_key=True), sqlite_with_rowid=False)
     op.create_table(
         "agent_block",
         sa.Column("agent", TEXT, primary_key=True),
