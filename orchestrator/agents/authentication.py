@@ -86,8 +86,7 @@ class Authentication:
             if identity.issuer == trusted.name and _all_are(identity.claims or {}, known)
         }
         agent = _only(found, "the token" if actor is None else "the one that acts")
-        most = self.agents.agents[agent].max_open
-        return Caller(agent, trusted.name, claims.subject or "", actor, claims.expires, most)
+        return Caller(agent, trusted.name, claims.subject or "", actor, claims.expires, self._most(agent))
 
     def by_certificate(self, spiffe_ids: frozenset[str]) -> Caller:
         """Who calls with a certificate that the TLS layer has verified, by all URIs in its SAN. Raises CallerRefused.
@@ -99,7 +98,16 @@ class Authentication:
         (named,) = spiffe_ids
         found = {name for name, identity in self.agents.identities() if identity.spiffe == named}
         agent = _only(found, "the certificate")
-        return Caller(agent, "", named, max_open=self.agents.agents[agent].max_open)
+        return Caller(agent, "", named, max_open=self._most(agent))
+
+    def audience_of(self, caller: Caller) -> str | None:
+        """What tokens the caller may ask about are for, where it is a service; None for an agent."""
+        service = self.agents.services.get(caller.agent)
+        return None if service is None else service.audience or caller.agent
+
+    def _most(self, name: str) -> int | None:
+        agent = self.agents.agents.get(name)
+        return None if agent is None else agent.max_open
 
     def may_open(self, caller: Caller, task_type: str) -> bool:
         """Whether the agent may open tasks of this type at all; the policy is asked besides."""
@@ -152,9 +160,7 @@ def _all_are(wanted: Mapping[str, str], claims: Mapping[str, JsonValue]) -> bool
 
 def _only(found: set[str], what: str) -> str:
     if not found:
-        raise CallerRefused(f"{what} is of no agent that is declared", hint="see `agents` in agents.yaml")
+        raise CallerRefused(f"{what} is of nobody who is declared", hint="see `agents` in agents.yaml")
     if len(found) > 1:
-        raise CallerRefused(
-            f"{what} could be of several agents", hint="let their `claims` in agents.yaml exclude each other"
-        )
+        raise CallerRefused(f"{what} could be of several", hint="let their `claims` in agents.yaml exclude each other")
     return found.pop()

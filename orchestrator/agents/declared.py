@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -89,31 +89,44 @@ class Agent(_Model):
     )
 
 
+class Service(_Model):
+    """A service that agents use with tokens of ours: it may ask whether one still counts, and what it permits."""
+
+    identities: Annotated[list[Identity], Field(min_length=1)]
+    audience: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="The `aud` of the tokens that it may ask about; its own name where this is left out."
+    )
+
+
 class Agents(_Model):
     """The whole file."""
 
     version: Literal[1]
     issuers: dict[Name, Issuer] = Field(default_factory=dict)
     agents: Annotated[dict[AgentName, Agent], Field(min_length=1)]
+    services: dict[AgentName, Service] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _each_is_somebody(self) -> Self:
         held: dict[tuple[object, ...], str] = {}
         for name, identity in self.identities():
             if identity.issuer is not None and identity.issuer not in self.issuers:
-                raise ValueError(f"agent `{name}`: there is no issuer `{identity.issuer}`")
+                raise ValueError(f"`{name}`: there is no issuer `{identity.issuer}`")
             key = (identity.issuer, identity.spiffe, *sorted((identity.claims or {}).items()))
             if held.setdefault(key, name) != name:
-                raise ValueError(f"the agents `{held[key]}` and `{name}` would be told by the same")
+                raise ValueError(f"`{held[key]}` and `{name}` would be told by the same")
+        if both := self.agents.keys() & self.services.keys():
+            raise ValueError(f"`{sorted(both)[0]}` is an agent and a service")
         named = [issuer.issuer for issuer in self.issuers.values()]
         if len(set(named)) != len(named):
             raise ValueError("two issuers have the same `issuer`: it could not be told whose a token is")
         return self
 
     def identities(self) -> Iterator[tuple[str, Identity]]:
-        """Every identity with the name of its agent."""
-        for name, agent in self.agents.items():
-            for identity in agent.identities:
+        """Every identity with the name of its agent or service."""
+        declared: Mapping[str, Agent | Service] = {**self.agents, **self.services}
+        for name, each in declared.items():
+            for identity in each.identities:
                 yield name, identity
 
 

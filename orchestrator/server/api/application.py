@@ -12,16 +12,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from orchestrator.server.api.inquiries import Inquiries
 from orchestrator.server.api.openapi import openapi
 from orchestrator.server.api.operations import OPERATIONS, Operation, Operations
 from orchestrator.server.api.problems import Kind, Problem, problem_of
 
 
-def application(operations: Operations) -> Starlette:
-    """The operations, `/v1/openapi.json` and `/healthz`."""
+def application(operations: Operations, inquiries: Inquiries) -> Starlette:
+    """The operations, what services may ask, `/v1/openapi.json` and `/healthz`."""
     return Starlette(
         routes=[
             *(Route(each.path, _answering(operations, each), methods=[each.method]) for each in OPERATIONS),
+            *inquiries.routes(),
             Route("/v1/openapi.json", _openapi),
             Route("/healthz", _health),
         ],

@@ -16,6 +16,7 @@ from orchestrator.agents.authentication import Caller
 from orchestrator.errors import PolicyDenied, Refused
 from orchestrator.pep.errors import TokenRefused
 from orchestrator.pep.jwt.strict import json_object
+from orchestrator.server.api.bodies import received
 from orchestrator.server.api.callers import Callers
 from orchestrator.server.api.documents import (
     CallDocument,
@@ -31,12 +32,6 @@ from orchestrator.server.api.problems import Kind, Problem
 from orchestrator.tasks.desk import TaskDesk
 from orchestrator.tasks.opened import OpenedTask, unknown
 from orchestrator.tasks.results import CallState
-
-MOST_BYTES = 1 << 16
-"""Of a request's body."""
-
-BODY_SECONDS = 15.0
-"""How long it may take to arrive."""
 
 KEY = re.compile(r"[\x21-\x7e]{1,128}")
 """An Idempotency-Key; quotes around it, as the header's draft has them, belong to it."""
@@ -158,7 +153,7 @@ def _refused(error: Exception | None, reason: str, call_id: str) -> Problem:
 
 async def _body(request: Request, model: type[Model]) -> Model:
     """What was sent, checked. Nothing at all is an empty object. Raises Problem, which repeats no value."""
-    raw = await _received(request)
+    raw = await received(request)
     if raw and request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise Problem(Kind.MALFORMED, "the body is to be application/json")
     try:
@@ -173,19 +168,6 @@ async def _body(request: Request, model: type[Model]) -> Model:
         found = error.errors(include_input=False, include_context=False, include_url=False)
         wrong = "; ".join(f"`{'.'.join(str(part)[:40] for part in each['loc'])}`: {each['msg']}" for each in found[:5])
         raise Problem(Kind.INVALID, wrong) from None
-
-
-async def _received(request: Request) -> bytes:
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > MOST_BYTES:
-                    raise Problem(Kind.TOO_LARGE, f"the body is larger than {MOST_BYTES} bytes")
-    except TimeoutError:
-        raise Problem(Kind.MALFORMED, f"the body did not arrive within {BODY_SECONDS:g} s") from None
-    return bytes(body)
 
 
 def _address(request: Request) -> str:

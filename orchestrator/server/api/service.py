@@ -16,12 +16,14 @@ from orchestrator.errors import UsageError
 from orchestrator.runs.types import Services
 from orchestrator.server.api.application import application
 from orchestrator.server.api.callers import Callers, Rates
+from orchestrator.server.api.inquiries import Inquiries
 from orchestrator.server.api.operations import Operations
 from orchestrator.server.api.tls import ApiProtocol, TlsFiles, only_here
 from orchestrator.server.listener import bind, listening
 from orchestrator.server.maintenance import Maintenance
 from orchestrator.tasks.closing import close_what_is_over
 from orchestrator.tasks.desk import TaskDesk
+from orchestrator.tasks.inquiry import Inquiry
 from orchestrator.tasks.reach import Reach
 from orchestrator.workflow.loader import LoadedWorkflow
 
@@ -101,9 +103,10 @@ async def answering(
         Authentication(agents, config.agents.parent, services.clock),
         Rates(services.clock, per_second=config.per_second, burst=2 * config.per_second),
     )
+    inquiries = Inquiries(Inquiry(services), callers)
     operations = Operations(TaskDesk(services, types), callers)
     host, port = bound.getsockname()[:2]
-    async with listening(application(operations), bound, protocol=ApiProtocol, tls=context):
+    async with listening(application(operations, inquiries), bound, protocol=ApiProtocol, tls=context):
         log.info("the API answers at %s:%d", host, port, extra={"api": f"{host}:{port}"})
         try:
             yield Api(operations, services)
