@@ -148,8 +148,9 @@ class DecisionDocument(TypedDict):
 REQUEST_EXAMPLE: JsonObject = {
     "version": VERSION,
     "workflow": {"name": "translate-feedback", "digest": "sha256:" + "5f" * 32},
-    "run": {"id": "01KB4Q6V0M7N3T8W2X5Y9ZABCD", "trigger": "manual", "reason": "ticket 4711", "inputs": {"limit": 20}},
+    "run": {"id": "01KB4Q6V0M7N3T8W2X5Y9ZABCD", "trigger": "call", "reason": "ticket 4711", "inputs": {"limit": 20}},
     "context": {"task": "crm:write_ticket", "customer_id": 1234},
+    "task": {"id": "task_01KB4Q6V0M7N3T8W2X5Y9ZABCD", "call": {"limit": 20}, "on_behalf_of": ""},
     "step": {"id": "read_feedback", "attempt": 1, "timeout": 60},
     "agent": "support-agent",
     "action": {"verbs": ["select"], "name": "postgres.query"},
