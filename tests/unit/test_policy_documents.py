@@ -90,7 +90,8 @@ class TestQuestions:
         for step in plan.steps:
             document = json.loads(json.dumps(step.request.as_json()))
             REQUEST.validate(document)
-            assert set(document) == set(REQUEST_EXAMPLE)
+            only_of_calls = set() if loaded.workflow.is_task else {"task"}
+            assert set(document) == set(REQUEST_EXAMPLE) - only_of_calls
 
     def test_every_kind_of_grant_in_every_form_is_valid(self) -> None:
         text = """
