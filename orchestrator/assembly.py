@@ -18,6 +18,7 @@ from orchestrator.approvals.slack import SlackApprovals
 from orchestrator.clock import Clock, SystemClock
 from orchestrator.credentials.broker import Broker
 from orchestrator.credentials.duties import DatabaseDuties
+from orchestrator.credentials.shared_sweeps import SharedSweeps
 from orchestrator.credentials.types import Confirm, Issuer
 from orchestrator.errors import ExitCode
 from orchestrator.jsontypes import JsonValue
@@ -103,7 +104,7 @@ async def open_services(
             yield Services(
                 ledger=writer,
                 reader=ledger,
-                broker=replace(broker, duties=DatabaseDuties(broker, config.endpoints, config.primaries)),
+                broker=replace(broker, duties=SharedSweeps(DatabaseDuties(broker, config.endpoints, config.primaries))),
                 policy=config.policy,
                 redactor=redactor,
                 own_secrets=own_secrets,

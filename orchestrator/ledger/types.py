@@ -209,8 +209,12 @@ class LedgerWriter(Protocol):
         """
         ...
 
-    async def begin_call(self, called: TaskCalled, task_id: str, started: RunStarted, limits: CallLimits) -> int:
-        """Record that a tool is called in a task, and the run that the call is; return that one's fence number.
+    async def begin_call(
+        self, called: TaskCalled, task_id: str, started: RunStarted, limits: CallLimits, runner_id: str
+    ) -> int:
+        """Record that a tool is called in a task, and the run that the call is, which that process drives.
+
+        Returns the run's fence number.
 
         Raises UnknownRun, TaskEnded, BudgetSpent, AgentBlocked, and UsageError if the call's id is taken.
         """

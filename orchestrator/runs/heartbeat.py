@@ -46,6 +46,11 @@ class Heartbeat:
         self.enter()
         return self.store.own(run_id, self.runner_id, digest=digest, text=text)
 
+    @property
+    def is_entered(self) -> bool:
+        """Whether this process is in the ledger, and beats."""
+        return self._thread is not None
+
     def enter(self) -> None:
         """Enter this process in the ledger and start to beat, once. Raises LedgerError."""
         with self._entering:

@@ -73,11 +73,6 @@ class Runner:
 
     async def _begin(self, progress: RunProgress) -> int:
         services, request, loaded = self.services, progress.request, progress.request.loaded
-        begun = await asyncio.to_thread(
-            services.heartbeat.begin, request.run_id, digest=loaded.digest, text=loaded.text
-        )
-        if not begun:
-            raise RunExists(f"run {request.run_id} is in the ledger already", hint="Begin a run under a new id.")
         started = RunStarted(
             workflow=loaded.workflow.name,
             digest=loaded.digest,
@@ -89,14 +84,17 @@ class Runner:
             reason=request.reason,
             **on_record(request.call),
         )
-        if request.call is None:
-            return await services.ledger.begin_run(request.run_id, started)
-        try:
-            called = request.call.called(request.run_id)
-            return await services.ledger.begin_call(called, request.call.task, started, request.call.limits)
-        except Refused:  # it may be tried again, by any process
-            await asyncio.to_thread(services.heartbeat.store.disown, request.run_id, services.heartbeat.runner_id)
-            raise
+        if (call := request.call) is not None:
+            if not services.heartbeat.is_entered:
+                await asyncio.to_thread(services.heartbeat.enter)
+            called, runner_id = call.called(request.run_id), services.heartbeat.runner_id
+            return await services.ledger.begin_call(called, call.task, started, call.limits, runner_id)
+        begun = await asyncio.to_thread(
+            services.heartbeat.begin, request.run_id, digest=loaded.digest, text=loaded.text
+        )
+        if not begun:
+            raise RunExists(f"run {request.run_id} is in the ledger already", hint="Begin a run under a new id.")
+        return await services.ledger.begin_run(request.run_id, started)
 
     async def resume(self, taken: TakenRun, interruption: Interruption | None = None) -> RunOutcome:
         """Go on with a run of another process: finished steps are not run again, their outputs come from the ledger."""

@@ -54,9 +54,11 @@ class ObservedLedger:
         self._tell(run_id, self.clock.now(), started)
         return fence
 
-    async def begin_call(self, called: TaskCalled, task_id: str, started: RunStarted, limits: CallLimits) -> int:
+    async def begin_call(
+        self, called: TaskCalled, task_id: str, started: RunStarted, limits: CallLimits, runner_id: str
+    ) -> int:
         """As the ledger's; the observer is told of both when they are committed."""
-        fence = await self.ledger.begin_call(called, task_id, started, limits)
+        fence = await self.ledger.begin_call(called, task_id, started, limits, runner_id)
         now = self.clock.now()
         self._tell(task_id, now, called)
         self._tell(called.call, now, started)

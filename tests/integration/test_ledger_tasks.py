@@ -105,7 +105,7 @@ async def opened(ledger: Ledger, task: str = "task_1", **changes: Any) -> None:
 
 async def call(ledger: Ledger, key: str, tool: str = "read", task: str = "task_1", limits: CallLimits = NONE) -> str:
     event, started = called(key, tool, task)
-    await ledger.begin_call(event, task, started, limits)
+    await ledger.begin_call(event, task, started, limits, "runner-1")
     return event.call
 
 
@@ -209,6 +209,7 @@ async def test_the_same_call_begins_once(ledger: Ledger) -> None:
     with pytest.raises(UsageError, match="already"):
         await call(ledger, "k1")
     assert [each.kind for each in ledger.events("task_1")] == ["task.opened", "task.called"]
+    assert ledger.runners.owner(call_id("task_1", "k1")) == "runner-1"
     assert whole(ledger)
 
 

@@ -165,13 +165,6 @@ class RunnerStore:
                 connection.execute(update(run_owner).where(this).values(runner_id=runner_id))
             return True
 
-    def disown(self, run_id: str, runner_id: str) -> None:
-        """Drive a run no more that could not begin: whoever comes next may."""
-        with self._writing() as connection:
-            begun = select(run.c.run_id).where(run.c.run_id == run_id).exists()
-            ours = (run_owner.c.run_id == run_id) & (run_owner.c.runner_id == runner_id) & ~begun
-            connection.execute(delete(run_owner).where(ours))
-
     def take(self, run_id: str, runner_id: str, *, dead: str) -> bool:
         """Become the one who drives a run of a dead process; False if another one was faster."""
         with self._writing() as connection:

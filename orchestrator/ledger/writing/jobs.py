@@ -60,6 +60,7 @@ class BeginCall:
     run_id: str
     started: Entry
     limits: CallLimits
+    runner_id: str
     head: Head | None = field(default=None, init=False)
 
     @property
@@ -70,7 +71,9 @@ class BeginCall:
 
     def execute(self, transaction: Transaction) -> int:
         """Raises UnknownRun, TaskEnded, BudgetSpent, AgentBlocked, and UsageError if the id is taken."""
-        self.head = transaction.begin_call(self.task, self.called, self.run_id, self.started, self.limits)
+        self.head = transaction.begin_call(
+            self.task, self.called, self.run_id, self.started, self.limits, self.runner_id
+        )
         return FIRST_FENCE
 
 

@@ -57,13 +57,17 @@ class Ledger(Reader):
         """
         return await self._writer.submit(BeginRun(run_id, self._entry(started)))
 
-    async def begin_call(self, called: TaskCalled, task_id: str, started: RunStarted, limits: CallLimits) -> int:
-        """Record that a tool is called in a task, and the run that the call is; return that one's fence.
+    async def begin_call(
+        self, called: TaskCalled, task_id: str, started: RunStarted, limits: CallLimits, runner_id: str
+    ) -> int:
+        """Record that a tool is called in a task, and the run that the call is, which that process drives.
+
+        Returns the run's fence.
 
         What the limits say is counted in the same transaction, over all processes. Raises UnknownRun, TaskEnded,
         BudgetSpent, AgentBlocked, UsageError if the call's id is taken, or LedgerError.
         """
-        job = BeginCall(task_id, self._entry(called), called.call, self._entry(started), limits)
+        job = BeginCall(task_id, self._entry(called), called.call, self._entry(started), limits, runner_id)
         return await self._writer.submit(job)
 
     async def close_task(self, task_id: str, closed: TaskClosed) -> bool:

@@ -98,8 +98,12 @@ class Transaction:
             if self._count(self._sql.open_leases, connection) + wanted.get(connection, 0) > most:
                 raise NoPlace(connection, most)
 
-    def begin_call(self, task_id: str, called: Entry, run_id: str, started: Entry, limits: CallLimits) -> Head:
-        """Begin the run that a call is, and say so in the chain of its task. Its new head is the run's.
+    def begin_call(
+        self, task_id: str, called: Entry, run_id: str, started: Entry, limits: CallLimits, runner_id: str
+    ) -> Head:
+        """Begin the run that a call is, driven by that process, and say so in the chain of its task.
+
+        The new head is the run's.
 
         Raises UnknownRun, TaskEnded, BudgetSpent or AgentBlocked, and UsageError if the id is taken.
         """
@@ -110,6 +114,7 @@ class Transaction:
         self._cursor.execute(self._sql.count_calls, {"run_id": task_id})
         check_call(task_id, task.rows.run, self._fetch(), limits, tool=started.event.steps[0], now=started.time)
         head = self.begin_run(run_id, started)
+        self._execute(self._sql.own_run, {"run_id": run_id, "runner_id": runner_id})
         self._extend_locked(task_id, task, [called])
         return head
 
