@@ -74,7 +74,7 @@ async def brokered(
     stack: Servers, loaded: LoadedWorkflow, ledger: str, *, agents: int, seconds: float
 ) -> tuple[int, list[float]]:
     """How many calls ended, and how long each took."""
-    async with open_services(stack.config(ledger, parallel=agents), redactor=Redactor()) as opened:
+    async with open_services(replace(stack.config(ledger, parallel=agents), keeps=True), redactor=Redactor()) as opened:
         services = replace(opened, action=lambda name: Nothing())
         await services.broker.vault.login(deadline=time.monotonic() + 10)
         desk = TaskDesk(services, {loaded.workflow.name: loaded})

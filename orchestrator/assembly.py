@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -18,8 +18,7 @@ from orchestrator.approvals.slack import SlackApprovals
 from orchestrator.clock import Clock, SystemClock
 from orchestrator.credentials.broker import Broker
 from orchestrator.credentials.duties import DatabaseDuties
-from orchestrator.credentials.shared_sweeps import SharedSweeps
-from orchestrator.credentials.types import Confirm, Issuer
+from orchestrator.credentials.types import Confirm, Duties, Issuer
 from orchestrator.errors import ExitCode
 from orchestrator.jsontypes import JsonValue
 from orchestrator.ledger.opening import open_ledger
@@ -35,6 +34,7 @@ from orchestrator.runs.types import Interruption, RunOutcome, RunRequest, Servic
 from orchestrator.runs.waiting_time import WaitingTime
 from orchestrator.secret import Secret
 from orchestrator.signals import Interruptions, handled
+from orchestrator.tasks.kept_sweeps import keeping
 from orchestrator.telemetry.observed_ledger import ObservedLedger, Observer
 from orchestrator.vault.config import VaultConfig
 from orchestrator.vault.login_request import standing_secrets
@@ -65,6 +65,8 @@ class RunnerConfig:
     max_takeovers: int = 3
     confinement: Confinement = Confinement.BEST
     parks: bool = False
+    keeps: bool = False
+    """Whether the session that asks a database whether logins are gone is kept for a while: for services."""
     slack: SlackApprovals | None = None
     notify: Mapping[str, Secret] = field(default_factory=dict)
     own_secrets: tuple[Secret, ...] = ()
@@ -98,13 +100,18 @@ async def open_services(
         places=config.connection_leases,
     )
     try:
-        async with open_engine(
-            config.engine, ledger_url=config.ledger_url, reader=ledger, runner_id=heartbeat.runner_id
-        ) as engine:
+        async with (
+            open_engine(
+                config.engine, ledger_url=config.ledger_url, reader=ledger, runner_id=heartbeat.runner_id
+            ) as engine,
+            AsyncExitStack() as stack,
+        ):
+            own = DatabaseDuties(broker, config.endpoints, config.primaries)
+            duties: Duties = await stack.enter_async_context(keeping(own, writer, heartbeat)) if config.keeps else own
             yield Services(
                 ledger=writer,
                 reader=ledger,
-                broker=replace(broker, duties=SharedSweeps(DatabaseDuties(broker, config.endpoints, config.primaries))),
+                broker=replace(broker, duties=duties),
                 policy=config.policy,
                 redactor=redactor,
                 own_secrets=own_secrets,

@@ -48,6 +48,32 @@ _LEAST_SECONDS = 0.25
 
 
 @dataclass(frozen=True, slots=True)
+class SweepSession:
+    """A session of the orchestrator's own login for sweeps."""
+
+    session: psycopg.AsyncConnection
+
+    async def sweep(self, step_keys: Collection[str]) -> SweptLogins:
+        """As `Duties.sweep` has it, over this session. Raises psycopg.Error, which `sweeping` turns into ours."""
+        keys = sorted(step_keys)
+        dropped: list[str] = []
+        left: dict[str, str] = {}
+        for begin in range(0, len(keys), _KEYS_AT_ONCE):
+            some = keys[begin : begin + _KEYS_AT_ONCE]
+            for login, problem in await (await self.session.execute(_SWEEP, [some])).fetchall():
+                if problem is None:
+                    dropped.append(str(login))
+                else:
+                    left[str(login)] = str(problem)
+            for (login,) in await (await self.session.execute(_LEFT, [some])).fetchall():
+                left.setdefault(str(login), "it was created meanwhile")
+        return SweptLogins(
+            dropped=tuple(sorted(set(dropped) - left.keys())),
+            left=tuple(LoginLeft(login, problem) for login, problem in sorted(left.items())),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class DatabaseDuties:
     """Every login goes through the broker and the ledger like any other."""
 
@@ -63,23 +89,17 @@ class DatabaseDuties:
 
         Raises Unreachable, GrantRefused or VaultUnreachable where it cannot be said that no other is left.
         """
-        keys = sorted(step_keys)
-        dropped: list[str] = []
-        left: dict[str, str] = {}
+        async with self.sweeping(attempt, connection, deadline=deadline) as session:
+            return await session.sweep(step_keys)
+
+    @asynccontextmanager
+    async def sweeping(self, attempt: Attempt, connection: str, *, deadline: float) -> AsyncIterator[SweepSession]:
+        """A login with which sweeps are asked, for half of the time that there is, and half a minute at most.
+
+        Raises Unreachable, GrantRefused or VaultUnreachable, also for what goes wrong while it is open.
+        """
         async with self._session("sweep", attempt, connection, deadline) as session:
-            for begin in range(0, len(keys), _KEYS_AT_ONCE):
-                some = keys[begin : begin + _KEYS_AT_ONCE]
-                for login, problem in await (await session.execute(_SWEEP, [some])).fetchall():
-                    if problem is None:
-                        dropped.append(str(login))
-                    else:
-                        left[str(login)] = str(problem)
-                for (login,) in await (await session.execute(_LEFT, [some])).fetchall():
-                    left.setdefault(str(login), "it was created meanwhile")
-        return SweptLogins(
-            dropped=tuple(sorted(set(dropped) - left.keys())),
-            left=tuple(LoginLeft(login, problem) for login, problem in sorted(left.items())),
-        )
+            yield SweepSession(session)
 
     async def sweep_expired(self, attempt: Attempt, connection: str, *, deadline: float) -> SweptLogins:
         """Drop the ephemeral logins that are no longer valid by the database's own clock, whatever their step.

@@ -43,7 +43,9 @@ log = logging.getLogger(__name__)
 TRIGGER_SWEEP = "sweep"
 """What the ledger says started the run of a sweep."""
 
-_AGENT = "orchestrator"
+AGENT = "orchestrator"
+"""For whom sweeps are made."""
+
 _SECONDS = 60
 """How long one database may take."""
 
@@ -102,7 +104,7 @@ async def sweep_orphans(services: Services, run_id: str) -> tuple[ConnectionSwep
     if not await asyncio.to_thread(services.heartbeat.begin, run_id, digest="", text=""):
         return None
     started = RunStarted(
-        workflow=SWEEP_WORKFLOW, digest="", agent=_AGENT, trigger=TRIGGER_SWEEP, inputs={}, steps=connections
+        workflow=SWEEP_WORKFLOW, digest="", agent=AGENT, trigger=TRIGGER_SWEEP, inputs={}, steps=connections
     )
     fence = await services.ledger.begin_run(run_id, started)
     finished = RunFinished(
@@ -137,7 +139,7 @@ async def _sweep(services: Services, run_id: str, fence: int, connection: str) -
         workflow=SWEEP_WORKFLOW,
         step=connection,
         number=1,
-        agent=_AGENT,
+        agent=AGENT,
         step_key=new_step_key(connection),
         scopes=(),
         policy="",

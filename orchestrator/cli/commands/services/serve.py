@@ -158,7 +158,7 @@ def _serve(
         api=api,
     )
     # Kept until every thread has ended: the policy engine must end in this one.
-    runner = replace(runner_config(settings, engine=engine, grace=grace), parks=True)
+    runner = replace(runner_config(settings, engine=engine, grace=grace), parks=True, keeps=api is not None)
     with traced() as spans:
         code = interruption.run(lambda: service.serve(runner, config, redactor=redactor(), observer=spans))
     raise typer.Exit(int(code))

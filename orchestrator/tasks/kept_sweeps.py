@@ -1,4 +1,4 @@
-"""One login for many sweeps: what a service asks its databases again and again, over a session that it keeps for a while.
+"""One login for many sweeps: what a service asks its databases again and again, over a session that it keeps.
 
 A run that ends asks its databases whether its logins are gone, with a login made for that. Where runs of one step end
 many times a second (the calls of agents), making it would cost more than all the rest. So a service keeps the session:
@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from orchestrator.credentials.duties import DatabaseDuties, SweepSession
 from orchestrator.credentials.types import Attempt, LeasesOfRun, LoginLeft, SweptLogins
-from orchestrator.errors import OrchestratorError, Unreachable
-from orchestrator.ledger.ids import carries, new_run_id
+from orchestrator.errors import ExitCode, OrchestratorError, Unreachable
+from orchestrator.ledger.events import AttemptFinished, AttemptStarted, Event, RunFinished, RunStarted, StepFinished
+from orchestrator.ledger.ids import carries, new_run_id, new_step_key
+from orchestrator.ledger.reading.queries import SWEEP_WORKFLOW
+from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LedgerWriter
-from orchestrator.recovery.sweep_runs import sweep_run
+from orchestrator.recovery.orphans import AGENT, TRIGGER_SWEEP
 from orchestrator.runs.heartbeat import Heartbeat
+from orchestrator.uninterrupted import completed, to_the_end
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +32,19 @@ KEPT_SECONDS = 20.0
 
 IDLE_SECONDS = 1.0
 """How long it is kept while nothing is asked."""
+
+TOGETHER_SECONDS = 0.02
+"""While much is asked, it is waited so long for what can be asked together."""
+
+
+@asynccontextmanager
+async def keeping(duties: DatabaseDuties, ledger: LedgerWriter, heartbeat: Heartbeat) -> AsyncIterator[KeptSweeps]:
+    """The duties of a service, until the context is left."""
+    kept = KeptSweeps(duties, ledger, heartbeat)
+    try:
+        yield kept
+    finally:
+        await to_the_end(kept.aclose())
 
 
 @dataclass(slots=True)
@@ -96,9 +114,11 @@ class KeptSweeps:
     async def _keep(self, connection: str, database: _Kept) -> None:
         """Answer what is asked until nothing is, or the session is old. What goes wrong is told to who asked."""
         try:
-            async with sweep_run(self.ledger, self.heartbeat, new_run_id(), connection, seconds=KEPT_SECONDS) as attempt:
-                async with self.duties.sweeping(attempt, connection, deadline=attempt.deadline) as session:
-                    await self._answer(database, session, until=attempt.deadline)
+            async with (
+                self._run(connection) as attempt,
+                self.duties.sweeping(attempt, connection, deadline=attempt.deadline) as session,
+            ):
+                await self._answer(database, session, until=asyncio.get_running_loop().time() + KEPT_SECONDS)
         except OrchestratorError as error:
             log.info("sweeps of %s: %s", connection, error.message)
             _fail(database, error)
@@ -109,8 +129,53 @@ class KeptSweeps:
             if database.waiting:  # asked while the session was given back
                 _fail(database, Unreachable("the session for sweeps is over"))
 
+    @asynccontextmanager
+    async def _run(self, connection: str) -> AsyncIterator[Attempt]:
+        """A run of its own, whose one attempt is that of the session."""
+        run_id, step_key = new_run_id(), new_step_key(connection)
+        await asyncio.to_thread(lambda: self.heartbeat.begin(run_id, digest="", text=None))
+        started = RunStarted(
+            workflow=SWEEP_WORKFLOW, digest="", agent=AGENT, trigger=TRIGGER_SWEEP, inputs={}, steps=(connection,)
+        )
+        fence, cancelled = await completed(self.ledger.begin_run(run_id, started))
+        attempt = Attempt(
+            run_id=run_id,
+            fence=fence,
+            workflow=SWEEP_WORKFLOW,
+            step=connection,
+            number=1,
+            agent=AGENT,
+            step_key=step_key,
+            scopes=(),
+            policy="",
+            deadline=asyncio.get_running_loop().time() + 2 * KEPT_SECONDS,
+        )
+        begun = AttemptStarted(
+            step=connection, attempt=1, step_key=step_key, action="(sweep)", timeout=int(2 * KEPT_SECONDS)
+        )
+        state, reason = StepState.SUCCEEDED, ""
+        try:
+            await self.ledger.append(run_id, fence, [begun])
+            if cancelled is not None:
+                raise asyncio.CancelledError
+            yield attempt
+        except OrchestratorError as error:
+            state, reason = StepState.FAILED, error.message
+            raise
+        finally:
+            went_well = state is StepState.SUCCEEDED
+            of_run = RunState.SUCCEEDED if went_well else RunState.FAILED
+            code = ExitCode.DONE if went_well else ExitCode.STEP_FAILED
+            end: list[Event] = [
+                AttemptFinished(step=connection, attempt=1, state=state, reason=reason),
+                StepFinished(step=connection, state=state, reason=reason),
+                RunFinished(state=of_run, exit_code=int(code), reason=reason),
+            ]
+            await to_the_end(self.ledger.append(run_id, fence, end))
+
     async def _answer(self, database: _Kept, session: SweepSession, *, until: float) -> None:
         loop = asyncio.get_running_loop()
+        answered = 0.0
         while loop.time() < until - IDLE_SECONDS:
             if not database.waiting:
                 database.more.clear()
@@ -119,6 +184,8 @@ class KeptSweeps:
                         await database.more.wait()
                 except TimeoutError:
                     return
+            if loop.time() - answered < 2 * TOGETHER_SECONDS:
+                await asyncio.sleep(TOGETHER_SECONDS)
             asked, database.waiting = database.waiting, []
             keys = {key for question in asked for key in question.step_keys}
             try:
@@ -129,6 +196,7 @@ class KeptSweeps:
                         known = error if isinstance(error, OrchestratorError) else Unreachable(type(error).__name__)
                         question.answer.set_exception(known)
                 raise
+            answered = loop.time()
             for question in asked:
                 if not question.answer.done():
                     question.answer.set_result(swept)
