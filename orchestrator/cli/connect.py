@@ -58,6 +58,17 @@ def open_store() -> Iterator[Ledger]:
         ledger.close()
 
 
+def operator() -> str:
+    """Who uses the command, as the operating system knows them."""
+    import os
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"uid {os.getuid()}"
+
+
 def _ledger_url() -> str:
     """Where the ledger is. All settings are read only where they have to be: that takes longer than a list."""
     from orchestrator.environment import ledger_location

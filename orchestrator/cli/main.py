@@ -45,6 +45,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "approvals": ("approvals",),
     "agents": ("agents",),
     "runs": ("runs",),
+    "tasks": ("tasks",),
     "leases": ("leases",),
     "provision": ("provision",),
     "dev": ("dev", "demo"),

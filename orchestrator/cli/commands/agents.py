@@ -1,21 +1,28 @@
-"""`orchestrator agents`: who may call, as an admin declares it."""
+"""`orchestrator agents`: who may call, as an admin declares it, and cutting an agent off."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli import options
-from orchestrator.errors import UsageError
+from orchestrator.errors import ExitCode, UsageError
+from orchestrator.ledger.states import TaskState
 
 if TYPE_CHECKING:
     from orchestrator.agents.authentication import Caller
     from orchestrator.agents.declared import Agents
+    from orchestrator.ledger.coordination.agents import Block
+    from orchestrator.ledger.writing.store import Ledger
 
-app = typer.Typer(help="Who may call, as an admin declares it.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Who may call, and cutting an agent off.", no_args_is_help=True, rich_markup_mode=None)
+
+
+_MOST = 10_000
 
 
 def register(program: typer.Typer) -> None:
@@ -23,6 +30,7 @@ def register(program: typer.Typer) -> None:
     program.add_typer(app, name="agents")
 
 
+AgentName = Annotated[str, typer.Argument(metavar="NAME", help="The agent's name.")]
 AgentsFile = Annotated[Path, typer.Argument(metavar="FILE", help="Such as vault/agents.yaml.")]
 TokenFile = Annotated[
     Path | None,
@@ -58,6 +66,158 @@ def check(file: AgentsFile, token_file: TokenFile = None, as_json: options.Json 
     if caller is not None:
         for_whom = f", on behalf of {caller.on_behalf_of}" if caller.on_behalf_of else ""
         console().print(f"the token is of {caller.agent}, by {caller.issuer}{for_whom}", markup=False, highlight=False)
+
+
+@app.command("list")
+def list_agents(
+    file: Annotated[Path | None, typer.Option(metavar="FILE", help="Also those that it declares.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """List the agents that have tasks open or runs under way, and those that are cut off."""
+    from orchestrator.cli.connect import open_store
+    from orchestrator.cli.display.json_output import print_json
+    from orchestrator.cli.display.listing import print_line, print_list
+    from orchestrator.clock import SystemClock
+
+    declared: set[str] = set()
+    if file is not None:
+        from orchestrator.agents.declared import load_agents
+
+        declared = set(load_agents(file).agents)
+    with open_store() as ledger:
+        blocks = {each.agent: each for each in ledger.agents.blocks(now=SystemClock().now())}
+        tasks = ledger.tasks(state=TaskState.OPEN, limit=_MOST)
+        names = sorted(declared | blocks.keys() | {task.agent for task in tasks})
+        found = [_stands(ledger, name, blocks.get(name)) for name in names]
+    if as_json:
+        print_json(found)
+    elif not found:
+        print_line("no agents")
+    else:
+        print_list(("AGENT", "OPEN TASKS", "UNDER WAY", "CUT OFF"), [_row(each) for each in found], fold=("CUT OFF",))
+
+
+@app.command("show")
+def show(name: AgentName, as_json: options.Json = False) -> None:
+    """Show how an agent stands: its open tasks, what is under way, its open leases, and whether it is cut off."""
+    from orchestrator.cli.connect import open_store
+    from orchestrator.cli.display.json_output import print_json
+    from orchestrator.cli.display.terminal import console, facts
+    from orchestrator.clock import SystemClock
+    from orchestrator.ledger.lease import OPEN
+    from orchestrator.ledger.types import LeaseFilter
+
+    with open_store() as ledger:
+        blocks = {each.agent: each for each in ledger.agents.blocks(now=SystemClock().now())}
+        stands = _stands(ledger, name, blocks.get(name))
+        tasks = ledger.tasks(agent=name, state=TaskState.OPEN, limit=_MOST)
+        under_way = ledger.under_way(name)
+        leases = ledger.leases(LeaseFilter(agent=name, states=OPEN, limit=_MOST))
+    if as_json:
+        print_json({**plain_of(stands), "tasks": tasks, "runs": under_way, "leases": leases})
+        return
+    rows = [
+        ("agent", name),
+        ("cut off", _block_words(stands.cut_off) or "no"),
+        *(("task", f"{task.task_id}  {task.workflow}") for task in tasks),
+        *(("under way", f"{run.run_id}  {run.workflow} {' '.join(run.steps)}  {run.state.value}") for run in under_way),
+        *(("lease", f"{lease.lease_id}  {lease.step}.{lease.grant}  {lease.state.value}") for lease in leases),
+    ]
+    console().print(facts(rows))
+
+
+@app.command("revoke")
+def revoke(
+    name: AgentName,
+    lasting: Annotated[
+        str | None, typer.Option("--for", metavar="DURATION", help="Such as 1h; without it, until it is restored.")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+    as_json: options.Json = False,
+) -> None:
+    """Cut an agent off, now and in all processes: its tasks and runs end, and what they hold is taken back.
+
+    Whatever it tries from then on is refused. The exit code is 6 while something is not confirmed gone: then its
+    processes, or recovery, go on with it, and the command may be repeated.
+    """
+    import asyncio
+    from datetime import timedelta
+
+    from orchestrator.cli.connect import open_store, operator
+    from orchestrator.cli.display.json_output import print_json
+    from orchestrator.cli.display.terminal import console
+    from orchestrator.clock import SystemClock
+    from orchestrator.grants.models import parse_duration
+    from orchestrator.tasks.closing import cut_off
+    from orchestrator.tasks.reach import Reach
+
+    clock = SystemClock()
+    try:
+        until = None if lasting is None else clock.now() + timedelta(seconds=parse_duration(lasting))
+    except ValueError as error:
+        raise UsageError(f"--for: {error}", hint="such as 90s, 15m or 1h30m") from None
+    with open_store() as ledger:
+        ledger.agents.block(name, until=until, by=operator(), reason=reason, now=clock.now())
+        before = _stands(ledger, name, None)
+        confirmed = asyncio.run(cut_off(Reach.of_ledger(ledger, clock), name, by=operator(), reason=reason))
+    if as_json:
+        ended = {"tasks": before.open_tasks, "runs": before.under_way}
+        print_json({"agent": name, "until": until, "ended": ended, "confirmed": confirmed})
+    else:
+        rest = "nothing of it is left" if confirmed else "not everything is confirmed gone yet"
+        ended_words = f"{before.open_tasks} tasks and {before.under_way} runs ended"
+        console().print(f"{name} is cut off: {ended_words}; {rest}", markup=False, highlight=False)
+    if not confirmed:
+        raise typer.Exit(int(ExitCode.UNCONFIRMED))
+
+
+@app.command("restore")
+def restore(name: AgentName, as_json: options.Json = False) -> None:
+    """Let an agent in again that was cut off. What was ended stays so."""
+    from orchestrator.cli.connect import open_store
+    from orchestrator.cli.display.json_output import print_json
+    from orchestrator.cli.display.terminal import console
+
+    with open_store() as ledger:
+        was = ledger.agents.restore(name)
+    if as_json:
+        print_json({"agent": name, "was_cut_off": was})
+    else:
+        said = "is let in again" if was else "was not cut off"
+        console().print(f"{name} {said}", markup=False, highlight=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Stands:
+    """How an agent stands."""
+
+    agent: str
+    open_tasks: int
+    under_way: int
+    cut_off: Block | None
+
+
+def _stands(ledger: Ledger, name: str, block: Block | None) -> Stands:
+    tasks = ledger.tasks(agent=name, state=TaskState.OPEN, limit=_MOST)
+    return Stands(name, len(tasks), len(ledger.under_way(name)), block)
+
+
+def plain_of(stands: Stands) -> dict[str, object]:
+    """Its members, for JSON."""
+    return {"agent": stands.agent, "cut_off": stands.cut_off}
+
+
+def _row(stands: Stands) -> tuple[str, str, str, str]:
+    return stands.agent, str(stands.open_tasks), str(stands.under_way), _block_words(stands.cut_off)
+
+
+def _block_words(block: Block | None) -> str:
+    from orchestrator.cli.display.terminal import local
+
+    if block is None:
+        return ""
+    until = f"until {local(block.until)}" if block.until else "until it is restored"
+    return f"{until}, by {block.by}" + (f": {block.reason}" if block.reason else "")
 
 
 async def _who(declared: Agents, folder: Path, token: str) -> Caller:

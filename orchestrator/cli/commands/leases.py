@@ -30,6 +30,7 @@ _Time = typer.Option(metavar="TIME", help="2026-03-02, 2026-03-02T12:00+07:00, o
 @app.command("list")
 def list_leases(
     run: Annotated[str | None, typer.Option(help="Only of this run.")] = None,
+    task: Annotated[str | None, typer.Option(help="Only of the calls in this task.")] = None,
     workflow: Annotated[str | None, typer.Option(help="Only of this workflow.")] = None,
     step: Annotated[str | None, typer.Option(help="Only of this step.")] = None,
     agent: Annotated[str | None, typer.Option(help="Only of this agent.")] = None,
@@ -51,6 +52,7 @@ def list_leases(
     now = SystemClock().now()
     query = LeaseFilter(
         run=run,
+        task=task,
         workflow=workflow,
         step=step,
         agent=agent,

@@ -169,6 +169,8 @@ def cancel(
 
 def _record(reader: LedgerReader, run: str) -> RunRecord:
     record = reader.run(run)
+    if record is None and reader.task(run) is not None:
+        raise UnknownRun(f"{run} is a task, not a run", hint=f"see `orchestrator tasks show {run}`")
     if record is None:
         raise UnknownRun(f"no run {run} is in the ledger", hint="`orchestrator runs list` shows those that are")
     return record

@@ -95,6 +95,7 @@ def _run_facts(story: RunStory) -> list[tuple[str, str]]:
         ("workflow", f"{run.workflow}  {_short(run.digest)}"),
         ("agent", run.agent),
         ("trigger", run.trigger),
+        *_of_task(story),
         ("inputs", inputs_words(run.inputs)),
         ("started", local(run.started_at)),
         ("took", took(run.started_at, run.finished_at)),
@@ -102,6 +103,14 @@ def _run_facts(story: RunStory) -> list[tuple[str, str]]:
         ("reason", run.reason),
         ("history", whole if story.broken is None else f"BROKEN from event {story.broken} on"),
     ]
+
+
+def _of_task(story: RunStory) -> list[tuple[str, str]]:
+    """Of a call: the task that it is in, and what the agent chose."""
+    if story.run.task is None:
+        return []
+    chosen = story.events[0].data.get("call") if story.events else None
+    return [("task", story.run.task), ("call", inputs_words(chosen) if isinstance(chosen, dict) else "")]
 
 
 def inputs_words(inputs: JsonObject) -> str:
