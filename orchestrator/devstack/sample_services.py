@@ -29,7 +29,7 @@ class SlackBot:
 
 @dataclass
 class SampleServices:
-    """Token issuer, translation API and Slack stand-in, each on a free port of 127.0.0.1.
+    """Token issuer, translation API, CRM and Slack stand-in, each on a free port of 127.0.0.1.
 
     `vault_token` may read the public part of the transit key `key` and nothing else. `admin_token`
     opens `/_admin/...` of each service. Use as a context manager.
@@ -58,7 +58,7 @@ class SampleServices:
         return self._process.pid
 
     def url(self, service: str) -> str:
-        """The address of `issuer`, `translation` or `slack`."""
+        """The address of `issuer`, `translation`, `crm` or `slack`."""
         return f"http://127.0.0.1:{self.ports[service]}"
 
     def __enter__(self) -> Self:

@@ -44,6 +44,7 @@ class StackInfo:
     support_endpoint: str
     support_dsn: Secret
     translation_url: str
+    crm_url: str
     issuer_url: str
     slack_url: str
     slack_token: Secret
@@ -55,6 +56,7 @@ class StackInfo:
         return {
             "support": self.support_endpoint,
             "translation": self.translation_url,
+            "crm": self.crm_url,
             "slack": f"{self.slack_url}/api/",
         }
 
@@ -94,6 +96,7 @@ def furnished(vault: VaultAdmin, postgres: PostgresAdmin, directory: Path) -> It
             support_endpoint=postgres.endpoint(DATABASE),
             support_dsn=postgres.dsn(DATABASE),
             translation_url=services.url("translation"),
+            crm_url=services.url("crm"),
             issuer_url=services.url("issuer"),
             slack_url=services.url("slack"),
             slack_token=slack_token,

@@ -146,6 +146,7 @@ def test_what_a_user_exports_names_every_endpoint_and_holds_no_secret(stack: Sta
         "ORCHESTRATOR_TOKEN_ISSUER": stack.issuer_url,
         "ORCHESTRATOR_ENDPOINTS__SUPPORT": f"postgresql://{stack.postgres_host}:{stack.postgres_port}/support",
         "ORCHESTRATOR_ENDPOINTS__TRANSLATION": stack.translation_url,
+        "ORCHESTRATOR_ENDPOINTS__CRM": stack.crm_url,
         "ORCHESTRATOR_ENDPOINTS__SLACK": f"{stack.slack_url}/api/",
     }
     values = [getattr(stack, field.name) for field in dataclasses.fields(stack)]

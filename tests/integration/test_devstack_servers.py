@@ -245,7 +245,7 @@ def test_a_stopped_stack_leaves_no_process_and_nothing_outside_its_folder(
         servers = [child.pid for child in psutil.Process().children() if child not in already_there]
         assert len(servers) == 3
         family = [pid for server in servers for pid in _family(server)]
-        addresses = [info.vault_address, info.translation_url, info.issuer_url, info.slack_url]
+        addresses = [info.vault_address, info.translation_url, info.crm_url, info.issuer_url, info.slack_url]
     assert _wait_until_gone(family) == []
     for address in addresses:
         with pytest.raises(httpx.ConnectError):

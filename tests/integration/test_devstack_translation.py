@@ -4,62 +4,20 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
 import pytest
 from joserfc import jwt
 from joserfc.jwk import ECKey, KeySet, OctKey
+from transit_signer import Signer, encode
 
 from orchestrator.devstack.admin import VaultAdmin
 from orchestrator.devstack.stack import AUDIENCE, TOKEN_KEY, StackInfo
-from orchestrator.vault.jwks import algorithm_of, jwks_from_transit, key_id
+from orchestrator.vault.jwks import jwks_from_transit, key_id
 
 _BODY = {"target": "en", "messages": [{"id": 7, "comment": "ขอบคุณค่ะ"}]}
-
-
-def _encode(part: dict[str, Any]) -> str:
-    return base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode()
-
-
-@dataclass
-class Signer:
-    """Signs whatever a test wants with a transit key, as the orchestrator's token issuer does."""
-
-    vault: VaultAdmin
-    issuer: str
-
-    def claims(self, **changes: Any) -> dict[str, Any]:
-        now = int(time.time())
-        claims = {
-            "iss": self.issuer,
-            "aud": AUDIENCE,
-            "sub": "feedback-assistant",
-            "client_id": "customer_feedback",
-            "scope": "translate",
-            "iat": now,
-            "nbf": now - 5,
-            "exp": now + 60,
-            "jti": "lease-1",
-        }
-        return {name: value for name, value in (claims | changes).items() if value is not None}
-
-    def token(self, *, key: str = TOKEN_KEY, header: dict[str, Any] | None = None, **changes: Any) -> str:
-        key_data = self.vault.request("GET", f"transit/keys/{key}")
-        version = key_data["data"]["latest_version"]
-        whole = {"alg": algorithm_of(key_data), "typ": "at+jwt", "kid": key_id(key, version)} | (header or {})
-        kept = {name: value for name, value in whole.items() if value is not None}
-        signed = f"{_encode(kept)}.{_encode(self.claims(**changes))}"
-        wish = {
-            "input": base64.b64encode(signed.encode()).decode(),
-            "hash_algorithm": "sha2-256",
-            "marshaling_algorithm": "jws",
-        }
-        answer = self.vault.request("POST", f"transit/sign/{key}", wish)
-        return signed + "." + str(answer["data"]["signature"]).split(":", 2)[2]
 
 
 @pytest.fixture
@@ -156,14 +114,14 @@ def test_a_signed_token_that_is_no_access_token_is_refused(api: httpx.Client, si
 
 def test_a_token_that_was_changed_after_signing_is_refused(api: httpx.Client, signer: Signer) -> None:
     header, _, signature = signer.token(scope="nothing").split(".")
-    forged = f"{header}.{_encode(signer.claims(scope='translate'))}.{signature}"
+    forged = f"{header}.{encode(signer.claims(scope='translate'))}.{signature}"
     _assert_refused(_translate(api, forged), "the signature cannot be verified")
 
 
 @pytest.mark.parametrize("algorithm", ["none", "None", "nOnE"])
 def test_an_unsigned_token_is_refused(api: httpx.Client, signer: Signer, algorithm: str) -> None:
     header = {"alg": algorithm, "typ": "at+jwt", "kid": key_id(TOKEN_KEY, 1)}
-    token = f"{_encode(header)}.{_encode(signer.claims())}."
+    token = f"{encode(header)}.{encode(signer.claims())}."
     _assert_refused(_translate(api, token), "the signature cannot be verified")
 
 

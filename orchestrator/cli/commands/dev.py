@@ -73,6 +73,7 @@ Everything runs; Ctrl-C stops it. Files are in {info.directory}
   PostgreSQL        {info.support_endpoint}
                     customer_feedback (1974 messages), feedback_translation, ticket, payment_card, employee
   translation API   {info.translation_url}
+  CRM               {info.crm_url}
   Slack stand-in    {info.slack_url}
   token issuer      {info.issuer_url}/.well-known/jwks.json
 

@@ -15,6 +15,7 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 
+from orchestrator.devstack.services import crm
 from orchestrator.devstack.services.admin import Backdoor
 from orchestrator.devstack.services.issuer import issuer_app
 from orchestrator.devstack.services.slack import Bot, slack_app
@@ -23,7 +24,7 @@ from orchestrator.pep.access import access_tokens
 from orchestrator.pep.protection import Protection
 from orchestrator.pep.sources import IssuerKeys, Upkeep
 
-SERVICES = ("issuer", "translation", "slack")
+SERVICES = ("issuer", "translation", "crm", "slack")
 _LEEWAY = 2
 """Seconds that the clocks of issuer and service may differ: they are of one machine."""
 _UPKEEP = Upkeep(again_after=0)
@@ -33,15 +34,20 @@ _UPKEEP = Upkeep(again_after=0)
 def apps(config: dict[str, Any], issuer: str) -> dict[str, Starlette]:
     """The applications by name. `issuer` is the address that the issuer is reached at."""
     keys = IssuerKeys.discovered(issuer, upkeep=_UPKEEP)
-    protection = Protection(access_tokens(issuer, config["audience"], leeway=_LEEWAY), keys, realm="translation")
+
+    def protection(audience: str, realm: str) -> Protection:
+        return Protection(access_tokens(issuer, audience, leeway=_LEEWAY), keys, realm=realm)
+
+    admin_token = config["admin_token"]
     bots = {
         token: Bot(bot["name"], frozenset(bot["scopes"]), frozenset(bot["channels"]))
         for token, bot in config["slack_bots"].items()
     }
     return {
         "issuer": issuer_app(issuer, config["vault_address"], config["vault_token"], config["key"]),
-        "translation": translation_app(protection, Backdoor(config["admin_token"])),
-        "slack": slack_app(bots, Backdoor(config["admin_token"])),
+        "translation": translation_app(protection(config["audience"], "translation"), Backdoor(admin_token)),
+        "crm": crm.crm_app(protection(crm.AUDIENCE, "crm"), Backdoor(admin_token)),
+        "slack": slack_app(bots, Backdoor(admin_token)),
     }
 
 
