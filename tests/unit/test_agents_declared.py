@@ -14,11 +14,13 @@ from bench import ROOT
 from joserfc import jwt
 from joserfc.jwk import ECKey
 
+from orchestrator.actions.catalog import catalog
 from orchestrator.agents.authentication import Authentication, Caller, CallerRefused
 from orchestrator.agents.declared import Agents, load_agents
 from orchestrator.cli.main import main
 from orchestrator.errors import UsageError
 from orchestrator.pep.errors import Reason, TokenRefused
+from orchestrator.workflow.loader import load
 
 TEXT = """\
 version: 1
@@ -293,4 +295,7 @@ def test_a_token_of_nobody_ends_the_command_and_is_not_shown(
 
 def test_the_sample_is_right_and_names_types_of_task() -> None:
     sample = load_agents(ROOT / "vault" / "agents.yaml")
-    assert set(sample.agents) == {"complaint-agent", "reporting-agent"}
+    assert set(sample.agents) == {"complaint-reader", "complaint-writer"}
+    loaded = [load(path, actions=catalog).workflow for path in sorted((ROOT / "workflows").glob("*.yaml"))]
+    types = {each.name for each in loaded if each.is_task}
+    assert {name for agent in sample.agents.values() for name in agent.may_open} == types

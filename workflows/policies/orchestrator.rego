@@ -23,6 +23,7 @@ default admit := {"allow": false, "reasons": ["no rule of the policy admits it"]
 admit := {"allow": true, "reasons": [sprintf("agent `%s` is known", [input.agent])]} if {
 	count(misshapen) == 0
 	input.action.name in agent.actions
+	kind_permitted
 }
 
 admit := {"allow": false, "reasons": sort(strangers)} if count(strangers) > 0
@@ -44,12 +45,26 @@ partial if {
 permitted if {
 	count(misshapen) == 0
 	input.action.name in agent.actions
+	kind_permitted
 	action_permitted
 	task_permitted
 	is_array(input.grants)
 	every grant in input.grants {
 		grant_permitted(grant)
 	}
+}
+
+# --- a step of a run, or a tool of an open task -----------------------------------------------------
+
+# An agent that opens tasks calls the tools of these and takes no steps; all others take steps only.
+kind_permitted if {
+	not agent.opens
+	not input.task
+}
+
+kind_permitted if {
+	input.task
+	input.workflow.name in agent.opens
 }
 
 # --- what the step does ---------------------------------------------------------------------------
@@ -183,6 +198,7 @@ task_permitted if not agent.tasks
 task_permitted if {
 	customer_permitted
 	count(unlimited) == 0
+	count(for_anybody) == 0
 }
 
 customer_permitted if input.context.customer_id in agent.tasks[input.context.task]
@@ -196,6 +212,20 @@ unlimited := [privilege |
 
 limited_to_customer(privilege) if {
 	sprintf("%v", [privilege.where.customer_id]) == sprintf("%v", [input.context.customer_id])
+}
+
+# Tokens that are not for the task's customer alone.
+for_anybody := [grant |
+	some grant in input.grants
+	grant.kind == "token"
+	not for_customer(grant)
+]
+
+for_customer(grant) if {
+	count(grant.details) > 0
+	every detail in grant.details {
+		sprintf("%v", [detail.identifier]) == sprintf("%v", [input.context.customer_id])
+	}
 }
 
 # --- what the step is to hold ---------------------------------------------------------------------
@@ -226,6 +256,17 @@ grant_permitted(grant) if {
 	count(grant.scopes) > 0
 	every scope in grant.scopes {
 		scope in agent.tokens[grant.audience]
+	}
+	every detail in object.get(grant, "details", []) {
+		detail_permitted(detail)
+	}
+}
+
+# What a token is for is a list of actions: one without any would be for whatever its service makes of that.
+detail_permitted(detail) if {
+	count(detail.actions) > 0
+	every action in detail.actions {
+		action in agent.details[detail.type]
 	}
 }
 

@@ -26,6 +26,16 @@ agents := {
 		"databases": {"support": {"public.feedback": {"select": ["comment", "id"]}}},
 		"tasks": {"crm:write_ticket": [1234, "vip"]},
 	},
+	"caller": {
+		"opens": ["desk"],
+		"actions": ["hand_over", "http.request", "postgres.query"],
+		"sql": ["select"],
+		"origins": ["https://api.example"],
+		"databases": {"support": {"public.feedback": {"select": ["comment", "id"]}}},
+		"tokens": {"crm": ["crm:write"]},
+		"details": {"record": ["read", "write"]},
+		"tasks": {"crm:write_ticket": [1234]},
+	},
 	"listed": ["actions"],
 	"off": false,
 }
@@ -481,6 +491,94 @@ test_rows_of_others_are_refused if {
 	}
 }
 
+# --- tools of tasks -------------------------------------------------------------------------------
+
+ticket_token := {
+	"name": "crm",
+	"kind": "token",
+	"resource": "transit/sign/orchestrator-token",
+	"ttl": 60,
+	"audience": "crm",
+	"scopes": ["crm:write"],
+	"details": [{"type": "record", "actions": ["read", "write"], "identifier": "1234"}],
+}
+
+call := {
+	"agent": "caller",
+	"workflow": {"name": "desk"},
+	"task": {"id": "task_1", "call": {}, "on_behalf_of": ""},
+	"action": {"name": "hand_over", "grant": "crm"},
+	"context": {"task": "crm:write_ticket", "customer_id": 1234},
+	"grants": [ticket_token],
+	"time": "2026-03-02T12:00:00+00:00",
+}
+
+calling_with(changes) := but(call, {"grants": [but(ticket_token, changes)]})
+
+test_tool_of_its_task_is_allowed if {
+	allowed(call)
+	allowed(but(call, {"grants": [but(login, {"privileges": its_rows}), ticket_token]}))
+	admission_of(without(call, "context")) == {"allow": true, "reasons": ["agent `caller` is known"]}
+}
+
+# Neither admitted nor allowed nor permitted, and told why.
+turned_away(asked, reason) if {
+	admission_of(asked) == {"allow": false, "reasons": [reason]}
+	refused(asked, [reason])
+	admitting_without_a_word := orchestrator.admit with input as asked
+		with data.agents as agents
+		with data.orchestrator.strangers as set()
+	admitting_without_a_word.allow == false
+}
+
+test_task_of_another_type_is_refused if {
+	turned_away(but(call, {"workflow": {"name": "vault"}}), "agent `caller` may not open the task `vault`")
+}
+
+test_agent_that_opens_tasks_takes_no_steps if {
+	turned_away(without(call, "task"), "agent `caller` takes no steps: it calls tools in tasks that it opened")
+}
+
+test_agent_that_takes_steps_opens_no_tasks if {
+	asked := but(question, {"task": call.task, "workflow": {"name": "desk"}})
+	turned_away(asked, "agent `batch` may not open the task `desk`")
+}
+
+test_token_that_is_not_for_the_customer_alone_is_refused if {
+	reasons := ["grant `crm` is not for customer 1234 alone"]
+	piece := ticket_token.details[0]
+	others := [[], [but(piece, {"identifier": "1235"})], [piece, but(piece, {"identifier": "1235"})], [without(piece, "identifier")]]
+	every details in others {
+		refused(calling_with({"details": details}), reasons)
+	}
+	refused(but(call, {"grants": [without(ticket_token, "details")]}), reasons)
+	refused(but(call, {"grants": [ticket_token, but(ticket_token, {"details": []})]}), reasons)
+}
+
+test_token_for_other_actions_is_refused if {
+	words := "agent `caller` may not have a token for `crm` with the scope `crm:write` to %s from %s (grant `crm`)"
+	piece := ticket_token.details[0]
+	others := {
+		"read, erase record": but(piece, {"actions": ["read", "erase"]}),
+		"read, write card": but(piece, {"type": "card"}),
+		"anything record": without(piece, "actions"),
+		" record": but(piece, {"actions": []}),
+	}
+	every told, other in others {
+		refused(calling_with({"details": [other]}), [sprintf(words, [told, ticket_token.resource])])
+	}
+	several := sprintf(words, ["read, write record; read, erase record", ticket_token.resource])
+	refused(calling_with({"details": [piece, others["read, erase record"]]}), [several])
+}
+
+test_task_of_another_customer_is_refused if {
+	elsewhere := calling_with({"details": [but(ticket_token.details[0], {"identifier": "1235"})]})
+	refused(
+		but(elsewhere, {"context": {"task": "crm:write_ticket", "customer_id": 1235}}),
+		["agent `caller` may not do the task `crm:write_ticket` for customer 1235"],
+	)
+}
+
 # --- data.json ------------------------------------------------------------------------------------
 
 batch_with(changes) := {"batch": object.union(agents.batch, changes)}
@@ -509,6 +607,8 @@ test_data_of_another_shape_allow_nothing if {
 		"`tokens`: is not an object": {"tokens": ["api"]},
 		"`tokens`, `api`: is not a list of texts": {"tokens": {"api": "translate"}},
 		"`secrets`, `bot`: is not a list of texts": {"secrets": {"bot": {"a": "token"}}},
+		"`opens`: is not a list of texts": {"opens": false},
+		"`details`, `record`: is not a list of texts": {"details": {"record": "read"}},
 		"`tasks`: is not an object": {"tasks": false},
 		"`tasks`, `t`: is not a list of customers": {"tasks": {"t": 1234}},
 		"`tasks`, `u`: is not a list of customers": {"tasks": {"u": [null]}},
@@ -553,4 +653,14 @@ test_agents_of_data_json_may_not_destroy if {
 	every entry in data.agents {
 		count({verb | some verb in entry.sql; verb in orchestrator.forbidden_sql}) == 0
 	}
+}
+
+test_only_the_writer_of_complaints_may_have_tickets_written if {
+	writers := {name |
+		some name, entry in data.agents
+		"write_ticket" in entry.details.crm_record
+	}
+	writers == {"complaint-writer"}
+	{name | some name, entry in data.agents; "crm:write_ticket" in entry.tokens.crm} == writers
+	{name | some name, entry in data.agents; "complaint_writer" in entry.opens} == writers
 }

@@ -11,6 +11,17 @@ strangers contains sprintf("agent `%s` may not use the action `%s`", [input.agen
 	not input.action.name in agent.actions
 }
 
+strangers contains sprintf("agent `%s` may not open the task `%s`", [input.agent, input.workflow.name]) if {
+	agent
+	input.task
+	not input.workflow.name in agent.opens
+}
+
+strangers contains sprintf("agent `%s` takes no steps: it calls tools in tasks that it opened", [input.agent]) if {
+	agent.opens
+	not input.task
+}
+
 strangers contains reason if some reason in misshapen
 
 denials contains reason if some reason in strangers
@@ -97,6 +108,12 @@ denials contains sprintf("%s on %s is not limited to customer %v", [privilege.ve
 	customer := input.context.customer_id
 }
 
+denials contains sprintf("grant `%s` is not for customer %v alone", [grant.name, input.context.customer_id]) if {
+	agent.tasks
+	customer_permitted
+	some grant in for_anybody
+}
+
 denials contains sprintf("grant `%s` lives %ds, longer than the %ds that are allowed", [grant.name, grant.ttl, max_ttl]) if {
 	some grant in input.grants
 	grant.ttl > max_ttl
@@ -142,7 +159,17 @@ columns_of(privilege) := "" if not privilege.columns
 
 what(grant) := text if {
 	grant.kind == "token"
-	text := sprintf("a token for `%s` with the scope `%s` from %s", [grant.audience, concat(" ", grant.scopes), grant.resource])
+	scopes := concat(" ", grant.scopes)
+	text := sprintf("a token for `%s` with the scope `%s`%s from %s", [grant.audience, scopes, details_of(grant), grant.resource])
+}
+
+details_of(grant) := "" if not grant.details
+
+details_of(grant) := sprintf(" to %s", [concat("; ", pieces)]) if {
+	grant.details
+	pieces := [sprintf("%s %s", [concat(", ", object.get(detail, "actions", ["anything"])), detail.type]) |
+		some detail in grant.details
+	]
 }
 
 what(grant) := text if {

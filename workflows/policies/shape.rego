@@ -9,10 +9,12 @@
 #   folders    where programs may run (`cwd`), and modules be looked for first (`path`), other than where it is usual
 #   databases  what its logins may do, by connection, table and verb: the columns
 #   tokens     the OAuth scopes it may ask for, by audience
+#   details    what its tokens may be for (`authorization_details`): the actions, by type
 #   secrets    the keys it may read, by secret
 #   dynamic    other Vault paths that answer with a lease
 #   tasks      for an agent that works on one customer at a time: its customers, by the task in the context; every
-#              database privilege is then to be limited to the rows of that customer
+#              database privilege is then to be limited to the rows of that customer, and every token to it by details
+#   opens      the tasks that it may open and call the tools of, for an agent that takes no steps
 #
 # An entry that has another shape allows nothing: a member that is misspelt would limit nothing, and `in` looks for
 # the values of an object, too.
@@ -20,9 +22,9 @@ package orchestrator
 
 import rego.v1
 
-lists := {"actions", "sql", "origins", "channels", "programs", "callables", "folders", "dynamic"}
+lists := {"actions", "sql", "origins", "channels", "programs", "callables", "folders", "dynamic", "opens"}
 
-lists_by_name := {"tokens", "secrets", "tasks"}
+lists_by_name := {"tokens", "details", "secrets", "tasks"}
 
 misshapen contains "data.json has no object `agents`" if not is_object(data.agents)
 
