@@ -87,13 +87,13 @@ def loaded_task(text: str = TASK) -> LoadedWorkflow:
 
 
 @asynccontextmanager
-async def open_desk(bench: Bench, text: str = TASK, **changes: Any) -> AsyncIterator[TaskDesk]:
-    """A process of its own, as far as the ledger can tell. Nothing is provisioned here."""
-    loaded = loaded_task(text)
+async def open_desk(bench: Bench, *texts: str, **changes: Any) -> AsyncIterator[TaskDesk]:
+    """A process of its own, as far as the ledger can tell. Nothing is provisioned here; TASK unless it is told more."""
+    types = [loaded_task(text) for text in texts or (TASK,)]
     async with open_services(
         bench.config(**changes), redactor=Redactor(), observer=lambda run, time, event: bench.events.append(event)
     ) as services:
-        desk = TaskDesk(services, {loaded.workflow.name: loaded})
+        desk = TaskDesk(services, {each.workflow.name: each for each in types})
         try:
             yield desk
         finally:
