@@ -11,7 +11,7 @@ import logging
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -177,6 +177,8 @@ async def _api(
         return
     from orchestrator.server.api.service import Types, answering
 
+    with suppress(UsageError):  # the scheduler says it, and tries again
+        await asyncio.to_thread(folder.read)  # so that nobody is told that there is no such task who comes at once
     async with answering(config, bound, services, Types(lambda: folder.tasks)) as api:
         yield api
 

@@ -274,6 +274,7 @@ def test_the_settings_file_takes_the_same_names_without_the_prefix(
             "settle": "5",
             "confirm": '"vault"',
             "vault_plain_http": "true",
+            "connection_leases": "2",
             "connection_runs": "2",
             "sweep_interval": "5",
             "policy_on_error": '"deny"',
