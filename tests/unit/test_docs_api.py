@@ -20,4 +20,5 @@ def test_each_problem_is_there_with_its_status() -> None:
 def test_each_operation_is_there() -> None:
     shown = re.sub(r"\{\w*id\}", "{id}", TEXT)
     for each in OPERATIONS:
-        assert f"`{each.method} {re.sub(r'{\w*id}', '{id}', each.path)}`" in shown, each.path
+        path = re.sub(r"\{\w*id\}", "{id}", each.path)
+        assert f"`{each.method} {path}`" in shown, each.path
