@@ -111,7 +111,7 @@ async def serve(
     everybody = both(observe, observer)
     stop = _Stop()
     try:
-        with open_schedules(runner.ledger_url) as store, _signals(stop):
+        with _signals(stop), open_schedules(runner.ledger_url) as store:
             async with (
                 open_services(runner, redactor=redactor, observer=everybody) as services,
                 AsyncExitStack() as stack,
