@@ -27,7 +27,7 @@ from orchestrator.runs.types import RunOutcome, RunRequest, Services
 from orchestrator.tasks.again import asked_again, key_used, under_way, waits_for
 from orchestrator.tasks.closing import CONFIRM_SECONDS, close_task
 from orchestrator.tasks.errors import UnknownTool
-from orchestrator.tasks.opened import OpenedTask, caller_on_record, opened_task, unknown
+from orchestrator.tasks.opened import ID, OpenedTask, caller_on_record, opened_task, unknown
 from orchestrator.tasks.opening import open_task
 from orchestrator.tasks.reach import LOOK_SECONDS, Reach
 from orchestrator.tasks.results import CallResult, CallState, HandedOver, nothing_open, result_of
@@ -233,6 +233,8 @@ class TaskDesk:
         return replace(result, approval=await asyncio.to_thread(waits_for, self.services, outcome.run_id))
 
     async def _own_lease_call(self, caller: Caller, lease_id: str) -> RunRecord:
+        if not ID.fullmatch(lease_id):
+            raise _no_lease(lease_id)
         lease = await asyncio.to_thread(self.services.reader.lease, lease_id)
         record = None if lease is None else await asyncio.to_thread(self.services.reader.run, lease.run_id)
         if lease is None or lease.lease_id != lease_id or record is None or record.task is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -20,6 +21,9 @@ from orchestrator.workflow.inputs import bind_inputs
 from orchestrator.workflow.loader import LoadedWorkflow
 from orchestrator.workflow.models.tools import Tool
 from orchestrator.workflow.models.workflow import Workflow
+
+ID = re.compile(r"[a-z]+_[A-Za-z0-9]{1,64}")
+"""What the ids of tasks and leases look like: nothing else is looked for."""
 
 TRIGGER = "call"
 """What started a run that is a call."""
@@ -130,7 +134,7 @@ def opened_task(services: Services, task_id: str) -> OpenedTask:
 
 
 def _first_event(reader: LedgerReader, task_id: str) -> EventRecord:
-    if reader.task(task_id) is None:
+    if not ID.fullmatch(task_id) or reader.task(task_id) is None:
         raise unknown(task_id)
     if not reader.examine(task_id).whole:
         raise NotAsRecorded(

@@ -102,7 +102,7 @@ class TestTasks:
 
     def test_the_types_are_those_of_the_folder_as_it_is_now(self, apis: Apis, client: httpx.Client) -> None:
         missing = client.post("/v1/tasks", json={"type": "complaint_dask", "inputs": {}})
-        assert "did you mean `complaint_desk`?" in problem(missing, 422, "invalid-request")["hint"]
+        assert "did you mean `complaint_desk`?" in problem(missing, 403, "not-allowed")["hint"]
         file = apis.folder / "complaint_desk.yaml"
         file.write_text(file.read_text().replace("duration: 10m", "duration: 20m"))
 
@@ -193,6 +193,10 @@ class TestWhatIsRefused:
 
     def test_paths_and_methods(self, apis: Apis, client: httpx.Client) -> None:
         problem(client.get("/v1/nothing"), 404, "not-found")
+        for wrong in ("a%00b", "%ff", "..", "task_" + "x" * 500, "task_%F0%9F%92%A9", "%2e%2e%2fhealthz"):
+            assert client.get(f"/v1/tasks/{wrong}").status_code == 404
+            assert client.delete(f"/v1/leases/{wrong}").status_code == 404
+            assert call(client, wrong, "read").status_code == 404
         problem(client.get("/v1/tasks"), 405, "method-not-allowed")
         assert client.get("/healthz").json() == {"ok": True}
 
@@ -234,7 +238,9 @@ class TestWhatIsRefused:
         lease = call(client, task, "login").json()["lease"]["id"]
         with apis.client(sub="locked") as locked:
             answer = locked.post("/v1/tasks", json={"type": "complaint_desk", "inputs": {"customer": 1234}})
-            problem(answer, 403, "not-allowed")
+            unknown = locked.post("/v1/tasks", json={"type": "complaint_dosk", "inputs": {}})
+            told = [problem(each, 403, "not-allowed") for each in (answer, unknown)]
+            assert told[0]["hint"] == told[1]["hint"] == "there is none that it may open"
         others = [{"sub": "other"}, {"sub": "alice", "act": {"sub": "complaint"}}]
         for who in others:
             with apis.client(**who) as other:  # type: ignore[arg-type]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from orchestrator.errors import LedgerError, Unreachable
 from orchestrator.ledger.states import TaskState
 from orchestrator.ledger.storage.budgets import UNDER_WAY
 from orchestrator.ledger.types import RunRecord, TaskRecord
 from orchestrator.tasks.opened import OpenedTask
 from orchestrator.tasks.results import CallResult, CallState
 from orchestrator.workflow.tools.arguments import arguments_schema
+
+log = logging.getLogger(__name__)
 
 Text = Annotated[str, Field(max_length=500)]
 
@@ -170,12 +174,20 @@ def _counted(opened: OpenedTask, calls: list[RunRecord]) -> dict[str, dict[str, 
     return counted
 
 
+def _error(result: CallResult) -> ErrorDocument:
+    """Why a call failed. Addresses, paths and what our own servers said are for whoever runs this."""
+    if isinstance(result.error, Unreachable | LedgerError):
+        log.warning("call %s: %s", result.call_id, result.reason, extra={"run": result.call_id})
+        return ErrorDocument(kind="unavailable", detail="a service that the orchestrator needs does not answer now")
+    kind = getattr(result.error, "kind", "") or result.state.value
+    return ErrorDocument(kind=str(kind), detail=result.reason)
+
+
 def call_document(result: CallResult, task_id: str, address: str | None) -> CallDocument:
     """How a call stands that was not refused."""
     handed, error = result.handed, None
     if result.state in (CallState.FAILED, CallState.CANCELLED):
-        kind = getattr(result.error, "kind", "") or result.state.value
-        error = ErrorDocument(kind=str(kind), detail=result.reason)
+        error = _error(result)
     return CallDocument(
         id=result.call_id,
         task=task_id,

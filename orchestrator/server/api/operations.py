@@ -32,6 +32,7 @@ from orchestrator.server.api.problems import Kind, Problem
 from orchestrator.tasks.desk import TaskDesk
 from orchestrator.tasks.opened import OpenedTask, unknown
 from orchestrator.tasks.results import CallState
+from orchestrator.workflow.problems import suggestion
 
 KEY = re.compile(r"[\x21-\x7e]{1,128}")
 """An Idempotency-Key; quotes around it, as the header's draft has them, belong to it."""
@@ -76,8 +77,10 @@ class Operations:
         caller = await self._caller(request)
         self._not_draining()
         wanted = await _body(request, OpenRequest)
-        if wanted.type in self.desk.types and not self.callers.authentication.may_open(caller, wanted.type):
-            raise Problem(Kind.NOT_ALLOWED, f"`{caller.agent}` may not open tasks of the type `{wanted.type}`")
+        allowed = [name for name in self.desk.types if self.callers.authentication.may_open(caller, name)]
+        if wanted.type not in allowed:  # nobody is told what there is for others
+            hint = suggestion(wanted.type, allowed, otherwise="there is none that it may open")
+            raise Problem(Kind.NOT_ALLOWED, f"`{caller.agent}` may not open tasks of the type `{wanted.type}`", hint)
         opened = await self.desk.open(
             caller, wanted.type, wanted.inputs, reason=wanted.reason, address=_address(request)
         )

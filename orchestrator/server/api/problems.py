@@ -14,6 +14,7 @@ from orchestrator.errors import (
     AgentBlocked,
     BudgetSpent,
     LedgerError,
+    NotAsRecorded,
     OrchestratorError,
     PolicyDenied,
     Refused,
@@ -96,6 +97,7 @@ _KINDS: tuple[tuple[type[Exception], Kind], ...] = (
     (UnknownTool, Kind.NOT_FOUND),
     (UnknownRun, Kind.NOT_FOUND),
     (KeyUsed, Kind.KEY_USED),
+    (NotAsRecorded, Kind.DEFECT),
     (UsageError, Kind.INVALID),
     (TaskEnded, Kind.TASK_ENDED),
     (BudgetSpent, Kind.BUDGET_SPENT),
@@ -106,6 +108,12 @@ _KINDS: tuple[tuple[type[Exception], Kind], ...] = (
     (LedgerError, Kind.UNAVAILABLE),
     (Unreachable, Kind.UNAVAILABLE),
 )
+
+
+_GENERIC = {
+    Kind.UNAVAILABLE: "a service that the orchestrator needs does not answer now",
+    Kind.DEFECT: "what is on record of the task is not what was recorded",
+}
 
 
 @dataclass(frozen=True)
@@ -143,6 +151,9 @@ def problem_of(error: Exception) -> Problem:
     for kind_of_error, kind in _KINDS:
         if isinstance(error, kind_of_error):
             assert isinstance(error, OrchestratorError)
+            if kind in _GENERIC:  # addresses, paths and what a server said are for whoever runs this
+                log.warning("a request ended: %s", error.message)
+                return Problem(kind, _GENERIC[kind], headers=_headers(kind, error))
             return Problem(kind, error.message, error.hint, _more(error), _headers(kind, error))
     log.error("a request ended with %s", type(error).__name__)
     log.debug("a request ended with a defect", exc_info=error)
