@@ -227,7 +227,7 @@ class LedgerWriter(Protocol):
     async def resume(self, run_id: str, resumed: RunResumed) -> int:
         """Make a run that was interrupted, or waits, run again; return its new fence number.
 
-        Of several who try one succeeds. Raises UnknownRun, and FenceLost for the others.
+        Of several who try one succeeds. Raises UnknownRun, AgentBlocked, and FenceLost for the others.
         """
         ...
 
@@ -293,8 +293,8 @@ class LedgerReader(Protocol):
         """The calls that go on although their task is closed."""
         ...
 
-    def under_way(self, agent: str) -> Sequence[RunRecord]:
-        """The runs of an agent that go on or wait for somebody to agree, calls among them."""
+    def under_way(self, agent: str | None = None) -> Sequence[RunRecord]:
+        """The runs of an agent, or of all, that go on or wait for somebody to agree, calls among them."""
         ...
 
     def lease(self, lease_id: str) -> LeaseRecord | None:

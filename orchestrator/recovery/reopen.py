@@ -22,7 +22,7 @@ async def reopen(
 
     `request` is what was asked for, for whoever has it already. Raises UsageError where another process is faster, or
     where it cannot go on as it was begun (a secret input or an action is missing): then it stays interrupted. Raises
-    FenceLost or LedgerError.
+    AgentBlocked, FenceLost or LedgerError.
     """
     run_id, runner_id = record.run_id, services.heartbeat.runner_id
     if request is None:

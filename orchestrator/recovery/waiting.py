@@ -6,7 +6,7 @@ import asyncio
 import logging
 from datetime import datetime
 
-from orchestrator.errors import ExitCode, FenceLost, OrchestratorError, UsageError
+from orchestrator.errors import AgentBlocked, ExitCode, FenceLost, OrchestratorError, UsageError
 from orchestrator.ledger.coordination.approvals import ApprovalStore
 from orchestrator.ledger.events import Event, RunFinished, StepFinished
 from orchestrator.ledger.states import RunState, StepState
@@ -33,7 +33,7 @@ async def decided_runs(services: Services) -> list[TakenRun]:
             continue
         try:
             taken.append(await reopen(services, record, {}))
-        except (FenceLost, UsageError) as error:
+        except (AgentBlocked, FenceLost, UsageError) as error:
             log.debug("run %s is not resumed here: %s", run_id, error.message)
         except OrchestratorError as error:
             log.error("run %s cannot be resumed: %s", run_id, error.message, extra={"run": run_id})

@@ -24,16 +24,19 @@ from orchestrator.errors import (
     UnknownRun,
     UsageError,
 )
-from orchestrator.ledger.events import Decided, LeaseDenied, LeaseRequested, RunFinished, RunStarted
+from orchestrator.ledger.events import Decided, LeaseDenied, LeaseRequested, RunFinished, RunResumed, RunStarted
 from orchestrator.ledger.ids import call_id, new_task_id
 from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.location import locate
 from orchestrator.ledger.opening import open_ledger
+from orchestrator.ledger.reading.queries import SWEEP_WORKFLOW
 from orchestrator.ledger.states import RunState, TaskState
 from orchestrator.ledger.storage.connect import connect
 from orchestrator.ledger.task_events import TaskCalled, TaskClosed, TaskOpened
 from orchestrator.ledger.types import CallLimits, DecisionFilter, LeaseFilter
 from orchestrator.ledger.writing.store import Ledger
+from orchestrator.tasks.closing import close_task, close_what_is_over, cut_off
+from orchestrator.tasks.reach import Reach
 
 START = datetime(2026, 1, 31, 12, tzinfo=UTC)
 NONE = CallLimits()
@@ -422,6 +425,77 @@ async def test_an_agent_that_is_cut_off_begins_nothing(
     assert ledger.agents.blocks(now=clock.time) == []
     await opened(ledger, "task_2")
     assert {each.task_id for each in ledger.tasks()} == {"task_1", "task_2", "task_3"}
+
+
+async def test_nobody_goes_on_with_a_run_of_an_agent_that_is_cut_off(ledger: Ledger) -> None:
+    await ledger.begin_run("run_1", replace(called("k")[1], task=""))
+    await end(ledger, "run_1", RunState.INTERRUPTED)
+    ledger.agents.block("ann", until=None, by="root", reason="", now=START)
+    resumed = RunResumed(runner="runner-2", reason="again")
+    with pytest.raises(AgentBlocked, match="`ann`"):
+        await ledger.resume("run_1", resumed)
+    found = ledger.run("run_1")
+    assert found is not None
+    assert (found.state, found.fence) == (RunState.INTERRUPTED, 1)
+    ledger.agents.restore("ann")
+    assert await ledger.resume("run_1", resumed) == 2
+    assert whole(ledger)
+
+
+async def test_what_is_under_way_is_told_of_one_agent_and_of_all(ledger: Ledger) -> None:
+    await opened(ledger)
+    going, done, waits = await call(ledger, "k1"), await call(ledger, "k2"), await call(ledger, "k3")
+    await end(ledger, done)
+    await end(ledger, waits, RunState.WAITING)
+    for number, (agent, workflow) in enumerate((("bob", "other"), ("bob", "other"), ("cleaner", SWEEP_WORKFLOW))):
+        await ledger.begin_run(f"run_{number}", replace(called("k")[1], task="", agent=agent, workflow=workflow))
+    await end(ledger, "run_1", RunState.WAITING)
+
+    def told(agent: str | None) -> list[str]:
+        return [each.run_id for each in ledger.under_way(agent)]
+
+    assert told("ann") == [going], "whether a call waits is asked of its task"
+    assert told("bob") == ["run_0", "run_1"], "although its request for approval is not open"
+    assert sorted(told(None)) == sorted([going, "run_0", "run_1"])
+
+
+@pytest.mark.parametrize("end_of", ["task", "agent"])
+async def test_what_goes_on_is_not_said_to_be_gone_although_it_holds_nothing_yet(
+    ledger: Ledger, clock: HandClock, end_of: str
+) -> None:
+    await opened(ledger)
+    going = await call(ledger, "k1")
+    reach = Reach.of_ledger(ledger, clock)
+
+    async def ended() -> bool:
+        if end_of == "task":
+            return await close_task(reach, "task_1", by="root", reason="enough", seconds=0)
+        return await cut_off(reach, "ann", by="root", reason="enough", seconds=0)
+
+    assert not await ended()
+    await end(ledger, going, RunState.CANCELLED)
+    assert await ended()
+
+
+@pytest.mark.parametrize("ended_by", ["deadline", "agent"])
+async def test_a_call_that_somebody_has_agreed_to_ends_with_its_task(
+    ledger: Ledger, clock: HandClock, ended_by: str
+) -> None:
+    """Its request for approval is decided, and its agent has not come back: nothing but its task leads to it."""
+    await opened(ledger)
+    waits = await call(ledger, "k1")
+    await end(ledger, waits, RunState.WAITING)
+    reach = Reach.of_ledger(ledger, clock)
+    if ended_by == "deadline":
+        clock.time += timedelta(minutes=15)
+        (closed,) = await close_what_is_over(reach)
+        assert closed.task_id == "task_1"
+    else:
+        assert await cut_off(reach, "ann", by="root", reason="")
+    found = ledger.run(waits)
+    assert found is not None
+    assert found.state is RunState.CANCELLED
+    assert whole(ledger)
 
 
 async def test_what_was_changed_in_the_tables_is_found(ledger: Ledger, url: str) -> None:

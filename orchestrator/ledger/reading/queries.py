@@ -72,15 +72,20 @@ def stray_calls() -> CompoundSelect[*tuple[object, ...]]:
     return running.union_all(waits)
 
 
-def running_of(agent: str) -> Select[tuple[object, ...]]:
-    """The runs of an agent that are under way, calls among them; out of all that run now."""
-    return select(run).where(IS_RUNNING, unindexed(run.c.agent) == agent).order_by(run.c.started_at, run.c.run_id)
+def running_of(agent: str | None) -> Select[tuple[object, ...]]:
+    """The runs of an agent, or of all, that are under way, calls among them and sweeps not; out of all that run now."""
+    of_agent = run.c.workflow != SWEEP_WORKFLOW if agent is None else unindexed(run.c.agent) == agent
+    return select(run).where(IS_RUNNING, of_agent).order_by(run.c.started_at, run.c.run_id)
 
 
-def waiting_of(agent: str) -> Select[tuple[object, ...]]:
-    """The runs of an agent that wait for somebody to agree."""
-    waiting = select(approval.c.run_id).where(approval.c.state == ApprovalState.OPEN.value)
-    return select(run).where(run.c.run_id.in_(waiting), run.c.state == RunState.WAITING.value, run.c.agent == agent)
+def waiting_of(agent: str | None) -> CompoundSelect[*tuple[object, ...]]:
+    """The runs of an agent, or of all, that wait for somebody to agree, or have not gone on since somebody has.
+
+    A call of the second kind is found among those of its task.
+    """
+    asked = select(approval.c.run_id).where(approval.c.state == ApprovalState.OPEN.value)
+    waits = [run.c.state == RunState.WAITING.value, *([] if agent is None else [run.c.agent == agent])]
+    return select(run).where(run.c.run_id.in_(asked), *waits).union(select(run).where(BY_ITSELF, *waits))
 
 
 def steps_of(run_id: str) -> Select[tuple[object, ...]]:

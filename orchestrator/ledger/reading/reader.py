@@ -96,8 +96,8 @@ class Reader:
         with self._reading() as connection:
             return [run_record(row) for row in connection.execute(queries.stray_calls()).mappings()]
 
-    def under_way(self, agent: str) -> Sequence[RunRecord]:
-        """The runs of an agent that go on or wait for somebody to agree, calls among them."""
+    def under_way(self, agent: str | None = None) -> Sequence[RunRecord]:
+        """The runs of an agent, or of all, that go on or wait for somebody to agree, calls among them."""
         with self._reading() as connection:
             found = (connection.execute(query(agent)).mappings() for query in (queries.running_of, queries.waiting_of))
             return [run_record(row) for part in found for row in part]

@@ -92,7 +92,7 @@ class Ledger(Reader):
     async def resume(self, run_id: str, resumed: RunResumed) -> int:
         """Make a run that was interrupted, or waits, run again, driven by `resumed.runner`; return its new fence.
 
-        Of several who try one succeeds. Raises UnknownRun, FenceLost for the others, or LedgerError.
+        Of several who try one succeeds. Raises UnknownRun, AgentBlocked, FenceLost for the others, or LedgerError.
         """
         return await self._writer.submit(Resume(run_id, resumed.runner, self._entry(resumed)))
 

@@ -161,11 +161,12 @@ class Transaction:
     def resume(self, run_id: str, runner_id: str, entry: Entry) -> RunView:
         """Make a run that nobody drives run again, with this event, driven by that process: for one caller only.
 
-        Raises UnknownRun, and FenceLost where it goes on by now, or has ended.
+        Raises UnknownRun, AgentBlocked, and FenceLost where it goes on by now, or has ended.
         """
         view = self._load(run_id)
         if view.rows.run["state"] not in RESUMABLE:
             raise FenceLost(f"run {run_id} goes on by now, or has ended", hint=f"see `orchestrator runs show {run_id}`")
+        self._check_agent(str(view.rows.run["agent"]), entry.time)
         self._execute(self._sql.raise_fence, {"run_id": run_id})
         view.fence += 1
         self._extend_locked(run_id, view, [entry])
