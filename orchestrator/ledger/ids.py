@@ -16,6 +16,8 @@ from collections.abc import Callable
 
 CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
+TASK_PREFIX = "task_"
+
 _SUFFIX = re.compile(r"[A-Za-z0-9]{8}")
 """What Vault adds to a step key to make a login."""
 
@@ -32,7 +34,7 @@ def new_run_id(
 
 def new_task_id(*, entropy: Entropy = secrets.token_bytes) -> str:
     """`task_` and a ULID, as a run's."""
-    return new_run_id(entropy=entropy).replace("run_", "task_")
+    return new_run_id(entropy=entropy).replace("run_", TASK_PREFIX)
 
 
 def call_id(task_id: str, key: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +16,8 @@ from orchestrator.errors import ExitCode, UsageError
 from orchestrator.ledger.states import TaskState
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from orchestrator.agents.authentication import Caller
     from orchestrator.agents.declared import Agents
     from orchestrator.ledger.coordination.agents import Block
@@ -86,9 +90,10 @@ def list_agents(
         declared = set(load_agents(file).agents)
     with open_store() as ledger:
         blocks = {each.agent: each for each in ledger.agents.blocks(now=SystemClock().now())}
-        tasks = ledger.tasks(state=TaskState.OPEN, limit=_MOST)
-        names = sorted(declared | blocks.keys() | {task.agent for task in tasks})
-        found = [_stands(ledger, name, blocks.get(name)) for name in names]
+        tasks = Counter(task.agent for task in ledger.tasks(state=TaskState.OPEN, limit=_MOST))
+        runs = Counter(run.agent for run in ledger.under_way())
+    names = sorted(declared | blocks.keys() | tasks.keys() | runs.keys())
+    found = [Stands(name, tasks[name], runs[name], blocks.get(name)) for name in names]
     if as_json:
         print_json(found)
     elif not found:
@@ -108,17 +113,16 @@ def show(name: AgentName, as_json: options.Json = False) -> None:
     from orchestrator.ledger.types import LeaseFilter
 
     with open_store() as ledger:
-        blocks = {each.agent: each for each in ledger.agents.blocks(now=SystemClock().now())}
-        stands = _stands(ledger, name, blocks.get(name))
+        block = _block_of(ledger, name, SystemClock().now())
         tasks = ledger.tasks(agent=name, state=TaskState.OPEN, limit=_MOST)
         under_way = ledger.under_way(name)
         leases = ledger.leases(LeaseFilter(agent=name, states=OPEN, limit=_MOST))
     if as_json:
-        print_json({**plain_of(stands), "tasks": tasks, "runs": under_way, "leases": leases})
+        print_json({"agent": name, "cut_off": block, "tasks": tasks, "runs": under_way, "leases": leases})
         return
     rows = [
         ("agent", name),
-        ("cut off", _block_words(stands.cut_off) or "no"),
+        ("cut off", _block_words(block) or "no"),
         *(("task", f"{task.task_id}  {task.workflow}") for task in tasks),
         *(("under way", f"{run.run_id}  {run.workflow} {' '.join(run.steps)}  {run.state.value}") for run in under_way),
         *(("lease", f"{lease.lease_id}  {lease.step}.{lease.grant}  {lease.state.value}") for lease in leases),
@@ -138,35 +142,44 @@ def revoke(
     """Cut an agent off, now and in all processes: its tasks and runs end, and what they hold is taken back.
 
     Whatever it tries from then on is refused. The exit code is 6 while something is not confirmed gone: then its
-    processes, or recovery, go on with it, and the command may be repeated.
+    processes, or recovery, go on with it, and the command may be repeated. What was said of the agent before, such as
+    until when it is cut off, is replaced.
     """
-    import asyncio
     from datetime import timedelta
 
+    from orchestrator.cli import failures, interruption
+    from orchestrator.cli.commands.tasks import Left
     from orchestrator.cli.connect import open_store, operator
     from orchestrator.cli.display.json_output import print_json
-    from orchestrator.cli.display.terminal import console
+    from orchestrator.cli.display.terminal import console, local
     from orchestrator.clock import SystemClock
     from orchestrator.grants.models import parse_duration
     from orchestrator.tasks.closing import cut_off
     from orchestrator.tasks.reach import Reach
 
-    clock = SystemClock()
+    clock, by = SystemClock(), operator()
     try:
         until = None if lasting is None else clock.now() + timedelta(seconds=parse_duration(lasting))
     except ValueError as error:
         raise UsageError(f"--for: {error}", hint="such as 90s, 15m or 1h30m") from None
     with open_store() as ledger:
-        ledger.agents.block(name, until=until, by=operator(), reason=reason, now=clock.now())
-        before = _stands(ledger, name, None)
-        confirmed = asyncio.run(cut_off(Reach.of_ledger(ledger, clock), name, by=operator(), reason=reason))
+        replaced = _block_of(ledger, name, clock.now())
+        ledger.agents.block(name, until=until, by=by, reason=reason, now=clock.now())
+        tasks = len(ledger.tasks(agent=name, state=TaskState.OPEN, limit=_MOST))
+        runs = len(ledger.under_way(name))
+        confirmed = interruption.run(lambda: cut_off(Reach.of_ledger(ledger, clock), name, by=by, reason=reason))
+        left = Left() if confirmed else Left.of_agent(ledger, name)
+        known = bool(tasks or runs or replaced) or _is_on_record(ledger, name)
+    ended = {"tasks": tasks, "runs": max(0, runs - len(left.runs))}
     if as_json:
-        ended = {"tasks": before.open_tasks, "runs": before.under_way}
-        print_json({"agent": name, "until": until, "ended": ended, "confirmed": confirmed})
+        print_json({"agent": name, "until": until, "ended": ended, "confirmed": confirmed, "left": left})
     else:
-        rest = "nothing of it is left" if confirmed else "not everything is confirmed gone yet"
-        ended_words = f"{before.open_tasks} tasks and {before.under_way} runs ended"
-        console().print(f"{name} is cut off: {ended_words}; {rest}", markup=False, highlight=False)
+        told = f"{name} is cut off{f' until {local(until)}' if until else ''}"
+        console().print(f"{told}: {_counted(ended)} ended; {left}")
+    if replaced is not None:
+        failures.note(f"it was cut off before, {_block_words(replaced)}; that is replaced")
+    elif not known:
+        failures.note(f"nothing of an agent `{name}` is on record: is that its name?")
     if not confirmed:
         raise typer.Exit(int(ExitCode.UNCONFIRMED))
 
@@ -197,14 +210,20 @@ class Stands:
     cut_off: Block | None
 
 
-def _stands(ledger: Ledger, name: str, block: Block | None) -> Stands:
-    tasks = ledger.tasks(agent=name, state=TaskState.OPEN, limit=_MOST)
-    return Stands(name, len(tasks), len(ledger.under_way(name)), block)
+def _counted(ended: Mapping[str, int]) -> str:
+    """`1 task and 2 runs`."""
+    return " and ".join(f"{count} {what[:-1] if count == 1 else what}" for what, count in ended.items())
 
 
-def plain_of(stands: Stands) -> dict[str, object]:
-    """Its members, for JSON."""
-    return {"agent": stands.agent, "cut_off": stands.cut_off}
+def _block_of(ledger: Ledger, name: str, now: datetime) -> Block | None:
+    return next((each for each in ledger.agents.blocks(now=now) if each.agent == name), None)
+
+
+def _is_on_record(ledger: Ledger, name: str) -> bool:
+    """Whether an agent of this name has ever opened a task, or held anything."""
+    from orchestrator.ledger.types import LeaseFilter
+
+    return bool(ledger.tasks(agent=name, limit=1) or ledger.leases(LeaseFilter(agent=name, limit=1)))
 
 
 def _row(stands: Stands) -> tuple[str, str, str, str]:

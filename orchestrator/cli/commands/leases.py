@@ -87,11 +87,13 @@ def show(
         if lease is None:
             raise UnknownRun(f"no lease {lease_id} is in the ledger", hint="`orchestrator leases list` shows them")
         events = reader.events(lease.run_id, lease_id=lease.lease_id)
+        run = reader.run(lease.run_id)
+    task = run.task if run is not None else None
     if as_json:
-        print_json({"lease": lease, "events": events})
+        print_json({"lease": lease, "task": task, "events": events})
         return
     screen = console()
-    screen.print(facts(_facts(lease)))
+    screen.print(facts(_facts(lease, task)))
     screen.print()
     screen.print(life_line(lease, events))
 
@@ -288,7 +290,7 @@ def _tries(lease: LeaseRecord) -> str:
     return f"{lease.failed_tries} in vain since {local(lease.revoking_since)}, the last at {local(lease.last_try_at)}"
 
 
-def _facts(lease: LeaseRecord) -> list[tuple[str, str]]:
+def _facts(lease: LeaseRecord, task: str | None) -> list[tuple[str, str]]:
     from orchestrator.cli.display.terminal import lease_words, local, scope_words, took
 
     return [
@@ -299,6 +301,7 @@ def _facts(lease: LeaseRecord) -> list[tuple[str, str]]:
         ("held by", lease.subject),
         ("step", f"{lease.step}, attempt {lease.attempt}, key {lease.step_key}"),
         ("run", f"{lease.run_id} of {lease.workflow}"),
+        ("task", task or ""),
         ("agent", lease.agent),
         ("expires", local(lease.expires_at) if lease.expires_at else ""),
         ("held for", took(lease.issued_at, lease.closed_at) if lease.issued_at and lease.closed_at else ""),

@@ -68,22 +68,26 @@ def show(
 
 @app.command("verify")
 def verify(
-    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="The id of the run; without it, all runs.")] = None,
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="The id of the run, call or task; without it, all of them.")
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Check that what the ledger holds is what was recorded: the events, and the tables that lists are made from.
 
-    No event was changed, removed or added, and runs, steps and leases are shown as their events say. Not looked at is
-    what is no history: processes, fences, the queue, what the scheduler remembers.
+    No event was changed, removed or added, and runs, tasks, steps and leases are shown as their events say. Not
+    looked at is what is no history: processes, fences, the queue, what the scheduler remembers.
     """
     from orchestrator.cli.connect import ledger_reader
     from orchestrator.cli.display.json_output import print_json
     from orchestrator.cli.display.terminal import console
+    from orchestrator.ledger.ids import TASK_PREFIX
 
-    checked, wrong = 0, []
+    checked, tasks, wrong = 0, 0, []
     with ledger_reader() as reader:
         for found in [reader.examine(run)] if run is not None else reader.examine_all():
             checked += bool(found.run_id)
+            tasks += found.run_id.startswith(TASK_PREFIX)
             if not found.whole:
                 wrong.append(found)
                 for line in _told(found) if not as_json else ():
@@ -93,12 +97,18 @@ def verify(
     elif as_json:
         print_json({"runs": checked, "whole": not wrong, "not_whole": [_examined_json(each) for each in wrong]})
     elif not wrong:
-        about = f"{run}: the history is" if run is not None else f"{checked} runs: all histories are"
+        about = f"{run}: the history is" if run is not None else f"{_counted(checked, tasks)}: all histories are"
         console().print(f"{about} whole, and the tables say the same")
     elif run is None:
-        console().print(f"{checked} runs: {len(wrong)} are not as they were recorded", style="red")
+        console().print(f"{_counted(checked, tasks)}: {len(wrong)} are not as they were recorded", style="red")
     if wrong:
         raise typer.Exit(int(ExitCode.STEP_FAILED))
+
+
+def _counted(histories: int, tasks: int) -> str:
+    """Calls are runs, and tasks are told apart from them."""
+    runs = f"{histories - tasks} runs"
+    return runs if not tasks else f"{runs} and {tasks} {'task' if tasks == 1 else 'tasks'}"
 
 
 def _examined_json(found: Examined) -> dict[str, object]:
@@ -170,7 +180,10 @@ def cancel(
 def _record(reader: LedgerReader, run: str) -> RunRecord:
     record = reader.run(run)
     if record is None and reader.task(run) is not None:
-        raise UnknownRun(f"{run} is a task, not a run", hint=f"see `orchestrator tasks show {run}`")
+        raise UnknownRun(
+            f"{run} is a task, not a run",
+            hint=f"see `orchestrator tasks show {run}`; `orchestrator tasks close {run}` ends it",
+        )
     if record is None:
         raise UnknownRun(f"no run {run} is in the ledger", hint="`orchestrator runs list` shows those that are")
     return record
@@ -184,9 +197,18 @@ def _print_runs(found: Sequence[RunRecord]) -> None:
         print_line("no runs")
         return
     rows = [
-        (run.run_id, run.workflow, run.state.value, local(run.started_at), took(run.started_at, run.finished_at))
+        (
+            run.run_id,
+            run.workflow,
+            run.state.value,
+            local(run.started_at),
+            took(run.started_at, run.finished_at),
+            run.task or "-",
+        )
         for run in found
     ]
-    columns = ("RUN", "WORKFLOW", "STATE", "STARTED", "TOOK")
-    kept = columns if width() >= 100 else columns[:-1]
-    print_list(kept, [row[: len(kept)] for row in rows], fold=("WORKFLOW",))
+    columns = ("RUN", "WORKFLOW", "STATE", "STARTED", "TOOK", "TASK")
+    wide = width()
+    of_tasks = wide >= 130 and any(run.task for run in found)
+    kept = 4 if wide < 100 else len(columns) if of_tasks else 5
+    print_list(columns[:kept], [row[:kept] for row in rows], fold=("WORKFLOW",))

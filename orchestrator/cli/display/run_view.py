@@ -106,11 +106,26 @@ def _run_facts(story: RunStory) -> list[tuple[str, str]]:
 
 
 def _of_task(story: RunStory) -> list[tuple[str, str]]:
-    """Of a call: the task that it is in, and what the agent chose."""
+    """Of a call: the task that it is in, what the agent chose, and how it was known."""
     if story.run.task is None:
         return []
-    chosen = story.events[0].data.get("call") if story.events else None
-    return [("task", story.run.task), ("call", inputs_words(chosen) if isinstance(chosen, dict) else "")]
+    started = story.events[0].data if story.events else {}
+    chosen, caller = started.get("call"), started.get("caller")
+    return [
+        ("task", story.run.task),
+        ("call", inputs_words(chosen) if isinstance(chosen, dict) else ""),
+        *(caller_facts(caller) if isinstance(caller, dict) else ()),
+    ]
+
+
+def caller_facts(caller: JsonObject) -> list[tuple[str, str]]:
+    """How an agent was known, as it is on record: by whom, as whom, from where, and for whom it acts."""
+    by = [str(caller[name]) for name in ("issuer", "subject") if caller.get(name)]
+    address = f"from {caller['address']}" if caller.get("address") else ""
+    return [
+        ("on behalf of", str(caller.get("on_behalf_of") or "")),
+        ("known by", ", ".join(filter(None, (*by, address)))),
+    ]
 
 
 def inputs_words(inputs: JsonObject) -> str:

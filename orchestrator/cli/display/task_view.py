@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from orchestrator.cli.display.run_view import inputs_words
+from orchestrator.cli.display.run_view import caller_facts, inputs_words
 from orchestrator.cli.display.terminal import console, facts, lease_words, local, table, took
 from orchestrator.jsontypes import JsonObject
 from orchestrator.ledger.lease import OPEN
+from orchestrator.ledger.states import RunState, TaskState
+from orchestrator.ledger.task_events import TaskClosed
 from orchestrator.ledger.types import EventRecord, LeaseFilter, LeaseRecord, LedgerReader, RunRecord, TaskRecord
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from rich.console import Console
+
+    from orchestrator.workflow.models.tools import Tool
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much of what a tool may be used is spent; a limit is None where there is none, or it is not known."""
+
+    tool: str
+    calls: int
+    max_calls: int | None
+    open: int
+    max_open: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,29 +39,49 @@ class TaskStory:
 
     task: TaskRecord
     opened: JsonObject
+    budgets: Sequence[Budget]
+    limits_unknown: str
+    """Why the file with the limits cannot be read; empty where it was."""
     calls: Sequence[RunRecord]
     leases: Sequence[LeaseRecord]
     events: Sequence[EventRecord]
     broken: int | None
 
     @classmethod
-    def read(cls, reader: LedgerReader, task: TaskRecord) -> TaskStory:
-        """Leases are those that are open."""
-        events = reader.events(task.task_id)
+    def read(
+        cls, reader: LedgerReader, task: TaskRecord, tools: Mapping[str, Tool], limits_unknown: str = ""
+    ) -> TaskStory:
+        """Leases are those that are open; `tools` are those of the file with which the task was opened."""
+        events, calls = reader.events(task.task_id), reader.calls(task.task_id)
         return cls(
             task=task,
             opened=events[0].data if events else {},
-            calls=reader.calls(task.task_id),
-            leases=reader.leases(LeaseFilter(task=task.task_id, states=OPEN)),
+            budgets=[_budget(name, tools.get(name), calls) for name in task.tools],
+            limits_unknown=limits_unknown,
+            calls=calls,
+            leases=reader.leases(LeaseFilter(task=task.task_id, states=OPEN, limit=100_000)),
             events=events,
             broken=reader.verify(task.task_id),
         )
 
 
-def print_story(story: TaskStory, screen: Console | None = None) -> None:
-    """The task, its calls, and what they hold."""
+def _budget(name: str, tool: Tool | None, calls: Sequence[RunRecord]) -> Budget:
+    """Every call counts, however it ended; open are those that go on or wait."""
+    states = [call.state for call in calls if call.steps == (name,)]
+    under_way = sum(state in (RunState.RUNNING, RunState.WAITING) for state in states)
+    limits = (None, None) if tool is None else (tool.max_calls, tool.max_open)
+    return Budget(name, len(states), limits[0], under_way, limits[1])
+
+
+def print_story(story: TaskStory, now: datetime, screen: Console | None = None) -> None:
+    """The task, its budgets, its calls, and what they hold."""
     screen = screen or console()
-    screen.print(facts(_facts(story)))
+    screen.print(facts(_facts(story, now)))
+    _section(screen, "TOOLS")
+    spent = [(each.tool, _of(each.calls, each.max_calls), _of(each.open, each.max_open)) for each in story.budgets]
+    screen.print(table(("TOOL", "CALLS", "OPEN"), spent, fold=("TOOL",)))
+    if story.limits_unknown:
+        screen.print(f"the limits are not known: {story.limits_unknown}", style="dim")
     _section(screen, "CALLS")
     if story.calls:
         rows = [
@@ -70,33 +107,41 @@ def print_story(story: TaskStory, screen: Console | None = None) -> None:
         screen.print(table(("LEASE", "GRANT", "NOW", "EXPIRES"), held, fold=("GRANT",)))
 
 
+def _of(count: int, most: int | None) -> str:
+    return str(count) if most is None else f"{count} of {most}"
+
+
 def _section(screen: Console, title: str) -> None:
     screen.print()
     screen.print(title, style="bold")
 
 
-def _facts(story: TaskStory) -> list[tuple[str, str]]:
-    task = story.task
-    opened, caller = story.opened, story.opened.get("caller")
-    known: JsonObject = caller if isinstance(caller, dict) else {}
-    context = opened.get("context")
-    whole = f"{len(story.events)} events, hash chain whole"
-    by = ", ".join(str(known[name]) for name in ("issuer", "subject", "address") if known.get(name))
-    found = [
+def _facts(story: TaskStory, now: datetime) -> list[tuple[str, str]]:
+    from orchestrator.grants.models import format_duration
+
+    task, opened = story.task, story.opened
+    caller, context = opened.get("caller"), opened.get("context")
+    late = ", past its deadline" if task.state is TaskState.OPEN and task.deadline <= now else ""
+    closed = [event for event in story.events if event.kind == TaskClosed.kind]
+    by = f" by {closed[-1].data['by']}" if closed else ""
+    return [
         ("task", task.task_id),
         ("type", task.workflow),
         ("agent", task.agent),
-        ("on behalf of", str(known.get("on_behalf_of") or "")),
-        ("known by", by),
+        *(caller_facts(caller) if isinstance(caller, dict) else ()),
         ("inputs", inputs_words(task.inputs)),
         ("context", inputs_words(context) if isinstance(context, dict) else ""),
         ("opened", local(task.opened_at)),
         ("why", str(opened.get("reason") or "")),
         ("deadline", local(task.deadline)),
-        ("idle limit", f"{task.idle}s" if task.idle else ""),
-        ("state", task.state.value),
-        ("closed", local(task.closed_at) if task.closed_at else ""),
+        ("idle limit", format_duration(task.idle) if task.idle else ""),
+        ("state", f"{task.state.value}{late}"),
+        ("closed", f"{local(task.closed_at)}{by}" if task.closed_at else ""),
         ("reason", task.reason),
-        ("history", whole if story.broken is None else f"BROKEN from event {story.broken} on"),
+        (
+            "history",
+            f"{len(story.events)} events, hash chain whole"
+            if story.broken is None
+            else f"BROKEN from event {story.broken} on",
+        ),
     ]
-    return [(name, value) for name, value in found if value]
