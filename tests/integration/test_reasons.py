@@ -119,9 +119,21 @@ class TestQueue:
             columns = [row[1] for row in connection.execute(text("PRAGMA table_info(queued_run)"))]
             assert "reason" in columns
             connection.execute(text("ALTER TABLE queued_run DROP COLUMN reason"))
-            connection.execute(text("DROP TABLE approval_vote"))
-            connection.execute(text("DROP TABLE approval"))
-            connection.execute(text("DROP TABLE request_seen"))
+            for index in (
+                "run_by_task",
+                "run_of_task_by_time",
+                "task_by_agent",
+                "task_by_state",
+                "run_by_time",
+                "run_by_state",
+            ):
+                connection.execute(text(f"DROP INDEX {index}"))
+            for name in ("task", "deadline", "idle"):
+                connection.execute(text(f"ALTER TABLE run DROP COLUMN {name}"))
+            connection.execute(text("CREATE INDEX run_by_time ON run (started_at, run_id)"))
+            connection.execute(text("CREATE INDEX run_by_state ON run (state, started_at, run_id)"))
+            for table in ("approval_vote", "approval", "request_seen", "agent_block", "gate"):
+                connection.execute(text(f"DROP TABLE {table}"))
             connection.execute(text("UPDATE alembic_version SET version_num = 'r0008'"))
         engine.dispose()
         with open_ledger(bench.config().ledger_url, clock=SystemClock()) as ledger:

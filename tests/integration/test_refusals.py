@@ -211,11 +211,10 @@ def test_a_run_waits_within_its_deadline_for_a_vault_that_comes_back(own_bench: 
     def start_again_once_the_run_has_begun() -> None:
         while not any(isinstance(event, RunStarted) for event in bench.events):
             time.sleep(0.01)
-        servers.openbao.stop()
         servers.openbao.start()
 
     with ThreadPoolExecutor(1) as keeper:  # the server dies with the thread that starts it
-        servers.openbao.seal()
+        servers.openbao.stop()
         started = keeper.submit(start_again_once_the_run_has_begun)
         outcome = bench.run(text, install=False)
         started.result()
