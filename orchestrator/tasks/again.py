@@ -6,9 +6,10 @@ import asyncio
 from dataclasses import dataclass
 
 from orchestrator.errors import AgentBlocked, FenceLost, TaskEnded, UsageError
+from orchestrator.jsontypes import JsonObject
 from orchestrator.ledger.events import ApprovalRequested, RunStarted
 from orchestrator.ledger.states import ApprovalState, RunState, TaskState
-from orchestrator.ledger.types import RunRecord
+from orchestrator.ledger.types import LedgerReader, RunRecord
 from orchestrator.policy.types import input_digest
 from orchestrator.recovery.reopen import reopen
 from orchestrator.recovery.resumption import recorded_outcome
@@ -83,6 +84,18 @@ def _check_still_open(services: Services, request: RunRequest) -> None:
     task = services.reader.task(request.call.task)
     if task is None or task.state is not TaskState.OPEN or task.deadline <= now:
         raise TaskEnded(f"the task {request.call.task} is over")
+
+
+def waiting_call(reader: LedgerReader, task_id: str, tool: str, arguments: JsonObject) -> str | None:
+    """The oldest call of a tool, with these arguments, that waits for somebody to agree."""
+    digest = input_digest(arguments)
+    for each in reader.calls(task_id):
+        if each.state is not RunState.WAITING or each.steps != (tool,):
+            continue
+        given = reader.events(each.run_id, kind=RunStarted.kind)[0].data.get("call")
+        if isinstance(given, dict) and input_digest(given) == digest:
+            return each.run_id
+    return None
 
 
 def waits_for(services: Services, run_id: str) -> str:

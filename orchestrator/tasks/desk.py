@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from functools import partial
 from typing import Any
 
@@ -17,14 +18,14 @@ from orchestrator.actions.hand_over import GIVEN_BACK
 from orchestrator.actions.handover import Recipient
 from orchestrator.agents.authentication import Caller
 from orchestrator.errors import Refused, RunExists, UnknownRun, UsageError
-from orchestrator.jsontypes import JsonValue
+from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.ids import call_id
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.states import RunState
 from orchestrator.ledger.types import LeaseFilter, RunRecord
 from orchestrator.runs.runner import Runner
-from orchestrator.runs.types import RunOutcome, RunRequest, Services
-from orchestrator.tasks.again import asked_again, key_used, under_way, waits_for
+from orchestrator.runs.types import Interruption, RunOutcome, RunRequest, Services
+from orchestrator.tasks.again import asked_again, key_used, under_way, waiting_call, waits_for
 from orchestrator.tasks.closing import CONFIRM_SECONDS, close_task
 from orchestrator.tasks.errors import UnknownTool
 from orchestrator.tasks.opened import ID, OpenedTask, caller_on_record, opened_task, unknown
@@ -39,6 +40,18 @@ log = logging.getLogger(__name__)
 
 MOST_REMEMBERED = 1024
 """Tasks of which what never changes is remembered."""
+
+CALLER_GONE = "the agent is gone"
+"""Why a call ended that nobody waits for any more, in the words of the ledger."""
+
+
+class Leaving(Enum):
+    """What becomes of an action that is under way when whoever called goes away."""
+
+    CARRIES_ON = "carries on"
+    """It is carried on: asking again with the same key tells its outcome."""
+    CANCELS = "cancels"
+    """It ends at once, and its credentials with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,46 +114,73 @@ class TaskDesk:
         key: str,
         *,
         address: str = "",
+        leaving: Leaving = Leaving.CARRIES_ON,
     ) -> CallResult:
         """Call a tool, or tell what came of the call with this key.
 
-        If the caller goes away meanwhile an action is carried on, so that asking again tells its outcome; a credential
-        that nobody took is given back. Raises UnknownTask, UnknownTool, UsageError for arguments that are not right,
+        `leaving` says what becomes of an action whose caller goes away (a cancellation of this); a credential that
+        nobody took is given back. Raises UnknownTask, UnknownTool, UsageError for arguments that are not right,
         KeyUsed, TaskEnded, BudgetSpent, AgentBlocked, and LedgerError.
         """
         opened = await self.task(caller, task_id)
-        declared = opened.workflow.tools.get(tool)
-        if declared is None:
-            hint = suggestion(tool, opened.workflow.tools)
-            raise UnknownTool(f"`{opened.workflow.name}` has no tool `{tool[:64]}`", hint=hint)
-        bound = bind_arguments(tool, declared, arguments)
-        recipient = Recipient() if declared.hand_over is not None else None
-        run_id = call_id(task_id, key)
-        request = opened.request(
+        bound = _bound(opened, tool, arguments)
+        return await self._called(
+            opened, self._request(opened, call_id(task_id, key), tool, bound, caller, address), leaving
+        )
+
+    async def ask_again(
+        self,
+        caller: Caller,
+        task_id: str,
+        tool: str,
+        arguments: Mapping[str, JsonValue],
+        *,
+        address: str = "",
+        leaving: Leaving = Leaving.CARRIES_ON,
+    ) -> CallResult | None:
+        """What comes of the oldest call of this tool with these arguments that waits for somebody to agree.
+
+        For callers that have no key of it any more; None where no such call waits. Raises what `call` raises.
+        """
+        opened = await self.task(caller, task_id)
+        bound = _bound(opened, tool, arguments)
+        waiting = await asyncio.to_thread(waiting_call, self.services.reader, task_id, tool, bound)
+        if waiting is None:
+            return None
+        return await self._called(opened, self._request(opened, waiting, tool, bound, caller, address), leaving)
+
+    def _request(
+        self, opened: OpenedTask, run_id: str, tool: str, arguments: JsonObject, caller: Caller, address: str
+    ) -> RunRequest:
+        return opened.request(
             run_id,
             tool,
-            bound,
+            arguments,
             caller_on_record(caller, address),
             now=self.services.clock.now(),
             of_agent=caller.max_open,
-            recipient=recipient,
+            recipient=Recipient() if opened.workflow.tools[tool].hand_over is not None else None,
         )
+
+    async def _called(self, opened: OpenedTask, request: RunRequest, leaving: Leaving) -> CallResult:
+        call, run_id, runner = request.call, request.run_id, Runner(self.services)
+        assert call is not None
         while True:
             if (going_on := self._under_way.get(run_id)) is not None:
                 if not going_on.is_same(request):
                     raise key_used()
-                if recipient is not None:
+                if call.recipient is not None:
                     return under_way(request)
             record = await asyncio.to_thread(self.services.reader.run, run_id)
             try:
                 if going_on is not None:
-                    return await self._result(await asyncio.shield(going_on.work), tool)
+                    return await self._result(await asyncio.shield(going_on.work), call.tool)
                 if record is None:
-                    return await self._carried_out(request, lambda: Runner(self.services).run(request))
+                    return await self._carried_out(request, partial(runner.run, request), leaving)
                 again = await asked_again(self.services, record, request)
-                if (taken := again.taken) is None:
+                if again.taken is None:
                     return again.result or under_way(request)
-                return await self._carried_out(request, partial(Runner(self.services).resume, taken))
+                return await self._carried_out(request, partial(runner.resume, again.taken), leaving)
             except RunExists:  # the same call, come in elsewhere at the same time: it is about to begin, or refused
                 if self.services.clock.now() >= opened.deadline:
                     raise
@@ -190,24 +230,35 @@ class TaskDesk:
         finally:
             waiting.cancel()
 
-    async def _carried_out(self, request: RunRequest, run: Callable[[], Coroutine[Any, Any, RunOutcome]]) -> CallResult:
+    async def _carried_out(
+        self,
+        request: RunRequest,
+        run: Callable[[Interruption], Coroutine[Any, Any, RunOutcome]],
+        leaving: Leaving,
+    ) -> CallResult:
         assert request.call is not None
-        tool, recipient = request.call.tool, request.call.recipient
+        tool, recipient, interruption = request.call.tool, request.call.recipient, Interruption()
         if request.run_id in self._under_way:
             raise RunExists(f"the call {request.run_id} is under way")
-        work = asyncio.create_task(run(), name=f"call {request.run_id}")
+        work = asyncio.create_task(run(interruption), name=f"call {request.run_id}")
         self._under_way[request.run_id] = _UnderWay(work, request)
         work.add_done_callback(partial(self._ended, request.run_id))
-        if recipient is not None:
-            self._held.add(request.run_id)
         if recipient is None:
-            return await self._result(await asyncio.shield(work), tool)
+            try:
+                await asyncio.wait({work})
+            except asyncio.CancelledError:
+                if leaving is Leaving.CANCELS:
+                    interruption.reason = CALLER_GONE
+                    work.cancel()
+                raise
+            return await self._result(work.result(), tool)
+        self._held.add(request.run_id)
         taking = asyncio.create_task(recipient.credential())
         try:
             await asyncio.wait({work, taking}, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             recipient.give_back()
-            self.services.heartbeat.tell(request.run_id, "the agent is gone")
+            self.services.heartbeat.tell(request.run_id, CALLER_GONE)
             raise
         finally:
             if not taking.done():
@@ -258,6 +309,15 @@ class TaskDesk:
         self._opened[opened.task_id] = opened
         while len(self._opened) > MOST_REMEMBERED:
             del self._opened[next(iter(self._opened))]
+
+
+def _bound(opened: OpenedTask, tool: str, arguments: Mapping[str, JsonValue]) -> JsonObject:
+    """The arguments with which a tool is called. Raises UnknownTool and UsageError."""
+    declared = opened.workflow.tools.get(tool)
+    if declared is None:
+        hint = suggestion(tool, opened.workflow.tools)
+        raise UnknownTool(f"`{opened.workflow.name}` has no tool `{tool[:64]}`", hint=hint)
+    return bind_arguments(tool, declared, arguments)
 
 
 def _no_lease(lease_id: str) -> UnknownRun:

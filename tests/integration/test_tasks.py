@@ -40,7 +40,7 @@ from orchestrator.recovery.resumption import resume
 from orchestrator.runs.types import Interruption
 from orchestrator.secret import Secret
 from orchestrator.tasks.closing import close_what_is_over, cut_off
-from orchestrator.tasks.desk import TaskDesk
+from orchestrator.tasks.desk import Leaving, TaskDesk
 from orchestrator.tasks.errors import KeyUsed, UnknownTool
 from orchestrator.tasks.reach import Reach
 from orchestrator.tasks.results import CallResult, CallState, HandedOver
@@ -239,6 +239,22 @@ async def test_the_same_key_at_once_is_carried_out_once(provisioned: Bench) -> N
         assert CallState.DONE in {each.state for each in found}
         assert len(desk.services.reader.calls(task.task_id)) == 1
         assert len(granted(desk, task.task_id)) == 1
+
+
+async def test_an_action_ends_with_its_caller_where_that_is_wanted(provisioned: Bench) -> None:
+    async with open_desk(provisioned) as desk:
+        task = (await desk.open(AGENT, "complaint_desk", {"customer": 1234})).task_id
+        for leaving in Leaving:
+            arguments, key = {"seconds": 2 if leaving is Leaving.CARRIES_ON else 60}, leaving.value
+            slow = asyncio.create_task(desk.call(AGENT, task, "pause", arguments, key, leaving=leaving))
+            await eventually(lambda: provisioned.sql(SLEEPING), "the call to wait")
+            slow.cancel()
+            await asyncio.wait({slow})
+            await eventually(lambda: not provisioned.logins(), "its end")
+        carried_on, cancelled = desk.services.reader.calls(task)
+        assert (carried_on.state, cancelled.state) == (RunState.SUCCEEDED, RunState.CANCELLED)
+        assert cancelled.reason == "the agent is gone"
+        assert verified(desk, task, cancelled.run_id)
 
 
 async def test_a_credential_is_told_once(provisioned: Bench) -> None:
@@ -529,6 +545,22 @@ class TestApprovals:
             assert len(granted(desk, task)) == 1
             assert await desk.close(AGENT, task)
             assert verified(desk, task, waits.call_id)
+
+    async def test_it_is_found_without_its_key(self, provisioned: Bench, alice: Secret) -> None:
+        async with open_desk(provisioned, policy=rego(APPROVAL), parks=True) as desk:
+            task, waits = await self.waiting(desk, "read")
+            again = await desk.ask_again(AGENT, task, "read", {"limit": 10})  # which is its default
+            assert again is not None
+            assert (again.state, again.call_id, again.approval) == (CallState.WAITING, waits.call_id, waits.approval)
+            for tool, arguments in (("read", {"limit": 9}), ("login", {})):
+                assert await desk.ask_again(AGENT, task, tool, arguments) is None
+            with pytest.raises(UnknownTask):
+                await desk.ask_again(OTHER, task, "read", {})
+            await self.says(desk, alice, waits.approval, Verdict.APPROVE)
+            done = await desk.ask_again(AGENT, task, "read", {})
+            assert done is not None
+            assert (done.state, done.call_id) == (CallState.DONE, waits.call_id)
+            assert await desk.ask_again(AGENT, task, "read", {}) is None, "it was agreed to once"
 
     async def test_what_is_denied_is_refused(self, provisioned: Bench, alice: Secret) -> None:
         async with open_desk(provisioned, policy=rego(APPROVAL), parks=True) as desk:
