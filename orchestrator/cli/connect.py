@@ -192,5 +192,5 @@ def log_to_stderr(level: str, kind: LogFormat = LogFormat.TEXT) -> None:
     to_stderr.addFilter(RedactingFilter(redactor()))
     logging.basicConfig(level=level.upper(), handlers=[to_stderr], force=True)
     if level == "info":  # what libraries tell of themselves is for those who look for faults
-        for library in ("alembic", "uvicorn", "httpx"):
+        for library in ("alembic", "uvicorn", "httpx", "mcp"):
             logging.getLogger(library).setLevel(logging.WARNING)

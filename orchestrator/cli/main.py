@@ -38,6 +38,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "run": ("run",),
     "prove": ("prove",),
     "services.serve": ("serve", "worker"),
+    "services.mcp": ("mcp",),
     "grants": ("grants",),
     "policy": ("policy",),
     "services.schedules": ("schedules",),

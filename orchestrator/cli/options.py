@@ -71,6 +71,11 @@ def _from_file(file: Path) -> JsonObject:
     return content
 
 
+def missing_extra(what: str, error: ImportError, extra: str) -> UsageError:
+    """What is said where a package is not installed that an extra brings."""
+    return UsageError(f"{what} needs the package {error.name}", hint=f"pip install 'credential-orchestrator[{extra}]'")
+
+
 def refuse_secrets_among_arguments(workflow: Workflow, pairs: Sequence[str] | None) -> None:
     """A secret input may not be an argument: every user of the machine can read those. Raises UsageError."""
     for name in (pair.partition("=")[0] for pair in pairs or ()):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from orchestrator.server.api.inquiries import Inquiries
 from orchestrator.server.api.openapi import openapi
@@ -18,14 +18,15 @@ from orchestrator.server.api.operations import OPERATIONS, Operation, Operations
 from orchestrator.server.api.problems import Kind, Problem, problem_of
 
 
-def application(operations: Operations, inquiries: Inquiries) -> Starlette:
-    """The operations, what services may ask, `/v1/openapi.json` and `/healthz`."""
+def application(operations: Operations, inquiries: Inquiries, more: Sequence[BaseRoute] = ()) -> Starlette:
+    """The operations, what services may ask, `/v1/openapi.json`, `/healthz`, and what other doors answer."""
     return Starlette(
         routes=[
             *(Route(each.path, _answering(operations, each), methods=[each.method]) for each in OPERATIONS),
             *inquiries.routes(),
             Route("/v1/openapi.json", _openapi),
             Route("/healthz", _health),
+            *more,
         ],
         exception_handlers={HTTPException: _elsewhere},
     )

@@ -75,14 +75,14 @@ class Operations:
     async def open(self, request: Request) -> Response:
         """`POST /v1/tasks`."""
         caller = await self._caller(request)
-        self._not_draining()
+        self.not_draining()
         wanted = await _body(request, OpenRequest)
         allowed = [name for name in self.desk.types if self.callers.authentication.may_open(caller, name)]
         if wanted.type not in allowed:  # nobody is told what there is for others
             hint = suggestion(wanted.type, allowed, otherwise="there is none that it may open")
             raise Problem(Kind.NOT_ALLOWED, f"`{caller.agent}` may not open tasks of the type `{wanted.type}`", hint)
         opened = await self.desk.open(
-            caller, wanted.type, wanted.inputs, reason=wanted.reason, address=_address(request)
+            caller, wanted.type, wanted.inputs, reason=wanted.reason, address=address_of(request)
         )
         document = await self._task_document(opened)
         return _answer(201, document, {"Location": f"/v1/tasks/{opened.task_id}"})
@@ -102,7 +102,7 @@ class Operations:
     async def call(self, request: Request) -> Response:
         """`POST /v1/tasks/{task_id}/tools/{tool}`."""
         caller = await self._caller(request)
-        self._not_draining()
+        self.not_draining()
         keys = request.headers.getlist("idempotency-key")
         if len(keys) != 1 or not KEY.fullmatch(keys[0]):
             raise Problem(
@@ -113,7 +113,7 @@ class Operations:
         wanted = await _body(request, CallRequest)
         task_id = request.path_params["task_id"]
         result = await self.desk.call(
-            caller, task_id, request.path_params["tool"], wanted.arguments, keys[0], address=_address(request)
+            caller, task_id, request.path_params["tool"], wanted.arguments, keys[0], address=address_of(request)
         )
         if result.state is CallState.REFUSED:
             raise _refused(result.error, result.reason, result.call_id)
@@ -131,7 +131,8 @@ class Operations:
     async def _caller(self, request: Request) -> Caller:
         return await self.callers.caller(request)
 
-    def _not_draining(self) -> None:
+    def not_draining(self) -> None:
+        """Raises Problem where nothing new begins in this process."""
         if self.draining.is_set():
             raise Problem(Kind.DRAINING, "this process is about to end", headers={"Retry-After": "1"})
 
@@ -173,7 +174,8 @@ async def _body(request: Request, model: type[Model]) -> Model:
         raise Problem(Kind.INVALID, wrong) from None
 
 
-def _address(request: Request) -> str:
+def address_of(request: Request) -> str:
+    """Where a request came from, for the record."""
     return request.client.host if request.client else ""
 
 

@@ -6,9 +6,11 @@ import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from starlette.routing import BaseRoute
 
 from orchestrator.agents.authentication import Authentication
 from orchestrator.agents.declared import load_agents
@@ -29,18 +31,25 @@ from orchestrator.workflow.loader import LoadedWorkflow
 
 log = logging.getLogger(__name__)
 
+Door = Callable[[Operations], AbstractAsyncContextManager[Sequence[BaseRoute]]]
+"""Another way in to the same tasks: what it answers, while its context is open."""
+
 CLOSING_SECONDS = 1.0
 """Between two looks for tasks that are over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiConfig:
-    """Where the API answers, to whom, and with which certificate. Rates are for each agent, in this process."""
+    """Where the API answers, to whom, and with which certificate. Rates are for each agent, in this process.
+
+    `doors` answer at the same address.
+    """
 
     address: str
     agents: Path
     tls: TlsFiles | None = None
     per_second: float = 50.0
+    doors: tuple[Door, ...] = ()
 
     def bound(self) -> socket.socket:
         """The listening socket. Raises UsageError, also for an address that others reach without TLS."""
@@ -78,18 +87,23 @@ class Api:
 
     def hooks(self) -> Sequence[Maintenance]:
         """What is done beside."""
-        reach = Reach.of_services(self.services)
-
-        async def close() -> None:
-            for task in await close_what_is_over(reach):
-                log.info("task %s is over", task.task_id, extra={"task": task.task_id, "agent": task.agent})
-
-        return [(CLOSING_SECONDS, close)]
+        return [closing(self.services)]
 
     async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
         """Begin nothing new, let what goes on end within so many seconds, and then take everything back."""
         self.operations.draining.set()
         await self.operations.desk.aclose("the service was stopped", seconds=seconds, hurry=hurry)
+
+
+def closing(services: Services) -> Maintenance:
+    """Close the tasks that are over, again and again."""
+    reach = Reach.of_services(services)
+
+    async def close() -> None:
+        for task in await close_what_is_over(reach):
+            log.info("task %s is over", task.task_id, extra={"task": task.task_id, "agent": task.agent})
+
+    return CLOSING_SECONDS, close
 
 
 @asynccontextmanager
@@ -106,10 +120,13 @@ async def answering(
     inquiries = Inquiries(Inquiry(services), callers)
     operations = Operations(TaskDesk(services, types), callers)
     host, port = bound.getsockname()[:2]
-    async with listening(application(operations, inquiries), bound, protocol=ApiProtocol, tls=context):
-        log.info("the API answers at %s:%d", host, port, extra={"api": f"{host}:{port}"})
-        try:
-            yield Api(operations, services)
-        finally:
-            operations.draining.set()
-            await operations.desk.aclose("the service was stopped", seconds=0)
+    async with AsyncExitStack() as doors:
+        routes = [route for door in config.doors for route in await doors.enter_async_context(door(operations))]
+        async with listening(application(operations, inquiries, routes), bound, protocol=ApiProtocol, tls=context):
+            log.info("the API answers at %s:%d", host, port, extra={"api": f"{host}:{port}"})
+            try:
+                yield Api(operations, services)
+            finally:
+                operations.draining.set()
+                await doors.aclose()
+                await operations.desk.aclose("the service was stopped", seconds=0)

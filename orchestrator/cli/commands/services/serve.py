@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,7 @@ from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrator.runs.engines.types import EngineName
-    from orchestrator.server.api.service import ApiConfig
+    from orchestrator.server.api.service import ApiConfig, Door
 
 WorkflowFolder = Annotated[Path, typer.Argument(metavar="[FOLDER]", help="The folder with the workflows.")]
 FOLDER = Path("workflows")
@@ -47,6 +48,10 @@ ApiClientCa = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="With --api: whose certificates agents may show (SPIFFE X.509-SVIDs)."),
 ]
+Mcp = Annotated[bool, typer.Option("--mcp", help="With --api: answer MCP clients there, too: see docs/mcp.md.")]
+McpHandOver = Annotated[
+    bool, typer.Option("--mcp-hand-over", help="With --mcp: offer tools that hand credentials over, which models see.")
+]
 LogFormats = Annotated[LogFormat, typer.Option(help="How log records on standard error look.")]
 
 
@@ -62,6 +67,8 @@ def serve(
     api_cert: ApiCert = None,
     api_key: ApiKey = None,
     api_client_ca: ApiClientCa = None,
+    mcp: Mcp = False,
+    mcp_hand_over: McpHandOver = False,
     log_format: LogFormats = LogFormat.TEXT,
     engine: options.Engine = None,
     grace: options.Grace = None,
@@ -69,10 +76,12 @@ def serve(
     """Run the workflows of a folder when their schedules say so, and go on where other processes died.
 
     Changed files are loaded again. With --api agents open the tasks that files of the folder declare (`tools`), and
-    call their tools there. SIGTERM and SIGINT end it: nothing new is started, and what runs may end
-    within --drain seconds; then, or at a second signal, it is cancelled and revokes what it holds. The exit
-    code is 0 if nothing had to be cancelled.
+    call their tools there; with --mcp as the tools of an MCP server. SIGTERM and SIGINT end it: nothing new is
+    started, and what runs may end within --drain seconds; then, or at a second signal, it is cancelled and revokes
+    what it holds. The exit code is 0 if nothing had to be cancelled.
     """
+    if api is None and (mcp or mcp_hand_over):
+        raise UsageError("--mcp and --mcp-hand-over need --api", hint="they say what is answered at that address")
     _serve(
         folder,
         max_runs,
@@ -83,12 +92,27 @@ def serve(
         grace,
         approvals=approvals,
         queue=False,
-        api=_api(api, agents, api_cert, api_key, api_client_ca),
+        api=_api(api, agents, api_cert, api_key, api_client_ca, _doors(mcp or mcp_hand_over, mcp_hand_over)),
     )
 
 
+def _doors(wanted: bool, hand_over: bool) -> tuple[Door, ...]:
+    if not wanted:
+        return ()
+    try:
+        from orchestrator.server.mcp.http import mcp_door
+    except ImportError as error:
+        raise options.missing_extra("MCP", error, "mcp") from error
+    return (partial(mcp_door, hand_over=hand_over),)
+
+
 def _api(
-    address: str | None, agents: Path, certificate: Path | None, key: Path | None, authorities: Path | None
+    address: str | None,
+    agents: Path,
+    certificate: Path | None,
+    key: Path | None,
+    authorities: Path | None,
+    doors: tuple[Door, ...],
 ) -> ApiConfig | None:
     if address is None:
         return None
@@ -96,13 +120,11 @@ def _api(
         from orchestrator.server.api.service import ApiConfig
         from orchestrator.server.api.tls import TlsFiles
     except ImportError as error:
-        raise UsageError(
-            f"the API needs the package {error.name}", hint="pip install 'credential-orchestrator[api]'"
-        ) from error
+        raise options.missing_extra("the API", error, "api") from error
     if (certificate is None) != (key is None) or (authorities is not None and certificate is None):
         raise UsageError("--api-cert and --api-key belong together, and --api-client-ca to both")
     tls = TlsFiles(certificate, key, authorities) if certificate is not None and key is not None else None
-    return ApiConfig(address=address, agents=agents, tls=tls)
+    return ApiConfig(address=address, agents=agents, tls=tls, doors=doors)
 
 
 def worker(
