@@ -74,7 +74,7 @@ async def test_tools_are_listed_and_called(served: Apis, mode: str) -> None:
         assert sorted(tools) == ["pause", "read"]
         assert tasks(served) == [], "a list opens nothing"
         assert [len((await done(client, "read", {"limit": number}))["rows"]) for number in (1, 2)] == [1, 2]
-        served.bench.assert_nothing_left()
+        assert served.bench.logins_of_steps() == []
         (task,) = tasks(served)
         assert (task.agent, task.inputs, task.state) == ("complaint-agent", {"customer": 1234}, TaskState.OPEN)
         with served.ledger() as ledger:
@@ -129,7 +129,7 @@ async def test_a_cancelled_request_ends_its_call_at_once(served: Apis, mode: str
         slow.cancel()
         await asyncio.wait({slow})
         await eventually(lambda: not bench.sql(SLEEPING), "the end of the query")
-        await eventually(lambda: not bench.logins(), "the end of the login")
+        await eventually(lambda: not bench.logins_of_steps(), "the end of the login")
         await eventually(lambda: calls(served)[0].state is RunState.CANCELLED, "the end of the call")
         assert calls(served)[0].reason == "the agent is gone"
         assert len((await done(client, "read"))["rows"]) == 3
@@ -145,7 +145,7 @@ async def test_a_session_has_its_own_task_and_takes_it_along(served: Apis) -> No
     await asyncio.wait({slow})
     await eventually(lambda: {each.state for each in tasks(served)} == {TaskState.CLOSED}, "the end of both")
     assert {each.reason for each in tasks(served)} == {"the session has ended"}
-    await eventually(lambda: not served.bench.logins(), "the end of the login")
+    await eventually(lambda: not served.bench.logins_of_steps(), "the end of the login")
 
 
 async def test_a_session_is_of_one_caller_and_one_task(served: Apis) -> None:
@@ -241,9 +241,9 @@ async def test_with_the_option_credentials_are_handed_over(apis: Apis, mode: str
             "ticket",
         ]
         got = (await client.call_tool("login", {})).structured_content
-        assert apis.bench.logins() == [got["credential"]["fields"]["username"]]
+        assert apis.bench.logins_of_steps() == [got["credential"]["fields"]["username"]]
         assert await done(client, "give-back", {"lease": got["lease"]["id"]}) == {"confirmed": True}
-        assert apis.bench.logins() == []
+        assert apis.bench.logins_of_steps() == []
     assert got["credential"]["fields"]["password"] not in apis.processes[0].log.read_text()
 
 
@@ -255,7 +255,7 @@ async def test_a_process_that_ends_takes_everything_back(apis: Apis, mode: str) 
         assert await asyncio.to_thread(process.stop) == 0
         slow.cancel()
         await asyncio.wait({slow})
-    apis.bench.assert_nothing_left()
+    assert apis.bench.logins_of_steps() == []
     assert calls(apis)[0].state is RunState.CANCELLED
     assert tasks(apis)[0].state is (TaskState.OPEN if mode == "auto" else TaskState.CLOSED)
 

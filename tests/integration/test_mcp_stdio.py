@@ -162,7 +162,7 @@ async def test_a_cancelled_request_ends_its_call_at_once(stdio: Stdio, mode: str
         slow.cancel()
         await asyncio.wait({slow})
         await eventually(lambda: not bench.sql(SLEEPING), "the end of the query")
-        await eventually(lambda: not bench.logins(), "the end of the login")
+        await eventually(lambda: not bench.logins_of_steps(), "the end of the login")
         await eventually(lambda: the_calls(bench)[0].state is RunState.CANCELLED, "the end of the call")
         assert the_calls(bench)[0].reason == "the agent is gone"
         assert the_task(bench).state is TaskState.OPEN
@@ -186,15 +186,15 @@ async def test_with_the_option_credentials_are_handed_over_and_given_back(stdio:
         assert sorted(tools) == ["give-back", "login", "pause", "read", "ticket"]
         got = (await client.call_tool("login", {})).structured_content
         assert set(got["credential"]["fields"]) == {"username", "password"}
-        assert bench.logins() == [got["credential"]["fields"]["username"]]
+        assert bench.logins_of_steps() == [got["credential"]["fields"]["username"]]
         await client.call_tool("login", {})
         assert "Now: wait for one to end, or give a credential back." in await refused(client, "login")
         assert await done(client, "give-back", {"lease": got["lease"]["id"]}) == {"confirmed": True}
-        assert len(bench.logins()) == 1
+        assert len(bench.logins_of_steps()) == 1
         assert "no lease" in await refused(client, "give-back", {"lease": "lease_x"})
         assert "Correct the arguments" in await refused(client, "give-back", {"lease": 1})
         await client.call_tool("ticket", {})
-    assert bench.logins() == []
+    assert bench.logins_of_steps() == []
 
 
 async def test_the_end_of_the_client_ends_what_is_under_way(stdio: Stdio, mode: str) -> None:

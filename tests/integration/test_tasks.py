@@ -243,14 +243,15 @@ async def test_the_same_key_at_once_is_carried_out_once(provisioned: Bench) -> N
 
 async def test_an_action_ends_with_its_caller_where_that_is_wanted(provisioned: Bench) -> None:
     async with open_desk(provisioned) as desk:
-        task = (await desk.open(AGENT, "complaint_desk", {"customer": 1234})).task_id
+        task, reader = (await desk.open(AGENT, "complaint_desk", {"customer": 1234})).task_id, desk.services.reader
         for leaving in Leaving:
             arguments, key = {"seconds": 2 if leaving is Leaving.CARRIES_ON else 60}, leaving.value
             slow = asyncio.create_task(desk.call(AGENT, task, "pause", arguments, key, leaving=leaving))
             await eventually(lambda: provisioned.sql(SLEEPING), "the call to wait")
             slow.cancel()
             await asyncio.wait({slow})
-            await eventually(lambda: not provisioned.logins(), "its end")
+            await eventually(lambda: RunState.RUNNING not in {each.state for each in reader.calls(task)}, "its end")
+            provisioned.assert_nothing_left()
         carried_on, cancelled = desk.services.reader.calls(task)
         assert (carried_on.state, cancelled.state) == (RunState.SUCCEEDED, RunState.CANCELLED)
         assert cancelled.reason == "the agent is gone"
