@@ -19,6 +19,12 @@ from orchestrator.tasks.desk import TaskDesk
 from orchestrator.tasks.opened import OpenedTask
 from orchestrator.workflow.loader import LoadedWorkflow
 
+STDIO = "stdio"
+"""Where calls over standard input come from, in the ledger."""
+
+_SESSION = " (session)"
+"""Behind the address of whoever has opened a task that is a session's own."""
+
 _MOST = 10_000
 """Open tasks of an agent that are looked at."""
 
@@ -55,9 +61,11 @@ class Handles:
             same = (record.workflow, record.digest) == (wanted.loaded.workflow.name, wanted.loaded.digest)
             if same and record.inputs == wanted.inputs and record.deadline > now and record.task_id != ended:
                 try:
-                    return await self.desk.task(wanted.caller, record.task_id)
+                    opened = await self.desk.task(wanted.caller, record.task_id)
                 except UnknownTask:  # on behalf of somebody else
                     continue
+                if not _is_its_own(opened):
+                    return opened
         return None
 
     async def opened(self, wanted: Wanted, *, ended: str = "") -> OpenedTask:
@@ -66,14 +74,22 @@ class Handles:
         async with turn:
             if (found := await self.found(wanted, ended=ended)) is not None:
                 return found
-            mine = await self.new(wanted)
+            mine = await self._open(wanted, wanted.address)
             first = await self.found(wanted, ended=ended)  # another process may have been as quick
         if first is None or first.task_id == mine.task_id:
             return mine
         await self.desk.close(wanted.caller, mine.task_id, "it was opened twice at the same time")
         return first
 
-    async def new(self, wanted: Wanted) -> OpenedTask:
-        """Another one. Raises what opening a task raises."""
-        inputs = dict(wanted.inputs)
-        return await self.desk.open(wanted.caller, wanted.loaded.workflow.name, inputs, address=wanted.address)
+    async def of_session(self, wanted: Wanted) -> OpenedTask:
+        """Another one, which is not found by its address. Raises what opening a task raises."""
+        return await self._open(wanted, wanted.address + _SESSION)
+
+    async def _open(self, wanted: Wanted, address: str) -> OpenedTask:
+        return await self.desk.open(wanted.caller, wanted.loaded.workflow.name, dict(wanted.inputs), address=address)
+
+
+def _is_its_own(opened: OpenedTask) -> bool:
+    """Whether it belongs to a session or a process, and ends with that."""
+    address = str(opened.caller.get("address", ""))
+    return address == STDIO or address.endswith(_SESSION)

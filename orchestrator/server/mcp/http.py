@@ -78,7 +78,7 @@ class HttpTasks:
             context.session._connection.exit_stack.callback(self._session_ended, session_id, wanted)
         opening = self._sessions.get(session_id)
         if opening is None or (opening.done() and not _has_opened(opening)):
-            opening = self._sessions[session_id] = asyncio.create_task(self.handles.new(wanted))
+            opening = self._sessions[session_id] = asyncio.create_task(self.handles.of_session(wanted))
         return await asyncio.shield(opening)
 
     def _session_ended(self, session_id: str, wanted: Wanted) -> None:

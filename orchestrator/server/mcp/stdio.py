@@ -19,18 +19,19 @@ from orchestrator.runs.types import Services
 from orchestrator.server.api.service import closing
 from orchestrator.server.maintenance import Maintenance, maintained
 from orchestrator.server.mcp.door import Context, Door, Place
+from orchestrator.server.mcp.handles import STDIO
 from orchestrator.server.mcp.pipes import Lines, Outlet, claimed
 from orchestrator.tasks.desk import TaskDesk
 from orchestrator.telemetry.metrics import Metrics
 from orchestrator.telemetry.observed_ledger import Observer
-from orchestrator.uninterrupted import completed, is_cancelled, to_the_end
+from orchestrator.uninterrupted import completed, to_the_end
 from orchestrator.workflow.loader import LoadedWorkflow
 from orchestrator.workflow.models.workflow import Workflow
 
 log = logging.getLogger(__name__)
 
-ADDRESS = "stdio"
-"""Where calls come from, in the ledger."""
+_LAST_WORDS_SECONDS = 0.5
+"""How long what is told at the end may take."""
 
 _RECOVERY_SECONDS = 15.0
 """Between two looks for what processes left that are dead, such as the one before this."""
@@ -62,7 +63,7 @@ class OneTask:
 
     async def place(self, context: Context, *, ended: str = "") -> Place:
         """Always the same task."""
-        return Place(self.task.caller, self.task_id, ADDRESS, f"mcp {context.request_id!r}", lasting=True)
+        return Place(self.task.caller, self.task_id, STDIO, f"mcp {context.request_id!r}", lasting=True)
 
 
 async def serve_stdio(
@@ -80,27 +81,34 @@ async def serve_stdio(
 async def _serve(services: Services, task: StdioTask) -> ExitCode:
     name = task.loaded.workflow.name
     desk = TaskDesk(services, {name: task.loaded})
-    opened, cancelled = await completed(desk.open(task.caller, name, task.inputs, reason=task.reason, address=ADDRESS))
+    opened, cancelled = await completed(desk.open(task.caller, name, task.inputs, reason=task.reason, address=STDIO))
     log.info("task %s is open until %s", opened.task_id, opened.deadline.isoformat(), extra={"task": opened.task_id})
-    confirmed = False
 
     async def close() -> bool:
         gone = await desk.close(task.caller, opened.task_id, "the client is gone")
         await desk.aclose("the client is gone", seconds=0)
         return gone
 
+    answering = asyncio.create_task(_answer(Door(desk, OneTask(task, opened.task_id), task.hand_over)))
     try:
-        if cancelled is not None:
-            raise cancelled
         async with maintained([closing(services), _recovery(services)], Metrics()):
-            await _answer(Door(desk, OneTask(task, opened.task_id), task.hand_over))
-    except ExceptionGroup:
-        if not is_cancelled():
-            raise
-        raise asyncio.CancelledError from None  # the SDK's pipes broke, with something on its way
+            if cancelled is not None:
+                raise cancelled
+            await asyncio.wait({answering})
+            answering.result()
     finally:
-        confirmed = await to_the_end(close())
+        confirmed = await to_the_end(close())  # whatever the client reads, or does not
+        await to_the_end(_ended(answering))
     return ExitCode.DONE if confirmed else ExitCode.UNCONFIRMED
+
+
+async def _ended(answering: asyncio.Task[None]) -> None:
+    """Once is not enough: the SDK catches cancellations for last words to a client that may not read any."""
+    while not answering.done():
+        answering.cancel()
+        await asyncio.wait({answering}, timeout=_LAST_WORDS_SECONDS)
+    if not answering.cancelled():
+        answering.exception()  # told by whoever waits for it, or that a pipe broke, which is of no interest any more
 
 
 async def _answer(door: Door) -> None:
