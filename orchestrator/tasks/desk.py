@@ -197,11 +197,6 @@ class TaskDesk:
         await self._reach.until_ended([record.run_id], seconds=CONFIRM_SECONDS)
         return await asyncio.to_thread(nothing_open, self.services.reader, record.run_id)
 
-    async def cancel(self, caller: Caller, task_id: str, key: str, reason: str) -> None:
-        """End a call that is under way, if there is one. Raises UnknownTask."""
-        opened = await self.task(caller, task_id)
-        await self._reach.tell(call_id(opened.task_id, key), reason)
-
     async def close(self, caller: Caller, task_id: str, reason: str = "") -> bool:
         """Close a task and end what is under way in it; whether everything is gone for certain. Raises UnknownTask."""
         opened = await self.task(caller, task_id)

@@ -6,6 +6,7 @@ A signature says what was granted. That it was taken back since, only the ledger
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from dataclasses import dataclass, field
 
@@ -25,7 +26,7 @@ from orchestrator.policy.engines.rego.engine import RegoEngine
 from orchestrator.policy.types import Question
 from orchestrator.policy.watched import WatchedPolicies
 from orchestrator.runs.types import Services
-from orchestrator.vault.jwks import issuer_of, jwks_from_transit
+from orchestrator.vault.jwks import jwks_from_transit
 
 KEYS_SECONDS = 60.0
 """How long public keys are taken as they were; one that is not known is looked for sooner."""
@@ -35,35 +36,31 @@ AGAIN_SECONDS = 2.0
 
 VAULT_SECONDS = 10.0
 
-_KEY_ID = re.compile(r"([A-Za-z0-9_-]{1,64}):v\d{1,9}")
 _OF_A_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 @dataclass(slots=True)
-class TransitKeys:
-    """The public keys of the keys in Vault that sign our tokens."""
+class TransitKey:
+    """The public keys of one key in Vault, that of an issuer of ours: what another key has signed is not its."""
 
     services: Services
-    _known: dict[str, tuple[float, Keys]] = field(default_factory=dict)
+    name: str
+    _since: float = -math.inf
+    _keys: Keys = field(default_factory=lambda: Keys(()))
 
     async def keys_for(self, kid: str | None) -> Keys:
         """Raises IssuerUnreachable."""
-        named = _KEY_ID.fullmatch(kid or "")
-        if named is None:
-            return Keys(())
-        name, now = named[1], self.services.clock.monotonic()
-        since, keys = self._known.get(name, (-KEYS_SECONDS, Keys(())))
-        if now - since < (KEYS_SECONDS if keys.knows(kid) else AGAIN_SECONDS):
-            return keys
+        now = self.services.clock.monotonic()
+        if now - self._since < (KEYS_SECONDS if self._keys.knows(kid) else AGAIN_SECONDS):
+            return self._keys
         try:
             answer = await self.services.broker.vault.runtime_request(
-                "get", f"transit/keys/{name}", deadline=now + VAULT_SECONDS
+                "get", f"transit/keys/{self.name}", deadline=now + VAULT_SECONDS
             )
-            keys = read_jwks(jwks_from_transit(name, answer))
+            self._keys, self._since = read_jwks(jwks_from_transit(self.name, answer)), now
         except (OrchestratorError, ValueError, KeyError, TypeError) as error:
             raise IssuerUnreachable("the keys cannot be had from Vault now") from error
-        self._known[name] = (now, keys)
-        return keys
+        return self._keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,22 +76,21 @@ class Inquiry:
     """One per process. Belongs to one event loop."""
 
     services: Services
-    _keys: TransitKeys = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._keys = TransitKeys(self.services)
+    _keys: dict[str, TransitKey] = field(default_factory=dict)
 
     async def active(self, text: str, audience: str) -> tuple[AccessToken, LeaseRecord] | None:
         """The token, if it is one of ours for this audience that counts now. Raises IssuerUnreachable, LedgerError."""
         issuer = self.services.broker.token_issuer
         try:
             named = issuer_named(text)
-            if issuer is None or named is None or not _is_ours(named, issuer):
+            key = None if issuer is None or named is None else _key_of(named, issuer)
+            if named is None or key is None:
                 return None
-            expected = access_tokens(named, audience)
-            token = AccessToken.of(await verify_by(text, self._keys, expected, self.services.clock))
+            keys = self._keys.get(key) or TransitKey(self.services, key)
+            token = AccessToken.of(await verify_by(text, keys, access_tokens(named, audience), self.services.clock))
         except TokenRefused:
             return None
+        self._keys[key] = keys  # which there is: it has signed this
         lease = await asyncio.to_thread(self.services.reader.lease, token.token_id)
         if lease is None or lease.lease_id != token.token_id or not await asyncio.to_thread(self._counts, lease):
             return None
@@ -144,9 +140,9 @@ class Inquiry:
         return Judgement(answer.allow, "" if answer.allow else "; ".join(answer.reasons))
 
 
-def _is_ours(named: str, issuer: str) -> bool:
-    """Whether a key of ours signs tokens with this `iss`: each key but the usual one has an issuer of its own."""
+def _key_of(named: str, issuer: str) -> str | None:
+    """The one key of ours that signs tokens with this `iss`: each but the usual one has an issuer of its own."""
     if named == issuer:
-        return True
+        return TOKEN_KEY
     name = named.removeprefix(f"{issuer}/")
-    return name not in (named, TOKEN_KEY) and bool(_OF_A_KEY.fullmatch(name)) and issuer_of(issuer, name) == named
+    return name if name not in (named, TOKEN_KEY) and _OF_A_KEY.fullmatch(name) else None

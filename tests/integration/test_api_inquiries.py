@@ -14,9 +14,11 @@ import pytest
 from apis import ISSUER, Apis, apis_on, call, opened
 from bench import Bench
 from fork_server import ForkServer
+from transit_signer import Signer
 from waiting import wait_for
 
 from orchestrator.clock import SystemClock
+from orchestrator.devstack.admin import VaultAdmin
 from orchestrator.pep.access import access_tokens
 from orchestrator.pep.challenges import AccessRefused
 from orchestrator.pep.details import Operation
@@ -143,6 +145,29 @@ class TestIntrospection:
         for body_ in (b"", b"token=", b"token=a&token=b", b"token=" + b"x" * 20_000):
             headers = {"Content-Type": "application/x-www-form-urlencoded"}
             assert crm.post("/v1/introspect", content=body_, headers=headers).status_code == 400
+
+    def test_what_another_key_of_ours_has_signed_is_not_active(
+        self, bench: Bench, agent: httpx.Client, crm: httpx.Client
+    ) -> None:
+        """Each key has an issuer of its own: whoever may sign with one makes no tokens of another's."""
+        token, lease, _ = token_of(agent)
+        claims = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))
+        wider = [{"type": "crm_record", "actions": ["write_ticket"], "identifier": "1235"}]
+        admin = VaultAdmin(bench.info.vault_address, bench.info.root_token)
+        admin.request("POST", "transit/keys/another", {"type": "ecdsa-p256"})
+        signer = Signer(admin, claims["iss"])
+        try:
+            forged = signer.token(key="another", **claims | {"authorization_details": wider})
+            of_its_own = signer.token(key="another", **claims | {"iss": claims["iss"] + "/another", "jti": lease + "x"})
+            own = signer.token(**claims)
+            assert active(crm, own)["active"], "the same claims by the right key"
+            assert active(crm, forged) == {"active": False}
+            assert not decision(crm, evaluation(forged, identifier="1235"))
+            answer = crm.post("/v1/introspect", data={"token": of_its_own})
+            assert answer.status_code == 503 or answer.json() == {"active": False}
+        finally:
+            admin.request("POST", "transit/keys/another/config", {"deletion_allowed": True})
+            admin.request("DELETE", "transit/keys/another")
 
     def test_a_service_that_enforces_refuses_what_was_given_back(
         self, apis: Apis, bench: Bench, agent: httpx.Client

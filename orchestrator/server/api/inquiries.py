@@ -20,9 +20,6 @@ from orchestrator.server.api.callers import LONGEST_TOKEN, Callers
 from orchestrator.server.api.problems import Kind, Problem, problem_of
 from orchestrator.tasks.inquiry import Inquiry, Judgement
 
-TOKEN_SUBJECT = "access_token"  # noqa: S105 -- a type of subject
-"""The type of the subject in an evaluation; its `properties.token` is the token."""
-
 MOST_EVALUATIONS = 100
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -31,7 +28,7 @@ _OPEN = ConfigDict(extra="ignore", hide_input_in_errors=True)
 
 
 class Subject(BaseModel):
-    """Who asks for access: whoever has the token."""
+    """Who asks for access: whoever has the token in `properties.token`."""
 
     model_config = _OPEN
 
