@@ -19,18 +19,15 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
 
 import hvac
-from installed import GRANT, Servers, servers
+from installed import GRANT, Catalog, Nothing, Servers, servers
 
-from orchestrator.actions.base import Params, StepContext
 from orchestrator.agents.authentication import Caller
 from orchestrator.assembly import open_services
 from orchestrator.devstack.session import database_leases
 from orchestrator.grants.policy_names import step_policy_name, token_role_name
 from orchestrator.grants.scope import normalise
-from orchestrator.jsontypes import JsonObject
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.tasks.desk import TaskDesk
 from orchestrator.tasks.results import CallState
@@ -47,27 +44,6 @@ tools:
     action: nothing
     outputs: [rows]
 """
-
-
-class Nothing:
-    """An action that does nothing, so that only the broker is measured."""
-
-    summary = "does nothing"
-    params = Params
-
-    def view(self, params: Any) -> JsonObject:
-        return {}
-
-    async def run(self, params: Any, context: StepContext) -> JsonObject:
-        return {"rows": ["nothing"]}
-
-
-class Catalog:
-    def names(self) -> list[str]:
-        return ["nothing"]
-
-    def params_of(self, name: str) -> type[Params] | None:
-        return Params if name == "nothing" else None
 
 
 async def brokered(

@@ -19,16 +19,13 @@ import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
 
 import hvac
-from installed import GRANT, Servers, servers
+from installed import GRANT, Catalog, Nothing, Servers, servers
 
-from orchestrator.actions.base import Params, StepContext
 from orchestrator.assembly import open_services
 from orchestrator.grants.policy_names import step_policy_name, token_role_name
 from orchestrator.grants.scope import normalise
-from orchestrator.jsontypes import JsonObject
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.runner import Runner
@@ -36,27 +33,6 @@ from orchestrator.runs.types import RunRequest
 from orchestrator.workflow.loader import LoadedWorkflow, load_text
 
 PARALLEL = 8
-
-
-class Nothing:
-    """An action that does nothing, so that only the orchestrator is measured; its output is searched for secrets."""
-
-    summary = "does nothing"
-    params = Params
-
-    def view(self, params: Any) -> JsonObject:
-        return {}
-
-    async def run(self, params: Any, context: StepContext) -> JsonObject:
-        return {"rows": ["nothing"]}
-
-
-class Catalog:
-    def names(self) -> list[str]:
-        return ["nothing"]
-
-    def params_of(self, name: str) -> type[Params] | None:
-        return Params if name == "nothing" else None
 
 
 def workflow(steps: int, *, sequential: bool) -> LoadedWorkflow:
