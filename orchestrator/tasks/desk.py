@@ -22,7 +22,7 @@ from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.ids import call_id
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.states import RunState
-from orchestrator.ledger.types import LeaseFilter, RunRecord
+from orchestrator.ledger.types import LeaseFilter, LeaseRecord, RunRecord
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import Interruption, RunOutcome, RunRequest, Services
 from orchestrator.tasks.again import asked_again, key_used, under_way, waiting_call, waits_for
@@ -170,7 +170,7 @@ class TaskDesk:
                 if not going_on.is_same(request):
                     raise key_used()
                 if call.recipient is not None:
-                    return under_way(request)
+                    return await self._going_on(opened, request)
             record = await asyncio.to_thread(self.services.reader.run, run_id)
             try:
                 if going_on is not None:
@@ -179,7 +179,7 @@ class TaskDesk:
                     return await self._carried_out(request, partial(runner.run, request), leaving)
                 again = await asked_again(self.services, record, request)
                 if again.taken is None:
-                    return again.result or under_way(request)
+                    return again.result or await self._going_on(opened, request)
                 return await self._carried_out(request, partial(runner.resume, again.taken), leaving)
             except RunExists:  # the same call, come in elsewhere at the same time: it is about to begin, or refused
                 if self.services.clock.now() >= opened.deadline:
@@ -260,17 +260,28 @@ class TaskDesk:
                 taking.cancel()
         if work.done():
             return await self._result(work.result(), tool)
-        leases = LeaseFilter(run=request.run_id, states=frozenset({LeaseState.ISSUED}))
-        held = await asyncio.to_thread(self.services.reader.leases, leases)
         credential = taking.result()
-        (lease,) = [each for each in held if each.grant == credential.grant]
+        lease = await self._lease(request.run_id, credential.grant)
+        assert lease is not None
         return CallResult(
             call_id=request.run_id,
             tool=tool,
             state=CallState.HANDED_OVER,
             handed=HandedOver(credential, lease),
+            held=lease,
             confirmed=False,
         )
+
+    async def _going_on(self, opened: OpenedTask, request: RunRequest) -> CallResult:
+        """Whoever has lost the answer with a credential learns which lease to give back."""
+        result = under_way(request)
+        grant = opened.workflow.tools[result.tool].hand_over
+        return result if grant is None else replace(result, held=await self._lease(request.run_id, grant))
+
+    async def _lease(self, run_id: str, grant: str) -> LeaseRecord | None:
+        leases = LeaseFilter(run=run_id, states=frozenset({LeaseState.ISSUED}))
+        held = await asyncio.to_thread(self.services.reader.leases, leases)
+        return next((each for each in held if each.grant == grant), None)
 
     async def _result(self, outcome: RunOutcome, tool: str) -> CallResult:
         result = result_of(outcome, tool)

@@ -65,6 +65,8 @@ class CallResult:
     state: CallState
     output: JsonObject | None = None
     handed: HandedOver | None = None
+    held: LeaseRecord | None = None
+    """On record, of the credential that was handed over, also when that was told before."""
     reason: str = ""
     error: OrchestratorError | None = None
     approval: str = ""

@@ -91,11 +91,12 @@ class TestTasks:
             assert session.execute("SELECT count(*) FROM customer_feedback").fetchone() == (3,)
         again = call(client, task["id"], "login", key="mine")
         assert (again.status_code, again.json()["state"], "credential" in again.json()) == (202, "running", False)
+        assert again.json()["lease"] == got["lease"], "whoever has lost the answer can give it back"
         back = client.delete(f"/v1/leases/{got['lease']['id']}")
         assert (back.status_code, back.json()) == (200, {"confirmed": True})
         assert apis.bench.logins_of_steps() == []
         over = call(client, task["id"], "login", key="mine").json()
-        assert (over["state"], over["output"], "credential" in over) == ("done", {}, False)
+        assert (over["state"], over["output"], {"credential", "lease"} & over.keys()) == ("done", {}, set())
         logs = apis.processes[0].log.read_text()
         assert fields["password"] not in logs
         assert apis.token()[:40] not in logs
@@ -296,7 +297,9 @@ class TestTheProcess:
             process.process.send_signal(15)
             wait_for(lambda: any("no new runs" in each["message"] for each in process.records()), "the drain")
             with apis.client() as late:
-                problem(late.post("/v1/tasks", json={"type": "complaint_desk"}), 503, "draining")
+                refused = late.post("/v1/tasks", json={"type": "complaint_desk"})
+                problem(refused, 503, "draining")
+                assert (refused.headers["retry-after"], refused.headers["connection"]) == ("1", "close")
             assert slow.result().json()["state"] == "done"
         assert process.process.wait(30) == 0
         apis.bench.assert_nothing_left()

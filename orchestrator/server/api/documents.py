@@ -104,7 +104,8 @@ class ErrorDocument(BaseModel):
 
 
 class CallDocument(BaseModel):
-    """How a call stands. `output` is there where it is done; `credential` and `lease` where it was just handed over."""
+    """How a call stands. `output` is there where it is done; `credential` where it is handed over with this answer, and
+    `lease` for as long as it is held."""
 
     id: str
     task: str
@@ -185,7 +186,7 @@ def _error(result: CallResult) -> ErrorDocument:
 
 def call_document(result: CallResult, task_id: str, address: str | None) -> CallDocument:
     """How a call stands that was not refused."""
-    handed, error = result.handed, None
+    handed, held, error = result.handed, result.held, None
     if result.state in (CallState.FAILED, CallState.CANCELLED):
         error = _error(result)
     return CallDocument(
@@ -205,13 +206,8 @@ def call_document(result: CallResult, task_id: str, address: str | None) -> Call
             address=address,
         ),
         lease=None
-        if handed is None
-        else LeaseDocument(
-            id=handed.lease.lease_id,
-            expires_at=handed.expires_at,
-            scope=dict(handed.lease.scope),
-            subject=handed.lease.subject,
-        ),
+        if held is None or held.expires_at is None
+        else LeaseDocument(id=held.lease_id, expires_at=held.expires_at, scope=dict(held.scope), subject=held.subject),
         approval=result.approval or None,
         error=error,
         confirmed=result.confirmed,

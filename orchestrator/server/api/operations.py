@@ -134,7 +134,8 @@ class Operations:
     def not_draining(self) -> None:
         """Raises Problem where nothing new begins in this process."""
         if self.draining.is_set():
-            raise Problem(Kind.DRAINING, "this process is about to end", headers={"Retry-After": "1"})
+            elsewhere = {"Retry-After": "1", "Connection": "close"}  # a balancer may choose another process then
+            raise Problem(Kind.DRAINING, "this process is about to end", headers=elsewhere)
 
     async def _task(self, request: Request) -> OpenedTask:
         return await self.desk.task(await self._caller(request), request.path_params["task_id"])
