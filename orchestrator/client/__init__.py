@@ -1,0 +1,56 @@
+"""The client of the HTTP API for agents: tasks are opened, tools called, and credentials given back whatever happens.
+
+It needs httpx, and of this package only what is pure and small. Nothing is done and nobody is asked on import.
+"""
+
+from orchestrator.client.asynchronous import AsyncBroker, AsyncHandover, AsyncTask
+from orchestrator.client.auth import AsyncTaskAuth, TaskAuth
+from orchestrator.client.blocking import Broker, Handover, Task
+from orchestrator.client.documents import Credential, Tool
+from orchestrator.client.errors import (
+    ApprovalPending,
+    BrokerError,
+    BudgetSpent,
+    CallCancelled,
+    CallFailed,
+    CutOff,
+    Denied,
+    InvalidRequest,
+    NotAllowed,
+    NotFound,
+    TaskClosed,
+    TooManyRequests,
+    Unauthenticated,
+    Unavailable,
+    Unconfirmed,
+)
+from orchestrator.client.exchange import Patience
+
+__all__ = [
+    "ApprovalPending",
+    "AsyncBroker",
+    "AsyncHandover",
+    "AsyncTask",
+    "AsyncTaskAuth",
+    "Broker",
+    "BrokerError",
+    "BudgetSpent",
+    "CallCancelled",
+    "CallFailed",
+    "Credential",
+    "CutOff",
+    "Denied",
+    "Handover",
+    "InvalidRequest",
+    "NotAllowed",
+    "NotFound",
+    "Patience",
+    "Task",
+    "TaskAuth",
+    "TaskClosed",
+    "TooManyRequests",
+    "Tool",
+    "Unauthenticated",
+    "Unavailable",
+    "Unconfirmed",
+]
