@@ -158,6 +158,8 @@ class Authority:
         certificate = (
             _builder(subject, subject, key)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(_SIGNS, critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .sign(key, hashes.SHA256())
         )
         file = folder / f"{name}.pem"
@@ -171,15 +173,17 @@ class Authority:
         return context
 
     def issued(self, host: str, *, expired: bool = False) -> Path:
-        """A file with a key and a certificate of this name."""
+        """A file with a key and a certificate of this name: an address, a host, or a URI."""
         key = ec.generate_private_key(ec.SECP256R1())
+        name: x509.GeneralName
         try:
-            name: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(host))
+            name = x509.IPAddress(ipaddress.ip_address(host))
         except ValueError:
-            name = x509.DNSName(host)
+            name = x509.UniformResourceIdentifier(host) if "://" in host else x509.DNSName(host)
         certificate = (
             _builder(_name(host), self.certificate.subject, key, days=-0.5 if expired else 2)
             .add_extension(x509.SubjectAlternativeName([name]), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
             .sign(self.key, hashes.SHA256())
         )
         file = self.file.with_name(f"server-{os.urandom(4).hex()}.pem")
@@ -190,6 +194,19 @@ class Authority:
             + certificate.public_bytes(serialization.Encoding.PEM)
         )
         return file
+
+
+_SIGNS = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
 
 
 def _name(text: str) -> x509.Name:

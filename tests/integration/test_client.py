@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import re
+import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -19,7 +21,8 @@ import httpx
 import psycopg
 import pytest
 from apis import Apis, apis_on
-from bench import Bench
+from bench import ROOT, Bench
+from database_servers import Authority
 from escaped import holds_secret
 from fork_server import ForkServer
 from pep_issuer import IssuerServer, Planned, issuer_server, json_of
@@ -217,7 +220,7 @@ class TestTasks:
         for inputs in ({}, {"customer": "1234"}, {"customer": 1234, "admin": True}):
             with pytest.raises(InvalidRequest):
                 broker.task("complaint_desk", inputs).open()
-        with pytest.raises(InvalidRequest) as typo:
+        with pytest.raises(NotAllowed) as typo:
             broker.task("complaint_dask", customer=1).open()
         assert typo.value.hint == "did you mean `complaint_desk`?"
         assert "did you mean" in str(typo.value)
@@ -273,7 +276,7 @@ class TestTasks:
             def opened() -> Any:
                 try:
                     return other.task("another", customer=1).open()
-                except InvalidRequest:
+                except NotAllowed:
                     return None
 
             task = wait_for(opened, "the type")
@@ -582,6 +585,55 @@ def bearers(server: IssuerServer) -> list[str | None]:
     return [headers.get("authorization") for _, headers, _ in server.asked]
 
 
+class TestTls:
+    @pytest.fixture
+    def authority(self, apis: Apis) -> Authority:
+        """Of the server's certificate, and of those that agents show."""
+        authority = Authority.make(apis.directory, "authority")
+        own = str(authority.issued("127.0.0.1"))
+        apis.start("--api-cert", own, "--api-key", own, "--api-client-ca", str(authority.file))
+        return authority
+
+    def broker(self, apis: Apis, make: Make, token: str | None, tls: ssl.SSLContext | None) -> Any:
+        url = apis.processes[0].url.replace("http://", "https://")
+        return make(url, token, tls=tls, patience=Patience(away=0.5))
+
+    def test_a_token_goes_to_whom_the_authority_knows(self, apis: Apis, make: Make, authority: Authority) -> None:
+        trusting = ssl.create_default_context(cafile=authority.file)
+        with (
+            self.broker(apis, make, apis.token(), trusting) as broker,
+            broker.task("complaint_desk", customer=1) as task,
+        ):
+            assert task.agent == "complaint-agent"
+        with self.broker(apis, make, apis.token(), None) as broker, pytest.raises(Unavailable, match="certificate"):
+            broker.task("complaint_desk", customer=1).open()
+
+    def test_a_certificate_says_who_the_agent_is(self, apis: Apis, make: Make, authority: Authority) -> None:
+        stranger = Authority.make(apis.directory, "stranger")
+        names = {
+            "spiffe://example/complaint": authority,
+            "spiffe://example/other": authority,
+            "spiffe://example/complaint/": authority,
+            "spiffe://example/complaint#2": stranger,
+        }
+        for name, issuer in names.items():
+            showing = ssl.create_default_context(cafile=authority.file)
+            showing.load_cert_chain(issuer.issued(name.partition("#")[0]))
+            with self.broker(apis, make, None, showing) as broker:
+                task = broker.task("complaint_desk", customer=1234)
+                if name == "spiffe://example/complaint":
+                    with task, task.credential("login") as credential:
+                        assert (task.agent, apis.bench.logins_of_steps()) == ("complaint-agent", [credential.username])
+                else:
+                    with pytest.raises((Unauthenticated, Unavailable)) as refused:
+                        task.open()
+                    assert isinstance(refused.value, Unavailable) is (issuer is stranger)
+        both = ssl.create_default_context(cafile=authority.file)
+        both.load_cert_chain(authority.issued("spiffe://example/complaint"))
+        with self.broker(apis, make, apis.token(), both) as broker, pytest.raises(Unauthenticated, match="not both"):
+            broker.task("complaint_desk", customer=1).open()
+
+
 class TestAuth:
     """The two kinds of httpx client, with one token for many requests."""
 
@@ -744,5 +796,40 @@ def test_threads_share_a_broker(started: Apis) -> None:
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(work, [1234] * 4)) == [3] * 4
     with started.ledger() as ledger:
-        assert ledger.leases(LeaseFilter(states=OPEN)) == []
+        held = [each for each in ledger.leases(LeaseFilter(states=OPEN)) if each.workflow == "complaint_desk"]
+        assert held == []
     assert started.bench.logins_of_steps() == []
+
+
+EXAMPLES = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", (ROOT / "docs" / "client.md").read_text(), re.DOTALL))
+
+
+def test_the_examples_of_the_documentation_run(
+    bench: Bench, children: ForkServer, crm: IssuerServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    crm.answers["/tickets"] = Planned([b"{}"], status=201)
+    with apis_on(bench, children) as apis:
+        tools = (ROOT / "docs" / "tools.md").read_text()
+        (text,) = re.findall(r"```yaml\n(version: 1\nname: customer_complaint\n.*?)```", tools, re.DOTALL)
+        apis.agents.write_text(apis.agents.read_text().replace("[complaint_desk]", "[customer_complaint]"))
+        apis.put(text)
+        apis.start()
+        token = apis.directory / "token"
+        token.write_text(apis.token())
+        for name, code in EXAMPLES.items():
+            for there, here in (
+                ("https://broker.example", apis.processes[0].url),
+                ("https://crm.example", crm.url),
+                ("/var/run/secrets/orchestrator/token", str(token)),
+            ):
+                code = code.replace(there, here)
+            crm.clear()
+            crm.answers["/tickets"] = Planned([b"{}"], status=201)
+            exec(code, {"__name__": "__main__"})
+            assert [str(each)[:9] for each in bearers(crm)] == ["Bearer ey"], name
+            assert "3 messages" in capsys.readouterr().out
+        token.unlink()
+        with apis.ledger() as ledger:
+            assert [each.state.value for each in ledger.tasks()] == ["closed"] * len(EXAMPLES)
+    assert set(EXAMPLES) == {"agent", "asynchronous"}
+    bench.assert_nothing_left()
