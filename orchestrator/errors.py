@@ -121,6 +121,13 @@ class BudgetSpent(Refused):
         super().__init__(message, by="orchestrator", hint=hint)
 
 
+class NotRenewed(Refused):
+    """A credential that was handed over lives no longer than it does: it has ended, or nobody may renew it."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, by="orchestrator", hint=hint)
+
+
 class NoPlace(OrchestratorError):
     """As many leases of a connection are open, over all processes, as may be: it is tried again."""
 

@@ -11,9 +11,6 @@ from orchestrator.jsontypes import JsonObject, JsonValue
 GIVEN_BACK = "given back"
 """Why a call ends whose credential the agent needs no more, in the words of the ledger."""
 
-_TO_END_SECONDS = 0.1
-"""How long before its deadline the action ends by itself, so that a credential that ran out is no failure."""
-
 
 class HandOverParams(Params):
     """Which grant."""
@@ -36,5 +33,5 @@ class HandOver:
         if context.recipient is None:
             raise StepFailed("nobody is there to take the credential", hint="call the tool again")
         context.recipient.give(context.credentials[params.grant])
-        back = await context.recipient.until_given_back(max(0.0, context.remaining() - _TO_END_SECONDS))
+        back = await context.recipient.until_given_back(context.deadline)
         return {"given_back": back}

@@ -90,6 +90,18 @@ class StepLeases:
         """The attempt's own token while its leases are open: for proving what it cannot do, never for a step."""
         return self._opening.step_token
 
+    @property
+    def ends(self) -> float | None:
+        """When the lease ends that only its holder has renewed (monotonic); None where there is none."""
+        return self._upkeep.ends
+
+    async def renew(self) -> float:
+        """Renew that lease, by its `ttl` and not beyond the attempt; when it ends then (monotonic).
+
+        Raises NotRenewed, VaultRefused, VaultUnavailable and LedgerError.
+        """
+        return await self._upkeep.renew(self._opening)
+
     def watch(
         self,
         on_expiry: Callable[[OrchestratorError], None],

@@ -38,6 +38,19 @@ class Renewal:
     wanted: int
     deadline: float
 
+    async def once(
+        self, vault: VaultSession, clock: Clock, record: Callable[[LeaseRenewed], Awaitable[None]], *, deadline: float
+    ) -> tuple[int, float]:
+        """Ask for `wanted` more seconds, until `deadline`; how many were granted, and when they end (monotonic).
+
+        Raises VaultRefused, VaultUnavailable and LedgerError.
+        """
+        asked_at = clock.monotonic()
+        granted = await vault.renew_lease(self.vault_lease_id, increment=self.wanted, deadline=deadline)
+        until = clock.now() + timedelta(seconds=granted)
+        await record(LeaseRenewed(lease_id=self.lease_id, ttl=granted, expires_at=until))
+        return granted, asked_at + granted
+
     async def keep(
         self, vault: VaultSession, clock: Clock, record: Callable[[LeaseRenewed], Awaitable[None]]
     ) -> Ending | None:
@@ -50,19 +63,14 @@ class Renewal:
         reason = ""
         while expires < self.deadline and not reason:
             await asyncio.sleep(ttl * 2 / 3)
-            asked_at = clock.monotonic()
             try:
-                granted = await vault.renew_lease(
-                    self.vault_lease_id, increment=self.wanted, deadline=expires - ttl / 6
-                )
+                granted, ends = await self.once(vault, clock, record, deadline=expires - ttl / 6)
             except (VaultRefused, VaultUnavailable) as error:
                 reason = error.message
                 break
-            until = clock.now() + timedelta(seconds=granted)
-            await record(LeaseRenewed(lease_id=self.lease_id, ttl=granted, expires_at=until))
-            if granted + 1 < self.ttl or asked_at + granted <= expires + 1:
+            if granted + 1 < self.ttl or ends <= expires + 1:
                 reason = "the maximum TTL of its role in Vault is reached"
-            ttl, expires = granted, asked_at + granted
+            ttl, expires = granted, ends
         if not reason:
             return None
         return Ending(reason=reason, expires=expires, last_call=expires - min(_LAST_SECONDS, self.ttl / 6))

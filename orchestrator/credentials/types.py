@@ -29,7 +29,8 @@ class Attempt:
     """One try at a step, for which credentials are opened.
 
     `policy` is the Vault policy its child token gets; `deadline` is in seconds of the monotonic clock; `max_ttl` in
-    seconds caps the life of everything that is issued for it, whatever the scopes say.
+    seconds caps the life of everything that is issued for it, whatever the scopes say. `held_by_agent`: nothing is
+    renewed but when the agent asks for it.
     """
 
     run_id: str
@@ -43,6 +44,7 @@ class Attempt:
     policy: str
     deadline: float
     max_ttl: int | None = None
+    held_by_agent: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -10,12 +11,15 @@ from orchestrator.credentials.closing import close_lease
 from orchestrator.credentials.opening import KeptLease, Opening
 from orchestrator.credentials.renewal import Ending, Renewal
 from orchestrator.credentials.types import LeaseHandle
-from orchestrator.errors import OrchestratorError, StepFailed
+from orchestrator.errors import NotRenewed, OrchestratorError, StepFailed
 from orchestrator.grants.credential import Credential
 from orchestrator.ledger.events import LeaseRevocationFailed, LeaseRevoking, LeaseVaultRevoked
 from orchestrator.ledger.ids import new_lease_id
 
 T = TypeVar("T")
+
+ASK_SECONDS = 10.0
+"""How long Vault is asked for what somebody waits for."""
 
 
 class Upkeep:
@@ -33,11 +37,49 @@ class Upkeep:
         self.retired: list[tuple[LeaseHandle, LeaseVaultRevoked]] = []
         self.under_way: set[asyncio.Task[Any]] = set()
         """What goes on when its waiter is cancelled: closing waits for it."""
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._on_demand: KeptLease | None = None
+        self.ends: float | None = None
+        """When the lease ends that is renewed on demand only (monotonic); None where there is none."""
 
     def keep(self, opening: Opening, lease: KeptLease) -> None:
         """Look after a lease from now on."""
+        if opening.attempt.held_by_agent:
+            self._on_demand, self.ends = lease, opening.broker.clock.monotonic() + lease.ttl
+            return
         self._tasks.append(asyncio.create_task(self._look_after(opening, lease), name=f"look after {lease.lease_id}"))
+
+    async def renew(self, opening: Opening) -> float:
+        """Renew the lease that is renewed on demand, up to the end of the attempt; when it ends (monotonic).
+
+        Raises NotRenewed, VaultRefused, VaultUnavailable and LedgerError.
+        """
+        task = asyncio.create_task(self._renew_once(opening))
+        self._tasks.append(task)
+        try:
+            await asyncio.wait({task})
+        finally:
+            self._tasks.remove(task)
+            task.cancel()
+        if task.cancelled():
+            raise NotRenewed("it is given back")
+        return task.result()
+
+    async def _renew_once(self, opening: Opening) -> float:
+        lease, clock = self._on_demand, opening.broker.clock
+        assert lease is not None
+        assert self.ends is not None
+        now, latest = clock.monotonic(), opening.attempt.deadline
+        renewal = Renewal(
+            lease_id=lease.lease_id,
+            vault_lease_id=lease.vault_lease_id,
+            ttl=lease.ttl,
+            wanted=max(1, min(lease.scope.ttl, math.ceil(latest - now))),
+            deadline=latest,
+        )
+        until = min(self.ends, now + ASK_SECONDS)
+        _, self.ends = await renewal.once(opening.broker.vault, clock, opening.run.journal.append, deadline=until)
+        return self.ends
 
     def stop(self) -> None:
         """Renew and replace nothing more."""

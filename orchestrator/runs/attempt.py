@@ -7,7 +7,7 @@ happens in between, the credentials are closed before this module says how the a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -15,7 +15,7 @@ from functools import partial
 
 from orchestrator.actions.base import Action, Params, StepContext
 from orchestrator.actions.confinement import parts_of
-from orchestrator.actions.handover import Handover
+from orchestrator.actions.handover import Handover, Recipient
 from orchestrator.actions.output import check_output, keep
 from orchestrator.actions.process.confined import ConfinedParams
 from orchestrator.credentials.broker import StepLeases
@@ -30,11 +30,11 @@ from orchestrator.ledger.ids import new_step_key
 from orchestrator.ledger.states import StepState
 from orchestrator.planning.requests import bind, is_bound, scopes_of
 from orchestrator.policy.admission import admission
-from orchestrator.policy.obligations import Notice
 from orchestrator.policy.types import Decision, PolicyRequest, Question, input_digest
 from orchestrator.redaction.redactor import redact_exception
 from orchestrator.runs.action_task import ActionTask
 from orchestrator.runs.enforcement.agreement import Asked, decided, unrecorded
+from orchestrator.runs.enforcement.notices import Notices, all_delivered
 from orchestrator.runs.enforcement.permits import denied, permitted
 from orchestrator.runs.outcomes import state_after
 from orchestrator.runs.parameters import parameters
@@ -136,7 +136,7 @@ class StepAttempt:
         try:
             permit = permitted(decision, request, params)
             asked.check()
-            _all_delivered(told)
+            all_delivered(told)
         except PolicyDenied as error:
             return await self._end_early(error, *prelude, *told)
         longest = self._longest(decision.obligations.max_ttl)
@@ -156,29 +156,10 @@ class StepAttempt:
         return AttemptResult(StepState.WAITING, approval=asked.approval_id)
 
     async def _tell(self, decision: Decision) -> tuple[Notified, ...]:
-        """Tell everybody whom the decision wants told, at once; what came of it."""
-        numbered = enumerate(decision.obligations.notify, 1)
-        return tuple(
-            await asyncio.gather(*(self._delivered(each, number, decision.allow) for number, each in numbered))
-        )
-
-    async def _delivered(self, notice: Notice, number: int, allow: bool) -> Notified:
-        request = self.progress.request
-        about: JsonObject = {
-            "id": f"{request.run_id}/{self.step_id}/{self.number}/{number}",
-            "run": request.run_id,
-            "workflow": request.loaded.workflow.name,
-            "step": self.step_id,
-            "attempt": self.number,
-            "agent": request.loaded.workflow.agent,
-            "allow": allow,
-        }
-        error = ""
-        try:
-            await self.services.notifier.deliver(notice["to"], notice["text"], about)
-        except OrchestratorError as problem:
-            error = problem.message + (f"; {problem.hint}" if problem.hint else "")
-        return Notified(step=self.step_id, attempt=self.number, to=notice["to"], text=notice["text"], error=error)
+        request, services = self.progress.request, self.services
+        workflow = request.loaded.workflow
+        about = (request.run_id, workflow.name, workflow.agent, self.step_id, self.number)
+        return await Notices(services.notifier, *about).tell(decision)
 
     def _started(self) -> AttemptStarted:
         return AttemptStarted(
@@ -203,6 +184,8 @@ class StepAttempt:
                     leases.watch(partial(_end_now, limit, expiring), self.progress.secrets.add, deliver)
                     credentials = await stack.enter_async_context(leases)
                     opened = True
+                    if self._recipient is not None:
+                        self._recipient.renewed_by(leases.renew, leases.ends)
                     context = self._context(credentials, deadline, handover, confinement)
 
                     async def work() -> AttemptResult:
@@ -227,8 +210,8 @@ class StepAttempt:
         return result
 
     def _unexpected(self, error: BaseException) -> StepFailed:
-        kind = "timeout" if isinstance(error, TimeoutError) else "error"
-        return StepFailed(redact_exception(error, self.services.redactor), kind=kind)
+        text = redact_exception(error, self.services.redactor)
+        return StepFailed(text, kind="timeout" if isinstance(error, TimeoutError) else "error")
 
     def _too_long(self, note: str, *, opened: bool) -> StepFailed:
         what = "the action" if opened else "issuing the credentials"
@@ -322,8 +305,8 @@ class StepAttempt:
 
     def _longest(self, max_ttl: int | None) -> int | None:
         """Seconds that a credential may live at most: as the policy demands, and not beyond the task of a call."""
-        call = self.progress.request.call
-        left = [] if call is None else [max(1, int((call.until - self.services.clock.now()).total_seconds()))]
+        call, now = self.progress.request.call, self.services.clock.now()
+        left = [] if call is None else [max(1, int((call.until - now).total_seconds()))]
         return min([*left, *([] if max_ttl is None else [max_ttl])], default=None)
 
     def _attempt(self, step_key: str, scopes: tuple[Scope, ...], max_ttl: int | None, deadline: float) -> Attempt:
@@ -340,6 +323,7 @@ class StepAttempt:
             policy=step_policy_name(workflow.name, self.step_id),
             deadline=deadline,
             max_ttl=max_ttl,
+            held_by_agent=self._step.action == HAND_OVER,
         )
 
     def _context(
@@ -350,7 +334,6 @@ class StepAttempt:
         confinement: tuple[str, ...],
     ) -> StepContext:
         request = self.progress.request
-        call = request.call
         return StepContext(
             run_id=request.run_id,
             workflow=request.loaded.workflow.name,
@@ -364,11 +347,16 @@ class StepAttempt:
             handover=handover,
             own=self.services.own_secrets.redactor,
             confinement=confinement,
-            recipient=call.recipient if call else None,
+            recipient=self._recipient,
         )
 
     async def _record(self, *events: Event) -> None:
         await self.progress.leases.journal.append(*events)
+
+    @property
+    def _recipient(self) -> Recipient | None:
+        call = self.progress.request.call
+        return call.recipient if call else None
 
     @property
     def _step(self) -> Step:
@@ -379,15 +367,6 @@ def _end_now(limit: asyncio.Timeout, expiring: list[OrchestratorError], error: O
     """End the step although its time is not over: a credential of it is."""
     expiring.append(error)
     limit.reschedule(asyncio.get_running_loop().time())
-
-
-def _all_delivered(told: Iterable[Notified]) -> None:
-    """Raise PolicyDenied where somebody could not be told who must be told first."""
-    for notice in told:
-        if notice.error:
-            raise PolicyDenied(
-                f"step `{notice.step}`: the policy demands that `{notice.to}` is told first: {notice.error}"
-            )
 
 
 def _capped(scope: Scope, max_ttl: int | None) -> Scope:

@@ -2,7 +2,8 @@
 
 While it beats nobody touches the runs of this process. If it is taken for dead all the same (it was
 stopped, or cut off from the ledger), it learns so with its next beat and ends its runs; the fence
-keeps it from writing or issuing anything in between. Requests to cancel a run arrive the same way.
+keeps it from writing or issuing anything in between. Requests to cancel a run, or to renew what one has handed over,
+arrive the same way.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from orchestrator.errors import LedgerError
 from orchestrator.ledger.coordination.runners import Pulse, RunnerStore
@@ -24,6 +26,9 @@ BEAT_SECONDS = 1.0
 Cancel = Callable[[str], None]
 """Called in the event loop with the reason."""
 
+Renew = Callable[[str], None]
+"""Called in the event loop with the run whose credential somebody at another process wants renewed."""
+
 
 class Heartbeat:
     """Beats from a thread of its own, so that a busy event loop is not taken for a dead one."""
@@ -33,6 +38,7 @@ class Heartbeat:
         self.runner_id = runner_id or new_runner_id()
         self._seconds = seconds
         self._runs: dict[str, Cancel] = {}
+        self._renew: Renew | None = None
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -68,6 +74,10 @@ class Heartbeat:
             yield
         finally:
             self._runs.pop(run_id, None)
+
+    def on_renewal(self, renew: Renew) -> None:
+        """Say who renews what runs of this process have handed over."""
+        self._renew = renew
 
     def tell(self, run_id: str, reason: str) -> bool:
         """Have a run of this process cancelled, from its event loop; False where there is none."""
@@ -110,12 +120,17 @@ class Heartbeat:
                 [(run, "another process took this one for dead and went on with its runs") for run in self._runs]
             )
         self._tell(list(pulse.cancellations))
+        if self._renew is not None:
+            self._in_loop([partial(self._renew, run_id) for run_id in pulse.renewals])
 
     def _tell(self, wanted: list[tuple[str, str]]) -> None:
-        for run_id, reason in wanted:
-            cancel = self._runs.get(run_id)
-            if cancel is not None and self._loop is not None:
+        known = [(self._runs.get(run_id), reason) for run_id, reason in wanted]
+        self._in_loop([partial(cancel, reason) for cancel, reason in known if cancel is not None])
+
+    def _in_loop(self, calls: list[Callable[[], None]]) -> None:
+        for call in calls:
+            if self._loop is not None:
                 try:
-                    self._loop.call_soon_threadsafe(cancel, reason)
+                    self._loop.call_soon_threadsafe(call)
                 except RuntimeError:
                     return  # the loop is closed: nothing runs any more

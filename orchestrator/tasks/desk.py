@@ -31,6 +31,7 @@ from orchestrator.tasks.errors import UnknownTool
 from orchestrator.tasks.opened import ID, OpenedTask, caller_on_record, opened_task, unknown
 from orchestrator.tasks.opening import open_task
 from orchestrator.tasks.reach import LOOK_SECONDS, Reach
+from orchestrator.tasks.renewing import check_renewable, renewed_elsewhere, renewed_for_others, renewed_here
 from orchestrator.tasks.results import CallResult, CallState, HandedOver, nothing_open, result_of
 from orchestrator.workflow.loader import LoadedWorkflow
 from orchestrator.workflow.problems import suggestion
@@ -79,10 +80,13 @@ class TaskDesk:
     _under_way: dict[str, _UnderWay] = field(default_factory=dict)
     _held: set[str] = field(default_factory=set)
     """The calls under way that hand a credential over."""
+    _renewing: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    """What is renewed for other processes, by the call."""
     _reach: Reach = field(init=False)
 
     def __post_init__(self) -> None:
         self._reach = Reach.of_services(self.services)
+        self.services.heartbeat.on_renewal(self._renew_for_others)
 
     async def open(
         self, caller: Caller, task_type: str, inputs: Mapping[str, JsonValue], *, reason: str = "", address: str = ""
@@ -191,11 +195,29 @@ class TaskDesk:
 
         Raises UnknownRun for a lease that is none of the caller's.
         """
-        record = await self._own_lease_call(caller, lease_id)
+        _, record, _ = await self._own_lease(caller, lease_id)
         if record.state is RunState.RUNNING:
             await self._reach.tell(record.run_id, GIVEN_BACK)
         await self._reach.until_ended([record.run_id], seconds=CONFIRM_SECONDS)
         return await asyncio.to_thread(nothing_open, self.services.reader, record.run_id)
+
+    async def renew(self, caller: Caller, lease_id: str) -> LeaseRecord:
+        """Have a handed-over credential live for its `ttl` from now, and not beyond its call; how it stands then.
+
+        Raises UnknownRun for a lease that is none of the caller's, NotRenewed, Refused where Vault says no,
+        Unreachable and LedgerError.
+        """
+        lease, record, opened = await self._own_lease(caller, lease_id)
+        check_renewable(opened.workflow.tools[lease.step], lease)
+        if record.run_id in self._under_way:
+            recipient = self._recipient(record.run_id)
+            assert recipient is not None, "what is handed over has somebody who takes it"
+            await renewed_here(recipient, self.services.redactor)
+        else:
+            await renewed_elsewhere(self.services.heartbeat.store, record.run_id, self.services.clock)
+        renewed = await asyncio.to_thread(self.services.reader.lease, lease_id)
+        assert renewed is not None
+        return renewed
 
     async def close(self, caller: Caller, task_id: str, reason: str = "") -> bool:
         """Close a task and end what is under way in it; whether everything is gone for certain. Raises UnknownTask."""
@@ -289,7 +311,19 @@ class TaskDesk:
             return result
         return replace(result, approval=await asyncio.to_thread(waits_for, self.services, outcome.run_id))
 
-    async def _own_lease_call(self, caller: Caller, lease_id: str) -> RunRecord:
+    def _renew_for_others(self, run_id: str) -> None:
+        if run_id not in self._renewing:
+            heartbeat, recipient = self.services.heartbeat, self._recipient(run_id)
+            work = renewed_for_others(heartbeat.store, run_id, recipient, self.services.redactor)
+            task = self._renewing[run_id] = asyncio.create_task(work, name=f"renew for {run_id}")
+            task.add_done_callback(lambda ended: self._renewing.pop(run_id, None))
+
+    def _recipient(self, run_id: str) -> Recipient | None:
+        """Who takes what a call hands over that is carried out here."""
+        going_on = self._under_way.get(run_id)
+        return going_on.request.call.recipient if going_on and going_on.request.call else None
+
+    async def _own_lease(self, caller: Caller, lease_id: str) -> tuple[LeaseRecord, RunRecord, OpenedTask]:
         if not ID.fullmatch(lease_id):
             raise _no_lease(lease_id)
         lease = await asyncio.to_thread(self.services.reader.lease, lease_id)
@@ -297,10 +331,9 @@ class TaskDesk:
         if lease is None or lease.lease_id != lease_id or record is None or record.task is None:
             raise _no_lease(lease_id)
         try:
-            await self.task(caller, record.task)
+            return lease, record, await self.task(caller, record.task)
         except UsageError as error:
             raise _no_lease(lease_id) from error
-        return record
 
     def _ended(self, run_id: str, work: asyncio.Task[RunOutcome]) -> None:
         self._under_way.pop(run_id, None)

@@ -23,7 +23,7 @@ from orchestrator.ledger.reading.newest_first import unindexed
 from orchestrator.ledger.storage.connect import BEGIN
 from orchestrator.ledger.storage.tables import (
     IS_RUNNING,
-    IS_TO_CANCEL,
+    IS_WANTED,
     fire,
     run,
     run_owner,
@@ -54,6 +54,8 @@ class Pulse:
     """False: others have taken it for dead, and its runs with it."""
     cancellations: tuple[tuple[str, str], ...] = ()
     """Run ids that somebody wants cancelled, with the reason."""
+    renewals: tuple[str, ...] = ()
+    """Runs whose credential somebody wants renewed."""
 
 
 class RunnerStore:
@@ -74,8 +76,12 @@ class RunnerStore:
             mine = (runner.c.runner_id == runner_id) & (runner.c.gone == 0)
             if connection.execute(update(runner).where(mine).values(beat=runner.c.beat + 1)).rowcount != 1:
                 return Pulse(alive=False)
-            wanted = connection.execute(_to_cancel(runner_id)).mappings()
-            return Pulse(True, tuple((str(row["run_id"]), str(row["cancel"])) for row in wanted))
+            wanted = [row._mapping for row in connection.execute(_wanted(runner_id))]
+            return Pulse(
+                True,
+                tuple((str(row["run_id"]), str(row["cancel"])) for row in wanted if row["cancel"] is not None),
+                tuple(str(row["run_id"]) for row in wanted if row["renewal"] == ""),
+            )
 
     def retire(self, runner_id: str, *, clean: bool = True) -> None:
         """Take a process out that ended. Where it leaves an unfinished run, or is not `clean`, it stays as gone.
@@ -189,6 +195,22 @@ class RunnerStore:
             this = run_owner.c.run_id == run_id
             return connection.execute(update(run_owner).where(this).values(cancel=reason)).rowcount == 1
 
+    def request_renewal(self, run_id: str) -> bool:
+        """Ask the process that drives a run to renew what the run has handed over; False if nobody drives it."""
+        return self.answer_renewal(run_id, "")
+
+    def answer_renewal(self, run_id: str, why_not: str | None) -> bool:
+        """Say that it was renewed (None), or why it was not; False if nobody drives the run."""
+        with self._writing() as connection:
+            this = run_owner.c.run_id == run_id
+            return connection.execute(update(run_owner).where(this).values(renewal=why_not)).rowcount == 1
+
+    def renewal(self, run_id: str) -> str | None:
+        """Empty while somebody wants it renewed, else why it was not; None where it was, or nobody wanted it."""
+        with self._reading() as connection:
+            row = connection.execute(select(run_owner.c.renewal).where(run_owner.c.run_id == run_id)).first()
+            return None if row is None or row[0] is None else str(row[0])
+
     def run_of_fire(self, workflow: str, trigger: str, at: datetime, *, instead_of: str | None = None) -> str:
         """The id of the run that is to be at a nominal time: the same for every process, and known to nobody before.
 
@@ -268,5 +290,6 @@ def _unfinished(runner_id: str) -> Select[tuple[object, ...]]:
     )
 
 
-def _to_cancel(runner_id: str) -> Select[tuple[object, ...]]:
-    return select(run_owner.c.run_id, run_owner.c.cancel).where(run_owner.c.runner_id == runner_id, IS_TO_CANCEL)
+def _wanted(runner_id: str) -> Select[tuple[object, ...]]:
+    columns = (run_owner.c.run_id, run_owner.c.cancel, run_owner.c.renewal)
+    return select(*columns).where(run_owner.c.runner_id == runner_id, IS_WANTED)

@@ -36,7 +36,8 @@ BY_ITSELF = text(f"workflow <> '{SWEEP_WORKFLOW}' AND task IS NULL")
 IS_TASK = text("task = run_id")
 OF_TASK = text("task IS NOT NULL")
 IS_RUNNING = text("state = 'running'")
-IS_TO_CANCEL = text("cancel IS NOT NULL")
+IS_WANTED = text("(cancel IS NOT NULL OR renewal = '')")
+"""Runs of which somebody wants something: that they end, or that what they have handed over lives longer."""
 
 run = Table(
     "run",
@@ -197,9 +198,13 @@ run_owner = Table(
     Column("run_id", TEXT, primary_key=True),
     Column("runner_id", TEXT, nullable=False),
     Column("cancel", TEXT),
+    Column("renewal", TEXT),
     sqlite_with_rowid=False,
 )
-"""Which process drives a run, written before the run begins, and why somebody wants it cancelled."""
+"""Which process drives a run, written before the run begins, and why somebody wants it cancelled.
+
+`renewal` is empty while somebody wants what it has handed over to be renewed; else why that was not done.
+"""
 
 gate = Table(
     "gate",

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from orchestrator.errors import LedgerError, Unreachable
 from orchestrator.ledger.states import TaskState
 from orchestrator.ledger.storage.budgets import UNDER_WAY
-from orchestrator.ledger.types import RunRecord, TaskRecord
+from orchestrator.ledger.types import LeaseRecord, RunRecord, TaskRecord
 from orchestrator.tasks.opened import OpenedTask
 from orchestrator.tasks.results import CallResult, CallState
 from orchestrator.workflow.tools.arguments import arguments_schema
@@ -184,6 +184,11 @@ def _error(result: CallResult) -> ErrorDocument:
     return ErrorDocument(kind=str(kind), detail=result.reason)
 
 
+def lease_document(lease: LeaseRecord, expires_at: datetime) -> LeaseDocument:
+    """What its holder is told of it."""
+    return LeaseDocument(id=lease.lease_id, expires_at=expires_at, scope=dict(lease.scope), subject=lease.subject)
+
+
 def call_document(result: CallResult, task_id: str, address: str | None) -> CallDocument:
     """How a call stands that was not refused."""
     handed, held, error = result.handed, result.held, None
@@ -205,9 +210,7 @@ def call_document(result: CallResult, task_id: str, address: str | None) -> Call
             connection=handed.credential.connection,
             address=address,
         ),
-        lease=None
-        if held is None or held.expires_at is None
-        else LeaseDocument(id=held.lease_id, expires_at=held.expires_at, scope=dict(held.scope), subject=held.subject),
+        lease=None if held is None or held.expires_at is None else lease_document(held, held.expires_at),
         approval=result.approval or None,
         error=error,
         confirmed=result.confirmed,

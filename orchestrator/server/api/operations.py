@@ -23,9 +23,11 @@ from orchestrator.server.api.documents import (
     CallRequest,
     CloseRequest,
     EndDocument,
+    LeaseDocument,
     OpenRequest,
     TaskDocument,
     call_document,
+    lease_document,
     task_document,
 )
 from orchestrator.server.api.problems import Kind, Problem
@@ -127,6 +129,14 @@ class Operations:
         caller = await self._caller(request)
         confirmed = await self.desk.give_back(caller, request.path_params["lease_id"])
         return _answer(200 if confirmed else 202, EndDocument(confirmed=confirmed))
+
+    async def renew(self, request: Request) -> Response:
+        """`POST /v1/leases/{lease_id}/renew`."""
+        caller = await self._caller(request)
+        self.not_draining()
+        lease = await self.desk.renew(caller, request.path_params["lease_id"])
+        assert lease.expires_at is not None
+        return _answer(200, lease_document(lease, lease.expires_at))
 
     async def _caller(self, request: Request) -> Caller:
         return await self.callers.caller(request)
@@ -258,5 +268,16 @@ OPERATIONS = (
             202: ("Its end is not confirmed yet", EndDocument),
         },
         problems=(Kind.NOT_FOUND,),
+    ),
+    Operation(
+        "POST",
+        "/v1/leases/{lease_id}/renew",
+        "renew",
+        "Have a credential for longer",
+        "For its `ttl` from now, and no longer than the `timeout` of its tool, the task, the policy and Vault let it. "
+        "At any process.",
+        Operations.renew,
+        {200: ("When it ends now", LeaseDocument)},
+        problems=(Kind.NOT_FOUND, Kind.DENIED, Kind.NOT_RENEWED),
     ),
 )

@@ -15,6 +15,7 @@ from orchestrator.errors import (
     BudgetSpent,
     LedgerError,
     NotAsRecorded,
+    NotRenewed,
     OrchestratorError,
     PolicyDenied,
     Refused,
@@ -47,6 +48,7 @@ class Kind(StrEnum):
     TASK_ENDED = "task-ended"
     BUDGET_SPENT = "budget-spent"
     KEY_USED = "idempotency-key-used"
+    NOT_RENEWED = "not-renewed"
     TOO_LARGE = "too-large"
     TOO_MANY = "too-many-requests"
     UNAVAILABLE = "unavailable"
@@ -66,6 +68,7 @@ STATUS = {
     Kind.TASK_ENDED: 409,
     Kind.BUDGET_SPENT: 409,
     Kind.KEY_USED: 409,
+    Kind.NOT_RENEWED: 409,
     Kind.TOO_LARGE: 413,
     Kind.TOO_MANY: 429,
     Kind.UNAVAILABLE: 503,
@@ -85,6 +88,7 @@ _TITLES = {
     Kind.TASK_ENDED: "The task has ended",
     Kind.BUDGET_SPENT: "A budget is spent",
     Kind.KEY_USED: "The key belongs to another call",
+    Kind.NOT_RENEWED: "The credential lives no longer",
     Kind.TOO_LARGE: "The request is too large",
     Kind.TOO_MANY: "Too many requests",
     Kind.UNAVAILABLE: "Not now",
@@ -101,6 +105,7 @@ _KINDS: tuple[tuple[type[Exception], Kind], ...] = (
     (UsageError, Kind.INVALID),
     (TaskEnded, Kind.TASK_ENDED),
     (BudgetSpent, Kind.BUDGET_SPENT),
+    (NotRenewed, Kind.NOT_RENEWED),
     (AgentBlocked, Kind.CUT_OFF),
     (CallerRefused, Kind.UNAUTHENTICATED),
     (TokenRefused, Kind.UNAUTHENTICATED),

@@ -14,7 +14,10 @@ from orchestrator.workflow.models.steps import Retry, Step, StepId
 HAND_OVER = "hand_over"
 """The action of a tool that gives its credential to the agent. No file names it: the key `hand_over` does."""
 
-_OF_ACTIONS = frozenset({"with_", "outputs", "timeout", "retry"})
+_OF_ACTIONS = frozenset({"with_", "outputs", "retry"})
+
+_RENEWABLE = frozenset({"database", "dynamic"})
+"""Kinds of grants whose credential is a lease of Vault's."""
 
 
 class TaskLimits(Part):
@@ -51,7 +54,11 @@ class Tool(Part):
     hand_over: Name | None = Field(
         default=None, description="Instead of `action`: the grant whose credential the agent gets, for its `ttl`."
     )
-    timeout: Duration = Field(default=60, description="How long one call of the action may take.")
+    timeout: Duration = Field(
+        default=60,
+        description="How long one call of the action may take; of `hand_over`, how long the agent may have the "
+        "credential if it renews it, by default never.",
+    )
     retry: Retry | None = Field(default=None, description="When the action is tried again within one call.")
     max_calls: Annotated[int, Field(ge=1)] | None = Field(default=None, description="Calls within one task.")
     max_open: Annotated[int, Field(ge=1)] | None = Field(
@@ -73,7 +80,23 @@ class Tool(Part):
             raise ValueError(f"the grant `{self.hand_over}` needs a `ttl`: the agent has the credential for so long")
         if len(self.grants) > 1:
             raise ValueError("a tool that hands a credential over has that one grant only")
+        if "timeout" in self.model_fields_set:
+            self._check_renewable(grant, grant.ttl)
         return self
+
+    def _check_renewable(self, grant: Grant, ttl: int) -> None:
+        if grant.kind not in _RENEWABLE:
+            raise ValueError(
+                f"a credential of the kind `{grant.kind}` cannot be renewed: leave `timeout` out, and let the agent "
+                "call again"
+            )
+        if self.timeout <= ttl:
+            raise ValueError(f"with a `timeout` of {self.timeout}s nothing is left to renew after the `ttl` of {ttl}s")
+
+    @property
+    def renewable(self) -> bool:
+        """Whether the agent may have the credential that it was handed for longer than its `ttl`."""
+        return self.hand_over is not None and "timeout" in self.model_fields_set
 
     @cached_property
     def step(self) -> Step:
@@ -98,7 +121,7 @@ class Tool(Part):
                 "description": self.description,
                 "with": {"grant": self.hand_over},
                 "grants": self.grants,
-                "timeout": self.grants[self.hand_over].ttl,
+                "timeout": self.timeout if self.renewable else self.grants[self.hand_over].ttl,
                 "on_crash": "fail",
             }
         )
