@@ -81,6 +81,11 @@ tools:
     max_calls: 3
 """
 
+RENEWABLE = TASK.replace("ttl: 60s\n        privileges", "ttl: 4s\n        privileges").replace(
+    "    hand_over: db\n", "    hand_over: db\n    timeout: 12s\n"
+)
+"""The same, but a login lives for four seconds, and whoever holds it may renew it for twelve."""
+
 
 def loaded_task(text: str = TASK) -> LoadedWorkflow:
     return load_text(text, filename="desk.yaml", actions=catalog)

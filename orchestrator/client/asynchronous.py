@@ -131,6 +131,10 @@ class AsyncTask(TaskOfEither):
         """A credential that a tool hands over, once it is entered; leaving it gives it back."""
         return AsyncHandover(self._broker, self._prepared(tool, one_mapping(arguments, more), hands_over=True))
 
+    async def renew(self, credential: Credential) -> Credential:
+        """As Task.renew."""
+        return await self._broker._carry_out(flows.renewing(credential, self._patience))
+
     def auth(self, tool: str, origin: str, arguments: Mapping[str, Any] | None = None, /, **more: Any) -> AsyncTaskAuth:
         """For an httpx.AsyncClient: the token that a tool hands over, sent to this origin and no other."""
         given = one_mapping(arguments, more)

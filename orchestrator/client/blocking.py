@@ -136,6 +136,13 @@ class Task(TaskOfEither):
         """A credential that a tool hands over, once it is entered; leaving it gives it back."""
         return Handover(self._broker, self._prepared(tool, one_mapping(arguments, more), hands_over=True))
 
+    def renew(self, credential: Credential) -> Credential:
+        """Have a credential for its `ttl` from now, as far as its tool, the task, the policy and Vault let it.
+
+        The secrets stay as they are; `expires_at` says what came of it. Raises NotRenewed, Denied, NotFound.
+        """
+        return self._broker._carry_out(flows.renewing(credential, self._patience))
+
     def auth(self, tool: str, origin: str, arguments: Mapping[str, Any] | None = None, /, **more: Any) -> TaskAuth:
         """For an httpx.Client: the token that a tool hands over, sent to this origin and no other."""
         given = one_mapping(arguments, more)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -117,6 +117,11 @@ def credential(document: Mapping[str, Any]) -> Credential:
         address=told.get("address"),
         fields={name: Secret(value) for name, value in told["fields"].items()},
     )
+
+
+def renewed(held: Credential, document: Mapping[str, Any]) -> Credential:
+    """What is held, from the answer of `renew`."""
+    return replace(held, expires_at=datetime.fromisoformat(document["expires_at"]))
 
 
 def understood(response: httpx.Response, parse: Callable[[Mapping[str, Any]], T]) -> T:

@@ -84,6 +84,10 @@ class BudgetSpent(BrokerError):
     """The tool was called as often as a task allows, or as many of its calls are open as may be."""
 
 
+class NotRenewed(BrokerError):
+    """A credential lives no longer than it does: it has ended, or its tool does not let it be renewed."""
+
+
 class TooManyRequests(BrokerError):
     """The agent asks too often, and did so until there was no time left to try again."""
 
@@ -145,6 +149,7 @@ _KINDS: Mapping[str, type[BrokerError]] = {
     "not-found": NotFound,
     "task-ended": TaskClosed,
     "budget-spent": BudgetSpent,
+    "not-renewed": NotRenewed,
     "too-many-requests": TooManyRequests,
     "unavailable": Unavailable,
     "draining": Unavailable,

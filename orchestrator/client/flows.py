@@ -6,6 +6,7 @@ import logging
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -117,6 +118,13 @@ def giving_back(lease_id: str, patience: Patience) -> Flow[Unconfirmed | None]:
     """Give a credential back."""
     ask = Ask("DELETE", f"/v1/leases/{quote(lease_id, safe='')}")
     return (yield from _ending(ask, f"the credential {lease_id}", patience))
+
+
+def renewing(held: Credential, patience: Patience) -> Flow[Credential]:
+    """Have a credential for longer."""
+    ask = Ask("POST", f"/v1/leases/{quote(held.lease_id, safe='')}/renew")
+    response = yield from answered(ask, patience)
+    return understood(response, partial(documents.renewed, held))
 
 
 def closing(task_id: str, reason: str, patience: Patience) -> Flow[Unconfirmed | None]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +23,7 @@ import pytest
 from apis import Apis, apis_on
 from bench import ROOT, Bench
 from database_servers import Authority
+from desks import RENEWABLE
 from escaped import holds_secret
 from fork_server import ForkServer
 from pep_issuer import IssuerServer, Planned, issuer_server, json_of
@@ -45,6 +46,7 @@ from orchestrator.client import (
     InvalidRequest,
     NotAllowed,
     NotFound,
+    NotRenewed,
     Patience,
     TaskClosed,
     Unauthenticated,
@@ -161,6 +163,21 @@ class TestTasks:
         with pytest.raises(TaskClosed) as over:
             task.call("read")
         assert (over.value.status, over.value.type.rpartition(":")[2]) == (409, "task-ended")
+
+    def test_a_login_is_renewed_where_its_tool_lets_it(self, apis: Apis, make: Make) -> None:
+        apis.put(RENEWABLE)
+        with make(apis.start().url, apis.token()) as broker, broker.task("complaint_desk", customer=1234) as task:
+            with task.credential("login") as credential:
+                renewed = task.renew(credential)
+                assert renewed.expires_at > credential.expires_at
+                assert replace(renewed, expires_at=credential.expires_at) == credential
+                with session(renewed) as connection:
+                    assert connection.execute(COUNT).fetchone() == (3,)
+            with task.credential("ticket") as ticket:
+                for held in (credential, ticket):
+                    with pytest.raises(NotRenewed) as not_renewed:
+                        task.renew(held)
+                    assert not_renewed.value.status == 409
 
     def test_a_login_is_there_for_the_block_and_gone_behind_it(self, started: Apis, broker: Any) -> None:
         with broker.task("complaint_desk", customer=1234) as task:

@@ -610,6 +610,7 @@ def back_to_r0005(url: str) -> None:
                 connection.execute(text(f"DROP INDEX {index.name}"))
         for column in ("task", "deadline", "idle"):
             connection.execute(text(f"ALTER TABLE run DROP COLUMN {column}"))
+        connection.execute(text("ALTER TABLE run_owner DROP COLUMN renewal"))
         for name in filters:
             connection.execute(text(f"CREATE INDEX lease_by_{name} ON lease ({name}, requested_at, lease_id)"))
         connection.execute(text("CREATE INDEX run_by_time ON run (started_at, run_id)"))

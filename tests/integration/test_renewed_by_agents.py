@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from apis import Apis, apis_on, call, opened
 from bench import Bench
-from desks import AGENT, OTHER, TASK, loaded_task, open_desk
+from desks import AGENT, OTHER, RENEWABLE, loaded_task, open_desk
 from fork_server import ForkServer
 from waiting import wait_for
 
@@ -26,11 +26,6 @@ from orchestrator.policy.engines.rego.engine import PolicySource, RegoEngine
 from orchestrator.tasks import renewing
 from orchestrator.tasks.desk import TaskDesk
 from orchestrator.tasks.results import CallState, HandedOver
-
-RENEWABLE = TASK.replace("ttl: 60s\n        privileges", "ttl: 4s\n        privileges").replace(
-    "    hand_over: db\n", "    hand_over: db\n    timeout: 12s\n"
-)
-assert RENEWABLE.count("timeout: 12s") == RENEWABLE.count("ttl: 4s") == 1
 
 
 @pytest.fixture

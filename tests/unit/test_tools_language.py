@@ -69,6 +69,15 @@ tools:
     hand_over: crm
 """
 
+LOGIN = """\
+tools:
+  login:
+    description: A login.
+    grants:
+      db: { kind: database, connection: c, ttl: 60s, privileges: [ { select: t, columns: [a] } ] }
+    hand_over: db
+"""
+
 
 def load(text: str) -> LoadedWorkflow:
     return load_text(text, filename="t.yaml", actions=catalog)
@@ -155,7 +164,9 @@ def test_how_long_a_task_lasts_is_said_or_a_quarter_of_an_hour() -> None:
         (TOP + HAND_OVER + "    action: exec\n", "either an `action` or a grant"),
         (TOP + HAND_OVER.replace("    hand_over: crm\n", ""), "either an `action` or a grant"),
         (TOP + HAND_OVER + "    outputs: [x]\n", "belong to `action`"),
-        (TOP + HAND_OVER + "    timeout: 5s\n", "belong to `action`"),
+        (TOP + HAND_OVER + "    timeout: 5m\n", "a credential of the kind `token` cannot be renewed"),
+        (TOP + LOGIN + "    timeout: 60s\n", "nothing is left to renew"),
+        (TOP + LOGIN + "    retry: { attempts: 2 }\n", "belong to `action`"),
         (TOP + HAND_OVER.replace("crm: {", "db: { kind: database, connection: c, role: r }, crm: {"), "that one grant"),
         (TOP + HAND_OVER.replace("kind: token,", "kind: token, profile: identity,"), "cannot fix the claims"),
         (tool("grant: x", action="hand_over"), "`hand_over` is no action"),
@@ -194,6 +205,15 @@ def test_what_is_refused_before_an_agent_sees_it(text: str, said: str) -> None:
 )
 def test_the_neighbours_of_what_is_refused_are_allowed(text: str) -> None:
     load(text)
+
+
+def test_how_long_a_login_is_handed_over_for_is_its_ttl_or_what_the_tool_says() -> None:
+    tool = load(TOP + LOGIN).workflow.tools["login"]
+    assert (tool.step.timeout, tool.renewable) == (60, False)
+    longer = load(TOP + LOGIN + "    timeout: 61s\n").workflow
+    assert (longer.tools["login"].step.timeout, longer.tools["login"].renewable) == (61, True)
+    (scope,) = scopes_of(longer, "login")
+    assert scope.ttl == 60
 
 
 def test_a_step_knows_neither_call_nor_task() -> None:
