@@ -19,7 +19,7 @@ from orchestrator.actions.catalog import catalog
 from orchestrator.assembly import RunnerConfig, open_services
 from orchestrator.clock import SystemClock
 from orchestrator.devstack.provisioned import Provisioned, provision_stack
-from orchestrator.devstack.session import database_leases, runtime_environment
+from orchestrator.devstack.session import LEDGER, database_leases, runner_config, runtime_environment
 from orchestrator.devstack.stack import StackInfo
 from orchestrator.grants.compiled import CompiledGrant
 from orchestrator.grants.models import DatabaseGrant
@@ -51,7 +51,7 @@ class Setup:
     ledger_url: str
 
 
-LEDGER_FILES = ("ledger.db", "setup.db")
+LEDGER_FILES = (LEDGER, "setup.db")
 """Of a test on the shared stack: they are there, and empty, when it begins."""
 
 SETUPS = ("local-sqlite", "local-postgresql", "dbos-postgresql")
@@ -82,16 +82,8 @@ class Bench:
         return {**surroundings(), **runtime_environment(self.provisioned, self.directory), **more}
 
     def config(self, **changes: Any) -> RunnerConfig:
-        config = RunnerConfig(
-            vault=self.provisioned.vault_config(),
-            ledger_url=f"sqlite:///{self.directory / LEDGER_FILES[0]}",
-            policy=AllowAllEngine(),
-            endpoints=self.provisioned.endpoints,
-            token_issuer=self.info.issuer_url,
-            grace=10.0,
-            dead_after=4.0,
-        )
-        return replace(config, **changes)
+        config = runner_config(self.provisioned, self.directory, AllowAllEngine())
+        return replace(config, **{"grace": 10.0, "dead_after": 4.0, **changes})
 
     def install(self, workflow: Workflow) -> None:
         """Provision a test's workflow; where its roles are maintained by hand its Vault policies are enough."""

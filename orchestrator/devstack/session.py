@@ -12,10 +12,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.devstack.provisioned import Provisioned, provision_stack
 from orchestrator.devstack.stack import DevStack
 from orchestrator.provision.vault.admin import VaultAdmin
+
+if TYPE_CHECKING:
+    from orchestrator.assembly import RunnerConfig
+    from orchestrator.policy.types import PolicyEngine
+
+LEDGER = "ledger.db"
+"""The file with the ledger, in the folder that a stack is given."""
 
 
 @contextmanager
@@ -37,9 +45,22 @@ def runtime_environment(provisioned: Provisioned, directory: Path) -> dict[str, 
         "ORCHESTRATOR_AUTH_METHOD": "approle",
         "ORCHESTRATOR_AUTH_ROLE_ID": provisioned.role_id,
         "ORCHESTRATOR_AUTH_SECRET_ID": provisioned.secret_id.reveal(),
-        "ORCHESTRATOR_LEDGER_URL": f"sqlite:///{directory / 'ledger.db'}",
+        "ORCHESTRATOR_LEDGER_URL": f"sqlite:///{directory / LEDGER}",
         "ORCHESTRATOR_POLICY_PATH": str(provisioned.policies.absolute()),
     }
+
+
+def runner_config(provisioned: Provisioned, directory: Path, policy: PolicyEngine) -> RunnerConfig:
+    """What those variables say, for a runner in this process, with policies that somebody has opened."""
+    from orchestrator.assembly import RunnerConfig
+
+    return RunnerConfig(
+        vault=provisioned.vault_config(),
+        ledger_url=f"sqlite:///{directory / LEDGER}",
+        policy=policy,
+        endpoints=provisioned.endpoints,
+        token_issuer=provisioned.info.issuer_url,
+    )
 
 
 def admin_environment(provisioned: Provisioned) -> dict[str, str]:
@@ -98,6 +119,8 @@ class Left:
     leases: int
     translations: int
     messages: tuple[str, ...]
+    tickets: Mapping[str, int]
+    """Written at the CRM, by customer."""
 
     @property
     def clean(self) -> bool:
@@ -106,10 +129,12 @@ class Left:
 
     def lines(self) -> list[str]:
         """The same for people."""
+        tickets = [f"{count} ticket(s) of customer {customer}" for customer, count in self.tickets.items()]
         return [
             f"PostgreSQL   {self.logins} ephemeral logins (pg_roles), {self.translations} translations recorded",
             f"Vault        {self.leases} leases under database/",
             f"Slack        {len(self.messages)} message(s) in #support: {'; '.join(self.messages)}",
+            f"CRM          {', '.join(tickets) or 'no ticket'}",
         ]
 
 
@@ -122,15 +147,15 @@ def what_is_left(provisioned: Provisioned) -> Left:
     with psycopg.connect(info.support_dsn.reveal(), client_encoding="UTF8") as session:
         logins = session.execute("SELECT count(*) FROM pg_roles WHERE rolname LIKE 'orc\\_%'").fetchone()
         translations = session.execute("SELECT count(*) FROM feedback_translation").fetchone()
-    state = httpx.get(
-        f"{info.slack_url}/_admin/state", headers={"X-Admin-Token": info.admin_token.reveal()}, trust_env=False
-    )
-    messages = tuple(message["text"] for message in state.json()["messages"] if message["channel"] == "#support")
+    with httpx.Client(headers={"X-Admin-Token": info.admin_token.reveal()}, trust_env=False) as http:
+        slack, crm = (http.get(f"{url}/_admin/state").json() for url in (info.slack_url, info.crm_url))
+    messages = tuple(message["text"] for message in slack["messages"] if message["channel"] == "#support")
     return Left(
         logins=int(logins[0]) if logins else -1,
         leases=len(database_leases(provisioned)),
         translations=int(translations[0]) if translations else -1,
         messages=messages,
+        tickets={customer: len(tickets) for customer, tickets in crm["tickets"].items()},
     )
 
 

@@ -41,7 +41,7 @@ def dev(
 
 
 def demo() -> None:
-    """Run the sample workflow on real servers, show the lease history, and stop everything."""
+    """Run the sample workflow on real servers, show the lease history, let agents call tools, and stop everything."""
     from orchestrator.devstack.session import run_command, runtime_environment, temporary_stack, what_is_left
 
     _say("starting OpenBao, PostgreSQL and the sample services ...")
@@ -55,13 +55,33 @@ def demo() -> None:
         _say("\nThe same workflow may not post elsewhere: the policy says so before anything is issued.")
         _say(f"$ orchestrator run {_SAMPLE} --input channel='#general'")
         refused = run_command(["run", _SAMPLE, "--input", "channel=#general"], environment, folder=_ROOT)
-        _say(f"exit code {refused}\n\nWhat the servers say now:")
+        _say(f"exit code {refused}\n\nAgents call tools while a task is open. Who refuses what they may not do:")
+        as_expected = _agents(provisioned)
+        _say("\nWhat the servers say now:")
         left = what_is_left(provisioned)
         for line in left.lines():
             _say(f"  {line}")
-    if code == 0 and (refused != 3 or not left.clean):
+    if code == 0 and (refused != 3 or not as_expected or not left.clean):
         code = 1
     raise typer.Exit(code)
+
+
+def _agents(provisioned: Provisioned) -> bool:
+    """Show what two agents can do; whether each of those who can refuse them has."""
+    from orchestrator.cli import interruption
+    from orchestrator.cli.connect import redactor
+    from orchestrator.cli.display.listing import print_list
+    from orchestrator.devstack.agents import attempts
+    from orchestrator.devstack.session import runner_config
+    from orchestrator.policy.opening import open_engine
+
+    policy = open_engine("rego", path=provisioned.policies)
+    config = runner_config(provisioned, provisioned.info.directory, policy)
+    found = interruption.run(lambda: attempts(provisioned, config, redactor=redactor()))
+    outcomes = [f"refused by the {each.by}" if each.by else "done" for each in found]
+    rows = [(each.agent, each.tries, outcome, each.told) for each, outcome in zip(found, outcomes, strict=True)]
+    print_list(("AGENT", "TRIES TO", "OUTCOME", "TOLD"), rows, fold=("TRIES TO", "TOLD"))
+    return {each.by for each in found} == {"", "policy", "broker", "CRM"}
 
 
 def _how_to_reach(provisioned: Provisioned, runtime: Path, admin: Path) -> str:
