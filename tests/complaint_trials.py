@@ -15,7 +15,7 @@ from desks import loaded_task, open_desk
 
 from orchestrator.agents.authentication import Caller
 from orchestrator.credentials.types import Attempt
-from orchestrator.errors import BudgetSpent, ExitCode, PolicyDenied, TaskEnded, UnknownTask, UsageError
+from orchestrator.errors import BudgetSpent, ExitCode, GrantRefused, PolicyDenied, TaskEnded, UnknownTask, UsageError
 from orchestrator.grants.credential import Credential
 from orchestrator.grants.policy_names import step_policy_name
 from orchestrator.jsontypes import JsonValue
@@ -25,10 +25,12 @@ from orchestrator.ledger.states import RunState
 from orchestrator.ledger.types import LeaseFilter
 from orchestrator.planning.requests import bind, scopes_of
 from orchestrator.policy.engines.rego.engine import RegoEngine
+from orchestrator.policy.types import PolicyEngine
 from orchestrator.tasks.desk import TaskDesk
 from orchestrator.tasks.errors import UnknownTool
 from orchestrator.tasks.opened import OpenedTask
 from orchestrator.tasks.results import CallResult
+from orchestrator.vault.config import VaultConfig
 
 WRITER_FILE, READER_FILE = (
     (ROOT / "workflows" / f"{name}.yaml").read_text() for name in ("complaint_writer", "complaint_reader")
@@ -80,7 +82,7 @@ class World:
     def issued(self) -> int:
         """How many credentials of tools were asked for, as the ledger has it."""
         leases = self.desk.services.reader.leases(LeaseFilter(limit=10_000))
-        return len([each for each in leases if each.grant in ("crm", "db")])
+        return len([each for each in leases if each.grant in ("bot", "crm", "db")])
 
     @asynccontextmanager
     async def got_hold_of(self, caller: Caller, text: str, tool: str, grant: str) -> AsyncIterator[Credential]:
@@ -123,7 +125,9 @@ REFUSALS: dict[type[Exception], tuple[str, str]] = {
     TaskEnded: ("the task is over", "broker"),
     BudgetSpent: ("as many as may be are open", "broker"),
     UsageError: ("not as the file declares", "broker"),
+    GrantRefused: ("not granted", "Vault"),
     psycopg.errors.InsufficientPrivilege: ("permission denied", "database"),
+    psycopg.OperationalError: ("no such login", "database"),
 }
 """By the nearest class."""
 
@@ -137,21 +141,30 @@ async def seen(attempt: Awaitable[object], services: Mapping[str, str]) -> tuple
     except tuple(REFUSALS) as error:
         return next(REFUSALS[each] for each in type(error).mro() if each in REFUSALS)
     if isinstance(answer, httpx.Response) and answer.is_error:
-        challenge = answer.headers["WWW-Authenticate"]
-        code = challenge.partition('error="')[2].partition('"')[0]
-        return f"{answer.status_code} `{code}`", services[answer.url.netloc.decode()]
+        code = answer.headers.get("WWW-Authenticate", "").partition('error="')[2].partition('"')[0]
+        return f"{answer.status_code} `{code}`" if code else str(answer.status_code), services[
+            answer.url.netloc.decode()
+        ]
     return "done", ""
 
 
-async def carried_out(bench: Bench, trials: Sequence[Trial]) -> list[Row]:
-    """Try everything, in this order, and tell what came of it. What is refused has changed nothing."""
+async def carried_out(
+    bench: Bench, trials: Sequence[Trial], *texts: str, policy: PolicyEngine = POLICY, vault: VaultConfig | None = None
+) -> list[Row]:
+    """Try everything, in this order, and tell what came of it. What is refused has changed nothing.
+
+    `texts` are the files of the tasks, and `vault` is whoever the runtime is there: those of the samples where nothing
+    is said.
+    """
     services = {
         bench.info.crm_url.removeprefix("http://"): "CRM",
         bench.info.translation_url.removeprefix("http://"): "translation API",
+        bench.info.vault_address.removeprefix("http://"): "Vault",
     }
     rows = []
+    config = {"policy": policy, "vault": vault or bench.provisioned.vault_config()}
     async with (
-        open_desk(bench, WRITER_FILE, READER_FILE, policy=POLICY) as desk,
+        open_desk(bench, *(texts or (WRITER_FILE, READER_FILE)), **config) as desk,
         httpx.AsyncClient(trust_env=False) as http,
     ):
         world = World(bench, desk, http)
@@ -166,8 +179,12 @@ async def carried_out(bench: Bench, trials: Sequence[Trial]) -> list[Row]:
     return rows
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[Row], first: str = "agent") -> str:
     """As it stands in the document."""
-    head = ("agent", "tries to", "outcome", "refused by")
-    cells = [head, ("---",) * len(head), *map(astuple, rows)]
+    return grid((first, "tries to", "outcome", "refused by"), list(map(astuple, rows)))
+
+
+def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown."""
+    cells = [head, ("---",) * len(head), *rows]
     return "".join(f"| {' | '.join(each)} |\n".replace("|  |", "| |") for each in cells)
