@@ -33,7 +33,6 @@ from orchestrator.actions.catalog import catalog
 from orchestrator.cli.main import main
 from orchestrator.devstack.stack import DevStack
 from orchestrator.errors import ExitCode
-from orchestrator.jsontypes import JsonValue
 from orchestrator.planning.requests import scopes_of
 from orchestrator.policy.engines.allow_all import AllowAllEngine
 from orchestrator.tasks.results import CallResult
@@ -59,7 +58,7 @@ def listed(trials: list[Trial], who: str, what: str, outcome: str = "done", by: 
     return added
 
 
-async def rows_of(world: World, tool: str, task: str = "", **arguments: JsonValue) -> tuple[CallResult, list[Any]]:
+async def rows_of(world: World, tool: str, task: str = "", **arguments: Any) -> tuple[CallResult, list[Any]]:
     """What the call came to, and the rows that the agent sees, if any."""
     result = await world.call(WRITER, tool, task=task, **arguments)
     rows = (result.output or {}).get("rows", [])
@@ -67,7 +66,7 @@ async def rows_of(world: World, tool: str, task: str = "", **arguments: JsonValu
     return result, rows
 
 
-async def reads_messages_of(world: World, customer: int, **arguments: JsonValue) -> CallResult:
+async def reads_messages_of(world: World, customer: int, **arguments: Any) -> CallResult:
     """Exactly the rows of this customer are seen, or none."""
     result, rows = await rows_of(world, "read_messages", **arguments)
     theirs = world.bench.sql("SELECT id FROM customer_feedback WHERE customer_id = %s", [customer])
@@ -76,7 +75,7 @@ async def reads_messages_of(world: World, customer: int, **arguments: JsonValue)
     return result
 
 
-async def writes_ticket_for(world: World, customer: int, **arguments: JsonValue) -> CallResult:
+async def writes_ticket_for(world: World, customer: int, **arguments: Any) -> CallResult:
     """The CRM has one more of this customer, or none."""
     before = await world.tickets()
     result = await world.call(WRITER, "write_ticket", subject="Call back", **arguments)
