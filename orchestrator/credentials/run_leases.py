@@ -52,7 +52,14 @@ class RunLeases:
             self._timer = asyncio.get_running_loop().call_later(CONFIRM_SECONDS, self._confirm_soon)
 
     async def settle(self) -> None:
-        """Wait for the ends of the step tokens, ask the databases, and have all of it on record.
+        """Do what `confirm` does, and have all of it on record. Raises LedgerError."""
+        try:
+            await self.confirm()
+        finally:
+            await self.journal.flush()
+
+    async def confirm(self) -> None:
+        """Wait for the ends of the step tokens, and ask the databases; what they say goes along with what comes next.
 
         What cannot be confirmed within the broker's grace stays `revoking`. Raises LedgerError.
         """
@@ -61,7 +68,6 @@ class RunLeases:
         while self._background:
             await asyncio.wait(self._background)
         await self._confirm(last=True)
-        await self.journal.flush()
         failed, self._failed = self._failed, None
         if failed is not None:
             raise failed
@@ -87,7 +93,7 @@ class RunLeases:
             LeaseRevocationFailed(lease_id=suspect.handle.lease_id, error=_not_asked(suspect, silent))
             for suspect in unasked
         ]
-        await self.journal.append(*told, *failures)
+        self.journal.defer(*told, *failures)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._background.discard(task)

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from orchestrator.errors import LedgerError
-from orchestrator.ledger.events import Event
+from orchestrator.ledger.events import Event, LeaseEvent
+from orchestrator.ledger.lease import FINAL
 from orchestrator.ledger.types import LedgerWriter
 
 DEFER_SECONDS = 0.02
@@ -35,6 +36,19 @@ class Journal:
         self._writing: set[asyncio.Task[None]] = set()
         self._flushing: set[asyncio.Task[None]] = set()
         self._failed: BaseException | None = None
+        self._open: set[str] = set()
+        self.in_doubt = False
+        """Whether more may be open than what was told here: something was not recorded, or the run began elsewhere."""
+
+    @property
+    def nothing_open(self) -> bool:
+        """Whether every lease of the run is at its end, once what was deferred is on record."""
+        return not self._open and not self.in_doubt
+
+    @property
+    def has_deferred(self) -> bool:
+        """Whether anything goes along with what is recorded next."""
+        return bool(self._deferred)
 
     async def append(self, *events: Event) -> None:
         """Commit what was deferred and then these; durable when it returns.
@@ -51,6 +65,7 @@ class Journal:
             raise failed
         if not deferred and not events:
             return
+        self._note(events)
         if deferred or self._writing:  # tasks begin in the order in which they were made, so nothing overtakes
             try:
                 await asyncio.shield(self._start((*deferred, *events)))
@@ -58,7 +73,7 @@ class Journal:
                 self._deferred = [*deferred, *self._deferred]
                 raise
         else:
-            await self._ledger.append(self.run_id, self.fence, events)
+            await self._write(events)
 
     async def request(self, places: Mapping[str, int], *events: Event) -> None:
         """Commit what was deferred, and then these if the connections have places for the leases among them.
@@ -67,12 +82,14 @@ class Journal:
         """
         await self.flush()
         await self._ledger.request(self.run_id, self.fence, events, places)
+        self._note(events)
 
     def defer(self, *events: Event, within: float = DEFER_SECONDS) -> None:
         """Have these committed with what comes next, or by themselves after so many seconds.
 
         What goes wrong is raised by the next call.
         """
+        self._note(events)
         self._deferred += events
         loop = asyncio.get_running_loop()
         if self._timer is not None and self._timer.when() > loop.time() + within:
@@ -110,10 +127,22 @@ class Journal:
                 self._deferred = [*deferred, *self._deferred]
 
     def _start(self, events: Sequence[Event]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(self._ledger.append(self.run_id, self.fence, events))
+        task = asyncio.get_running_loop().create_task(self._write(events))
         self._writing.add(task)
         task.add_done_callback(self._writing.discard)
         return task
+
+    async def _write(self, events: Sequence[Event]) -> None:
+        try:
+            await self._ledger.append(self.run_id, self.fence, events)
+        except BaseException:
+            self.in_doubt = True
+            raise
+
+    def _note(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if isinstance(event, LeaseEvent):
+                (self._open.discard if event.to in FINAL else self._open.add)(event.lease_id)
 
     def _flushed(self, deferred: Sequence[Event], task: asyncio.Task[None]) -> None:
         self._flushing.discard(task)

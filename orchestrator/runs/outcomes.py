@@ -71,6 +71,23 @@ def state_after(error: OrchestratorError) -> StepState:
     return StepState.REFUSED if isinstance(error, Refused) else StepState.FAILED
 
 
+Ending = tuple[RunState, ExitCode, str]
+"""How a run ended: state, exit code and reason."""
+
+
+def ending(states: Mapping[str, StepState], errors: Mapping[str, OrchestratorError], *, unconfirmed: bool) -> Ending:
+    """How a run ended that came to the end of its graph, or waits in it.
+
+    `errors` are those of steps whose failure counts.
+    """
+    waits = [step for step, state in states.items() if state is StepState.WAITING]
+    if waits:
+        names = ", ".join(f"`{step}`" for step in waits)
+        return RunState.WAITING, ExitCode.WAITING, f"waits for approval of {names}"
+    reason = next((error.message for error in errors.values()), "")
+    return run_state(states.values(), errors), exit_code(errors.values(), unconfirmed=unconfirmed), reason
+
+
 def run_state(states: Iterable[StepState], errors: Mapping[str, OrchestratorError]) -> RunState:
     """What the run came to. `errors` are those of steps whose failure counts."""
     if any(isinstance(error, Refused) for error in errors.values()):

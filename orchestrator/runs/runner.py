@@ -37,7 +37,7 @@ from orchestrator.runs.enforcement.admission import any_admitted
 from orchestrator.runs.enforcement.agreement import until_decided, withdraw
 from orchestrator.runs.engines.types import Walk
 from orchestrator.runs.graph_walk import Graph
-from orchestrator.runs.outcomes import excessive_wish, exit_code, missing_ends, retry_delay, run_state
+from orchestrator.runs.outcomes import Ending, ending, excessive_wish, missing_ends, retry_delay
 from orchestrator.runs.types import Interruption, RunOutcome, RunProgress, RunRequest, Services, TakenRun
 from orchestrator.secret import Secret
 from orchestrator.uninterrupted import completed, is_cancelled, to_the_end
@@ -45,9 +45,6 @@ from orchestrator.workflow.expressions import evaluate, holds
 from orchestrator.workflow.inputs import public_inputs
 
 log = logging.getLogger(__name__)
-
-CutShort = tuple[RunState, ExitCode, str]
-"""How a run ended that did not come to the end of its graph: state, exit code and reason."""
 
 _CONTEXT = "(context)"
 """The name under which it is kept that the run's context cannot be told."""
@@ -100,6 +97,7 @@ class Runner:
         """Go on with a run of another process: finished steps are not run again, their outputs come from the ledger."""
         progress = self._progress(taken.request)
         progress.begun(taken.fence)
+        progress.leases.journal.in_doubt = True
         for record in taken.steps:
             progress.attempts[record.step] = record.attempts
             progress.asked_for_approval |= record.state is StepState.WAITING
@@ -156,7 +154,7 @@ class Runner:
             return outcome
 
     async def _finish_whatever(
-        self, progress: RunProgress, states: dict[str, StepState], cut_short: CutShort | None
+        self, progress: RunProgress, states: dict[str, StepState], cut_short: Ending | None
     ) -> RunOutcome:
         try:
             if cut_short is not None:
@@ -175,7 +173,7 @@ class Runner:
                 if record.state in (StepState.RUNNING, StepState.WAITING):
                     await self._complete(progress, record.step, StepState.FAILED, reason)
 
-    def _defect(self, progress: RunProgress, error: BaseException) -> CutShort:
+    def _defect(self, progress: RunProgress, error: BaseException) -> Ending:
         log.debug("run %s ended with a defect", progress.request.run_id, exc_info=error)
         defect = Defect(f"unexpected {redact_exception(error, self.services.redactor)}")
         progress.errors["(defect)"] = defect
@@ -183,7 +181,7 @@ class Runner:
 
     async def _walk(
         self, progress: RunProgress, interruption: Interruption, cancel: Callable[[str], None], *, cancelled: bool
-    ) -> tuple[dict[str, StepState], CutShort | None]:
+    ) -> tuple[dict[str, StepState], Ending | None]:
         """The states of the steps, and how the run ended if it was cut short."""
         workflow = progress.request.loaded.workflow
         graph = Graph(
@@ -230,7 +228,7 @@ class Runner:
         self,
         progress: RunProgress,
         states: dict[str, StepState],
-        cut_short: CutShort | None,
+        cut_short: Ending | None,
     ) -> RunOutcome:
         tolerated = progress.request.loaded.workflow.steps
         counted = {
@@ -238,22 +236,18 @@ class Runner:
             for step, error in progress.errors.items()
             if step in tolerated and not tolerated[step].continue_on_error
         }
+        journal = progress.leases.journal
         try:
-            await progress.leases.settle()
+            await progress.leases.confirm()
+            if not journal.nothing_open:
+                await journal.flush()
         except LedgerError as error:
             progress.errors.setdefault("(ledger)", error)
             cut_short = cut_short or (RunState.FAILED, error.exit_code, error.message)
-        unconfirmed = await asyncio.to_thread(self._unconfirmed, progress.request.run_id)
-        waits = [step for step, state in states.items() if state is StepState.WAITING]
-        if cut_short is not None:
-            state, code, reason = cut_short
-        elif waits:
-            state, code = RunState.WAITING, ExitCode.WAITING
-            reason = f"waits for approval of {', '.join(f'`{step}`' for step in waits)}"
-        else:
-            state = run_state(states.values(), counted)
-            code = exit_code(counted.values(), unconfirmed=bool(unconfirmed))
-            reason = next((error.message for error in counted.values()), "")
+        unconfirmed: tuple[LeaseRecord, ...] = ()
+        if not journal.nothing_open:
+            unconfirmed = await asyncio.to_thread(self._unconfirmed, progress.request.run_id)
+        state, code, reason = cut_short or ending(states, counted, unconfirmed=bool(unconfirmed))
         outcome = RunOutcome(
             run_id=progress.request.run_id,
             state=state,
@@ -266,12 +260,15 @@ class Runner:
         )
         if progress.asked_for_approval and state is not RunState.WAITING:
             await withdraw(self.services, progress.request.run_id)
+        also_ends = journal.has_deferred
         try:
             await self._record(progress, RunFinished(state=state, exit_code=int(code), reason=reason))
         except LedgerError as error:
-            if cut_short is None:
+            if cut_short is None and not also_ends:
                 raise
             progress.errors.setdefault("(ledger)", error)
+            if cut_short is None:  # that its leases are gone is not on record either
+                return await self._finish(progress, states, (RunState.FAILED, error.exit_code, error.message))
         return outcome
 
     def _unconfirmed(self, run_id: str) -> tuple[LeaseRecord, ...]:

@@ -17,7 +17,7 @@ from typing import Any
 from orchestrator.actions.hand_over import GIVEN_BACK
 from orchestrator.actions.handover import Recipient
 from orchestrator.agents.authentication import Caller
-from orchestrator.errors import Refused, RunExists, UnknownRun, UsageError
+from orchestrator.errors import AgentBlocked, BudgetSpent, Refused, RunExists, TaskEnded, UnknownRun, UsageError
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.ids import call_id
 from orchestrator.ledger.lease import LeaseState
@@ -167,7 +167,7 @@ class TaskDesk:
         )
 
     async def _called(self, opened: OpenedTask, request: RunRequest, leaving: Leaving) -> CallResult:
-        call, run_id, runner = request.call, request.run_id, Runner(self.services)
+        call, run_id = request.call, request.run_id
         assert call is not None
         while True:
             if (going_on := self._under_way.get(run_id)) is not None:
@@ -175,20 +175,30 @@ class TaskDesk:
                     raise key_used()
                 if call.recipient is not None:
                     return await self._going_on(opened, request)
-            record = await asyncio.to_thread(self.services.reader.run, run_id)
             try:
                 if going_on is not None:
                     return await self._result(await asyncio.shield(going_on.work), call.tool)
-                if record is None:
-                    return await self._carried_out(request, partial(runner.run, request), leaving)
-                again = await asked_again(self.services, record, request)
-                if again.taken is None:
-                    return again.result or await self._going_on(opened, request)
-                return await self._carried_out(request, partial(runner.resume, again.taken), leaving)
-            except RunExists:  # the same call, come in elsewhere at the same time: it is about to begin, or refused
-                if self.services.clock.now() >= opened.deadline:
+                return await self._carried_out(request, partial(Runner(self.services).run, request), leaving)
+            except (RunExists, TaskEnded, BudgetSpent, AgentBlocked) as refused:
+                if (told := await self._called_before(opened, request, leaving)) is not None:
+                    return told
+                if not isinstance(refused, RunExists) or self.services.clock.now() >= opened.deadline:
                     raise
-                await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(LOOK_SECONDS)  # come in elsewhere at the same time: it is about to begin, or refused
+
+    async def _called_before(self, opened: OpenedTask, request: RunRequest, leaving: Leaving) -> CallResult | None:
+        """What comes of the call that has this key already, which may go on here; None where there is none."""
+        record = await asyncio.to_thread(self.services.reader.run, request.run_id)
+        if record is None:
+            return None
+        again = await asked_again(self.services, record, request)
+        if again.taken is None:
+            return again.result or await self._going_on(opened, request)
+        try:
+            resume = partial(Runner(self.services).resume, again.taken)
+            return await self._carried_out(request, resume, leaving)
+        except RunExists:
+            return None
 
     async def give_back(self, caller: Caller, lease_id: str) -> bool:
         """End the call that a credential was handed over by; whether its end is confirmed by now.

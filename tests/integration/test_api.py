@@ -324,4 +324,5 @@ class TestTheProcess:
             "/v1/tasks/{task_id}",
             "/v1/tasks/{task_id}/tools/{tool}",
             "/v1/leases/{lease_id}",
+            "/v1/leases/{lease_id}/renew",
         }
