@@ -17,8 +17,8 @@ from orchestrator.ledger.events import Event, LeaseEvent
 from orchestrator.ledger.lease import FINAL
 from orchestrator.ledger.types import LedgerWriter
 
-DEFER_SECONDS = 0.02
-"""How long a deferred event waits for another one at most."""
+DEFER_SECONDS = 0.1
+"""How long a deferred event waits for another one at most: longer than a database is asked in between."""
 
 SOON_SECONDS = 0.002
 """The same for the end of a step: until a step that waits for it has begun, and hardly longer than a commit takes."""

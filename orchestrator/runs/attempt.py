@@ -28,7 +28,7 @@ from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.events import ApprovalRequested, AttemptFinished, AttemptStarted, Decided, Event, Notified
 from orchestrator.ledger.ids import new_step_key
 from orchestrator.ledger.states import StepState
-from orchestrator.planning.requests import bind, is_bound, scopes_of
+from orchestrator.planning.requests import bind, is_bound
 from orchestrator.policy.admission import admission
 from orchestrator.policy.types import Decision, PolicyRequest, Question, input_digest
 from orchestrator.redaction.redactor import redact_exception
@@ -274,7 +274,7 @@ class StepAttempt:
         return parts_of(self.services.confinement)
 
     async def _scopes(self) -> tuple[Scope, ...]:
-        scopes = scopes_of(self.progress.request.loaded.workflow, self.step_id)
+        scopes = self.progress.declared_scopes(self.step_id)
         if not is_bound(scopes):
             return scopes
         try:

@@ -136,6 +136,7 @@ class RunProgress:
     secrets: Redactor = field(default_factory=lambda: Redactor(only=recognisable))
     """Knows what was issued or given to this run, so that no output of it holds that. What others hold is no concern of
     its: else it would depend on what else this process does whether a run succeeds."""
+    _declared: dict[str, tuple[Scope, ...]] = field(default_factory=dict)
 
     @property
     def fence(self) -> int:
@@ -161,6 +162,12 @@ class RunProgress:
         """Remember why a step failed."""
         self.errors[step] = error
 
+    def declared_scopes(self, step: str) -> tuple[Scope, ...]:
+        """The grants of a step, before anything in them is evaluated."""
+        if step not in self._declared:
+            self._declared[step] = scopes_of(self.request.loaded.workflow, step)
+        return self._declared[step]
+
     def policy_request(
         self, step: str, attempt: int, action_view: JsonObject, scopes: tuple[Scope, ...], time: datetime
     ) -> PolicyRequest:
@@ -182,7 +189,7 @@ class RunProgress:
 
     def admission_request(self, step: str, attempt: int, time: datetime) -> PolicyRequest:
         """What the policy is asked before anything of a step is evaluated."""
-        scopes = scopes_of(self.request.loaded.workflow, step)
+        scopes = self.declared_scopes(step)
         return before_evaluation(self.policy_request(step, attempt, {}, scopes, time), scopes)
 
     def expression_context(self, endpoints: Mapping[str, str]) -> dict[str, Any]:
