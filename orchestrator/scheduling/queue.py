@@ -6,9 +6,10 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from orchestrator.clock import Clock
-from orchestrator.errors import NotAsRecorded, OrchestratorError, UsageError
+from orchestrator.errors import NotAsRecorded, OrchestratorError, Refused, UsageError
 from orchestrator.grants.models import DatabaseGrant
 from orchestrator.ledger.coordination.queue import QueuedRun, RunQueue
 from orchestrator.ledger.events import RunStarted
@@ -74,6 +75,8 @@ class _Claiming:
     max_runs: int
     _unbegun: set[str] = field(default_factory=set)
     """Claimed here, and given up before the ledger had their beginning: others may have them."""
+    _refused: dict[str, tuple[QueuedRun, str]] = field(default_factory=dict)
+    """Claimed here, and not let begin by the ledger, at whatever worker: with the reason."""
     _resting: dict[str, float] = field(default_factory=dict)
     """Runs that cannot be begun here, with the time by the monotonic clock from which on it is tried again."""
 
@@ -85,15 +88,19 @@ class _Claiming:
             run_id = next(iter(self._unbegun))
             await asyncio.to_thread(queue.release, heartbeat.runner_id, run_id=run_id, tried=False)
             self._unbegun.discard(run_id)
+        while self._refused:
+            run_id, (claimed, reason) = next(iter(self._refused.items()))
+            await self._end(claimed, reason)
+            del self._refused[run_id]
         now = self.services.clock.monotonic()
         self._resting = {run_id: until for run_id, until in self._resting.items() if until > now}
         while len(self.launcher.active) < self.max_runs:
-            claimed = await asyncio.to_thread(queue.claim, heartbeat.runner_id, self.limits, besides=self._resting)
-            if claimed is None:
+            found = await asyncio.to_thread(queue.claim, heartbeat.runner_id, self.limits, besides=self._resting)
+            if found is None:
                 return
-            if (request := await self._loaded(claimed)) is not None:
+            if (request := await self._loaded(found)) is not None:
                 launched = self.launcher.launch(runner, request)
-                launched.task.add_done_callback(lambda _, launched=launched: self._give_up(launched))  # type: ignore[misc]
+                launched.task.add_done_callback(partial(self._over, found, launched))
 
     async def _loaded(self, claimed: QueuedRun) -> RunRequest | None:
         """The run as it can be started; None where it cannot, and then it is given back or has an end."""
@@ -132,9 +139,12 @@ class _Claiming:
         self._resting[claimed.run_id] = self.services.clock.monotonic() + FIRST_PAUSE
         await asyncio.to_thread(self.services.queue.release, self.services.heartbeat.runner_id, run_id=claimed.run_id)
 
-    def _give_up(self, launched: Launched) -> None:
-        if launched.begun.cancelled() or launched.begun.exception() is not None:
-            self._unbegun.add(launched.run_id)
+    def _over(self, claimed: QueuedRun, launched: Launched, task: asyncio.Task[None]) -> None:
+        error = None if launched.begun.cancelled() else launched.begun.exception()
+        if isinstance(error, Refused):
+            self._refused[claimed.run_id] = (claimed, error.message)
+        elif launched.begun.cancelled() or error is not None:
+            self._unbegun.add(claimed.run_id)
 
 
 def _started(claimed: QueuedRun) -> RunStarted:

@@ -22,6 +22,7 @@ from orchestrator.clock import SystemClock
 from orchestrator.ledger.lease import FINAL
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.states import RunState
+from orchestrator.ledger.types import LeaseFilter
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.types import RunRequest, Services
 from orchestrator.scheduling.launcher import Launcher
@@ -203,6 +204,28 @@ class TestWhatCannotBeLoaded:
             assert run.reason.startswith("tried 3 times: it cannot be carried out here")
             assert services.queue.claim("somebody", {}) is None
             assert services.reader.verify("first") is None
+
+    async def test_one_of_an_agent_that_is_cut_off_is_ended(self, bench: Bench, setup: Setup) -> None:
+        async with open_services(bench.config(ledger_url=setup.ledger_url), redactor=Redactor()) as services:
+            launcher = Launcher(max_runs=4, redactor=Redactor())
+            look = claiming(services, launcher, {}, max_runs=4)
+            self.enqueued(services, "refused", "exec")
+            services.agents.block("tester", until=None, by="root", reason="wild", now=services.clock.now())
+            for _ in range(2):
+                await look()
+                await launcher.wait(launcher.active)
+            run = services.reader.run("refused")
+            assert run is not None
+            assert (run.state, run.reason) == (RunState.FAILED, "the agent `tester` is cut off")
+            assert services.queue.claim("somebody", {}) is None
+            assert services.reader.leases(LeaseFilter(run="refused")) == []
+            services.agents.restore("tester")
+            self.enqueued(services, "welcome", "exec")
+            await look()
+            await launcher.wait(launcher.active)
+            welcome = services.reader.run("welcome")
+            assert welcome is not None
+            assert welcome.state is RunState.SUCCEEDED
 
     async def test_tries_count_over_all_workers_and_one_who_can_load_it_carries_it_out(
         self, bench: Bench, setup: Setup, monkeypatch: pytest.MonkeyPatch
