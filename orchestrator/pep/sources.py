@@ -151,7 +151,8 @@ class IssuerKeys:
         if held is None or now >= held.fresh_until or not held.keys.knows(kid):
             await self._ask_once()
         held, now = self._held, self.clock.monotonic()
-        if held is None or now >= held.usable_until:
+        unsure = self._failure is not None  # a key that is not known may be one of today
+        if held is None or now >= held.usable_until or (unsure and not held.keys.knows(kid)):
             again = math.ceil((self._asked_at or now) + self.upkeep.again_after - now)
             raise IssuerUnreachable("the issuer's keys cannot be had", retry_after=max(1, again)) from self._failure
         return held.keys

@@ -126,6 +126,8 @@ async def test_the_last_good_keys_are_used_for_a_while_when_the_issuer_is_away(
     for clock.seconds in (300.0, 301.0, 309.9, 310.0, 3899.9):
         assert await kids(keys) == {"p256"}
     assert len(issuer.asked) == 4, "at 0, 300, 310 and 3899.9"
+    with pytest.raises(IssuerUnreachable):  # nobody can say that there is no such key
+        await kids(keys, "p384")
     clock.seconds = 3900
     with pytest.raises(IssuerUnreachable) as away:
         await kids(keys)
