@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
-from orchestrator.credentials.closing import ask_databases, close_lease, merged, suspects_of
+from orchestrator.credentials.closing import close_lease, merged, suspects_of
 from orchestrator.credentials.opening import Opening
 from orchestrator.credentials.parts import BrokerParts
 from orchestrator.credentials.run_leases import RunLeases
@@ -190,7 +190,7 @@ class StepLeases:
         if all(suspect.vault_agrees for suspect in suspects):
             return _TakenBack(ends, suspects, tokens)
         ends += [await close_lease(handle, broker.vault, deadline=deadline) for handle in tokens]
-        told, _ = await ask_databases(suspects, attempt, broker.duties, deadline=deadline)
+        told = (await self._run.asked(suspects, attempt, deadline=deadline)).told
         decided = {event.lease_id for event in told if not isinstance(event, OrphansSwept)}
         left = [each for each in suspects if each.vault_agrees and each.handle.lease_id not in decided]
         return _TakenBack(merged(ends, told), left)

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from orchestrator.credentials.types import (
     STEP_TOKEN_KIND,
+    Asked,
     Attempt,
     Confirm,
     Duties,
@@ -85,14 +86,12 @@ def suspects_of(
 
 async def ask_databases(
     suspects: Sequence[Suspect], attempt: Attempt, duties: Duties | None, *, deadline: float
-) -> tuple[list[LeaseEvent | OrphansSwept], dict[str, OrchestratorError]]:
+) -> Asked:
     """Look for the suspects in their databases and drop what is there, each database with one login.
 
-    Returns what is known now, and by connection why nothing is. The login is made for `attempt`, whose own
-    step key plays no part. `deadline` is monotonic.
+    The login is made for `attempt`, whose own step key plays no part. `deadline` is monotonic.
     """
-    told: list[LeaseEvent | OrphansSwept] = []
-    silent: dict[str, OrchestratorError] = {}
+    asked = Asked()
     by_connection: dict[str, list[Suspect]] = defaultdict(list)
     for suspect in suspects:
         by_connection[suspect.handle.connection or ""].append(suspect)
@@ -102,15 +101,18 @@ async def ask_databases(
         try:
             swept = await duties.sweep(attempt, connection, keys, deadline=deadline)
         except OrchestratorError as error:
-            silent[connection] = error
+            asked.silent[connection] = error
         except Exception as error:  # noqa: BLE001 -- nothing can be said then, whatever it was
-            silent[connection] = Unreachable(f"unexpected {type(error).__name__}")
+            asked.silent[connection] = Unreachable(f"unexpected {type(error).__name__}")
         else:
-            told.extend(settled(here, connection, swept))
+            asked.told.extend(settled(here, connection, swept))
+            if swept.apart:
+                return
+        asked.apart = False
 
     if duties is not None:
         await asyncio.gather(*(ask(duties, *each) for each in sorted(by_connection.items())))
-    return told, silent
+    return asked
 
 
 def settled(suspects: Sequence[Suspect], connection: str, swept: SweptLogins) -> list[LeaseEvent | OrphansSwept]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from orchestrator.credentials.closing import ask_databases
 from orchestrator.credentials.parts import BrokerParts
-from orchestrator.credentials.types import Attempt, Suspect
+from orchestrator.credentials.types import Asked, Attempt, Suspect
 from orchestrator.errors import LedgerError, OrchestratorError
 from orchestrator.ledger.events import WHOLE_RUN, LeaseRevocationFailed
 from orchestrator.ledger.journal import Journal
@@ -51,6 +51,12 @@ class RunLeases:
         if suspects and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(CONFIRM_SECONDS, self._confirm_soon)
 
+    async def asked(self, suspects: Sequence[Suspect], attempt: Attempt, *, deadline: float) -> Asked:
+        """Ask the databases. The logins that look have journals of their own: what is left of one is not known here."""
+        found = await ask_databases(suspects, attempt, self._broker.duties, deadline=deadline)
+        self.journal.in_doubt |= not found.apart
+        return found
+
     async def settle(self) -> None:
         """Do what `confirm` does, and have all of it on record. Raises LedgerError."""
         try:
@@ -84,16 +90,16 @@ class RunLeases:
         broker = self._broker
         deadline = broker.clock.monotonic() + broker.grace
         attempt = replace(self._attempt, deadline=deadline)
-        told, silent = await ask_databases(suspects, attempt, broker.duties, deadline=deadline)
-        unasked = [suspect for suspect in suspects if suspect.handle.connection in silent]
+        asked = await self.asked(suspects, attempt, deadline=deadline)
+        unasked = [suspect for suspect in suspects if suspect.handle.connection in asked.silent]
         if not last:
             self.given_back(self._attempt, unasked)
             unasked = []
         failures = [
-            LeaseRevocationFailed(lease_id=suspect.handle.lease_id, error=_not_asked(suspect, silent))
+            LeaseRevocationFailed(lease_id=suspect.handle.lease_id, error=_not_asked(suspect, asked.silent))
             for suspect in unasked
         ]
-        self.journal.defer(*told, *failures)
+        self.journal.defer(*asked.told, *failures)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._background.discard(task)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
 
 from orchestrator.clock import Clock
+from orchestrator.errors import OrchestratorError
 from orchestrator.grants.credential import Credential
 from orchestrator.grants.scope import Scope
+from orchestrator.ledger.events import LeaseEvent, OrphansSwept
 from orchestrator.ledger.journal import Journal
 from orchestrator.ledger.types import LeaseRecord
 from orchestrator.secret import Secret
@@ -145,10 +147,14 @@ class LoginLeft:
 
 @dataclass(frozen=True, slots=True)
 class SweptLogins:
-    """What a sweep of one database came to: what it dropped, and what it could only disable. Nothing else is left."""
+    """What a sweep of one database came to: what it dropped, and what it could only disable. Nothing else is left.
+
+    `apart`: the login that looked is of another run, and not of the one for which it was asked.
+    """
 
     dropped: tuple[str, ...]
     left: tuple[LoginLeft, ...]
+    apart: bool = False
 
 
 class Confirm(StrEnum):
@@ -173,6 +179,18 @@ class Suspect:
     vault_agrees: bool = False
 
 
+@dataclass(slots=True)
+class Asked:
+    """What databases said: what is known now, and by connection why nothing is.
+
+    `apart`: nothing was issued for it in the run itself.
+    """
+
+    told: list[LeaseEvent | OrphansSwept] = field(default_factory=list)
+    silent: dict[str, OrchestratorError] = field(default_factory=dict)
+    apart: bool = True
+
+
 class LeasesOfRun(Protocol):
     """What the attempts of one run share; see `orchestrator.credentials.run_leases`."""
 
@@ -182,6 +200,9 @@ class LeasesOfRun(Protocol):
 
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Have something done that no step waits for, but the end of the run."""
+
+    async def asked(self, suspects: Sequence[Suspect], attempt: Attempt, *, deadline: float) -> Asked:
+        """Ask the databases at once; see `orchestrator.credentials.closing.ask_databases`."""
 
     def given_back(self, attempt: Attempt, suspects: Sequence[Suspect]) -> None:
         """Remember logins whose database is to be asked before the run is over."""

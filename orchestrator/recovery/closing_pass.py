@@ -211,16 +211,16 @@ async def _ask_databases(services: Services, keys: Sequence[_Key], seconds: floa
         return
     by_lease = {lease_id: key for key in keys for lease_id in key.ends}
     attempt = _attempt(by_lease[suspects[0].handle.lease_id], services.clock.monotonic() + seconds)
-    told, silent = await ask_databases(suspects, attempt, services.broker.duties, deadline=attempt.deadline)
+    asked = await ask_databases(suspects, attempt, services.broker.duties, deadline=attempt.deadline)
     by_step_key = {suspect.step_key: by_lease[suspect.handle.lease_id] for suspect in suspects}
-    for event in told:
+    for event in asked.told:
         owner = by_step_key[event.step_key] if isinstance(event, OrphansSwept) else by_lease[event.lease_id]
         owner.told.append(event)
-    decided = {event.lease_id for event in told if not isinstance(event, OrphansSwept)}
+    decided = {event.lease_id for event in asked.told if not isinstance(event, OrphansSwept)}
     for suspect in suspects:
         lease_id, connection = suspect.handle.lease_id, suspect.handle.connection
         owner = by_lease[lease_id]
-        if (problem := silent.get(connection or "")) is not None:
+        if (problem := asked.silent.get(connection or "")) is not None:
             if suspect.vault_agrees:
                 error = f"Vault has revoked it, but `{connection}` could not be asked: {problem.message}"
                 owner.told.append(LeaseRevocationFailed(lease_id=lease_id, error=error))

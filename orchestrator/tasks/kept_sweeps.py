@@ -216,4 +216,4 @@ def _of(answer: SweptLogins, step_keys: Collection[str]) -> SweptLogins:
         return any(carries(login, key) for key in step_keys)
 
     left: tuple[LoginLeft, ...] = tuple(each for each in answer.left if ours(each.login))
-    return SweptLogins(dropped=tuple(login for login in answer.dropped if ours(login)), left=left)
+    return SweptLogins(tuple(login for login in answer.dropped if ours(login)), left, apart=True)
