@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import logging
+import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import cast
@@ -159,6 +160,20 @@ def test_figures_count_runs_and_leases_and_never_show_inputs_or_ids() -> None:
 def test_an_address_that_is_none_is_a_usage_error(address: str) -> None:
     with pytest.raises(UsageError):
         bind(address)
+
+
+async def test_an_answer_does_not_wait_for_an_acknowledgement_of_its_head() -> None:
+    listening = bind("127.0.0.1:0")
+    found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        found.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    async with await asyncio.start_server(connected, sock=listening):
+        _, writer = await asyncio.open_connection(*listening.getsockname())
+        assert await found
+        writer.close()
 
 
 def test_the_overview_tells_the_state_of_each_schedule() -> None:
