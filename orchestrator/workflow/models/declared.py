@@ -141,10 +141,10 @@ def _wrong_text(declared: Declared, value: str) -> str:
 
 
 def _wrong_number(declared: Declared, value: int | float) -> str:
-    if not math.isfinite(value):
-        return "it is not a finite number"
     if isinstance(value, int) and value not in _WHOLE_NUMBERS:
         return "it is out of the range of 64 bits"
+    if not math.isfinite(value):
+        return "it is not a finite number"
     if declared.minimum is not None and value < declared.minimum:
         return f"it is at least {declared.minimum}"
     if declared.maximum is not None and value > declared.maximum:
