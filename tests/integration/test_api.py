@@ -199,6 +199,9 @@ class TestWhatIsRefused:
             assert client.delete(f"/v1/leases/{wrong}").status_code == 404
             assert call(client, wrong, "read").status_code == 404
         problem(client.get("/v1/tasks"), 405, "method-not-allowed")
+        wrong_method = client.put("/v1/tasks/task_x")
+        problem(wrong_method, 405, "method-not-allowed")
+        assert set(wrong_method.headers["allow"].split(", ")) == {"GET", "HEAD", "DELETE"}
         assert client.get("/healthz").json() == {"ok": True}
 
     def test_whoever_is_not_known(self, apis: Apis, client: httpx.Client) -> None:
@@ -325,4 +328,7 @@ class TestTheProcess:
             "/v1/tasks/{task_id}/tools/{tool}",
             "/v1/leases/{lease_id}",
             "/v1/leases/{lease_id}/renew",
+            "/v1/introspect",
+            "/access/v1/evaluation",
+            "/access/v1/evaluations",
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from orchestrator.server.api.inquiries import INQUIRIES
 from orchestrator.server.api.operations import OPERATIONS
 from orchestrator.server.api.problems import PREFIX, STATUS, Kind
 
@@ -19,6 +20,6 @@ def test_each_problem_is_there_with_its_status() -> None:
 
 def test_each_operation_is_there() -> None:
     shown = re.sub(r"\{\w*id\}", "{id}", TEXT)
-    for each in OPERATIONS:
+    for each in (*OPERATIONS, *INQUIRIES):
         path = re.sub(r"\{\w*id\}", "{id}", each.path)
         assert f"`{each.method} {path}`" in shown, each.path

@@ -92,8 +92,8 @@ class CredentialDocument(BaseModel):
     kind: str
     ttl: int = Field(description="Seconds from when it was issued.")
     fields: dict[str, str] = Field(description="`username` and `password`, `token`, or what else was issued.")
-    connection: str | None = Field(description="The database that a login is for.")
-    address: str | None = Field(description="Where that is, without secrets.")
+    connection: str | None = Field(default=None, description="The database that a login is for.")
+    address: str | None = Field(default=None, description="Where that is, without secrets.")
 
 
 class ErrorDocument(BaseModel):

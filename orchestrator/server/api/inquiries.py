@@ -2,82 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import TypeVar
 from urllib.parse import parse_qs
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from orchestrator.jsontypes import JsonObject
+from orchestrator.pep import details
 from orchestrator.pep.access import AccessToken
-from orchestrator.pep.details import Operation
 from orchestrator.pep.errors import TokenRefused
 from orchestrator.pep.jwt.strict import json_object
 from orchestrator.server.api.bodies import received
-from orchestrator.server.api.callers import LONGEST_TOKEN, Callers
-from orchestrator.server.api.problems import Kind, Problem, problem_of
-from orchestrator.tasks.inquiry import Inquiry, Judgement
+from orchestrator.server.api.callers import Callers
+from orchestrator.server.api.operations import Operation
+from orchestrator.server.api.problems import Kind, Problem
+from orchestrator.server.api.questions import (
+    Batch,
+    BatchDocument,
+    DecisionContext,
+    DecisionDocument,
+    DecisionsDocument,
+    Evaluation,
+    IntrospectionDocument,
+    IntrospectionRequest,
+    Part,
+)
+from orchestrator.tasks.inquiry import Inquiry
 
-MOST_EVALUATIONS = 100
+MOST_FIELDS = 20
+
+_PROBLEMS = (Kind.MALFORMED, Kind.NOT_ALLOWED, Kind.TOO_LARGE)
 
 Model = TypeVar("Model", bound=BaseModel)
-
-_OPEN = ConfigDict(extra="ignore", hide_input_in_errors=True)
-
-
-class Subject(BaseModel):
-    """Who asks for access: whoever has the token in `properties.token`."""
-
-    model_config = _OPEN
-
-    type: Literal["access_token"]
-    id: str = ""
-    properties: dict[str, Any]
-
-
-class Action(BaseModel):
-    """What is about to be done, as `actions` of `authorization_details` name it."""
-
-    model_config = _OPEN
-
-    name: str
-
-
-class Resource(BaseModel):
-    """To what: `type` and `identifier` of `authorization_details`."""
-
-    model_config = _OPEN
-
-    type: str
-    id: str
-    properties: dict[str, Any] = Field(default_factory=dict)
-
-
-class Evaluation(BaseModel):
-    """One question. In a batch what it lacks is taken from the whole."""
-
-    model_config = _OPEN
-
-    subject: Subject | None = None
-    action: Action | None = None
-    resource: Resource | None = None
-
-
-class Options(BaseModel):
-    """How a batch is answered."""
-
-    model_config = _OPEN
-
-    evaluations_semantic: Literal["execute_all", "deny_on_first_deny", "permit_on_first_permit"] = "execute_all"
-
-
-class Batch(Evaluation):
-    """Several questions."""
-
-    evaluations: list[Evaluation] = Field(default_factory=list, max_length=MOST_EVALUATIONS)
-    options: Options = Field(default_factory=Options)
 
 
 class Inquiries:
@@ -87,50 +45,31 @@ class Inquiries:
         self._inquiry = inquiry
         self._callers = callers
 
-    def routes(self) -> list[Route]:
-        """Where they are."""
-        return [
-            Route("/v1/introspect", _told(self.introspect), methods=["POST"]),
-            Route("/access/v1/evaluation", _told(self.evaluation), methods=["POST"]),
-            Route("/access/v1/evaluations", _told(self.evaluations), methods=["POST"]),
-            Route("/.well-known/authzen-configuration", self.metadata, methods=["GET"]),
-        ]
-
     async def introspect(self, request: Request) -> Response:
         """RFC 7662, 2. Of what is not active nothing is told but that."""
         audience = await self._audience(request)
-        body = await received(request)
-        form = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=20)
-        tokens = form.get("token", [])
-        if len(tokens) != 1 or not tokens[0] or len(tokens[0]) > LONGEST_TOKEN:
-            raise Problem(Kind.MALFORMED, "send one `token` as application/x-www-form-urlencoded")
-        found = await self._inquiry.active(tokens[0], audience)
+        asked = await _form(request)
+        found = await self._inquiry.active(asked.token, audience)
         return _answer({"active": False} if found is None else _introspected(found[0]))
 
     async def evaluation(self, request: Request) -> Response:
         """Authorization API 1.0, 6."""
         audience = await self._audience(request)
-        return _answer(_decision(await self._judged(await _sent(request, Evaluation), audience)))
+        return _decided(await self._decision(await _sent(request, Evaluation), audience))
 
     async def evaluations(self, request: Request) -> Response:
         """Authorization API 1.0, 7."""
         audience = await self._audience(request)
         batch = await _sent(request, Batch)
         if not batch.evaluations:
-            return _answer(_decision(await self._judged(batch, audience)))
-        answers: list[JsonObject] = []
+            return _decided(await self._decision(_whole(batch, batch), audience))
+        answers: list[DecisionDocument] = []
         for each in batch.evaluations:
-            whole = Evaluation(
-                subject=each.subject or batch.subject,
-                action=each.action or batch.action,
-                resource=each.resource or batch.resource,
-            )
-            judgement = await self._judged(whole, audience)
-            answers.append(_decision(judgement))
+            answers.append(await self._decision(_whole(each, batch), audience))
             semantic = batch.options.evaluations_semantic
-            if semantic == ("permit_on_first_permit" if judgement.permitted else "deny_on_first_deny"):
+            if semantic == ("permit_on_first_permit" if answers[-1].decision else "deny_on_first_deny"):
                 break
-        return _answer({"evaluations": answers})
+        return _decided(DecisionsDocument(evaluations=answers))
 
     async def metadata(self, request: Request) -> Response:
         """Authorization API 1.0, 9."""
@@ -150,14 +89,22 @@ class Inquiries:
             raise Problem(Kind.NOT_ALLOWED, "only services that are declared may ask about tokens")
         return audience
 
-    async def _judged(self, asked: Evaluation, audience: str) -> Judgement:
-        if asked.subject is None or asked.action is None or asked.resource is None:
-            raise Problem(Kind.MALFORMED, "an evaluation has a subject, an action and a resource")
-        token = asked.subject.properties.get("token")
-        if not isinstance(token, str) or not token or len(token) > LONGEST_TOKEN:
-            raise Problem(Kind.MALFORMED, "the subject's `properties.token` is the token")
-        operation = Operation(asked.resource.type, asked.action.name, asked.resource.id)
-        return await self._inquiry.permitted(token, audience, operation)
+    async def _decision(self, asked: Evaluation, audience: str) -> DecisionDocument:
+        operation = details.Operation(asked.resource.type, asked.action.name, asked.resource.id)
+        judgement = await self._inquiry.permitted(asked.subject.properties.token, audience, operation)
+        context = DecisionContext(reason=judgement.reason) if judgement.reason else None
+        return DecisionDocument(decision=judgement.permitted, context=context)
+
+
+def _whole(part: Part, batch: Batch) -> Evaluation:
+    subject, action, resource = (
+        part.subject or batch.subject,
+        part.action or batch.action,
+        part.resource or batch.resource,
+    )
+    if subject is None or action is None or resource is None:
+        raise Problem(Kind.MALFORMED, "an evaluation has a subject, an action and a resource")
+    return Evaluation(subject=subject, action=action, resource=resource)
 
 
 def _introspected(token: AccessToken) -> JsonObject:
@@ -166,8 +113,14 @@ def _introspected(token: AccessToken) -> JsonObject:
     return {"active": True, "token_type": "Bearer", **told}
 
 
-def _decision(judgement: Judgement) -> JsonObject:
-    return {"decision": judgement.permitted, **({"context": {"reason": judgement.reason}} if judgement.reason else {})}
+async def _form(request: Request) -> IntrospectionRequest:
+    body = await received(request)
+    try:
+        form = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=MOST_FIELDS)
+        once = {name: given[0] if len(given) == 1 else given for name, given in form.items()}
+        return IntrospectionRequest.model_validate(once)
+    except ValueError:  # of too many fields, or of one that is not as it should be, or there twice
+        raise Problem(Kind.MALFORMED, "send one `token` as application/x-www-form-urlencoded") from None
 
 
 async def _sent(request: Request, model: type[Model]) -> Model:
@@ -181,18 +134,53 @@ async def _sent(request: Request, model: type[Model]) -> Model:
         raise Problem(Kind.MALFORMED, f"`{where}`: {found['msg']}") from None
 
 
+def _decided(document: BaseModel) -> Response:
+    return _answer(document.model_dump(mode="json", exclude_none=True))
+
+
 def _answer(document: JsonObject) -> Response:
     return JSONResponse(document, headers={"Cache-Control": "no-store"})
 
 
-def _told(answer: Any) -> Any:
-    async def handler(request: Request) -> Response:
-        try:
-            found: Response = await answer(request)
-        except Exception as error:  # noqa: BLE001 -- whatever it is, the caller gets a problem and no text of it
-            found = problem_of(error).response()
-        if (identifier := request.headers.get("x-request-id")) and len(identifier) <= 200:
-            found.headers["X-Request-ID"] = identifier
-        return found
-
-    return handler
+INQUIRIES = (
+    Operation(
+        "POST",
+        "/v1/introspect",
+        "introspect",
+        "Whether a token is active",
+        "For services that are declared: of tokens for their own audience (RFC 7662).",
+        Inquiries.introspect,
+        {200: ("What it is, or that it is not active", IntrospectionDocument)},
+        body=IntrospectionRequest,
+        body_required=True,
+        body_type="application/x-www-form-urlencoded",
+        echoes_request_id=True,
+        problems=_PROBLEMS,
+    ),
+    Operation(
+        "POST",
+        "/access/v1/evaluation",
+        "evaluate",
+        "Whether a token permits an operation now",
+        "For services that are declared: of tokens for their own audience (AuthZEN 1.0, 6).",
+        Inquiries.evaluation,
+        {200: ("Whether it does", DecisionDocument)},
+        body=Evaluation,
+        body_required=True,
+        echoes_request_id=True,
+        problems=_PROBLEMS,
+    ),
+    Operation(
+        "POST",
+        "/access/v1/evaluations",
+        "evaluateSeveral",
+        "Whether tokens permit several operations now",
+        "For services that are declared: of tokens for their own audience (AuthZEN 1.0, 7).",
+        Inquiries.evaluations,
+        {200: ("Whether they do", BatchDocument)},
+        body=Batch,
+        body_required=True,
+        echoes_request_id=True,
+        problems=_PROBLEMS,
+    ),
+)

@@ -10,16 +10,18 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from orchestrator.server.api.documents import ProblemDocument
-from orchestrator.server.api.operations import KEY, OPERATIONS, Operation
+from orchestrator.server.api.inquiries import INQUIRIES
+from orchestrator.server.api.operations import KEY, LONGEST_REQUEST_ID, OPERATIONS, REQUEST_ID, Operation
 from orchestrator.server.api.problems import PREFIX, STATUS, Kind
 
+_ALL: tuple[Operation[Any], ...] = (*OPERATIONS, *INQUIRIES)
 _REF = "#/components/schemas/{model}"
 
 
 def openapi() -> dict[str, Any]:
     """The document."""
     paths: dict[str, dict[str, Any]] = {}
-    for each in OPERATIONS:
+    for each in _ALL:
         paths.setdefault(each.path, {})[each.method.lower()] = _operation(each)
     return {
         "openapi": "3.1.0",
@@ -40,22 +42,27 @@ def openapi() -> dict[str, Any]:
     }
 
 
-def _operation(operation: Operation) -> dict[str, Any]:
+def _operation(operation: Operation[Any]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "operationId": operation.name,
         "summary": operation.summary,
         "description": operation.description,
-        "parameters": [*_path_parameters(operation.path), *([_KEY] if operation.needs_key else [])],
+        "parameters": [
+            *_path_parameters(operation.path),
+            *([_KEY] if operation.needs_key else []),
+            *([_REQUEST_ID] if operation.echoes_request_id else []),
+        ],
         "responses": {
             **{
-                str(status): {"description": words, "content": _content(model)}
+                str(status): {"description": words, "content": _content(model), **_links(operation)}
                 for status, (words, model) in operation.answers.items()
             },
             **_problems(operation.all_problems),
         },
     }
     if operation.body is not None:
-        found["requestBody"] = {"required": operation.body_required, "content": _content(operation.body)}
+        content = {operation.body_type: {"schema": _reference(operation.body)}}
+        found["requestBody"] = {"required": operation.body_required, "content": content}
     return found
 
 
@@ -66,6 +73,18 @@ _KEY = {
     "description": "The caller's own name for the call, such as a UUID.",
     "schema": {"type": "string", "pattern": f"^{KEY.pattern}$"},
 }
+
+_REQUEST_ID = {
+    "name": REQUEST_ID,
+    "in": "header",
+    "description": f"The answer has the same, where it is not longer than {LONGEST_REQUEST_ID} characters.",
+    "schema": {"type": "string"},
+}
+
+
+def _links(operation: Operation[Any]) -> dict[str, Any]:
+    links = {name: {"operationId": name, "parameters": dict(given)} for name, given in operation.links.items()}
+    return {"links": links} if links else {}
 
 
 def _path_parameters(path: str) -> list[dict[str, Any]]:
@@ -95,8 +114,8 @@ def _reference(model: type[BaseModel]) -> dict[str, str]:
 
 
 def _schemas() -> dict[str, Any]:
-    answered = {model for each in OPERATIONS for _, model in each.answers.values()} | {ProblemDocument}
-    sent = {each.body for each in OPERATIONS if each.body is not None}
+    answered = {model for each in _ALL for _, model in each.answers.values()} | {ProblemDocument}
+    sent = {each.body for each in _ALL if each.body is not None}
     wanted = [(model, "serialization") for model in sorted(answered, key=lambda each: each.__name__)]
     wanted += [(model, "validation") for model in sorted(sent, key=lambda each: each.__name__)]
     _, definitions = models_json_schema(wanted, ref_template=_REF)  # type: ignore[arg-type]

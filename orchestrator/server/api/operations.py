@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
@@ -39,26 +39,36 @@ from orchestrator.workflow.problems import suggestion
 KEY = re.compile(r"[\x21-\x7e]{1,128}")
 """An Idempotency-Key; quotes around it, as the header's draft has them, belong to it."""
 
+REQUEST_ID = "X-Request-ID"
+LONGEST_REQUEST_ID = 200
+
 _OF_ALL = (Kind.UNAUTHENTICATED, Kind.CUT_OFF, Kind.TOO_MANY, Kind.UNAVAILABLE, Kind.DRAINING, Kind.DEFECT)
 
 Model = TypeVar("Model", bound=BaseModel)
+Doors = TypeVar("Doors")
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
-    """One operation. `answers` are the models by status; `problems` those besides what any operation may answer."""
+class Operation(Generic[Doors]):
+    """One operation. `answers` are the models by status; `problems` those besides what any operation may answer.
+
+    `links`: what may follow, by name, with its parameters as expressions of the answer (OpenAPI 3.1, Link Object).
+    """
 
     method: str
     path: str
     name: str
     summary: str
     description: str
-    handler: Callable[[Operations, Request], Awaitable[Response]]
+    handler: Callable[[Doors, Request], Awaitable[Response]]
     answers: Mapping[int, tuple[str, type[BaseModel]]]
     body: type[BaseModel] | None = None
     body_required: bool = False
+    body_type: str = "application/json"
     needs_key: bool = False
+    echoes_request_id: bool = False
     problems: tuple[Kind, ...] = ()
+    links: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def all_problems(self) -> tuple[Kind, ...]:
@@ -195,6 +205,9 @@ def _answer(status: int, document: BaseModel, headers: Mapping[str, str] | None 
     return JSONResponse(body, status_code=status, headers={"Cache-Control": "no-store", **(headers or {})})
 
 
+_OF_TASK = {"task_id": "$response.body#/id"}
+_OF_LEASE = {"lease_id": "$response.body#/lease/id"}
+
 OPERATIONS = (
     Operation(
         "POST",
@@ -207,6 +220,7 @@ OPERATIONS = (
         body=OpenRequest,
         body_required=True,
         problems=(Kind.MALFORMED, Kind.INVALID, Kind.NOT_ALLOWED, Kind.TOO_LARGE),
+        links={"showTask": _OF_TASK, "callTool": _OF_TASK, "closeTask": _OF_TASK},
     ),
     Operation(
         "GET",
@@ -255,6 +269,7 @@ OPERATIONS = (
             Kind.KEY_USED,
             Kind.TOO_LARGE,
         ),
+        links={"renew": _OF_LEASE, "giveBack": _OF_LEASE},
     ),
     Operation(
         "DELETE",
