@@ -218,7 +218,7 @@ class TaskDesk:
         Unreachable and LedgerError.
         """
         lease, record, opened = await self._own_lease(caller, lease_id)
-        check_renewable(opened.workflow.tools[lease.step], lease)
+        check_renewable(opened.workflow.tools, lease)
         if record.run_id in self._under_way:
             recipient = self._recipient(record.run_id)
             assert recipient is not None, "what is handed over has somebody who takes it"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Mapping
 
 from orchestrator.actions.handover import Recipient
 from orchestrator.clock import Clock
@@ -25,9 +26,13 @@ ANSWER_SECONDS = 12.0
 """How long another process may take to answer: its next sign of life, and as long as it asks Vault."""
 
 
-def check_renewable(tool: Tool, lease: LeaseRecord) -> None:
-    """Raises NotRenewed where the file does not say so, or the credential is held no more."""
-    if not tool.renewable:
+def check_renewable(tools: Mapping[str, Tool], lease: LeaseRecord) -> None:
+    """Raises NotRenewed where the file does not let a lease of these tools be renewed, or nobody has it any more.
+
+    A call has other leases, too, which nobody was handed.
+    """
+    tool = tools.get(lease.step)
+    if tool is None or not tool.renewable or lease.grant != tool.hand_over:
         raise NotRenewed("it cannot be renewed", hint="call the tool again when it has ended")
     if lease.state is not LeaseState.ISSUED:
         raise _ended()

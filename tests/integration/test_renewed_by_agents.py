@@ -22,9 +22,11 @@ from orchestrator.agents.authentication import Caller
 from orchestrator.errors import NotRenewed, Refused, UnknownRun, Unreachable
 from orchestrator.ledger.events import LeaseRenewed
 from orchestrator.ledger.states import RunState
+from orchestrator.ledger.types import LeaseFilter
 from orchestrator.policy.engines.rego.engine import PolicySource, RegoEngine
 from orchestrator.tasks import renewing
 from orchestrator.tasks.desk import TaskDesk
+from orchestrator.tasks.renewing import check_renewable
 from orchestrator.tasks.results import CallState, HandedOver
 
 
@@ -187,6 +189,20 @@ async def test_what_the_file_does_not_let_live_longer_is_not_renewed(bench: Benc
                 await desk.renew(AGENT, result.held.lease_id)
             await desk.give_back(AGENT, result.held.lease_id)
     bench.assert_nothing_left()
+
+
+async def test_only_what_was_handed_over_is_renewed(renewable: Bench) -> None:
+    """A call has a token of its own besides, and a login that looks whether others are gone is of no tool."""
+    async with open_desk(renewable, RENEWABLE) as desk, holding(renewable, desk) as handed:
+        of_call = desk.services.reader.leases(LeaseFilter(run=handed.lease.run_id))
+        others = [lease for lease in of_call if lease.lease_id != handed.lease.lease_id]
+        assert {lease.grant for lease in others} >= {"(step token)", "(bind)"}
+        for lease in (*others, replace(handed.lease, step="(run)")):
+            with pytest.raises(NotRenewed, match="cannot be renewed"):
+                check_renewable(loaded_task(RENEWABLE).workflow.tools, lease)
+        for lease in others:
+            with pytest.raises(NotRenewed, match="cannot be renewed"):
+                await desk.renew(AGENT, lease.lease_id)
 
 
 async def test_vaults_no_is_told_at_any_process(renewable: Bench) -> None:
