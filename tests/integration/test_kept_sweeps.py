@@ -12,6 +12,7 @@ from desks import AGENT, loaded_task, open_desk
 
 from orchestrator.ledger.events import LeaseRevoked
 from orchestrator.ledger.states import RunState
+from orchestrator.runs.runner import Runner
 from orchestrator.tasks import kept_sweeps
 from orchestrator.tasks.desk import TaskDesk
 from orchestrator.tasks.results import CallState
@@ -103,3 +104,16 @@ async def test_a_service_that_ends_gives_it_back(provisioned: Bench) -> None:
         assert len(provisioned.sql(SWEEPERS)) == 1
     assert provisioned.sql(SWEEPERS) == []
     provisioned.assert_nothing_left()
+
+
+@pytest.mark.parametrize(("keeps", "asked"), [(True, 0), (False, 3)], ids=["kept", "not kept"])
+async def test_only_where_a_login_of_the_call_has_looked_is_the_ledger_asked_what_is_open(
+    provisioned: Bench, monkeypatch: pytest.MonkeyPatch, keeps: bool, asked: int
+) -> None:
+    """The login that looks has an end of its own, which is of the call where no session is kept."""
+    looked: list[str] = []
+    look = Runner._unconfirmed
+    monkeypatch.setattr(Runner, "_unconfirmed", lambda self, run_id: looked.append(run_id) or look(self, run_id))
+    async with open_desk(provisioned, keeps=keeps) as desk:
+        made = await calls(desk, 3)
+    assert sorted(looked) == sorted(made)[:asked]

@@ -30,7 +30,8 @@ from orchestrator.errors import (
     UsageError,
 )
 from orchestrator.grants.credential import Credential
-from orchestrator.ledger.events import AttemptWaits
+from orchestrator.ledger.events import AttemptWaits, LeaseRequested
+from orchestrator.ledger.ids import new_lease_id
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.states import ApprovalState, RunState, TaskState
 from orchestrator.ledger.task_events import TaskClosed
@@ -546,6 +547,28 @@ class TestApprovals:
             assert len(granted(desk, task)) == 1
             assert await desk.close(AGENT, task)
             assert verified(desk, task, waits.call_id)
+
+    async def test_what_was_left_open_before_it_waited_is_told(self, provisioned: Bench, alice: Secret) -> None:
+        """Whoever goes on with a call knows of its past what the ledger knows."""
+        left = LeaseRequested(
+            lease_id=new_lease_id(),
+            step="read",
+            attempt=1,
+            grant="db",
+            grant_kind="database",
+            resource="database/creds/x",
+            scope={"connection": "support"},
+            ttl=60,
+            step_key="read-left",
+        )
+        async with open_desk(provisioned, policy=rego(APPROVAL), parks=True, keeps=True) as desk:
+            task, waits = await self.waiting(desk, "read")
+            record = desk.services.reader.run(waits.call_id)
+            assert record is not None
+            await desk.services.ledger.append(waits.call_id, record.fence, [left])
+            await self.says(desk, alice, waits.approval, Verdict.APPROVE)
+            done = await desk.call(AGENT, task, "read", {}, "k1")
+            assert (done.state, done.confirmed) == (CallState.DONE, False)
 
     async def test_it_is_found_without_its_key(self, provisioned: Bench, alice: Secret) -> None:
         async with open_desk(provisioned, policy=rego(APPROVAL), parks=True) as desk:

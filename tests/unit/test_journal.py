@@ -13,7 +13,18 @@ import pytest
 
 from orchestrator.clock import SystemClock
 from orchestrator.errors import FenceLost, LedgerError
-from orchestrator.ledger.events import AttemptStarted, Event, LeaseIssued, LeaseRequested, LeaseRevoking, RunStarted
+from orchestrator.ledger.events import (
+    AttemptStarted,
+    Event,
+    LeaseDenied,
+    LeaseIssued,
+    LeaseRequested,
+    LeaseRevocationFailed,
+    LeaseRevoked,
+    LeaseRevoking,
+    LeaseVaultRevoked,
+    RunStarted,
+)
 from orchestrator.ledger.journal import Journal
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.types import LedgerWriter
@@ -166,3 +177,53 @@ async def test_what_is_to_be_committed_sooner_takes_along_what_could_have_waited
                 await asyncio.sleep(0.005)
         await to.flush()
     assert watched.batches == [["attempt.started", "lease.requested"]]
+
+
+ENDS: dict[str, tuple[list[Event], bool]] = {
+    "requested": ([], False),
+    "denied": ([LeaseDenied(lease_id="lease_1", reason="no")], True),
+    "issued": ([LeaseIssued(lease_id="lease_1", ttl=1, expires_at=UNTIL)], False),
+    "revoking": ([LeaseRevoking(lease_id="lease_1", reason="x")], False),
+    "agreed by Vault": (
+        [LeaseRevoking(lease_id="lease_1", reason="x"), LeaseVaultRevoked(lease_id="lease_1")],
+        False,
+    ),
+    "not confirmed": (
+        [LeaseRevoking(lease_id="lease_1", reason="x"), LeaseRevocationFailed(lease_id="lease_1", error="x")],
+        False,
+    ),
+    "revoked": (
+        [LeaseRevoking(lease_id="lease_1", reason="x"), LeaseRevoked(lease_id="lease_1", confirmed_by="database")],
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize(("events", "closed"), ENDS.values(), ids=ENDS)
+@pytest.mark.parametrize("deferred", [False, True], ids=["appended", "deferred"])
+async def test_what_is_open_is_known(tmp_path: Path, events: list[Event], closed: bool, deferred: bool) -> None:
+    async with journal(tmp_path) as (to, _, _):
+        assert to.nothing_open
+        await to.append(requested("lease_1"))
+        assert not to.nothing_open
+        if deferred:
+            to.defer(*events)
+        else:
+            await to.append(*events)
+        assert to.nothing_open is closed
+        await to.flush()
+        assert to.nothing_open is closed
+
+
+@pytest.mark.parametrize("deferred", [False, True], ids=["appended", "deferred"])
+async def test_after_a_failure_nobody_is_sure_what_is_open(tmp_path: Path, deferred: bool) -> None:
+    async with journal(tmp_path) as (to, watched, _):
+        await to.append(requested("lease_1"))
+        watched.away = 1
+        if deferred:
+            to.defer(LeaseDenied(lease_id="lease_1", reason="no"))
+        with pytest.raises(LedgerError):
+            await to.append(*([] if deferred else [LeaseDenied(lease_id="lease_1", reason="no")]))
+        assert not to.nothing_open
+        await to.flush()
+        assert not to.nothing_open
