@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, TypeVar
 
 from orchestrator.errors import ExitCode, Interrupted
@@ -19,21 +20,43 @@ EXIT_CODES = {signal.SIGINT: ExitCode.INTERRUPTED, signal.SIGTERM: ExitCode.TERM
 @contextmanager
 def handled(on_signal: Callable[[signal.Signals], None]) -> Iterator[None]:
     """While inside `on_signal` is called, in the event loop, for each of both signals; who had them before gets
-    them back."""
+    them back.
+
+    The loop's own way to a handler is a byte in the pipe that wakes it, and is lost where that is full of other
+    wakings: here the byte only wakes, and what is to be called is queued by a handler that runs in any case.
+    """
     loop = asyncio.get_running_loop()
     before = {number: signal.getsignal(number) for number in EXIT_CODES}
-    for number in EXIT_CODES:
-        loop.add_signal_handler(number, on_signal, number)
+
+    def queue(number: int, frame: FrameType | None) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(on_signal, signal.Signals(number))
+
+    with _blocked():  # in between the loop would have one that calls nothing
+        for number in EXIT_CODES:
+            loop.add_signal_handler(number, _nothing)
+            signal.signal(number, queue)
+            signal.siginterrupt(number, False)
     try:
         yield
     finally:
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, EXIT_CODES)  # the loop leaves the defaults behind
-        try:
+        with _blocked():  # the loop leaves the defaults behind
             for number, handler in before.items():
                 loop.remove_signal_handler(number)
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@contextmanager
+def _blocked() -> Iterator[None]:
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, EXIT_CODES)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _nothing() -> None:
+    """The loop is awake."""
 
 
 @dataclass(slots=True)

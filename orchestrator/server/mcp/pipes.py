@@ -38,8 +38,6 @@ class Lines:
     def __init__(self, descriptor: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._stream = asyncio.StreamReader(limit=LONGEST_LINE)
-        self._came: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._told = threading.Event()
         threading.Thread(target=self._read, args=(descriptor,), name="stdin", daemon=True).start()
 
     def __aiter__(self) -> Lines:
@@ -61,25 +59,11 @@ class Lines:
                 data = os.read(descriptor, 1 << 16)
             except OSError:
                 data = b""
-            self._came.put(data)
-            # Once for all that comes meanwhile: each call wakes the loop by a byte in the pipe through which it hears
-            # of signals, too, and a signal that finds this pipe full is lost.
-            if not self._told.is_set():
-                self._told.set()
-                with suppress(RuntimeError):  # the loop is closed: nobody reads any more
-                    self._loop.call_soon_threadsafe(self._feed)
+            with suppress(RuntimeError):  # the loop is closed: nobody reads any more
+                self._loop.call_soon_threadsafe(self._stream.feed_data if data else self._end, data)
 
-    def _feed(self) -> None:
-        self._told.clear()
-        while True:
-            try:
-                data = self._came.get_nowait()
-            except queue.Empty:
-                return
-            if data:
-                self._stream.feed_data(data)
-            else:
-                self._stream.feed_eof()
+    def _end(self, nothing: bytes) -> None:
+        self._stream.feed_eof()
 
 
 class Outlet:
