@@ -104,5 +104,10 @@ class Recipient:
 
     def _check_held(self) -> asyncio.Timeout:
         if self._limit is None or self._limit.expired() or self._back.is_set():
-            raise NotRenewed("it has ended", hint="call the tool again for another one")
+            raise ended()
         return self._limit
+
+
+def ended() -> NotRenewed:
+    """Why a credential is not renewed that nobody has any more."""
+    return NotRenewed("it has ended", hint="call the tool again for another one")

@@ -9,10 +9,10 @@ for durably is durable before what was deferred.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
 
-from orchestrator.errors import LedgerError
+from orchestrator.errors import LedgerError, NoPlace
 from orchestrator.ledger.events import Event, LeaseEvent
 from orchestrator.ledger.lease import FINAL
 from orchestrator.ledger.types import LedgerWriter
@@ -73,7 +73,7 @@ class Journal:
                 self._deferred = [*deferred, *self._deferred]
                 raise
         else:
-            await self._write(events)
+            await self._certainly(self._ledger.append(self.run_id, self.fence, events))
 
     async def request(self, places: Mapping[str, int], *events: Event) -> None:
         """Commit what was deferred, and then these if the connections have places for the leases among them.
@@ -81,7 +81,7 @@ class Journal:
         Raises NoPlace as well as `append` does; then none of these is recorded.
         """
         await self.flush()
-        await self._ledger.request(self.run_id, self.fence, events, places)
+        await self._certainly(self._ledger.request(self.run_id, self.fence, events, places))
         self._note(events)
 
     def defer(self, *events: Event, within: float = DEFER_SECONDS) -> None:
@@ -127,14 +127,18 @@ class Journal:
                 self._deferred = [*deferred, *self._deferred]
 
     def _start(self, events: Sequence[Event]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(self._write(events))
+        writing = self._certainly(self._ledger.append(self.run_id, self.fence, events))
+        task = asyncio.get_running_loop().create_task(writing)
         self._writing.add(task)
         task.add_done_callback(self._writing.discard)
         return task
 
-    async def _write(self, events: Sequence[Event]) -> None:
+    async def _certainly(self, writing: Awaitable[None]) -> None:
+        """Have it written; where that failed, or its outcome is not known, more may be open than is known here."""
         try:
-            await self._ledger.append(self.run_id, self.fence, events)
+            await writing
+        except NoPlace:  # nothing was recorded, for certain
+            raise
         except BaseException:
             self.in_doubt = True
             raise

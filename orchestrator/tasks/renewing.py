@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Mapping
 
-from orchestrator.actions.handover import Recipient
+from orchestrator.actions.handover import Recipient, ended
 from orchestrator.clock import Clock
 from orchestrator.errors import LedgerError, NotRenewed, OrchestratorError, Refused, Unreachable
 from orchestrator.ledger.coordination.runners import RunnerStore
@@ -35,7 +35,7 @@ def check_renewable(tools: Mapping[str, Tool], lease: LeaseRecord) -> None:
     if tool is None or not tool.renewable or lease.grant != tool.hand_over:
         raise NotRenewed("it cannot be renewed", hint="call the tool again when it has ended")
     if lease.state is not LeaseState.ISSUED:
-        raise _ended()
+        raise ended()
 
 
 async def renewed_here(recipient: Recipient, redactor: Redactor) -> None:
@@ -51,7 +51,7 @@ async def renewed_here(recipient: Recipient, redactor: Redactor) -> None:
 async def renewed_elsewhere(runners: RunnerStore, run_id: str, clock: Clock) -> None:
     """Have it renewed by the process that has it. Raises what `renewed_here` raises."""
     if not await asyncio.to_thread(runners.request_renewal, run_id):
-        raise _ended()
+        raise ended()
     until = clock.monotonic() + ANSWER_SECONDS
     while (said := await asyncio.to_thread(runners.renewal, run_id)) == "":
         if clock.monotonic() >= until:
@@ -68,7 +68,7 @@ async def renewed_for_others(
     why_not: str | None = None
     try:
         if recipient is None:
-            raise _ended()
+            raise ended()
         await renewed_here(recipient, redactor)
     except OrchestratorError as error:
         why_not = _as_words(error)
@@ -76,10 +76,6 @@ async def renewed_for_others(
         await asyncio.to_thread(runners.answer_renewal, run_id, why_not)
     except LedgerError as error:  # it is asked for again with the next sign of life
         log.warning("what came of a renewal could not be said: %s", error.message, extra={"run": run_id})
-
-
-def _ended() -> NotRenewed:
-    return NotRenewed("it has ended", hint="call the tool again for another one")
 
 
 def _as_words(error: OrchestratorError) -> str:

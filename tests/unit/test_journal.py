@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.clock import SystemClock
-from orchestrator.errors import FenceLost, LedgerError
+from orchestrator.errors import FenceLost, LedgerError, NoPlace
 from orchestrator.ledger.events import (
     AttemptStarted,
     Event,
@@ -49,6 +49,11 @@ class Watched:
             self.away -= 1
             raise LedgerError("away")
         await self.ledger.append(run_id, fence, events)
+
+    async def request(self, run_id: str, fence: int, events: Sequence[Event], places: Mapping[str, int]) -> None:
+        if not places:
+            raise NoPlace("support", 0)
+        raise LedgerError("whether it is there is not known")
 
     async def begin_run(self, run_id: str, started: RunStarted) -> int:
         return await self.ledger.begin_run(run_id, started)
@@ -226,4 +231,14 @@ async def test_after_a_failure_nobody_is_sure_what_is_open(tmp_path: Path, defer
             await to.append(*([] if deferred else [LeaseDenied(lease_id="lease_1", reason="no")]))
         assert not to.nothing_open
         await to.flush()
+        assert not to.nothing_open
+
+
+async def test_a_request_whose_outcome_is_not_known_may_be_open(tmp_path: Path) -> None:
+    async with journal(tmp_path) as (to, _, _):
+        with pytest.raises(NoPlace):
+            await to.request({}, requested("lease_1"))
+        assert to.nothing_open
+        with pytest.raises(LedgerError):
+            await to.request({"support": 1}, requested("lease_1"))
         assert not to.nothing_open
