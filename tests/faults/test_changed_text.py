@@ -96,7 +96,7 @@ def test_a_run_of_a_dead_worker_is_failed_once_its_leases_are_closed(
     wait_for(team.at_work, "the step to hold its login")
     victim.kill()
     victim.wait()
-    [login] = team.bench.logins()
+    [login] = team.bench.logins_of_steps()
     change(team)
     team.worker()
     record = wait_for(lambda: team.ended(run_id), "the run to end")
