@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator import extensions
 from orchestrator.actions.catalog import action
@@ -40,6 +40,9 @@ from orchestrator.vault.config import VaultConfig
 from orchestrator.vault.login_request import standing_secrets
 from orchestrator.vault.session import VaultSession
 
+if TYPE_CHECKING:
+    from orchestrator.issuers.declared import DeclaredIssuer
+
 _GIVE_BACK_SECONDS = 5.0
 """How long giving the runtime's own token back may take at the very end."""
 
@@ -55,6 +58,7 @@ class RunnerConfig:
     endpoints: Mapping[str, str] = field(default_factory=dict)
     primaries: Mapping[str, str] = field(default_factory=dict)
     token_issuer: str | None = None
+    issuers: Mapping[str, DeclaredIssuer] = field(default_factory=dict)
     grace: float = 30.0
     max_output_bytes: int = 1 << 20
     max_parallel: int = 8
@@ -96,6 +100,7 @@ async def open_services(
         clock=config.clock,
         grace=config.grace,
         token_issuer=config.token_issuer,
+        issuers=config.issuers,
         confirm=config.confirm,
         places=config.connection_leases,
     )

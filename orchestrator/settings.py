@@ -104,6 +104,8 @@ class Settings(BaseSettings):
     """Where the orchestrator's own duties and Vault go instead, by connection, where the endpoint is a standby."""
     token_issuer: HttpAddress | None = None
     """The `iss` of the tokens that are issued; None: grants of the kind `token` are refused."""
+    issuers: Path | None = None
+    """The file whose `issuers` are those that are not Vault, usually vault/declarations.yaml; None: there are none."""
     ledger_url: SecretStr | None = None
     """None: an SQLite file in the user's state folder."""
     engine: Literal["local", "dbos"] = "local"

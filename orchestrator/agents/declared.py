@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from orchestrator.errors import UsageError
-from orchestrator.grants.models import Duration, Name
+from orchestrator.grants.fields import Duration, Name
 from orchestrator.pep.fetching import confidential
 
 AgentName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.@:/-]{0,127}$")]

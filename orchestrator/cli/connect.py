@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from orchestrator.errors import UsageError
 if TYPE_CHECKING:
     from orchestrator.approvals.slack import SlackApprovals
     from orchestrator.assembly import RunnerConfig
+    from orchestrator.issuers.declared import DeclaredIssuer
     from orchestrator.ledger.types import LedgerReader
     from orchestrator.ledger.writing.store import Ledger
     from orchestrator.policy.types import PolicyEngine
@@ -111,6 +112,7 @@ def runner_config(settings: Settings, *, engine: EngineName | None = None, grace
         endpoints=settings.endpoints,
         primaries=settings.primaries,
         token_issuer=settings.token_issuer,
+        issuers=_issuers(settings),
         grace=settings.grace if grace is None else grace,
         max_output_bytes=settings.max_output_bytes,
         max_parallel=settings.max_parallel,
@@ -124,6 +126,12 @@ def runner_config(settings: Settings, *, engine: EngineName | None = None, grace
         notify={name: Secret(url.get_secret_value()) for name, url in settings.notify.items()},
         own_secrets=_secrets_of(settings),
     )
+
+
+def _issuers(settings: Settings) -> Mapping[str, DeclaredIssuer]:
+    from orchestrator.issuers.declared import load_issuers
+
+    return {} if settings.issuers is None else load_issuers(settings.issuers)
 
 
 def _slack(settings: Settings) -> SlackApprovals | None:

@@ -41,9 +41,12 @@ async def close_lease(
     """Ask Vault to take one lease back and say what became of it. Never raises for what Vault or the network does.
 
     Step tokens go by accessor and leases by their Vault lease id, synchronously. A handle that has
-    neither although its kind needs one is of unknown outcome and cannot be confirmed here. With
+    neither although its kind needs one is of unknown outcome and cannot be confirmed here. What another issuer has
+    issued is revoked there, as long as it is held, or ends by itself. With
     `Confirm.DATABASE` Vault's word for a database login is recorded as just that. `deadline` is monotonic.
     """
+    if handle.outside:
+        return await _close_outside(handle, deadline)
     try:
         if handle.grant_kind == STEP_TOKEN_KIND:
             if not handle.accessor:
@@ -65,6 +68,33 @@ async def close_lease(
     if handle.unknown:
         return _failed(handle, "outcome unknown: no lease id was received", vault)
     return LeaseEnded(lease_id=handle.lease_id, valid_until=handle.valid_until)
+
+
+_NOBODY_HOLDS_IT = "its outcome is not known: if it exists, nobody holds it"
+
+
+async def _close_outside(handle: LeaseHandle, deadline: float) -> LeaseEvent:
+    """What becomes of a credential of another issuer than Vault: `revoked` only where that says so itself.
+
+    Without the credential nobody can revoke it, and no later try would help, so it is ended here in any case.
+    """
+    if handle.unknown:
+        return LeaseEnded(lease_id=handle.lease_id, valid_until=handle.valid_until, reason=_NOBODY_HOLDS_IT)
+    reason = ""
+    if handle.revoke is not None:
+        try:
+            revocation = await handle.revoke(deadline)
+        except OrchestratorError as error:
+            reason = error.message
+        except (Exception, asyncio.CancelledError) as error:
+            if is_cancelled():
+                raise
+            reason = f"unexpected {type(error).__name__}"
+        else:
+            if revocation.confirmed:
+                return LeaseRevoked(lease_id=handle.lease_id, confirmed_by="issuer")
+            reason = revocation.reason
+    return LeaseEnded(lease_id=handle.lease_id, valid_until=handle.valid_until, reason=reason)
 
 
 def _failed(handle: LeaseHandle, error: str, vault: VaultSession) -> LeaseRevocationFailed:

@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import Any
 
 from orchestrator.credentials.parts import BrokerParts
-from orchestrator.credentials.refusals import not_issued
+from orchestrator.credentials.refusals import not_issued, unseen
 from orchestrator.credentials.types import STEP_TOKEN_KIND, Attempt, Issued, IssueRequest, LeaseHandle, LeasesOfRun
 from orchestrator.errors import GrantRefused, NoPlace, OrchestratorError
 from orchestrator.grants.credential import Credential
@@ -172,6 +172,7 @@ class Opening:
             stop=self.stop,
             remember=remember,
             token_issuer=broker.token_issuer,
+            issuers=broker.issuers,
         )
         self._in_flight[lease_id] = scope
         try:
@@ -186,7 +187,7 @@ class Opening:
                 status=200,
             )
             raise await self._not_issued(lease_id, scope, garbled) from error
-        ttl = min(issued.ttl, token.ttl)
+        ttl = issued.ttl if scope.outside else min(issued.ttl, token.ttl)
         handle = LeaseHandle(
             lease_id,
             scope.name,
@@ -196,6 +197,7 @@ class Opening:
             connection=scope.connection,
             valid_until=issued.valid_until,
             subject=issued.subject,
+            revoke=issued.revoke,
         )
         self.held.append(handle)  # held first and recorded second: if the record fails, closing knows what to revoke
         await self.run.journal.append(
@@ -225,7 +227,8 @@ class Opening:
         held = {handle.lease_id for handle in self.held}
         for lease_id, scope in list(self._in_flight.items()):
             if lease_id not in held:
-                self.held.append(LeaseHandle(lease_id, scope.name, scope.kind, scope.resource, unknown=True))
+                late_one = unseen(lease_id, scope, self.broker.clock.now(), answered=False)
+                self.held.append(replace(late_one, connection=None))
                 reason = f"outcome unknown: {'no answer within the grace' if late else 'asking for it fell over'}"
                 await self.run.journal.append(LeaseRevoking(lease_id=lease_id, reason=reason))
 
@@ -296,7 +299,7 @@ class Opening:
         needed = int(min(self.attempt.deadline - self.broker.clock.monotonic(), scope.ttl))
         if ttl < needed:
             raise GrantRefused(
-                f"{self.where(scope)}: Vault issued it for {ttl}s, not for the {needed}s that the step needs",
+                f"{self.where(scope)}: it was issued for {ttl}s, not for the {needed}s that the step needs",
                 grant=scope.name,
                 path=scope.resource,
                 hint="shorten the step's timeout, or raise the TTL of the role and of the grant",
@@ -314,7 +317,7 @@ class Opening:
     async def _not_issued(self, lease_id: str, scope: Scope, error: OrchestratorError) -> OrchestratorError:
         """Record that a grant was not issued, and turn the reason into the error that the step fails with."""
         self._in_flight.pop(lease_id, None)
-        outcome = not_issued(lease_id, scope, self.where(scope), error)
+        outcome = not_issued(lease_id, scope, self.where(scope), error, self.broker.clock.now())
         if outcome.left is not None:
             self.held.append(outcome.left)
         await self.run.journal.append(outcome.event)
@@ -335,7 +338,7 @@ def _not_looked_for(credential: Credential, secrets: Sequence[Secret]) -> tuple[
 def _token_scope(broker: BrokerParts, attempt: Attempt) -> Scope:
     """The attempt's own token: it lives as long as the attempt may take, so that leases can be renewed under it."""
     left = math.ceil(attempt.deadline - broker.clock.monotonic())
-    ttl = max([left + STEP_TOKEN_MARGIN, *(scope.ttl for scope in attempt.scopes)])
+    ttl = max([left + STEP_TOKEN_MARGIN, *(scope.ttl for scope in attempt.scopes if not scope.outside)])
     if attempt.max_ttl is not None:  # what hangs from the token ends with it, whatever Vault's roles say
         ttl = min(ttl, attempt.max_ttl)
     return Scope(STEP_TOKEN_GRANT, STEP_TOKEN_KIND, attempt.policy, ttl)

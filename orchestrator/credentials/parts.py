@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from orchestrator.clock import Clock
 from orchestrator.credentials.types import SWEEP_GRANT, Confirm, Duties, Issuer, LeaseHandle
@@ -11,6 +12,9 @@ from orchestrator.ledger.ids import carries
 from orchestrator.ledger.types import LedgerWriter
 from orchestrator.secret import Secret
 from orchestrator.vault.session import VaultSession
+
+if TYPE_CHECKING:
+    from orchestrator.issuers.declared import DeclaredIssuer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +28,8 @@ class BrokerParts:
     clock: Clock
     grace: float = 30.0
     token_issuer: str | None = None
+    issuers: Mapping[str, DeclaredIssuer] = field(default_factory=dict)
+    """Those that are not Vault, by name, as an admin has declared them."""
     duties: Duties | None = None
     confirm: Mapping[str, Confirm] = field(default_factory=dict)
     """By connection; the database where nothing is said."""

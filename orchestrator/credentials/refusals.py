@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
+from orchestrator.credentials.faults import IssuerUnavailable
 from orchestrator.credentials.types import LeaseHandle
-from orchestrator.errors import GrantRefused, OrchestratorError, Refused, VaultUnreachable
+from orchestrator.errors import GrantRefused, OrchestratorError, Refused, Unreachable, VaultUnreachable
 from orchestrator.grants.scope import Scope
 from orchestrator.ledger.events import LeaseDenied, LeaseEvent, LeaseFailed, LeaseRevoking
 from orchestrator.vault.faults import Outcome, VaultUnavailable
@@ -20,7 +22,7 @@ class NotIssued:
     left: LeaseHandle | None = None
 
 
-def not_issued(lease_id: str, scope: Scope, where: str, error: OrchestratorError) -> NotIssued:
+def not_issued(lease_id: str, scope: Scope, where: str, error: OrchestratorError, now: datetime) -> NotIssued:
     """Decide over the reason. `where` names step and grant, for people."""
     if isinstance(error, VaultUnavailable):
         unknown = error.outcome is Outcome.UNKNOWN
@@ -30,7 +32,13 @@ def not_issued(lease_id: str, scope: Scope, where: str, error: OrchestratorError
         told: OrchestratorError = VaultUnreachable(f"{where} could not be issued: {error.message}", hint=error.hint)
         if error.status == 429:
             told = _refused(scope, where, "vault", error)
-        return NotIssued(event, told, _unseen(lease_id, scope, answered=error.status != 0) if unknown else None)
+        return NotIssued(event, told, unseen(lease_id, scope, now, answered=error.status != 0) if unknown else None)
+    if isinstance(error, IssuerUnavailable):
+        unreachable = Unreachable(f"{where} could not be issued: {error.message}", hint=error.hint)
+        if error.outcome is not Outcome.UNKNOWN:
+            return NotIssued(LeaseFailed(lease_id=lease_id, reason=error.message), unreachable)
+        event = LeaseRevoking(lease_id=lease_id, reason=f"outcome unknown: {error.message}")
+        return NotIssued(event, unreachable, unseen(lease_id, scope, now, answered=True))
     if isinstance(error, Refused):
         return NotIssued(LeaseDenied(lease_id=lease_id, reason=error.message), _refused(scope, where, error.by, error))
     return NotIssued(LeaseFailed(lease_id=lease_id, reason=error.message), error)
@@ -42,13 +50,15 @@ def _refused(scope: Scope, where: str, by: str, error: OrchestratorError) -> Gra
     )
 
 
-def _unseen(lease_id: str, scope: Scope, *, answered: bool) -> LeaseHandle:
+def unseen(lease_id: str, scope: Scope, now: datetime, *, answered: bool) -> LeaseHandle:
+    """What may have been issued, although no usable answer came. It is valid for no longer than it was asked for."""
     return LeaseHandle(
         lease_id,
         scope.name,
         scope.kind,
         scope.resource,
         connection=scope.connection,
+        valid_until=now + timedelta(seconds=scope.ttl),
         unknown=True,
         answered=answered,
     )

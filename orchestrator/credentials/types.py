@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.clock import Clock
 from orchestrator.errors import OrchestratorError
 from orchestrator.grants.credential import Credential
-from orchestrator.grants.scope import Scope
+from orchestrator.grants.scope import OUTSIDE_VAULT, Scope
 from orchestrator.ledger.events import LeaseEvent, OrphansSwept
 from orchestrator.ledger.journal import Journal
 from orchestrator.ledger.types import LeaseRecord
 from orchestrator.secret import Secret
 from orchestrator.vault.session import VaultSession
+
+if TYPE_CHECKING:
+    from orchestrator.issuers.declared import DeclaredIssuer
 
 STEP_TOKEN_KIND = "step-token"  # noqa: S105 -- a kind of lease
 
@@ -54,7 +57,8 @@ class IssueRequest:
     """What an issuer needs: one scope, for one attempt, with the attempt's own Vault token.
 
     `remember` takes every secret that is handed out, at once; `token_issuer` is the `iss` of signed tokens;
-    `stop` is set when the attempt is being cancelled: no further try is made then.
+    `issuers` are those that are not Vault, by name; `stop` is set when the attempt is being cancelled: no further try
+    is made then.
     """
 
     scope: Scope
@@ -66,14 +70,28 @@ class IssueRequest:
     stop: asyncio.Event
     remember: Callable[[Secret], None]
     token_issuer: str | None = None
+    issuers: Mapping[str, DeclaredIssuer] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """What came of asking an issuer to revoke a credential: it says that it is no longer valid, or why not."""
+
+    confirmed: bool
+    reason: str = ""
+
+
+Revoke = Callable[[float], Awaitable[Revocation]]
+"""Asks the issuer of one credential to revoke it, until a deadline (monotonic). Raises OrchestratorError."""
 
 
 @dataclass(frozen=True, slots=True)
 class Issued:
     """A credential and how it ends.
 
-    With a `vault_lease_id` it is revoked through Vault. Without one it cannot be revoked: access to
-    it ends with the step, and it stays valid until `valid_until` (None: until its owner changes it).
+    With a `vault_lease_id` it is revoked through Vault, with `revoke` by its issuer, as long as this process lives.
+    Without either it cannot be revoked: access to it ends with the step, and it stays valid until `valid_until`
+    (None: until its owner changes it).
     """
 
     credential: Credential
@@ -81,20 +99,21 @@ class Issued:
     subject: str = ""
     vault_lease_id: str = ""
     valid_until: datetime | None = None
+    revoke: Revoke | None = field(default=None, repr=False)
 
 
 class Issuer(Protocol):
     """Turns one kind of grant into a credential: the contract of the entry point group `orchestrator.issuers`.
 
     `issue` asks Vault with `request.token` and must not be cut off once the request is under way.
-    It raises VaultRefused or GrantRefused for a definite no, VaultUnavailable for anything else.
+    It raises VaultRefused or GrantRefused for a definite no, VaultUnavailable or IssuerUnavailable for anything else.
     """
 
     async def issue(self, request: IssueRequest) -> Issued:
         """Ask for the credential of `request.scope` and pass its secrets to `request.remember` at once.
 
-        Raises VaultRefused, GrantRefused or VaultUnavailable; KeyError, TypeError and ValueError mean that the
-        answer could not be read, so that its outcome is unknown.
+        Raises VaultRefused, GrantRefused, VaultUnavailable or IssuerUnavailable; KeyError, TypeError and ValueError
+        mean that the answer could not be read, so that its outcome is unknown.
         """
         ...
 
@@ -117,6 +136,13 @@ class LeaseHandle:
     """The answer to the issuance was lost: the credential may or may not exist."""
     answered: bool = True
     """Vault did answer, so it is done with the request, and what the database shows now is final."""
+    revoke: Revoke | None = field(default=None, repr=False, compare=False)
+    """How its issuer is asked to revoke it, where that is not Vault and this process holds the credential."""
+
+    @property
+    def outside(self) -> bool:
+        """Whether somebody else than Vault issues it: no call to Vault ends it."""
+        return self.grant_kind in OUTSIDE_VAULT
 
     @classmethod
     def of(cls, record: LeaseRecord) -> LeaseHandle:
@@ -130,11 +156,16 @@ class LeaseHandle:
             record.vault_lease_id,
             record.accessor,
             connection if isinstance(connection, str) else None,
-            record.expires_at,
+            record.expires_at or record.requested_at + timedelta(seconds=int(str(record.scope.get("ttl", 0)))),
             record.subject,
             unknown=record.issued_at is None,
             answered=record.issued_at is not None,
+            revoke=_nobody_holds_it if record.grant_kind in OUTSIDE_VAULT else None,
         )
+
+
+async def _nobody_holds_it(deadline: float) -> Revocation:
+    return Revocation(False, "the process that held it is gone")
 
 
 @dataclass(frozen=True, slots=True)

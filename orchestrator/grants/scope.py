@@ -8,13 +8,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.grants.compiled import CompiledGrant, compile_grant
-from orchestrator.grants.models import DatabaseGrant, DynamicGrant, SecretGrant, TokenGrant, format_duration
+from orchestrator.grants.fields import format_duration
+from orchestrator.grants.models import DatabaseGrant, DynamicGrant, SecretGrant, TokenGrant
+from orchestrator.grants.oauth2 import OAuth2Grant
 from orchestrator.grants.privileges import Bound, DeclaredPrivilege, Privilege, RowLimit
 from orchestrator.jsontypes import JsonObject
 
-AnyGrant = DatabaseGrant | SecretGrant | DynamicGrant | TokenGrant
+AnyGrant = DatabaseGrant | SecretGrant | DynamicGrant | TokenGrant | OAuth2Grant
 
-_OPTIONAL = ("connection", "role", "audience", "profile", "on_expiry", "overlap")
+_SAID = ("connection", "role", "issuer", "subject", "audience", "proof")
+"""What some kinds of grant have, as one text."""
+
+_OPTIONAL = (*_SAID, "profile", "on_expiry", "overlap")
+
+OUTSIDE_VAULT = frozenset({"oauth2", "aws"})
+"""Kinds that somebody else than Vault issues: nothing of them hangs from the step's token, or ends with it."""
 
 STEP_TOKEN_MARGIN = 30
 """Seconds that a credential outlives the time-out of its step, so that the step can finish cleanly."""
@@ -34,8 +42,8 @@ class NarrowerForm:
 class Scope:
     """One grant, the same however it was written. Everything here may be shown to anyone.
 
-    `resource` is the path in Vault that the credential comes from; `verbs`, `keys` and `scopes` are
-    what it opens there; `ttl` is in seconds.
+    `resource` is the path in Vault that the credential comes from, or else its issuer; `verbs`, `keys` and
+    `scopes` are what it opens there; `ttl` is in seconds.
     """
 
     name: str
@@ -44,7 +52,13 @@ class Scope:
     ttl: int
     connection: str | None = None
     role: str | None = None
+    issuer: str | None = None
+    """Who issues it, where that is not Vault: a name in declarations.yaml."""
+    subject: str | None = None
+    """On whose behalf."""
     audience: str | None = None
+    proof: str | None = None
+    """`dpop` where only the holder of a key can use it."""
     profile: str = "transit"
     """Who builds the claims of a token; see `TokenGrant.profile`."""
     keys: tuple[str, ...] = ()
@@ -60,10 +74,15 @@ class Scope:
     overlap: int = 0
     """Seconds for which an old credential stays valid beside the new one; 0 where none is issued anew."""
 
+    @property
+    def outside(self) -> bool:
+        """Whether somebody else than Vault issues it."""
+        return self.kind in OUTSIDE_VAULT
+
     def as_json(self) -> dict[str, object]:
         """A JSON object without the parts that do not apply."""
         parts: dict[str, object] = {"name": self.name, "kind": self.kind, "resource": self.resource, "ttl": self.ttl}
-        for key in ("connection", "role", "audience"):
+        for key in _SAID:
             if (value := getattr(self, key)) is not None:
                 parts[key] = value
         if self.profile != "transit":
@@ -121,9 +140,15 @@ class Scope:
             "secret": f"secret {self.resource} [{', '.join(self.keys)}]",
             "dynamic": f"dynamic {self.resource}",
             "token": f"token for {self.audience} [{' '.join(self.scopes)}]{self._for_what()}",
+            "oauth2": f"token of {self.issuer}{self._for_whom()} [{' '.join(self.scopes)}]{self._for_what()}",
         }.get(self.kind, f"{self.kind} {self.resource}")
         again = ", issued anew when it cannot be renewed" if self.on_expiry == "reissue" else ""
         return f"{what}, {format_duration(self.ttl)}{again}"
+
+    def _for_whom(self) -> str:
+        """The service that it is for, and on whose behalf."""
+        service = f" for {self.audience}" if self.audience else ""
+        return service + (f" on behalf of {self.subject}" if self.subject else "")
 
     def _for_what(self) -> str:
         """Of each piece of the details its type, its actions and what it is for."""
@@ -225,6 +250,19 @@ def normalise(name: str, grant: AnyGrant, *, step_timeout: int, place: str = "")
                 ttl,
                 audience=grant.audience,
                 profile=grant.profile,
+                scopes=tuple(sorted(set(grant.scope))),
+                details=tuple(each.declared() for each in grant.details or ()),
+            )
+        case OAuth2Grant():
+            return Scope(
+                name,
+                "oauth2",
+                f"oauth2/{grant.issuer}",
+                ttl,
+                issuer=grant.issuer,
+                subject=grant.subject,
+                audience=grant.resource,
+                proof=grant.proof,
                 scopes=tuple(sorted(set(grant.scope))),
                 details=tuple(each.declared() for each in grant.details or ()),
             )

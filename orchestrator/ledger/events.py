@@ -317,7 +317,8 @@ class LeaseRevoked:
     to: ClassVar[LeaseState] = LeaseState.REVOKED
     lease_id: str
     confirmed_by: str
-    """`vault` (it answered a synchronous revocation) or `database` (its catalog was asked, whatever Vault said)."""
+    """`vault` (it answered a synchronous revocation), `database` (its catalog was asked, whatever Vault said) or
+    `issuer` (who issued it says that it is no longer active)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -338,6 +339,8 @@ class LeaseEnded:
     lease_id: str
     valid_until: datetime | None
     """None: the secret stays valid until its owner changes it."""
+    reason: str = ""
+    """Why it is not called revoked although its issuer can revoke."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from heapq import heappop, heappush
 from typing import Any
 
-from orchestrator.grants.models import DatabaseGrant, TokenGrant
+from orchestrator.grants.fields import BOUND
+from orchestrator.grants.models import DatabaseGrant
 from orchestrator.workflow.dependencies import raw_dependencies
 from orchestrator.workflow.models.steps import Step
 from orchestrator.workflow.models.workflow import Workflow
@@ -15,7 +16,7 @@ from orchestrator.workflow.models.workflow import Workflow
 def dependencies(workflow: Workflow) -> dict[str, frozenset[str]]:
     """For each step, in declaration order, the steps it waits for: `needs`, and those its expressions refer to.
 
-    Those in row limits count: what a login may see can depend on what another step found.
+    Those in grants count: what a login may see can depend on what another step found.
     """
     return raw_dependencies({name: _raw(step) for name, step in workflow.parts.items()})
 
@@ -28,13 +29,8 @@ def _raw(step: Step) -> dict[str, Any]:
         for privilege in grant.privileges
         for limit in privilege.where.values()
     ]
-    details = [
-        each.declared()
-        for grant in step.grants.values()
-        if isinstance(grant, TokenGrant)
-        for each in grant.details or ()
-    ]
-    return {"needs": list(step.needs), "with": step.with_, "if": step.if_, "grants": [*limits, *details]}
+    bound = [grant.model_dump(include=set(BOUND), exclude_unset=True) for grant in step.grants.values()]
+    return {"needs": list(step.needs), "with": step.with_, "if": step.if_, "grants": [*limits, *bound]}
 
 
 def execution_order(waiting: Mapping[str, frozenset[str]]) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from orchestrator.grants.models import TokenGrant, format_duration
+from orchestrator.grants.fields import format_duration
+from orchestrator.grants.models import TokenGrant
 from orchestrator.planning.coverage import coverage, shared_scopes, wildcards
 from orchestrator.workflow.loader import LoadedWorkflow
 from orchestrator.workflow.problems import Problem

@@ -28,7 +28,7 @@ def scopes_of(workflow: Workflow, step_id: str) -> tuple[Scope, ...]:
 
 def bind(scopes: tuple[Scope, ...], context: Mapping[str, Any]) -> tuple[Scope, ...]:
     """The scopes with the values of their row limits, each as the text that the database compares with, and of the
-    details of tokens.
+    details and subjects of tokens.
 
     Raises InvalidExpression where a value is not known, or is not one text, whole number, truth value or UUID.
     """
@@ -37,6 +37,7 @@ def bind(scopes: tuple[Scope, ...], context: Mapping[str, Any]) -> tuple[Scope, 
             scope,
             bindings=tuple(_binding(limit.value, context, scope.name) for _, limit in bound_limits(scope.privileges)),
             details=tuple(_detail(each, context, scope.name) for each in scope.details),
+            subject=None if scope.subject is None else _subject(scope.subject, context, scope.name),
         )
         for scope in scopes
     )
@@ -57,7 +58,15 @@ def _binding(value: object, context: Mapping[str, Any], grant: str) -> str:
 
 def is_bound(scopes: Sequence[Scope]) -> bool:
     """Whether any of the scopes is only known when `bind` has evaluated it."""
-    return any(scope.details or bound_limits(scope.privileges) for scope in scopes)
+    return any(scope.details or scope.subject or bound_limits(scope.privileges) for scope in scopes)
+
+
+def _subject(declared: str, context: Mapping[str, Any], grant: str) -> str:
+    """On whose behalf: one text without white space or control characters."""
+    found = evaluate(declared, context, at=f"grants.{grant}: subject")
+    if not isinstance(found, str) or not found or not found.isprintable() or " " in found:
+        raise InvalidExpression(f"grants.{grant}: the `subject` is not one text without white space")
+    return found
 
 
 def _detail(declared: JsonObject, context: Mapping[str, Any], grant: str) -> JsonObject:

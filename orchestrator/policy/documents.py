@@ -72,8 +72,10 @@ class _Grant(TypedDict):
     __pydantic_config__ = _OPEN  # type: ignore[misc]
 
     name: Annotated[str, Field(description="The grant's name in the step.")]
-    kind: Annotated[str, Field(description="`database`, `secret`, `token`, `dynamic`, or that of an extension.")]
-    resource: Annotated[str, Field(description="The path in Vault that the credential comes from.")]
+    kind: Annotated[
+        str, Field(description="`database`, `secret`, `token`, `dynamic`, `oauth2`, or that of an extension.")
+    ]
+    resource: Annotated[str, Field(description="The path in Vault that the credential comes from, or its issuer.")]
     ttl: Annotated[int, Field(description="Seconds that the credential is wanted for.")]
     connection: NotRequired[Annotated[str, Field(description="The database.")]]
     role: NotRequired[Annotated[str, Field(description="The role of Vault's database engine.")]]
@@ -81,6 +83,9 @@ class _Grant(TypedDict):
     narrower: NotRequired[
         Annotated[list[_Narrower], Field(description="What the obligation `columns` can narrow it to.")]
     ]
+    issuer: NotRequired[Annotated[str, Field(description="Who issues it, where that is not Vault.")]]
+    subject: NotRequired[Annotated[str, Field(description="On whose behalf; an expression if not known.")]]
+    proof: NotRequired[Annotated[str, Field(description="`dpop` where a token is of use to its holder only.")]]
     audience: NotRequired[Annotated[str, Field(description="The one service a token is for.")]]
     scopes: NotRequired[Annotated[list[str], Field(description="The OAuth scopes of a token.")]]
     details: NotRequired[

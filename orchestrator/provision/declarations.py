@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.errors import UsageError
-from orchestrator.grants.models import Duration, Name
+from orchestrator.grants.fields import Duration, Name
+from orchestrator.issuers.declared import Issuers
 
 Identifier = Annotated[str, Field(min_length=1, max_length=63)]
 """A name in PostgreSQL, of at most 63 bytes; the driver quotes it."""
@@ -78,6 +79,7 @@ class Declarations(_Model):
     transit_keys: dict[Name, TransitKey] = Field(default_factory=dict)
     runtime: Runtime
     connections: dict[Name, Connection] = Field(default_factory=dict)
+    issuers: Issuers = Field(default_factory=dict)
 
 
 def load_declarations(folder: Path) -> tuple[Declarations, str]:

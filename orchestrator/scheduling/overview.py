@@ -8,7 +8,7 @@ from datetime import datetime
 from itertools import islice
 from typing import Protocol
 
-from orchestrator.grants.models import format_duration
+from orchestrator.grants.fields import format_duration
 from orchestrator.ledger.coordination.schedules import ScheduleState
 from orchestrator.scheduling.fires import Fire
 from orchestrator.scheduling.overlap import next_due

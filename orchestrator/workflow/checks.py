@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from orchestrator.errors import InvalidExpression
+from orchestrator.grants.fields import BOUND
 from orchestrator.workflow.cel.template import Expression, parse_template, references
 from orchestrator.workflow.cel.types import Use, Used, check_types
 from orchestrator.workflow.expressions import condition_of
@@ -29,6 +30,8 @@ _OF_RUNS = ("run", "steps")
 _OF_TASKS = ("call", "task")
 TASK_PARTS = ("id", "agent", "on_behalf_of")
 """What expressions of a tool see of the task under which it is called."""
+
+_BOUND = tuple((member,) for member in BOUND)
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,9 +283,10 @@ def _expressions(source: Source, value: Any, path: Path) -> Iterator[tuple[Path,
 
 
 def _of_grants(source: Source, grants: Any, path: Path) -> Iterator[tuple[Path, Expression, Use]]:
-    """Those of row limits, and of the details of tokens."""
+    """Those of row limits, and of what else is bound when a grant is issued."""
     for name, grant in _map(grants).items():
-        yield from _expressions(source, _map(grant).get("details"), (*path, name, "details"))
+        for member in BOUND:
+            yield from _expressions(source, _map(grant).get(member), (*path, name, member))
         privileges = _map(grant).get("privileges")
         for index, privilege in enumerate(privileges if isinstance(privileges, list) else []):
             yield from _expressions(source, _map(privilege).get("where"), (*path, name, "privileges", index, "where"))
@@ -297,15 +301,15 @@ def _references(source: Source, path: Path, expression: Expression) -> list[tupl
 
 
 def _misplaced(source: Source, value: Any, path: Path, *, allowed: bool) -> None:
-    """Expressions belong into `with`, `if`, `context`, and row limits and details of grants only."""
+    """Expressions belong into `with`, `if`, `context`, and what is bound of grants only."""
     in_step = path[2:] if path[:1] in (("steps",), ("tools",)) else ()
     here = allowed or path[:1] == ("context",) or in_step[:1] in (("with",), ("if",))
-    here = here or (in_step[:1] == ("grants",) and (in_step[4:5] == ("where",) or in_step[2:3] == ("details",)))
+    here = here or (in_step[:1] == ("grants",) and (in_step[4:5] == ("where",) or in_step[2:3] in _BOUND))
     if isinstance(value, str) and "${{" in value and not here:
         source.report(
             path,
             "an expression has no effect here",
-            "expressions belong into `with`, `if`, `context`, `where` and `details`",
+            "expressions belong into `with`, `if`, `context`, `where`, `details` and the like",
         )
     elif isinstance(value, dict):
         for key, item in value.items():

@@ -153,7 +153,7 @@ def revoke(
     from orchestrator.cli.display.json_output import print_json
     from orchestrator.cli.display.terminal import console, local
     from orchestrator.clock import SystemClock
-    from orchestrator.grants.models import parse_duration
+    from orchestrator.grants.fields import parse_duration
     from orchestrator.tasks.closing import cut_off
     from orchestrator.tasks.reach import Reach
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.grants.models import format_duration
+from orchestrator.grants.fields import format_duration
 from orchestrator.grants.scope import scope_from_json
 from orchestrator.jsontypes import JsonObject
 from orchestrator.ledger.coordination.approvals import ApprovalRecord

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.cli.display.run_view import inputs_words
 from orchestrator.cli.display.terminal import console
-from orchestrator.grants.models import format_duration
+from orchestrator.grants.fields import format_duration
 from orchestrator.grants.scope import Scope
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.policy.types import Decision

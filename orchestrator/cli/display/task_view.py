@@ -117,7 +117,7 @@ def _section(screen: Console, title: str) -> None:
 
 
 def _facts(story: TaskStory, now: datetime) -> list[tuple[str, str]]:
-    from orchestrator.grants.models import format_duration
+    from orchestrator.grants.fields import format_duration
 
     task, opened = story.task, story.opened
     caller, context = opened.get("caller"), opened.get("context")

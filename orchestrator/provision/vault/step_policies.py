@@ -114,7 +114,7 @@ def step_access(workflows: Iterable[Workflow], connections: Iterable[str]) -> li
                 raise UsageError(
                     f"two steps would have the policy `{name}`", hint="give one of the workflows another name"
                 )
-            ttl = max([step.timeout + STEP_TOKEN_MARGIN, *(scope.ttl for scope in scopes)])
+            ttl = max([step.timeout + STEP_TOKEN_MARGIN, *(scope.ttl for scope in scopes if not scope.outside)])
             found[name] = StepAccess(name, step_policy(scopes), ttl)
     for connection in connections:
         for duty in BROKER_DUTIES:

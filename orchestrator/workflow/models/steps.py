@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field
 
-from orchestrator.grants.models import Duration, Grant, Name
+from orchestrator.grants.fields import Duration, Name
+from orchestrator.grants.models import Grant
 from orchestrator.workflow.models.declared import Part
 
 StepId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import AliasChoices, Field, model_validator
 
-from orchestrator.grants.models import Duration, Grant, Name
+from orchestrator.grants.fields import Duration, Name
+from orchestrator.grants.models import Grant
 from orchestrator.workflow.models.declared import Argument, Part
 from orchestrator.workflow.models.steps import Retry, Step, StepId
 

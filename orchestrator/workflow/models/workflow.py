@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, Field, model_validator
 
-from orchestrator.grants.models import Duration, Name
+from orchestrator.grants.fields import Duration, Name
 from orchestrator.workflow.models.declared import Input, Part, Scalar
 from orchestrator.workflow.models.steps import Step, StepId
 from orchestrator.workflow.models.tools import TaskLimits, Tool

@@ -1,0 +1,1 @@
+"""Issuers that are not Vault, as an admin declares them."""

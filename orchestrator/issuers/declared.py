@@ -1,0 +1,39 @@
+"""What an admin declares under `issuers` in `vault/declarations.yaml`, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from orchestrator.errors import UsageError
+from orchestrator.grants.fields import Name
+from orchestrator.issuers.oauth2 import OAuth2Server
+
+DeclaredIssuer = OAuth2Server
+"""Somebody who is not Vault and issues credentials."""
+
+Issuers = dict[Name, Annotated[DeclaredIssuer, Field()]]
+"""By the name that grants use."""
+
+
+def load_issuers(file: Path) -> Mapping[str, DeclaredIssuer]:
+    """The `issuers` of a file, which may have other parts. Raises UsageError with everything that is wrong."""
+    from orchestrator.workflow.files import read_text
+    from orchestrator.workflow.source import parse
+
+    source = parse(read_text(file), str(file))
+    found: Issuers | None = None
+    if not source.problems:
+        declared = source.data.get("issuers", {}) if isinstance(source.data, dict) else None
+        try:
+            found = TypeAdapter(Issuers).validate_python(declared)
+        except ValidationError as error:
+            for each in error.errors(include_url=False, include_input=False):
+                path = ("issuers", *each["loc"])
+                source.report(path, f"`{'.'.join(map(str, path))}`: {each['msg'].removeprefix('Value error, ')}")
+    if found is None:
+        raise UsageError("\n".join(each.said() for each in source.problems), hint="mend the file, then start again")
+    return found
