@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from orchestrator.errors import Unreachable
-from orchestrator.vault.faults import Outcome
+from orchestrator.vault.faults import Outcome, Unserved
 
 
-class IssuerUnavailable(Unreachable):
+class IssuerUnavailable(Unserved):
     """An issuer did not serve a request. `outcome` says whether a credential may exist all the same."""
 
-    def __init__(self, message: str, *, outcome: Outcome, hint: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, outcome: Outcome, retry_after: float | None = None, hint: str | None = None
+    ) -> None:
         super().__init__(message, hint=hint)
         self.outcome = outcome
+        self.retry_after = retry_after

@@ -285,6 +285,14 @@ class Opening:
 
     def _check(self, scope: Scope, issued: Issued, ttl: int) -> None:
         """Refuse what was issued but does not serve: it is on record by now and is closed like any other."""
+        if (refused := issued.refused) is not None:
+            raise GrantRefused(
+                f"{self.where(scope)}: {refused.message}",
+                grant=scope.name,
+                path=scope.resource,
+                by=refused.by,
+                hint=refused.hint,
+            )
         longest = self.attempt.max_ttl
         if longest is not None and issued.valid_until is not None:
             latest = self.broker.clock.now() + timedelta(seconds=longest + _CLOCK_SECONDS)

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.clock import Clock
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import GrantRefused, OrchestratorError
 from orchestrator.grants.credential import Credential
 from orchestrator.grants.scope import OUTSIDE_VAULT, Scope
 from orchestrator.ledger.events import LeaseEvent, OrphansSwept
@@ -100,6 +100,8 @@ class Issued:
     vault_lease_id: str = ""
     valid_until: datetime | None = None
     revoke: Revoke | None = field(default=None, repr=False)
+    refused: GrantRefused | None = None
+    """Why nobody gets it although it was issued: it is on record, and taken back like any other."""
 
 
 class Issuer(Protocol):

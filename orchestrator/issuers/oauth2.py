@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from orchestrator.grants.fields import Name, OAuthScope, VaultPath
 from orchestrator.grants.oauth2 import ResourceIndicator
+from orchestrator.grants.scope import Scope
 from orchestrator.pep.fetching import confidential
 
 Url = Annotated[str, AfterValidator(confidential)]
@@ -129,6 +130,9 @@ class OAuth2Server(_Model):
     scope_in: Literal["answer", "token", "unsaid"] = "answer"
     """What says which scope a token has: the answer, or its own claim `scope`, `scp` or `roles`. `unsaid`: neither,
     where the issuer leaves it out if it is the one that was asked for (RFC 6749, 5.1)."""
+    revoke: bool | None = None
+    """Whether tokens are revoked when their step ends. Default: yes, but not in the flow `refresh_token`, where some
+    issuers revoke the refresh token along with the access token."""
     parameters: dict[Annotated[str, Field(pattern=r"^[a-z_]{1,64}$")], Text] = Field(default_factory=dict)
     """Further parameters of the request, such as Auth0's `audience`."""
 
@@ -146,6 +150,11 @@ class OAuth2Server(_Model):
             raise ValueError(f"`parameters` cannot have {', '.join(taken)}: the flow and the grant say those")
         return self
 
+    @property
+    def revokes(self) -> bool:
+        """Whether tokens are revoked when their step ends."""
+        return self.flow != "refresh_token" if self.revoke is None else self.revoke
+
     def keys(self) -> list[SigningKey]:
         """The transit keys that are signed with."""
         found = [self.client.key, self.assertion.key if self.assertion else None]
@@ -160,3 +169,21 @@ _OURS = frozenset(
     )
 )
 """Parameters that no declaration sets."""
+
+
+def beyond(server: OAuth2Server, scope: Scope) -> str | None:
+    """What a grant asks of a server although it is not declared for it; None where everything is.
+
+    A subject that is not known yet is not looked at.
+    """
+    if more := sorted(set(scope.scopes) - set(server.scopes)):
+        return f"the scope `{more[0]}`"
+    if scope.audience is not None and scope.audience not in server.resources:
+        return f"the resource `{scope.audience}`"
+    if more := sorted({str(each.get("type")) for each in scope.details} - set(server.detail_types)):
+        return f"details of the type `{more[0]}`"
+    if scope.subject is None or "${{" in scope.subject:
+        return None
+    if server.assertion is None or scope.subject not in server.assertion.subjects:
+        return f"a token on behalf of `{scope.subject}`"
+    return None

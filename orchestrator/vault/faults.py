@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from enum import Enum
 
-from orchestrator.errors import Refused, VaultUnreachable
+from orchestrator.errors import Refused, Unreachable, VaultUnreachable
 
 _NEVER_REACHED_DATABASE = re.compile(
     r"connect(?:ion)? refused|failed to connect|no such host|no such file or directory|the database system is "
@@ -53,7 +53,14 @@ class VaultRefused(Refused):
         self.path = path
 
 
-class VaultUnavailable(VaultUnreachable):
+class Unserved(Unreachable):
+    """A request that was not served. `retry_after` is in seconds, where the server said so."""
+
+    outcome: Outcome
+    retry_after: float | None = None
+
+
+class VaultUnavailable(VaultUnreachable, Unserved):
     """Vault did not serve the request. `retry_after` is in seconds, where Vault said so; `status` 0 is no answer."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""When a request to Vault is tried again: a decision over the error and the time that is left."""
+"""When a request to Vault, or another issuer, is tried again: a decision over the error and the time left."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
 
 from orchestrator.clock import Clock
-from orchestrator.vault.faults import Outcome, VaultUnavailable
+from orchestrator.vault.faults import Outcome, Unserved
 
 T = TypeVar("T")
 
@@ -24,15 +24,15 @@ _BACKOFF = wait_exponential_jitter(multiplier=0.1, max=5.0, jitter=0.1)
 
 def is_retryable(error: BaseException, *, repeatable: bool) -> bool:
     """Whether to try again. What is not `repeatable` is only tried again if it was certainly not done."""
-    if not isinstance(error, VaultUnavailable):
+    if not isinstance(error, Unserved):
         return False
     return error.outcome is Outcome.NOT_DONE or repeatable
 
 
 def wait_before_retry(state: RetryCallState) -> float:
-    """Seconds to wait: exponential with jitter, capped, and never less than Vault's own `Retry-After`."""
+    """Seconds to wait: exponential with jitter, capped, and never less than the server's own `Retry-After`."""
     error = state.outcome.exception() if state.outcome else None
-    asked = error.retry_after if isinstance(error, VaultUnavailable) else None
+    asked = error.retry_after if isinstance(error, Unserved) else None
     return max(_BACKOFF(state), asked or 0.0)
 
 
@@ -51,13 +51,13 @@ async def retrying(
     begun = clock.monotonic()
     try:
         return await call()
-    except VaultUnavailable as error:
+    except Unserved as error:
         failed = error
     return await _again(failed, call, begun, clock=clock, deadline=deadline, repeatable=repeatable, stop=stop)
 
 
 async def _again(
-    failed: VaultUnavailable,
+    failed: Unserved,
     call: Callable[[], Awaitable[T]],
     begun: float,
     *,
@@ -86,7 +86,7 @@ async def _again(
     def tell(state: RetryCallState) -> None:
         nonlocal told
         now, error = clock.monotonic(), state.outcome.exception() if state.outcome else None
-        if not told and isinstance(error, VaultUnavailable) and now - begun >= _TELL_AFTER:
+        if not told and isinstance(error, Unserved) and now - begun >= _TELL_AFTER:
             told = True
             _log.warning("%s; trying again for up to %.0fs", error.message, deadline - now)
 
