@@ -14,6 +14,7 @@ from orchestrator.errors import GrantRefused
 from orchestrator.issuers.oauth2 import KvSecret, OAuth2Server
 from orchestrator.ledger.ids import new_lease_id
 from orchestrator.secret import Secret
+from orchestrator.vault.faults import Outcome, VaultUnavailable
 from orchestrator.vault.fields import section
 
 ASSERTION_SECONDS = 60
@@ -64,7 +65,14 @@ class Client:
         request = self._request
 
         async def ask(method: str, path: str, payload: Mapping[str, Any] | None) -> Mapping[str, Any]:
-            return await request.vault.request(method, path, token=request.token, deadline=deadline, payload=payload)
+            try:
+                return await request.vault.request(
+                    method, path, token=request.token, deadline=deadline, payload=payload
+                )
+            except VaultUnavailable as error:  # whatever came of it, the issuer was not asked for anything
+                raise VaultUnavailable(
+                    error.message, outcome=Outcome.NOT_DONE, path=path, status=error.status, hint=error.hint
+                ) from None
 
         return ask
 

@@ -12,7 +12,7 @@ from orchestrator.credentials.issuers.oauth2.dpop import ProofKey
 from orchestrator.credentials.issuers.oauth2.ending import Ending
 from orchestrator.credentials.issuers.oauth2.endpoint import Form, IssuerRefused, Said, post, served
 from orchestrator.credentials.issuers.oauth2.metadata import Endpoints, Metadata
-from orchestrator.credentials.issuers.oauth2.refreshing import KeptToken
+from orchestrator.credentials.issuers.oauth2.refreshing import AUTHORISE, KeptToken
 from orchestrator.credentials.issuers.oauth2.requests import ACCESS_TOKEN, JWT, JWT_BEARER, TOKEN_EXCHANGE, wishes
 from orchestrator.credentials.issuers.oauth2.signing import TransitSigner
 from orchestrator.credentials.types import Issued, IssueRequest, Revocation, Revoke
@@ -57,15 +57,14 @@ class OAuth2Issuer:
         async with fetching.client(None, _MOST_SECONDS) as http:
             asking = _Asking(http, self._metadata, server, client, request, key)
             answer = await asking.answer()
-            endpoints = await self._metadata.endpoints(http, server)
-        wrong = problem(scope, server, answer)
+        wrong = asking.lost or problem(scope, server, answer)
         fields = {"token": answer.token} | ({} if key is None else {"dpop_key": key.private})
         return Issued(
             Credential(scope.name, scope.kind, answer.seconds, fields=fields),
             answer.seconds,
             subject=answer.subject,
             valid_until=request.clock.now() + timedelta(seconds=answer.seconds) if answer.seconds else None,
-            revoke=_revoke(server, answer, endpoints, client, request),
+            revoke=_revoke(server, answer, asking.endpoints, client, request),
             refused=None if wrong is None else _refused(request, *wrong),
         )
 
@@ -88,6 +87,10 @@ class _Asking:
         self._client = client
         self._request = request
         self._key = key
+        self.endpoints: Endpoints | None = None
+        """Where it was asked."""
+        self.lost: tuple[str, str] | None = None
+        """What became of a refresh token that could not be stored, and what to do about it."""
 
     async def answer(self) -> Given:
         """The answer, whatever it gives. Raises as `issue` does."""
@@ -122,7 +125,8 @@ class _Asking:
             await kept.give_back(held, None)
             raise kept.why(held, refusal.message) from refusal
         answer = self._given(document)
-        await kept.give_back(held, answer.refresh_token)
+        if not await kept.give_back(held, answer.refresh_token):
+            self.lost = "the refresh token that the issuer gave could not be stored", AUTHORISE
         return answer
 
     def _given(self, document: Mapping[str, Any]) -> Given:
@@ -154,7 +158,8 @@ class _Asking:
         deadline = request.attempt.deadline
 
         async def once() -> Said:
-            url = (await self._metadata.endpoints(self._http, self._server)).token
+            self.endpoints = await self._metadata.endpoints(self._http, self._server)
+            url = self.endpoints.token
             said = await self._posted(url, form)
             if self._key is not None and said.code == _NONCE and said.nonce is not None:
                 said = await self._posted(url, form, nonce=said.nonce)
@@ -187,7 +192,10 @@ def _refused(request: IssueRequest, message: str, hint: str) -> GrantRefused:
     return GrantRefused(message, grant=request.scope.name, path=request.scope.resource, by="orchestrator", hint=hint)
 
 
-def _revoke(server: OAuth2Server, answer: Given, endpoints: Endpoints, client: Client, request: IssueRequest) -> Revoke:
+def _revoke(
+    server: OAuth2Server, answer: Given, endpoints: Endpoints | None, client: Client, request: IssueRequest
+) -> Revoke:
+    assert endpoints is not None, "it was asked there"
     if not server.revokes:
 
         async def keep(deadline: float) -> Revocation:

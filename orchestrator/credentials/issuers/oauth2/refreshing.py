@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from orchestrator.credentials.faults import IssuerUnavailable
 from orchestrator.credentials.types import IssueRequest
-from orchestrator.errors import GrantRefused
+from orchestrator.errors import GrantRefused, OrchestratorError
 from orchestrator.issuers.oauth2 import KvSecret
 from orchestrator.secret import Secret
-from orchestrator.vault.faults import Outcome, VaultRefused
+from orchestrator.vault.faults import VaultRefused
 from orchestrator.vault.fields import section, whole_number
 
 IN_USE = "in_use_by"
@@ -69,25 +68,24 @@ class KeptToken:
                 raise self._refused(f"`{user}` is using the refresh token", "try again; or give the step more time")
             await asyncio.sleep(_PAUSE)
 
-    async def give_back(self, held: Held, successor: Secret | None) -> None:
-        """Keep the successor if there is one. Tried for longer than the step may take: it is lost otherwise.
+    async def give_back(self, held: Held, successor: Secret | None) -> bool:
+        """Keep the successor if there is one, and whether that was done: it is lost otherwise.
 
-        Raises IssuerUnavailable where it could not be stored.
+        Tried for longer than the step may take.
         """
         data = {**held.others, self._secret.key: (successor or held.token).reveal()}
         try:
             stored = await self._write(data, held.version, until=self._request.clock.monotonic() + _STORE_SECONDS)
-        except Exception as error:
-            raise IssuerUnavailable(_LOST, outcome=Outcome.UNKNOWN, hint=_AUTHORISE) from error
-        if stored is None and successor is not None:
-            raise IssuerUnavailable(_LOST, outcome=Outcome.UNKNOWN, hint=_AUTHORISE)
+        except OrchestratorError:
+            stored = None
+        return stored is not None or successor is None
 
     def why(self, held: Held, message: str) -> GrantRefused:
         """The issuer does not take the token: with what is known of who had it before."""
         if held.left_by is None:
-            return self._refused(message, _AUTHORISE)
+            return self._refused(message, AUTHORISE)
         return self._refused(
-            f"{message}; `{held.left_by}` used the refresh token before, and did not store what followed", _AUTHORISE
+            f"{message}; `{held.left_by}` used the refresh token before, and did not store what followed", AUTHORISE
         )
 
     async def _read(self) -> tuple[Mapping[str, Any], int]:
@@ -125,8 +123,7 @@ class KeptToken:
         return GrantRefused(message, grant=scope.name, path=self._secret.resource, by="orchestrator", hint=hint)
 
 
-_LOST = "the refresh token that the issuer gave could not be stored"
-_AUTHORISE = "have whoever owns the account agree again, and store the new refresh token in Vault"
+AUTHORISE = "have whoever owns the account agree again, and store the new refresh token in Vault"
 
 
 def _time(value: Any) -> datetime | None:
