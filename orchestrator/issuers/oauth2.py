@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -53,9 +54,23 @@ class SigningKey(_Model):
         return f"{self.mount}/sign/{self.name}"
 
     @property
+    def parameters(self) -> Mapping[str, str]:
+        """What a signature is asked for with, beside its `input` (Vault API, `POST /transit/sign/:name`)."""
+        return _SIGNING[self.algorithm]
+
+    @property
     def versions(self) -> str | None:
         """Where the API tells its newest version; None where nobody has to ask."""
         return None if self.key_id or self.certificate_sha256 else f"{self.mount}/keys/{self.name}"
+
+
+_SIGNING: Mapping[str, Mapping[str, str]] = {
+    "RS256": {"hash_algorithm": "sha2-256", "signature_algorithm": "pkcs1v15"},
+    "PS256": {"hash_algorithm": "sha2-256", "signature_algorithm": "pss", "salt_length": "hash"},
+    "ES256": {"hash_algorithm": "sha2-256", "marshaling_algorithm": "jws"},
+    "EdDSA": {},
+    "HS256": {},
+}
 
 
 class Client(_Model):
@@ -155,7 +170,7 @@ class OAuth2Server(_Model):
         """Whether tokens are revoked when their step ends."""
         return self.flow != "refresh_token" if self.revoke is None else self.revoke
 
-    def keys(self) -> list[SigningKey]:
+    def signing_keys(self) -> list[SigningKey]:
         """The transit keys that are signed with."""
         found = [self.client.key, self.assertion.key if self.assertion else None]
         return [key for key in found if key is not None]

@@ -39,7 +39,7 @@ class Mount(_Model):
 class TransitKey(_Model):
     """A signing key of the transit engine; the private part never leaves it."""
 
-    type: Literal["ecdsa-p256", "ed25519"] = "ecdsa-p256"
+    type: Literal["ecdsa-p256", "ed25519", "rsa-2048", "rsa-3072", "rsa-4096"] = "ecdsa-p256"
 
 
 class Runtime(_Model):

@@ -17,6 +17,7 @@ from orchestrator.provision.database.side import DatabaseSide
 from orchestrator.provision.declarations import Declarations, Runtime, load_declarations
 from orchestrator.provision.vault.admin import VaultAdmin
 from orchestrator.provision.vault.identity_tokens import identity_tokens
+from orchestrator.provision.vault.issuer_access import check_issuers
 from orchestrator.provision.vault.objects import VaultObject, change_of, desired_objects, new_password, write_object
 from orchestrator.provision.vault.step_policies import step_access
 from orchestrator.provision.vault.strangers import Strangers, strangers
@@ -132,7 +133,11 @@ def open_provisioning(
     declared, runtime_policy = load_declarations(declarations)
     mounts = {name for name, mount in declared.mounts.items() if mount.type == "database"}
     grants = compiled_grants(workflows, set(declared.connections), mounts)
-    access = [each.objects(declared.runtime.bound_cidrs) for each in step_access(workflows, declared.connections)]
+    check_issuers(workflows, declared)
+    access = [
+        each.objects(declared.runtime.bound_cidrs)
+        for each in step_access(workflows, declared.connections, declared.issuers)
+    ]
     signing = [*token_workflows(workflows, declared.transit_keys, token_issuer), *identity_tokens(workflows)]
     objects = desired_objects(declared, runtime_policy, access, grants, signing, endpoints or {})
     with ExitStack() as stack:

@@ -8,7 +8,7 @@ credentials of the steps, but none that is wider or lives longer.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.errors import UsageError
@@ -20,7 +20,9 @@ from orchestrator.grants.policy_names import (
     token_role_name,
 )
 from orchestrator.grants.scope import STEP_TOKEN_MARGIN, Scope
+from orchestrator.issuers.declared import DeclaredIssuer
 from orchestrator.planning.requests import scopes_of
+from orchestrator.provision.vault.issuer_access import rules_of
 from orchestrator.provision.vault.objects import DUTY_TTL, VaultObject
 from orchestrator.workflow.models.workflow import Workflow
 
@@ -82,13 +84,17 @@ class StepAccess:
         )
 
 
-def step_policy(scopes: Sequence[Scope]) -> str:
+def step_policy(scopes: Sequence[Scope], issuers: Mapping[str, DeclaredIssuer] | None = None) -> str:
     """The policy, as HCL, that lets a child token reach the paths of these scopes and nothing else.
 
-    Raises UsageError for a path that would mean more than itself (`*`, `+`, a quote).
+    `issuers` are those that are not Vault; of them it is what shows who asks. Raises UsageError for a path that would
+    mean more than itself (`*`, `+`, a quote), and for an issuer that is not declared.
     """
     rules = set()
     for scope in (form for whole in scopes for form in (whole, *map(whole.narrowed, whole.narrower))):
+        if scope.outside:
+            rules |= set(rules_of(_declared(scope, issuers or {})))
+            continue
         if not _PATH.fullmatch(scope.resource):
             raise UsageError(f"the path `{scope.resource}` of grant `{scope.name}` cannot stand in a Vault policy")
         if scope.kind == "token" and scope.profile != "identity":
@@ -98,7 +104,15 @@ def step_policy(scopes: Sequence[Scope]) -> str:
     return HEADER + "".join(sorted(rules))
 
 
-def step_access(workflows: Iterable[Workflow], connections: Iterable[str]) -> list[StepAccess]:
+def _declared(scope: Scope, issuers: Mapping[str, DeclaredIssuer]) -> DeclaredIssuer:
+    if (issuer := issuers.get(scope.issuer or "")) is None:
+        raise UsageError(f"the issuer `{scope.issuer}` of grant `{scope.name}` is not declared")
+    return issuer
+
+
+def step_access(
+    workflows: Iterable[Workflow], connections: Iterable[str], issuers: Mapping[str, DeclaredIssuer] | None = None
+) -> list[StepAccess]:
     """That of all steps that have grants, and of the broker's duties in each connection, by name.
 
     Raises UsageError where two steps would have one policy: the later would silently take the place of the earlier.
@@ -115,7 +129,7 @@ def step_access(workflows: Iterable[Workflow], connections: Iterable[str]) -> li
                     f"two steps would have the policy `{name}`", hint="give one of the workflows another name"
                 )
             ttl = max([step.timeout + STEP_TOKEN_MARGIN, *(scope.ttl for scope in scopes if not scope.outside)])
-            found[name] = StepAccess(name, step_policy(scopes), ttl)
+            found[name] = StepAccess(name, step_policy(scopes, issuers), ttl)
     for connection in connections:
         for duty in BROKER_DUTIES:
             role = Scope(duty, "database", f"database/creds/{duty_role_name(duty, connection)}", DUTY_TTL)

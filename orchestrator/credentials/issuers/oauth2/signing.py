@@ -17,20 +17,6 @@ Ask = Callable[[str, str, Mapping[str, Any] | None], Awaitable[Mapping[str, Any]
 _ROTATIONS = 5
 """How often the key may turn out to be another one than that which has signed, before no sense is seen in it."""
 
-_HOW: Mapping[str, Mapping[str, str]] = {
-    "RS256": {"hash_algorithm": "sha2-256", "signature_algorithm": "pkcs1v15"},
-    "PS256": {"hash_algorithm": "sha2-256", "signature_algorithm": "pss", "salt_length": "hash"},
-    "ES256": {"hash_algorithm": "sha2-256", "marshaling_algorithm": "jws"},
-    "EdDSA": {},
-    "HS256": {},
-}
-"""What the transit engine is told beside the input (Vault API, `POST /transit/sign/:name`), by JWS `alg`."""
-
-
-def sign_parameters(algorithm: str) -> Mapping[str, str]:
-    """What a signature is asked for with, beside its `input`."""
-    return _HOW[algorithm]
-
 
 class TransitSigner:
     """Knows which version of a key signs, so that it is asked for once and again after a rotation."""
@@ -43,7 +29,7 @@ class TransitSigner:
         for attempt in range(_ROTATIONS):
             version = await self._version(ask, key, refresh=attempt > 0)
             signed = f"{_base64url(_header(key, version, typ))}.{_base64url(claims)}"
-            payload = {"input": base64.b64encode(signed.encode()).decode(), **_HOW[key.algorithm]}
+            payload = {"input": base64.b64encode(signed.encode()).decode(), **key.parameters}
             data = section(await ask("post", key.resource, payload), "data", key.resource)
             _, by, signature = text(data, "hmac" if key.algorithm == "HS256" else "signature", key.resource).split(
                 ":", 2
