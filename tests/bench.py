@@ -30,6 +30,7 @@ from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.types import LeaseFilter, LeaseRecord
 from orchestrator.policy.engines.allow_all import AllowAllEngine
 from orchestrator.policy.types import PolicyEngine
+from orchestrator.provision.declarations import load_declarations
 from orchestrator.provision.service import Provisioning, compiled_grants, load_workflows, open_provisioning
 from orchestrator.provision.vault.step_policies import step_access
 from orchestrator.redaction.redactor import Redactor
@@ -91,7 +92,7 @@ class Bench:
             with self.provisioning([workflow]) as work:
                 work.apply(work.plan())
             return
-        for each in step_access([workflow], ()):
+        for each in step_access([workflow], (), load_declarations(self.declarations)[0].issuers):
             for wanted in each.objects():
                 self.vault.write_data(wanted.path, data=dict(wanted.payload))
 

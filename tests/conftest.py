@@ -18,14 +18,17 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import oauth
 import psycopg
 import pytest
 from bench import LEDGER_FILES, SETUPS, Bench, Setup, prepare
 from escaped import escaped_secrets, holds_secret
 from fork_server import ForkServer
 from hypothesis import settings
+from oauth import OAuth
 
 from orchestrator.clock import SystemClock
+from orchestrator.devstack.authorization.server import AuthorizationServer
 from orchestrator.devstack.openbao import OpenBao
 from orchestrator.devstack.postgres import Postgres
 from orchestrator.devstack.stack import DevStack, StackInfo
@@ -167,3 +170,20 @@ def nothing_escapes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     assert not seen, f"{len(seen)} processes had a secret among their arguments"
     written = [tmp_path_factory.getbasetemp(), Path(os.environ.get("ORCHESTRATOR_TEST_OUTPUT", "/nonexistent"))]
     assert escaped_secrets(written) == []
+
+
+@pytest.fixture(scope="session")
+def authorization_server(prepared: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuthorizationServer]:
+    """The session's authorization server, whose clients have their keys in the session's Vault."""
+    oauth.prepare_keys(prepared.vault)
+    identity = f"{prepared.info.vault_address}/v1/identity/oidc"
+    configuration = oauth.configuration(prepared.vault, identity)
+    with AuthorizationServer(tmp_path_factory.mktemp("authorization"), configuration) as server:
+        yield server
+
+
+@pytest.fixture
+def oauth_bench(bench: Bench, authorization_server: AuthorizationServer) -> Iterator[OAuth]:
+    """The authorization server for one test; no token of it may be left that counts."""
+    yield oauth.opened(bench, authorization_server)
+    authorization_server.behave()

@@ -59,7 +59,7 @@ class PostMessageParams(Params):
 
     output_types: ClassVar[Mapping[str, OutputType]] = {"ok": "bool", "channel": "string", "ts": "string"}
 
-    token: Annotated[str, GrantRef("secret", "dynamic"), Field(pattern=r"^[^.]+\.[^.]+$")] = Field(
+    token: Annotated[str, GrantRef("secret", "dynamic", "oauth2"), Field(pattern=r"^[^.]+\.[^.]+$")] = Field(
         description="`grant.field` that holds the bot token."
     )
     channel: Annotated[str, Field(min_length=1)] = Field(description="`#name` or an id.")

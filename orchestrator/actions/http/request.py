@@ -56,7 +56,7 @@ class RequestParams(Params):
     json_: Json = Field(default=None, alias="json", description="A JSON body.")
     form: dict[str, Scalar] | None = Field(default=None, description="A form body (x-www-form-urlencoded).")
     body: str | None = Field(default=None, description="A body as it is; set `content-type` in `headers`.")
-    bearer: Annotated[str, GrantRef("token", "secret", "dynamic")] | None = Field(
+    bearer: Annotated[str, GrantRef("token", "secret", "dynamic", "oauth2")] | None = Field(
         default=None, description="`grant` or `grant.field` (default field: `token`), sent as Authorization: Bearer."
     )
     expect: Annotated[list[Annotated[int, Field(ge=100, le=599)]], Field(min_length=1)] | None = Field(
