@@ -108,7 +108,7 @@ class OAuth:
 
     def asked(self) -> list[dict[str, Any]]:
         """The requests for tokens that the server has had."""
-        return [each for each in self.server.requests() if each["path"] == "/token"]
+        return [each for each in self.server.requests() if each["endpoint"] == "/token"]
 
     def kept(self, path: str) -> dict[str, Any]:
         """A secret in Vault, as it is now."""
