@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import extensions
@@ -19,9 +19,11 @@ from orchestrator.clock import Clock, SystemClock
 from orchestrator.credentials.broker import Broker
 from orchestrator.credentials.duties import DatabaseDuties
 from orchestrator.credentials.types import Confirm, Duties, Issuer
-from orchestrator.errors import ExitCode
+from orchestrator.errors import ExitCode, UnknownRun
 from orchestrator.jsontypes import JsonValue
+from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.opening import open_ledger
+from orchestrator.ledger.types import LedgerReader
 from orchestrator.network.webhooks import Webhooks
 from orchestrator.policy.types import ConnectedEngine, PolicyEngine
 from orchestrator.recovery.resumption import resume, run_once
@@ -101,6 +103,7 @@ async def open_services(
         grace=config.grace,
         token_issuer=config.token_issuer,
         issuers=config.issuers,
+        is_closed=partial(_is_closed, ledger),
         confirm=config.confirm,
         places=config.connection_leases,
     )
@@ -230,6 +233,14 @@ async def interruptible_services(
         async with open_services(config, redactor=redactor, observer=observer) as services:
             stack.enter_context(handled(interruptions))
             yield services, interruptions
+
+
+def _is_closed(reader: LedgerReader, lease_id: str) -> bool:
+    try:
+        lease = reader.lease(lease_id)
+    except UnknownRun:
+        return False
+    return lease is not None and lease.lease_id == lease_id and lease.state not in OPEN
 
 
 def _issuers() -> Callable[[str], Issuer]:

@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,8 @@ class OAuth:
     bench: Bench
     server: AuthorizationServer
     declared: dict[str, Any]
-    grants: list[str] = field(default_factory=list)
+    before: frozenset[str] = frozenset()
+    """The tokens that counted when the test began."""
 
     @property
     def file(self) -> Path:
@@ -105,6 +106,10 @@ class OAuth:
     def run(self, grant: str, *, timeout: str = "20s", url: str = "", **how: Any) -> RunOutcome:
         """One run of one step with that grant, provisioned as declared."""
         return self.bench.run(self.text(grant, timeout=timeout, url=url), issuers=self.issuers, **how)
+
+    def alive(self) -> list[dict[str, Any]]:
+        """The opaque tokens of this test that count now, and its refresh tokens."""
+        return [each for each in self.server.tokens() if each["sha256"] not in self.before]
 
     def asked(self) -> list[dict[str, Any]]:
         """The requests for tokens that the server has had."""
@@ -224,7 +229,8 @@ def opened(bench: Bench, server: AuthorizationServer) -> OAuth:
         target = folder / each.relative_to(bench.declarations)
         target.mkdir(exist_ok=True) if each.is_dir() else target.write_bytes(each.read_bytes())
     bench.vault.write_data("secret/data/oauth/client", data={"data": {"client_secret": SECRET}})
-    found = OAuth(replace(bench, declarations=folder), server, issuers_of(server.issuer))
+    before = frozenset(each["sha256"] for each in server.tokens())
+    found = OAuth(replace(bench, declarations=folder), server, issuers_of(server.issuer), before)
     found.declare("basic")
     return found
 

@@ -173,6 +173,7 @@ class Opening:
             remember=remember,
             token_issuer=broker.token_issuer,
             issuers=broker.issuers,
+            is_closed=self._is_closed,
         )
         self._in_flight[lease_id] = scope
         try:
@@ -216,6 +217,9 @@ class Opening:
         if scope.bindings and scope.connection:
             await self._bind(scope, scope.connection, issued.subject)
         return replace(issued.credential, ttl=ttl, version=version)
+
+    async def _is_closed(self, lease_id: str) -> bool:
+        return await asyncio.to_thread(self.broker.is_closed, lease_id)
 
     async def give_up_on(self, late: Sequence[asyncio.Task[Any]]) -> None:
         """Stop waiting for issuances that outlast even the grace, and for what fell over while it asked for them.

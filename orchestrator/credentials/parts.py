@@ -30,6 +30,8 @@ class BrokerParts:
     token_issuer: str | None = None
     issuers: Mapping[str, DeclaredIssuer] = field(default_factory=dict)
     """Those that are not Vault, by name, as an admin has declared them."""
+    is_closed: Callable[[str], bool] = lambda lease_id: False
+    """Whether a lease of this ledger has come to its end; asks the ledger."""
     duties: Duties | None = None
     confirm: Mapping[str, Confirm] = field(default_factory=dict)
     """By connection; the database where nothing is said."""

@@ -52,13 +52,17 @@ class Attempt:
     held_by_agent: bool = False
 
 
+async def _not_known(lease_id: str) -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class IssueRequest:
     """What an issuer needs: one scope, for one attempt, with the attempt's own Vault token.
 
     `remember` takes every secret that is handed out, at once; `token_issuer` is the `iss` of signed tokens;
     `issuers` are those that are not Vault, by name; `stop` is set when the attempt is being cancelled: no further try
-    is made then.
+    is made then; `is_closed` tells whether a lease of this ledger has come to its end.
     """
 
     scope: Scope
@@ -71,6 +75,7 @@ class IssueRequest:
     remember: Callable[[Secret], None]
     token_issuer: str | None = None
     issuers: Mapping[str, DeclaredIssuer] = field(default_factory=dict)
+    is_closed: Callable[[str], Awaitable[bool]] = _not_known
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,8 @@ from orchestrator.actions.catalog import catalog
 from orchestrator.assembly import RunnerConfig, open_services
 from orchestrator.clock import SystemClock
 from orchestrator.credentials.duties import DatabaseDuties
+from orchestrator.credentials.issuers.oauth2.refreshing import KeptToken
+from orchestrator.issuers.declared import load_issuers
 from orchestrator.ledger.events import Event, RunStarted
 from orchestrator.ledger.types import LedgerWriter
 from orchestrator.policy.engines.allow_all import AllowAllEngine
@@ -96,6 +98,7 @@ def config_of(given: dict[str, Any]) -> RunnerConfig:
         policy=AllowAllEngine(),
         endpoints=given["endpoints"],
         token_issuer=given["issuer"],
+        issuers=load_issuers(Path(given["issuers"])) if "issuers" in given else {},
         grace=given.get("grace", 5.0),
         dead_after=4.0,
         settle=LATER if given.get("later") else given.get("settle", 95.0),
@@ -115,7 +118,14 @@ async def work(services: Services, given: dict[str, Any]) -> int:
     return int((await run_once(services, request, Interruption())).exit_code)
 
 
+async def dies(*anything: Any) -> bool:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return False
+
+
 async def main(given: dict[str, Any]) -> int:
+    if given.get("dies_before_storing"):
+        KeptToken.give_back = dies  # type: ignore[method-assign]
     async with open_services(config_of(given), redactor=Redactor()) as services:
         point = given.get("point")
         if point is None:

@@ -52,7 +52,7 @@ def test_a_step_has_a_token_that_its_issuer_calls_inactive_afterwards(oauth_benc
     lease = lease_of(oauth_bench, outcome)
     assert lease.state is LeaseState.REVOKED
     assert events(oauth_bench, LeaseRevoked)[0].confirmed_by == "issuer"
-    assert oauth_bench.server.tokens() == []
+    assert oauth_bench.alive() == []
     assert lease.scope["scopes"] == ["read"]
     assert lease.scope["issuer"] == client
 
@@ -98,7 +98,7 @@ def test_the_issuer_itself_refuses_another_mailbox_and_another_scope(oauth_bench
     assert "refused by issuer" in failure(outcome)
     outcome = oauth_bench.run(f"issuer: bearer, scope: ['mail:send'], resource: {MAIL!r}, subject: {SUPPORT}, ttl: 60s")
     assert outcome.exit_code is ExitCode.REFUSED
-    assert oauth_bench.server.tokens() == []
+    assert oauth_bench.alive() == []
 
 
 def test_a_subject_may_come_from_the_run_and_is_held_against_the_declaration_then(oauth_bench: OAuth) -> None:
@@ -129,7 +129,7 @@ def test_a_bound_token_is_asked_for_with_the_proof_of_a_key(oauth_bench: OAuth) 
     done(oauth_bench.run("issuer: bound, scope: [read], proof: dpop, ttl: 60s"))
     refused = oauth_bench.run("issuer: bound, scope: [read], ttl: 60s")
     assert refused.exit_code is ExitCode.REFUSED
-    assert oauth_bench.server.tokens() == []
+    assert oauth_bench.alive() == []
 
 
 WRONG = [
@@ -152,7 +152,7 @@ def test_what_was_not_asked_for_is_refused_and_revoked(
     assert outcome.exit_code is ExitCode.REFUSED
     assert said in failure(outcome)
     assert lease_of(oauth_bench, outcome).state is LeaseState.REVOKED
-    assert oauth_bench.server.tokens() == [], "neither the token nor what came along with it"
+    assert oauth_bench.alive() == [], "neither the token nor what came along with it"
 
 
 def test_an_issuer_may_leave_out_the_scope_that_was_asked_for_where_that_is_declared(oauth_bench: OAuth) -> None:
@@ -251,7 +251,10 @@ def test_many_processes_use_one_refresh_token_one_after_the_other(oauth_bench: O
         async with open_services(
             oauth_bench.bench.config(issuers=oauth_bench.issuers), redactor=Redactor()
         ) as services:
-            requests = [RunRequest(run_id=new_run_id(), loaded=loaded, inputs=bind_inputs(loaded.workflow, {})) for _ in range(5)]
+            requests = [
+                RunRequest(run_id=new_run_id(), loaded=loaded, inputs=bind_inputs(loaded.workflow, {}))
+                for _ in range(5)
+            ]
             return list(await asyncio.gather(*(Runner(services).run(each) for each in requests)))
 
     for outcome in asyncio.run(all_at_once()):

@@ -58,7 +58,7 @@ class KeptToken:
                 raise self._refused(f"the secret has no text under `{self._secret.key}`", "store a refresh token there")
             user, since = data.get(IN_USE), _time(data.get(SINCE))
             others = {name: value for name, value in data.items() if name not in (IN_USE, SINCE, self._secret.key)}
-            if not user or since is None or request.clock.now() - since > _ABANDONED:
+            if not user or since is None or await self._left(str(user), since):
                 held = Held(Secret(token), version, others, str(user) if user else None)
                 request.remember(held.token)
                 mark = {IN_USE: who, SINCE: request.clock.now().isoformat()}
@@ -87,6 +87,10 @@ class KeptToken:
         return self._refused(
             f"{message}; `{held.left_by}` used the refresh token before, and did not store what followed", AUTHORISE
         )
+
+    async def _left(self, user: str, since: datetime) -> bool:
+        """Whether who had it is not coming back: its lease is closed, or of another ledger and far too old."""
+        return self._request.clock.now() - since > _ABANDONED or await self._request.is_closed(user)
 
     async def _read(self) -> tuple[Mapping[str, Any], int]:
         request, path = self._request, self._secret.resource
