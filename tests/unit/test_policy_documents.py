@@ -120,6 +120,7 @@ steps:
       mq: { kind: dynamic, path: rabbitmq/creds/x, on_expiry: reissue, overlap: 5s }
       api: { kind: token, audience: crm, scope: [read], details: [ { type: record, identifier: '1' } ] }
       id: { kind: token, audience: crm, scope: [read], profile: identity }
+      mail: { kind: oauth2, issuer: google, scope: [read], subject: support@shop.example, proof: dpop }
     with: { command: [/bin/true], credentials: { files: { A: db, B: mq } } }
 """
         loaded = load_text(text, filename="test.yaml", actions=catalog)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
 from orchestrator.credentials.closing import gone_after_sweep
+from orchestrator.credentials.faults import IssuerUnavailable
+from orchestrator.credentials.issuers.oauth2.endpoint import IssuerRefused
 from orchestrator.credentials.refusals import not_issued
 from orchestrator.credentials.types import LeaseHandle
 from orchestrator.errors import GrantRefused, LedgerError, OrchestratorError, Unreachable, VaultUnreachable
@@ -13,6 +17,7 @@ from orchestrator.ledger.lease import LeaseState
 from orchestrator.vault.faults import Outcome, VaultRefused, VaultUnavailable
 
 SCOPE = Scope("db", "database", "database/creds/reader", 60, "support", "reader")
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 OURS, ANOTHER = "orc_read-k3v9aa_aaaaaaaa", "orc_read-k3v9aa_bbbbbbbb"
 
 
@@ -59,13 +64,16 @@ def test_a_sweep_proves_gone_only_what_nobody_can_be_creating(
         (VaultRefused("no", status=403, path="x"), LeaseState.DENIED, GrantRefused, ""),
         (Unreachable("no"), LeaseState.FAILED, Unreachable, ""),
         (LedgerError("no"), LeaseState.FAILED, LedgerError, ""),
+        (IssuerUnavailable("no", outcome=Outcome.UNKNOWN), LeaseState.REVOKING, Unreachable, "answered"),
+        (IssuerUnavailable("no", outcome=Outcome.NOT_DONE), LeaseState.FAILED, Unreachable, ""),
+        (IssuerRefused("no", code="invalid_scope"), LeaseState.DENIED, GrantRefused, ""),
     ],
     ids=lambda value: getattr(value, "__name__", None) or str(value),
 )
 def test_what_was_not_issued_is_told_and_what_may_exist_is_kept(
     error: OrchestratorError, state: LeaseState, raised: type[OrchestratorError], left: str
 ) -> None:
-    outcome = not_issued("lease_1", SCOPE, "step `read`: grant `db`", error)
+    outcome = not_issued("lease_1", SCOPE, "step `read`: grant `db`", error, NOW)
     assert outcome.event.to is state
     assert type(outcome.error) is raised
     assert (outcome.left is not None) is bool(left)
@@ -73,3 +81,4 @@ def test_what_was_not_issued_is_told_and_what_may_exist_is_kept(
         assert outcome.left.unknown
         assert outcome.left.answered is (left == "answered")
         assert outcome.left.connection == "support"
+        assert outcome.left.valid_until == NOW + timedelta(seconds=SCOPE.ttl)
