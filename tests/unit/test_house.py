@@ -29,7 +29,7 @@ def drawn(text: str) -> list[str]:
     above: list[str] = []
     found = []
     for line in picture.splitlines():
-        match = re.match(r"( *)([a-z_]+)/", line)
+        match = re.match(r"( *)([a-z][a-z0-9_]*)/", line)
         assert match, f"a line of the map names no folder: {line!r}"
         level = len(match[1]) // 2
         above = [*above[:level], match[2]]
