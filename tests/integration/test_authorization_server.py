@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from authorization import (
     ALICE,
+    CLIENT_KEY,
     CONFIGURATION,
     FILES,
     GRANT,
     MAIL,
     PEOPLE,
+    PEOPLE_KEY,
     READ,
     ROBOT,
     SECRETS,
@@ -32,6 +36,7 @@ from authorization import (
     sha256,
 )
 from joserfc.jwk import ECKey
+from pep_issuer import issuer_server, json_of
 from waiting import wait_for
 
 from orchestrator.clock import SystemClock
@@ -374,6 +379,30 @@ def test_a_signed_token_can_neither_be_introspected_nor_revoked(http: httpx.Clie
     token = granted(http.post("/token", auth=BASIC, data=credentials_form(READ, MAIL)))["access_token"]
     for path in ("/token/introspection", "/token/revocation"):
         assert refused(http.post(path, auth=BASIC, data={"token": token})) == (400, "unsupported_token_type")
+
+
+def test_keys_may_be_fetched_from_where_they_are_published(tmp_path: Path) -> None:
+    with issuer_server() as published:
+        uri = f"{published.url}/jwks"
+        published.answers["/jwks"] = json_of({"keys": [key.as_dict(private=False) for key in (CLIENT_KEY, PEOPLE_KEY)]})
+        clients = tuple(
+            replace(each, jwks=None, jwks_uri=uri) if each.client_id == "key" else each
+            for each in CONFIGURATION.clients
+        )
+        people = replace(CONFIGURATION.issuers[0], jwks=None, jwks_uri=uri)
+        changed = replace(CONFIGURATION, clients=clients, issuers=(people,))
+        with AuthorizationServer(tmp_path, changed) as server:
+            answer = granted(httpx.post(server.token_endpoint, data=exchange(server), trust_env=False))
+            assert claims_of(answer["access_token"])["sub"] == SUPPORT
+
+
+def test_more_than_may_be_had_can_be_refused(tmp_path: Path) -> None:
+    with AuthorizationServer(tmp_path, replace(CONFIGURATION, refuse_excess_scope=True)) as server:
+        form = credentials_form(f"{READ} mail.settings", MAIL)
+        answer = httpx.post(server.token_endpoint, auth=BASIC, data=form, trust_env=False)
+        assert refused(answer) == (400, "invalid_scope")
+        form = exchange(server, scope=f"{READ} mail.settings")
+        assert refused(httpx.post(server.token_endpoint, data=form, trust_env=False)) == (401, "unauthorized_client")
 
 
 def test_the_log_tells_what_was_asked_and_no_secret(server: AuthorizationServer, http: httpx.Client) -> None:

@@ -47,7 +47,8 @@ class Use(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """`secret` is for the methods with one (32 characters at least for `client_secret_jwt`), `jwks` for private keys.
+    """`secret` is for the methods with one (32 characters at least for `client_secret_jwt`), and for private keys one
+    of `jwks` and `jwks_uri`.
 
     `scopes`: those it may have, None for all; what else it asks for is left out silently, unless the configuration
     refuses it. `default_resource`: for requests that name none. `introspects`: the audiences whose tokens it may
@@ -59,6 +60,7 @@ class Client:
     grant_types: tuple[GrantType, ...] = (GrantType.CLIENT_CREDENTIALS,)
     secret: Secret | None = None
     jwks: JsonObject | None = None
+    jwks_uri: str | None = None
     scopes: tuple[str, ...] | None = None
     details_types: tuple[str, ...] = ()
     default_resource: str | None = None
@@ -74,6 +76,7 @@ class Client:
             "grant_types": list(self.grant_types),
             "secret": self.secret.reveal() if self.secret else None,
             "jwks": self.jwks,
+            "jwks_uri": self.jwks_uri,
             "scopes": None if self.scopes is None else list(self.scopes),
             "details_types": list(self.details_types),
             "default_resource": self.default_resource,

@@ -20,6 +20,7 @@ function metadata(client) {
     client_id: client.client_id,
     client_secret: client.secret ?? undefined,
     jwks: client.jwks ?? undefined,
+    jwks_uri: client.jwks_uri ?? undefined,
     grant_types: client.grant_types,
     redirect_uris: [],
     response_types: [],
@@ -79,6 +80,8 @@ export function providerConfiguration(config, keys, store) {
     clockTolerance: 0,
     cookies: { keys: [randomBytes(16).toString('hex')] },
     extraTokenClaims: (ctx) => (ctx?.state.actor ? { act: ctx.state.actor } : undefined),
+    // Without the dispatcher that refuses addresses of this machine: that is where all others of the stack are.
+    fetch: (url, { dispatcher, ...options }) => globalThis.fetch(url, options),
     findAccount: (ctx, id) => (
       config.accounts.includes(id) ? { accountId: id, claims: () => ({ sub: id }) } : undefined
     ),
