@@ -18,6 +18,7 @@ from orchestrator.jsontypes import JsonObject
 from orchestrator.pep.access import AccessToken, details_of, scope_of
 from orchestrator.pep.errors import IssuerUnreachable, Reason, TokenRefused
 from orchestrator.pep.fetching import client, confidential, json_object
+from orchestrator.pep.jwt.claims import Expected, check
 from orchestrator.secret import Secret
 
 _MOST_KEPT = 1000
@@ -95,6 +96,13 @@ class Introspection:
                 self._kept.popitem(last=False)
         return confirmed
 
+    async def identify(self, text: str, expected: Expected) -> AccessToken:
+        """The token behind a text that says nothing by itself: what the issuer says of it, if that is what is expected.
+
+        Raises TokenRefused, and IssuerUnreachable for whatever is no clear answer.
+        """
+        return described(await self._ask(text), text, expected, self.clock.now().timestamp())
+
     async def aclose(self) -> None:
         """Close the connections."""
         if self._client is not None:
@@ -112,6 +120,22 @@ class Introspection:
         )
         answer = await json_object(self._client, request, most_bytes=self.most_bytes, seconds=self.time_out)
         return answer.document
+
+
+def described(answer: JsonObject, text: str, expected: Expected, now: float) -> AccessToken:
+    """An opaque token by its description (RFC 7662, 2.2). Raises TokenRefused, IssuerUnreachable.
+
+    It must name its issuer, for whom it is, when it ends and whose client has it. Where no `sub` is told, the client
+    acts for itself; where no `jti`, the digest of the text is its id.
+    """
+    active = answer.get("active")
+    if active is False:
+        raise TokenRefused(Reason.REVOKED, "it is not active any more")
+    if active is not True:
+        raise IssuerUnreachable("the issuer does not say whether the token is active")
+    client = answer.get("client_id")
+    told = {"jti": hashlib.sha256(text.encode()).hexdigest()[:32], "sub": client, **answer}
+    return AccessToken.of(check(told, expected, now))
 
 
 def judge(answer: JsonObject, token: AccessToken) -> AccessToken:
