@@ -1,4 +1,4 @@
-"""The sample HTTP services as a child process: started, told what they need, stopped."""
+"""The sample HTTP services, and the mail service, as child processes: started, told what they need, stopped."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import json
 import os
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from orchestrator.devstack.process import last_lines, start, stop
+from orchestrator.devstack.services.mail.scopes import AUDIENCE as MAIL_AUDIENCE
 from orchestrator.errors import Unreachable
 from orchestrator.secret import Secret
 
@@ -28,22 +30,16 @@ class SlackBot:
 
 
 @dataclass
-class SampleServices:
-    """Token issuer, translation API, CRM and Slack stand-in, each on a free port of 127.0.0.1.
-
-    `vault_token` may read the public part of the transit key `key` and nothing else. `admin_token`
-    opens `/_admin/...` of each service. Use as a context manager.
-    """
+class ServiceProcess(ABC):
+    """`orchestrator.devstack.services` as a child process, its log below `directory`. Use as a context manager."""
 
     directory: Path
-    vault_address: str
-    vault_token: Secret
-    key: str
-    audience: str
-    admin_token: Secret
-    bots: tuple[SlackBot, ...]
-    ports: Mapping[str, int] = field(default_factory=dict)
-    _process: subprocess.Popen[bytes] | None = None
+    ports: Mapping[str, int] = field(default_factory=dict, init=False)
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    @abstractmethod
+    def configuration(self) -> dict[str, Any]:
+        """What the process is told. It holds secrets: standard input keeps them to itself, arguments would not."""
 
     @property
     def log(self) -> Path:
@@ -57,10 +53,6 @@ class SampleServices:
             raise Unreachable("the sample services are not running")
         return self._process.pid
 
-    def url(self, service: str) -> str:
-        """The address of `issuer`, `translation`, `crm` or `slack`."""
-        return f"http://127.0.0.1:{self.ports[service]}"
-
     def __enter__(self) -> Self:
         """Start them and wait until they answer. Raises Unreachable with the end of their log."""
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -71,7 +63,7 @@ class SampleServices:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            process.stdin.write(self._configuration())
+            process.stdin.write(json.dumps(self.configuration()).encode() + b"\n")
             process.stdin.close()
             self.ports = json.loads(process.stdout.readline())
         except (BrokenPipeError, ValueError) as error:
@@ -90,9 +82,29 @@ class SampleServices:
             stop(self._process)
             self._process = None
 
-    def _configuration(self) -> bytes:
-        """On standard input: neither arguments nor a file would keep a token to themselves."""
-        configuration = {
+
+@dataclass
+class SampleServices(ServiceProcess):
+    """Token issuer, translation API, CRM and Slack stand-in, each on a free port of 127.0.0.1.
+
+    `vault_token` may read the public part of the transit key `key` and nothing else. `admin_token`
+    opens `/_admin/...` of each service.
+    """
+
+    vault_address: str
+    vault_token: Secret
+    key: str
+    audience: str
+    admin_token: Secret
+    bots: tuple[SlackBot, ...]
+
+    def url(self, service: str) -> str:
+        """The address of `issuer`, `translation`, `crm` or `slack`."""
+        return f"http://127.0.0.1:{self.ports[service]}"
+
+    def configuration(self) -> dict[str, Any]:
+        """As the process reads it."""
+        return {
             "vault_address": self.vault_address,
             "vault_token": self.vault_token.reveal(),
             "key": self.key,
@@ -103,4 +115,38 @@ class SampleServices:
                 for bot in self.bots
             },
         }
-        return json.dumps(configuration).encode() + b"\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Introspecting:
+    """As which client the mail service asks the authorization server about opaque tokens, and where."""
+
+    url: str
+    client_id: str
+    secret: Secret
+
+
+@dataclass
+class MailService(ServiceProcess):
+    """The Gmail API over sample mailboxes, on a free port of 127.0.0.1.
+
+    It takes the access tokens of `issuer` for `audience`. Without `introspecting` only signed ones. `admin_token` opens
+    `/_admin/...`, where what was asked and decided can be read.
+    """
+
+    issuer: str
+    admin_token: Secret
+    introspecting: Introspecting | None = None
+    audience: str = MAIL_AUDIENCE
+
+    @property
+    def url(self) -> str:
+        """The address; the API is below `/gmail/v1/`."""
+        return f"http://127.0.0.1:{self.ports['mail']}"
+
+    def configuration(self) -> dict[str, Any]:
+        """As the process reads it."""
+        asks = self.introspecting
+        introspection = asks and {"url": asks.url, "client_id": asks.client_id, "secret": asks.secret.reveal()}
+        mail = {"issuer": self.issuer, "audience": self.audience, "introspection": introspection}
+        return {"mail": {**mail, "admin_token": self.admin_token.reveal()}}

@@ -1,4 +1,4 @@
-"""`python -m orchestrator.devstack.services`: all sample services in one process, each on its own port.
+"""`python -m orchestrator.devstack.services`: the sample services, or the mail service, each on a port of its own.
 
 What it needs comes as one JSON object on standard input, so that no token is among its arguments.
 Once all of them can be connected to it prints their ports, by name, as one JSON object.
@@ -18,11 +18,16 @@ from starlette.applications import Starlette
 from orchestrator.devstack.services import crm
 from orchestrator.devstack.services.admin import Backdoor
 from orchestrator.devstack.services.issuer import issuer_app
+from orchestrator.devstack.services.mail.api import mail_app
+from orchestrator.devstack.services.mail.samples import sample_system
+from orchestrator.devstack.services.mail.tokens import Tokens
 from orchestrator.devstack.services.slack import Bot, slack_app
 from orchestrator.devstack.services.translation import translation_app
 from orchestrator.pep.access import access_tokens
+from orchestrator.pep.introspection import Basic, Introspection
 from orchestrator.pep.protection import Protection
 from orchestrator.pep.sources import IssuerKeys, Upkeep
+from orchestrator.secret import Secret
 
 SERVICES = ("issuer", "translation", "crm", "slack")
 _LEEWAY = 2
@@ -59,12 +64,25 @@ def listen() -> socket.socket:
     return listener
 
 
+def mail_service(config: dict[str, Any]) -> Starlette:
+    """Takes the tokens of one authorization server: signed ones by its keys, opaque ones by asking it."""
+    issuer = config["issuer"]
+    expected = access_tokens(issuer, config["audience"], algorithms=frozenset({"ES256", "RS256"}), leeway=_LEEWAY)
+    protection = Protection(expected, IssuerKeys.discovered(issuer, upkeep=_UPKEEP), realm="mail")
+    introspection = None
+    if (asked := config["introspection"]) is not None:
+        introspection = Introspection(asked["url"], Basic(asked["client_id"], Secret(asked["secret"])))
+    return mail_app(sample_system(), Tokens(protection, introspection), Backdoor(config["admin_token"]))
+
+
 async def serve(config: dict[str, Any]) -> None:
     """Serve until a signal comes."""
-    listeners = {name: listen() for name in SERVICES}
+    mail = config.get("mail")
+    listeners = {name: listen() for name in (SERVICES if mail is None else ("mail",))}
     ports = {name: listener.getsockname()[1] for name, listener in listeners.items()}
+    served = apps(config, f"http://127.0.0.1:{ports['issuer']}") if mail is None else {"mail": mail_service(mail)}
     servers = []
-    for name, app in apps(config, f"http://127.0.0.1:{ports['issuer']}").items():
+    for name, app in served.items():
         settings = uvicorn.Config(
             app, log_level="warning", lifespan="off", access_log=False, timeout_graceful_shutdown=2
         )

@@ -1,0 +1,1 @@
+"""A mail service with the paths, documents and errors of the Gmail API, over mailboxes with sample mails."""
