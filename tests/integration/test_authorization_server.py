@@ -320,6 +320,17 @@ def test_a_refresh_token_gives_no_more_than_was_granted(server: AuthorizationSer
     assert refused(http.post("/token", auth=REFRESHER, data=form)) == (400, "invalid_scope")
 
 
+@pytest.mark.parametrize(
+    ("client", "account", "resource"),
+    [("nobody", SUPPORT, FILES), ("refresher", "gone@shop.example", FILES), ("refresher", SUPPORT, MAIL + "x")],
+)
+def test_a_first_refresh_token_is_only_for_what_there_is(
+    server: AuthorizationServer, client: str, account: str, resource: str
+) -> None:
+    with pytest.raises(httpx.HTTPStatusError, match="400"):
+        server.refresh_token(client, account, "read", resource=resource)
+
+
 def test_a_token_is_bound_to_the_key_of_a_proof(server: AuthorizationServer, http: httpx.Client) -> None:
     key = ECKey.generate_key("P-256")
     auth = ("bound", SECRETS["basic"])

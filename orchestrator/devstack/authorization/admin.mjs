@@ -16,8 +16,11 @@ export function adminRoutes(provider, { config, store, log, misbehaviours }) {
     'GET /_admin/state': () => ({ requests: log, tokens: store.tokens(), misbehaviours: misbehaviours.planned() }),
     'POST /_admin/misbehaviours': (wishes) => misbehaviours.plan(wishes),
     'DELETE /_admin/misbehaviours': () => misbehaviours.clear(),
-    'POST /_admin/refresh-tokens': async (wish) => {
+    'POST /_admin/refresh-tokens': async (wish, ctx) => {
       const client = await provider.Client.find(wish.client_id);
+      ctx.assert(client, 400, 'no such client');
+      ctx.assert(config.accounts.includes(wish.account), 400, 'no such account');
+      ctx.assert(config.resources.some(({ indicator }) => indicator === wish.resource), 400, 'no such resource');
       return { refresh_token: await mintRefreshToken(provider, client, wish) };
     },
   };
@@ -29,7 +32,7 @@ export function adminRoutes(provider, { config, store, log, misbehaviours }) {
       ctx.status = 404;
       return undefined;
     }
-    const answer = await route(ctx.method === 'POST' ? await json(ctx.req) : undefined);
+    const answer = await route(ctx.method === 'POST' ? await json(ctx.req) : undefined, ctx);
     if (answer === undefined) ctx.status = 204;
     else ctx.body = answer;
     return undefined;
