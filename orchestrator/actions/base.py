@@ -6,12 +6,14 @@ that a package of somebody else's adds one without touching this repository.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict
+from pydantic.config import JsonDict
 
 from orchestrator.actions.confinement import available_parts
 from orchestrator.actions.handover import Handover, Recipient
@@ -21,6 +23,12 @@ from orchestrator.redaction.redactor import Redactor
 
 OutputType = Literal["string", "int", "double", "bool", "list", "map", "maps"]
 """A key of an output, as expressions see it; `maps` is a list of maps."""
+
+
+LITERAL: JsonDict = {"$comment": "no expressions"}
+"""Marks, in a JSON Schema, a model in which no expression may be."""
+
+_REFERENCE = re.compile(r"[a-z][a-z0-9_-]{0,62}\.[^.\s]+")
 
 
 class Params(BaseModel):
@@ -35,6 +43,9 @@ class Params(BaseModel):
     fixed: ClassVar[frozenset[str]] = frozenset()
     """Parameters that say what is done, or are read as a language (SQL, a program's name): nothing that an agent
     chooses when it calls a tool may be in them. All others take such values as data."""
+
+    literal: ClassVar[frozenset[str]] = frozenset()
+    """Parameters in which no expression may be."""
 
     urls: ClassVar[frozenset[str]] = frozenset()
     """Parameters in which they are percent-encoded, as a part of the path or of the query."""
@@ -52,15 +63,27 @@ class GrantRef:
 
     `kinds` are the kinds it may be of. Where a parameter may name one field of the grant it is
     written `grant.field`. `anew`: where it names the whole grant, the action passes on what is issued
-    anew for it while it runs (see `StepContext.handover`).
+    anew for it while it runs (see `StepContext.handover`). `or_text`: what is not written `grant.field`
+    is a constant text.
     """
 
     kinds: tuple[str, ...]
     anew: bool
+    or_text: bool
 
-    def __init__(self, *kinds: str, anew: bool = False) -> None:
+    def __init__(self, *kinds: str, anew: bool = False, or_text: bool = False) -> None:
         object.__setattr__(self, "kinds", kinds)
         object.__setattr__(self, "anew", anew)
+        object.__setattr__(self, "or_text", or_text)
+
+    @staticmethod
+    def is_reference(text: str) -> bool:
+        """Whether a text is written as `grant.field`."""
+        return _REFERENCE.fullmatch(text) is not None
+
+    def refers(self, text: str) -> bool:
+        """Whether a value of the parameter names a grant."""
+        return not self.or_text or self.is_reference(text)
 
 
 @dataclass(frozen=True, slots=True)

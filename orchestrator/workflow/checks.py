@@ -204,6 +204,9 @@ def _action(source: Source, base: Path, step: Mapping[str, Any], actions: Action
         return
     given = step.get("with", {})
     if isinstance(given, dict):
+        for parameter in sorted(getattr(model, "literal", frozenset()) & given.keys()):
+            for path, _, _ in _expressions(source, given[parameter], (*base, "with", parameter)):
+                source.report(path, f"`{parameter}` of {name} takes no expression", "write it out in the file")
         try:
             model.model_validate(given)
         except ValidationError as error:

@@ -64,14 +64,15 @@ def _of_value(annotation: Any, value: Any, path: Path) -> Iterator[GrantReferenc
         inner, *marks = get_args(annotation)
         mark = next((mark for mark in marks if isinstance(getattr(mark, "kinds", None), tuple)), None)
         if mark is not None:
-            if isinstance(value, str) and "${{" not in value:
+            refers = getattr(mark, "refers", lambda text: True)
+            if isinstance(value, str) and "${{" not in value and refers(value):
                 anew = bool(getattr(mark, "anew", False)) and "." not in value
                 yield GrantReference(path, value, mark.kinds, anew)
             return
         annotation = inner
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield from _of_model(annotation, value, path)
-    elif isinstance(value, dict) and get_origin(annotation) is not None and len(get_args(annotation)) == 2:
+    elif isinstance(value, dict) and isinstance(origin := get_origin(annotation), type) and issubclass(origin, Mapping):
         for key, item in value.items():
             yield from _of_value(get_args(annotation)[1], item, (*path, key))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.workflow.models.workflow import Workflow
@@ -9,6 +10,9 @@ from orchestrator.workflow.tools.checks import OF_STEPS
 
 if TYPE_CHECKING:
     from orchestrator.workflow.parameters import ActionCatalog
+
+NO_EXPRESSIONS = "no expressions"
+"""The comment on a model of an action's in which no expression may be."""
 
 _EXPRESSION = {"type": "string", "pattern": r"\$\{\{"}
 
@@ -28,7 +32,8 @@ def json_schema(actions: ActionCatalog) -> dict[str, Any]:
         if model is None:
             continue
         parameters = model.model_json_schema(by_alias=True, ref_template="#/$defs/" + name + "/$defs/{model}")
-        definitions[name] = _with_expressions(parameters)
+        literal: frozenset[str] = getattr(model, "literal", frozenset())
+        definitions[name] = _with_expressions(parameters, literal)
         step["allOf"].append(
             {
                 "if": {"properties": {"action": {"const": name}}, "required": ["action"]},
@@ -47,11 +52,15 @@ def json_schema(actions: ActionCatalog) -> dict[str, Any]:
     }
 
 
-def _with_expressions(schema: dict[str, Any]) -> dict[str, Any]:
-    """Any parameter may be given by an expression instead."""
+def _with_expressions(schema: dict[str, Any], literal: Collection[str] = ()) -> dict[str, Any]:
+    """Any parameter may be given by an expression instead, except those that are `literal`."""
+    if schema.get("$comment") == NO_EXPRESSIONS:
+        return schema
     changed = dict(schema)
     if "properties" in changed:
-        changed["properties"] = {name: _or_expression(part) for name, part in changed["properties"].items()}
+        changed["properties"] = {
+            name: part if name in literal else _or_expression(part) for name, part in changed["properties"].items()
+        }
     if "$defs" in changed:
         changed["$defs"] = {name: _with_expressions(part) for name, part in changed["$defs"].items()}
     return changed

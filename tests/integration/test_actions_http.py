@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from http_service import Service, serving
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from orchestrator.actions.base import StepContext
 from orchestrator.actions.http.answer import body_of
+from orchestrator.actions.http.auth import Private
 from orchestrator.actions.http.request import Request, RequestParams
 from orchestrator.actions.http.transfer import Incoming, Outgoing, redirected
 from orchestrator.errors import StepFailed
@@ -29,77 +27,6 @@ from orchestrator.network.charsets import known_character_sets
 from orchestrator.secret import Secret
 
 TOKEN = "canary-token.7f3a9-xyz"
-
-
-@dataclass
-class Received:
-    method: str
-    path: str
-    headers: dict[str, str]
-    body: bytes
-
-
-@dataclass
-class Service:
-    """A server that answers with what its routes say and remembers what it was sent."""
-
-    url: str = ""
-    routes: dict[str, tuple[int, dict[str, str], bytes]] = field(default_factory=dict)
-    received: list[Received] = field(default_factory=list)
-    hold: threading.Event = field(default_factory=threading.Event)
-
-    def answers(self, path: str, status: int = 200, body: bytes = b"", **headers: str) -> None:
-        self.routes[path] = (status, {name.replace("_", "-"): value for name, value in headers.items()}, body)
-
-
-@contextmanager
-def serving() -> Iterator[Service]:
-    service = Service()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def answer(self) -> None:
-            body = self.rfile.read(int(self.headers.get("content-length", 0)))
-            headers = {name.lower(): value for name, value in self.headers.items()}
-            service.received.append(Received(self.command, self.path, headers, body))
-            path = self.path.partition("?")[0]
-            if path == "/hold":
-                service.hold.wait(60)
-            if path == "/endless":
-                self.send_response(200)
-                self.end_headers()
-                try:
-                    while not service.hold.is_set():
-                        self.wfile.write(b"x" * 65536)
-                except OSError:
-                    self.close_connection = True
-                return
-            status, answer_headers, content = service.routes.get(path, (404, {}, b""))
-            self.send_response(status)
-            for name, value in answer_headers.items():
-                self.send_header(name, value)
-            self.send_header("content-length", str(len(content)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(content)
-
-        do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = answer  # noqa: N815 -- the names that http.server wants
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    service.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield service
-    finally:
-        service.hold.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @pytest.fixture
@@ -389,9 +316,14 @@ async def test_endless_redirects_stop(service: Service) -> None:
     "location", ["https://api.example/x", "http://api.example:8080/x", "http://api.example.evil/x", "//other/x"]
 )
 def test_another_scheme_port_or_host_is_another_origin(location: str) -> None:
-    start = Outgoing("GET", "http://api.example/x", {"x-key": "1"}, bearer=Secret(TOKEN))
+    start = Outgoing(
+        "GET",
+        "http://api.example/x",
+        {"x-key": "1"},
+        private=Private({"authorization": Secret(TOKEN)}, known=(Secret(TOKEN),)),
+    )
     following = redirected(start, 302, location)
-    assert following.bearer is None
+    assert following.private is None
     assert following.headers == {}
 
 

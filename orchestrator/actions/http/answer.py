@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn
 
+from orchestrator.actions.http.auth import Private
 from orchestrator.actions.http.transfer import Incoming
 from orchestrator.errors import OutputRefused, StepFailed
 from orchestrator.jsontypes import JsonValue
@@ -20,9 +21,14 @@ _AUTH_ERROR = re.compile(r'\berror="?([A-Za-z0-9_.-]{1,64})\b')
 _CHARSET = re.compile(r'charset="?([\w.:-]+)', re.IGNORECASE)
 
 
-def output_of(response: Incoming) -> dict[str, JsonValue]:
-    """`status`, the harmless `headers`, and `body`: JSON where the response says that it is, else text."""
+def output_of(response: Incoming, private: Private | None = None) -> dict[str, JsonValue]:
+    """`status`, the harmless `headers`, and `body`: JSON where the response says that it is, else text.
+
+    A `location` in which a service repeats the credential is shown without it.
+    """
     headers: dict[str, JsonValue] = {name: response.headers[name] for name in SHOWN_HEADERS if name in response.headers}
+    if private is not None and "location" in headers:
+        headers["location"] = private.masked(str(headers["location"]))
     return {"status": response.status, "headers": headers, "body": body_of(response)}
 
 

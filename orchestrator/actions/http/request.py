@@ -1,4 +1,4 @@
-"""`http.request`: one HTTP request, with the step's own bearer token where it has one."""
+"""`http.request`: one HTTP request, with the step's own credential where it has one."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import json
 import re
 import ssl
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 from pydantic import JsonValue as Json
 
 from orchestrator.actions.base import GrantRef, OutputType, Params, StepContext
 from orchestrator.actions.http.answer import check_status, output_of
+from orchestrator.actions.http.auth import HEADER_NAME, KINDS, SET_BY_US, Auth, private_of
 from orchestrator.actions.http.transfer import MAX_REDIRECTS, Incoming, Outgoing, transfer
-from orchestrator.actions.references import redactor_for, secret_of, within_deadline
+from orchestrator.actions.http.trust import Authorities, authorities, trusting
+from orchestrator.actions.references import redactor_for, within_deadline
 from orchestrator.errors import StepFailed
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.network.origins import is_confidential, origin, parse
-from orchestrator.secret import Secret
 
-_SET_BY_US = frozenset({"authorization", "proxy-authorization", "host", "content-length", "transfer-encoding"})
-_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _HEADER_VALUE = re.compile(r"[\x20-\x7e\t]*")
-_TOKEN = re.compile(r"[\x21-\x7e]+")
 Scalar = str | int | float | bool
 
 
@@ -35,18 +35,23 @@ def _url(value: str) -> str:
 
 
 def _headers(value: dict[str, str]) -> dict[str, str]:
-    if taken := sorted(_SET_BY_US.intersection(name.lower() for name in value)):
-        raise ValueError(f"{', '.join(taken)} cannot be set here; a token comes from `bearer`")
-    if not all(_HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(text) for name, text in value.items()):
+    if taken := sorted(SET_BY_US.intersection(name.lower() for name in value)):
+        raise ValueError(
+            f"{', '.join(taken)} cannot be set here; a token comes from `bearer`, any other credential from `auth`"
+        )
+    if not all(HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(text) for name, text in value.items()):
         raise ValueError("a header is a plain name and one line of printable ASCII")
     return value
 
 
 class RequestParams(Params):
-    """One request. Header and query values are fixed by the workflow; the only credential is `bearer`."""
+    """One request. Header and query values are fixed by the workflow; a credential comes from `bearer` or `auth`."""
 
     output_types: ClassVar[Mapping[str, OutputType]] = {"status": "int", "headers": "map"}
-    fixed: ClassVar[frozenset[str]] = frozenset({"method", "body", "follow_redirects", "redirect_origins"})
+    fixed: ClassVar[frozenset[str]] = frozenset(
+        {"method", "body", "follow_redirects", "redirect_origins", "auth", "ca"}
+    )
+    literal: ClassVar[frozenset[str]] = frozenset({"auth"})
     urls: ClassVar[frozenset[str]] = frozenset({"url"})
 
     method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] = "GET"
@@ -56,8 +61,22 @@ class RequestParams(Params):
     json_: Json = Field(default=None, alias="json", description="A JSON body.")
     form: dict[str, Scalar] | None = Field(default=None, description="A form body (x-www-form-urlencoded).")
     body: str | None = Field(default=None, description="A body as it is; set `content-type` in `headers`.")
-    bearer: Annotated[str, GrantRef("token", "secret", "dynamic", "oauth2")] | None = Field(
+    bearer: Annotated[str, GrantRef(*KINDS)] | None = Field(
         default=None, description="`grant` or `grant.field` (default field: `token`), sent as Authorization: Bearer."
+    )
+    auth: Auth | None = Field(
+        default=None,
+        description="Instead of `bearer`: a credential in any header, in the query, or as name and password.",
+        examples=[
+            {"header": "X-Api-Key", "value": "api.key"},
+            {"query": "api_key", "value": "api.key"},
+            {"basic": {"username": "api.user", "password": "api.password"}},
+        ],
+    )
+    ca: Path | None = Field(
+        default=None,
+        description="A file of certificates in PEM: the authorities that are trusted instead of the system's, for the "
+        "origin of `url`. Policies see the file and its SHA-256.",
     )
     expect: Annotated[list[Annotated[int, Field(ge=100, le=599)]], Field(min_length=1)] | None = Field(
         default=None, description="The statuses that are a success. Default: every 2xx."
@@ -66,8 +85,8 @@ class RequestParams(Params):
     follow_redirects: bool = Field(default=False, description=f"Follow at most {MAX_REDIRECTS}, on the same origin.")
     redirect_origins: list[Annotated[str, AfterValidator(origin)]] = Field(
         default_factory=list,
-        description="Other origins that may be redirected to, such as `https://files.example`. Neither the token nor a "
-        "body nor headers go there.",
+        description="Other origins that may be redirected to, such as `https://files.example`. Neither the credential "
+        "nor a body nor headers go there.",
     )
 
     @model_validator(mode="after")
@@ -79,30 +98,60 @@ class RequestParams(Params):
             raise ValueError(
                 "`redirect_origins` says where `follow_redirects: true` may lead; without it nothing is followed"
             )
-        if self.bearer is not None and not is_confidential(self.url):
-            raise ValueError("a token is not sent over plain http, except to this machine itself; use https")
+        if self.bearer is not None and self.auth is not None:
+            raise ValueError("a request shows one credential: `bearer` or `auth`")
+        if (self.bearer is not None or self.auth is not None) and not is_confidential(self.url):
+            raise ValueError("a credential is not sent over plain http, except to this machine itself; use https")
+        if self.auth is not None and (twice := self._twice(self.auth)):
+            raise ValueError(f"`{twice}` is set by `auth` and once more")
+        if self.ca is not None and not self.url.startswith("https:"):
+            raise ValueError("`ca` says whom to trust over https")
         return self
+
+    def _twice(self, auth: Auth) -> str | None:
+        """What holds the credential and is set beside it, too: which of the two counts would be the service's guess."""
+        if auth.header is not None:
+            return auth.header if auth.header.lower() in map(str.lower, self.headers) else None
+        known = {*self.query, *(name for name, _ in parse_qsl(parse(self.url).query, keep_blank_values=True))}
+        return auth.query if auth.query in known else None
+
+    _authorities: Authorities | None = PrivateAttr(default=None)
+
+    @property
+    def authorities(self) -> Authorities | None:
+        """Those of `ca`, read once, so that they are the ones that policies were shown. Raises StepFailed."""
+        if self._authorities is None and self.ca is not None:
+            self._authorities = authorities(self.ca)
+        return self._authorities
 
 
 class Request:
     """Output: `{"status", "headers", "body"}`; the body is JSON where the response says so, else text.
 
     Neither proxies nor credentials are taken from the environment. Certificates are checked against the
-    system's authorities. Kinds: `connection`, `timeout`, `http_status`, `rate_limited`, `output`.
+    system's authorities, or those of `ca`. Kinds: `connection`, `timeout`, `http_status`, `rate_limited`, `output`.
     """
 
     summary: ClassVar[str] = "Send an HTTP request."
     params: ClassVar[type[Params]] = RequestParams
 
     def view(self, params: RequestParams) -> JsonObject:
-        """Method, origin, path, and whether and where it goes when it is redirected; no query, no contents."""
-        return {
+        """Method, origin, path, whether and where it goes when it is redirected, the way of the credential, and who is
+        trusted; no query, no contents. Raises StepFailed where the file of `ca` holds no certificates."""
+        view: dict[str, JsonValue] = {
             "method": params.method,
             "origin": origin(params.url),
             "path": parse(params.url).path or "/",
             "follow_redirects": params.follow_redirects,
             "redirect_origins": sorted(set(params.redirect_origins)),
         }
+        if params.bearer is not None:
+            view["auth"] = {"way": "bearer", "grants": [params.bearer.partition(".")[0]]}
+        elif params.auth is not None:
+            view["auth"] = params.auth.view()
+        if params.authorities is not None:
+            view["ca"] = params.authorities.view()
+        return view
 
     async def run(self, params: RequestParams, context: StepContext) -> JsonValue:
         """Send it once, follow redirects only where `follow_redirects` says so, and return what the answer holds.
@@ -113,7 +162,7 @@ class Request:
         async with within_deadline(context, origin(params.url)):
             response = await _exchange(request, params, context)
         check_status(response, params.method, params.expect, now=datetime.now(UTC))
-        return output_of(response)
+        return output_of(response, request.private)
 
 
 def _outgoing(params: RequestParams, context: StepContext) -> Outgoing:
@@ -133,18 +182,7 @@ def _outgoing(params: RequestParams, context: StepContext) -> Outgoing:
         raise StepFailed("the URL can be read in more than one way", hint="write it plainly: scheme, host, port, path")
     if params.query:
         url = url.copy_merge_params(params.query)
-    return Outgoing(params.method, str(url), headers, content, _bearer(params, context))
-
-
-def _bearer(params: RequestParams, context: StepContext) -> Secret | None:
-    if params.bearer is None:
-        return None
-    token = secret_of(context, params.bearer)
-    if not _TOKEN.fullmatch(token.reveal()):
-        raise StepFailed(
-            f"what `{params.bearer}` holds cannot be a bearer token", hint="it has white space or is not ASCII"
-        )
-    return token
+    return Outgoing(params.method, str(url), headers, content, private_of(params.auth, params.bearer, context))
 
 
 def _content(params: RequestParams) -> tuple[bytes | None, str]:
@@ -160,12 +198,25 @@ async def _exchange(request: Outgoing, params: RequestParams, context: StepConte
 
     where = origin(request.url)
     try:
-        async with httpx.AsyncClient(
-            trust_env=False, verify=ssl.create_default_context(), timeout=context.remaining(), follow_redirects=False
-        ) as client:
+        async with AsyncExitStack() as clients:
+
+            async def client(trust: ssl.SSLContext) -> httpx.AsyncClient:
+                made = httpx.AsyncClient(
+                    trust_env=False, verify=trust, timeout=context.remaining(), follow_redirects=False
+                )
+                return await clients.enter_async_context(made)
+
+            own = elsewhere = await client(trusting(params.authorities))
+            if params.authorities is not None and params.redirect_origins:
+                elsewhere = await client(trusting(None))
             redirects = MAX_REDIRECTS if params.follow_redirects else 0
             return await transfer(
-                client, request, redirects=redirects, max_bytes=params.max_bytes, origins=params.redirect_origins
+                own,
+                request,
+                redirects=redirects,
+                max_bytes=params.max_bytes,
+                origins=params.redirect_origins,
+                elsewhere=elsewhere,
             )
     except httpx.TimeoutException:
         raise StepFailed(

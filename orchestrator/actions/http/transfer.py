@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from orchestrator.actions.http.auth import Private
 from orchestrator.errors import StepFailed
 from orchestrator.network.decoding import Decoder, Undecodable
 from orchestrator.network.origins import origin
-from orchestrator.secret import Secret
 
 if TYPE_CHECKING:
     import httpx
@@ -23,13 +23,13 @@ _HARMLESS = frozenset({"accept", "accept-language", "user-agent"})
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A request as it will be sent. `bearer` is for the origin of `url` only."""
+    """A request as it will be sent. `private` is for the origin of `url` only, and nothing of it is in there."""
 
     method: str
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
     content: bytes | None = None
-    bearer: Secret | None = None
+    private: Private | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +43,21 @@ class Incoming:
 
 
 async def transfer(
-    client: httpx.AsyncClient, request: Outgoing, *, redirects: int, max_bytes: int, origins: Collection[str] = ()
+    client: httpx.AsyncClient,
+    request: Outgoing,
+    *,
+    redirects: int,
+    max_bytes: int,
+    origins: Collection[str] = (),
+    elsewhere: httpx.AsyncClient,
 ) -> Incoming:
     """The response, after at most this many redirects, all of them to the request's own origin or to one of `origins`.
 
-    Raises StepFailed `output` or `http_status`.
+    `client` is for the request's own origin and trusts whom it trusts; once another origin was asked, `elsewhere`
+    is used, even where that leads back. Raises StepFailed `output` or `http_status`.
     """
-    allowed = {origin(request.url), *origins}
+    own = origin(request.url)
+    allowed = {own, *origins}
     for _ in range(redirects + 1):
         response = await _send(client, request, max_bytes)
         target = response.headers.get("location")
@@ -62,6 +70,8 @@ async def transfer(
                 kind="http_status",
                 hint="name that origin in `redirect_origins` if it is to be trusted, so that policies can decide on it",
             )
+        if there != own:
+            client = elsewhere
     raise StepFailed(
         f"more than {redirects} redirects from {origin(request.url)}",
         kind="http_status",
@@ -70,11 +80,17 @@ async def transfer(
 
 
 async def _send(client: httpx.AsyncClient, request: Outgoing, max_bytes: int) -> Incoming:
-    headers = {"accept-encoding": "identity", **request.headers}
-    if request.bearer is not None:
-        headers["authorization"] = f"Bearer {request.bearer.reveal()}"
+    import httpx
+
+    headers, extensions = {"accept-encoding": "identity", **request.headers}, {}
+    if request.private is not None:
+        headers |= {name: value.reveal() for name, value in request.private.headers.items()}
+        if request.private.query is not None:  # beside the URL, so that httpx has it neither to log nor to tell
+            extensions["target"] = request.private.target(httpx.URL(request.url).raw_path)
     client.cookies.clear()
-    async with client.stream(request.method, request.url, headers=headers, content=request.content) as response:
+    async with client.stream(
+        request.method, request.url, headers=headers, content=request.content, extensions=extensions
+    ) as response:
         try:
             body = await _body(response, request, max_bytes)
         except Undecodable as error:
@@ -109,8 +125,9 @@ async def _body(response: httpx.Response, request: Outgoing, max_bytes: int) -> 
 def redirected(request: Outgoing, status: int, location: str) -> Outgoing:
     """The request that a redirect asks for (RFC 9110, 15.4).
 
-    To another origin (scheme, host or port) it takes neither the token nor headers of the author, and it is
-    refused if it would take the body (307 and 308). A token that was left behind does not come back.
+    To another origin (scheme, host or port) it takes neither the credential nor headers of the author, and it is
+    refused if it would take the body (307 and 308). A credential that was left behind does not come back, and an
+    address that repeats one is refused, but for the part of the query that is sent anyway.
     """
     import httpx
 
@@ -119,6 +136,14 @@ def redirected(request: Outgoing, status: int, location: str) -> Outgoing:
         same = origin(url) == origin(request.url)
     except (ValueError, httpx.InvalidURL) as error:
         raise StepFailed(f"redirected to a bad address: {error}", kind="http_status", hint=_HINT) from None
+    if (private := request.private) is not None:
+        url = private.without(url) if same else url
+        if private.is_in(url) or (not same and private.without(url) != url):
+            raise StepFailed(
+                f"{origin(request.url)} redirects to an address that holds the credential of the request",
+                kind="http_status",
+                hint="the service repeats what it is sent: name the final URL in `url`",
+            )
     following = replace(request, url=url)
     if (status == 303 and request.method != "HEAD") or (status in (301, 302) and request.method == "POST"):
         headers = {name: value for name, value in request.headers.items() if not name.lower().startswith("content-")}
@@ -132,7 +157,7 @@ def redirected(request: Outgoing, status: int, location: str) -> Outgoing:
             hint=_HINT,
         )
     headers = {name: value for name, value in following.headers.items() if name.lower() in _HARMLESS}
-    return replace(following, headers=headers, bearer=None)
+    return replace(following, headers=headers, private=None)
 
 
 _HINT = "name the final URL in `url` if it is to be trusted"
