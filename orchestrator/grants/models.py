@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from orchestrator.grants.fields import Detail, Duration, GrantModel, LeasedGrant, Name, OAuthScope, VaultPath
 from orchestrator.grants.narrowing import check_narrower
 from orchestrator.grants.oauth2 import OAuth2Grant
+from orchestrator.grants.parameters import Parameters
 from orchestrator.grants.privileges import WRITING_VERBS, ColumnName, ColumnVerb, DeclaredPrivilege, TableName, merge
 
 TOKEN_KEY = "orchestrator-token"  # noqa: S105 -- the name of a transit key
@@ -101,7 +102,13 @@ class DynamicGrant(LeasedGrant):
     """Any Vault path that answers with a lease, such as `rabbitmq/creds/NAME` or `aws/creds/NAME`."""
 
     kind: Literal["dynamic"]
-    path: VaultPath = Field(description="The full path to read.")
+    path: VaultPath = Field(description="The full path to read, or with `parameters` to write to.")
+    parameters: Parameters | None = Field(
+        default=None,
+        description="What is sent to the path, which is asked with POST then: texts, numbers, truth values, lists of "
+        "texts, nothing secret. Texts may be `${{ }}` expressions, which are bound when it is issued.",
+        examples=[{"common_name": "${{ inputs.host }}.orders.example", "ttl": "60s"}],
+    )
 
 
 class TokenGrant(GrantModel):

@@ -66,6 +66,8 @@ class Scope:
     privileges: tuple[Privilege, ...] = ()
     details: tuple[JsonObject, ...] = ()
     """The `authorization_details` of a token; in a plan, as far as they are known."""
+    parameters: JsonObject | None = None
+    """What is sent to the path; in a plan, as far as it is known. None where it is only read."""
     bindings: tuple[str, ...] = ()
     """The values of the row limits that the run binds, in the order of `bound_limits`; none in a plan."""
     narrower: tuple[NarrowerForm, ...] = ()
@@ -95,6 +97,8 @@ class Scope:
             parts["scopes"] = list(self.scopes)
         if self.details:
             parts["details"] = list(self.details)
+        if self.parameters is not None:
+            parts["parameters"] = dict(self.parameters)
         if self.privileges:
             parts["privileges"] = [_privilege_json(privilege) for privilege in self.bound_privileges()]
         if self.narrower:
@@ -138,7 +142,7 @@ class Scope:
         what = {
             "database": f"database {self.connection}{self._opens()}",
             "secret": f"secret {self.resource} [{', '.join(self.keys)}]",
-            "dynamic": f"dynamic {self.resource}",
+            "dynamic": f"dynamic {self.resource}{self._with_what()}",
             "token": f"token for {self.audience} [{' '.join(self.scopes)}]{self._for_what()}",
             "oauth2": f"token of {self.issuer}{self._for_whom()} [{' '.join(self.scopes)}]{self._for_what()}",
         }.get(self.kind, f"{self.kind} {self.resource}")
@@ -149,6 +153,11 @@ class Scope:
         """The service that it is for, and on whose behalf."""
         service = f" for {self.audience}" if self.audience else ""
         return service + (f" on behalf of {self.subject}" if self.subject else "")
+
+    def _with_what(self) -> str:
+        """What is sent, as `with NAME VALUE, ...`."""
+        words = (f"{name} {json.dumps(value, ensure_ascii=False)}" for name, value in (self.parameters or {}).items())
+        return f" with {', '.join(words)}" if self.parameters else ""
 
     def _for_what(self) -> str:
         """Of each piece of the details its type, its actions and what it is for."""
@@ -176,6 +185,7 @@ def scope_from_json(recorded: Mapping[str, Any]) -> Scope:
         keys=tuple(recorded.get("keys", ())),
         scopes=tuple(recorded.get("scopes", ())),
         details=tuple(recorded.get("details", ())),
+        parameters=recorded.get("parameters"),
         privileges=tuple(
             DeclaredPrivilege.model_validate(
                 {each["verb"]: each["object"], **{key: each[key] for key in ("columns", "where") if key in each}}
@@ -241,7 +251,7 @@ def normalise(name: str, grant: AnyGrant, *, step_timeout: int, place: str = "")
         case SecretGrant():
             return Scope(name, "secret", f"{grant.mount}/data/{grant.path}", ttl, keys=tuple(sorted(set(grant.keys))))
         case DynamicGrant():
-            return Scope(name, "dynamic", grant.path, ttl, **_expiry(grant))
+            return Scope(name, "dynamic", grant.path, ttl, parameters=_sent(grant), **_expiry(grant))
         case TokenGrant():
             return Scope(
                 name,
@@ -276,6 +286,12 @@ def _signed_at(grant: TokenGrant, name: str, place: str) -> str:
         case "identity":
             return f"identity/oidc/token/step.{place.replace('/', '.')}.{name}"
     return f"{grant.mount}/sign/{grant.key}"
+
+
+def _sent(grant: DynamicGrant) -> JsonObject | None:
+    if grant.parameters is None:
+        return None
+    return {name: list(value) if isinstance(value, list) else value for name, value in grant.parameters.items()}
 
 
 def _expiry(grant: DatabaseGrant | DynamicGrant) -> dict[str, Any]:

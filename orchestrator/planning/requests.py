@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from orchestrator.errors import InvalidExpression
+from orchestrator.grants.parameters import checked_parameters
 from orchestrator.grants.privileges import Bound, bound_limits
 from orchestrator.grants.scope import Scope, normalise
 from orchestrator.jsontypes import JsonObject
@@ -28,7 +29,7 @@ def scopes_of(workflow: Workflow, step_id: str) -> tuple[Scope, ...]:
 
 def bind(scopes: tuple[Scope, ...], context: Mapping[str, Any]) -> tuple[Scope, ...]:
     """The scopes with the values of their row limits, each as the text that the database compares with, and of the
-    details and subjects of tokens.
+    details and subjects of tokens and the parameters of what is asked with some.
 
     Raises InvalidExpression where a value is not known, or is not one text, whole number, truth value or UUID.
     """
@@ -37,6 +38,7 @@ def bind(scopes: tuple[Scope, ...], context: Mapping[str, Any]) -> tuple[Scope, 
             scope,
             bindings=tuple(_binding(limit.value, context, scope.name) for _, limit in bound_limits(scope.privileges)),
             details=tuple(_detail(each, context, scope.name) for each in scope.details),
+            parameters=None if scope.parameters is None else _parameters(scope.parameters, context, scope.name),
             subject=None if scope.subject is None else _subject(scope.subject, context, scope.name),
         )
         for scope in scopes
@@ -58,7 +60,16 @@ def _binding(value: object, context: Mapping[str, Any], grant: str) -> str:
 
 def is_bound(scopes: Sequence[Scope]) -> bool:
     """Whether any of the scopes is only known when `bind` has evaluated it."""
-    return any(scope.details or scope.subject or bound_limits(scope.privileges) for scope in scopes)
+    return any(scope.details or scope.subject or scope.parameters or bound_limits(scope.privileges) for scope in scopes)
+
+
+def _parameters(declared: JsonObject, context: Mapping[str, Any], grant: str) -> JsonObject:
+    """What is sent to the path that issues a grant."""
+    found: dict[str, Any] = evaluate(dict(declared), context, at=f"grants.{grant}: parameters")
+    try:
+        return checked_parameters(found)
+    except ValueError as error:
+        raise InvalidExpression(f"grants.{grant}: parameters: {error}") from None
 
 
 def _subject(declared: str, context: Mapping[str, Any], grant: str) -> str:

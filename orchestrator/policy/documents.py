@@ -86,6 +86,12 @@ class _Grant(TypedDict):
     issuer: NotRequired[Annotated[str, Field(description="Who issues it, where that is not Vault.")]]
     subject: NotRequired[Annotated[str, Field(description="On whose behalf; an expression if not known.")]]
     proof: NotRequired[Annotated[str, Field(description="`dpop` where a token is of use to its holder only.")]]
+    parameters: NotRequired[
+        Annotated[
+            dict[str, Any],
+            Field(description="What is sent to the path, as it is issued; expressions if not known."),
+        ]
+    ]
     audience: NotRequired[Annotated[str, Field(description="The one service a token is for.")]]
     scopes: NotRequired[Annotated[list[str], Field(description="The OAuth scopes of a token.")]]
     details: NotRequired[

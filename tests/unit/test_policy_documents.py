@@ -118,6 +118,7 @@ steps:
       hand: { kind: database, connection: support, role: by-hand }
       key: { kind: secret, path: some/where, keys: [a] }
       mq: { kind: dynamic, path: rabbitmq/creds/x, on_expiry: reissue, overlap: 5s }
+      sent: { kind: dynamic, path: pki/issue/x, parameters: { common_name: a.example, n: 3, of: [a] } }
       api: { kind: token, audience: crm, scope: [read], details: [ { type: record, identifier: '1' } ] }
       id: { kind: token, audience: crm, scope: [read], profile: identity }
       mail: { kind: oauth2, issuer: google, scope: [read], subject: support@shop.example, proof: dpop }

@@ -10,17 +10,18 @@ from orchestrator.vault.fields import seconds, section, text
 
 
 class DynamicIssuer:
-    """Reads the path; every text in `data` becomes a field of the credential."""
+    """Reads the path, or writes its parameters there; every text in `data` becomes a field of the credential."""
 
     async def issue(self, request: IssueRequest) -> Issued:
-        """Read the path once.
+        """Ask once.
 
         Raises VaultRefused, VaultUnavailable, or GrantRefused for an answer that could not be revoked.
         """
         scope = request.scope
         body = await request.vault.request(
-            "get",
+            "get" if scope.parameters is None else "post",
             scope.resource,
+            payload=scope.parameters,
             token=request.token,
             deadline=request.attempt.deadline,
             repeatable=False,

@@ -24,6 +24,7 @@ from orchestrator.issuers.declared import DeclaredIssuer
 from orchestrator.planning.requests import scopes_of
 from orchestrator.provision.vault.issuer_access import rules_of
 from orchestrator.provision.vault.objects import DUTY_TTL, VaultObject
+from orchestrator.provision.vault.parameters import parameters_rule
 from orchestrator.workflow.models.workflow import Workflow
 
 HEADER = "# Managed by the credential orchestrator: compiled from the grants of a workflow's step.\n"
@@ -90,7 +91,8 @@ def step_policy(scopes: Sequence[Scope], issuers: Mapping[str, DeclaredIssuer] |
     `issuers` are those that are not Vault; of them it is what shows who asks. Raises UsageError for a path that would
     mean more than itself (`*`, `+`, a quote), and for an issuer that is not declared.
     """
-    rules = set()
+    rules: set[str] = set()
+    asked: dict[str, str] = {}
     for scope in (form for whole in scopes for form in (whole, *map(whole.narrowed, whole.narrower))):
         if scope.outside:
             rules |= set(rules_of(_declared(scope, issuers or {})))
@@ -100,8 +102,22 @@ def step_policy(scopes: Sequence[Scope], issuers: Mapping[str, DeclaredIssuer] |
         if scope.kind == "token" and scope.profile != "identity":
             rules.add((_SIGNING if scope.profile == "transit" else _EXECUTING).format(path=scope.resource))
         else:
-            rules.add(f'path "{scope.resource}" {{\n  capabilities = ["read"]\n}}\n')
+            rule = (
+                _reading(scope.resource)
+                if scope.parameters is None
+                else parameters_rule(scope.resource, scope.parameters)
+            )
+            if asked.setdefault(scope.resource, rule) != rule:
+                raise UsageError(
+                    f"another grant asks at the path `{scope.resource}` of grant `{scope.name}` with other parameters",
+                    hint="Vault would allow either those of the other: make two steps of it",
+                )
+            rules.add(rule)
     return HEADER + "".join(sorted(rules))
+
+
+def _reading(path: str) -> str:
+    return f'path "{path}" {{\n  capabilities = ["read"]\n}}\n'
 
 
 def _declared(scope: Scope, issuers: Mapping[str, DeclaredIssuer]) -> DeclaredIssuer:
