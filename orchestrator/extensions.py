@@ -24,7 +24,7 @@ _BUILT_IN = {
         "exec",
         "python",
     },
-    "orchestrator.issuers": {"database", "secret", "dynamic", "token", "oauth2"},
+    "orchestrator.issuers": {"database", "secret", "dynamic", "token", "oauth2", "aws"},
     "orchestrator.policy_engines": {"rego", "allow-all", "authzen", "opa"},
 }
 """The names that only this project may register, whether its own registration is there or not."""

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from orchestrator.grants.aws.grant import AwsGrant
 from orchestrator.grants.fields import Detail, Duration, GrantModel, LeasedGrant, Name, OAuthScope, VaultPath
 from orchestrator.grants.narrowing import check_narrower
 from orchestrator.grants.oauth2 import OAuth2Grant
@@ -141,4 +142,6 @@ class TokenGrant(GrantModel):
         return self
 
 
-Grant = Annotated[DatabaseGrant | SecretGrant | DynamicGrant | TokenGrant | OAuth2Grant, Field(discriminator="kind")]
+Grant = Annotated[
+    DatabaseGrant | SecretGrant | DynamicGrant | TokenGrant | OAuth2Grant | AwsGrant, Field(discriminator="kind")
+]

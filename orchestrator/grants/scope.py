@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from orchestrator.grants.aws.grant import AwsGrant
+from orchestrator.grants.aws.session_policy import SessionPolicy, compile_policy, policy_from_json
 from orchestrator.grants.compiled import CompiledGrant, compile_grant
 from orchestrator.grants.fields import format_duration
 from orchestrator.grants.models import DatabaseGrant, DynamicGrant, SecretGrant, TokenGrant
@@ -14,7 +16,7 @@ from orchestrator.grants.oauth2 import OAuth2Grant
 from orchestrator.grants.privileges import Bound, DeclaredPrivilege, Privilege, RowLimit
 from orchestrator.jsontypes import JsonObject
 
-AnyGrant = DatabaseGrant | SecretGrant | DynamicGrant | TokenGrant | OAuth2Grant
+AnyGrant = DatabaseGrant | SecretGrant | DynamicGrant | TokenGrant | OAuth2Grant | AwsGrant
 
 _SAID = ("connection", "role", "issuer", "subject", "audience", "proof")
 """What some kinds of grant have, as one text."""
@@ -68,6 +70,8 @@ class Scope:
     """The `authorization_details` of a token; in a plan, as far as they are known."""
     parameters: JsonObject | None = None
     """What is sent to the path; in a plan, as far as it is known. None where it is only read."""
+    policy: SessionPolicy | None = None
+    """What is left of the permissions of an AWS role; in a plan, as far as it is known."""
     bindings: tuple[str, ...] = ()
     """The values of the row limits that the run binds, in the order of `bound_limits`; none in a plan."""
     narrower: tuple[NarrowerForm, ...] = ()
@@ -99,6 +103,8 @@ class Scope:
             parts["details"] = list(self.details)
         if self.parameters is not None:
             parts["parameters"] = dict(self.parameters)
+        if self.policy is not None:
+            parts |= self.policy.as_json()
         if self.privileges:
             parts["privileges"] = [_privilege_json(privilege) for privilege in self.bound_privileges()]
         if self.narrower:
@@ -145,6 +151,7 @@ class Scope:
             "dynamic": f"dynamic {self.resource}{self._with_what()}",
             "token": f"token for {self.audience} [{' '.join(self.scopes)}]{self._for_what()}",
             "oauth2": f"token of {self.issuer}{self._for_whom()} [{' '.join(self.scopes)}]{self._for_what()}",
+            "aws": f"{self.role} of {self.issuer}: {self.policy.describe() if self.policy else 'anything'}",
         }.get(self.kind, f"{self.kind} {self.resource}")
         again = ", issued anew when it cannot be renewed" if self.on_expiry == "reissue" else ""
         return f"{what}, {format_duration(self.ttl)}{again}"
@@ -186,6 +193,7 @@ def scope_from_json(recorded: Mapping[str, Any]) -> Scope:
         scopes=tuple(recorded.get("scopes", ())),
         details=tuple(recorded.get("details", ())),
         parameters=recorded.get("parameters"),
+        policy=policy_from_json(recorded) if recorded.get("kind") == "aws" else None,
         privileges=tuple(
             DeclaredPrivilege.model_validate(
                 {each["verb"]: each["object"], **{key: each[key] for key in ("columns", "where") if key in each}}
@@ -276,6 +284,10 @@ def normalise(name: str, grant: AnyGrant, *, step_timeout: int, place: str = "")
                 scopes=tuple(sorted(set(grant.scope))),
                 details=tuple(each.declared() for each in grant.details or ()),
             )
+        case AwsGrant():
+            policy = compile_policy(grant.actions, grant.resources, grant.conditions, grant.wildcards)
+            resource = f"aws/{grant.issuer}"
+            return Scope(name, "aws", resource, ttl, role=grant.role, issuer=grant.issuer, policy=policy)
 
 
 def _signed_at(grant: TokenGrant, name: str, place: str) -> str:

@@ -10,12 +10,13 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from orchestrator.errors import UsageError
 from orchestrator.grants.fields import Name
+from orchestrator.issuers.aws import AwsAccount
 from orchestrator.issuers.oauth2 import OAuth2Server
 
-DeclaredIssuer = OAuth2Server
+DeclaredIssuer = OAuth2Server | AwsAccount
 """Somebody who is not Vault and issues credentials."""
 
-Issuers = dict[Name, Annotated[DeclaredIssuer, Field()]]
+Issuers = dict[Name, Annotated[DeclaredIssuer, Field(discriminator="kind")]]
 """By the name that grants use."""
 
 

@@ -16,6 +16,7 @@ from orchestrator.grants.scope import Scope
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.planning.graph import dependencies, execution_order
 from orchestrator.planning.requests import bind, policy_request, scopes_of
+from orchestrator.planning.session_policies import UnsafeValue
 from orchestrator.policy.types import PolicyRequest, TaskCall
 from orchestrator.secret import Secret
 from orchestrator.workflow.expressions import evaluate
@@ -117,6 +118,8 @@ def _scopes(workflow: Workflow, step_id: str, context: Mapping[str, Any]) -> tup
     scopes = scopes_of(workflow, step_id)
     try:
         return bind(scopes, context)
+    except UnsafeValue:
+        raise
     except InvalidExpression:
         return scopes
 

@@ -12,6 +12,7 @@ from orchestrator.grants.parameters import checked_parameters
 from orchestrator.grants.privileges import Bound, bound_limits
 from orchestrator.grants.scope import Scope, normalise
 from orchestrator.jsontypes import JsonObject
+from orchestrator.planning.session_policies import bound_policy, is_open
 from orchestrator.policy.types import PolicyRequest, TaskCall
 from orchestrator.workflow.expressions import evaluate
 from orchestrator.workflow.loader import LoadedWorkflow
@@ -29,7 +30,7 @@ def scopes_of(workflow: Workflow, step_id: str) -> tuple[Scope, ...]:
 
 def bind(scopes: tuple[Scope, ...], context: Mapping[str, Any]) -> tuple[Scope, ...]:
     """The scopes with the values of their row limits, each as the text that the database compares with, and of the
-    details and subjects of tokens and the parameters of what is asked with some.
+    details and subjects of tokens, the parameters of what is asked with some, and session policies.
 
     Raises InvalidExpression where a value is not known, or is not one text, whole number, truth value or UUID.
     """
@@ -39,6 +40,7 @@ def bind(scopes: tuple[Scope, ...], context: Mapping[str, Any]) -> tuple[Scope, 
             bindings=tuple(_binding(limit.value, context, scope.name) for _, limit in bound_limits(scope.privileges)),
             details=tuple(_detail(each, context, scope.name) for each in scope.details),
             parameters=None if scope.parameters is None else _parameters(scope.parameters, context, scope.name),
+            policy=None if scope.policy is None else bound_policy(scope.policy, context, scope.name),
             subject=None if scope.subject is None else _subject(scope.subject, context, scope.name),
         )
         for scope in scopes
@@ -60,7 +62,10 @@ def _binding(value: object, context: Mapping[str, Any], grant: str) -> str:
 
 def is_bound(scopes: Sequence[Scope]) -> bool:
     """Whether any of the scopes is only known when `bind` has evaluated it."""
-    return any(scope.details or scope.subject or scope.parameters or bound_limits(scope.privileges) for scope in scopes)
+    return any(
+        scope.details or scope.subject or scope.parameters or is_open(scope.policy) or bound_limits(scope.privileges)
+        for scope in scopes
+    )
 
 
 def _parameters(declared: JsonObject, context: Mapping[str, Any], grant: str) -> JsonObject:

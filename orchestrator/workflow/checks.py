@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from orchestrator.errors import InvalidExpression
 from orchestrator.grants.fields import BOUND
+from orchestrator.workflow.aws_grants import check_aws_grants
 from orchestrator.workflow.cel.template import Expression, parse_template, references
 from orchestrator.workflow.cel.types import Use, Used, check_types
 from orchestrator.workflow.expressions import condition_of
@@ -103,6 +104,7 @@ def _part(
         for reference in _references(source, path, expression):
             _reference(source, path, reference, expression, known, whole=whole)
         used.append(Used(path, expression.cel, use, faulty=len(source.problems) > found))
+    check_aws_grants(source, part.get("grants"), (*base, "grants"))
     _action(source, base, part, actions)
     if known.of_tools:
         check_tool(source, base, part, actions)

@@ -1,0 +1,1 @@
+"""What an `aws` grant opens: actions and resources as they may be declared, and the session policy of them. Pure."""
