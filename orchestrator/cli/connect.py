@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.ledger.writing.store import Ledger
     from orchestrator.policy.types import PolicyEngine
     from orchestrator.provision.service import Provisioning
+    from orchestrator.provision.vault.admin import VaultAdmin
     from orchestrator.redaction.redactor import Redactor
     from orchestrator.runs.engines.types import EngineName
     from orchestrator.runs.types import Services
@@ -189,6 +190,22 @@ def provisioning(workflows: Path, declarations: Path, *, prune: bool) -> Iterato
         token_issuer=settings.token_issuer,
     ) as work:
         yield work
+
+
+@contextmanager
+def vault_admin() -> Iterator[VaultAdmin]:
+    """Vault, as the admin whom the settings name."""
+    from orchestrator.cli.vault_login import vault_config
+    from orchestrator.provision.service import admin_token
+    from orchestrator.provision.vault.admin import VaultAdmin
+    from orchestrator.settings import load_settings
+
+    config = vault_config(load_settings())
+    admin = VaultAdmin(config, admin_token(config))
+    try:
+        yield admin
+    finally:
+        admin.close()
 
 
 def log_to_stderr(level: str, kind: LogFormat = LogFormat.TEXT) -> None:

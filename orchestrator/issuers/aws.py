@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from orchestrator.grants.aws.grant import ROLE_ARN
 from orchestrator.grants.aws.session_policy import LONGEST_SESSION, SHORTEST_SESSION
 from orchestrator.grants.fields import Duration, Name, VaultPath, format_duration
+from orchestrator.grants.scope import Scope
 from orchestrator.network.aws.query import check_endpoint, check_region, endpoint_of
 
 AccessKeyId = Annotated[str, Field(pattern=r"^[A-Z0-9]{16,128}$")]
@@ -104,6 +105,20 @@ class AwsAccount(_Model):
             return self.access_key.resource
         return f"identity/oidc/token/{self.identity_role}"
 
+    def access_keys(self) -> list[AccessKey]:
+        """The keys of AWS that Vault keeps for it."""
+        return [key for key in (self.access_key, self.denier) if key is not None]
+
     def role(self, named: str) -> AwsRole | None:
         """The declared role of this name, or of this ARN."""
         return self.roles.get(named) or next((each for each in self.roles.values() if each.arn == named), None)
+
+
+def beyond(account: AwsAccount, scope: Scope) -> str | None:
+    """What a grant asks of an account although it is not declared for it; None where everything is."""
+    role = account.role(scope.role or "")
+    if role is None:
+        return f"the role `{scope.role}`"
+    if scope.ttl > role.max_session:
+        return f"a session of {format_duration(scope.ttl)} where {format_duration(role.max_session)} is the longest"
+    return None

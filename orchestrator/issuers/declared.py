@@ -10,6 +10,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from orchestrator.errors import UsageError
 from orchestrator.grants.fields import Name
+from orchestrator.grants.scope import Scope
+from orchestrator.issuers import aws, oauth2
 from orchestrator.issuers.aws import AwsAccount
 from orchestrator.issuers.oauth2 import OAuth2Server
 
@@ -18,6 +20,11 @@ DeclaredIssuer = OAuth2Server | AwsAccount
 
 Issuers = dict[Name, Annotated[DeclaredIssuer, Field(discriminator="kind")]]
 """By the name that grants use."""
+
+
+def beyond(issuer: DeclaredIssuer, scope: Scope) -> str | None:
+    """What a grant asks of an issuer although it is not declared for it; None where everything is."""
+    return aws.beyond(issuer, scope) if isinstance(issuer, AwsAccount) else oauth2.beyond(issuer, scope)
 
 
 def load_issuers(file: Path) -> Mapping[str, DeclaredIssuer]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from orchestrator.errors import UsageError
 from orchestrator.grants.fields import Duration, Name
@@ -37,9 +37,17 @@ class Mount(_Model):
 
 
 class TransitKey(_Model):
-    """A signing key of the transit engine; the private part never leaves it."""
+    """A key of the transit engine; the private part never leaves it."""
 
-    type: Literal["ecdsa-p256", "ed25519", "rsa-2048", "rsa-3072", "rsa-4096"] = "ecdsa-p256"
+    type: Literal["ecdsa-p256", "ed25519", "rsa-2048", "rsa-3072", "rsa-4096", "hmac"] = "ecdsa-p256"
+    origin: Literal["vault", "import"] = "vault"
+    """Who made it: Vault, or somebody else, so that it is brought there by `orchestrator provision import-key`."""
+
+    @model_validator(mode="after")
+    def _of_somebody(self) -> Self:
+        if self.type == "hmac" and self.origin != "import":
+            raise ValueError("an `hmac` key is a secret that somebody else knows, too: `origin: import`")
+        return self
 
 
 class Runtime(_Model):

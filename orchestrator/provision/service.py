@@ -98,7 +98,7 @@ class Provisioning:
                 database.apply()
                 progress(f"database {name}")
         for wanted in self._objects:
-            if change := pending.get(f"vault {wanted.path}"):
+            if not wanted.imported and (change := pending.get(f"vault {wanted.path}")):
                 write_object(self._admin, wanted, self._login_password(wanted) if change.kind == "create" else None)
                 progress(wanted.path)
         for change in changes:

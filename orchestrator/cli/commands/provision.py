@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli import options
-from orchestrator.errors import ExitCode
+from orchestrator.errors import ExitCode, UsageError
 from orchestrator.jsontypes import JsonObject
 
 if TYPE_CHECKING:
@@ -85,6 +85,50 @@ def check(
         raise typer.Exit(int(ExitCode.STEP_FAILED))
 
 
+@app.command("import-key")
+def import_key(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The key, as `transit_keys` declares it.")],
+    declarations: Declarations = Path("vault"),
+    rotate: Annotated[
+        bool, typer.Option("--rotate", help="Make it the newest version of the key that is there.")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Bring a key that somebody else made into Vault: it is read from the standard input, and sent wrapped.
+
+    A secret access key of AWS, another shared secret, a private key in PEM, or the JSON of a service account. It can
+    be used there from then on, and never be read again.
+    """
+    from orchestrator.cli.connect import vault_admin
+    from orchestrator.cli.display.json_output import print_json
+    from orchestrator.cli.display.terminal import console
+    from orchestrator.provision.declarations import load_declarations
+    from orchestrator.provision.vault.imported_keys import bring, declared_use
+
+    declared, _ = load_declarations(declarations)
+    use = declared_use(declared, name)
+    text = _from_standard_input(name)
+    with vault_admin() as admin:
+        version = bring(admin, declared, name, text, use, rotate=rotate)
+    if as_json:
+        print_json({"key": name, "type": declared.transit_keys[name].type, "version": version})
+        return
+    console().print(f"the key {name} is in Vault, version {version}", markup=False, highlight=False)
+
+
+def _from_standard_input(name: str) -> str:
+    """Never echoed, never an argument. Raises UsageError where there is nothing."""
+    from getpass import getpass
+
+    from orchestrator.provision.vault.key_import import LONGEST_INPUT
+
+    text = getpass(f"{name}: ") if sys.stdin.isatty() else sys.stdin.read(LONGEST_INPUT + 1)
+    if not text.strip() or len(text) > LONGEST_INPUT:
+        what = "there is nothing" if not text.strip() else "that is too much"
+        raise UsageError(f"{what} on the standard input", hint="such as: orchestrator provision import-key NAME < FILE")
+    return text
+
+
 def show(
     changes: Sequence[Change],
     *,
@@ -108,6 +152,8 @@ def show(
     counted: Counter[str] = Counter(change.kind for change in changes)
     words = {"create": "created", "change": "changed", "delete": "deleted"}
     parts = [f"{counted[kind]} {'' if done else 'to be '}{word}" for kind, word in words.items() if counted[kind]]
+    if counted["import"]:
+        parts.append(f"{counted['import']} to be brought there with `orchestrator provision import-key`")
     if counted["undeclared"]:
         parts.append(f"{counted['undeclared']} not declared, to be looked at by a person")
     for note in notes:
@@ -115,7 +161,7 @@ def show(
     screen.print(", ".join(parts) or "nothing to change: what is declared is installed")
 
 
-_DIFF = {"+": "green", "-": "red", "~": "yellow", "!": "magenta"}
+_DIFF = {"+": "green", "-": "red", "~": "yellow", "!": "magenta", "<": "cyan"}
 
 
 def _json(change: Change) -> JsonObject:

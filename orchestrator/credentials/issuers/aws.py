@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from orchestrator.credentials.faults import IssuerUnavailable
 from orchestrator.credentials.types import Issued, IssueRequest
@@ -25,8 +26,9 @@ from orchestrator.issuers.aws import AccessKey, AwsAccount, AwsRole
 from orchestrator.network.aws.query import AwsUnavailable, QueryApi, Signer
 from orchestrator.network.aws.sigv4 import SigningKey
 from orchestrator.secret import Secret
-from orchestrator.vault.faults import Outcome
+from orchestrator.vault.faults import Outcome, VaultUnavailable
 from orchestrator.vault.fields import not_understood, section, text
+from orchestrator.vault.retry import retrying
 
 _CLOCK_DIFFERENCE = timedelta(seconds=5)
 """Beyond it our clock and AWS's are said to differ: the policy is compared with AWS's."""
@@ -80,14 +82,7 @@ class AwsIssuer:
         self, request: IssueRequest, account: AwsAccount, role: AwsRole, policy: str, seconds: int
     ) -> _Session:
         attempt = request.attempt
-        sts = QueryApi(
-            "sts",
-            account.region,
-            account.sts,
-            now=request.clock.now,
-            monotonic=request.clock.monotonic,
-            stop=request.stop,
-        )
+        sts = QueryApi("sts", account.region, account.sts, now=request.clock.now)
         parameters = {
             "RoleArn": role.arn,
             "RoleSessionName": attempt.step_key,
@@ -104,10 +99,19 @@ class AwsIssuer:
         else:
             action = "AssumeRoleWithWebIdentity"
             parameters["WebIdentityToken"] = (await _identity_token(request, account.vault_path)).reveal()
-        try:
-            answer = await sts.call(action, parameters, signer=signer, deadline=attempt.deadline)
-        except AwsUnavailable as error:
-            raise IssuerUnavailable(error.message, outcome=Outcome.UNKNOWN, hint=error.hint) from error
+
+        async def once() -> Mapping[str, str]:
+            left = attempt.deadline - request.clock.monotonic()
+            try:
+                return await sts.call(action, parameters, signer=signer, seconds=left)
+            except AwsUnavailable as error:
+                outcome = Outcome.UNKNOWN if error.done else Outcome.NOT_DONE
+                raise IssuerUnavailable(error.message, outcome=outcome, hint=error.hint) from error
+
+        # A session more does no harm: whose answer was lost, nobody holds.
+        answer = await retrying(
+            once, clock=request.clock, deadline=attempt.deadline, repeatable=True, stop=request.stop
+        )
         return _session(request, role, answer)
 
 
@@ -116,14 +120,7 @@ def day_keys(request: IssueRequest, access_key: AccessKey) -> Signer:
 
     async def day_key(day: str) -> SigningKey:
         path = access_key.resource
-        body = await request.vault.request(
-            "post",
-            path,
-            token=request.token,
-            deadline=request.attempt.deadline,
-            stop=request.stop,
-            payload={"input": base64.b64encode(day.encode()).decode()},
-        )
+        body = await _ask(request, "post", path, {"input": base64.b64encode(day.encode()).decode()})
         encoded = text(section(body, "data", path), "hmac", path).rpartition(":")[2]
         request.remember(Secret(encoded))
         try:
@@ -138,12 +135,27 @@ def day_keys(request: IssueRequest, access_key: AccessKey) -> Signer:
 
 
 async def _identity_token(request: IssueRequest, path: str) -> Secret:
-    body = await request.vault.request(
-        "get", path, token=request.token, deadline=request.attempt.deadline, stop=request.stop
-    )
+    body = await _ask(request, "get", path, None)
     token = Secret(text(section(body, "data", path), "token", path))
     request.remember(token)
     return token
+
+
+async def _ask(request: IssueRequest, method: str, path: str, payload: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Vault's answer. What is asked of Vault on the way to AWS is no issuance."""
+    try:
+        return await request.vault.request(
+            method,
+            path,
+            token=request.token,
+            deadline=request.attempt.deadline,
+            stop=request.stop,
+            payload=payload,
+        )
+    except VaultUnavailable as error:
+        raise VaultUnavailable(
+            error.message, outcome=Outcome.NOT_DONE, path=path, status=error.status, hint=error.hint
+        ) from None
 
 
 def _declared(request: IssueRequest) -> tuple[AwsAccount, AwsRole, SessionPolicy]:

@@ -10,7 +10,7 @@ import asyncio
 import re
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from urllib.parse import urlencode, urlsplit
 
@@ -36,8 +36,7 @@ _AGAIN = frozenset(
 _CLOCK = frozenset(["SignatureDoesNotMatch", "RequestExpired", "InvalidClientTokenId"])
 _REGION = re.compile(r"[a-z]{2,4}(?:-[a-z]+){1,3}-\d{1,2}")
 
-_TRY_SECONDS = 10.0
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 3.0
+_LEAST_SECONDS, _TRY_SECONDS = 0.5, 10.0
 
 
 class AwsRefused(Refused):
@@ -49,54 +48,37 @@ class AwsRefused(Refused):
 
 
 class AwsUnavailable(Unreachable):
-    """AWS gave no answer that can be used."""
+    """AWS gave no answer that can be used. `done`: whether the request may have been carried out all the same."""
+
+    def __init__(self, message: str, *, done: bool = True, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.done = done
 
 
 @dataclass(frozen=True, slots=True)
 class QueryApi:
-    """STS or IAM at one address. `now` is the wall clock, `monotonic` the one of deadlines."""
+    """STS or IAM at one address. `now` is the wall clock."""
 
     service: str
     region: str
     endpoint: str
     now: Callable[[], datetime]
-    monotonic: Callable[[], float]
-    stop: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def call(
-        self, action: str, parameters: Mapping[str, str], *, signer: Signer | None, deadline: float
+        self, action: str, parameters: Mapping[str, str], *, signer: Signer | None, seconds: float
     ) -> dict[str, str]:
-        """The texts of the answer by their places below the result of the action. Tried until `deadline` (monotonic).
+        """The texts of the answer by their places below the result of the action. Asked once, for so long at most.
 
         Without a signer the request is not signed. Raises AwsRefused, AwsUnavailable, and what the signer raises.
-        Only for what may be repeated.
         """
         form = {"Action": action, "Version": VERSIONS[self.service], **parameters}
         body = urlencode(form).encode()
-        pause = _FIRST_PAUSE
-        while True:
-            try:
-                left = deadline - self.monotonic()
-                if left <= 0:
-                    raise AwsUnavailable(f"{self._name} did not answer in time")
-                status, answer = await self._post(body, signer, min(left, _TRY_SECONDS))
-                return self._read(action, status, answer)
-            except AwsUnavailable:
-                if self.stop.is_set() or self.monotonic() + pause >= deadline:
-                    raise
-            await self._pause(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE)
+        status, answer = await self._post(body, signer, min(max(seconds, _LEAST_SECONDS), _TRY_SECONDS))
+        return self._read(action, status, answer)
 
     @property
     def _name(self) -> str:
         return f"AWS {self.service.upper()} at {urlsplit(self.endpoint).hostname}"
-
-    async def _pause(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self.stop.wait()
-        except TimeoutError:
-            pass
 
     async def _post(self, body: bytes, signer: Signer | None, seconds: float) -> tuple[int, bytes]:
         import httpx
@@ -126,7 +108,9 @@ class QueryApi:
             raise AwsUnavailable(f"{self._name} did not answer in time") from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             raise AwsUnavailable(
-                f"{self._name} cannot be reached: {type(error).__name__}", hint="is the endpoint of the issuer right?"
+                f"{self._name} cannot be reached: {type(error).__name__}",
+                done=not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout),
+                hint="is the endpoint of the issuer right?",
             ) from None
 
     def _read(self, action: str, status: int, answer: bytes) -> dict[str, str]:
@@ -142,7 +126,7 @@ class QueryApi:
         refusal = refusal_of(answer)
         if refusal is None or status >= 500 or status == 429 or refusal.code in _AGAIN:
             said = f": {refusal.code}" if refusal else ""
-            raise AwsUnavailable(f"{self._name} answered {status}{said}")
+            raise AwsUnavailable(f"{self._name} answered {status}{said}", done=status >= 500)
         raise AwsRefused(f"{refusal.code}: {refusal.message}", code=refusal.code, hint=_hint(action, refusal))
 
 

@@ -49,6 +49,8 @@ class VaultObject:
     """Created if absent, and never changed afterwards."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Sent along when it is written, and never read back."""
+    imported: bool = False
+    """A key that somebody brings here: it is not created, and not changed."""
     signer: str = ""
     """The AppRole of which a secret id is written where the text says SECRET_ID. It is never shown."""
 
@@ -79,7 +81,9 @@ def desired_objects(
                 "allow_plaintext_backup": False,
                 "derived": False,
                 "deletion_allowed": False,
+                **({"imported_key": True} if key.origin == "import" else {}),
             },
+            imported=key.origin == "import",
         )
         for name, key in declarations.transit_keys.items()
     ]
@@ -159,6 +163,8 @@ def change_of(admin: VaultAdmin, wanted: VaultObject) -> Change | None:
     actual = admin.read(wanted.path)
     after = text_of(wanted.payload)
     if actual is None:
+        if wanted.imported:
+            return Change("import", f"vault {wanted.path}", "", after)
         return difference(f"vault {wanted.path}", None, after)
     if wanted.once:
         kind, ours = str(actual.get("type")), str(wanted.payload["type"])
@@ -169,6 +175,8 @@ def change_of(admin: VaultAdmin, wanted: VaultObject) -> Change | None:
         usable = _known_secret_id(admin, wanted.signer, actual) is not None
         shown = SECRET_ID if usable else "(a secret id that its signer does not accept)"
         before["workflow"] = _SECRET_ID.sub(rf"\1{shown}\3", str(before["workflow"]))
+    if wanted.imported and text_of(before) != after:
+        return Change("undeclared", f"vault {wanted.path}", text_of(before), "")
     return difference(f"vault {wanted.path}", text_of(before), after)
 
 
