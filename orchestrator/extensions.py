@@ -21,6 +21,7 @@ _BUILT_IN = {
         "postgres.execute",
         "http.request",
         "slack.post_message",
+        "aws.call",
         "exec",
         "python",
     },

@@ -34,10 +34,12 @@ _STDERR_SHOWN = 2000
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 FileRef = Annotated[
-    str, GrantRef("database", "secret", "dynamic", "token", "oauth2", anew=True), Field(pattern=r"^[^.]+(\.[^.]+)?$")
+    str,
+    GrantRef("database", "secret", "dynamic", "token", "oauth2", "aws", anew=True),
+    Field(pattern=r"^[^.]+(\.[^.]+)?$"),
 ]
 FieldRef = Annotated[
-    str, GrantRef("database", "secret", "dynamic", "token", "oauth2"), Field(pattern=r"^[^.]+\.[^.]+$")
+    str, GrantRef("database", "secret", "dynamic", "token", "oauth2", "aws"), Field(pattern=r"^[^.]+\.[^.]+$")
 ]
 
 

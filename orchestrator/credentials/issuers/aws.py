@@ -230,8 +230,10 @@ def _session(request: IssueRequest, role: AwsRole, answer: Mapping[str, str]) ->
         raise _unreadable("has no session in it")
     if not who.endswith(f":assumed-role/{role.name}/{request.attempt.step_key}"):
         raise _unreadable("is about another role or session")
-    fields = {"access_key_id": Secret(key_id), "secret_access_key": Secret(secret), "session_token": Secret(token)}
-    return _Session(fields, expires.astimezone(UTC))
+    fields = {"access_key_id": key_id, "secret_access_key": secret, "session_token": token}
+    # What every SDK of AWS's reads as a file, AWS_SHARED_CREDENTIALS_FILE.
+    fields["shared_credentials"] = "[default]\n" + "".join(f"aws_{name} = {text}\n" for name, text in fields.items())
+    return _Session({name: Secret(text) for name, text in fields.items()}, expires.astimezone(UTC))
 
 
 def _unreadable(what: str) -> IssuerUnavailable:

@@ -1,0 +1,1 @@
+"""`aws.call`: one operation of AWS's, as the step's own session."""
