@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,12 +14,16 @@ from aws_server import EXTERNAL_ID, REGION, ROLE, AwsServer, UserKey
 from bench import Bench
 
 from orchestrator.actions.catalog import catalog
+from orchestrator.clock import SystemClock
 from orchestrator.issuers.aws import AwsAccount
 from orchestrator.issuers.declared import DeclaredIssuer
+from orchestrator.network.aws.query import QueryApi
+from orchestrator.network.aws.sigv4 import SigningKey, day_key
 from orchestrator.provision.vault.admin import VaultAdmin
 from orchestrator.provision.vault.key_import import import_key, material
 from orchestrator.provision.vault.step_policies import step_access
 from orchestrator.runs.types import RunOutcome
+from orchestrator.secret import Secret
 from orchestrator.workflow.loader import load_text
 
 ISSUER = "aws-test"
@@ -109,10 +114,34 @@ class Account:
             for wanted in each.objects():
                 self.bench.vault.write_data(wanted.path, data=dict(wanted.payload))
 
-    def run(self, text: str | None = None, *, inputs: Mapping[str, Any] | None = None, **changes: Any) -> RunOutcome:
+    def session(self, *, seconds: int) -> dict[str, Secret]:
+        """A session that the user asks for himself."""
+
+        async def signer(day: str) -> SigningKey:
+            return SigningKey(self.user.id, day, day_key(self.user.secret, day))
+
+        sts = QueryApi("sts", REGION, self.server.endpoint, now=SystemClock().now)
+        asked = {"RoleArn": ROLE, "RoleSessionName": "by-hand", "DurationSeconds": str(seconds)}
+        given = asyncio.run(sts.call("AssumeRole", {**asked, "ExternalId": EXTERNAL_ID}, signer=signer, seconds=10))
+        names = {
+            "access_key_id": "AccessKeyId",
+            "secret_access_key": "SecretAccessKey",
+            "session_token": "SessionToken",
+        }
+        return {name: Secret(given[f"Credentials/{theirs}"]) for name, theirs in names.items()}
+
+    def run(
+        self,
+        text: str | None = None,
+        *,
+        inputs: Mapping[str, Any] | None = None,
+        install: bool = True,
+        **changes: Any,
+    ) -> RunOutcome:
         """One run, with what it needs installed."""
         text = self.text() if text is None else text
-        self.install(text)
+        if install:
+            self.install(text)
         endpoints = {**self.bench.config().endpoints, "aws": self.server.endpoint}
         return self.bench.run(
             text, inputs=inputs, install=False, **{"issuers": self.issuers, "endpoints": endpoints, **changes}

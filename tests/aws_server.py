@@ -122,6 +122,13 @@ class AwsServer:
         made = iam.create_access_key(UserName=name)["AccessKey"]
         return UserKey(made["AccessKeyId"], made["SecretAccessKey"])
 
+    def forget(self, name: str, key: UserKey) -> None:
+        """Take a user away again."""
+        iam = self.client("iam")
+        iam.delete_access_key(UserName=name, AccessKeyId=key.id)
+        iam.delete_user_policy(UserName=name, PolicyName="own")
+        iam.delete_user(UserName=name)
+
     def role(self, trusted: str, *, actions: list[str], name: str = "reporter", external_id: str | None = None) -> None:
         """A role that this user may assume."""
         statement: dict[str, Any] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -177,6 +178,8 @@ def _closed_session() -> Any:
         name: (None, None, default, convert) for name, (_, _, default, convert) in BotoSession.SESSION_VARIABLES.items()
     }
     variables["config_file"] = variables["credentials_file"] = (None, None, os.devnull, None)
+    # What it says at the level `debug` has the headers of requests in it, and with them the session.
+    logging.getLogger("botocore").setLevel(logging.WARNING)
     session = Closed(session_vars=variables)
     session.register_component("data_loader", _loader())
     return session

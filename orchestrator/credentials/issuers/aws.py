@@ -21,8 +21,7 @@ from orchestrator.errors import GrantRefused
 from orchestrator.grants.aws.patterns import check_breadth, check_resource
 from orchestrator.grants.aws.session_policy import LONGEST_POLICY, SHORTEST_SESSION, SessionPolicy
 from orchestrator.grants.credential import Credential
-from orchestrator.grants.fields import format_duration
-from orchestrator.issuers.aws import AccessKey, AwsAccount, AwsRole
+from orchestrator.issuers.aws import AccessKey, AwsAccount, AwsRole, beyond
 from orchestrator.network.aws.query import AwsUnavailable, QueryApi, Signer
 from orchestrator.network.aws.sigv4 import SigningKey
 from orchestrator.secret import Secret
@@ -58,13 +57,6 @@ class AwsIssuer:
         account, role, policy = _declared(request)
         left = max(1, int(min(request.attempt.deadline - request.clock.monotonic(), scope.ttl)))
         seconds = max(SHORTEST_SESSION, left)
-        if seconds > role.max_session:
-            raise _refused(
-                request,
-                f"a session of `{role.name}` lives {format_duration(role.max_session)} at most, "
-                f"and {format_duration(left)} is wanted",
-                "shorten the step's timeout, or raise the role's maximum and `max_session` in declarations.yaml",
-            )
         ends, now = _later(request.clock.now(), left), request.clock.now()
         session = await self._assume(request, account, role, policy.until(ends), seconds)
         theirs = session.expires - timedelta(seconds=seconds)
@@ -100,18 +92,23 @@ class AwsIssuer:
             action = "AssumeRoleWithWebIdentity"
             parameters["WebIdentityToken"] = (await _identity_token(request, account.vault_path)).reveal()
 
-        async def once() -> Mapping[str, str]:
+        async def once() -> Mapping[str, str] | IssuerUnavailable:
             left = attempt.deadline - request.clock.monotonic()
             try:
                 return await sts.call(action, parameters, signer=signer, seconds=left)
             except AwsUnavailable as error:
                 outcome = Outcome.UNKNOWN if error.done else Outcome.NOT_DONE
-                raise IssuerUnavailable(error.message, outcome=outcome, hint=error.hint) from error
+                failed = IssuerUnavailable(error.message, outcome=outcome, hint=error.hint)
+                if error.answered:
+                    return failed
+                raise failed from error
 
         # A session more does no harm: whose answer was lost, nobody holds.
         answer = await retrying(
             once, clock=request.clock, deadline=attempt.deadline, repeatable=True, stop=request.stop
         )
+        if isinstance(answer, IssuerUnavailable):
+            raise answer
         return _session(request, role, answer)
 
 
@@ -169,11 +166,11 @@ def _declared(request: IssueRequest) -> tuple[AwsAccount, AwsRole, SessionPolicy
             "declare it under `issuers`, and name that file in ORCHESTRATOR_ISSUERS",
         )
     role = account.role(scope.role or "")
-    if role is None:
+    if role is None or (more := beyond(account, scope)) is not None:
         raise _refused(
             request,
-            f"`{scope.role}` is no declared role of `{scope.issuer}`",
-            f"there is: {', '.join(sorted(account.roles))}",
+            f"it asks for {more if role else f'the role `{scope.role}`'}, which `{scope.issuer}` may not be asked for",
+            "an admin adds it to the issuer in declarations.yaml, if that is meant",
         )
     policy = scope.policy
     if policy is None or not policy.actions or not policy.resources:

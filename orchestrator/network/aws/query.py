@@ -48,11 +48,16 @@ class AwsRefused(Refused):
 
 
 class AwsUnavailable(Unreachable):
-    """AWS gave no answer that can be used. `done`: whether the request may have been carried out all the same."""
+    """AWS gave no answer that can be used.
 
-    def __init__(self, message: str, *, done: bool = True, hint: str | None = None) -> None:
+    `done`: whether the request may have been carried out all the same; `answered`: an answer came, and another one
+    would be no better.
+    """
+
+    def __init__(self, message: str, *, done: bool = True, answered: bool = False, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.done = done
+        self.answered = answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +107,9 @@ class QueryApi:
                 async for piece in response.aiter_raw():
                     received += piece
                     if len(received) > LARGEST_ANSWER:
-                        raise AwsUnavailable(f"{self._name} answers with more than {LARGEST_ANSWER} bytes")
+                        raise AwsUnavailable(
+                            f"{self._name} answers with more than {LARGEST_ANSWER} bytes", answered=True
+                        )
                 return response.status_code, bytes(received)
         except TimeoutError:
             raise AwsUnavailable(f"{self._name} did not answer in time") from None
@@ -119,9 +126,11 @@ class QueryApi:
             try:
                 texts = texts_of(answer)
             except UnreadableAnswer as error:
-                raise AwsUnavailable(f"the answer of {self._name} cannot be understood: {error}") from None
+                raise AwsUnavailable(
+                    f"the answer of {self._name} cannot be understood: {error}", answered=True
+                ) from None
             if not any(place.startswith(f"{action}Response/") for place in texts):
-                raise AwsUnavailable(f"the answer of {self._name} is none to {action}")
+                raise AwsUnavailable(f"the answer of {self._name} is none to {action}", answered=True)
             return {place.removeprefix(begin): text for place, text in texts.items() if place.startswith(begin)}
         refusal = refusal_of(answer)
         if refusal is None or status >= 500 or status == 429 or refusal.code in _AGAIN:
