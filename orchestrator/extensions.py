@@ -25,7 +25,7 @@ _BUILT_IN = {
         "exec",
         "python",
     },
-    "orchestrator.issuers": {"database", "secret", "dynamic", "token", "oauth2", "aws"},
+    "orchestrator.issuers": {"database", "secret", "dynamic", "token", "oauth2", "aws", "certificate"},
     "orchestrator.policy_engines": {"rego", "allow-all", "authzen", "opa"},
 }
 """The names that only this project may register, whether its own registration is there or not."""

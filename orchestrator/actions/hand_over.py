@@ -15,7 +15,7 @@ GIVEN_BACK = "given back"
 class HandOverParams(Params):
     """Which grant."""
 
-    grant: Annotated[str, GrantRef("database", "secret", "token", "dynamic", "oauth2", "aws")]
+    grant: Annotated[str, GrantRef("database", "secret", "token", "dynamic", "oauth2", "aws", "certificate")]
 
 
 class HandOver:

@@ -10,6 +10,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from orchestrator.credentials.certificate_end import KIND, certificate_end
 from orchestrator.credentials.types import (
     STEP_TOKEN_KIND,
     Asked,
@@ -42,7 +43,7 @@ async def close_lease(
 
     Step tokens go by accessor and leases by their Vault lease id, synchronously. A handle that has
     neither although its kind needs one is of unknown outcome and cannot be confirmed here. What another issuer has
-    issued is revoked there, as long as it is held, or ends by itself. With
+    issued is revoked there, as long as it is held, or ends by itself. A certificate is looked at. With
     `Confirm.DATABASE` Vault's word for a database login is recorded as just that. `deadline` is monotonic.
     """
     if handle.outside:
@@ -55,6 +56,8 @@ async def close_lease(
             return LeaseRevoked(lease_id=handle.lease_id, confirmed_by="vault")
         if handle.vault_lease_id:
             await vault.revoke_lease(handle.vault_lease_id, deadline=deadline)
+            if handle.grant_kind == KIND and handle.subject:
+                return await certificate_end(handle, vault, deadline=deadline)
             if confirm is Confirm.DATABASE and handle.connection:
                 return LeaseVaultRevoked(lease_id=handle.lease_id)
             return LeaseRevoked(lease_id=handle.lease_id, confirmed_by="vault")

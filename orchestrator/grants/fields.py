@@ -72,7 +72,10 @@ OAuthScope = Annotated[str, Field(pattern=r"^[\x21\x23-\x5B\x5D-\x7E]+$")]
 """One scope token (RFC 6749, 3.3)."""
 
 
-BOUND = ("details", "subject", "parameters", "resources", "conditions")
+BOUND = (
+    *("details", "subject", "parameters", "resources", "conditions"),
+    *("common_name", "names", "uris", "principals"),
+)
 """Members of a grant that may hold `${{ }}` expressions, which are bound when it is issued. Row limits may, too."""
 
 

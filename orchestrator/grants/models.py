@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from orchestrator.grants.aws.grant import AwsGrant
+from orchestrator.grants.certificate import CertificateGrant
 from orchestrator.grants.fields import Detail, Duration, GrantModel, LeasedGrant, Name, OAuthScope, VaultPath
 from orchestrator.grants.narrowing import check_narrower
 from orchestrator.grants.oauth2 import OAuth2Grant
@@ -143,5 +144,6 @@ class TokenGrant(GrantModel):
 
 
 Grant = Annotated[
-    DatabaseGrant | SecretGrant | DynamicGrant | TokenGrant | OAuth2Grant | AwsGrant, Field(discriminator="kind")
+    DatabaseGrant | SecretGrant | DynamicGrant | TokenGrant | OAuth2Grant | AwsGrant | CertificateGrant,
+    Field(discriminator="kind"),
 ]

@@ -9,6 +9,7 @@ from typing import Any
 
 from orchestrator.grants.aws.grant import AwsGrant
 from orchestrator.grants.aws.session_policy import SessionPolicy, compile_policy, policy_from_json
+from orchestrator.grants.certificate import CertificateGrant
 from orchestrator.grants.compiled import CompiledGrant, compile_grant
 from orchestrator.grants.fields import format_duration
 from orchestrator.grants.models import DatabaseGrant, DynamicGrant, SecretGrant, TokenGrant
@@ -16,7 +17,7 @@ from orchestrator.grants.oauth2 import OAuth2Grant
 from orchestrator.grants.privileges import Bound, DeclaredPrivilege, Privilege, RowLimit
 from orchestrator.jsontypes import JsonObject
 
-AnyGrant = DatabaseGrant | SecretGrant | DynamicGrant | TokenGrant | OAuth2Grant | AwsGrant
+AnyGrant = DatabaseGrant | SecretGrant | DynamicGrant | TokenGrant | OAuth2Grant | AwsGrant | CertificateGrant
 
 _SAID = ("connection", "role", "issuer", "subject", "audience", "proof")
 """What some kinds of grant have, as one text."""
@@ -69,7 +70,7 @@ class Scope:
     details: tuple[JsonObject, ...] = ()
     """The `authorization_details` of a token; in a plan, as far as they are known."""
     parameters: JsonObject | None = None
-    """What is sent to the path; in a plan, as far as it is known. None where it is only read."""
+    """What is sent to the path, or what a certificate is to say; in a plan, as far as it is known."""
     policy: SessionPolicy | None = None
     """What is left of the permissions of an AWS role; in a plan, as far as it is known."""
     bindings: tuple[str, ...] = ()
@@ -148,6 +149,7 @@ class Scope:
         what = {
             "database": f"database {self.connection}{self._opens()}",
             "secret": f"secret {self.resource} [{', '.join(self.keys)}]",
+            "certificate": f"certificate of {self.resource}{self._with_what()}",
             "dynamic": f"dynamic {self.resource}{self._with_what()}",
             "token": f"token for {self.audience} [{' '.join(self.scopes)}]{self._for_what()}",
             "oauth2": f"token of {self.issuer}{self._for_whom()} [{' '.join(self.scopes)}]{self._for_what()}",
@@ -260,6 +262,8 @@ def normalise(name: str, grant: AnyGrant, *, step_timeout: int, place: str = "")
             return Scope(name, "secret", f"{grant.mount}/data/{grant.path}", ttl, keys=tuple(sorted(set(grant.keys))))
         case DynamicGrant():
             return Scope(name, "dynamic", grant.path, ttl, parameters=_sent(grant), **_expiry(grant))
+        case CertificateGrant():
+            return Scope(name, "certificate", grant.signed_at, ttl, parameters=grant.says(), **_expiry(grant))
         case TokenGrant():
             return Scope(
                 name,
@@ -306,5 +310,5 @@ def _sent(grant: DynamicGrant) -> JsonObject | None:
     return {name: list(value) if isinstance(value, list) else value for name, value in grant.parameters.items()}
 
 
-def _expiry(grant: DatabaseGrant | DynamicGrant) -> dict[str, Any]:
+def _expiry(grant: DatabaseGrant | DynamicGrant | CertificateGrant) -> dict[str, Any]:
     return {"on_expiry": grant.on_expiry, "overlap": grant.overlap} if grant.on_expiry != "fail" else {}

@@ -29,7 +29,8 @@ def lint(loaded: LoadedWorkflow) -> list[Problem]:
 def _ttl_is_shorter_than_the_timeout(loaded: LoadedWorkflow) -> Iterator[Problem]:
     for step_id, step in loaded.workflow.parts.items():
         for name, grant in step.grants.items():
-            if grant.ttl is not None and grant.ttl < step.timeout and grant.kind not in _RENEWABLE:
+            again = grant.kind in _RENEWABLE or getattr(grant, "on_expiry", "fail") == "reissue"
+            if grant.ttl is not None and grant.ttl < step.timeout and not again:
                 yield loaded.problem(
                     loaded.place(step_id, "grants", name, "ttl"),
                     f"the credential may end after {format_duration(grant.ttl)}, "

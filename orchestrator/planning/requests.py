@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from orchestrator.errors import InvalidExpression
+from orchestrator.grants.certificate import checked_certificate
 from orchestrator.grants.parameters import checked_parameters
 from orchestrator.grants.privileges import Bound, bound_limits
 from orchestrator.grants.scope import Scope, normalise
@@ -39,7 +40,7 @@ def bind(scopes: tuple[Scope, ...], context: Mapping[str, Any]) -> tuple[Scope, 
             scope,
             bindings=tuple(_binding(limit.value, context, scope.name) for _, limit in bound_limits(scope.privileges)),
             details=tuple(_detail(each, context, scope.name) for each in scope.details),
-            parameters=None if scope.parameters is None else _parameters(scope.parameters, context, scope.name),
+            parameters=_parameters(scope, context),
             policy=None if scope.policy is None else bound_policy(scope.policy, context, scope.name),
             subject=None if scope.subject is None else _subject(scope.subject, context, scope.name),
         )
@@ -68,13 +69,16 @@ def is_bound(scopes: Sequence[Scope]) -> bool:
     )
 
 
-def _parameters(declared: JsonObject, context: Mapping[str, Any], grant: str) -> JsonObject:
-    """What is sent to the path that issues a grant."""
-    found: dict[str, Any] = evaluate(dict(declared), context, at=f"grants.{grant}: parameters")
+def _parameters(scope: Scope, context: Mapping[str, Any]) -> JsonObject | None:
+    """What is sent to the path that issues a grant, or what its certificate is to say."""
+    if scope.parameters is None:
+        return None
+    at = f"grants.{scope.name}" + ("" if scope.kind == "certificate" else ": parameters")
+    found: dict[str, Any] = evaluate(dict(scope.parameters), context, at=at)
     try:
-        return checked_parameters(found)
+        return checked_certificate(found) if scope.kind == "certificate" else checked_parameters(found)
     except ValueError as error:
-        raise InvalidExpression(f"grants.{grant}: parameters: {error}") from None
+        raise InvalidExpression(f"{at}: {error}") from None
 
 
 def _subject(declared: str, context: Mapping[str, Any], grant: str) -> str:

@@ -73,7 +73,10 @@ class _Grant(TypedDict):
 
     name: Annotated[str, Field(description="The grant's name in the step.")]
     kind: Annotated[
-        str, Field(description="`database`, `secret`, `token`, `dynamic`, `oauth2`, or that of an extension.")
+        str,
+        Field(
+            description="`database`, `secret`, `token`, `dynamic`, `oauth2`, `certificate`, or that of an extension."
+        ),
     ]
     resource: Annotated[str, Field(description="The path in Vault that the credential comes from, or its issuer.")]
     ttl: Annotated[int, Field(description="Seconds that the credential is wanted for.")]
@@ -89,7 +92,7 @@ class _Grant(TypedDict):
     parameters: NotRequired[
         Annotated[
             dict[str, Any],
-            Field(description="What is sent to the path, as it is issued; expressions if not known."),
+            Field(description="What is sent, or what a certificate is to say; expressions if not known."),
         ]
     ]
     audience: NotRequired[Annotated[str, Field(description="The one service a token is for.")]]

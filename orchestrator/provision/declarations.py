@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from orchestrator.errors import UsageError
 from orchestrator.grants.fields import Duration, Name
 from orchestrator.issuers.declared import Issuers
+from orchestrator.provision.certificates import CertificateRoles
 
 Identifier = Annotated[str, Field(min_length=1, max_length=63)]
 """A name in PostgreSQL, of at most 63 bytes; the driver quotes it."""
@@ -32,7 +33,7 @@ class _Model(BaseModel):
 class Mount(_Model):
     """A secrets engine and its options (Vault API, `POST /sys/mounts/:path`)."""
 
-    type: Literal["kv", "database", "transit"]
+    type: Literal["kv", "database", "transit", "pki", "ssh"]
     options: dict[str, str] = Field(default_factory=dict)
 
 
@@ -88,6 +89,7 @@ class Declarations(_Model):
     runtime: Runtime
     connections: dict[Name, Connection] = Field(default_factory=dict)
     issuers: Issuers = Field(default_factory=dict)
+    certificates: CertificateRoles = Field(default_factory=dict)
 
 
 def load_declarations(folder: Path) -> tuple[Declarations, str]:

@@ -216,7 +216,7 @@ async def test_no_error_and_no_log_tells_it(
         ({"headers": {"x-api-key": "1"}, **HEADER}, "set by `auth` and once more"),
         ({"query": {"api_key": "1"}, **QUERY}, "set by `auth` and once more"),
         ({"url": "https://api.example/?api%5Fkey=1", **QUERY}, "set by `auth` and once more"),
-        ({"url": "http://127.0.0.1/", "ca": "/x.pem"}, "whom to trust over https"),
+        ({"url": "http://127.0.0.1/", "ca": "/x.pem"}, "`ca` belongs to https"),
     ],
 )
 def test_unsafe_parameters_are_refused_before_anything_is_sent(params: dict[str, Any], why: str) -> None:

@@ -468,7 +468,15 @@ def test_the_example_of_the_docs_is_what_they_say() -> None:
 
 def test_what_the_docs_call_fixed_is_fixed() -> None:
     fixed = {name: getattr(catalog.params_of(name), "fixed", frozenset()) for name in catalog.names()}
-    assert fixed["http.request"] == {"method", "body", "follow_redirects", "redirect_origins", "auth", "ca"}
+    assert fixed["http.request"] == {
+        "method",
+        "body",
+        "follow_redirects",
+        "redirect_origins",
+        "auth",
+        "ca",
+        "certificate",
+    }
     assert fixed["exec"] == {"command", "cwd", "paths", "connect"}
     assert fixed["python"] == {"callable", "path", "paths", "connect"}
     assert fixed["postgres.query"] == fixed["postgres.execute"] == {"sql", "server_messages"}

@@ -20,7 +20,7 @@ from orchestrator.actions.http.answer import check_status, output_of
 from orchestrator.actions.http.auth import HEADER_NAME, KINDS, SET_BY_US, Auth, private_of
 from orchestrator.actions.http.transfer import MAX_REDIRECTS, Incoming, Outgoing, transfer
 from orchestrator.actions.http.trust import Authorities, authorities, trusting
-from orchestrator.actions.references import redactor_for, within_deadline
+from orchestrator.actions.references import credential_of, redactor_for, within_deadline
 from orchestrator.errors import StepFailed
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.network.origins import is_confidential, origin, parse
@@ -49,9 +49,9 @@ class RequestParams(Params):
 
     output_types: ClassVar[Mapping[str, OutputType]] = {"status": "int", "headers": "map"}
     fixed: ClassVar[frozenset[str]] = frozenset(
-        {"method", "body", "follow_redirects", "redirect_origins", "auth", "ca"}
+        {"method", "body", "follow_redirects", "redirect_origins", "auth", "ca", "certificate"}
     )
-    literal: ClassVar[frozenset[str]] = frozenset({"auth"})
+    literal: ClassVar[frozenset[str]] = frozenset({"auth", "certificate"})
     urls: ClassVar[frozenset[str]] = frozenset({"url"})
 
     method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] = "GET"
@@ -77,6 +77,10 @@ class RequestParams(Params):
         default=None,
         description="A file of certificates in PEM: the authorities that are trusted instead of the system's, for the "
         "origin of `url`. Policies see the file and its SHA-256.",
+    )
+    certificate: Annotated[str, GrantRef("certificate"), Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")] | None = Field(
+        default=None,
+        description="A grant of the kind `certificate`, which the origin of `url` is shown (mutual TLS); no other is.",
     )
     expect: Annotated[list[Annotated[int, Field(ge=100, le=599)]], Field(min_length=1)] | None = Field(
         default=None, description="The statuses that are a success. Default: every 2xx."
@@ -104,8 +108,8 @@ class RequestParams(Params):
             raise ValueError("a credential is not sent over plain http, except to this machine itself; use https")
         if self.auth is not None and (twice := self._twice(self.auth)):
             raise ValueError(f"`{twice}` is set by `auth` and once more")
-        if self.ca is not None and not self.url.startswith("https:"):
-            raise ValueError("`ca` says whom to trust over https")
+        if not self.url.startswith("https:") and (given := self.model_fields_set & {"ca", "certificate"}):
+            raise ValueError(f"`{min(given)}` belongs to https")
         return self
 
     def _twice(self, auth: Auth) -> str | None:
@@ -151,6 +155,8 @@ class Request:
             view["auth"] = params.auth.view()
         if params.authorities is not None:
             view["ca"] = params.authorities.view()
+        if params.certificate is not None:
+            view["certificate"] = params.certificate
         return view
 
     async def run(self, params: RequestParams, context: StepContext) -> JsonValue:
@@ -206,8 +212,9 @@ async def _exchange(request: Outgoing, params: RequestParams, context: StepConte
                 )
                 return await clients.enter_async_context(made)
 
-            own = elsewhere = await client(trusting(params.authorities))
-            if params.authorities is not None and params.redirect_origins:
+            shown = None if params.certificate is None else credential_of(context, params.certificate)
+            own = elsewhere = await client(trusting(params.authorities, shown))
+            if params.redirect_origins and (params.authorities is not None or shown is not None):
                 elsewhere = await client(trusting(None))
             redirects = MAX_REDIRECTS if params.follow_redirects else 0
             return await transfer(

@@ -33,14 +33,10 @@ from orchestrator.secret import Secret
 _STDERR_SHOWN = 2000
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
-FileRef = Annotated[
-    str,
-    GrantRef("database", "secret", "dynamic", "token", "oauth2", "aws", anew=True),
-    Field(pattern=r"^[^.]+(\.[^.]+)?$"),
-]
-FieldRef = Annotated[
-    str, GrantRef("database", "secret", "dynamic", "token", "oauth2", "aws"), Field(pattern=r"^[^.]+\.[^.]+$")
-]
+KINDS = ("database", "secret", "dynamic", "token", "oauth2", "aws", "certificate")
+"""Kinds of grants that a program may have: all."""
+FileRef = Annotated[str, GrantRef(*KINDS, anew=True), Field(pattern=r"^[^.]+(\.[^.]+)?$")]
+FieldRef = Annotated[str, GrantRef(*KINDS), Field(pattern=r"^[^.]+\.[^.]+$")]
 
 
 class ExecCredentials(Params):
@@ -146,7 +142,7 @@ class Exec:
             program=params.program.start,
             environment={"PATH": SAFE_PATH, **postgres_environment(context), **params.environment},
             secrets={name: secret_of(context, ref) for name, ref in params.credentials.env.items()},
-            files={name: _content(context, ref) for name, ref in params.credentials.files.items()},
+            files={name: content_of(context, ref) for name, ref in params.credentials.files.items()},
             directory=None if directory is None else Path(directory),
             stdin=_stdin(params.stdin),
             max_bytes=params.max_bytes,
@@ -161,12 +157,12 @@ class Exec:
         return _output(finished, params.output)
 
 
-def _content(context: StepContext, reference: str) -> Secret:
+def content_of(context: StepContext, reference: str) -> Secret:
     """What the file holds: one field as it is, or the whole credential."""
-    return secret_of(context, reference) if "." in reference else _whole(credential_of(context, reference))
+    return secret_of(context, reference) if "." in reference else whole(credential_of(context, reference))
 
 
-def _whole(credential: Credential) -> Secret:
+def whole(credential: Credential) -> Secret:
     """All fields in one document, so that a program never reads the name of one login and the password of another."""
     fields = {name: secret.reveal() for name, secret in credential.fields.items()}
     return Secret(json.dumps({"version": credential.version, "fields": fields}))
@@ -175,7 +171,7 @@ def _whole(credential: Credential) -> Secret:
 def _take_anew(params: ExecParams, handover: Handover, running: Running) -> None:
     async def receive(credential: Credential) -> None:
         names = [name for name, reference in params.credentials.files.items() if reference == credential.grant]
-        await running.replace_files(dict.fromkeys(names, _whole(credential)))
+        await running.replace_files(dict.fromkeys(names, whole(credential)))
 
     handover.take(receive)
 

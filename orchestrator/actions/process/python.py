@@ -16,7 +16,7 @@ from pydantic import JsonValue as Json
 from orchestrator.actions.base import Params, StepContext
 from orchestrator.actions.handover import Handover
 from orchestrator.actions.process.confined import ConfinedParams
-from orchestrator.actions.process.exec import failure, seems_confined
+from orchestrator.actions.process.exec import FileRef, Variable, content_of, failure, seems_confined, whole
 from orchestrator.actions.process.python_modules import ModuleFile, find_modules
 from orchestrator.actions.process.rules import Reach, virtual_environment
 from orchestrator.actions.process.supervised import DECLARE, SAFE_PATH, Command, Finished, Running, run_process
@@ -45,6 +45,12 @@ class PythonParams(ConfinedParams):
         )
     )
     arguments: dict[str, Json] = Field(default_factory=dict, description="Keyword arguments, as JSON.")
+    files: dict[Variable, FileRef] = Field(
+        default_factory=dict,
+        description="Environment variables that hold the path of a file (mode 0600, in memory) with a credential, for "
+        "libraries that take nothing else: `grant.field` as it is, `grant` all of it as JSON; it goes when the process "
+        "does.",
+    )
     path: list[Path] = Field(default_factory=list, description="Directories that modules are looked for in first.")
     max_bytes: Annotated[int, Field(gt=0)] = Field(default=5_000_000, description="The longest result, as JSON.")
     _modules: list[ModuleFile] | None = PrivateAttr(default=None)
@@ -93,6 +99,7 @@ class Python:
             "sha256": module.sha256,
             "packages": [{"file": package.file, "sha256": package.sha256} for package in packages],
             "path": list[JsonValue](params.folders),
+            **({"environment": sorted(params.files)} if params.files else {}),
             **params.reach_view(),
         }
 
@@ -104,9 +111,10 @@ class Python:
         command = Command(
             arguments=[sys.executable, "-I", "-m", "orchestrator.actions.process.python_child"],
             environment={"PATH": SAFE_PATH, **postgres_environment(context)},
+            files={name: content_of(context, reference) for name, reference in params.files.items()},
             stdin=_request(params, context),
             max_bytes=params.max_bytes + _RESULT_ALLOWANCE,
-            started=partial(_take_anew, context.handover) if context.handover else None,
+            started=partial(_take_anew, params, context.handover) if context.handover else None,
             confinement=context.confinement,
             reach=_with_interpreter(params.reach(context)),
         )
@@ -154,10 +162,12 @@ def _request(params: PythonParams, context: StepContext) -> bytes:
     return json.dumps(request).encode() + b"\n"
 
 
-def _take_anew(handover: Handover, running: Running) -> None:
-    """Each new credential is one more line on the child's standard input."""
+def _take_anew(params: PythonParams, handover: Handover, running: Running) -> None:
+    """Each new credential is one more line on the child's standard input, and first in its files."""
 
     async def receive(credential: Credential) -> None:
+        if names := [name for name, reference in params.files.items() if reference == credential.grant]:
+            await running.replace_files(dict.fromkeys(names, whole(credential)))
         fields = {name: secret.reveal() for name, secret in credential.fields.items()}
         message = {"grant": credential.grant, "version": credential.version, "fields": fields}
         running.write(json.dumps(message).encode() + b"\n")

@@ -87,6 +87,7 @@ def desired_objects(
         )
         for name, key in declarations.transit_keys.items()
     ]
+    objects += [VaultObject(role.path(name), role.payload()) for name, role in declarations.certificates.items()]
     objects.append(VaultObject(f"sys/policies/acl/{runtime.name}", {"policy": runtime_policy}))
     objects += [policy for policy, _ in access]
     objects += signing

@@ -10,18 +10,22 @@ values; truth values are compared; numbers never compare equal, so of these the 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from orchestrator.jsontypes import JsonValue
 
 
-def parameters_rule(path: str, parameters: Mapping[str, JsonValue]) -> str:
-    """The rule, as HCL, under which exactly these parameters are sent; the constants among them have this value."""
-    lines = "".join(f"    {json.dumps(name)} = {_pinned(value)}\n" for name, value in parameters.items())
+def parameters_rule(path: str, parameters: Mapping[str, JsonValue], *, made: Collection[str] = ()) -> str:
+    """The rule, as HCL, under which exactly these parameters are sent; the constants among them have this value.
+
+    `made` are the names of others, whose values are made for each lease.
+    """
+    pins = {**{name: _pinned(value) for name, value in parameters.items()}, **dict.fromkeys(made, "[]")}
+    lines = "".join(f"    {json.dumps(name)} = {pin}\n" for name, pin in pins.items())
     return (
         f'path "{path}" {{\n'
         f'  capabilities = ["update"]\n'
-        f"  required_parameters = {json.dumps(list(parameters))}\n"
+        f"  required_parameters = {json.dumps(list(pins))}\n"
         f"  allowed_parameters = {{\n{lines}  }}\n"
         f"}}\n"
     )

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.errors import UsageError
+from orchestrator.grants.certificate import MADE, sent
 from orchestrator.grants.policy_names import (
     BROKER_DUTIES,
     duty_policy_name,
@@ -102,11 +103,7 @@ def step_policy(scopes: Sequence[Scope], issuers: Mapping[str, DeclaredIssuer] |
         if scope.kind == "token" and scope.profile != "identity":
             rules.add((_SIGNING if scope.profile == "transit" else _EXECUTING).format(path=scope.resource))
         else:
-            rule = (
-                _reading(scope.resource)
-                if scope.parameters is None
-                else parameters_rule(scope.resource, scope.parameters)
-            )
+            rule = _asking(scope)
             if asked.setdefault(scope.resource, rule) != rule:
                 raise UsageError(
                     f"another grant asks at the path `{scope.resource}` of grant `{scope.name}` with other parameters",
@@ -116,7 +113,13 @@ def step_policy(scopes: Sequence[Scope], issuers: Mapping[str, DeclaredIssuer] |
     return HEADER + "".join(sorted(rules))
 
 
-def _reading(path: str) -> str:
+def _asking(scope: Scope) -> str:
+    """What the path that a grant comes from takes: nothing, what it is sent, or a certificate to sign."""
+    path, sent_there = scope.resource, scope.parameters
+    if sent_there is not None and scope.kind == "certificate":
+        return parameters_rule(path, sent(sent_there), made=MADE[str(sent_there["form"])])
+    if sent_there is not None:
+        return parameters_rule(path, sent_there)
     return f'path "{path}" {{\n  capabilities = ["read"]\n}}\n'
 
 

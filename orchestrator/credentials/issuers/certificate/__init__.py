@@ -1,0 +1,1 @@
+"""Certificates for keys that are made here: of TLS and of SSH."""
