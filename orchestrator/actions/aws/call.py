@@ -139,7 +139,7 @@ async def _exchange(prepared: Prepared, params: CallParams, context: StepContext
         async with httpx.AsyncClient(
             trust_env=False, verify=ssl.create_default_context(), timeout=context.remaining(), follow_redirects=False
         ) as client:
-            answer = await transfer(client, request, redirects=0, max_bytes=params.max_bytes)
+            answer = await transfer(client, request, redirects=0, max_bytes=params.max_bytes, elsewhere=client)
     except httpx.TimeoutException:
         raise StepFailed(f"{origin(prepared.url)} did not answer in time", kind="timeout") from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
