@@ -10,7 +10,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from orchestrator.credentials.certificate_end import KIND, certificate_end
+from orchestrator.credentials.issuers.certificate.end import KIND, certificate_end
 from orchestrator.credentials.types import (
     STEP_TOKEN_KIND,
     Asked,

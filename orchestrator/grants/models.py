@@ -143,7 +143,5 @@ class TokenGrant(GrantModel):
         return self
 
 
-Grant = Annotated[
-    DatabaseGrant | SecretGrant | DynamicGrant | TokenGrant | OAuth2Grant | AwsGrant | CertificateGrant,
-    Field(discriminator="kind"),
-]
+AnyGrant = DatabaseGrant | SecretGrant | DynamicGrant | TokenGrant | OAuth2Grant | AwsGrant | CertificateGrant
+Grant = Annotated[AnyGrant, Field(discriminator="kind")]

@@ -12,12 +12,10 @@ from orchestrator.grants.aws.session_policy import SessionPolicy, compile_policy
 from orchestrator.grants.certificate import CertificateGrant
 from orchestrator.grants.compiled import CompiledGrant, compile_grant
 from orchestrator.grants.fields import format_duration
-from orchestrator.grants.models import DatabaseGrant, DynamicGrant, SecretGrant, TokenGrant
+from orchestrator.grants.models import AnyGrant, DatabaseGrant, DynamicGrant, SecretGrant, TokenGrant
 from orchestrator.grants.oauth2 import OAuth2Grant
 from orchestrator.grants.privileges import Bound, DeclaredPrivilege, Privilege, RowLimit
 from orchestrator.jsontypes import JsonObject
-
-AnyGrant = DatabaseGrant | SecretGrant | DynamicGrant | TokenGrant | OAuth2Grant | AwsGrant | CertificateGrant
 
 _SAID = ("connection", "role", "issuer", "subject", "audience", "proof")
 """What some kinds of grant have, as one text."""
