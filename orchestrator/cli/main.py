@@ -45,6 +45,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "services.queue": ("queue",),
     "approvals": ("approvals",),
     "agents": ("agents",),
+    "issuers": ("issuers",),
     "runs": ("runs",),
     "tasks": ("tasks",),
     "leases": ("leases",),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from orchestrator.errors import UsageError
@@ -42,17 +42,26 @@ def key_id(name: str, version: int) -> str:
 
 def jwks_from_transit(name: str, answer: Mapping[str, Any]) -> dict[str, Any]:
     """The JWKS of every version that is still there, newest first, so that tokens outlive a rotation."""
-    from joserfc.jwk import ECKey, OKPKey
-
     algorithm = algorithm_of(answer)
+    return public_jwks(answer, algorithm, named=lambda version: key_id(name, version))
+
+
+def public_jwks(answer: Mapping[str, Any], algorithm: str, *, named: Callable[[int], str]) -> dict[str, Any]:
+    """The JWKS of the versions in an answer to `transit/keys/NAME`, newest first; `named` gives the `kid` of each."""
+    kind = answer["data"]["type"]
     keys = []
     for version, entry in sorted(answer["data"]["keys"].items(), key=lambda item: -int(item[0])):
-        if algorithm == "ES256":
-            public: dict[str, Any] = dict(ECKey.import_key(entry["public_key"]).as_dict(private=False))
-        else:
-            raw = base64.b64decode(entry["public_key"])
-            text = base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
-            public = dict(OKPKey.import_key({"kty": "OKP", "crv": "Ed25519", "x": text}).as_dict(private=False))
-        public |= {"kid": key_id(name, int(version)), "use": "sig", "alg": algorithm}
-        keys.append(public)
+        public = _public(kind, entry["public_key"])
+        keys.append({**public, "kid": named(int(version)), "use": "sig", "alg": algorithm})
     return {"keys": keys}
+
+
+def _public(kind: str, encoded: str) -> dict[str, Any]:
+    from joserfc.jwk import ECKey, OKPKey, RSAKey
+
+    if kind == "ed25519":
+        text = base64.urlsafe_b64encode(base64.b64decode(encoded)).rstrip(b"=").decode()
+        return dict(OKPKey.import_key({"kty": "OKP", "crv": "Ed25519", "x": text}).as_dict(private=False))
+    if kind.startswith("rsa-"):
+        return dict(RSAKey.import_key(encoded).as_dict(private=False))
+    return dict(ECKey.import_key(encoded).as_dict(private=False))
