@@ -71,6 +71,8 @@ class Scope:
     """What is sent to the path, or what a certificate is to say; in a plan, as far as it is known."""
     policy: SessionPolicy | None = None
     """What is left of the permissions of an AWS role; in a plan, as far as it is known."""
+    thumbprint: str = ""
+    """Of the key without which a token is of no use (`cnf.jkt` of RFC 9449); empty: anybody can use it."""
     bindings: tuple[str, ...] = ()
     """The values of the row limits that the run binds, in the order of `bound_limits`; none in a plan."""
     narrower: tuple[NarrowerForm, ...] = ()
@@ -104,6 +106,8 @@ class Scope:
             parts["parameters"] = dict(self.parameters)
         if self.policy is not None:
             parts |= self.policy.as_json()
+        if self.thumbprint:
+            parts["cnf"] = {"jkt": self.thumbprint}
         if self.privileges:
             parts["privileges"] = [_privilege_json(privilege) for privilege in self.bound_privileges()]
         if self.narrower:
@@ -173,7 +177,7 @@ class Scope:
             actions = each.get("actions")
             named = [*(actions if isinstance(actions, Sequence) else ()), each.get("identifier")]
             words.append(" ".join(str(word) for word in (each.get("type"), *named) if word is not None))
-        return f" ({'; '.join(words)})" if words else ""
+        return (f" ({'; '.join(words)})" if words else "") + (" bound to a key" if self.thumbprint else "")
 
     def _opens(self) -> str:
         if not self.privileges:
@@ -194,6 +198,7 @@ def scope_from_json(recorded: Mapping[str, Any]) -> Scope:
         details=tuple(recorded.get("details", ())),
         parameters=recorded.get("parameters"),
         policy=policy_from_json(recorded) if recorded.get("kind") == "aws" else None,
+        thumbprint=str(recorded.get("cnf", {}).get("jkt", "")),
         privileges=tuple(
             DeclaredPrivilege.model_validate(
                 {each["verb"]: each["object"], **{key: each[key] for key in ("columns", "where") if key in each}}

@@ -41,6 +41,8 @@ class RunStarted:
     """What the agent chose when it called the tool."""
     caller: JsonObject = field(default_factory=dict)
     """How the agent was known that called, as `TaskOpened` has it."""
+    token: JsonObject = field(default_factory=dict)
+    """What the agent wanted of the token that the tool hands over: `scopes`, `cnf`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from orchestrator.errors import Refused
-from orchestrator.pep.errors import Reason, TokenRefused
+from orchestrator.pep.errors import ProofRefused, Reason, TokenRefused
 
 _QUOTABLE = re.compile(r"[\x20-\x7e]+")
 _SCOPES = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+(?: [\x21\x23-\x5b\x5d-\x7e]+)*")
@@ -23,7 +23,16 @@ class Code(StrEnum):
     INVALID_REQUEST = "invalid_request"
     INVALID_TOKEN = "invalid_token"  # noqa: S105 - a code, no password
     INSUFFICIENT_SCOPE = "insufficient_scope"
+    INVALID_PROOF = "invalid_dpop_proof"
+    NONCE_WANTED = "use_dpop_nonce"
     UNAVAILABLE = "temporarily_unavailable"
+
+
+class Scheme(StrEnum):
+    """How a token is sent (RFC 6750, 2.1; RFC 9449, 7.1)."""
+
+    BEARER = "Bearer"
+    DPOP = "DPoP"
 
 
 _STATUS = {
@@ -31,6 +40,8 @@ _STATUS = {
     Code.INVALID_REQUEST: 400,
     Code.INVALID_TOKEN: 401,
     Code.INSUFFICIENT_SCOPE: 403,
+    Code.INVALID_PROOF: 401,
+    Code.NONCE_WANTED: 401,
     Code.UNAVAILABLE: 503,
 }
 
@@ -45,9 +56,20 @@ _OF_REASON = {
     Reason.TYPE: "this is not an access token",
     Reason.REVOKED: "the token is not active any more",
     Reason.INTROSPECTION: "the token is not active any more",
+    Reason.CONFIRMATION: "the token is bound to a key, and is not sent as such tokens are",
 }
 _OF_CLAIMS = "the token's claims are not valid"
 _OF_SIGNATURE = "the signature cannot be verified"
+
+
+@dataclass(frozen=True, slots=True)
+class Schemes:
+    """Where tokens that are bound to a key are taken, too: `algorithms` of their proofs; the scheme that was `used`,
+    of which an error is told; a `nonce` for the next proof."""
+
+    algorithms: tuple[str, ...]
+    used: Scheme = Scheme.BEARER
+    nonce: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +85,18 @@ class AccessRefused(Refused):
     """The request may not pass. `answer` is what the sender gets; `reason` says more, for a log."""
 
     def __init__(
-        self, code: Code, description: str, *, realm: str, scope: str | None = None, retry_after: int = 1
+        self,
+        code: Code,
+        description: str,
+        *,
+        realm: str,
+        scope: str | None = None,
+        retry_after: int = 1,
+        schemes: Schemes | None = None,
     ) -> None:
         super().__init__(description or "no token was sent", by="service")
         self.code = code
-        self.answer = answer(code, description, realm=realm, scope=scope, retry_after=retry_after)
+        self.answer = answer(code, description, realm=realm, scope=scope, retry_after=retry_after, schemes=schemes)
 
     @property
     def status(self) -> int:
@@ -80,7 +109,15 @@ class AccessRefused(Refused):
         return self.__cause__.reason if isinstance(self.__cause__, TokenRefused) else None
 
 
-def answer(code: Code, description: str, *, realm: str, scope: str | None = None, retry_after: int = 1) -> Answer:
+def answer(
+    code: Code,
+    description: str,
+    *,
+    realm: str,
+    scope: str | None = None,
+    retry_after: int = 1,
+    schemes: Schemes | None = None,
+) -> Answer:
     """The response: a challenge, or after how many seconds to come again where nothing could be judged.
 
     Raises ValueError for what cannot be quoted.
@@ -89,13 +126,26 @@ def answer(code: Code, description: str, *, realm: str, scope: str | None = None
     if code is Code.UNAVAILABLE:
         headers.append(("retry-after", str(retry_after)))
     else:
-        headers.append(("www-authenticate", challenge(code, description, realm=realm, scope=scope)))
+        headers.append(("www-authenticate", challenges(code, description, realm, scope, schemes)))
+    if schemes is not None and schemes.nonce is not None:
+        headers.append(("dpop-nonce", schemes.nonce))
     body = json.dumps({"error": code.value, "error_description": description}).encode()
     return Answer(_STATUS[code], (*headers, ("content-length", str(len(body)))), body)
 
 
+def challenges(code: Code, description: str, realm: str, scope: str | None, schemes: Schemes | None) -> str:
+    """The value of `WWW-Authenticate`: what was wrong stands with the scheme that was used (RFC 9449, 7.2)."""
+    told = challenge(code, description, realm=realm, scope=scope)
+    if schemes is None:
+        return told
+    algorithms = f"algs={quoted(' '.join(schemes.algorithms))}"
+    if schemes.used is Scheme.DPOP:
+        return f"{Scheme.DPOP}{told.removeprefix(Scheme.BEARER)}, {algorithms}"
+    return f"{told}, {Scheme.DPOP} realm={quoted(realm)}, {algorithms}"
+
+
 def challenge(code: Code, description: str, *, realm: str, scope: str | None) -> str:
-    """The value of `WWW-Authenticate`. Without a token it has neither `error` nor a description (RFC 6750, 3.1)."""
+    """That of the scheme Bearer. Without a token it has neither `error` nor a description (RFC 6750, 3.1)."""
     parts: Mapping[str, str | None] = {"realm": realm, "scope": scope}
     if code is not Code.UNAUTHORIZED:
         parts = {"realm": realm, "error": code.value, "error_description": description or None, "scope": scope}
@@ -117,7 +167,12 @@ def checked_scope(scope: str) -> str:
 
 
 def told(refused: TokenRefused) -> str:
-    """What the sender is told of a token that was refused: not more than they can do something about."""
+    """What the sender is told of a token that was refused: not more than they can do something about.
+
+    Of their own proof, everything: nobody else has made it.
+    """
+    if isinstance(refused, ProofRefused):
+        return refused.message.replace("`", "'")
     if refused.reason in _OF_REASON:
         return _OF_REASON[refused.reason]
     if refused.claim is not None:

@@ -39,6 +39,10 @@ class Reason(StrEnum):
     CLAIM_TYPE = "claim_type"
     REVOKED = "revoked"
     INTROSPECTION = "introspection"
+    CONFIRMATION = "confirmation"
+    PROOF = "proof"
+    NONCE = "nonce"
+    REPLAYED = "replayed"
 
 
 class TokenRefused(Refused):
@@ -48,6 +52,10 @@ class TokenRefused(Refused):
         super().__init__(message, by="service")
         self.reason = reason
         self.claim = claim
+
+
+class ProofRefused(TokenRefused):
+    """A proof of possession that is not believed (RFC 9449, 4.3)."""
 
 
 class IssuerUnreachable(Unreachable):

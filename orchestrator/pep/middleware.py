@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+from urllib.parse import quote
 
 from orchestrator.pep.access import AccessToken
 from orchestrator.pep.challenges import AccessRefused, Answer
+from orchestrator.pep.jwt.proofs import Presented
 from orchestrator.pep.protection import Protection
 
 Scope = MutableMapping[str, Any]
@@ -57,13 +59,22 @@ class BearerAuthentication:
 
         try:
             sent = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
-            token = await self._protection.authenticate(sent, scope.get("query_string", b""))
+            presented = self._presented(scope)
+            token = await self._protection.authenticate(sent, scope.get("query_string", b""), presented)
             state = {**scope.get("state", {}), STATE: token}
             await self._app({**scope, "state": state}, receive, noticed)
         except AccessRefused as refused:
             if began:
                 raise
             await respond(refused.answer, send)
+
+    def _presented(self, scope: Scope) -> Presented | None:
+        possession = self._protection.possession
+        if possession is None:
+            return None
+        path = (scope.get("raw_path") or quote(scope["path"]).encode()).partition(b"?")[0].decode("latin-1")
+        proofs = [value for name, value in scope["headers"] if name.lower() == b"dpop"]
+        return Presented(proofs, scope["method"], possession.at + path)
 
 
 async def respond(answer: Answer, send: Send) -> None:

@@ -100,6 +100,9 @@ class _Grant(TypedDict):
     details: NotRequired[
         Annotated[list[dict[str, Any]], Field(description="What a token is for (RFC 9396); expressions if not known.")]
     ]
+    cnf: NotRequired[
+        Annotated[dict[str, str], Field(description="`jkt`: the key without which a token is of no use (RFC 9449).")]
+    ]
     profile: NotRequired[Annotated[str, Field(description="Who builds a token's claims, unless it is `transit`.")]]
     keys: NotRequired[Annotated[list[str], Field(description="The keys of a secret that the step sees.")]]
     on_expiry: NotRequired[Annotated[str, Field(description="`reissue` where it is issued anew.")]]

@@ -165,7 +165,8 @@ class RunProgress:
     def declared_scopes(self, step: str) -> tuple[Scope, ...]:
         """The grants of a step, before anything in them is evaluated."""
         if step not in self._declared:
-            self._declared[step] = scopes_of(self.request.loaded.workflow, step)
+            scopes, call = scopes_of(self.request.loaded.workflow, step), self.request.call
+            self._declared[step] = scopes if call is None else call.asked_for(scopes)
         return self._declared[step]
 
     def policy_request(

@@ -17,7 +17,6 @@ from starlette.routing import Route
 
 from orchestrator.approvals.people import Person, Unproven, owner_of
 from orchestrator.approvals.slack import (
-    MAX_AGE,
     MAX_BODY_BYTES,
     SlackApprovals,
     pressed_button,
@@ -92,7 +91,7 @@ class _Door:
         body, now = await _body(request, MAX_BODY_BYTES), services.clock.now()
         deadline = services.clock.monotonic() + _SECONDS
         known = await verified_request(services.broker.vault, request.headers, body, now=now, deadline=deadline)
-        if not await asyncio.to_thread(lambda: services.approvals.store.first_time(known, now=now, kept=2 * MAX_AGE)):
+        if not await asyncio.to_thread(lambda: services.approvals.store.first_time(known, now=now)):
             raise Unproven("it came before")
         pressed = pressed_button(body)
         try:

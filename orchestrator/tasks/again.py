@@ -6,13 +6,14 @@ import asyncio
 from dataclasses import dataclass
 
 from orchestrator.errors import AgentBlocked, FenceLost, TaskEnded, UsageError
+from orchestrator.grants.wish import NO_WISH, Wish
 from orchestrator.jsontypes import JsonObject
 from orchestrator.ledger.events import ApprovalRequested, RunStarted
 from orchestrator.ledger.states import ApprovalState, RunState, TaskState
 from orchestrator.ledger.types import LedgerReader, RunRecord
-from orchestrator.policy.types import input_digest
 from orchestrator.recovery.reopen import reopen
 from orchestrator.recovery.resumption import recorded_outcome
+from orchestrator.runs.calls import call_digest, recorded_digest
 from orchestrator.runs.types import RunRequest, Services, TakenRun
 from orchestrator.tasks.errors import KeyUsed
 from orchestrator.tasks.results import CallResult, CallState, result_of
@@ -45,9 +46,7 @@ async def asked_again(services: Services, record: RunRecord, request: RunRequest
     """Raises KeyUsed where the key was used for another call, TaskEnded, AgentBlocked, and LedgerError."""
     assert request.call is not None
     started = (await asyncio.to_thread(services.reader.events, record.run_id, kind=RunStarted.kind))[0].data
-    arguments = started.get("call")
-    same = isinstance(arguments, dict) and input_digest(arguments) == request.call.digest
-    if started.get("steps") != [request.call.tool] or not same:
+    if started.get("steps") != [request.call.tool] or recorded_digest(started) != request.call.digest:
         raise key_used()
     if record.state is RunState.RUNNING:
         return Again()
@@ -86,14 +85,15 @@ def _check_still_open(services: Services, request: RunRequest) -> None:
         raise TaskEnded(f"the task {request.call.task} is over")
 
 
-def waiting_call(reader: LedgerReader, task_id: str, tool: str, arguments: JsonObject) -> str | None:
-    """The oldest call of a tool, with these arguments, that waits for somebody to agree."""
-    digest = input_digest(arguments)
+def waiting_call(
+    reader: LedgerReader, task_id: str, tool: str, arguments: JsonObject, wish: Wish = NO_WISH
+) -> str | None:
+    """The oldest call of a tool, with these arguments and wishes, that waits for somebody to agree."""
+    digest = call_digest(arguments, wish.as_json())
     for each in reader.calls(task_id):
         if each.state is not RunState.WAITING or each.steps != (tool,):
             continue
-        given = reader.events(each.run_id, kind=RunStarted.kind)[0].data.get("call")
-        if isinstance(given, dict) and input_digest(given) == digest:
+        if recorded_digest(reader.events(each.run_id, kind=RunStarted.kind)[0].data) == digest:
             return each.run_id
     return None
 

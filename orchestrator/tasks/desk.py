@@ -18,6 +18,7 @@ from orchestrator.actions.hand_over import GIVEN_BACK
 from orchestrator.actions.handover import Recipient
 from orchestrator.agents.authentication import Caller
 from orchestrator.errors import AgentBlocked, BudgetSpent, Refused, RunExists, TaskEnded, UnknownRun, UsageError
+from orchestrator.grants.wish import NO_WISH, Wish
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.ids import call_id
 from orchestrator.ledger.lease import LeaseState
@@ -119,6 +120,7 @@ class TaskDesk:
         *,
         address: str = "",
         leaving: Leaving = Leaving.CARRIES_ON,
+        wish: Wish = NO_WISH,
     ) -> CallResult:
         """Call a tool, or tell what came of the call with this key.
 
@@ -128,9 +130,8 @@ class TaskDesk:
         """
         opened = await self.task(caller, task_id)
         bound = _bound(opened, tool, arguments)
-        return await self._called(
-            opened, self._request(opened, call_id(task_id, key), tool, bound, caller, address), leaving
-        )
+        request = self._request(opened, call_id(task_id, key), tool, bound, caller, address, wish)
+        return await self._called(opened, request, leaving)
 
     async def ask_again(
         self,
@@ -141,6 +142,7 @@ class TaskDesk:
         *,
         address: str = "",
         leaving: Leaving = Leaving.CARRIES_ON,
+        wish: Wish = NO_WISH,
     ) -> CallResult | None:
         """What comes of the oldest call of this tool with these arguments that waits for somebody to agree.
 
@@ -148,13 +150,20 @@ class TaskDesk:
         """
         opened = await self.task(caller, task_id)
         bound = _bound(opened, tool, arguments)
-        waiting = await asyncio.to_thread(waiting_call, self.services.reader, task_id, tool, bound)
+        waiting = await asyncio.to_thread(waiting_call, self.services.reader, task_id, tool, bound, wish)
         if waiting is None:
             return None
-        return await self._called(opened, self._request(opened, waiting, tool, bound, caller, address), leaving)
+        return await self._called(opened, self._request(opened, waiting, tool, bound, caller, address, wish), leaving)
 
     def _request(
-        self, opened: OpenedTask, run_id: str, tool: str, arguments: JsonObject, caller: Caller, address: str
+        self,
+        opened: OpenedTask,
+        run_id: str,
+        tool: str,
+        arguments: JsonObject,
+        caller: Caller,
+        address: str,
+        wish: Wish,
     ) -> RunRequest:
         return opened.request(
             run_id,
@@ -164,6 +173,7 @@ class TaskDesk:
             now=self.services.clock.now(),
             of_agent=caller.max_open,
             recipient=Recipient() if opened.workflow.tools[tool].hand_over is not None else None,
+            wish=wish,
         )
 
     async def _called(self, opened: OpenedTask, request: RunRequest, leaving: Leaving) -> CallResult:

@@ -6,61 +6,22 @@ A signature says what was granted. That it was taken back since, only the ledger
 from __future__ import annotations
 
 import asyncio
-import math
-import re
 from dataclasses import dataclass, field
 
-from orchestrator.errors import OrchestratorError
-from orchestrator.grants.models import TOKEN_KEY
 from orchestrator.ledger.events import Decided
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.states import TaskState
 from orchestrator.ledger.types import LeaseRecord
 from orchestrator.pep.access import AccessToken, access_tokens
 from orchestrator.pep.details import Operation, permits
-from orchestrator.pep.errors import IssuerUnreachable, TokenRefused
-from orchestrator.pep.jwt.keys import Keys, read_jwks
-from orchestrator.pep.jwt.verification import issuer_named
+from orchestrator.pep.errors import TokenRefused
+from orchestrator.pep.jwt.verification import claimed, issuer_named
 from orchestrator.pep.sources import verify_by
 from orchestrator.policy.engines.rego.engine import RegoEngine
 from orchestrator.policy.types import Question
 from orchestrator.policy.watched import WatchedPolicies
 from orchestrator.runs.types import Services
-from orchestrator.vault.jwks import jwks_from_transit
-
-KEYS_SECONDS = 60.0
-"""How long public keys are taken as they were; one that is not known is looked for sooner."""
-
-AGAIN_SECONDS = 2.0
-"""Between two looks for a key that is not known."""
-
-VAULT_SECONDS = 10.0
-
-_OF_A_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
-
-
-@dataclass(slots=True)
-class TransitKey:
-    """The public keys of one key in Vault, that of an issuer of ours: what another key has signed is not its."""
-
-    services: Services
-    name: str
-    _since: float = -math.inf
-    _keys: Keys = field(default_factory=lambda: Keys(()))
-
-    async def keys_for(self, kid: str | None) -> Keys:
-        """Raises IssuerUnreachable."""
-        now = self.services.clock.monotonic()
-        if now - self._since < (KEYS_SECONDS if self._keys.knows(kid) else AGAIN_SECONDS):
-            return self._keys
-        try:
-            answer = await self.services.broker.vault.runtime_request(
-                "get", f"transit/keys/{self.name}", deadline=now + VAULT_SECONDS
-            )
-            self._keys, self._since = read_jwks(jwks_from_transit(self.name, answer)), now
-        except (OrchestratorError, ValueError, KeyError, TypeError) as error:
-            raise IssuerUnreachable("the keys cannot be had from Vault now") from error
-        return self._keys
+from orchestrator.tasks.signing_keys import SigningKeys
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,21 +37,33 @@ class Inquiry:
     """One per process. Belongs to one event loop."""
 
     services: Services
-    _keys: dict[str, TransitKey] = field(default_factory=dict)
+    keys: SigningKeys = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.keys = SigningKeys(self.services)
+
+    async def ours(self, text: str, audience: str | None = None) -> AccessToken | None:
+        """The token, if we have signed it for this audience, or for any, and it has not expired.
+
+        Raises IssuerUnreachable.
+        """
+        try:
+            named = issuer_named(text)
+            keys = self.keys.of_issuer(named)
+            if named is None or keys is None:
+                return None
+            meant = (audience,) if audience is not None else _audiences(text)
+            token = AccessToken.of(await verify_by(text, keys, access_tokens(named, *meant), self.services.clock))
+        except (TokenRefused, ValueError):
+            return None
+        self.keys.keep(keys)  # which there is: it has signed this
+        return token
 
     async def active(self, text: str, audience: str) -> tuple[AccessToken, LeaseRecord] | None:
         """The token, if it is one of ours for this audience that counts now. Raises IssuerUnreachable, LedgerError."""
-        issuer = self.services.broker.token_issuer
-        try:
-            named = issuer_named(text)
-            key = None if issuer is None or named is None else _key_of(named, issuer)
-            if named is None or key is None:
-                return None
-            keys = self._keys.get(key) or TransitKey(self.services, key)
-            token = AccessToken.of(await verify_by(text, keys, access_tokens(named, audience), self.services.clock))
-        except TokenRefused:
+        token = await self.ours(text, audience)
+        if token is None:
             return None
-        self._keys[key] = keys  # which there is: it has signed this
         lease = await asyncio.to_thread(self.services.reader.lease, token.token_id)
         if lease is None or lease.lease_id != token.token_id or not await asyncio.to_thread(self._counts, lease):
             return None
@@ -140,9 +113,8 @@ class Inquiry:
         return Judgement(answer.allow, "" if answer.allow else "; ".join(answer.reasons))
 
 
-def _key_of(named: str, issuer: str) -> str | None:
-    """The one key of ours that signs tokens with this `iss`: each but the usual one has an issuer of its own."""
-    if named == issuer:
-        return TOKEN_KEY
-    name = named.removeprefix(f"{issuer}/")
-    return name if name not in (named, TOKEN_KEY) and _OF_A_KEY.fullmatch(name) else None
+def _audiences(text: str) -> tuple[str, ...]:
+    """Whom a token says that it is for; not to be believed before it is verified. Raises TokenRefused."""
+    said = claimed(text).get("aud")
+    listed = said if isinstance(said, list) else [said]
+    return tuple(each for each in listed if isinstance(each, str))

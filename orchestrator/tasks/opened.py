@@ -11,6 +11,7 @@ from datetime import datetime
 from orchestrator.actions.handover import Recipient
 from orchestrator.agents.authentication import Caller
 from orchestrator.errors import NotAsRecorded, UnknownTask
+from orchestrator.grants.wish import NO_WISH, Wish
 from orchestrator.jsontypes import JsonObject
 from orchestrator.ledger.task_events import TaskOpened
 from orchestrator.ledger.types import CallLimits, EventRecord, LedgerReader
@@ -67,6 +68,7 @@ class OpenedTask:
         now: datetime,
         of_agent: int | None = None,
         recipient: Recipient | None = None,
+        wish: Wish = NO_WISH,
     ) -> RunRequest:
         """The run that a call is. `arguments` are bound; it ends with the task at the latest.
 
@@ -84,6 +86,7 @@ class OpenedTask:
             until=self.deadline,
             limits=CallLimits(tool.max_calls, tool.max_open, of_agent),
             recipient=recipient,
+            wish=wish,
         )
         return RunRequest(
             run_id=run_id,

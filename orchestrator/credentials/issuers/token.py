@@ -11,6 +11,7 @@ from typing import Any
 from orchestrator.credentials.types import Issued, IssueRequest
 from orchestrator.errors import GrantRefused
 from orchestrator.grants.credential import Credential
+from orchestrator.grants.wish import confirmation
 from orchestrator.secret import Secret
 from orchestrator.vault.fields import LONGEST_TTL, not_understood, section, text, whole_number
 from orchestrator.vault.jwks import CLOCK_SKEW, algorithm_of, issuer_of, key_id
@@ -34,10 +35,19 @@ class TokenIssuer:
     async def issue(self, request: IssueRequest) -> Issued:
         """Sign a token for the rest of the attempt (Vault API, `POST /transit/sign/:name`; RFC 9068, section 2).
 
-        Raises VaultRefused, VaultUnavailable, or GrantRefused where no token issuer is configured.
+        Raises VaultRefused, VaultUnavailable, or GrantRefused where no token issuer is configured, or where a token is
+        to be bound to a key that the claims cannot name.
         """
         scope = request.scope
         left = max(1, int(min(request.attempt.deadline - request.clock.monotonic(), scope.ttl)))
+        if scope.thumbprint and scope.profile != "transit":
+            raise GrantRefused(
+                f"a token of the profile `{scope.profile}` cannot be bound to a key: its claims are fixed in the server",
+                grant=scope.name,
+                path=scope.resource,
+                by="orchestrator",
+                hint="ask for it without a proof of possession, or declare `profile: transit`",
+            )
         if scope.profile == "workflow":
             token, issued_at, expires = await self._by_workflow(request, left)
         elif scope.profile == "identity":
@@ -95,6 +105,8 @@ class TokenIssuer:
         }
         if scope.details:  # RFC 9396, section 9.1
             claims["authorization_details"] = list(scope.details)
+        if scope.thumbprint:
+            claims["cnf"] = confirmation(scope.thumbprint)
         return await self._sign(request, claims), issued_at, expires
 
     async def _sign(self, request: IssueRequest, claims: dict[str, Any]) -> Secret:

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Engine, RowMapping, delete, exists, insert, select, update
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from orchestrator.errors import LedgerError, UnknownRun
 from orchestrator.jsontypes import JsonObject
@@ -25,6 +25,9 @@ from orchestrator.ledger.storage.codec import canonical_json
 from orchestrator.ledger.storage.connect import BEGIN
 from orchestrator.ledger.storage.tables import approval, approval_vote, request_seen, run, step
 from orchestrator.ledger.storage.times import text_to_time, time_to_text
+
+SEEN_SECONDS = 600
+"""How long signed requests from outside are remembered: longer than any of them is taken."""
 
 _DECIDED = [state.value for state in (ApprovalState.APPROVED, ApprovalState.DENIED, ApprovalState.EXPIRED)]
 
@@ -198,16 +201,18 @@ class ApprovalStore:
         with self._connection() as connection:
             return [str(row[0]) for row in connection.execute(query)]
 
-    def first_time(self, request: str, *, now: datetime, kept: int) -> bool:
-        """Whether a signed request has not come before; what is older than `kept` seconds is forgotten."""
-        with self._writing() as connection:
-            since = time_to_text(now - timedelta(seconds=kept))
-            connection.execute(delete(request_seen).where(request_seen.c.at < since))
-            known = select(request_seen.c.request).where(request_seen.c.request == request)
-            if connection.execute(known).first() is not None:
+    def first_time(self, request: str, *, now: datetime) -> bool:
+        """Whether a signed request has not come before, at any process, for as long as anybody could send it again."""
+        try:
+            with self._writing() as connection:
+                since = time_to_text(now - timedelta(seconds=SEEN_SECONDS))
+                connection.execute(delete(request_seen).where(request_seen.c.at < since))
+                connection.execute(insert(request_seen).values(request=request, at=time_to_text(now)))
+        except LedgerError as error:
+            if isinstance(error.__cause__, IntegrityError):
                 return False
-            connection.execute(insert(request_seen).values(request=request, at=time_to_text(now)))
-            return True
+            raise
+        return True
 
     def withdraw(self, run_id: str, *, now: datetime) -> None:
         """Close what is still open of a run that has ended."""

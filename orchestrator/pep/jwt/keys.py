@@ -80,10 +80,11 @@ def read_jwks(document: bytes | Mapping[str, Any]) -> Keys:
         raise ValueError("this is no JWK Set: `keys` is not a list of objects")
     if len(members) > _MOST_KEYS:
         raise ValueError(f"this JWK Set has more than {_MOST_KEYS} keys")
-    return Keys(tuple(_read(member) for member in members))
+    return Keys(tuple(read_key(member) for member in members))
 
 
-def _read(member: Mapping[str, JsonValue]) -> IssuerKey:
+def read_key(member: Mapping[str, JsonValue]) -> IssuerKey:
+    """One key (RFC 7517, 4); with the reason where it must not be used."""
     kid, kty, crv, alg = (_text(member.get(name)) for name in ("kid", "kty", "crv", "alg"))
     problem = _misuse(member, kty or "")
     key = None

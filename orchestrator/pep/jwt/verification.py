@@ -63,8 +63,13 @@ def issuer_named(token: str, most_bytes: int = 16384) -> str | None:
 
     Not to be believed before it was verified by those. Raises TokenRefused for what is no token.
     """
-    issuer = strict.json_object(strict.base64url(_parts(token, most_bytes)[1])).get("iss")
+    issuer = claimed(token, most_bytes).get("iss")
     return issuer if isinstance(issuer, str) else None
+
+
+def claimed(token: str, most_bytes: int = 16384) -> Mapping[str, JsonValue]:
+    """What a token claims. Not to be believed before it was verified. Raises TokenRefused for what is no token."""
+    return strict.json_object(strict.base64url(_parts(token, most_bytes)[1]))
 
 
 def _parts(token: str, most_bytes: int) -> list[str]:
