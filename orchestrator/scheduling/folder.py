@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from orchestrator.errors import UsageError
+from orchestrator.grants.models import TokenGrant
 from orchestrator.workflow.loader import LoadedWorkflow, load, load_text
 from orchestrator.workflow.models.workflow import Schedule, Workflow
 from orchestrator.workflow.parameters import ActionCatalog
@@ -52,6 +53,7 @@ class _File:
     known: KnownWorkflow | None = None
     task: LoadedWorkflow | None = None
     problem: str = ""
+    signing_keys: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,11 @@ class WorkflowFolder:
     def tasks(self) -> Mapping[str, LoadedWorkflow]:
         """The types of tasks, as of the last look at the files."""
         return self._catalogue.tasks if self._catalogue else {}
+
+    @property
+    def signing_keys(self) -> frozenset[str]:
+        """The transit keys by which tokens of these files are signed, as of the last look at them."""
+        return frozenset().union(*(file.signing_keys for file in self._files.values()))
 
     def read(self) -> Catalogue:
         """Look at every file, load those that changed, and answer what is to be scheduled now.
@@ -134,16 +141,19 @@ class WorkflowFolder:
             log.info("%s: loaded %s, %s", path, loaded.workflow.name, loaded.digest)
         workflow = loaded.workflow
         if workflow.is_task:
-            return _File(stamp, task=loaded)  # agents call its tools: nothing of it is run when it is due, or asked for
+            return _File(
+                stamp, task=loaded, signing_keys=_signing_keys(workflow)
+            )  # agents call its tools: nothing of it is run when it is due, or asked for
         return _File(
             stamp,
             KnownWorkflow(workflow.name, workflow.schedule, loaded.digest, path, loaded.text, self._actions),
+            signing_keys=_signing_keys(workflow),
         )
 
     def _invalid(self, path: str, stamp: Stamp, before: _File, why: str) -> _File:
         kept = "its last valid version stays in use" if before.known or before.task else "it is not scheduled"
         log.error("%s: %s\n%s", path, kept, why)
-        return _File(stamp, before.known, before.task, why)
+        return _File(stamp, before.known, before.task, why, before.signing_keys)
 
     def _catalogued(self) -> Catalogue:
         """Of two files with one name the one that had it before keeps it; at first, the first by file name."""
@@ -170,3 +180,9 @@ class WorkflowFolder:
         self._doubles = frozenset(doubles)
         invalid = sum(bool(file.problem) for file in self._files.values()) + len(doubles)
         return Catalogue(MappingProxyType(workflows), invalid, MappingProxyType(tasks))
+
+
+def _signing_keys(workflow: Workflow) -> frozenset[str]:
+    grants = [grant for part in workflow.parts.values() for grant in part.grants.values()]
+    tokens = [grant for grant in grants if isinstance(grant, TokenGrant)]
+    return frozenset(each.key for each in tokens if each.profile != "identity" and each.mount == "transit")

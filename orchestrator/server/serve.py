@@ -179,7 +179,8 @@ async def _api(
 
     with suppress(UsageError):  # the scheduler says it, and tries again
         await asyncio.to_thread(folder.read)  # so that nobody is told that there is no such task who comes at once
-    async with answering(config, bound, services, Types(lambda: folder.tasks)) as api:
+    types = Types(lambda: folder.tasks)
+    async with answering(config, bound, services, types, lambda: folder.signing_keys) as api:
         yield api
 
 

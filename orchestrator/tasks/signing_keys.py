@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 from collections.abc import Mapping
@@ -35,6 +36,8 @@ class TransitKey:
     _since: float = -math.inf
     _keys: Keys = field(default_factory=lambda: Keys(()))
     _document: Mapping[str, Any] = field(default_factory=dict)
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _failed: float = -math.inf
 
     async def keys_for(self, kid: str | None) -> Keys:
         """Raises IssuerUnreachable."""
@@ -44,11 +47,21 @@ class TransitKey:
         return self._keys
 
     async def document(self) -> Mapping[str, Any]:
-        """As a JWK Set (RFC 7517, 5). Raises IssuerUnreachable."""
-        now = self.services.clock.monotonic()
-        if now - self._since >= AGAIN_SECONDS:
-            await self._ask(now)
-        return self._document
+        """As a JWK Set (RFC 7517, 5). Vault is asked now and then, however often strangers ask for it.
+
+        Raises IssuerUnreachable.
+        """
+        async with self._turn:
+            now = self.services.clock.monotonic()
+            if now - self._failed < AGAIN_SECONDS:
+                raise IssuerUnreachable("the keys could not be had from Vault just now")
+            if now - self._since >= AGAIN_SECONDS:
+                try:
+                    await self._ask(now)
+                except IssuerUnreachable:
+                    self._failed = self.services.clock.monotonic()
+                    raise
+            return self._document
 
     async def _ask(self, now: float) -> None:
         try:

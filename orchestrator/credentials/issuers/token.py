@@ -42,7 +42,7 @@ class TokenIssuer:
         left = max(1, int(min(request.attempt.deadline - request.clock.monotonic(), scope.ttl)))
         if scope.thumbprint and scope.profile != "transit":
             raise GrantRefused(
-                f"a token of the profile `{scope.profile}` cannot be bound to a key: its claims are fixed in the server",
+                f"a token of the profile `{scope.profile}` cannot be bound to a key: the server fixes its claims",
                 grant=scope.name,
                 path=scope.resource,
                 by="orchestrator",

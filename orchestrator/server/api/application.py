@@ -13,6 +13,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from orchestrator.server.api.inquiries import INQUIRIES, Inquiries
+from orchestrator.server.api.oauth.endpoints import OAuth
+from orchestrator.server.api.oauth.operations import OAUTH
 from orchestrator.server.api.openapi import openapi
 from orchestrator.server.api.operations import LONGEST_REQUEST_ID, OPERATIONS, REQUEST_ID, Operation, Operations
 from orchestrator.server.api.problems import Kind, Problem, problem_of
@@ -21,13 +23,18 @@ Door = TypeVar("Door")
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def application(operations: Operations, inquiries: Inquiries, more: Sequence[BaseRoute] = ()) -> Starlette:
-    """The operations, what services may ask, `/v1/openapi.json`, `/healthz`, and what other doors answer."""
+def application(
+    operations: Operations, inquiries: Inquiries, oauth: OAuth, more: Sequence[BaseRoute] = ()
+) -> Starlette:
+    """The operations, what services may ask, the endpoints of OAuth, `/v1/openapi.json`, `/healthz`, and what other
+    doors answer."""
     paths: dict[str, dict[str, Endpoint]] = {}
     for each in OPERATIONS:
         paths.setdefault(each.path, {})[each.method] = _answering(operations, each)
     for inquiry in INQUIRIES:
         paths.setdefault(inquiry.path, {})[inquiry.method] = _answering(inquiries, inquiry)
+    for endpoint in OAUTH:
+        paths.setdefault(endpoint.path, {})[endpoint.method] = _answering(oauth, endpoint)
     return Starlette(
         routes=[
             *(Route(path, _by_method(endpoints), methods=list(endpoints)) for path, endpoints in paths.items()),

@@ -55,6 +55,11 @@ class Callers:
         self.rates.take(caller.agent)
         return caller
 
+    async def shown(self, request: Request) -> Caller | None:
+        """Who a request shows itself to be of, where it does so at all. Raises what `caller` raises."""
+        peer = request.scope.get("state", {}).get(PEER)
+        return await self._known(request) if peer or "authorization" in request.headers else None
+
     async def _known(self, request: Request) -> Caller:
         sent = request.headers.getlist("authorization")
         peer: Sequence[str] | None = request.scope.get("state", {}).get(PEER)

@@ -108,9 +108,22 @@ def _whole(part: Part, batch: Batch) -> Evaluation:
 
 
 def _introspected(token: AccessToken) -> JsonObject:
-    kept = ("iss", "sub", "aud", "client_id", "scope", "exp", "iat", "nbf", "jti", "authorization_details", "act")
+    kept = (
+        "iss",
+        "sub",
+        "aud",
+        "client_id",
+        "scope",
+        "exp",
+        "iat",
+        "nbf",
+        "jti",
+        "cnf",
+        "authorization_details",
+        "act",
+    )
     told = {name: token.claims[name] for name in kept if name in token.claims}
-    return {"active": True, "token_type": "Bearer", **told}
+    return {"active": True, "token_type": "DPoP" if "cnf" in token.claims else "Bearer", **told}
 
 
 async def _form(request: Request) -> IntrospectionRequest:

@@ -11,10 +11,11 @@ from pydantic.json_schema import models_json_schema
 
 from orchestrator.server.api.documents import ProblemDocument
 from orchestrator.server.api.inquiries import INQUIRIES
+from orchestrator.server.api.oauth.operations import OAUTH
 from orchestrator.server.api.operations import KEY, LONGEST_REQUEST_ID, OPERATIONS, REQUEST_ID, Operation
 from orchestrator.server.api.problems import PREFIX, STATUS, Kind
 
-_ALL: tuple[Operation[Any], ...] = (*OPERATIONS, *INQUIRIES)
+_ALL: tuple[Operation[Any], ...] = (*OPERATIONS, *INQUIRIES, *OAUTH)
 _REF = "#/components/schemas/{model}"
 
 
@@ -50,16 +51,20 @@ def _operation(operation: Operation[Any]) -> dict[str, Any]:
         "parameters": [
             *_path_parameters(operation.path),
             *([_KEY] if operation.needs_key else []),
+            *([{**_KEY, "required": False}] if operation.may_have_key else []),
+            *({"name": name, "in": "header", "schema": {"type": "string"}} for name in operation.headers),
             *([_REQUEST_ID] if operation.echoes_request_id else []),
         ],
         "responses": {
             **{
                 str(status): {"description": words, "content": _content(model), **_links(operation)}
-                for status, (words, model) in operation.answers.items()
+                for status, (words, model) in {**operation.answers, **operation.errors}.items()
             },
             **_problems(operation.all_problems),
         },
     }
+    if operation.known_by_body:
+        found["security"] = [{}, {"certificate": []}]
     if operation.body is not None:
         content = {operation.body_type: {"schema": _reference(operation.body)}}
         found["requestBody"] = {"required": operation.body_required, "content": content}
@@ -114,7 +119,8 @@ def _reference(model: type[BaseModel]) -> dict[str, str]:
 
 
 def _schemas() -> dict[str, Any]:
-    answered = {model for each in _ALL for _, model in each.answers.values()} | {ProblemDocument}
+    answered = {model for each in _ALL for _, model in (*each.answers.values(), *each.errors.values())}
+    answered |= {ProblemDocument}
     sent = {each.body for each in _ALL if each.body is not None}
     wanted = [(model, "serialization") for model in sorted(answered, key=lambda each: each.__name__)]
     wanted += [(model, "validation") for model in sorted(sent, key=lambda each: each.__name__)]

@@ -52,6 +52,8 @@ Doors = TypeVar("Doors")
 class Operation(Generic[Doors]):
     """One operation. `answers` are the models by status; `problems` those besides what any operation may answer.
 
+    `errors` are models by status in the place of problems, where a standard has errors of its own; `known_by_body` says
+    that who calls is told by the body; `headers` are those that it takes besides.
     `links`: what may follow, by name, with its parameters as expressions of the answer (OpenAPI 3.1, Link Object).
     """
 
@@ -66,14 +68,18 @@ class Operation(Generic[Doors]):
     body_required: bool = False
     body_type: str = "application/json"
     needs_key: bool = False
+    may_have_key: bool = False
+    headers: tuple[str, ...] = ()
+    known_by_body: bool = False
     echoes_request_id: bool = False
     problems: tuple[Kind, ...] = ()
+    errors: Mapping[int, tuple[str, type[BaseModel]]] = field(default_factory=dict)
     links: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def all_problems(self) -> tuple[Kind, ...]:
         """Every problem that it may answer with."""
-        return (*self.problems, *_OF_ALL)
+        return () if self.errors else (*self.problems, *_OF_ALL)
 
 
 @dataclass(slots=True)
@@ -128,7 +134,7 @@ class Operations:
             caller, task_id, request.path_params["tool"], wanted.arguments, keys[0], address=address_of(request)
         )
         if result.state is CallState.REFUSED:
-            raise _refused(result.error, result.reason, result.call_id)
+            raise refused(result.error, result.reason, result.call_id)
         connection = result.handed.credential.connection if result.handed else None
         address = self.desk.services.endpoints.get(connection or "")
         document = call_document(result, task_id, address)
@@ -169,7 +175,8 @@ class Operations:
         return task_document(opened, record, list(calls))
 
 
-def _refused(error: Exception | None, reason: str, call_id: str) -> Problem:
+def refused(error: Exception | None, reason: str, call_id: str) -> Problem:
+    """Somebody who may say no has said no to a call."""
     by = error.by if isinstance(error, Refused) else "policy"
     reasons = list(error.reasons) if isinstance(error, PolicyDenied) else []
     hint = error.hint if isinstance(error, Refused) else None

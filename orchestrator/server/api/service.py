@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,15 @@ from starlette.routing import BaseRoute
 from orchestrator.agents.authentication import Authentication
 from orchestrator.agents.declared import load_agents
 from orchestrator.errors import UsageError
+from orchestrator.network.origins import is_confidential, parse
 from orchestrator.runs.types import Services
 from orchestrator.server.api.application import application
 from orchestrator.server.api.callers import Callers, Rates
 from orchestrator.server.api.inquiries import Inquiries
+from orchestrator.server.api.oauth.endpoints import OAuth
+from orchestrator.server.api.oauth.metadata import Metadata
+from orchestrator.server.api.oauth.operations import TOKEN
+from orchestrator.server.api.oauth.possession import Proofs
 from orchestrator.server.api.operations import Operations
 from orchestrator.server.api.tls import ApiProtocol, TlsFiles, only_here
 from orchestrator.server.listener import bind, listening
@@ -42,7 +48,7 @@ CLOSING_SECONDS = 1.0
 class ApiConfig:
     """Where the API answers, to whom, and with which certificate. Rates are for each agent, in this process.
 
-    `doors` answer at the same address.
+    `doors` answer at the same address. `url` is how others reach it: without one, at the address itself.
     """
 
     address: str
@@ -50,6 +56,7 @@ class ApiConfig:
     tls: TlsFiles | None = None
     per_second: float = 50.0
     doors: tuple[Door, ...] = ()
+    url: str | None = None
 
     def bound(self) -> socket.socket:
         """The listening socket. Raises UsageError, also for an address that others reach without TLS."""
@@ -59,7 +66,27 @@ class ApiConfig:
                 f"the API hands out credentials, and {self.address} is not of this machine alone",
                 hint="give --api-cert and --api-key, or 127.0.0.1 with a proxy before it that has TLS",
             )
+        if self.url is not None:
+            _checked_url(self.url)
         return bind(self.address)
+
+    def reached_at(self, bound: socket.socket) -> str | None:
+        """The URL by which others reach it, without a slash at its end; None where that cannot be known."""
+        if self.url is not None:
+            return self.url.rstrip("/")
+        host, port = bound.getsockname()[:2]
+        if ipaddress.ip_address(host).is_unspecified:
+            return None
+        return f"{'http' if self.tls is None else 'https'}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _checked_url(url: str) -> None:
+    try:
+        parts = parse(url)
+        if parts.query or parts.fragment or not is_confidential(url):
+            raise ValueError("it is to be https, or of this machine, and has neither query nor fragment")
+    except ValueError as error:
+        raise UsageError(f"--api-url: {error}", hint="such as https://broker.example") from error
 
 
 class Types(Mapping[str, LoadedWorkflow]):
@@ -108,21 +135,33 @@ def closing(services: Services) -> Maintenance:
 
 @asynccontextmanager
 async def answering(
-    config: ApiConfig, bound: socket.socket, services: Services, types: Mapping[str, LoadedWorkflow]
+    config: ApiConfig,
+    bound: socket.socket,
+    services: Services,
+    types: Mapping[str, LoadedWorkflow],
+    signing_keys: Callable[[], Collection[str]] = frozenset,
 ) -> AsyncIterator[Api]:
-    """Answer agents until the context is left. Raises UsageError for a declaration that is not right."""
+    """Answer agents until the context is left; `signing_keys` are published.
+
+    Raises UsageError for a declaration that is not right.
+    """
     agents = load_agents(config.agents)
     context = config.tls.context() if config.tls else None
     callers = Callers(
         Authentication(agents, config.agents.parent, services.clock),
         Rates(services.clock, per_second=config.per_second, burst=2 * config.per_second),
     )
-    inquiries = Inquiries(Inquiry(services), callers)
+    inquiry, url = Inquiry(services), config.reached_at(bound)
+    inquiries = Inquiries(inquiry, callers)
     operations = Operations(TaskDesk(services, types), callers)
+    oauth = OAuth(operations, inquiries, inquiry, Proofs(services, None if url is None else url + TOKEN))
+    certificates = config.tls is not None and config.tls.client_authorities is not None
+    metadata = Metadata(services.broker.token_issuer, url, inquiry.keys, signing_keys, certificates)
     host, port = bound.getsockname()[:2]
     async with AsyncExitStack() as doors:
         routes = [route for door in config.doors for route in await doors.enter_async_context(door(operations))]
-        async with listening(application(operations, inquiries, routes), bound, protocol=ApiProtocol, tls=context):
+        app = application(operations, inquiries, oauth, (*metadata.routes(), *routes))
+        async with listening(app, bound, protocol=ApiProtocol, tls=context):
             log.info("the API answers at %s:%d", host, port, extra={"api": f"{host}:{port}"})
             try:
                 yield Api(operations, services)

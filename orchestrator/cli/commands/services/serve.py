@@ -48,6 +48,10 @@ ApiClientCa = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="With --api: whose certificates agents may show (SPIFFE X.509-SVIDs)."),
 ]
+ApiUrl = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="With --api: how others reach it, where that is not the address itself."),
+]
 Mcp = Annotated[bool, typer.Option("--mcp", help="With --api: answer MCP clients there, too: see docs/mcp.md.")]
 McpHandOver = Annotated[
     bool, typer.Option("--mcp-hand-over", help="With --mcp: offer tools that hand credentials over, which models see.")
@@ -67,6 +71,7 @@ def serve(
     api_cert: ApiCert = None,
     api_key: ApiKey = None,
     api_client_ca: ApiClientCa = None,
+    api_url: ApiUrl = None,
     mcp: Mcp = False,
     mcp_hand_over: McpHandOver = False,
     log_format: LogFormats = LogFormat.TEXT,
@@ -92,7 +97,7 @@ def serve(
         grace,
         approvals=approvals,
         queue=False,
-        api=_api(api, agents, api_cert, api_key, api_client_ca, _doors(mcp or mcp_hand_over, mcp_hand_over)),
+        api=_api(api, agents, api_cert, api_key, api_client_ca, api_url, _doors(mcp or mcp_hand_over, mcp_hand_over)),
     )
 
 
@@ -112,6 +117,7 @@ def _api(
     certificate: Path | None,
     key: Path | None,
     authorities: Path | None,
+    url: str | None,
     doors: tuple[Door, ...],
 ) -> ApiConfig | None:
     if address is None:
@@ -124,7 +130,7 @@ def _api(
     if (certificate is None) != (key is None) or (authorities is not None and certificate is None):
         raise UsageError("--api-cert and --api-key belong together, and --api-client-ca to both")
     tls = TlsFiles(certificate, key, authorities) if certificate is not None and key is not None else None
-    return ApiConfig(address=address, agents=agents, tls=tls, doors=doors)
+    return ApiConfig(address=address, agents=agents, tls=tls, doors=doors, url=url)
 
 
 def worker(
