@@ -90,7 +90,8 @@ def signed(head: dict[str, Any], body: dict[str, Any], key: Any, algorithm: str)
     head = {name: value for name, value in head.items() if value is not None}
     body = {name: value for name, value in body.items() if value is not None}
     text = f"{encoded(json.dumps(head).encode())}.{encoded(json.dumps(body).encode())}"
-    by = jws.JWSRegistry(algorithms=[algorithm]).get_alg(algorithm)
+    name = {"EdDSA": "Ed25519"}.get(algorithm, algorithm)
+    by = jws.JWSRegistry(algorithms=[name]).get_alg(name)
     return f"{text}.{encoded(by.sign(text.encode(), key))}"
 
 

@@ -75,8 +75,6 @@ def token_scope(workflow: Workflow, tool: str) -> Scope:
     scope = next((each for each in scopes_of(workflow, tool) if each.name == declared.hand_over), None)
     if scope is None or scope.kind != "token":
         raise OAuthError(Code.INVALID_DETAILS, f"the tool `{tool}` hands over no token")
-    if scope.profile == "identity":
-        raise OAuthError(Code.INVALID_DETAILS, f"the token of the tool `{tool}` is not of this issuer, but of Vault's")
     return scope
 
 
