@@ -3,9 +3,9 @@
 It needs httpx, and of this package only what is pure and small. Nothing is done and nobody is asked on import.
 """
 
-from orchestrator.client.asynchronous import AsyncBroker, AsyncHandover, AsyncTask
+from orchestrator.client.asynchronous import AsyncBroker, AsyncExchange, AsyncHandover, AsyncTask
 from orchestrator.client.auth import AsyncTaskAuth, TaskAuth
-from orchestrator.client.blocking import Broker, Handover, Task
+from orchestrator.client.blocking import Broker, Exchange, Handover, Task
 from orchestrator.client.documents import Credential, Tool
 from orchestrator.client.errors import (
     ApprovalPending,
@@ -26,10 +26,12 @@ from orchestrator.client.errors import (
     Unconfirmed,
 )
 from orchestrator.client.exchange import Patience
+from orchestrator.client.possession import ProofKey, Prover
 
 __all__ = [
     "ApprovalPending",
     "AsyncBroker",
+    "AsyncExchange",
     "AsyncHandover",
     "AsyncTask",
     "AsyncTaskAuth",
@@ -41,12 +43,15 @@ __all__ = [
     "Credential",
     "CutOff",
     "Denied",
+    "Exchange",
     "Handover",
     "InvalidRequest",
     "NotAllowed",
     "NotFound",
     "NotRenewed",
     "Patience",
+    "ProofKey",
+    "Prover",
     "Task",
     "TaskAuth",
     "TaskClosed",

@@ -18,7 +18,10 @@ from orchestrator.client.auth import AsyncTaskAuth
 from orchestrator.client.documents import Credential
 from orchestrator.client.errors import ApprovalPending, Unconfirmed
 from orchestrator.client.exchange import Flow, Patience, Pause, Send, TokenWanted
+from orchestrator.client.possession import Prover
 from orchestrator.client.task import TaskOfEither, one_mapping, request, safe_url, why_left
+from orchestrator.client.token_exchange import Exchange as TokenCall
+from orchestrator.client.token_exchange import ExchangeOfEither
 from orchestrator.client.tokens import AsyncToken, OwnToken
 from orchestrator.uninterrupted import to_the_end
 
@@ -140,6 +143,17 @@ class AsyncTask(TaskOfEither):
         given = one_mapping(arguments, more)
         return AsyncTaskAuth(lambda: self.credential(tool, given), origin, self._patience.clock)
 
+    def exchange(self, tool: str, arguments: Mapping[str, Any] | None = None, /, **more: Any) -> AsyncExchange:
+        """As Task.exchange."""
+        return AsyncExchange(self._broker, self._exchange(tool, one_mapping(arguments, more)))
+
+    def dpop_auth(
+        self, tool: str, origin: str, key: Prover, arguments: Mapping[str, Any] | None = None, /, **more: Any
+    ) -> AsyncTaskAuth:
+        """As Task.dpop_auth, for an httpx.AsyncClient."""
+        given = one_mapping(arguments, more)
+        return AsyncTaskAuth(lambda: self.exchange(tool, given).bound_to(key), origin, self._patience.clock, key)
+
     async def _output(self, call: flows.Call, seconds: float) -> dict[str, Any]:
         try:
             return await self._broker._carry_out(flows.output(call, self._patience, seconds))
@@ -182,12 +196,12 @@ class AsyncHandover:
     async def _take(self, seconds: float) -> Credential:
         patience = self._broker._patience
         try:
-            self.credential = await self._broker._carry_out(flows.handed_over(self._call, patience, seconds))
+            self.credential = await self._broker._carry_out(self._call.taking(patience, seconds))
         except ApprovalPending as pending:
             pending.again = self._open_within
             raise
         except asyncio.CancelledError:  # what was on its way is given back
-            await to_the_end(self._broker._carry_out(flows.abandoning(self._call, patience)))
+            await to_the_end(self._broker._carry_out(self._call.abandoning(patience)))
             raise
         return self.credential
 
@@ -199,9 +213,17 @@ class AsyncHandover:
     async def _close(self, *, raising: bool) -> None:
         held, self.credential = self.credential, None
         if held is not None:
-            found = await to_the_end(self._broker._carry_out(flows.giving_back(held.lease_id, self._broker._patience)))
+            found = await to_the_end(self._broker._carry_out(self._call.returning(held, self._broker._patience)))
             self._call.renew()
             _raise_if(found, raising and self._broker.strict)
+
+
+class AsyncExchange(ExchangeOfEither, AsyncHandover):
+    """As Exchange, for asyncio."""
+
+    def __init__(self, broker: AsyncBroker, call: TokenCall) -> None:
+        super().__init__(broker, call)
+        self._wanted = call
 
 
 def _raise_if(found: Unconfirmed | None, wanted: bool) -> None:

@@ -13,6 +13,7 @@ import httpx
 
 from orchestrator.client.documents import Credential
 from orchestrator.client.errors import ApprovalPending, InvalidRequest
+from orchestrator.client.possession import Prover
 from orchestrator.clock import Clock
 from orchestrator.network.origins import is_confidential, origin
 
@@ -20,6 +21,7 @@ _EARLY, _EARLY_PART = 10.0, 0.2
 """A token is renewed so many seconds before it expires, or when only so much of its life is left, if that is less."""
 
 _INVALID = re.compile(r'\berror\s*=\s*"?invalid_token\b', re.IGNORECASE)
+_NONCE = re.compile(r'\berror\s*=\s*"?use_dpop_nonce\b', re.IGNORECASE)
 
 
 class Held(Protocol):
@@ -56,11 +58,13 @@ class _Wanted:
 class _BearerAuth(httpx.Auth):
     """Whether a request gets the token, and when it is sent again. A redirect to elsewhere loses it: httpx drops it."""
 
-    def __init__(self, given_for: str, clock: Clock) -> None:
+    def __init__(self, given_for: str, clock: Clock, key: Prover | None = None) -> None:
         if not is_confidential(given_for):
             raise ValueError("a token is sent there: the origin is to be https, or one of this machine")
         self._origin = origin(given_for)
         self._clock = clock
+        self._key = key
+        self._nonce = ""
         self._token = ""
         self._renew_at = 0.0
 
@@ -72,19 +76,39 @@ class _BearerAuth(httpx.Auth):
             yield request
             return
         token = yield _Wanted()
-        request.headers["Authorization"] = f"Bearer {token}"
-        response = yield request
-        if not self._is_refused(response) or not isinstance(request.stream, httpx.ByteStream):
+        response = yield self._authorized(request, token)
+        if not isinstance(request.stream, httpx.ByteStream):
             return  # what was streamed cannot be sent twice
+        if self._has_new_nonce(response) and _says(_NONCE, response):
+            response = yield self._authorized(request, token)
+            self._has_new_nonce(response)
+        if not self._is_refused(response):
+            return
         fresh = yield _Wanted(refused=token)
-        request.headers["Authorization"] = f"Bearer {fresh}"
-        yield request
+        yield self._authorized(request, fresh)
+
+    def _authorized(self, request: httpx.Request, token: str) -> httpx.Request:
+        """With the token; if that is bound to a key, with a new proof (RFC 9449, 7.1)."""
+        request.headers["Authorization"] = f"{'Bearer' if self._key is None else 'DPoP'} {token}"
+        if self._key is not None:
+            url = str(request.url)
+            request.headers["DPoP"] = self._key.proof(request.method, url, token=token, nonce=self._nonce)
+        return request
+
+    def _has_new_nonce(self, response: httpx.Response) -> bool:
+        """Whether the service, and nobody to whom it has led, wants another one in the next proofs (RFC 9449, 9)."""
+        nonce = response.headers.get("dpop-nonce", "")
+        ours = self._key is not None and origin(str(response.request.url)) == self._origin
+        if not ours or not nonce or nonce == self._nonce:
+            return False
+        self._nonce = nonce
+        return True
 
     def _is_refused(self, response: httpx.Response) -> bool:
         """RFC 6750, 3.1; by whom the token was sent to."""
         if response.status_code != 401 or origin(str(response.request.url)) != self._origin:
             return False
-        return any(_INVALID.search(each) for each in response.headers.get_list("www-authenticate"))
+        return _says(_INVALID, response)
 
     def _at_hand(self, refused: str | None) -> bool:
         return bool(self._token) and self._token != refused and self._clock.monotonic() < self._renew_at
@@ -96,11 +120,16 @@ class _BearerAuth(httpx.Auth):
         self._token = credential.token
 
 
-class TaskAuth(_BearerAuth):
-    """For an httpx.Client, from `Task.auth`. Threads may use it at the same time."""
+def _says(error: re.Pattern[str], response: httpx.Response) -> bool:
+    challenges = response.headers.get_list("www-authenticate")
+    return response.status_code == 401 and any(error.search(each) for each in challenges)
 
-    def __init__(self, handover: Callable[[], Held], given_for: str, clock: Clock) -> None:
-        super().__init__(given_for, clock)
+
+class TaskAuth(_BearerAuth):
+    """For an httpx.Client, from `Task.auth` or `Task.dpop_auth`. Threads may use it at the same time."""
+
+    def __init__(self, handover: Callable[[], Held], given_for: str, clock: Clock, key: Prover | None = None) -> None:
+        super().__init__(given_for, clock, key)
         self._lock = threading.Lock()
         self._handover = handover
         self._current: Held | None = None
@@ -151,8 +180,10 @@ class TaskAuth(_BearerAuth):
 class AsyncTaskAuth(_BearerAuth):
     """For an httpx.AsyncClient, from `AsyncTask.auth`. Tasks of one event loop may use it at the same time."""
 
-    def __init__(self, handover: Callable[[], AsyncHeld], given_for: str, clock: Clock) -> None:
-        super().__init__(given_for, clock)
+    def __init__(
+        self, handover: Callable[[], AsyncHeld], given_for: str, clock: Clock, key: Prover | None = None
+    ) -> None:
+        super().__init__(given_for, clock, key)
         self._lock = asyncio.Lock()
         self._handover = handover
         self._current: AsyncHeld | None = None

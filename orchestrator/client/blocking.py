@@ -17,7 +17,10 @@ from orchestrator.client.auth import TaskAuth
 from orchestrator.client.documents import Credential
 from orchestrator.client.errors import ApprovalPending, Unconfirmed
 from orchestrator.client.exchange import Flow, Patience, Pause, Send, TokenWanted
+from orchestrator.client.possession import Prover
 from orchestrator.client.task import TaskOfEither, one_mapping, request, safe_url, why_left
+from orchestrator.client.token_exchange import Exchange as TokenCall
+from orchestrator.client.token_exchange import ExchangeOfEither
 from orchestrator.client.tokens import OwnToken, Token
 
 T = TypeVar("T")
@@ -148,6 +151,20 @@ class Task(TaskOfEither):
         given = one_mapping(arguments, more)
         return TaskAuth(lambda: self.credential(tool, given), origin, self._patience.clock)
 
+    def exchange(self, tool: str, arguments: Mapping[str, Any] | None = None, /, **more: Any) -> Exchange:
+        """The token that a tool hands over, by token exchange (RFC 8693), once it is entered; leaving it revokes it.
+
+        Before that: `for_scope`, `for_audience` and `bound_to` say what is wanted of it.
+        """
+        return Exchange(self._broker, self._exchange(tool, one_mapping(arguments, more)))
+
+    def dpop_auth(
+        self, tool: str, origin: str, key: Prover, arguments: Mapping[str, Any] | None = None, /, **more: Any
+    ) -> TaskAuth:
+        """As `auth`, but the token is bound to the key, and each request has a proof of it (RFC 9449)."""
+        given = one_mapping(arguments, more)
+        return TaskAuth(lambda: self.exchange(tool, given).bound_to(key), origin, self._patience.clock, key)
+
     def _output(self, call: flows.Call, seconds: float) -> dict[str, Any]:
         try:
             return self._broker._carry_out(flows.output(call, self._patience, seconds))
@@ -189,12 +206,12 @@ class Handover:
     def _take(self, seconds: float) -> Credential:
         patience = self._broker._patience
         try:
-            self.credential = self._broker._carry_out(flows.handed_over(self._call, patience, seconds))
+            self.credential = self._broker._carry_out(self._call.taking(patience, seconds))
         except ApprovalPending as pending:
             pending.again = self._open_within
             raise
         except (KeyboardInterrupt, SystemExit):  # what was on its way is given back
-            self._broker._carry_out(flows.abandoning(self._call, patience))
+            self._broker._carry_out(self._call.abandoning(patience))
             raise
         return self.credential
 
@@ -206,9 +223,17 @@ class Handover:
     def _close(self, *, raising: bool) -> None:
         held, self.credential = self.credential, None
         if held is not None:
-            found = self._broker._carry_out(flows.giving_back(held.lease_id, self._broker._patience))
+            found = self._broker._carry_out(self._call.returning(held, self._broker._patience))
             self._call.renew()
             _raise_if(found, raising and self._broker.strict)
+
+
+class Exchange(ExchangeOfEither, Handover):
+    """A token for as long as a block lasts, by the endpoint of the standard. Say first what is wanted of it."""
+
+    def __init__(self, broker: Broker, call: TokenCall) -> None:
+        super().__init__(broker, call)
+        self._wanted = call
 
 
 def _raise_if(found: Unconfirmed | None, wanted: bool) -> None:

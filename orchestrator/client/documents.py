@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 import httpx
@@ -58,6 +58,8 @@ class Credential:
     address: str | None
     """Where the database is that it is for; there are no secrets in it."""
     fields: Mapping[str, Secret]
+    token_type: str = "Bearer"  # noqa: S105 -- a name, no password
+    """How a token is sent: `DPoP` where it is bound to a key, and goes with a proof."""
 
     @property
     def username(self) -> str:
@@ -116,6 +118,24 @@ def credential(document: Mapping[str, Any]) -> Credential:
         subject=lease["subject"],
         address=told.get("address"),
         fields={name: Secret(value) for name, value in told["fields"].items()},
+    )
+
+
+def exchanged(document: Mapping[str, Any], at: datetime) -> Credential:
+    """From the answer of `exchangeToken` (RFC 8693, 2.2.1), which says nothing of a lease: it came `at` this time."""
+    ttl = int(document["expires_in"])
+    if document["token_type"] not in ("Bearer", "DPoP"):
+        raise ValueError
+    return Credential(
+        kind="token",
+        ttl=ttl,
+        expires_at=at + timedelta(seconds=ttl),
+        lease_id="",
+        scope={"scopes": document["scope"].split(), "details": document["authorization_details"]},
+        subject="",
+        address=None,
+        fields={"token": Secret(document["access_token"])},
+        token_type=document["token_type"],
     )
 
 

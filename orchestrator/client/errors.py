@@ -161,18 +161,32 @@ def error_of(response: httpx.Response) -> BrokerError:
     """What an answer other than 2xx means. An answer that is no problem of RFC 9457 is of somebody on the way."""
     status = response.status_code
     problem = _problem(response)
-    urn = str(problem.get("type", ""))
+    urn = str(problem.get("type") or problem.get("problem") or "")
+    if (code := _CODES.get(str(problem.get("error")))) and not urn:
+        return code(str(problem.get("error_description", "")), status=status, more=problem)
     if not urn.startswith(PREFIX):
         kind = Unavailable if status in AGAIN else BrokerError
         return kind(f"{response.url.host} answered {status}, and not as a broker does", status=status)
     return _KINDS.get(urn.removeprefix(PREFIX), BrokerError)(
-        str(problem.get("detail") or problem.get("title") or urn),
+        str(problem.get("detail") or problem.get("error_description") or problem.get("title") or urn),
         hint=None if problem.get("hint") is None else str(problem["hint"]),
         type=urn,
         status=status,
         more={name: value for name, value in problem.items() if name not in _STANDARD},
     )
 
+
+_CODES: Mapping[str, type[BrokerError]] = {
+    "invalid_request": InvalidRequest,
+    "invalid_scope": InvalidRequest,
+    "invalid_target": InvalidRequest,
+    "invalid_authorization_details": InvalidRequest,
+    "invalid_dpop_proof": InvalidRequest,
+    "unsupported_grant_type": InvalidRequest,
+    "authorization_pending": BrokerError,
+    "server_error": CallFailed,
+}
+"""By the `error` of OAuth (RFC 6749, 5.2), where that is all that there is: no problem of the API."""
 
 _STANDARD = frozenset({"type", "title", "status", "detail", "hint"})
 

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 import httpx
 
-from orchestrator.client.errors import AGAIN, BrokerError, Unavailable, error_of
+from orchestrator.client.errors import AGAIN, BrokerError, Unauthenticated, Unavailable, error_of
+from orchestrator.client.possession import Prover
 from orchestrator.clock import Clock, SystemClock
 
 T = TypeVar("T")
@@ -21,12 +22,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A request. With the same `key` it is the same call."""
+    """A request. With the same `key` it is the same call.
+
+    `form` is sent instead of a JSON `body`; where it `is_exchange` the agent's token is a part of it, and no header.
+    `prover` makes a new proof each time that it is sent.
+    """
 
     method: str
     path: str
     body: Mapping[str, Any] | None = None
     key: str = ""
+    form: Mapping[str, str] | None = field(default=None, repr=False)
+    is_exchange: bool = False
+    prover: Prover | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +47,8 @@ class Send:
 
     def headers(self) -> dict[str, str]:
         """What goes with it."""
-        found = {"Authorization": f"Bearer {self.token}"} if self.token is not None else {}
+        shown = self.token is not None and not self.ask.is_exchange
+        found = {"Authorization": f"Bearer {self.token}"} if shown else {}
         return found | ({"Idempotency-Key": self.ask.key} if self.ask.key else {})
 
 
@@ -111,7 +120,7 @@ def answered(
             if response.is_success:
                 return response
             error = error_of(response)
-            if response.status_code == 401 and not renewed:
+            if isinstance(error, Unauthenticated) and not renewed:
                 renewed = True
                 fresh = yield TokenWanted(refused=token)
                 if fresh != token:

@@ -26,7 +26,7 @@ from orchestrator.client.exchange import Ask, Flow, Patience, Pause, answered
 
 log = logging.getLogger("orchestrator.client")
 
-_MOST_LOST = 3
+MOST_LOST = 3
 """So many credentials in a row whose answer is lost."""
 
 
@@ -58,6 +58,18 @@ class Call:
         path = f"/v1/tasks/{quote(self.task_id, safe='')}/tools/{quote(self.tool, safe='')}"
         return Ask("POST", path, {"arguments": dict(self.arguments)}, self.key)
 
+    def taking(self, patience: Patience, approval_seconds: float = 0.0) -> Flow[Credential]:
+        """The credential that it hands over."""
+        return handed_over(self, patience, approval_seconds)
+
+    def returning(self, held: Credential, patience: Patience) -> Flow[Unconfirmed | None]:
+        """Give it back."""
+        return giving_back(held.lease_id, patience)
+
+    def abandoning(self, patience: Patience) -> Flow[None]:
+        """Give back what is handed over to nobody: the caller was interrupted."""
+        return abandoning(self, patience)
+
 
 def opening(task_type: str, inputs: Mapping[str, Any], reason: str, patience: Patience) -> Flow[Opened]:
     """Open a task. If the answer is lost another one is opened: a task in which nothing is called holds nothing."""
@@ -86,14 +98,14 @@ def output(call: Call, patience: Patience, approval_seconds: float = 0.0) -> Flo
 
 def handed_over(call: Call, patience: Patience, approval_seconds: float = 0.0) -> Flow[Credential]:
     """A credential. One whose answer was lost is not told again: it is given back, and another one asked for."""
-    for _ in range(_MOST_LOST):
+    for _ in range(MOST_LOST):
         found = yield from _outcome(call, patience, approval_seconds)
         if "credential" in found:
             return documents.credential(found)
         if "lease" in found:
             yield from giving_back(found["lease"]["id"], patience)
         call.renew()
-    raise Unavailable(f"the credential of `{call.tool}` was lost on the way {_MOST_LOST} times")
+    raise Unavailable(f"the credential of `{call.tool}` was lost on the way {MOST_LOST} times")
 
 
 def abandoning(call: Call, patience: Patience) -> Flow[None]:
@@ -117,7 +129,7 @@ def abandoning(call: Call, patience: Patience) -> Flow[None]:
 def giving_back(lease_id: str, patience: Patience) -> Flow[Unconfirmed | None]:
     """Give a credential back."""
     ask = Ask("DELETE", f"/v1/leases/{quote(lease_id, safe='')}")
-    return (yield from _ending(ask, f"the credential {lease_id}", patience))
+    return (yield from ending(ask, f"the credential {lease_id}", patience))
 
 
 def renewing(held: Credential, patience: Patience) -> Flow[Credential]:
@@ -131,10 +143,10 @@ def closing(task_id: str, reason: str, patience: Patience) -> Flow[Unconfirmed |
     """Close a task, and so give back everything of it."""
     body = {"reason": reason} if reason else None
     ask = Ask("DELETE", f"/v1/tasks/{quote(task_id, safe='')}", body)
-    return (yield from _ending(ask, f"the task {task_id}", patience))
+    return (yield from ending(ask, f"the task {task_id}", patience))
 
 
-def _ending(ask: Ask, what: str, patience: Patience) -> Flow[Unconfirmed | None]:
+def ending(ask: Ask, what: str, patience: Patience) -> Flow[Unconfirmed | None]:
     """What is unconfirmed is told to the log here. Whoever leaves a block with an error has more important things."""
     until = patience.now() + patience.closing
     pauses = patience.pauses()

@@ -10,7 +10,9 @@ import httpx
 
 from orchestrator.client import flows
 from orchestrator.client.documents import Opened, Tool
+from orchestrator.client.errors import InvalidRequest
 from orchestrator.client.exchange import Patience, Send
+from orchestrator.client.token_exchange import Exchange
 from orchestrator.network.origins import is_confidential
 
 
@@ -70,6 +72,10 @@ class TaskOfEither:
     def _prepared(self, tool: str, given: Mapping[str, Any], *, hands_over: bool) -> flows.Call:
         return flows.prepared(self._is_open(), self._until, tool, given, hands_over=hands_over)
 
+    def _exchange(self, tool: str, given: Mapping[str, Any]) -> Exchange:
+        call = self._prepared(tool, given, hands_over=True)
+        return Exchange(call.task_id, call.tool, call.arguments, call.until)
+
 
 def one_mapping(given: Mapping[str, Any] | None, named: Mapping[str, Any]) -> dict[str, Any]:
     """Inputs or arguments as a mapping, by name, or both. Raises TypeError where one is given twice."""
@@ -92,6 +98,16 @@ def why_left(error: BaseException | None) -> str:
 
 
 def request(http: httpx.Client | httpx.AsyncClient, send: Send) -> httpx.Request:
-    """As httpx sends it."""
-    ask = send.ask
-    return http.build_request(ask.method, ask.path, json=ask.body, headers=send.headers(), timeout=send.seconds)
+    """As httpx sends it. Raises InvalidRequest where the agent has no token to exchange."""
+    ask, headers = send.ask, send.headers()
+    if ask.form is None:
+        return http.build_request(ask.method, ask.path, json=ask.body, headers=headers, timeout=send.seconds)
+    form = dict(ask.form)
+    if ask.is_exchange:
+        if send.token is None:
+            raise InvalidRequest("an exchange needs a token of the agent's", hint="a certificate alone will not do")
+        form["subject_token"] = send.token
+    made = http.build_request(ask.method, ask.path, data=form, headers=headers, timeout=send.seconds)
+    if ask.prover is not None:
+        made.headers["DPoP"] = ask.prover.proof(ask.method, str(made.url))
+    return made

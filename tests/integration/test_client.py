@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import re
 import ssl
@@ -22,6 +21,7 @@ import psycopg
 import pytest
 from apis import Apis, apis_on
 from bench import ROOT, Bench
+from both_clients import Driven, Make, driven
 from database_servers import Authority
 from desks import RENEWABLE
 from escaped import holds_secret
@@ -33,8 +33,6 @@ from waiting import wait_for
 from orchestrator.client import (
     ApprovalPending,
     AsyncBroker,
-    AsyncHandover,
-    AsyncTask,
     AsyncTaskAuth,
     Broker,
     BrokerError,
@@ -61,32 +59,6 @@ COUNT = "SELECT count(*) FROM customer_feedback"
 CALL, LOGIN, LEASE = "/tools/read", "/tools/login", "DELETE /v1/leases"
 
 
-@dataclass
-class Driven:
-    """An asynchronous object as if it were a blocking one, so that a test of both is written once."""
-
-    it: Any
-    run: Callable[[Any], Any]
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self.it, {"close": "aclose"}.get(name, name))
-        if not callable(found):
-            return found
-        return lambda *given, **named: self._came(found(*given, **named))
-
-    def __enter__(self) -> Any:
-        return self._came(self.it.__aenter__())
-
-    def __exit__(self, *left: Any) -> None:
-        self.run(self.it.__aexit__(*left))
-
-    def _came(self, result: Any) -> Any:
-        if inspect.iscoroutine(result):
-            result = self.run(result)
-        kinds = (AsyncBroker, AsyncTask, AsyncHandover)
-        return Driven(result, self.run) if isinstance(result, kinds) else result
-
-
 @pytest.fixture
 def apis(bench: Bench, children: ForkServer) -> Iterator[Apis]:
     with apis_on(bench, children) as found:
@@ -101,9 +73,6 @@ def started(apis: Apis) -> Apis:
     return apis
 
 
-Make = Callable[..., Any]
-
-
 @pytest.fixture(params=["blocking", "asyncio"])
 def make(request: pytest.FixtureRequest) -> Iterator[Make]:
     """Makes brokers of either kind."""
@@ -112,11 +81,6 @@ def make(request: pytest.FixtureRequest) -> Iterator[Make]:
         return
     with asyncio.Runner() as runner:
         yield lambda *given, **named: Driven(AsyncBroker(*given, **named), runner.run)
-
-
-def driven(make: Make, broker: Any, result: Any) -> Any:
-    """What `resume` and `wait` give."""
-    return broker._came(result) if isinstance(broker, Driven) else result
 
 
 @pytest.fixture
