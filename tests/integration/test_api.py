@@ -329,6 +329,9 @@ class TestTheProcess:
             "/v1/leases/{lease_id}",
             "/v1/leases/{lease_id}/renew",
             "/v1/introspect",
+            "/oauth/token",
+            "/oauth/introspect",
+            "/oauth/revoke",
             "/access/v1/evaluation",
             "/access/v1/evaluations",
         }

@@ -47,8 +47,13 @@ use_after_free.enabled = false  # a task that is closed is still told of, and wh
 include-operation-id = ["openTask", "callTool"]
 checks.positive_data_acceptance.enabled = false
 
+[[operations]]  # which is the agent's token no schema says, nor what its details are
+include-operation-id = "exchangeToken"
+checks.positive_data_acceptance.enabled = false
+headers.Authorization = "Bearer ${AGENT}"
+
 [[operations]]
-include-path-regex = "^/v1/introspect|^/access/"
+include-path-regex = "^/v1/introspect|^/oauth/introspect|^/access/"
 headers.Authorization = "Bearer ${SERVICE}"
 
 [[operations]]  # whether each question has all of its parts, together with the whole, no schema says

@@ -7,12 +7,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.server.api.callers import LONGEST_TOKEN
+from orchestrator.server.api.oauth.forms import MOST_PARAMETERS
+
+_FORM = ConfigDict(json_schema_extra={"additionalProperties": {"type": "string"}, "maxProperties": MOST_PARAMETERS})
+"""What is not known is ignored, and is there once (RFC 6749, 3.2)."""
 
 Token = Annotated[str, Field(min_length=1, max_length=LONGEST_TOKEN)]
 
 
 class TokenRequest(BaseModel):
     """Exchange the agent's token for that of a tool (RFC 8693, 2.1)."""
+
+    model_config = _FORM
 
     grant_type: Literal["urn:ietf:params:oauth:grant-type:token-exchange"]
     subject_token: Token = Field(description="The agent's JWT, of an issuer that is trusted.")
@@ -45,7 +51,9 @@ class TokenDocument(BaseModel):
 class RevocationRequest(BaseModel):
     """Give a token back (RFC 7009, 2.1)."""
 
-    token: Token
+    model_config = _FORM
+
+    token: Annotated[str, Field(min_length=1)]
     token_type_hint: str = ""
 
 
