@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import hvac
+import ledger_databases
 import psycopg
 from escaped import PASSWORD_LETTERS
 
@@ -160,8 +161,9 @@ class Bench:
         if name.endswith("sqlite"):
             yield Setup(engine, f"sqlite:///{self.directory / LEDGER_FILES[1]}")
             return
-        self.sql("CREATE DATABASE setup_ledger")
-        yield Setup(engine, self.info.support_dsn.reveal().replace("/support", "/setup_ledger", 1))
+        server = self.info.support_dsn.reveal()
+        self.sql(f"CREATE DATABASE setup_ledger TEMPLATE {ledger_databases.template(server, engine)}")
+        yield Setup(engine, server.replace("/support", "/setup_ledger", 1))
         self.sql("DROP DATABASE setup_ledger WITH (FORCE)")
 
     def logins(self) -> list[str]:

@@ -14,10 +14,11 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import ledger_databases
 import oauth
 import psycopg
 import pytest
@@ -55,10 +56,24 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackInfo]:
 @pytest.fixture
 def new_database(stack: StackInfo) -> Iterator[str]:
     """The URL of a new, empty database on the session's server, as its superuser; it is dropped at the end."""
+    with created(stack, "template1") as url:
+        yield url
+
+
+@pytest.fixture
+def new_ledger(stack: StackInfo) -> Iterator[str]:
+    """The same of a database with all the tables of a ledger."""
+    with created(stack, ledger_databases.template(stack.admin_dsn.reveal())) as url:
+        yield url
+
+
+@contextmanager
+def created(stack: StackInfo, template: str) -> Iterator[str]:
+    """The URL of a copy of a database of the session's server."""
     admin = stack.admin_dsn.reveal()
     name = f"test_{os.urandom(4).hex()}"
     with psycopg.connect(admin, autocommit=True) as session:
-        session.execute(f"CREATE DATABASE {name}")
+        session.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
     yield f"{admin.removesuffix('/postgres')}/{name}"
     with psycopg.connect(admin, autocommit=True) as session:
         session.execute(f"DROP DATABASE {name} WITH (FORCE)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -66,12 +67,12 @@ class SteppingClock:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def url(request: pytest.FixtureRequest, tmp_path: Path, empty_ledger: Path) -> Iterator[str]:
     """The URL of a new, empty ledger."""
     if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/ledger.db"
+        yield f"sqlite:///{shutil.copy(empty_ledger, tmp_path / 'ledger.db')}"
         return
-    yield str(request.getfixturevalue("new_database"))
+    yield str(request.getfixturevalue("new_ledger"))
 
 
 @pytest.fixture

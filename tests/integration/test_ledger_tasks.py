@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -68,11 +69,11 @@ class HandClock:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def url(request: pytest.FixtureRequest, tmp_path: Path, empty_ledger: Path) -> Iterator[str]:
     if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/ledger.db"
+        yield f"sqlite:///{shutil.copy(empty_ledger, tmp_path / 'ledger.db')}"
         return
-    yield str(request.getfixturevalue("new_database"))
+    yield str(request.getfixturevalue("new_ledger"))
 
 
 @pytest.fixture
