@@ -10,6 +10,7 @@ searched for them (`nothing_escapes`).
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import threading
@@ -37,6 +38,14 @@ from orchestrator.ledger.opening import open_ledger
 
 settings.register_profile("untimed", deadline=None)  # how long an example takes is nobody's promise
 settings.load_profile("untimed")
+
+gc.disable()  # until the tests are collected: nothing of them is garbage, and each look at them takes half a second
+
+
+def pytest_collection_finish() -> None:
+    """Leave out the tests themselves, whenever garbage is looked for from here on."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
