@@ -21,6 +21,7 @@ SAMPLE = check_folder(ROOT / "workflows" / "policies")
 assert SAMPLE.data is not None
 DATA = SAMPLE.data.text
 TESTS = [case.name for case in SAMPLE.cases]
+"""In the order in which they are asked: what has noticed one mutant is likely to notice the next one."""
 
 TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|`[^`]*`|#[^\n]*|:=|==|!=|<=|>=|[<>]|[A-Za-z_][A-Za-z0-9_]*')
 OPPOSITE = {"==": "!=", "!=": "==", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
@@ -73,7 +74,12 @@ def is_noticed(mutant: Mutant) -> bool:
     sources = {**RULES, mutant.source.name: mutant.source}
     modules = [(source.name, source.text) for source in (*sources.values(), *SAMPLE.tests)]
     evaluator = Evaluator(modules, DATA)
-    return any(evaluator.evaluate(test).get("value") is not True for test in TESTS)
+    for test in TESTS:
+        if evaluator.evaluate(test).get("value") is not True:
+            TESTS.remove(test)
+            TESTS.insert(0, test)
+            return True
+    return False
 
 
 def test_the_rules_as_they_are_hold() -> None:
