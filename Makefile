@@ -6,12 +6,13 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 TOOLS  := .venv-tools
 LOCK   := requirements
-JOBS   ?= 3
+JOBS   ?= 5
 FAULTS ?= 300
 
 # Tests are handed out one by one in the order of the folders, the slow ones first and those of milliseconds last: so
-# all workers end at the same time. A worker still sees the tests of a file in their order, one after another. Three
-# keep two cores busy: a test waits for servers half of its time.
+# all workers end at the same time. A worker still sees the tests of a file in their order, one after another. Five
+# keep two cores busy: a test of the slow folders waits for servers half of its time and more, and three of them left a
+# quarter of the processor time over.
 SPREAD := --dist load --maxschedchunk 1
 
 # The tests start hundreds of processes: each would compile every module anew.
