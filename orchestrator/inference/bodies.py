@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from pglast import ast
 
-from orchestrator.grants.parsing import UnreadableSql, deparse, parse
+from orchestrator.grants.sql.parsing import UnreadableSql, deparse, parse
 from orchestrator.inference.statements import Analysed, Dynamic, replace_nodes
 
 _PARTS = (ast.SelectStmt, ast.InsertStmt, ast.UpdateStmt, ast.DeleteStmt, ast.MergeStmt)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from pglast import ast
 
-from orchestrator.grants.parsing import UnreadableSql, parse
 from orchestrator.grants.privileges import ALL_COLUMNS, TABLE_VERBS, Privilege, Verb
+from orchestrator.grants.sql.parsing import UnreadableSql, parse
 from orchestrator.inference.statements import Analysed, Copied, split, walk
 
 _SYSTEM = ("pg_catalog", "information_schema")

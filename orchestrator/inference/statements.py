@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pglast import ast
 from pglast.enums.parsenodes import TransactionStmtKind
 
-from orchestrator.grants.parsing import deparse, parse
+from orchestrator.grants.sql.parsing import deparse, parse
 
 _NOTHING = (
     ast.TransactionStmt,

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from orchestrator.grants.models import DatabaseGrant
-from orchestrator.grants.parsing import TooLargeSql, UnreadableSql, parse
 from orchestrator.grants.privileges import ALL_COLUMNS, Privilege, digest, merge
+from orchestrator.grants.sql.parsing import TooLargeSql, UnreadableSql, parse
 from orchestrator.inference.steps import StepSql, database_grants, sql_of
 from orchestrator.workflow.loader import LoadedWorkflow
 from orchestrator.workflow.models.steps import Step

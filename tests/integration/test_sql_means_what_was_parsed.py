@@ -18,7 +18,7 @@ from orchestrator.actions.base import StepContext
 from orchestrator.actions.postgres.statements import Execute, ExecuteParams, Query, QueryParams
 from orchestrator.errors import OrchestratorError, StepFailed, Unreachable
 from orchestrator.grants.credential import Credential
-from orchestrator.grants.sql import statement_verbs
+from orchestrator.grants.sql.statements import statement_verbs
 from orchestrator.inference.live import Inference
 from orchestrator.inference.workflows import open_catalogs
 from orchestrator.secret import Secret

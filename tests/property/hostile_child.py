@@ -14,8 +14,8 @@ from typing import Any
 
 from orchestrator.actions.catalog import action, catalog
 from orchestrator.errors import OrchestratorError, UsageError
-from orchestrator.grants.parsing import UnreadableSql, deparse, parse
-from orchestrator.grants.sql import statement_verbs
+from orchestrator.grants.sql.parsing import UnreadableSql, deparse, parse
+from orchestrator.grants.sql.statements import statement_verbs
 from orchestrator.inference.bodies import body_statements
 from orchestrator.inference.offline import certain
 from orchestrator.inference.statements import split

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.grants.parsing import with_parameters
-from orchestrator.grants.sql import statement_verbs
+from orchestrator.grants.sql.parsing import with_parameters
+from orchestrator.grants.sql.statements import statement_verbs
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.grants.parsing import (
+from orchestrator.grants.sql.parsing import (
     MAX_CHAINED,
     MAX_CHARACTERS,
     MAX_JOINED,
@@ -21,7 +21,7 @@ from orchestrator.grants.parsing import (
     parse,
     with_parameters,
 )
-from orchestrator.grants.sql import statement_verbs
+from orchestrator.grants.sql.statements import statement_verbs
 from orchestrator.inference.bodies import body_statements
 from orchestrator.inference.offline import certain
 from orchestrator.inference.statements import Dynamic, split
@@ -177,7 +177,7 @@ def test_other_scripts_take_no_more_work() -> None:
 CHILD = """
 import sys, threading
 from test_sql_bounds import DEEP
-from orchestrator.grants.parsing import UnreadableSql, deparse, parse
+from orchestrator.grants.sql.parsing import UnreadableSql, deparse, parse
 def go():
     let = 0
     for make in DEEP.values():

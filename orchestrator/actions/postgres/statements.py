@@ -12,7 +12,7 @@ from pydantic import JsonValue as Json
 from orchestrator.actions.base import GrantRef, OutputType, Params, StepContext
 from orchestrator.actions.postgres.session import check_strings, transaction
 from orchestrator.errors import StepFailed
-from orchestrator.grants.sql import statement_verbs
+from orchestrator.grants.sql.statements import statement_verbs
 from orchestrator.jsontypes import JsonObject, JsonValue
 
 if TYPE_CHECKING:

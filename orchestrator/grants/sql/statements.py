@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orchestrator.grants.parsing import UnreadableSql, parse
+from orchestrator.grants.sql.parsing import UnreadableSql, parse
 
 if TYPE_CHECKING:
     from pglast import ast

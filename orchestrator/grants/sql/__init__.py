@@ -1,0 +1,1 @@
+"""What a statement does, and the one door to PostgreSQL's parser."""
