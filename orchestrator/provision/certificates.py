@@ -5,12 +5,16 @@ The authority itself, with its key, is none of this: who makes it, and who signs
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from orchestrator.grants.certificate import CERTIFICATE_ROLE, KeyType, Usage
+from orchestrator.errors import UsageError
+from orchestrator.grants.certificate import CERTIFICATE_ROLE, CertificateGrant, KeyType, Usage
 from orchestrator.grants.fields import Duration, VaultPath
+from orchestrator.grants.scope import ttl_of
+from orchestrator.workflow.models.workflow import Workflow
 
 _KEYS: dict[KeyType, tuple[Literal["ec", "rsa"], int]] = {
     "ecdsa-p256": ("ec", 256),
@@ -127,3 +131,42 @@ CertificateRoles = dict[
     Annotated[Annotated[X509Role, Tag("x509")] | Annotated[SshRole, Tag("ssh")], Discriminator(_form)],
 ]
 """By name; with `principals` it is one of SSH."""
+
+
+def check_certificates(workflows: Iterable[Workflow], declared: Mapping[str, X509Role | SshRole]) -> None:
+    """Raise UsageError for a grant that the declared role of its name could never give. Roles by hand are not known."""
+    for workflow in workflows:
+        for step_id, step in workflow.parts.items():
+            for name, grant in step.grants.items():
+                if not isinstance(grant, CertificateGrant):
+                    continue
+                role = declared.get(grant.role)
+                if role is None or role.path(grant.role) != grant.signed_at.replace("/sign/", "/roles/", 1):
+                    continue
+                if problem := _misfit(grant, role, ttl_of(grant, step_timeout=step.timeout)):
+                    where = f"grant `{name}` of step `{step_id}` in `{workflow.name}`"
+                    raise UsageError(
+                        f"{where}: the role `{grant.role}` {problem}",
+                        hint="change the grant, or the role under `certificates` in declarations.yaml",
+                    )
+
+
+def _misfit(grant: CertificateGrant, role: X509Role | SshRole, ttl: int) -> str:
+    if ttl > role.max_ttl:
+        return f"signs for {role.max_ttl}s at most, not for {ttl}s"
+    if isinstance(role, SshRole):
+        if not grant.is_ssh:
+            return "signs for SSH"
+        lacking = (set(_constant(grant.principals)) - set(role.principals)) | (
+            set(grant.extensions) - set(role.extensions)
+        )
+        return f"does not sign {', '.join(sorted(lacking))}" if lacking else ""
+    if grant.is_ssh:
+        return "signs X.509"
+    if set(grant.usage) != set(role.usage):
+        return f"signs for the usage {', '.join(sorted(role.usage))}"
+    return "" if grant.key == role.key else f"signs keys of {role.key}"
+
+
+def _constant(values: Iterable[str]) -> Iterator[str]:
+    return (value for value in values if "${{" not in value)

@@ -12,6 +12,7 @@ from orchestrator.errors import ProvisionError, UsageError
 from orchestrator.grants.compiled import CompiledGrant
 from orchestrator.grants.models import DatabaseGrant
 from orchestrator.grants.scope import compiled_forms
+from orchestrator.provision.certificates import check_certificates
 from orchestrator.provision.change import Change
 from orchestrator.provision.database.side import DatabaseSide
 from orchestrator.provision.declarations import Declarations, Runtime, load_declarations
@@ -134,6 +135,7 @@ def open_provisioning(
     mounts = {name for name, mount in declared.mounts.items() if mount.type == "database"}
     grants = compiled_grants(workflows, set(declared.connections), mounts)
     check_issuers(workflows, declared)
+    check_certificates(workflows, declared.certificates)
     access = [
         each.objects(declared.runtime.bound_cidrs)
         for each in step_access(workflows, declared.connections, declared.issuers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
@@ -18,6 +19,7 @@ from bench import Bench
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from desks import AGENT, loaded_task, open_desk
 from pki import Pki, pki_of
 from tls_server import Demanding, demanding
 from waiting import wait_for
@@ -373,6 +375,47 @@ def found_in(bench: Bench, key: Any, *texts: str, form: PrivateFormat = PrivateF
             if file.is_file() and "pgdata" not in file.parts and any(each in file.read_bytes() for each in forms):
                 found.append(str(file))
     return found
+
+
+TOOL = """\
+version: 1
+name: certificates_handed_over
+task: { duration: 10m }
+tools:
+  identity:
+    description: A client certificate of the task's own.
+    call: { host: { type: string, pattern: "[a-z]{1,9}" } }
+    grants:
+      tls:
+        kind: certificate
+        mount: MOUNT
+        role: client
+        common_name: "${{ call.host }}.orders.example"
+        names: ["${{ call.host }}.orders.example"]
+        ttl: 60s
+    hand_over: tls
+"""
+
+
+async def test_an_agent_that_is_handed_one_can_show_it_until_it_gives_it_back(
+    bench: Bench, pki: Pki, server: Demanding
+) -> None:
+    text = TOOL.replace("MOUNT", pki.mount)
+    bench.install(loaded_task(text).workflow)
+    async with open_desk(bench, text) as desk:
+        task = await desk.open(AGENT, "certificates_handed_over", {})
+        got = (await desk.call(AGENT, task.task_id, "identity", {"host": "agent"}, "k1")).handed
+        assert got is not None
+        fields = {name: value.reveal() for name, value in got.credential.fields.items()}
+        assert set(fields) == {"certificate", "key", "ca", "serial"}
+        both = (fields["key"] + fields["certificate"]).encode()
+        assert "agent.orders.example" in await asyncio.to_thread(server.verdict, both)
+        assert got.credential.ttl <= 60
+        assert pki.revoked() == []
+        assert await desk.give_back(AGENT, got.lease.lease_id)
+        assert pki.revoked() == [fields["serial"]]
+        server.learn_what_is_revoked()
+        assert "revoked" in await asyncio.to_thread(server.verdict, both)
 
 
 class TestSsh:
