@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+from ruamel.yaml import YAML
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.errors import InvalidExpression
@@ -15,10 +19,14 @@ from orchestrator.grants.certificate import checked_certificate
 from orchestrator.grants.scope import Scope, scope_from_json
 from orchestrator.planning.lint import lint
 from orchestrator.planning.requests import bind, is_bound, scopes_of
+from orchestrator.provision.certificates import CertificateRoles, check_certificates
+from orchestrator.provision.declarations import Declarations
 from orchestrator.provision.vault.step_policies import step_policy
 from orchestrator.workflow.loader import LoadedWorkflow, load_text
 from orchestrator.workflow.problems import InvalidWorkflow
 
+ROOT = Path(__file__).parents[2]
+DOCUMENT = ROOT / "docs" / "certificates.md"
 FILES = "{ command: [/bin/true], credentials: { files: { C: tls.certificate, K: tls.key } } }"
 
 
@@ -180,3 +188,25 @@ def test_the_policy_pins_what_is_said_and_leaves_open_what_is_made() -> None:
     ssh = step_policy([scope_of("principals: [deploy]")])
     assert '"valid_principals" = ["deploy"]' in ssh
     assert '"cert_type" = ["user"]' in ssh
+
+
+def test_the_workflows_and_declarations_of_the_page_are_valid() -> None:
+    found = re.findall(r"```yaml\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    workflows = [text for text in found if text.startswith("version")]
+    (declared,) = [text for text in found if text not in workflows]
+    parsed = YAML(typ="safe", pure=True).load(declared)
+    base = YAML(typ="safe", pure=True).load((ROOT / "vault" / "declarations.yaml").read_text())
+    roles = Declarations.model_validate(
+        {**base, "certificates": parsed["certificates"], "mounts": {**base["mounts"], **parsed["mounts"]}}
+    ).certificates
+    for text in workflows:
+        check_certificates([load_text(text, filename="w.yaml", actions=catalog).workflow], roles)
+    assert workflows
+
+
+def test_a_role_that_is_declared_with_an_unknown_word_is_told() -> None:
+    adapter: TypeAdapter[Any] = TypeAdapter(CertificateRoles)
+    for wrong in ({"wildcards": True}, {"principals": []}, {"principals": ["a"], "domains": ["b"]}, {"usage": []}):
+        with pytest.raises(ValidationError):
+            adapter.validate_python({"client": wrong})
+    assert adapter.validate_python({"client": {}})["client"].payload()["allowed_domains"] == []
