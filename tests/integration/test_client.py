@@ -807,10 +807,11 @@ def test_the_examples_of_the_documentation_run(
             crm.clear()
             crm.answers["/tickets"] = Planned([b"{}"], status=201)
             exec(code, {"__name__": "__main__"})
-            assert [str(each)[:9] for each in bearers(crm)] == ["Bearer ey"], name
-            assert "3 messages" in capsys.readouterr().out
+            bound = name == "bound_requests"
+            assert [str(each)[:9] for each in bearers(crm)] == ["DPoP eyJh" if bound else "Bearer ey"], name
+            assert ("3 messages" in capsys.readouterr().out) is not bound
         token.unlink()
         with apis.ledger() as ledger:
             assert [each.state.value for each in ledger.tasks()] == ["closed"] * len(EXAMPLES)
-    assert set(EXAMPLES) == {"agent", "asynchronous"}
+    assert set(EXAMPLES) == {"agent", "asynchronous", "bound_requests"}
     bench.assert_nothing_left()

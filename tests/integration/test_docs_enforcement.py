@@ -10,10 +10,12 @@ from typing import Any
 import httpx
 import pytest
 from bench import ROOT
+from exchanges import new_key, proof
 from pep_issuer import IssuerServer, issuer_server, json_of
 from pep_tokens import claims, header, jwk, jwks, sign, signer
 
-from orchestrator.pep.challenges import Code, answer
+from orchestrator.pep.challenges import AccessRefused, Code, answer
+from orchestrator.pep.jwt.proofs import Presented
 from orchestrator.pep.sources import Upkeep
 
 TEXT = (ROOT / "docs" / "enforcement.md").read_text()
@@ -73,8 +75,17 @@ async def test_the_function_does_the_same_without_a_framework(issuer: IssuerServ
         assert (await ask(sent, ""))[0] == status
 
 
+async def test_a_bound_token_is_taken_with_a_proof(issuer: IssuerServer) -> None:
+    protection, key, url = example("bound", issuer)["protection"], new_key(), "https://crm.example/records/1"
+    token = bearer(issuer, cnf={"jkt": key.thumbprint()}).removeprefix("Bearer ")
+    presented = Presented([proof(key, "GET", url, token=token)], "GET", f"{url}?a=b")
+    assert (await protection.authenticate([f"DPoP {token}"], "", presented)).subject == "feedback-assistant"
+    with pytest.raises(AccessRefused):
+        await protection.authenticate([f"Bearer {token}"], "", presented)
+
+
 def test_the_examples_are_short() -> None:
-    assert set(EXAMPLES) == {"crm", "anywhere"}
+    assert set(EXAMPLES) == {"crm", "anywhere", "bound"}
     for code in EXAMPLES.values():
         assert len([line for line in code.splitlines() if line.strip()]) <= 25
 

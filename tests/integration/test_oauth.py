@@ -119,7 +119,7 @@ class TestExchange:
         details = [{"type": "crm_record", "actions": ["write_ticket"], "identifier": "1234"}]
         assert (answer["token_type"], answer["scope"]) == ("Bearer", "write_ticket")
         assert answer["authorization_details"] == details
-        assert 50 <= answer["expires_in"] <= 60
+        assert 0 < answer["expires_in"] <= 60
         claims = claims_of(answer["access_token"])
         assert (claims["sub"], claims["aud"], claims["scope"]) == ("complaint-agent", "crm", "write_ticket")
         assert (claims["authorization_details"], "cnf" in claims) == (details, False)

@@ -33,7 +33,6 @@ class Code(StrEnum):
     INVALID_PROOF = "invalid_dpop_proof"
     ACCESS_DENIED = "access_denied"
     PENDING = "authorization_pending"
-    INVALID_TOKEN = "invalid_token"  # noqa: S105 - a code, no password
     INSUFFICIENT_SCOPE = "insufficient_scope"
     UNAVAILABLE = "temporarily_unavailable"
     SERVER_ERROR = "server_error"
