@@ -29,11 +29,16 @@ CREATE TABLE ticket (
     id text PRIMARY KEY, customer_id integer NOT NULL, subject text NOT NULL, messages integer NOT NULL,
     created_at timestamptz NOT NULL DEFAULT now()
 );
+CREATE TABLE mail_category (
+    mailbox text NOT NULL, message_id text NOT NULL, category text NOT NULL, task_id text NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (task_id, message_id)
+);
 CREATE TABLE payment_card (customer_id integer PRIMARY KEY, number text NOT NULL, expires date NOT NULL);
 CREATE TABLE employee (id integer PRIMARY KEY, name text NOT NULL, salary numeric(12, 2) NOT NULL);
 ALTER TABLE customer_feedback OWNER TO support_owner;
 ALTER TABLE feedback_translation OWNER TO support_owner;
 ALTER TABLE ticket OWNER TO support_owner;
+ALTER TABLE mail_category OWNER TO support_owner;
 ALTER TABLE payment_card OWNER TO support_owner;
 ALTER TABLE employee OWNER TO support_owner;
 GRANT USAGE ON SCHEMA public TO support_owner;

@@ -48,6 +48,7 @@ permitted if {
 	kind_permitted
 	action_permitted
 	task_permitted
+	mailbox_permitted
 	is_array(input.grants)
 	every grant in input.grants {
 		grant_permitted(grant)
@@ -228,6 +229,37 @@ for_customer(grant) if {
 	}
 }
 
+# --- whose mailbox it works on -------------------------------------------------------------------
+
+mailbox_permitted if not agent.mailboxes
+
+mailbox_permitted if {
+	mailbox_known
+	count(for_other_mailboxes) == 0
+}
+
+mailbox_known if input.context.mailbox in agent.mailboxes
+
+# What is not held to the mailbox of the context.
+for_other_mailboxes := [grant |
+	some grant in input.grants
+	not for_mailbox(grant)
+]
+
+for_mailbox(grant) if not grant.kind in {"database", "oauth2"}
+
+for_mailbox(grant) if {
+	grant.kind == "oauth2"
+	grant.subject == input.context.mailbox
+}
+
+for_mailbox(grant) if {
+	grant.kind == "database"
+	every privilege in grant.privileges {
+		privilege.where.mailbox == input.context.mailbox
+	}
+}
+
 # --- what the step is to hold ---------------------------------------------------------------------
 
 grant_permitted(grant) if {
@@ -261,6 +293,24 @@ grant_permitted(grant) if {
 		detail_permitted(detail)
 	}
 }
+
+# Nobody speaks for somebody who is not one of its mailboxes.
+grant_permitted(grant) if {
+	within_ttl(grant)
+	grant.kind == "oauth2"
+	count(grant.scopes) > 0
+	every scope in grant.scopes {
+		scope in agent.oauth2[grant.issuer]
+	}
+	every detail in object.get(grant, "details", []) {
+		detail_permitted(detail)
+	}
+	subject_permitted(grant)
+}
+
+subject_permitted(grant) if not grant.subject
+
+subject_permitted(grant) if grant.subject in agent.mailboxes
 
 # What a token is for is a list of actions: one without any would be for whatever its service makes of that.
 detail_permitted(detail) if {

@@ -114,6 +114,18 @@ denials contains sprintf("grant `%s` is not for customer %v alone", [grant.name,
 	some grant in for_anybody
 }
 
+denials contains sprintf("agent `%s` may not work on the mailbox `%v`", [input.agent, mailbox]) if {
+	agent.mailboxes
+	not mailbox_known
+	mailbox := object.get(input.context, "mailbox", "(none)")
+}
+
+denials contains sprintf("grant `%s` is not for the mailbox `%s` alone", [grant.name, input.context.mailbox]) if {
+	agent.mailboxes
+	mailbox_known
+	some grant in for_other_mailboxes
+}
+
 denials contains sprintf("grant `%s` lives %ds, longer than the %ds that are allowed", [grant.name, grant.ttl, max_ttl]) if {
 	some grant in input.grants
 	grant.ttl > max_ttl
@@ -177,4 +189,14 @@ what(grant) := text if {
 	text := sprintf("the keys `%s` of %s", [concat(", ", grant.keys), grant.resource])
 }
 
-what(grant) := grant.resource if not grant.kind in {"database", "token", "secret"}
+what(grant) := text if {
+	grant.kind == "oauth2"
+	scopes := concat(" ", object.get(grant, "scopes", []))
+	text := sprintf("a token of `%s` with the scope `%s`%s%s", [grant.issuer, scopes, details_of(grant), on_behalf_of(grant)])
+}
+
+on_behalf_of(grant) := "" if not grant.subject
+
+on_behalf_of(grant) := sprintf(" on behalf of `%s`", [grant.subject]) if grant.subject
+
+what(grant) := grant.resource if not grant.kind in {"database", "token", "secret", "oauth2"}

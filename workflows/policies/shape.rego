@@ -9,6 +9,9 @@
 #   folders    where programs may run (`cwd`), and modules be looked for first (`path`), other than where it is usual
 #   databases  what its logins may do, by connection, table and verb: the columns
 #   tokens     the OAuth scopes it may ask for, by audience
+#   oauth2     the OAuth scopes it may ask other authorization servers for, by issuer
+#   mailboxes  for an agent that works on one mailbox at a time: its mailboxes; the one in the context is to be the subject
+#              of every token, and the limit of every database privilege
 #   details    what its tokens may be for (`authorization_details`): the actions, by type
 #   secrets    the keys it may read, by secret
 #   dynamic    other Vault paths that answer with a lease
@@ -22,9 +25,9 @@ package orchestrator
 
 import rego.v1
 
-lists := {"actions", "sql", "origins", "channels", "programs", "callables", "folders", "dynamic", "opens"}
+lists := {"actions", "sql", "origins", "channels", "programs", "callables", "folders", "dynamic", "opens", "mailboxes"}
 
-lists_by_name := {"tokens", "details", "secrets", "tasks"}
+lists_by_name := {"tokens", "oauth2", "details", "secrets", "tasks"}
 
 misshapen contains "data.json has no object `agents`" if not is_object(data.agents)
 
