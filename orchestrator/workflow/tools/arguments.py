@@ -21,7 +21,7 @@ def bind_arguments(name: str, tool: Tool, given: Mapping[str, JsonValue]) -> Jso
     Nothing is turned into another type, and nothing that was given is repeated.
     """
     wrong = [
-        f"`{name}` has no argument `{str(key)[:40]}`; {suggestion(str(key), tool.call, otherwise='it has none')}"
+        f"`{name}` has no argument `{str(key)[:40]}`; {suggestion(str(key), tool.call) or 'it has none'}"
         for key in given
         if key not in tool.call
     ]
