@@ -18,10 +18,13 @@ SPREAD := --dist load --maxschedchunk 1
 # The tests start hundreds of processes: each would compile every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint types contracts unit faults format lock audit sbom clean
+.PHONY: demo demo-mail test lint types contracts unit faults format lock audit sbom clean
 
 demo: $(STAMP)
 	$(BIN)/orchestrator demo
+
+demo-mail: $(STAMP)
+	$(BIN)/orchestrator demo mail
 
 test: lint types contracts unit
 

@@ -74,12 +74,16 @@ def admin_environment(provisioned: Provisioned) -> dict[str, str]:
     }
 
 
-def write_environment(provisioned: Provisioned, directory: Path) -> tuple[Path, Path]:
-    """Files to be sourced by a shell, for the runtime and for the admin; readable by their owner only."""
+def write_environment(
+    provisioned: Provisioned, directory: Path, more: Mapping[str, str] | None = None
+) -> tuple[Path, Path]:
+    """Files to be sourced by a shell, for the runtime and for the admin; readable by their owner only.
+
+    `more` is what the runtime is told besides.
+    """
     files = (directory / "runtime.env", directory / "admin.env")
-    for file, variables in zip(
-        files, (runtime_environment(provisioned, directory), admin_environment(provisioned)), strict=True
-    ):
+    runtime = {**runtime_environment(provisioned, directory), **(more or {})}
+    for file, variables in zip(files, (runtime, admin_environment(provisioned)), strict=True):
         text = "".join(f"{name}={shlex.quote(value)}\n" for name, value in variables.items())
         with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as opened:
             opened.write(text)

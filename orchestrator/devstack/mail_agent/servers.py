@@ -110,7 +110,7 @@ def mail_servers(provisioned: Provisioned, declarations: Path, directory: Path) 
 
 
 def at_address(declared: OAuth2Server, issuer: str) -> OAuth2Server:
-    """The same issuer, found by its metadata where it is here. Who we are to it, and what it may be asked, is as declared."""
+    """The same issuer where it is here, found by its metadata. Who we are to it, and what it may be asked, stays."""
     assert declared.assertion is not None
     changes = {
         "issuer": issuer,
@@ -145,7 +145,9 @@ def configuration(declared: OAuth2Server, key: JsonObject, resource_server: Clie
         ),
         resources=tuple(Resource(each, SCOPES, TokenFormat.OPAQUE, _TOKEN_SECONDS) for each in (AUDIENCE, OTHER)),
         issuers=(
-            TrustedIssuer(client, (Use.JWT_BEARER,), jwks={"keys": [key]}, clients=(client,), longest_life=300, once=True),
+            TrustedIssuer(
+                client, (Use.JWT_BEARER,), jwks={"keys": [key]}, clients=(client,), longest_life=300, once=True
+            ),
         ),
         accounts=(SUPPORT, *PERSONS),
         delegations=(Delegation(client, SUPPORT, (READONLY,), AUDIENCE),),
