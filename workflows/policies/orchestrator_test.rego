@@ -36,6 +36,18 @@ agents := {
 		"details": {"record": ["read", "write"]},
 		"tasks": {"crm:write_ticket": [1234]},
 	},
+	"postman": {
+		"opens": ["post"],
+		"actions": ["hand_over", "http.request", "postgres.query"],
+		"sql": ["select"],
+		"origins": ["https://api.example"],
+		"databases": {"support": {"public.feedback": {"select": ["comment", "id"]}}},
+		"tokens": {"crm": ["crm:write"]},
+		"details": {"record": ["read"]},
+		"oauth2": {"mail": ["mail.read"]},
+		"mailboxes": ["team@shop.example", "desk@shop.example"],
+	},
+	"collector": {"actions": ["http.request"], "origins": ["https://api.example"], "oauth2": {"mail": ["mail.read"]}},
 	"listed": ["actions"],
 	"off": false,
 }
@@ -579,6 +591,84 @@ test_task_of_another_customer_is_refused if {
 	)
 }
 
+# --- mailboxes, and tokens of other authorization servers -------------------------------------------
+
+mail_token := {
+	"name": "mail",
+	"kind": "oauth2",
+	"resource": "oauth2/mail",
+	"ttl": 60,
+	"issuer": "mail",
+	"scopes": ["mail.read"],
+	"subject": "team@shop.example",
+}
+
+post := {
+	"agent": "postman",
+	"workflow": {"name": "post"},
+	"task": {"id": "task_1", "call": {}, "on_behalf_of": ""},
+	"action": {"name": "hand_over", "grant": "mail"},
+	"context": {"mailbox": "team@shop.example"},
+	"grants": [mail_token],
+	"time": "2026-03-02T12:00:00+00:00",
+}
+
+post_with(changes) := but(post, {"grants": [but(mail_token, changes)]})
+
+row_of(mailbox) := object.union(login.privileges[0], {"where": {"mailbox": mailbox}})
+
+test_token_for_the_mailbox_of_the_context_is_allowed if {
+	allowed(post)
+	allowed(but(post, {"grants": [mail_token, but(login, {"privileges": [row_of("team@shop.example")]})]}))
+	allowed(but(post, {"grants": [mail_token, but(token, {"audience": "crm", "scopes": ["crm:write"]})]}))
+	allowed(but(post_with({"subject": "desk@shop.example"}), {"context": {"mailbox": "desk@shop.example"}}))
+	allowed(post_with({"details": [{"type": "record", "actions": ["read"]}]}))
+}
+
+test_token_for_itself_is_allowed_to_whom_it_names if {
+	asked := but(doing({"name": "http.request", "origin": "https://api.example"}), {"agent": "collector"})
+	allowed(but(asked, {"grants": [without(mail_token, "subject")]}))
+	words := "agent `collector` may not have a token of `mail` with the scope `mail.read` on behalf of `team@shop.example` (grant `mail`)"
+	refused(but(asked, {"grants": [mail_token]}), [words])
+}
+
+test_mailbox_of_others_is_refused if {
+	boss := "boss@shop.example"
+	unknown := "agent `postman` may not work on the mailbox `boss@shop.example`"
+	token_of := "agent `postman` may not have a token of `mail` with the scope `mail.read` on behalf of `boss@shop.example` (grant `mail`)"
+	refused(but(post_with({"subject": boss}), {"context": {"mailbox": boss}}), [token_of, unknown])
+	refused(but(post, {"context": {"mailbox": boss}, "grants": []}), [unknown])
+	refused(but(post_with({"subject": boss}), {}), [token_of, "grant `mail` is not for the mailbox `team@shop.example` alone"])
+}
+
+test_no_mailbox_is_none_of_its_mailboxes if {
+	refused(without(but(post, {"grants": []}), "context"), [nobody])
+	refused(but(without(post, "context"), {"context": {}, "grants": []}), ["agent `postman` may not work on the mailbox `(none)`"])
+}
+
+test_what_is_not_for_the_mailbox_alone_is_refused if {
+	reasons := ["grant `mail` is not for the mailbox `team@shop.example` alone"]
+	refused(post_with({"subject": "desk@shop.example"}), reasons)
+	refused(but(post, {"grants": [without(mail_token, "subject")]}), reasons)
+	refused(but(post, {"grants": [mail_token, but(mail_token, {"subject": "desk@shop.example"})]}), reasons)
+	rows := ["grant `db` is not for the mailbox `team@shop.example` alone"]
+	others := [[row_of("desk@shop.example")], [row_of("team@shop.example"), row_of("desk@shop.example")], login.privileges]
+	every privileges in others {
+		refused(but(post, {"grants": [but(login, {"privileges": privileges})]}), rows)
+	}
+}
+
+test_scope_of_another_authorization_server_is_refused if {
+	words := "agent `postman` may not have a token of `%s` with the scope `%s`%s on behalf of `team@shop.example` (grant `mail`)"
+	refused(post_with({"scopes": ["mail.read", "mail.send"]}), [sprintf(words, ["mail", "mail.read mail.send", ""])])
+	refused(post_with({"scopes": []}), [sprintf(words, ["mail", "", ""])])
+	refused(but(post, {"grants": [without(mail_token, "scopes")]}), [sprintf(words, ["mail", "", ""])])
+	refused(post_with({"issuer": "files"}), [sprintf(words, ["files", "mail.read", ""])])
+	details := [{"type": "record", "actions": ["erase"]}]
+	refused(post_with({"details": details}), [sprintf(words, ["mail", "mail.read", " to erase record"])])
+	refused(post_with({"ttl": 901}), ["grant `mail` lives 901s, longer than the 900s that are allowed"])
+}
+
 # --- data.json ------------------------------------------------------------------------------------
 
 batch_with(changes) := {"batch": object.union(agents.batch, changes)}
@@ -609,6 +699,9 @@ test_data_of_another_shape_allow_nothing if {
 		"`secrets`, `bot`: is not a list of texts": {"secrets": {"bot": {"a": "token"}}},
 		"`opens`: is not a list of texts": {"opens": false},
 		"`details`, `record`: is not a list of texts": {"details": {"record": "read"}},
+		"`mailboxes`: is not a list of texts": {"mailboxes": "team@shop.example"},
+		"`oauth2`: is not an object": {"oauth2": ["mail.read"]},
+		"`oauth2`, `mail`: is not a list of texts": {"oauth2": {"mail": "mail.read"}},
 		"`tasks`: is not an object": {"tasks": false},
 		"`tasks`, `t`: is not a list of customers": {"tasks": {"t": 1234}},
 		"`tasks`, `u`: is not a list of customers": {"tasks": {"u": [null]}},
@@ -663,4 +756,12 @@ test_only_the_writer_of_complaints_may_have_tickets_written if {
 	writers == {"complaint-writer"}
 	{name | some name, entry in data.agents; "crm:write_ticket" in entry.tokens.crm} == writers
 	{name | some name, entry in data.agents; "complaint_writer" in entry.opens} == writers
+}
+
+test_mails_are_read_by_one_agent_in_one_mailbox_and_sent_by_none if {
+	readers := {name | some name, entry in data.agents; entry.oauth2.mail}
+	readers == {"mail-agent"}
+	data.agents["mail-agent"].mailboxes == ["support@shop.example"]
+	data.agents["mail-agent"].oauth2.mail == ["https://www.googleapis.com/auth/gmail.readonly"]
+	{name | some name, entry in data.agents; "mail_agent" in entry.opens} == readers
 }
