@@ -212,7 +212,8 @@ def prepare(info: StackInfo, directory: Path) -> Bench:
     shutil.copytree(ROOT / "vault", declarations)
     file = declarations / "declarations.yaml"
     text = file.read_text().replace("secret_id_uses: 2000", "secret_id_uses: 0")  # one for all tests
-    file.write_text(f"{text}    other_roles: [{', '.join(BY_HAND)}]\n")
+    login = "    login: orchestrator_vault\n"
+    file.write_text(text.replace(login, f"{login}    other_roles: [{', '.join(BY_HAND)}]\n"))
     provisioned = provision_stack(info, declarations=declarations, workflows=ROOT / "workflows")
     bench = Bench(info, provisioned, directory, [], declarations)
     vault = bench.vault

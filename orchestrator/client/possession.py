@@ -9,6 +9,7 @@ import uuid
 from typing import TYPE_CHECKING, Protocol, Self
 
 from orchestrator.clock import Clock, SystemClock
+from orchestrator.secret import Secret
 
 if TYPE_CHECKING:
     from joserfc.jwk import ECKey
@@ -39,6 +40,23 @@ class ProofKey:
         from joserfc.jwk import ECKey
 
         return cls(ECKey.generate_key("P-256"), clock)
+
+    @classmethod
+    def from_jwk(cls, private: Secret, clock: Clock | None = None) -> Self:
+        """The key of `private_jwk`. Raises ValueError for what is none."""
+        from joserfc.errors import JoseError
+        from joserfc.jwk import ECKey
+
+        try:
+            return cls(ECKey.import_key(json.loads(private.reveal())), clock)
+        except (JoseError, TypeError, KeyError, AttributeError):
+            raise ValueError("it is no private key in the form of a JWK") from None
+
+    @property
+    def private_jwk(self) -> Secret:
+        """The key itself (RFC 7517, as JSON), for whoever is given the token that is bound to it."""
+        jwk = self._key.as_dict(private=True)
+        return Secret(json.dumps({name: jwk[name] for name in ("kty", "crv", "x", "y", "d")}, sort_keys=True))
 
     @property
     def thumbprint(self) -> str:

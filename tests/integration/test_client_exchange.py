@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from apis import Apis, apis_on
+from app_server import served
 from bench import Bench
 from both_clients import Driven, Make, driven
 from desks import TASK
@@ -210,24 +207,6 @@ class Crm:
 
     url: str
     sent: list[tuple[str, str]] = field(default_factory=list)
-
-
-@contextmanager
-def served(make_app: Callable[[str], Any]) -> Iterator[str]:
-    """Serves in a thread until the block is left."""
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    listener.listen()
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server = uvicorn.Server(uvicorn.Config(make_app(url), log_level="critical", lifespan="off"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        yield url
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
 
 
 @pytest.fixture

@@ -8,7 +8,12 @@ from typing import Any
 
 import hvac.exceptions
 import pytest
+from app_server import served
 from oauth import ALICE, FILES, KEYS, MAIL, READ, SECRET, SUPPORT, OAuth, escaped_tokens
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.assembly import open_services
@@ -18,9 +23,15 @@ from orchestrator.ledger.events import LeaseEnded, LeaseIssued, LeaseRevoked, Le
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.types import LeaseRecord
+from orchestrator.pep.access import access_tokens
+from orchestrator.pep.middleware import BearerAuthentication
+from orchestrator.pep.possession import Nonces, Possession
+from orchestrator.pep.protection import Protection
+from orchestrator.pep.sources import IssuerKeys
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import RunOutcome, RunRequest
+from orchestrator.secret import Secret
 from orchestrator.workflow.inputs import bind_inputs
 from orchestrator.workflow.loader import load_text
 
@@ -285,7 +296,7 @@ def test_a_refresh_token_in_use_is_waited_for_and_no_longer_than_the_step_may_ta
     data = {"refresh_token": "in-use-elsewhere-" * 3, **mark}
     oauth_bench.bench.vault.write_data("secret/data/oauth/refresher", data={"data": data})
     asked = len(oauth_bench.asked())
-    outcome = oauth_bench.run(f"issuer: refresher, scope: [{READ}], resource: {MAIL!r}, ttl: 60s", timeout="2s")
+    outcome = oauth_bench.run(f"issuer: refresher, scope: [{READ}], resource: {MAIL!r}, ttl: 60s", timeout="5s")
     assert outcome.exit_code is ExitCode.REFUSED
     assert "`lse_busy` is using the refresh token" in failure(outcome)
     assert len(oauth_bench.asked()) == asked
@@ -377,3 +388,35 @@ def test_nothing_that_the_issuer_gave_or_took_is_anywhere(oauth_bench: OAuth) ->
     control.write_text(json.dumps({"kept": oauth_bench.kept("oauth/refresher")["refresh_token"]}))
     assert escaped_tokens(oauth_bench.server, [directory]) == [str(control)], "the search finds what is there"
     control.unlink()
+
+
+def test_a_bound_token_is_of_use_to_whoever_has_its_key_and_with_a_nonce_of_the_service(oauth_bench: OAuth) -> None:
+    """The service is our library's, the token and its `cnf` are the issuer's."""
+    seen: list[tuple[str, bool]] = []
+    issuer = oauth_bench.server.issuer
+
+    def app(url: str) -> Any:
+        protection = Protection(
+            access_tokens(issuer, MAIL, algorithms=frozenset({"ES256"})),
+            IssuerKeys.discovered(issuer),
+            "files",
+            possession=Possession(url, nonces=Nonces(Secret("n" * 32))),
+        )
+        inner = Starlette(
+            routes=[Route("/report", lambda request: JSONResponse({"ok": True}))],
+            middleware=[Middleware(BearerAuthentication, protection=protection)],
+        )
+
+        async def remembering(scope: Any, receive: Any, send: Any) -> None:
+            headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+            seen.append((headers.get("authorization", "").partition(" ")[0], "dpop" in headers))
+            await inner(scope, receive, send)
+
+        return remembering
+
+    with served(app) as url:
+        grant = f"scope: [{READ}], resource: {MAIL!r}, ttl: 60s"
+        outcome = done(oauth_bench.run(f"issuer: bound, {grant}, proof: dpop", url=f"{url}/report?a=b"))
+        assert outcome.outputs["ask"] == {"status": 200}
+        assert seen == [("DPoP", True), ("DPoP", True)], "the first without a nonce, the second with the service's"
+        assert lease_of(oauth_bench, outcome).scope["proof"] == "dpop"

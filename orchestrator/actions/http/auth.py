@@ -6,18 +6,21 @@ import base64
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote, unquote_plus
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
 from orchestrator.actions.base import LITERAL, GrantRef, Params, StepContext
-from orchestrator.actions.references import secret_of
+from orchestrator.actions.references import credential_of, secret_of
 from orchestrator.errors import StepFailed
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.redaction.redactor import MASK, Redactor
 from orchestrator.secret import Secret
+
+if TYPE_CHECKING:
+    from orchestrator.client.possession import ProofKey
 
 KINDS = ("token", "secret", "dynamic", "oauth2")
 """Kinds of grants that hold something that is sent as it is."""
@@ -128,6 +131,14 @@ class Private:
     query: tuple[str, Secret] | None = None
     known: tuple[Secret, ...] = ()
     """The secrets as they were issued: what is looked for in what comes back."""
+    key: ProofKey | None = None
+    """What the token is bound to: each request is proven to be of whoever has it (RFC 9449)."""
+
+    def proof(self, method: str, url: str, nonce: str) -> Mapping[str, str]:
+        """The header with which one request is proven; none for what is bound to nothing."""
+        if self.key is None:
+            return {}
+        return {"dpop": self.key.proof(method, url, token=self.known[0].reveal(), nonce=nonce)}
 
     def target(self, raw_path: bytes) -> bytes:
         """Path and query as they are sent."""
@@ -167,6 +178,8 @@ def private_of(auth: Auth | None, bearer: str | None, context: StepContext) -> P
     """What is sent for the grants that are named. Raises StepFailed where what they hold cannot be sent so."""
     if bearer is not None:
         token = _checked(context, bearer, _TOKEN, "a bearer token", "it has white space or is not ASCII")
+        if (key := _proof_key(bearer, context)) is not None:
+            return Private({"authorization": Secret(f"DPoP {token.reveal()}")}, known=(token,), key=key)
         return Private({"authorization": Secret(f"Bearer {token.reveal()}")}, known=(token,))
     if auth is None:
         return None
@@ -181,6 +194,17 @@ def private_of(auth: Auth | None, bearer: str | None, context: StepContext) -> P
     if not value.reveal() or _CONTROL.search(value.reveal()):
         raise _unfit(auth.value, "a part of the query", "it is empty or has control characters")
     return Private(query=(auth.query, value), known=(value,))
+
+
+def _proof_key(bearer: str, context: StepContext) -> ProofKey | None:
+    """The key of a token that is bound to one."""
+    credential = credential_of(context, bearer.partition(".")[0])
+    held = credential.fields.get("dpop_key")
+    if held is None or bearer.partition(".")[2] not in ("", "token"):
+        return None
+    from orchestrator.client.possession import ProofKey
+
+    return ProofKey.from_jwk(held)
 
 
 def _basic(basic: Basic, context: StepContext) -> Private:

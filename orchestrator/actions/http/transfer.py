@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_UNAUTHORIZED, _CHALLENGE, _WANTS_NONCE = 401, "www-authenticate", "use_dpop_nonce"
 _HARMLESS = frozenset({"accept", "accept-language", "user-agent"})
 """Headers of the author that another origin may see."""
 
@@ -80,11 +81,22 @@ async def transfer(
 
 
 async def _send(client: httpx.AsyncClient, request: Outgoing, max_bytes: int) -> Incoming:
+    """Once; and once more with the nonce that the server wants in the proof (RFC 9449, 9): it did nothing yet."""
+    response = await _sent(client, request, max_bytes)
+    nonce = response.headers.get("dpop-nonce", "")
+    bound = request.private is not None and request.private.key is not None
+    if bound and nonce and response.status == _UNAUTHORIZED and _WANTS_NONCE in response.headers.get(_CHALLENGE, ""):
+        return await _sent(client, request, max_bytes, nonce=nonce)
+    return response
+
+
+async def _sent(client: httpx.AsyncClient, request: Outgoing, max_bytes: int, *, nonce: str = "") -> Incoming:
     import httpx
 
     headers, extensions = {"accept-encoding": "identity", **request.headers}, {}
     if request.private is not None:
         headers |= {name: value.reveal() for name, value in request.private.headers.items()}
+        headers |= request.private.proof(request.method, request.url, nonce)
         if request.private.query is not None:  # beside the URL, so that httpx has it neither to log nor to tell
             extensions["target"] = request.private.target(httpx.URL(request.url).raw_path)
     client.cookies.clear()

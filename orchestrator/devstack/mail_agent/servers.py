@@ -93,6 +93,7 @@ def mail_servers(provisioned: Provisioned, declarations: Path, directory: Path) 
     The stack is provisioned already: the authorization server is given the public part of the key that is in its Vault.
     """
     declared = load_issuers(declarations / "declarations.yaml")[ISSUER]
+    assert isinstance(declared, OAuth2Server)
     place = directory / "mail"
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
     resource_server = Client(

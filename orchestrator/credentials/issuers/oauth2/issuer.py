@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.client.possession import ProofKey
 from orchestrator.credentials.issuers.oauth2.answer import Given, given, problem, secrets_in
 from orchestrator.credentials.issuers.oauth2.client import Client
-from orchestrator.credentials.issuers.oauth2.dpop import ProofKey
 from orchestrator.credentials.issuers.oauth2.ending import Ending
 from orchestrator.credentials.issuers.oauth2.endpoint import Form, IssuerRefused, Said, post, served
 from orchestrator.credentials.issuers.oauth2.metadata import Endpoints, Metadata
@@ -51,14 +51,14 @@ class OAuth2Issuer:
         if (more := beyond(server, scope)) is not None:
             raise _refused(request, f"`{scope.issuer}` may not be asked for {more}", _DECLARE)
         client = Client(server, request, self._signer)
-        key = ProofKey.new() if scope.proof == "dpop" else None
+        key = ProofKey.generate(request.clock) if scope.proof == "dpop" else None
         if key is not None:
-            request.remember(key.private)
+            request.remember(key.private_jwk)
         async with fetching.client(None, _MOST_SECONDS) as http:
             asking = _Asking(http, self._metadata, server, client, request, key)
             answer = await asking.answer()
         wrong = asking.lost or problem(scope, server, answer)
-        fields = {"token": answer.token} | ({} if key is None else {"dpop_key": key.private})
+        fields = {"token": answer.token} | ({} if key is None else {"dpop_key": key.private_jwk})
         return Issued(
             Credential(scope.name, scope.kind, answer.seconds, fields=fields),
             answer.seconds,
@@ -172,7 +172,7 @@ class _Asking:
         request = self._request
         shown = await self._client.shown(form, deadline=request.attempt.deadline)
         if self._key is not None:
-            shown = shown.plus(headers={"dpop": self._key.proof("POST", url, request.clock.now(), nonce=nonce)})
+            shown = shown.plus(headers={"dpop": self._key.proof("POST", url, nonce=nonce or "")})
         left = request.attempt.deadline - request.clock.monotonic()
         return await post(self._http, url, shown, seconds=min(max(left, _LEAST_SECONDS), _MOST_SECONDS))
 

@@ -27,6 +27,8 @@ _ABANDONED = timedelta(seconds=120)
 """After so long a process that has not given the token back is not waited for: longer than any answer is."""
 
 _PAUSE = 0.1
+_LAST_WORD = 1.0
+"""Seconds before the step has to end in which it is said what it has waited for."""
 _CAS = "check-and-set"
 _STORE_SECONDS = 30.0
 
@@ -64,7 +66,7 @@ class KeptToken:
                 mark = {IN_USE: who, SINCE: request.clock.now().isoformat()}
                 if (now := await self._write({**others, self._secret.key: token, **mark}, version)) is not None:
                     return Held(held.token, now, others, held.left_by)
-            if request.clock.monotonic() + _PAUSE > request.attempt.deadline or request.stop.is_set():
+            if request.clock.monotonic() + _LAST_WORD > request.attempt.deadline or request.stop.is_set():
                 raise self._refused(f"`{user}` is using the refresh token", "try again; or give the step more time")
             await asyncio.sleep(_PAUSE)
 
