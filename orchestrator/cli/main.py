@@ -50,8 +50,8 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "tasks": ("tasks",),
     "leases": ("leases",),
     "provision": ("provision",),
-    "demo": ("demo",),
-    "dev": ("dev",),
+    "stack.demo": ("demo",),
+    "stack.dev": ("dev",),
 }
 """The modules of `orchestrator.cli.commands` in the order of the help, each with the commands that it registers."""
 

@@ -295,7 +295,7 @@ def test_a_token_of_nobody_ends_the_command_and_is_not_shown(
 
 def test_the_sample_is_right_and_names_types_of_task() -> None:
     sample = load_agents(ROOT / "vault" / "agents.yaml")
-    assert set(sample.agents) == {"complaint-reader", "complaint-writer"}
+    assert set(sample.agents) == {"complaint-reader", "complaint-writer", "mail-agent"}
     loaded = [load(path, actions=catalog).workflow for path in sorted((ROOT / "workflows").glob("*.yaml"))]
     types = {each.name for each in loaded if each.is_task}
     assert {name for agent in sample.agents.values() for name in agent.may_open} == types
