@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.commands.dev import ROOT, SAMPLE, say
+from orchestrator.cli.commands.stack.dev import ROOT, SAMPLE, say
 
 if TYPE_CHECKING:
     from orchestrator.devstack.agents import Attempt
