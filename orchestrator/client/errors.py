@@ -163,7 +163,7 @@ def error_of(response: httpx.Response) -> BrokerError:
     problem = _problem(response)
     urn = str(problem.get("type") or problem.get("problem") or "")
     if (code := _CODES.get(str(problem.get("error")))) and not urn:
-        return code(str(problem.get("error_description", "")), status=status, more=problem)
+        return code(str(problem.get("error_description") or problem["error"]), status=status, more=problem)
     if not urn.startswith(PREFIX):
         kind = Unavailable if status in AGAIN else BrokerError
         return kind(f"{response.url.host} answered {status}, and not as a broker does", status=status)

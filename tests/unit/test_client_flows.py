@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from typing import Any
 import httpx
 import pytest
 
-from orchestrator.client import Patience, Unauthenticated, errors, flows
+from orchestrator.client import Patience, ProofKey, Unauthenticated, errors, flows
 from orchestrator.client.auth import TaskAuth
 from orchestrator.client.blocking import Broker
 from orchestrator.client.documents import Credential
 from orchestrator.client.exchange import Ask, Flow, Pause, Send, TokenWanted, answered
+from orchestrator.client.task import request
+from orchestrator.client.token_exchange import Exchange
 from orchestrator.client.tokens import OwnToken
 from orchestrator.secret import Secret
 from orchestrator.server.api.problems import Kind, Problem
@@ -350,3 +352,99 @@ print(*sorted(sys.modules))
     heavy = {"pydantic", "sqlalchemy", "hvac", "psycopg", "starlette", "uvicorn", "requests", "aiohttp", "joserfc"}
     assert {name.partition(".")[0] for name in loaded} & heavy == set()
     assert "httpx" in loaded
+
+
+class TestExchange:
+    """What is asked of the token endpoint, and what its errors mean."""
+
+    def call(self, **more: Any) -> Exchange:
+        return Exchange("t", "ticket", {"a": 1}, until=2000.0, **more)
+
+    def answer(self, status: int, **document: Any) -> httpx.Response:
+        return httpx.Response(status, json=document, request=httpx.Request("POST", f"{URL}/oauth/token"))
+
+    def token(self, **changes: Any) -> httpx.Response:
+        good = {"access_token": SECRET, "token_type": "Bearer", "expires_in": 60, "scope": "a b"}
+        return self.answer(200, **{**good, "authorization_details": [], **changes})
+
+    def test_the_token_is_in_the_form_and_in_no_header(self) -> None:
+        ask = self.call(scope="a", audience="crm").ask()
+        assert (ask.form or {})["authorization_details"] == json.dumps(
+            [{"type": "tool_call", "task": "t", "tool": "ticket", "arguments": {"a": 1}}]
+        )
+        send = Send(ask, SECRET, 1)
+        assert set(send.headers()) == {"Idempotency-Key"}
+        with httpx.Client(base_url=URL) as http:
+            made = request(http, send)
+            assert f"subject_token={SECRET}" in made.content.decode()
+            assert "authorization" not in made.headers
+            with pytest.raises(errors.InvalidRequest, match="a certificate alone"):
+                request(http, replace(send, token=None))
+        assert SECRET not in f"{ask!r} {send!r}"
+
+    def test_a_token_is_taken(self) -> None:
+        found = Driven([self.token()]).run(self.call().taking(Patience()))
+        assert (found.token, found.ttl, found.scope["scopes"], found.lease_id) == (SECRET, 60, ["a", "b"], "")
+        assert SECRET not in repr(found)
+
+    def test_one_that_was_told_before_is_given_back_and_another_asked_for(self) -> None:
+        used = self.answer(400, error="invalid_request", error_description="told once", lease="lease_1")
+        driven = Driven([used, httpx.Response(200, json={"confirmed": True}), self.token()])
+        assert driven.run(self.call().taking(driven.patience)).token == SECRET
+        assert [(each.ask.method, each.ask.path) for each in driven.sent] == [
+            ("POST", "/oauth/token"),
+            ("DELETE", "/v1/leases/lease_1"),
+            ("POST", "/oauth/token"),
+        ]
+        assert driven.sent[0].ask.key != driven.sent[2].ask.key
+
+    def test_what_is_carried_out_is_asked_for_again_and_what_waits_is_told(self) -> None:
+        going_on = self.answer(400, error="authorization_pending", error_description="", interval=1)
+        driven = Driven([going_on, going_on, self.token()])
+        assert driven.run(self.call().taking(driven.patience)).token == SECRET
+        assert len(driven.slept) == 2
+        assert len({each.ask.key for each in driven.sent}) == 1
+        waits = self.answer(400, error="authorization_pending", error_description="", interval=5, approval="appr_1")
+        driven = Driven([waits])
+        with pytest.raises(errors.ApprovalPending) as pending:
+            driven.run(self.call().taking(driven.patience))
+        assert pending.value.approval == "appr_1"
+
+    def test_a_token_that_was_not_bound_is_given_back(self) -> None:
+        driven = Driven([self.token(), self.answer(200)])
+        with pytest.raises(errors.InvalidRequest, match="not bound"):
+            driven.run(self.call(prover=ProofKey.generate()).taking(driven.patience))
+        assert driven.sent[1].ask.path == "/oauth/revoke"
+
+    def test_a_subject_token_that_is_not_believed_is_renewed_once(self) -> None:
+        refused = self.answer(
+            400, error="invalid_request", error_description="it has expired", problem=f"{errors.PREFIX}unauthenticated"
+        )
+        driven = Driven([refused, self.token()], tokens=lambda refused: SECRET if refused is None else "fresh")
+        assert driven.run(self.call().taking(driven.patience)).token == SECRET
+        assert [each.token for each in driven.sent] == [SECRET, "fresh"]
+        with pytest.raises(Unauthenticated, match="expired"):
+            Driven([refused]).run(self.call().taking(Patience()))
+
+    @pytest.mark.parametrize(
+        ("error", "problem", "kind"),
+        [
+            ("invalid_scope", "", errors.InvalidRequest),
+            ("invalid_dpop_proof", "", errors.InvalidRequest),
+            ("server_error", "", errors.CallFailed),
+            ("invalid_grant", "task-ended", errors.TaskClosed),
+            ("access_denied", "denied", errors.Denied),
+            ("access_denied", "budget-spent", errors.BudgetSpent),
+            ("unauthorized_client", "agent-cut-off", errors.CutOff),
+        ],
+    )
+    def test_errors_of_oauth_are_those_of_the_api(self, error: str, problem: str, kind: type[Exception]) -> None:
+        more = {"problem": errors.PREFIX + problem} if problem else {}
+        with pytest.raises(kind, match="why"):
+            Driven([self.answer(400, error=error, error_description="why", **more)]).run(self.call().taking(Patience()))
+
+    def test_an_answer_that_is_none_is_refused_without_its_text(self) -> None:
+        for wrong in ({"token_type": "N_A"}, {"expires_in": "x"}, {"access_token": None, "scope": 1}):
+            with pytest.raises(errors.BrokerError, match="not answer as a broker") as caught:
+                Driven([self.token(**wrong)]).run(self.call().taking(Patience()))
+            assert SECRET not in f"{caught.value!s} {caught.value!r}"
