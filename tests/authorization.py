@@ -32,6 +32,7 @@ SHORT = "https://short.example/"
 READ, SEND = "mail.read", "mail.send"
 SUPPORT, ALICE = "support@shop.example", "alice@shop.example"
 PEOPLE = "https://people.example"
+ASSERTIONS = "https://assertions.example"
 ROBOT = "robot@project.iam.example"
 GRANT = "urn:ietf:params:oauth:grant-type:"
 TOKEN_TYPE = "urn:ietf:params:oauth:token-type:"
@@ -77,6 +78,7 @@ CONFIGURATION = Configuration(
             subjects={"person-1": SUPPORT, "person-2": ALICE, "person-3": "gone@shop.example"},
             clients=("key",),
         ),
+        TrustedIssuer(ASSERTIONS, (Use.JWT_BEARER,), jwks=_public(PEOPLE_KEY)),
         TrustedIssuer(ROBOT, (Use.JWT_BEARER,), jwks=_public(ROBOT_KEY), clients=(ROBOT,), once=True),
     ),
     accounts=(SUPPORT, ALICE),

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from authorization import (
     ALICE,
+    ASSERTIONS,
     CLIENT_KEY,
     CONFIGURATION,
     FILES,
@@ -268,6 +269,19 @@ def test_the_scope_of_an_assertion_may_be_a_parameter(server: AuthorizationServe
     answer = granted(http.post("/token", data={**form, **client_assertion(server.issuer)}))
     assert answer["scope"] == SEND
     assert claims_of(answer["access_token"])["sub"] == SUPPORT
+
+
+def test_an_issuer_is_believed_for_its_use_and_from_its_clients(
+    server: AuthorizationServer, http: httpx.Client
+) -> None:
+    asked = {"grant_type": GRANT + "jwt-bearer", "scope": READ, "resource": MAIL}
+    good = person(server.issuer, SUPPORT, iss=ASSERTIONS)
+    for assertion, status in ((good, 200), (robot(server.issuer), 400)):
+        form = {**asked, "assertion": assertion, **client_assertion(server.issuer)}
+        assert http.post("/token", data=form).status_code == status
+    assert refused(http.post("/token", data=exchange(server, subject_token=good))) == (400, "invalid_grant")
+    actor = {"actor_token": good, "actor_token_type": TOKEN_TYPE + "jwt"}
+    assert refused(http.post("/token", data=exchange(server, **actor))) == (400, "invalid_grant")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from typing import Any
 
 import httpx
 import pytest
+from authorization import proof
+from joserfc.jwk import ECKey
 
 from orchestrator.devstack.authorization.configuration import (
     AuthMethod,
@@ -92,12 +94,12 @@ class Bearer(httpx.Auth):
 
 
 def bearer(
-    server: AuthorizationServer, *scopes: str, of: str = SUPPORT, resource: str = AUDIENCE, **more: str
+    server: AuthorizationServer, *scopes: str, resource: str = AUDIENCE, headers: dict[str, str] | None = None
 ) -> Bearer:
     scope = " ".join(scopes or (READONLY,))
-    first = server.refresh_token("agent", of, scope, resource=resource).reveal()
-    form = {"grant_type": "refresh_token", "refresh_token": first, **more}
-    answer = httpx.post(server.token_endpoint, auth=CLIENT, data=form, trust_env=False).json()
+    first = server.refresh_token("agent", SUPPORT, scope, resource=resource).reveal()
+    form = {"grant_type": "refresh_token", "refresh_token": first}
+    answer = httpx.post(server.token_endpoint, auth=CLIENT, data=form, headers=headers, trust_env=False).json()
     return Bearer(answer["access_token"])
 
 
@@ -320,6 +322,15 @@ def test_a_token_that_is_none_or_is_for_another_service_is_refused_as_bad(
     assert mail.get("me/messages", params={"access_token": good}).status_code == 401
     two = [("Authorization", f"Bearer {good}"), ("Authorization", f"Bearer {good}")]
     assert mail.get("me/messages", headers=two).status_code == 401
+
+
+def test_a_token_that_is_bound_to_a_key_is_not_taken_without_a_proof(
+    authorization: AuthorizationServer, mail: httpx.Client
+) -> None:
+    for resource in (AUDIENCE, OPAQUE):
+        shown = proof(ECKey.generate_key("P-256"), authorization.token_endpoint)
+        token = bearer(authorization, resource=resource, headers={"DPoP": shown})
+        assert refused(mail.get("me/messages", auth=token)) == (401, "UNAUTHENTICATED", "authError")
 
 
 def test_an_opaque_token_that_was_revoked_counts_no_more(
