@@ -212,6 +212,19 @@ class TestProtection:
             plain = replace(self.PROTECTION, possession=None)
             assert self.refused(plain, f"Bearer {text}").reason is Reason.CONFIRMATION
 
+    def test_a_bound_token_is_never_a_plain_one_nor_the_other_way_round(self) -> None:
+        bound, plain = token(cnf={"jkt": KEY.thumbprint()}), token()
+        for text, scheme in ((bound, "Bearer"), (plain, "DPoP")):
+            dpop = proof(KEY, "GET", URL, token=text, iat=NOW)
+            for protection in (self.PROTECTION, replace(self.PROTECTION, possession=None)):
+                assert self.refused(protection, f"{scheme} {text}", dpop=dpop).status == 401
+        other = proof(new_key(), "GET", URL, token=bound, iat=NOW)
+        assert self.refused(self.PROTECTION, f"DPoP {bound}", dpop=other).reason is Reason.CONFIRMATION
+        good = Presented([proof(KEY, "GET", URL, token=bound, iat=NOW)], "GET", URL)
+        found = asyncio.run(self.PROTECTION.authenticate([f"DPoP {bound}"], "", good))
+        assert found.subject == "feedback-assistant"
+        assert self.refused(self.PROTECTION, f"DPoP {bound}", dpop=str(good.proofs[0])).reason is Reason.REPLAYED
+
     def test_challenges_name_both_schemes_and_tell_errors_of_the_one_that_was_used(self) -> None:
         algorithms = 'algs="ES256 EdDSA Ed25519 ES384 PS256 RS256"'
         challenges = {
