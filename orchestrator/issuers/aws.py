@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -112,6 +113,17 @@ class AwsAccount(_Model):
     def role(self, named: str) -> AwsRole | None:
         """The declared role of this name, or of this ARN."""
         return self.roles.get(named) or next((each for each in self.roles.values() if each.arn == named), None)
+
+
+AGENT_TAG = "orchestrator-agent"
+"""The session tag that says for which agent a session was issued."""
+
+_TAG = re.compile(r"[^A-Za-z0-9_.:/=+@-]")
+
+
+def tag_value(value: str) -> str:
+    """A value as AWS takes it in a tag (STS API Reference, Tag): at most 256 of a few kinds of characters."""
+    return _TAG.sub("-", value)[:256]
 
 
 def beyond(account: AwsAccount, scope: Scope) -> str | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from orchestrator.grants.fields import format_duration
 from orchestrator.grants.models import TokenGrant
+from orchestrator.planning.aws_actions import actions_of_aws
 from orchestrator.planning.coverage import coverage, shared_scopes, wildcards
 from orchestrator.workflow.loader import LoadedWorkflow
 from orchestrator.workflow.problems import Problem
@@ -133,6 +134,7 @@ _RULES: tuple[Rule, ...] = (
     _secret_key_is_not_used,
     _one_key_signs_for_two_audiences,
     _a_standing_secret_is_handed_over,
+    actions_of_aws,
     coverage,
     wildcards,
     shared_scopes,

@@ -75,13 +75,14 @@ class _Grant(TypedDict):
     kind: Annotated[
         str,
         Field(
-            description="`database`, `secret`, `token`, `dynamic`, `oauth2`, `certificate`, or that of an extension."
+            description="`database`, `secret`, `token`, `dynamic`, `oauth2`, `aws`, `certificate`, or that of an "
+            "extension."
         ),
     ]
     resource: Annotated[str, Field(description="The path in Vault that the credential comes from, or its issuer.")]
     ttl: Annotated[int, Field(description="Seconds that the credential is wanted for.")]
     connection: NotRequired[Annotated[str, Field(description="The database.")]]
-    role: NotRequired[Annotated[str, Field(description="The role of Vault's database engine.")]]
+    role: NotRequired[Annotated[str, Field(description="The role of Vault's database engine, or that of AWS.")]]
     privileges: NotRequired[Annotated[list[_Privilege], Field(description="What the login may do.")]]
     narrower: NotRequired[
         Annotated[list[_Narrower], Field(description="What the obligation `columns` can narrow it to.")]
@@ -103,6 +104,15 @@ class _Grant(TypedDict):
     cnf: NotRequired[
         Annotated[dict[str, str], Field(description="`jkt`: the key without which a token is of no use (RFC 9449).")]
     ]
+    actions: NotRequired[Annotated[list[str], Field(description="The actions of AWS.")]]
+    resources: NotRequired[Annotated[list[str], Field(description="ARNs; with expressions if not known.")]]
+    conditions: NotRequired[
+        Annotated[dict[str, dict[str, Any]], Field(description="Of AWS, by operator and key; as the resources.")]
+    ]
+    wildcards: NotRequired[
+        Annotated[list[str], Field(description="Where it is as broad as a wildcard: `actions`, `resources`.")]
+    ]
+    policy: NotRequired[Annotated[str, Field(description="Names the session policy of AWS that is made of these.")]]
     profile: NotRequired[Annotated[str, Field(description="Who builds a token's claims, unless it is `transit`.")]]
     keys: NotRequired[Annotated[list[str], Field(description="The keys of a secret that the step sees.")]]
     on_expiry: NotRequired[Annotated[str, Field(description="`reissue` where it is issued anew.")]]

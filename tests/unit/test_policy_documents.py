@@ -121,6 +121,14 @@ steps:
       sent: { kind: dynamic, path: pki/issue/x, parameters: { common_name: a.example, n: 3, of: [a] } }
       api: { kind: token, audience: crm, scope: [read], details: [ { type: record, identifier: '1' } ] }
       id: { kind: token, audience: crm, scope: [read], profile: identity }
+      s3:
+        kind: aws
+        issuer: aws-prod
+        role: reporter
+        actions: ["s3:Get*"]
+        resources: ["arn:aws:s3:::reports/${{ inputs.customer }}/*"]
+        conditions: { Bool: { "aws:SecureTransport": "true" } }
+        wildcards: [actions]
       mail: { kind: oauth2, issuer: google, scope: [read], subject: support@shop.example, proof: dpop }
     with: { command: [/bin/true], credentials: { files: { A: db, B: mq } } }
 """

@@ -124,11 +124,12 @@ def plan(
     only. The exit code is 3 where the policy denies a step.
     """
     from orchestrator.actions.catalog import action, catalog
-    from orchestrator.cli import interruption
+    from orchestrator.cli import failures, interruption
     from orchestrator.cli.connect import policy_engine
     from orchestrator.cli.display.json_output import print_json
     from orchestrator.cli.display.plan_view import plan_json, print_plan
     from orchestrator.cli.dry_run import decided
+    from orchestrator.planning.aws_actions import NOT_LOOKED_UP, looks_nothing_up
     from orchestrator.planning.plan import build
     from orchestrator.settings import load_settings
     from orchestrator.workflow.inputs import bind_inputs
@@ -146,5 +147,7 @@ def plan(
         print_json(plan_json(view))
     else:
         print_plan(view)
+    if looks_nothing_up(loaded.workflow):
+        failures.note(NOT_LOOKED_UP)
     if view.denied:
         raise typer.Exit(int(ExitCode.REFUSED))

@@ -21,7 +21,7 @@ from orchestrator.errors import GrantRefused
 from orchestrator.grants.aws.patterns import check_breadth, check_resource
 from orchestrator.grants.aws.session_policy import LONGEST_POLICY, SHORTEST_SESSION, SessionPolicy
 from orchestrator.grants.credential import Credential
-from orchestrator.issuers.aws import AccessKey, AwsAccount, AwsRole, beyond
+from orchestrator.issuers.aws import AGENT_TAG, AccessKey, AwsAccount, AwsRole, beyond, tag_value
 from orchestrator.network.aws.query import AwsUnavailable, QueryApi, Signer
 from orchestrator.network.aws.sigv4 import SigningKey
 from orchestrator.secret import Secret
@@ -34,7 +34,6 @@ _CLOCK_DIFFERENCE = timedelta(seconds=5)
 
 _KEY_ID = re.compile(r"[A-Z0-9]{16,128}")
 _SECRET = re.compile(r"[\x21-\x7e]{16,8192}")
-_TAG = re.compile(r"[^A-Za-z0-9_.:/=+@-]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,19 +196,19 @@ def _later(moment: datetime, seconds: int) -> datetime:
 
 
 def _tags(request: IssueRequest) -> dict[str, str]:
-    """Session tags: for whom the session was made, in AWS's own records and for `orchestrator sessions deny`."""
+    """Session tags: for whom the session was made, in AWS's own records and for `orchestrator leases deny`."""
     attempt = request.attempt
-    said = {"agent": attempt.agent, "run": attempt.run_id, "step": attempt.step, "workflow": attempt.workflow}
+    said = {
+        AGENT_TAG: attempt.agent,
+        "orchestrator-run": attempt.run_id,
+        "orchestrator-step": attempt.step,
+        "orchestrator-workflow": attempt.workflow,
+    }
     tags: dict[str, str] = {}
     for number, (name, value) in enumerate(sorted(said.items()), 1):
-        tags[f"Tags.member.{number}.Key"] = f"orchestrator-{name}"
+        tags[f"Tags.member.{number}.Key"] = name
         tags[f"Tags.member.{number}.Value"] = tag_value(value)
     return tags
-
-
-def tag_value(value: str) -> str:
-    """A value as AWS takes it in a tag (STS API Reference, Tag): at most 256 of a few kinds of characters."""
-    return _TAG.sub("-", value)[:256]
 
 
 def _session(request: IssueRequest, role: AwsRole, answer: Mapping[str, str]) -> _Session:
