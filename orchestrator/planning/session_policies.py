@@ -56,6 +56,18 @@ def bound_policy(policy: SessionPolicy, context: Mapping[str, Any], grant: str) 
     return bound
 
 
+def with_any_name(policy: SessionPolicy) -> SessionPolicy:
+    """The policy with a name that nobody has for each value that is not known."""
+    conditions: dict[str, dict[str, list[str]]] = {}
+    for operator, key, values in policy.conditions:
+        conditions.setdefault(operator, {})[key] = [_named(each) for each in values]
+    return compile_policy(policy.actions, [_named(each) for each in policy.resources], conditions, policy.wildcards)
+
+
+def _named(text: str) -> str:
+    return "".join(part if part is not None else "orchestrator-unknown" for part in parts_of(text))
+
+
 def _bound(text: str, context: Mapping[str, Any], at: str, check: Callable[[Parts], Parts]) -> str:
     """The text with its values; they are never part of an error."""
     values = [evaluate("${{ " + each.cel + " }}", context, at=at) for each in parse_template(text).expressions]

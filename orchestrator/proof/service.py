@@ -14,12 +14,15 @@ from orchestrator.grants.credential import Credential
 from orchestrator.grants.models import DatabaseGrant, TokenGrant
 from orchestrator.grants.policy_names import step_policy_name
 from orchestrator.grants.scope import Scope, compiled
+from orchestrator.issuers.aws import AwsAccount
 from orchestrator.ledger.events import AttemptFinished, AttemptStarted, RunFinished, RunStarted, StepFinished
 from orchestrator.ledger.ids import new_step_key
 from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LeaseFilter
 from orchestrator.planning.requests import bind, scopes_of
+from orchestrator.planning.session_policies import with_any_name
+from orchestrator.proof.aws import examine_session
 from orchestrator.proof.examine import Examination, examine_database, examine_secret, examine_token, other_paths
 from orchestrator.proof.forbidden import Trial, Verdict
 from orchestrator.proof.report import GrantProof, Proof
@@ -139,7 +142,7 @@ class Prover:
 
     def _scopes(self, request: RunRequest, step_id: str) -> tuple[Scope, ...]:
         """Row limits whose value only a real run knows stay unbound: the login then sees no row at all. A token has no
-        details then."""
+        details then, and in a session policy a name stands that nobody has."""
         workflow = request.loaded.workflow
         scopes = scopes_of(workflow, step_id)
         known: dict[str, Any] = {
@@ -151,7 +154,10 @@ class Prover:
             known["context"] = evaluate(workflow.context, known)
             return bind(scopes, known)
         except InvalidExpression:
-            return tuple(replace(scope, details=()) for scope in scopes)
+            return tuple(
+                replace(scope, details=(), policy=None if scope.policy is None else with_any_name(scope.policy))
+                for scope in scopes
+            )
 
     @staticmethod
     def _ended(step: str, state: StepState, reason: str = "") -> tuple[AttemptFinished, StepFinished]:
@@ -191,6 +197,8 @@ class Prover:
                 "get", f"{grant.mount}/keys/{grant.key}", deadline=attempt.deadline
             )
             return examine_token(attempt.step, scope, credential, jwks_from_transit(grant.key, answer))
+        if isinstance(account := self.services.broker.issuers.get(scope.issuer or ""), AwsAccount):
+            return await examine_session(attempt, scope, credential, account)
         if scope.kind == "secret":
             return examine_secret(attempt.step, scope, credential)
         return GrantProof(step=attempt.step, grant=scope.name, declared=scope.describe())

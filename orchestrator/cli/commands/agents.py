@@ -170,6 +170,7 @@ def revoke(
         confirmed = interruption.run(lambda: cut_off(Reach.of_ledger(ledger, clock), name, by=by, reason=reason))
         left = Left() if confirmed else Left.of_agent(ledger, name)
         known = bool(tasks or runs or replaced) or _is_on_record(ledger, name)
+        sessions = _sessions_left(ledger, name, clock.now())
     ended = {"tasks": tasks, "runs": max(0, runs - len(left.runs))}
     if as_json:
         print_json({"agent": name, "until": until, "ended": ended, "confirmed": confirmed, "left": left})
@@ -180,6 +181,11 @@ def revoke(
         failures.note(f"it was cut off before, {_block_words(replaced)}; that is replaced")
     elif not known:
         failures.note(f"nothing of an agent `{name}` is on record: is that its name?")
+    for issuer, role in sessions:
+        failures.note(
+            f"a session of `{role}` at `{issuer}` that it was issued can still be used, if somebody kept it; "
+            f"`orchestrator issuers deny FILE {issuer} {role} --agent {name}` ends it"
+        )
     if not confirmed:
         raise typer.Exit(int(ExitCode.UNCONFIRMED))
 
@@ -224,6 +230,19 @@ def _is_on_record(ledger: Ledger, name: str) -> bool:
     from orchestrator.ledger.types import LeaseFilter
 
     return bool(ledger.tasks(agent=name, limit=1) or ledger.leases(LeaseFilter(agent=name, limit=1)))
+
+
+def _sessions_left(ledger: Ledger, name: str, now: datetime) -> list[tuple[str, str]]:
+    """Of which AWS accounts and roles the agent was issued sessions that nothing but their time ends."""
+    from datetime import timedelta
+
+    from orchestrator.grants.aws.session_policy import LONGEST_SESSION
+    from orchestrator.ledger.types import LeaseFilter
+
+    since = now - timedelta(seconds=LONGEST_SESSION)
+    issued = ledger.leases(LeaseFilter(agent=name, grant_kind="aws", since=since, limit=_MOST))
+    left = [each.scope for each in issued if each.expires_at is not None and each.expires_at > now]
+    return sorted({(str(scope.get("issuer")), str(scope.get("role"))) for scope in left})
 
 
 def _row(stands: Stands) -> tuple[str, str, str, str]:

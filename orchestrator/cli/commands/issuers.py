@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli import options
-from orchestrator.errors import UsageError
+from orchestrator.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.credentials.issuers.oauth2.metadata import Endpoints
+    from orchestrator.issuers.aws import AwsAccount
     from orchestrator.issuers.oauth2 import OAuth2Server, SigningKey
     from orchestrator.jsontypes import JsonObject
 
@@ -150,3 +151,62 @@ def _end(server: OAuth2Server, found: Endpoints | None) -> str:
     if introspection is None:
         return "revocation is asked for, and cannot be confirmed: ended, valid until it expires"
     return "revoked, where the issuer then calls it inactive; else ended, valid until it expires"
+
+
+@app.command("deny")
+def deny(
+    file: IssuersFile,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The AWS account, by its name in the file.")],
+    role: Annotated[str, typer.Argument(metavar="ROLE", help="The role, by its name there.")],
+    agent: Annotated[str | None, typer.Option(help="Only sessions that were issued for this agent.")] = None,
+    lift: Annotated[bool, typer.Option("--lift", help="Take such a denial away again.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """For an admin: end the sessions of an AWS role that were issued until now, in whosever hands they are.
+
+    AWS takes none back, so the role denies them everything; sessions that are issued later are not touched. The exit
+    code is 6 where it was not seen that a session from before is refused. Needs a declared `denier`, and a Vault token
+    that may use its key.
+    """
+    from orchestrator.cli import failures, interruption
+    from orchestrator.cli.connect import vault_admin
+    from orchestrator.cli.display.json_output import print_json
+    from orchestrator.cli.display.terminal import console
+    from orchestrator.clock import SystemClock
+    from orchestrator.provision.aws.denial import Denier
+
+    account = _account(file, name)
+    named = account.role(role)
+    if named is None:
+        raise UsageError(f"`{name}` has no role `{role}`", hint=f"there is: {', '.join(sorted(account.roles))}")
+    with vault_admin() as admin:
+        denier = Denier(account, named, admin, SystemClock(), failures.note)
+        if lift:
+            policy = interruption.run(lambda: denier.lift(agent))
+            if as_json:
+                print_json({"role": named.arn, "policy": policy, "lifted": True})
+            else:
+                console().print(f"{policy} of {named.arn} is taken away", markup=False, highlight=False)
+            return
+        denial = interruption.run(lambda: denier.deny(agent))
+    if as_json:
+        print_json(denial)
+    else:
+        whose = f" that were issued for {agent}" if agent else ""
+        until = f"{denial.before:%Y-%m-%d %H:%M:%S} UTC"
+        told = f"the sessions of {denial.role}{whose} from before {until} are denied ({denial.policy}); {denial.note}"
+        console().print(told, markup=False, highlight=False)
+    if denial.evidence != "refused":
+        raise typer.Exit(int(ExitCode.UNCONFIRMED))
+
+
+def _account(file: Path, name: str) -> AwsAccount:
+    from orchestrator.issuers.aws import AwsAccount
+    from orchestrator.issuers.declared import load_issuers
+
+    found = load_issuers(file)
+    account = found.get(name)
+    if not isinstance(account, AwsAccount):
+        known = sorted(each for each, issuer in found.items() if isinstance(issuer, AwsAccount))
+        raise UsageError(f"there is no AWS account `{name}` in {file}", hint=f"there is: {', '.join(known) or 'none'}")
+    return account

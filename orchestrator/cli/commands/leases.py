@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -127,28 +126,6 @@ def revoke(
     from orchestrator.cli import interruption
 
     _show_closed([interruption.run(lambda: _revoke(lease_id))], as_json=as_json)
-
-
-@app.command("deny")
-def deny(
-    issuer: Annotated[str, typer.Argument(metavar="ISSUER", help="The AWS account, as `issuers` declares it.")],
-    role: Annotated[str, typer.Argument(metavar="ROLE", help="The role, by its name there.")],
-    agent: Annotated[str | None, typer.Option(help="Only the sessions that were issued for this agent.")] = None,
-    lift: Annotated[bool, typer.Option("--lift", help="Take such a denial away again.")] = False,
-    declarations: Annotated[
-        Path, typer.Option("--declarations", metavar="DIR", help="The folder with what an admin declares.")
-    ] = Path("vault"),
-    as_json: options.Json = False,
-) -> None:
-    """For an admin: end the sessions of an AWS role that were issued until now, in whosever hands they are.
-
-    AWS takes none back, so the role denies them everything; sessions that are issued later are not touched. The exit
-    code is 6 where it was not seen that a session from before is refused. Needs a declared `denier`, and a Vault token
-    that may use its key.
-    """
-    from orchestrator.cli.commands.leases_deny import deny_sessions
-
-    deny_sessions(issuer, role, agent, declarations, lift=lift, as_json=as_json)
 
 
 def _show_left_over(*, as_json: bool) -> None:

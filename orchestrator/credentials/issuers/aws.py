@@ -196,7 +196,7 @@ def _later(moment: datetime, seconds: int) -> datetime:
 
 
 def _tags(request: IssueRequest) -> dict[str, str]:
-    """Session tags: for whom the session was made, in AWS's own records and for `orchestrator leases deny`."""
+    """Session tags: for whom the session was made, in AWS's own records and for `orchestrator issuers deny`."""
     attempt = request.attempt
     said = {
         AGENT_TAG: attempt.agent,

@@ -125,7 +125,7 @@ class Denier:
         """A session of the role from before the denial, and until when others are denied, by AWS's clock."""
         if self.account.access_key is None:
             return None, self.clock.now().replace(microsecond=0) + _MARGIN
-        policy = compile_policy(["iam:GetRole"], [self.role.arn], {})
+        policy = compile_policy(["iam:GetRole"], ["*"], {})  # what it may see is for its role to say
         wish = {
             "RoleArn": self.role.arn,
             "RoleSessionName": new_step_key("denial"),
