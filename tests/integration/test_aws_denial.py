@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import hvac
 import pytest
 import yaml
 from aws_accounts import ISSUER, Account, aws_server, transit_key
@@ -177,3 +178,20 @@ def test_cutting_an_agent_off_names_the_sessions_that_only_time_ends(account: Ac
     )
     assert done.returncode == 0, done.stderr
     assert f"orchestrator issuers deny FILE {ISSUER} reporter --agent reader" in done.stderr
+
+
+def test_neither_the_runtime_nor_a_step_can_act_as_who_changes_roles(account: Account) -> None:
+    """Whoever may write a role's policies may widen them."""
+    bench, denier = account.bench, account.declared.denier
+    assert denier is not None
+    provisioned = bench.provisioned
+    runtime = hvac.Client(bench.info.vault_address)
+    runtime.auth.approle.login(provisioned.role_id, provisioned.secret_id.reveal())
+    account.install(account.text())
+    child = runtime.write_data("auth/token/create/step.aws_reader.fetch", data={"ttl": "60s"})["auth"]["client_token"]
+    of_a_day = {"input": "MjAyNjAxMDE="}
+    for client in (runtime, hvac.Client(bench.info.vault_address, token=child)):
+        with pytest.raises(hvac.exceptions.Forbidden):
+            client.write_data(denier.resource, data=of_a_day)
+    assert bench.vault.write_data(denier.resource, data=of_a_day)["data"]["hmac"]
+    runtime.auth.token.revoke_self()
