@@ -41,8 +41,8 @@ class Client:
             return form.plus(
                 ("client_id", client.id), ("client_assertion_type", _ASSERTION), ("client_assertion", assertion)
             )
-        if client.secret is None:  # an assertion says who asks (RFC 7521, 4.1); a refresh token does not
-            return form.plus(("client_id", client.id)) if self._server.refresh_token else form
+        if client.secret is None:  # an assertion says who asks (RFC 7521, 4.1); nothing else that is sent does
+            return form if form.has("assertion") else form.plus(("client_id", client.id))
         secret = await self._kept(client.secret, deadline)
         if client.method == "client_secret_post":
             return form.plus(("client_id", client.id), ("client_secret", secret))

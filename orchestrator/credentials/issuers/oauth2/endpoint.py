@@ -39,6 +39,10 @@ class Form:
     parameters: Sequence[tuple[str, str | Secret]]
     headers: Mapping[str, str | Secret] = field(default_factory=dict)
 
+    def has(self, name: str) -> bool:
+        """Whether there is such a parameter."""
+        return any(each == name for each, _ in self.parameters)
+
     def plus(self, *parameters: tuple[str, str | Secret], headers: Mapping[str, str | Secret] | None = None) -> Form:
         """The same with more."""
         return Form((*self.parameters, *parameters), {**self.headers, **(headers or {})})
