@@ -37,6 +37,7 @@ README = (ROOT / "README.md").read_text()
 
 NOT_RUN = {
     "make demo": "is `orchestrator demo` in the environment that make has made; `make -n` proves the target",
+    "make demo-mail": "is `orchestrator demo mail`, which test_mail_agent.py runs; `make -n` proves the target",
     "make test": "would run these very tests again; `make -n` proves the target",
 }
 
