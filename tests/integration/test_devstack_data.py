@@ -15,7 +15,7 @@ from orchestrator.devstack.sampledb import DATABASE, create_sample_database, sam
 from orchestrator.devstack.stack import SAMPLE_DATA, StackInfo
 from orchestrator.secret import Secret
 
-_TABLES = ["customer_feedback", "employee", "feedback_translation", "payment_card", "ticket"]
+_TABLES = ["customer_feedback", "employee", "feedback_translation", "mail_category", "payment_card", "ticket"]
 
 
 @pytest.fixture
