@@ -11,7 +11,7 @@ from orchestrator.server.api.oauth.operations import OAUTH
 from orchestrator.server.api.operations import OPERATIONS
 from orchestrator.server.api.problems import PREFIX, STATUS, Kind
 
-OAUTH_TEXT = (Path(__file__).parents[2] / "docs" / "oauth.md").read_text()
+OAUTH_TEXT = (Path(__file__).parents[2] / "docs" / "token-endpoint.md").read_text()
 TEXT = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
 
 
