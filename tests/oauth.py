@@ -138,6 +138,7 @@ def clients(vault: Any) -> tuple[Client, ...]:
     return (
         *signed,
         Client("basic", AuthMethod.SECRET_BASIC, secret=Secret(SECRET), details_types=("file",), **both),  # type: ignore[arg-type]
+        Client("shared", AuthMethod.SECRET_JWT, secret=Secret(SECRET), **both),  # type: ignore[arg-type]
         Client("post", AuthMethod.SECRET_POST, secret=Secret(SECRET), **both),  # type: ignore[arg-type]
         Client("bearer", own[0], (GrantType.JWT_BEARER,), jwks=own[1], default_resource=MAIL),
         Client("exchanger", own[0], (GrantType.TOKEN_EXCHANGE,), jwks=own[1], default_resource=MAIL),
@@ -211,6 +212,8 @@ def issuers_of(issuer: str) -> dict[str, Any]:
         client = {"id": name, "method": "client_secret_basic", "secret": secret}
         kept = {"path": f"oauth/{name}", "key": "refresh_token"}
         declared[name] = {**common, "flow": "refresh_token", "client": client, "refresh_token": kept}
+    shared = {"id": "shared", "method": "client_secret_jwt", "key": {"name": "oauth-hs", "algorithm": "HS256"}}
+    declared["shared"] = {**common, "flow": "client_credentials", "client": shared}
     declared["bound"] = {**common, "flow": "client_credentials", "client": {"id": "bound", **own}}
     return declared
 

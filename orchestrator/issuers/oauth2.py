@@ -41,7 +41,7 @@ class SigningKey(_Model):
     algorithm: Literal["RS256", "PS256", "ES256", "EdDSA", "HS256"] = "ES256"
     """HS256 signs with an `hmac` key: a client secret that was imported."""
     key_id: Text | None = None
-    """The `kid` by which the issuer knows it. Default: NAME:vVERSION, as our JWKS says it."""
+    """The `kid` by which the issuer knows it. Default: NAME:vVERSION, as our JWKS says it; none for a shared secret."""
     certificate_sha256: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{43}$")] | None = None
     """The thumbprint of its certificate (`x5t#S256`, base64url), for issuers that know it by that."""
     mount: VaultPath = "transit"
@@ -60,8 +60,9 @@ class SigningKey(_Model):
 
     @property
     def versions(self) -> str | None:
-        """Where the API tells its newest version; None where nobody has to ask."""
-        return None if self.key_id or self.certificate_sha256 else f"{self.mount}/keys/{self.name}"
+        """Where the API tells its newest version; None where nobody has to ask: a shared secret has no `kid`."""
+        told = self.key_id or self.certificate_sha256 or self.algorithm == "HS256"
+        return None if told else f"{self.mount}/keys/{self.name}"
 
 
 _SIGNING: Mapping[str, Mapping[str, str]] = {

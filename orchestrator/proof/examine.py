@@ -166,7 +166,7 @@ def _trial(what: str, refusal: str) -> Trial:
 def other_paths(own: Sequence[Scope], mine: str, all_scopes: Sequence[Scope]) -> list[tuple[str, str]]:
     """Paths in Vault that the token of a step must not open: method and path."""
     opened = {scope.resource for scope in own}
-    foreign = sorted({scope.resource for scope in all_scopes} - opened)
+    foreign = sorted({scope.resource for scope in all_scopes if not scope.outside} - opened)
     ways: list[tuple[str, str]] = [
         ("post" if "/sign/" in path or "/execute/" in path else "get", path) for path in foreign
     ]

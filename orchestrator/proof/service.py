@@ -25,6 +25,7 @@ from orchestrator.planning.session_policies import with_any_name
 from orchestrator.proof.aws import examine_session
 from orchestrator.proof.examine import Examination, examine_database, examine_secret, examine_token, other_paths
 from orchestrator.proof.forbidden import Trial, Verdict
+from orchestrator.proof.oauth2 import examine_access_token
 from orchestrator.proof.report import GrantProof, Proof
 from orchestrator.runs.types import RunRequest, Services
 from orchestrator.secret import Secret
@@ -199,6 +200,8 @@ class Prover:
             return examine_token(attempt.step, scope, credential, jwks_from_transit(grant.key, answer))
         if isinstance(account := self.services.broker.issuers.get(scope.issuer or ""), AwsAccount):
             return await examine_session(attempt, scope, credential, account)
+        if scope.kind == "oauth2":
+            return examine_access_token(attempt.step, scope, credential)
         if scope.kind == "secret":
             return examine_secret(attempt.step, scope, credential)
         return GrantProof(step=attempt.step, grant=scope.name, declared=scope.describe())

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import hvac.exceptions
@@ -28,6 +31,8 @@ from orchestrator.pep.middleware import BearerAuthentication
 from orchestrator.pep.possession import Nonces, Possession
 from orchestrator.pep.protection import Protection
 from orchestrator.pep.sources import IssuerKeys
+from orchestrator.provision.vault.admin import VaultAdmin
+from orchestrator.provision.vault.key_import import import_key, material
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import RunOutcome, RunRequest
@@ -420,3 +425,34 @@ def test_a_bound_token_is_of_use_to_whoever_has_its_key_and_with_a_nonce_of_the_
         assert outcome.outputs["ask"] == {"status": 200}
         assert seen == [("DPoP", True), ("DPoP", True)], "the first without a nonce, the second with the service's"
         assert lease_of(oauth_bench, outcome).scope["proof"] == "dpop"
+
+
+def test_prove_tells_what_a_token_is_not_good_for(oauth_bench: OAuth, tmp_path: Path) -> None:
+    file = tmp_path / "proven.yaml"
+    file.write_text(oauth_bench.text(f"issuer: basic, scope: [{READ}], resource: {MAIL!r}, ttl: 60s"))
+    oauth_bench.bench.install(load_text(file.read_text(), filename=file.name, actions=catalog).workflow)
+    environment = oauth_bench.bench.environment(
+        ORCHESTRATOR_ISSUERS=str(oauth_bench.file), ORCHESTRATOR_POLICY="allow-all"
+    )
+    command = [sys.executable, "-m", "orchestrator.cli", "prove", str(file), "--json"]
+    proven = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert proven.returncode == ExitCode.DONE, proven.stderr
+    [grant] = [each for each in json.loads(proven.stdout)["grants"] if each["grant"] == "api"]
+    assert {each["what"]: each["verdict"] for each in grant["trials"]} == {
+        "live longer than its grant": "refused",
+        "hold another scope than was declared": "refused",
+        "serve as a token for another service": "refused",
+    }
+
+
+def test_a_secret_that_was_imported_signs_for_its_client_and_is_never_here(oauth_bench: OAuth) -> None:
+    """`client_secret_jwt`: the issuer has the secret, Vault has it as an `hmac` key, and we have neither."""
+    bench = oauth_bench.bench
+    admin = VaultAdmin(bench.provisioned.admin_config(), bench.info.root_token)
+    try:
+        if admin.read("transit/keys/oauth-hs") is None:
+            import_key(admin, "transit", "oauth-hs", material(SECRET, "hmac"), rotate=False)
+    finally:
+        admin.close()
+    outcome = done(oauth_bench.run("issuer: shared, scope: [read], ttl: 60s"))
+    assert lease_of(oauth_bench, outcome).state is LeaseState.REVOKED

@@ -60,7 +60,7 @@ def given(document: Mapping[str, Any], now: float) -> Given:
     if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable() or " " in token:
         raise IssuerUnavailable("the issuer's answer has no access token", outcome=Outcome.UNKNOWN)
     refresh = document.get("refresh_token")
-    claims = _claims(token)
+    claims = claims_of(token)
     return Given(
         Secret(token),
         str(document.get("token_type", "")).lower(),
@@ -143,7 +143,7 @@ def _as_set(details: Sequence[Any]) -> set[str]:
     return {json.dumps(each, sort_keys=True) for each in details}
 
 
-def _claims(token: str) -> Mapping[str, Any]:
+def claims_of(token: str) -> Mapping[str, Any]:
     """The claims of a JWT; none where it is an opaque token."""
     parts = token.split(".")
     if len(parts) != 3:
