@@ -438,7 +438,7 @@ def test_prove_tells_what_a_token_is_not_good_for(oauth_bench: OAuth, tmp_path: 
     proven = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert proven.returncode == ExitCode.DONE, proven.stderr
     [grant] = [each for each in json.loads(proven.stdout)["grants"] if each["grant"] == "api"]
-    assert {each["what"]: each["verdict"] for each in grant["trials"]} == {
+    assert {each["what"]: each["verdict"] for each in grant["tried"]} == {
         "live longer than its grant": "refused",
         "hold another scope than was declared": "refused",
         "serve as a token for another service": "refused",
