@@ -178,12 +178,7 @@ class StepLeases:
         is asked.
         """
         broker, attempt = self._broker, self._attempt
-        ends: list[LeaseEvent | OrphansSwept] = [
-            await close_lease(
-                handle, broker.vault, deadline=deadline, confirm=broker.confirmed_by(handle, attempt.step_key)
-            )
-            for handle in held
-        ]
+        ends: list[LeaseEvent | OrphansSwept] = await self._ended(held, deadline)
         retired = self._upkeep.retired
         handles = [*held, *(handle for handle, _ in retired)]
         suspects = suspects_of(attempt.step_key, handles, [*ends, *(end for _, end in retired)])
@@ -194,6 +189,21 @@ class StepLeases:
         decided = {event.lease_id for event in told if not isinstance(event, OrphansSwept)}
         left = [each for each in suspects if each.vault_agrees and each.handle.lease_id not in decided]
         return _TakenBack(merged(ends, told), left)
+
+    async def _ended(self, held: Sequence[LeaseHandle], deadline: float) -> list[LeaseEvent | OrphansSwept]:
+        """What becomes of the leases. Other issuers than Vault are asked meanwhile: a slow one holds up nobody."""
+        broker, key = self._broker, self._attempt.step_key
+
+        async def ended(*handles: LeaseHandle) -> list[LeaseEvent]:
+            return [
+                await close_lease(each, broker.vault, deadline=deadline, confirm=broker.confirmed_by(each, key))
+                for each in handles
+            ]
+
+        of_vault = [handle for handle in held if not handle.outside]
+        outside = [handle for handle in held if handle.outside]
+        told = await asyncio.gather(ended(*of_vault), *(ended(handle) for handle in outside))
+        return [event for events in told for event in events]
 
     async def _take_back_token(self, handle: LeaseHandle, deadline: float, *, on_record: bool) -> None:
         end = await close_lease(handle, self._broker.vault, deadline=deadline)

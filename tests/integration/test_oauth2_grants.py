@@ -456,3 +456,14 @@ def test_a_secret_that_was_imported_signs_for_its_client_and_is_never_here(oauth
         admin.close()
     outcome = done(oauth_bench.run("issuer: shared, scope: [read], ttl: 60s"))
     assert lease_of(oauth_bench, outcome).state is LeaseState.REVOKED
+
+
+def test_an_issuer_that_is_slow_to_revoke_holds_up_no_database_login(oauth_bench: OAuth) -> None:
+    oauth_bench.server.misbehave(Misbehaviour(Kind.LATE, Endpoint.REVOCATION, seconds=20))
+    login = "db: { kind: database, connection: support, role: feedback-read, ttl: 60s }\n      api:"
+    text = oauth_bench.text(BASIC).replace("api:", login, 1)
+    outcome = done(oauth_bench.bench.run(text, issuers=oauth_bench.issuers, grace=3.0))
+    assert oauth_bench.bench.logins() == []
+    states = {each.grant: each.state for each in oauth_bench.bench.history(outcome.run_id)}
+    assert (states["db"], states["api"]) == (LeaseState.REVOKED, LeaseState.ENDED)
+    assert outcome.unconfirmed == ()

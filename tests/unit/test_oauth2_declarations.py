@@ -17,11 +17,13 @@ from pydantic import TypeAdapter, ValidationError
 from orchestrator.actions.catalog import catalog
 from orchestrator.credentials.faults import IssuerUnavailable
 from orchestrator.credentials.issuers.oauth2.answer import given, problem
+from orchestrator.credentials.issuers.oauth2.endpoint import Form, without_echo
 from orchestrator.credentials.issuers.oauth2.metadata import metadata_url
 from orchestrator.errors import UsageError
 from orchestrator.grants.scope import Scope
 from orchestrator.issuers.declared import Issuers, load_issuers
 from orchestrator.issuers.oauth2 import OAuth2Server, beyond
+from orchestrator.secret import Secret
 from orchestrator.workflow.loader import load_text
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "oauth2.md").read_text()
@@ -212,3 +214,20 @@ def test_whatever_else_an_answer_holds_it_is_read_or_refused_and_never_more_is_g
         assert set(str(found.document["scope"]).split()) == set(asked.scopes)
         assert 0 < found.seconds <= asked.ttl + 5
         assert found.kind == "bearer"
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("client authentication failed", True),
+        ("we do not know the secret QZJXQZJX of you", False),
+        ("the header Basic b3JjaGVzdHJhdG9y is wrong", False),
+        ("", True),
+    ],
+)
+def test_an_error_that_repeats_what_was_secret_is_told_by_its_code_alone(said: str, kept: bool) -> None:
+    headers: dict[str, str | Secret] = {"authorization": Secret("Basic b3JjaGVzdHJhdG9y"), "accept": "json"}
+    form = Form((("client_id", "us"), ("client_secret", Secret("QZJXQZJX"))), headers)
+    document = {"error": "invalid_client", "error_description": said}
+    found = without_echo(document, form)
+    assert found == (document if kept else {"error": "invalid_client"})

@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from orchestrator.credentials.faults import IssuerUnavailable
 from orchestrator.errors import Refused
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import httpx
 
 MOST_BYTES = 1 << 18
+_SHORTEST_ECHO = 6
 _CODE = re.compile(r"[\x20-\x21\x23-\x5B\x5D-\x7E]{1,64}")
 _TELLS = re.compile(r"[\w.,:;()'/ -]{1,200}")
 
@@ -89,7 +90,7 @@ async def post(http: httpx.AsyncClient, url: str, form: Form, *, seconds: float)
             retry_after=retry_after_seconds(response.headers),
         )
     try:
-        document = strict.json_object(body)
+        document = without_echo(strict.json_object(body), form)
     except TokenRefused:
         document = None
     return Said(response.status_code, document, response.headers.get("dpop-nonce"))
@@ -129,6 +130,19 @@ def _told(said: Said) -> str:
     description = (said.document or {}).get("error_description")
     plain = isinstance(description, str) and _TELLS.fullmatch(description)
     return f" {said.code}" + (f": {description}" if plain else "") if said.code else ""
+
+
+def without_echo(document: Mapping[str, Any], form: Form) -> Mapping[str, Any]:
+    """The answer without a description of an error that repeats what was secret in the request."""
+    sent = [value.reveal() for value in (*dict(form.parameters).values(), *form.headers.values()) if _is_secret(value)]
+    told = str(document.get("error_description", ""))
+    if any(word in told for value in sent for word in value.split() if len(word) >= _SHORTEST_ECHO):
+        return {name: value for name, value in document.items() if name != "error_description"}
+    return document
+
+
+def _is_secret(value: str | Secret) -> TypeGuard[Secret]:
+    return isinstance(value, Secret)
 
 
 def _plain(value: str | Secret) -> str:
