@@ -6,6 +6,8 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -459,11 +461,25 @@ def test_a_secret_that_was_imported_signs_for_its_client_and_is_never_here(oauth
 
 
 def test_an_issuer_that_is_slow_to_revoke_holds_up_no_database_login(oauth_bench: OAuth) -> None:
-    oauth_bench.server.misbehave(Misbehaviour(Kind.LATE, Endpoint.REVOCATION, seconds=20))
+    """The login is gone while the issuer is still waited for."""
+    oauth_bench.server.misbehave(Misbehaviour(Kind.LATE, Endpoint.REVOCATION, seconds=60))
     login = "db: { kind: database, connection: support, role: feedback-read, ttl: 60s }\n      api:"
     text = oauth_bench.text(BASIC).replace("api:", login, 1)
-    outcome = done(oauth_bench.bench.run(text, issuers=oauth_bench.issuers, grace=3.0))
-    assert oauth_bench.bench.logins() == []
-    states = {each.grant: each.state for each in oauth_bench.bench.history(outcome.run_id)}
+    bench, before = oauth_bench.bench, len(oauth_bench.server.requests())
+
+    def asked_to_revoke() -> bool:
+        return any(each["endpoint"] == "/token/revocation" for each in oauth_bench.server.requests()[before:])
+
+    with ThreadPoolExecutor(1) as threads:
+        run = threads.submit(bench.run, text, issuers=oauth_bench.issuers, grace=10.0)
+        while not run.done() and not asked_to_revoke():
+            time.sleep(0.05)
+        while not run.done() and bench.logins_of_steps():
+            time.sleep(0.05)
+        assert not run.done()
+        assert not any(isinstance(event, LeaseEnded) for event in bench.events)
+        waited_for, outcome = time.monotonic(), done(run.result())
+    assert time.monotonic() - waited_for > 2, "the login was not there until the issuer was given up"
+    states = {each.grant: each.state for each in bench.history(outcome.run_id)}
     assert (states["db"], states["api"]) == (LeaseState.REVOKED, LeaseState.ENDED)
     assert outcome.unconfirmed == ()
