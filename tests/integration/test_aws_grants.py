@@ -516,7 +516,9 @@ def test_a_sick_issuer_gives_no_session_and_leaves_nothing_open(account: Account
     assert outcome.exit_code in (ExitCode.UNREACHABLE, ExitCode.STEP_FAILED), outcome
     assert outcome.outputs == {}
     assert outcome.unconfirmed == ()
-    assert {each.state for each in account.bench.history(outcome.run_id)} <= {
+    leases = account.bench.history(outcome.run_id)
+    assert [each.issued_at for each in leases if each.grant_kind == "aws"] == [None], "no step has ever seen it"
+    assert {each.state for each in leases} <= {
         LeaseState.ENDED,
         LeaseState.FAILED,
         LeaseState.REVOKED,

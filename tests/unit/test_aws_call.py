@@ -7,6 +7,7 @@ import base64
 import builtins
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from sick_services import Sick, saying, sick_service, silent
 
 from orchestrator.actions.aws.call import Call, CallParams
 from orchestrator.actions.aws.failures import failed, refused_parameters
+from orchestrator.actions.aws.operations import Operation, Prepared, Session
 from orchestrator.actions.base import StepContext
 from orchestrator.errors import OutputRefused, StepFailed
 from orchestrator.grants.credential import Credential
@@ -198,6 +200,20 @@ def test_credentials_of_vaults_own_engine_are_taken_by_their_names() -> None:
     assert sick.asked[0].headers["x-amz-security-token"] == "U" * 40
     with pytest.raises(StepFailed, match="no `session_token`"):
         call(**OBJECT, fields={"access_key_id": Secret("x"), "secret_access_key": Secret("y")})
+
+
+def test_aws_is_asked_where_it_is_whatever_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = tmp_path / "config"
+    config.write_text("[default]\nendpoint_url = http://127.0.0.1:9/\n")
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9/")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    session = Session(FIELDS["access_key_id"], FIELDS["secret_access_key"], FIELDS["session_token"])
+    prepared = Operation("s3", "GetObject", "eu-central-1", OBJECT["parameters"], session).outcome([])
+    assert isinstance(prepared, Prepared)
+    assert prepared.url == "https://reports.s3.eu-central-1.amazonaws.com/42/may.csv"
 
 
 def test_the_view_has_names_and_no_values() -> None:
