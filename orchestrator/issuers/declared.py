@@ -44,4 +44,11 @@ def load_issuers(file: Path) -> Mapping[str, DeclaredIssuer]:
                 source.report(path, f"`{'.'.join(map(str, path))}`: {each['msg'].removeprefix('Value error, ')}")
     if found is None:
         raise UsageError("\n".join(each.said() for each in source.problems), hint="mend the file, then start again")
-    return found
+    return {name: _beside(issuer, file) for name, issuer in found.items()}
+
+
+def _beside(issuer: DeclaredIssuer, file: Path) -> DeclaredIssuer:
+    """The same with the paths of its files as they are from here."""
+    if isinstance(issuer, OAuth2Server) and issuer.ca is not None:
+        return issuer.model_copy(update={"ca": file.parent / issuer.ca})
+    return issuer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -133,6 +134,9 @@ class OAuth2Server(_Model):
     token_endpoint: Url | None = None
     revocation_endpoint: Url | None = None
     introspection_endpoint: Url | None = None
+    ca: Path | None = None
+    """A file of certificates in PEM, beside this one if it is relative: the authorities that are trusted instead of
+    the system's."""
     flow: Flow
     client: Client
     assertion: Assertion | None = None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import hvac.exceptions
 import pytest
 from app_server import served
+from database_servers import Authority, encrypted, listening, pump
 from oauth import ALICE, FILES, KEYS, MAIL, READ, SECRET, SUPPORT, OAuth, escaped_tokens
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -458,6 +461,37 @@ def test_a_secret_that_was_imported_signs_for_its_client_and_is_never_here(oauth
         admin.close()
     outcome = done(oauth_bench.run("issuer: shared, scope: [read], ttl: 60s"))
     assert lease_of(oauth_bench, outcome).state is LeaseState.REVOKED
+
+
+def test_an_issuer_with_an_authority_of_its_own_is_trusted_where_that_is_declared(
+    oauth_bench: OAuth, tmp_path: Path
+) -> None:
+    authority, stranger = Authority.make(tmp_path, "ours"), Authority.make(tmp_path, "stranger")
+    presented = authority.server("127.0.0.1")
+
+    def in_front(connection: socket.socket) -> None:
+        with (
+            encrypted(presented, connection) as secured,
+            socket.create_connection(("127.0.0.1", oauth_bench.server.port)) as server,
+        ):
+            back = threading.Thread(target=pump, args=[server, secured], daemon=True)
+            back.start()
+            pump(secured, server)
+            back.join(10)
+
+    with listening(in_front) as port:
+        at = f"https://127.0.0.1:{port}/token"
+        endpoints = {"introspection_endpoint": f"{at}/introspection", "revocation_endpoint": f"{at}/revocation"}
+        oauth_bench.declare("basic", discovery=None, token_endpoint=at, **endpoints)
+        for ca in (None, str(stranger.file), "no-such-file.pem"):
+            oauth_bench.declare("basic", ca=ca)
+            outcome = oauth_bench.run(BASIC, timeout="3s")
+            assert outcome.exit_code is not ExitCode.DONE
+            assert lease_of(oauth_bench, outcome).state is LeaseState.FAILED
+        (oauth_bench.file.parent / "ours.pem").write_bytes(authority.file.read_bytes())
+        oauth_bench.declare("basic", ca="ours.pem")
+        outcome = done(oauth_bench.run(BASIC))
+        assert lease_of(oauth_bench, outcome).state is LeaseState.REVOKED
 
 
 def test_an_issuer_that_is_slow_to_revoke_holds_up_no_database_login(oauth_bench: OAuth) -> None:

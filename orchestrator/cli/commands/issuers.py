@@ -110,9 +110,9 @@ def _public(key: SigningKey, admin: Any) -> list[Any]:
 
 async def _endpoints(server: OAuth2Server) -> Endpoints:
     from orchestrator.credentials.issuers.oauth2.metadata import Metadata
-    from orchestrator.pep import fetching
+    from orchestrator.credentials.issuers.oauth2.trust import Trust
 
-    async with fetching.client(None, 10.0) as http:
+    async with Trust().client(server, 10.0) as http:
         return await Metadata().endpoints(http, server)
 
 

@@ -6,7 +6,7 @@ An issuer answers 200 to the revocation of a token that it does not know, or tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,14 +35,14 @@ class Ending:
     endpoints: Endpoints
     client: Client
     clock: Clock
+    connect: Callable[[float], httpx.AsyncClient]
+    """A client for requests that take so many seconds at most."""
 
     async def __call__(self, deadline: float) -> Revocation:
         """Have it revoked, and ask whether it is. Raises VaultRefused, VaultUnavailable, IssuerUnavailable."""
         if self.endpoints.revocation is None:
             return Revocation(False, "its issuer has no revocation endpoint")
-        from orchestrator.pep import fetching
-
-        async with fetching.client(None, _SECONDS) as http:
+        async with self.connect(_SECONDS) as http:
             known = await self._active(http, deadline)
             for token, kind in self.tokens:
                 form = Form((("token", token), ("token_type_hint", kind)))

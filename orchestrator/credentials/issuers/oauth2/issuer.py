@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.client.possession import ProofKey
@@ -15,6 +16,7 @@ from orchestrator.credentials.issuers.oauth2.metadata import Endpoints, Metadata
 from orchestrator.credentials.issuers.oauth2.refreshing import AUTHORISE, KeptToken
 from orchestrator.credentials.issuers.oauth2.requests import ACCESS_TOKEN, JWT, JWT_BEARER, TOKEN_EXCHANGE, wishes
 from orchestrator.credentials.issuers.oauth2.signing import TransitSigner
+from orchestrator.credentials.issuers.oauth2.trust import Trust
 from orchestrator.credentials.types import Issued, IssueRequest, Revocation, Revoke
 from orchestrator.errors import GrantRefused
 from orchestrator.grants.credential import Credential
@@ -39,14 +41,13 @@ class OAuth2Issuer:
     def __init__(self) -> None:
         self._metadata = Metadata()
         self._signer = TransitSigner()
+        self._trust = Trust()
 
     async def issue(self, request: IssueRequest) -> Issued:
         """Ask for one token (RFC 6749, 4.4, 6; RFC 7523, 2.1; RFC 8693, 2.1). It is asked for once.
 
         Raises GrantRefused, VaultRefused, VaultUnavailable, or IssuerUnavailable, which says whether there may be one.
         """
-        from orchestrator.pep import fetching
-
         scope, server = request.scope, _server(request)
         if (more := beyond(server, scope)) is not None:
             raise _refused(request, f"`{scope.issuer}` may not be asked for {more}", _DECLARE)
@@ -54,7 +55,7 @@ class OAuth2Issuer:
         key = ProofKey.generate(request.clock) if scope.proof == "dpop" else None
         if key is not None:
             request.remember(key.private_jwk)
-        async with fetching.client(None, _MOST_SECONDS) as http:
+        async with self._trust.client(server, _MOST_SECONDS) as http:
             asking = _Asking(http, self._metadata, server, client, request, key)
             answer = await asking.answer()
         wrong = asking.lost or problem(scope, server, answer)
@@ -64,7 +65,7 @@ class OAuth2Issuer:
             answer.seconds,
             subject=answer.subject,
             valid_until=request.clock.now() + timedelta(seconds=answer.seconds) if answer.seconds else None,
-            revoke=_revoke(server, answer, asking.endpoints, client, request),
+            revoke=_revoke(server, answer, asking.endpoints, client, request, self._trust),
             refused=None if wrong is None else _refused(request, *wrong),
         )
 
@@ -193,7 +194,12 @@ def _refused(request: IssueRequest, message: str, hint: str) -> GrantRefused:
 
 
 def _revoke(
-    server: OAuth2Server, answer: Given, endpoints: Endpoints | None, client: Client, request: IssueRequest
+    server: OAuth2Server,
+    answer: Given,
+    endpoints: Endpoints | None,
+    client: Client,
+    request: IssueRequest,
+    trust: Trust,
 ) -> Revoke:
     assert endpoints is not None, "it was asked there"
     if not server.revokes:
@@ -205,7 +211,7 @@ def _revoke(
     tokens = [(answer.token, "access_token")]
     if answer.refresh_token is not None and server.flow != "refresh_token":
         tokens.append((answer.refresh_token, "refresh_token"))
-    return Ending(tokens, endpoints, client, request.clock)
+    return Ending(tokens, endpoints, client, request.clock, partial(trust.client, server))
 
 
 _DECLARE = "an admin adds it to the issuer in declarations.yaml, if that is meant"
