@@ -102,15 +102,17 @@ class AwsServer:
         self._process.send_signal(signal.SIGCONT)
 
     def client(self, service: str, key: str = "test", secret: str = "test", token: str | None = None) -> Any:
-        """Boto3, as the account's root or with these credentials."""
-        import boto3
+        """botocore, as the account's root or with these credentials."""
         from botocore.config import Config
+        from botocore.session import Session
 
-        return boto3.session.Session(
-            aws_access_key_id=key, aws_secret_access_key=secret, aws_session_token=token, region_name=REGION
-        ).client(
+        return Session().create_client(
             service,
+            region_name=REGION,
             endpoint_url=self.endpoint,
+            aws_access_key_id=key,
+            aws_secret_access_key=secret,
+            aws_session_token=token,
             config=Config(retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=20),
         )
 
