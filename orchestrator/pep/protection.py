@@ -34,8 +34,8 @@ class Protection:
     keys: KeySource
     realm: str
     introspection: Introspection | None = None
-    possession: Possession | None = None
     clock: Clock = field(default_factory=SystemClock, repr=False)
+    possession: Possession | None = None
 
     def __post_init__(self) -> None:
         quoted(self.realm)

@@ -257,6 +257,8 @@ class TestEngine:
     ) -> None:
         run_id, fence = await begin(ledger)
         role = "dbos_without_rights"
+        with psycopg.connect(setup.ledger_url, autocommit=True) as session:
+            session.execute(f"DROP SCHEMA {SCHEMA} CASCADE")  # which is there already where the ledger is a copy
         bench.sql(f"CREATE ROLE {role} LOGIN PASSWORD 'nothing'")
         database = locate(setup.ledger_url)
         try:

@@ -44,9 +44,8 @@ class Admin:
         document = yaml.safe_load((self.bench.declarations / "declarations.yaml").read_text())
         document["transit_keys"][self.name] = {"type": kind, "origin": "import", **more}
         if use == "aws":
-            document["issuers"] = {
-                "aws-prod": {**ACCOUNT, "access_key": {"id": "AKIAQQQQQQQQQQQQQQQQ", "key": self.name}}
-            }
+            account = {**ACCOUNT, "access_key": {"id": "AKIAQQQQQQQQQQQQQQQQ", "key": self.name}}
+            document["issuers"] = {**document["issuers"], "aws-prod": account}
         (self.folder / "declarations.yaml").write_text(yaml.safe_dump(document))
 
     def run(self, *arguments: str, given: str | bytes = "") -> subprocess.CompletedProcess[bytes]:

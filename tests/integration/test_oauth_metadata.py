@@ -149,7 +149,8 @@ def test_each_key_has_an_issuer_of_its_own(apis: Apis, another_key: None, issuer
     usual, other = metadata_of(issuer), metadata_of(f"{issuer}/another")
     assert (usual["issuer"], other["issuer"]) == (issuer, f"{issuer}/another")
     sets = [httpx.get(each["jwks_uri"], trust_env=False).json()["keys"] for each in (usual, other)]
-    assert [key["kid"] for key in sets[0] + sets[1]] == ["orchestrator-token:v1", "another:v1"]
+    assert {key["kid"].partition(":")[0] for key in sets[0]} == {"orchestrator-token"}
+    assert [key["kid"] for key in sets[1]] == ["another:v1"]
     token = issued(apis, url, task, "other")
     assert claims_of(token)["iss"] == f"{issuer}/another"
     with warnings.catch_warnings(action="ignore"):  # RFC 9864 has another name for EdDSA

@@ -52,6 +52,7 @@ def database(bench: Bench) -> Iterator[Database]:
         f"{tables} loyalty_tier text, created_at timestamptz)",
         "CREATE TABLE feedback_translation (feedback_id int, language text, run_id text, translation text)",
         "CREATE TABLE ticket (id int, customer_id int, subject text, messages text)",
+        "CREATE TABLE mail_category (task_id text, message_id text, mailbox text, category text)",
         f"CREATE ROLE {DEVELOPER} LOGIN PASSWORD '{PASSWORD}'",
         f"GRANT CONNECT, CREATE ON DATABASE squatted TO {DEVELOPER}",
     )

@@ -99,7 +99,7 @@ def test_a_role_whose_ttl_is_too_small_is_refused_and_what_was_issued_is_revoked
     bench.vault.write_data("database/roles/test-role", data={"default_ttl": 3, "max_ttl": 5})
     outcome = bench.run(workflow("small_ttl", grants=f"db: {{ kind: database, connection: support, role: {role} }}"))
     assert outcome.exit_code is ExitCode.REFUSED
-    assert "issued it for 3s" in outcome.reason
+    assert "it was issued for 3s" in outcome.reason
     states = {lease.grant_kind: lease.state for lease in bench.history(outcome.run_id)}
     assert states["database"] is LeaseState.REVOKED
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from orchestrator.devstack.mail_agent.servers import MailServers
     from orchestrator.devstack.provisioned import Provisioned
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 SAMPLE = "workflows/customer_feedback.yaml"
 
 
