@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 
 from orchestrator.credentials.issuers.certificate.end import KIND, certificate_end
 from orchestrator.credentials.types import (
@@ -46,12 +47,13 @@ async def close_lease(
     issued is revoked there, as long as it is held, or ends by itself. A certificate is looked at. With
     `Confirm.DATABASE` Vault's word for a database login is recorded as just that. `deadline` is monotonic.
     """
-    if handle.outside:
-        return await _close_outside(handle, deadline)
+    not_taken_back = _ended if handle.outside else partial(_failed, vault)
     try:
+        if handle.outside:
+            return await _close_outside(handle, deadline)
         if handle.grant_kind == STEP_TOKEN_KIND:
             if not handle.accessor:
-                return _failed(handle, "outcome unknown: no accessor was received", vault)
+                return not_taken_back(handle, "outcome unknown: no accessor was received")
             await vault.revoke_accessor(handle.accessor, deadline=deadline)
             return LeaseRevoked(lease_id=handle.lease_id, confirmed_by="vault")
         if handle.vault_lease_id:
@@ -62,15 +64,15 @@ async def close_lease(
                 return LeaseVaultRevoked(lease_id=handle.lease_id)
             return LeaseRevoked(lease_id=handle.lease_id, confirmed_by="vault")
     except OrchestratorError as error:
-        return _failed(handle, error.message, vault)
+        return not_taken_back(handle, error.message)
     except (Exception, asyncio.CancelledError) as error:
         if is_cancelled():
             raise
         # Whatever it was, and for whomever a cancellation was meant: the other leases are taken back all the same.
-        return _failed(handle, f"unexpected {type(error).__name__}", vault)
+        return not_taken_back(handle, f"unexpected {type(error).__name__}")
     if handle.unknown:
-        return _failed(handle, "outcome unknown: no lease id was received", vault)
-    return LeaseEnded(lease_id=handle.lease_id, valid_until=handle.valid_until)
+        return not_taken_back(handle, "outcome unknown: no lease id was received")
+    return _ended(handle)
 
 
 _NOBODY_HOLDS_IT = "its outcome is not known: if it exists, nobody holds it"
@@ -82,25 +84,20 @@ async def _close_outside(handle: LeaseHandle, deadline: float) -> LeaseEvent:
     Without the credential nobody can revoke it, and no later try would help, so it is ended here in any case.
     """
     if handle.unknown:
-        return LeaseEnded(lease_id=handle.lease_id, valid_until=handle.valid_until, reason=_NOBODY_HOLDS_IT)
-    reason = ""
-    if handle.revoke is not None:
-        try:
-            revocation = await handle.revoke(deadline)
-        except OrchestratorError as error:
-            reason = error.message
-        except (Exception, asyncio.CancelledError) as error:
-            if is_cancelled():
-                raise
-            reason = f"unexpected {type(error).__name__}"
-        else:
-            if revocation.confirmed:
-                return LeaseRevoked(lease_id=handle.lease_id, confirmed_by="issuer")
-            reason = revocation.reason
+        return _ended(handle, _NOBODY_HOLDS_IT)
+    if handle.revoke is None:
+        return _ended(handle)
+    revocation = await handle.revoke(deadline)
+    if revocation.confirmed:
+        return LeaseRevoked(lease_id=handle.lease_id, confirmed_by="issuer")
+    return _ended(handle, revocation.reason)
+
+
+def _ended(handle: LeaseHandle, reason: str = "") -> LeaseEvent:
     return LeaseEnded(lease_id=handle.lease_id, valid_until=handle.valid_until, reason=reason)
 
 
-def _failed(handle: LeaseHandle, error: str, vault: VaultSession) -> LeaseRevocationFailed:
+def _failed(vault: VaultSession, handle: LeaseHandle, error: str) -> LeaseEvent:
     return LeaseRevocationFailed(lease_id=handle.lease_id, error=error, vault_time=vault.time())
 
 
