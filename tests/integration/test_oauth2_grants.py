@@ -26,7 +26,7 @@ from starlette.routing import Route
 from orchestrator.actions.catalog import catalog
 from orchestrator.assembly import open_services
 from orchestrator.devstack.authorization.misbehaviours import Endpoint, Kind, Misbehaviour
-from orchestrator.errors import ExitCode, UsageError
+from orchestrator.errors import ExitCode, OutputRefused, UsageError
 from orchestrator.ledger.events import LeaseEnded, LeaseIssued, LeaseRevoked, LeaseRevoking
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.lease import LeaseState
@@ -517,3 +517,24 @@ def test_an_issuer_that_is_slow_to_revoke_holds_up_no_database_login(oauth_bench
     states = {each.grant: each.state for each in bench.history(outcome.run_id)}
     assert (states["db"], states["api"]) == (LeaseState.REVOKED, LeaseState.ENDED)
     assert outcome.unconfirmed == ()
+
+
+def test_an_output_that_holds_the_token_is_refused(oauth_bench: OAuth) -> None:
+    text = f"""
+version: 1
+name: oauth_reader
+agent: reader
+steps:
+  ask:
+    action: exec
+    grants:
+      api: {{ kind: oauth2, {BASIC} }}
+    with: {{ command: [/bin/sh, -c, 'echo "it is $TOKEN"'], credentials: {{ env: {{ TOKEN: api.token }} }} }}
+    outputs: [stdout]
+    timeout: 20s
+"""
+    outcome = oauth_bench.bench.run(text, issuers=oauth_bench.issuers)
+    assert outcome.exit_code is ExitCode.STEP_FAILED
+    assert isinstance(outcome.errors["ask"], OutputRefused)
+    assert lease_of(oauth_bench, outcome).state is LeaseState.REVOKED
+    assert escaped_tokens(oauth_bench.server, [oauth_bench.bench.directory]) == []
