@@ -17,6 +17,7 @@ from orchestrator.ledger.events import LeaseEvent, OrphansSwept
 from orchestrator.ledger.journal import Journal
 from orchestrator.ledger.types import LeaseRecord
 from orchestrator.secret import Secret
+from orchestrator.vault.faults import Outcome, VaultUnavailable
 from orchestrator.vault.session import VaultSession
 
 if TYPE_CHECKING:
@@ -76,6 +77,28 @@ class IssueRequest:
     token_issuer: str | None = None
     issuers: Mapping[str, DeclaredIssuer] = field(default_factory=dict)
     is_closed: Callable[[str], Awaitable[bool]] = _not_known
+
+    async def ask_on_the_way(
+        self,
+        method: str,
+        path: str,
+        payload: Mapping[str, Any] | None = None,
+        *,
+        deadline: float,
+        stop: asyncio.Event | None = None,
+    ) -> Mapping[str, Any]:
+        """Ask Vault, with the attempt's token, for what another issuer is asked with: a signature, a secret.
+
+        Whatever comes of it, that issuer was not asked yet. Raises VaultRefused, and VaultUnavailable as not done.
+        """
+        try:
+            return await self.vault.request(
+                method, path, token=self.token, deadline=deadline, stop=stop, payload=payload
+            )
+        except VaultUnavailable as error:
+            raise VaultUnavailable(
+                error.message, outcome=Outcome.NOT_DONE, path=path, status=error.status, hint=error.hint
+            ) from None
 
 
 @dataclass(frozen=True, slots=True)

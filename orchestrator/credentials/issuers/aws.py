@@ -25,7 +25,7 @@ from orchestrator.issuers.aws import AGENT_TAG, AccessKey, AwsAccount, AwsRole, 
 from orchestrator.network.aws.query import AwsUnavailable, QueryApi, Signer
 from orchestrator.network.aws.sigv4 import SigningKey
 from orchestrator.secret import Secret
-from orchestrator.vault.faults import Outcome, VaultUnavailable
+from orchestrator.vault.faults import Outcome
 from orchestrator.vault.fields import not_understood, section, text
 from orchestrator.vault.retry import retrying
 
@@ -138,20 +138,7 @@ async def _identity_token(request: IssueRequest, path: str) -> Secret:
 
 
 async def _ask(request: IssueRequest, method: str, path: str, payload: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Vault's answer. What is asked of Vault on the way to AWS is no issuance."""
-    try:
-        return await request.vault.request(
-            method,
-            path,
-            token=request.token,
-            deadline=request.attempt.deadline,
-            stop=request.stop,
-            payload=payload,
-        )
-    except VaultUnavailable as error:
-        raise VaultUnavailable(
-            error.message, outcome=Outcome.NOT_DONE, path=path, status=error.status, hint=error.hint
-        ) from None
+    return await request.ask_on_the_way(method, path, payload, deadline=request.attempt.deadline, stop=request.stop)
 
 
 def _declared(request: IssueRequest) -> tuple[AwsAccount, AwsRole, SessionPolicy]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 from urllib.parse import quote_plus
 
@@ -14,7 +15,6 @@ from orchestrator.errors import GrantRefused
 from orchestrator.issuers.oauth2 import KvSecret, OAuth2Server
 from orchestrator.ledger.ids import new_lease_id
 from orchestrator.secret import Secret
-from orchestrator.vault.faults import Outcome, VaultUnavailable
 from orchestrator.vault.fields import section
 
 ASSERTION_SECONDS = 60
@@ -62,19 +62,7 @@ class Client:
 
     def ask(self, deadline: float) -> Ask:
         """Asks Vault with the step's own token."""
-        request = self._request
-
-        async def ask(method: str, path: str, payload: Mapping[str, Any] | None) -> Mapping[str, Any]:
-            try:
-                return await request.vault.request(
-                    method, path, token=request.token, deadline=deadline, payload=payload
-                )
-            except VaultUnavailable as error:  # whatever came of it, the issuer was not asked for anything
-                raise VaultUnavailable(
-                    error.message, outcome=Outcome.NOT_DONE, path=path, status=error.status, hint=error.hint
-                ) from None
-
-        return ask
+        return partial(self._request.ask_on_the_way, deadline=deadline)
 
     async def _kept(self, secret: KvSecret, deadline: float) -> Secret:
         body = await self.ask(deadline)("get", secret.resource, None)
