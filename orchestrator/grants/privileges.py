@@ -1,4 +1,4 @@
-"""What a database grant opens in the database: verbs on tables, columns, rows, functions and sequences.
+"""What a database grant opens in the database: verbs on tables, columns, rows, functions, sequences and schemas.
 
 A privilege is written in a workflow like a sentence, `select: shop.orders` with `columns:` and
 `where:`, and is the same value everywhere in code: what is declared, inferred, compiled and proven.
@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-Verb = Literal["select", "insert", "update", "delete", "execute", "usage"]
+Verb = Literal["select", "insert", "update", "delete", "execute", "usage", "schema"]
 TABLE_VERBS: tuple[Verb, ...] = ("select", "insert", "update", "delete")
-VERBS: tuple[Verb, ...] = (*TABLE_VERBS, "execute", "usage")
+VERBS: tuple[Verb, ...] = (*TABLE_VERBS, "execute", "usage", "schema")
 ColumnVerb = Literal["select", "insert", "update"]
 COLUMN_VERBS: frozenset[Verb] = frozenset({"select", "insert", "update"})
 WRITING_VERBS: frozenset[Verb] = frozenset({"insert", "update", "delete", "usage"})
@@ -52,7 +52,9 @@ class Privilege:
     """One verb on one object. Names are exact: what quoting and folding made of them is over.
 
     `columns` is sorted for `select`, `insert` and `update`, `ALL_COLUMNS` for all, and empty for the
-    other verbs. The `name` of a function carries its argument types: `refresh(integer)`.
+    other verbs. The `name` of a function carries its argument types: `refresh(integer)`. The verb `schema` is
+    USAGE on the schema, for the sake of what is in it and open to everybody; its `name` is empty. A privilege on
+    anything else brings USAGE on its schema along.
     """
 
     verb: Verb
@@ -66,9 +68,16 @@ class Privilege:
         """What it is about; a grant has one privilege of each key."""
         return (self.schema, self.name, self.verb)
 
+    @property
+    def object(self) -> str:
+        """What it is about, as it is written: names quoted only where they must be."""
+        if self.verb == "schema":
+            return quoted(self.schema)
+        return qualified(self.schema, self.name, function=self.verb == "execute")
+
     def as_json(self) -> dict[str, Any]:
         """The privilege as it is written in a workflow, canonically: names quoted only where they must be."""
-        parts: dict[str, Any] = {self.verb: qualified(self.schema, self.name, function=self.verb == "execute")}
+        parts: dict[str, Any] = {self.verb: self.object}
         if self.columns:
             parts["columns"] = "all" if self.columns == ALL_COLUMNS else list(self.columns)
         if self.where:
@@ -85,7 +94,9 @@ class Privilege:
             f"{limit.column} = {limit.value.expression if isinstance(limit.value, Bound) else limit.value!r}"
             for limit in self.where
         )
-        text = f"{self.verb}{columns} on {qualified(self.schema, self.name, function=self.verb == 'execute')}"
+        if self.verb == "schema":
+            return f"usage of the schema {self.object}"
+        text = f"{self.verb}{columns} on {self.object}"
         return f"{text} where {limits}" if limits else text
 
 
@@ -102,7 +113,7 @@ def merge(privileges: Iterable[Privilege]) -> tuple[Privilege, ...]:
             continue
         if known.where != privilege.where:
             raise ValueError(
-                f"`{privilege.verb}` on {qualified(privilege.schema, privilege.name)} is declared twice "
+                f"`{privilege.verb}` on {privilege.object} is declared twice "
                 "with different row limits"
             )
         columns = {*known.columns, *privilege.columns}
@@ -200,6 +211,14 @@ def qualified(schema: str, name: str, *, function: bool = False) -> str:
     return f"{quoted(schema)}.{name if function else quoted(name)}"
 
 
+def parse_schema(text: str) -> str:
+    """The name of a schema as it is written, by the rules of `parse_qualified`. Raises ValueError."""
+    match = _PART.fullmatch(text)
+    if match is None:
+        raise ValueError(f'{text!r} is not the name of a schema like `extensions` or `"My Schema"`')
+    return parse_qualified(f"{text}.x")[0]
+
+
 def _table(value: str) -> str:
     parse_qualified(value)
     return value
@@ -207,6 +226,11 @@ def _table(value: str) -> str:
 
 def _function(value: str) -> str:
     parse_function(value)
+    return value
+
+
+def _schema(value: str) -> str:
+    parse_schema(value)
     return value
 
 
@@ -239,6 +263,13 @@ class DeclaredPrivilege(BaseModel):
         default=None, description="A function with its argument types.", examples=["app.refresh(integer)"]
     )
     usage: TableName | None = Field(default=None, description="A sequence to take numbers from.")
+    schema_: Annotated[str, AfterValidator(_schema)] | None = Field(
+        default=None,
+        alias="schema",
+        description="A schema of which names are used: functions, types and operators that everybody may use. "
+        "Any other privilege on something in it brings this along.",
+        examples=["extensions"],
+    )
     columns: Annotated[
         list[ColumnName] | Literal["all"],
         BeforeValidator(_columns),
@@ -251,7 +282,7 @@ class DeclaredPrivilege(BaseModel):
 
     @model_validator(mode="after")
     def _one_sentence(self) -> DeclaredPrivilege:
-        verbs = [verb for verb in VERBS if getattr(self, verb) is not None]
+        verbs = [verb for verb in VERBS if self._object(verb) is not None]
         if len(verbs) != 1:
             raise ValueError(f"a privilege has exactly one of {', '.join(VERBS)}")
         verb = verbs[0]
@@ -268,12 +299,21 @@ class DeclaredPrivilege(BaseModel):
 
     def privilege(self) -> Privilege:
         """The same as a value."""
-        verb = next(verb for verb in VERBS if getattr(self, verb) is not None)
-        text: str = getattr(self, verb)
-        schema, name = parse_function(text) if verb == "execute" else parse_qualified(text)
+        verb, text = next((verb, text) for verb in VERBS if (text := self._object(verb)) is not None)
+        match verb:
+            case "schema":
+                schema, name = parse_schema(text), ""
+            case "execute":
+                schema, name = parse_function(text)
+            case _:
+                schema, name = parse_qualified(text)
         columns = ALL_COLUMNS if self.columns == "all" else tuple(sorted(set(self.columns)))
         limits = tuple(
             RowLimit(column, Bound(value.strip()) if isinstance(value, str) and "${{" in value else value)
             for column, value in sorted(self.where.items())
         )
         return Privilege(verb, schema, name, columns, limits)
+
+    def _object(self, verb: Verb) -> str | None:
+        found: str | None = self.schema_ if verb == "schema" else getattr(self, verb)
+        return found

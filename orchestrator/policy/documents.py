@@ -52,7 +52,7 @@ class _Action(TypedDict):
 
 
 class _Privilege(TypedDict):
-    verb: Literal["select", "insert", "update", "delete", "execute", "usage"]
+    verb: Literal["select", "insert", "update", "delete", "execute", "usage", "schema"]
     object: Annotated[str, Field(description="`schema.name`, of a function with its argument types.")]
     columns: NotRequired[list[str] | Literal["all"]]
     where: NotRequired[

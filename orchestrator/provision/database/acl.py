@@ -13,9 +13,9 @@ from orchestrator.grants.privileges import ALL_COLUMNS, Privilege
 
 @dataclass(frozen=True, slots=True, order=True)
 class AclEntry:
-    """One privilege of one role: on a table (or one column of it), sequence, schema, database or function.
+    """One privilege of one role: on a table (or one column of it), sequence, schema, database or routine.
 
-    The `name` of a function is its signature as the catalog writes it, quoted where needed.
+    The `name` of a routine (a function or a procedure) is its signature as the catalog writes it, quoted where needed.
     """
 
     verb: str
@@ -36,7 +36,7 @@ class AclEntry:
         if self.column:
             verb = sql.SQL("{} ({})").format(verb, sql.Identifier(self.column))
         name: sql.Composable = sql.Identifier(*(part for part in (self.schema, self.name) if part))
-        if self.kind == "FUNCTION":
+        if self.kind == "ROUTINE":
             name = sql.SQL("{}.{}").format(sql.Identifier(self.schema), sql.SQL(self.name))
         return sql.SQL("{} ON {} {}").format(verb, sql.SQL(self.kind), name)
 
@@ -46,8 +46,10 @@ def entries(privileges: Iterable[Privilege], signatures: Mapping[Privilege, str]
     found: set[AclEntry] = set()
     for each in privileges:
         found.add(AclEntry("USAGE", "SCHEMA", "", each.schema))
+        if each.verb == "schema":
+            continue
         if each.verb == "execute":
-            found.add(AclEntry("EXECUTE", "FUNCTION", each.schema, signatures[each]))
+            found.add(AclEntry("EXECUTE", "ROUTINE", each.schema, signatures[each]))
         elif each.verb == "usage":
             found.add(AclEntry("USAGE", "SEQUENCE", each.schema, each.name))
         else:
@@ -85,7 +87,7 @@ UNION SELECT a.privilege_type, 'SCHEMA', '', n.nspname, '', a.is_grantable FROM 
        WHERE a.grantee = to_regrole(quote_ident(%(role)s)) AND a.grantee <> n.nspowner
 UNION SELECT a.privilege_type, 'DATABASE', '', d.datname, '', a.is_grantable FROM pg_database d, aclexplode(d.datacl) a
        WHERE a.grantee = to_regrole(quote_ident(%(role)s)) AND d.datname = current_database()
-UNION SELECT a.privilege_type, 'FUNCTION', s.nspname, {SIGNATURE}, '', a.is_grantable
+UNION SELECT a.privilege_type, 'ROUTINE', s.nspname, {SIGNATURE}, '', a.is_grantable
        FROM pg_proc p JOIN pg_namespace s ON s.oid = p.pronamespace, aclexplode(p.proacl) a
        WHERE a.grantee = to_regrole(quote_ident(%(role)s)) AND a.grantee <> p.proowner
 """  # noqa: S608 -- constants of this module

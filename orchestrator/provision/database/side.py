@@ -199,12 +199,12 @@ class DatabaseSide:
         }
         for role, grant in self._scopes.items():
             if bound_limits(grant.privileges):
-                wanted[role].add(AclEntry("EXECUTE", "FUNCTION", "orchestrator", BOUND))
+                wanted[role].add(AclEntry("EXECUTE", "ROUTINE", "orchestrator", BOUND))
         for duty in BROKER_DUTIES:
             wanted[DUTY_ROLES[duty]] = {
                 connect,
                 AclEntry("USAGE", "SCHEMA", "", "orchestrator"),
-                *(AclEntry("EXECUTE", "FUNCTION", "orchestrator", each) for each in DUTY_FUNCTIONS[duty]),
+                *(AclEntry("EXECUTE", "ROUTINE", "orchestrator", each) for each in DUTY_FUNCTIONS[duty]),
             }
         return wanted
 

@@ -27,7 +27,9 @@ def find_targets(session: psycopg.Connection, privileges: Iterable[Privilege]) -
     """Look up every table, column, function and sequence of the privileges."""
     targets = Targets()
     for privilege in sorted(set(privileges), key=lambda each: each.key):
-        if privilege.verb == "execute":
+        if privilege.verb == "schema":
+            targets.problems += _schema(session, privilege)
+        elif privilege.verb == "execute":
             _function(session, privilege, targets)
         else:
             targets.problems += _relation(session, privilege, targets)
@@ -44,6 +46,11 @@ def _function(session: psycopg.Connection, privilege: Privilege, targets: Target
         targets.problems.append(f"there is no function {name}; name it with the types of its arguments")
     else:
         targets.signatures[privilege] = str(row[0])
+
+
+def _schema(session: psycopg.Connection, privilege: Privilege) -> Iterator[str]:
+    if session.execute("SELECT FROM pg_namespace WHERE nspname = %s", [privilege.schema]).fetchone() is None:
+        yield f"there is no schema {privilege.object}"
 
 
 def _relation(session: psycopg.Connection, privilege: Privilege, targets: Targets) -> Iterator[str]:
@@ -70,8 +77,8 @@ def _relation(session: psycopg.Connection, privilege: Privilege, targets: Target
 def _columns(session: psycopg.Connection, oid: int, privilege: Privilege, targets: Targets) -> Iterator[str]:
     rows = session.execute(
         "SELECT attname, format_type(atttypid, -1) FROM pg_attribute"
-        " WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped",
-        [oid],
+        " WHERE attrelid = %s AND (attnum > 0 OR %s) AND NOT attisdropped",
+        [oid, privilege.verb == "select"],  # the system columns can be read
     )
     known: Mapping[str, str] = {str(column): str(kind) for column, kind in rows}
     named = () if privilege.columns == ALL_COLUMNS else privilege.columns
