@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 from pglast import ast
 from pglast.enums.parsenodes import TransactionStmtKind
 
-from orchestrator.grants.sql.parsing import deparse, parse
+from orchestrator.grants.sql.parsing import deparse, parse, with_parameters
 
 _NOTHING = (
     ast.TransactionStmt,
-    ast.VariableSetStmt,
     ast.VariableShowStmt,
     ast.DeallocateStmt,
     ast.FetchStmt,
     ast.ClosePortalStmt,
-    ast.ExecuteStmt,
     ast.DiscardStmt,
     ast.ConstraintsSetStmt,
     ast.NotifyStmt,
@@ -36,23 +33,27 @@ class Analysed:
 
     sql: str
     parameters: int
+    node: ast.Node | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """COPY of a table: `columns` are those that are named, none for all."""
+    """COPY of a table: `columns` are those that are named, none for all; `where` is what COPY FROM keeps."""
 
     schema: str | None
     table: str
     columns: tuple[str, ...]
     into: bool
+    where: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Called:
-    """CALL of a procedure, as the SELECT of a function with the same arguments."""
+    """CALL of a procedure: what is given by place, and what by name."""
 
     name: tuple[str, ...]
+    placed: int
+    named: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,55 +63,71 @@ class Dynamic:
     why: str
 
 
+@dataclass(frozen=True, slots=True)
+class Text:
+    """One statement of a body: as it is written, and as it is parsed."""
+
+    sql: str
+    node: ast.Node
+
+
 Part = Analysed | Copied | Called | Dynamic
 
 
 def split(sql: str, *, placeholders: bool = True) -> list[Part]:
     """The parts of a text. `placeholders` are psycopg's. Raises UnreadableSql for what PostgreSQL cannot parse."""
-    parsed = parse(sql, placeholders=placeholders)
-    return [part for raw in parsed for part in _parts(raw.stmt)]
+    text = with_parameters(sql) if placeholders else sql
+    found: list[Part] = []
+    prepared: set[str] = set()
+    parsed = parse(text)
+    for number, raw in enumerate(parsed, 1):
+        node = raw.stmt
+        if isinstance(node, ast.PrepareStmt):
+            prepared.add(str(node.name))
+        if isinstance(node, ast.ExecuteStmt) and str(node.name) in prepared:
+            continue
+        if isinstance(node, ast.VariableSetStmt):
+            if node.name == "search_path" and number < len(parsed):
+                found.append(Dynamic("SET search_path changes what the names after it stand for: write their schemas"))
+            continue
+        found += _parts(node, text_of(text, raw))
+    return found
 
 
-def _parts(node: ast.Node | None) -> Iterator[Part]:
+def text_of(text: str, raw: ast.RawStmt) -> str:
+    """One statement of a text, as it is written."""
+    start = raw.stmt_location or 0
+    return text[start : start + raw.stmt_len] if raw.stmt_len else text[start:]
+
+
+def _parts(node: ast.Node | None, text: str | None = None) -> Iterator[Part]:
+    """`text` is the statement as it is written, where it stands by itself."""
     if node is None:
         return
     if isinstance(node, _ANALYSED):
         if isinstance(node, ast.SelectStmt) and node.intoClause is not None:
             yield Dynamic("SELECT INTO creates a table, which no grant allows")
             return
-        _drop_unused(node)
-        yield Analysed(deparse(node), highest_parameter(node))
+        if text is None and any(len(getattr(each, "lockingClause", None) or ()) > 1 for each in walk(node)):
+            yield Dynamic("a query with two locking clauses within another statement is not looked into")
+            return
+        yield Analysed(deparse(node) if text is None else text, highest_parameter(node), node)
     elif isinstance(node, ast.ExplainStmt | ast.PrepareStmt | ast.DeclareCursorStmt):
         yield from _parts(node.query)
     elif isinstance(node, ast.CopyStmt):
         yield from _copy(node)
     elif isinstance(node, ast.CallStmt):
-        call = node.funccall
-        assert call is not None
-        yield Called(tuple(part.sval for part in call.funcname or ()))
-        for argument in call.args or ():
-            yield Analysed("SELECT " + deparse(argument), highest_parameter(argument))
+        yield from _call(node)
     elif isinstance(node, ast.DoStmt):
         yield Dynamic("DO runs code that is not looked into: declare what it needs")
+    elif isinstance(node, ast.ExecuteStmt):
+        yield Dynamic("EXECUTE carries out what was prepared elsewhere")
     elif isinstance(node, ast.LockStmt | ast.TruncateStmt):
         yield Dynamic(f"{type(node).__name__.removesuffix('Stmt').upper()} needs a privilege that no grant can declare")
     elif isinstance(node, ast.TransactionStmt) and node.kind is TransactionStmtKind.TRANS_STMT_PREPARE:
         yield Dynamic("a prepared transaction outlives its session, and so its credential")
     elif not isinstance(node, _NOTHING):
         yield Dynamic(f"{type(node).__name__.removesuffix('Stmt')} is not a statement that a grant can allow")
-
-
-def _drop_unused(root: ast.Node) -> None:
-    """Take out SELECTs in WITH that nothing refers to: PostgreSQL does not carry them out, nor check them."""
-    for node in list(walk(root)):
-        clause = getattr(node, "withClause", None)
-        if not isinstance(clause, ast.WithClause):
-            continue
-        named = Counter(each.relname for each in walk(root) if isinstance(each, ast.RangeVar))
-        kept = tuple(
-            each for each in clause.ctes or () if named[each.ctename] or not isinstance(each.ctequery, ast.SelectStmt)
-        )
-        node.withClause = ast.WithClause(ctes=kept, recursive=clause.recursive) if kept else None
 
 
 def _copy(node: ast.CopyStmt) -> Iterator[Part]:
@@ -120,7 +137,25 @@ def _copy(node: ast.CopyStmt) -> Iterator[Part]:
         yield from _parts(node.query)
     elif node.relation is not None and node.relation.relname is not None:
         columns = tuple(column.sval for column in node.attlist or ())
-        yield Copied(node.relation.schemaname, node.relation.relname, columns, into=bool(node.is_from))
+        where = deparse(node.whereClause) if node.whereClause is not None else ""
+        yield Copied(node.relation.schemaname, node.relation.relname, columns, bool(node.is_from), where)
+
+
+def _call(node: ast.CallStmt) -> Iterator[Part]:
+    """The procedure, and each of its arguments as a query of its own."""
+    call = node.funccall
+    assert call is not None
+    arguments = call.args or ()
+    named = [each for each in arguments if isinstance(each, ast.NamedArgExpr)]
+    yield Called(
+        tuple(part.sval for part in call.funcname or ()),
+        len(arguments) - len(named),
+        tuple(str(each.name) for each in named),
+    )
+    for each in arguments:
+        value = each.arg if isinstance(each, ast.NamedArgExpr) else each
+        assert value is not None
+        yield Analysed("SELECT " + deparse(value), highest_parameter(value), value)
 
 
 def highest_parameter(root: object) -> int:
@@ -140,20 +175,21 @@ def walk(root: object) -> Iterator[ast.Node]:
             pending.extend(getattr(node, name) for name in node)
 
 
-def without_parameters(sql: str) -> str:
-    """The statement with NULL for every `$n`: what it needs is the same, and NULL fits any type."""
-    (raw,) = parse(sql)
-    assert raw.stmt is not None
-    replace_nodes(raw.stmt, lambda node: ast.A_Const(isnull=True) if isinstance(node, ast.ParamRef) else node)
-    return deparse(raw.stmt)
+def without_parameters(sql: str, types: Sequence[str] = ()) -> str:
+    """The statement with NULL for every `$n`: what it needs is the same, and NULL fits any type.
+
+    Where a type is known, the NULL is of it: which function or operator is meant depends on it.
+    """
+    from pglast.parser import scan
+
+    for token in reversed(scan(sql)):
+        if token.name == "PARAM":
+            number = int(sql[token.start + 1 : token.end + 1]) - 1
+            name = types[number] if 0 <= number < len(types) else UNKNOWN
+            null = "NULL" if name == UNKNOWN else f"CAST(NULL AS pg_catalog.{name})"
+            sql = sql[: token.start] + null + sql[token.end + 1 :]
+    return sql
 
 
-def replace_nodes(root: ast.Node, by: Callable[[object], object]) -> None:
-    """Put something else in the place of nodes below the root."""
-    for node in list(walk(root)):
-        for name in node:
-            value = getattr(node, name)
-            if isinstance(value, tuple):
-                setattr(node, name, tuple(by(each) for each in value))
-            elif isinstance(value, ast.Node):
-                setattr(node, name, by(value))
+UNKNOWN = "unknown"
+"""The type of a parameter of which the server is to find out what it is."""

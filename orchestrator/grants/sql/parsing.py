@@ -65,6 +65,15 @@ def with_parameters(sql: str) -> str:
 
     A name that occurs twice is the same parameter, as psycopg does it.
     """
+    return _numbered(sql)[0]
+
+
+def parameter_names(sql: str) -> list[str]:
+    """The names of psycopg's placeholders in the order of their numbers, `#0`, `#1`... for those without one."""
+    return list(_numbered(sql)[1])
+
+
+def _numbered(sql: str) -> tuple[str, dict[str, int]]:
     numbers: dict[str, int] = {}
 
     def parameter(match: re.Match[str]) -> str:
@@ -73,7 +82,7 @@ def with_parameters(sql: str) -> str:
         name = match.group(1) if match.group(1) is not None else f"#{len(numbers)}"
         return f"${numbers.setdefault(name, len(numbers) + 1)}"
 
-    return _PLACEHOLDER.sub(parameter, sql)
+    return _PLACEHOLDER.sub(parameter, sql), numbers
 
 
 def parse(sql: str, *, placeholders: bool = False) -> tuple[ast.RawStmt, ...]:
