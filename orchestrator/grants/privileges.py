@@ -112,10 +112,7 @@ def merge(privileges: Iterable[Privilege]) -> tuple[Privilege, ...]:
             found[privilege.key] = privilege
             continue
         if known.where != privilege.where:
-            raise ValueError(
-                f"`{privilege.verb}` on {privilege.object} is declared twice "
-                "with different row limits"
-            )
+            raise ValueError(f"`{privilege.verb}` on {privilege.object} is declared twice with different row limits")
         columns = {*known.columns, *privilege.columns}
         merged = ALL_COLUMNS if "*" in columns else tuple(sorted(columns))
         found[privilege.key] = Privilege(known.verb, known.schema, known.name, merged, known.where)

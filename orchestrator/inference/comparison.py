@@ -16,13 +16,15 @@ class Difference:
     """The two sides held against each other.
 
     `wanted` is what is inferred, within the row limits that are declared: inference knows columns, not rows.
-    `notes` say what is not known; while there are any, nothing is called superfluous.
+    `notes` say what is not known; while there are any, nothing is called superfluous. `remarks` are worth knowing
+    before the step runs.
     """
 
     wanted: tuple[Privilege, ...]
     missing: tuple[Privilege, ...]
     superfluous: tuple[Privilege, ...]
     notes: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -39,7 +41,7 @@ def difference(declared: Sequence[Privilege], inferred: Inferred) -> Difference:
     optional = [privilege for privilege in inferred.everyones if privilege.key in held]
     wanted = tuple(
         replace(need, where=held[need.key].where) if need.key in held else need
-        for need in merge([*inferred.privileges, *optional])
+        for need in _without_spare_schemas(merge([*inferred.privileges, *optional]))
     )
     notes = [*inferred.notes, *_rows_not_known(held.values(), wanted)]
     if not wanted and not notes:
@@ -50,7 +52,14 @@ def difference(declared: Sequence[Privilege], inferred: Inferred) -> Difference:
         missing=_beyond(wanted, held),
         superfluous=() if notes else _beyond(tuple(held.values()), needed),
         notes=tuple(notes),
+        remarks=inferred.remarks,
     )
+
+
+def _without_spare_schemas(privileges: Sequence[Privilege]) -> list[Privilege]:
+    """Any privilege on something in a schema brings USAGE of the schema along."""
+    covered = {each.schema for each in privileges if each.verb != "schema"}
+    return [each for each in privileges if each.verb != "schema" or each.schema not in covered]
 
 
 def _beyond(these: Sequence[Privilege], those: dict[tuple[str, str, str], Privilege]) -> tuple[Privilege, ...]:

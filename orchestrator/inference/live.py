@@ -15,7 +15,7 @@ from psycopg import sql
 
 from orchestrator.errors import Unreachable, UsageError
 from orchestrator.grants.privileges import Privilege, qualified
-from orchestrator.inference.analysis.catalog import Catalog
+from orchestrator.inference.analysis.catalog import FIRST_USER_OID, Catalog
 from orchestrator.inference.analysis.findings import Findings, Inferred
 from orchestrator.inference.analysis.functions import Functions
 from orchestrator.inference.analysis.names import Names, Written
@@ -54,7 +54,7 @@ class Inference:
         self._writes = Writes(self.session)
 
     def of(self, statement: str, *, placeholders: bool = True, values: object = None) -> Inferred:
-        """What the statements in a text need together. `values` are those of the placeholders, as far as they are known.
+        """What the statements in a text need together. `values` are those of the placeholders, where known.
 
         Raises UsageError for what PostgreSQL cannot parse or resolve, and Unreachable if the session breaks.
         """
@@ -102,11 +102,6 @@ class _Text:
                     case Dynamic():
                         self._findings.note(part.why)
             return self._findings.finish()
-        except psycopg.errors.InsufficientPrivilege as error:
-            raise UsageError(
-                f"the catalog cannot be read: {error.diag.message_primary}",
-                hint="the login that infers needs USAGE on the schemas that the SQL names, and nothing else",
-            ) from None
         except psycopg.Error as error:
             if error.sqlstate is None or error.sqlstate.startswith(("08", "57P")):
                 raise Unreachable(f"the database did not answer: {type(error).__name__}") from None
@@ -123,6 +118,12 @@ class _Text:
             for text, declared in ((part.sql, chosen), (without_parameters(part.sql, chosen), ())):
                 try:
                     self._analyse(Text(text, part.node), declared, None, 0, True)
+                except psycopg.errors.InsufficientPrivilege as error:
+                    self._findings.note(
+                        f"the login that infers is refused ({error.diag.message_primary}): it needs USAGE on the schemas "
+                        "that the SQL names, and EXECUTE on what checks a constant of a domain"
+                    )
+                    return
                 except _OF_TYPES as error:
                     refused = refused or error
                     if not part.parameters:
@@ -146,7 +147,8 @@ class _Text:
         for others in same_types(types):
             try:
                 with prepared(self._session, part.sql, others) as trees:
-                    meant.add(trees.analysed.functions())
+                    called = trees.analysed.functions()
+                    meant.add(frozenset(oid for oid in called if oid >= FIRST_USER_OID))
             except _OF_TYPES:
                 continue
         if len(meant) > 1:
@@ -181,6 +183,10 @@ class _Text:
         for trigger in self._writes.fired(permission, relation):
             self._functions.fired(trigger.function)
             self._functions.called(Tree(trigger.condition), depth)
+        if permission.required & INSERT:  # what is left out is NULL, and that is held against the domain, too
+            left_out = [kind for number, kind in relation.domains.items() if number not in permission.insert]
+            for text in self._catalog.domain_checks(left_out):
+                self._functions.called(Tree(text), depth)
         for text in self._writes.expressions(permission, relation):
             self._functions.called(Tree(text), depth)
 

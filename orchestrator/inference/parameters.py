@@ -7,6 +7,7 @@ type that fits the value (psycopg manual, "Adaptation of data between Python and
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from orchestrator.grants.sql.parsing import parameter_names
 from orchestrator.inference.statements import UNKNOWN
@@ -15,13 +16,11 @@ Types = Sequence[tuple[str, ...]]
 """For each `$n` the types that its value may have, the likeliest first; one where it is known."""
 
 
+@dataclass(frozen=True, slots=True)
 class Later:
     """A value that only the run knows, of a type that may be known (`integer`, `number`, `boolean`, ...)."""
 
-    __slots__ = ("kind",)
-
-    def __init__(self, kind: str = "") -> None:
-        self.kind = kind
+    kind: str = ""
 
 
 _INTEGERS = ("int2", "int4", "int8", "numeric")
@@ -40,7 +39,7 @@ _ANYTHING = (UNKNOWN, *_INTEGERS, "float8", "bool", "jsonb", *_ARRAYS)
 def types_of(sql: str, values: object) -> list[tuple[str, ...]]:
     """The possible types of each placeholder of psycopg's, in the order of their numbers.
 
-    `values` is a mapping or a sequence as psycopg takes it, with `Later` for what is not known yet, or itself a `Later`.
+    `values` is a mapping or a sequence as psycopg takes it, with `Later` for what is not known yet.
     """
     names = parameter_names(sql)
     if isinstance(values, Mapping):

@@ -14,12 +14,12 @@ from orchestrator.grants.models import DatabaseGrant
 from orchestrator.grants.privileges import Privilege
 from orchestrator.inference.comparison import Difference, difference
 from orchestrator.inference.live import Inference, Inferred
-from orchestrator.inference.steps import StepSql, database_grants, sql_of
+from orchestrator.inference.steps import StepSql, database_grants, declared_types, sql_of
 from orchestrator.network.postgres import protected, refusal_hint
 from orchestrator.secret import Secret
 from orchestrator.workflow.loader import LoadedWorkflow
 from orchestrator.workflow.models.steps import Step
-from orchestrator.workflow.problems import InvalidWorkflow, Problem
+from orchestrator.workflow.problems import Problem
 
 GRANT = "db"
 """The name of the grant that is added to a step that has none."""
@@ -74,7 +74,7 @@ class StepNeeds:
             ("not_needed", self.found.superfluous),
         ):
             parts[name] = [privilege.as_json() for privilege in privileges]
-        return {**parts, "notes": list(self.found.notes)}
+        return {**parts, "notes": list(self.found.notes), "remarks": list(self.found.remarks)}
 
 
 class Catalogs:
@@ -114,7 +114,6 @@ def _session(connection: str, dsn: Secret) -> Iterator[psycopg.Connection]:
         session = psycopg.connect(
             protected(dsn.reveal()), connect_timeout=10, autocommit=True, client_encoding="UTF8", options=_SESSION
         )
-        session.execute(_SEARCH_PATH)
     except psycopg.Error as error:
         raise Unreachable(
             f"the catalog of `{connection}` cannot be read: {type(error).__name__}",
@@ -127,16 +126,40 @@ def _session(connection: str, dsn: Secret) -> Iterator[psycopg.Connection]:
                 f"the database `{connection}` is PostgreSQL {session.info.server_version // 10000}",
                 hint="grants can be inferred from 16 on",
             )
+        _become_nobody_in_particular(session)
+        _take_the_path(session, connection)
         yield session
+
+
+def _become_nobody_in_particular(session: psycopg.Connection) -> None:
+    """A superuser and an owner pass row security by, and would not see what its policies need: a step meets them.
+
+    `pg_read_all_data` may use every schema, and passes nothing by (PostgreSQL manual, 22.5).
+    """
+    row = session.execute("SELECT pg_has_role(session_user, 'pg_read_all_data', 'SET')").fetchone()
+    if row and row[0]:
+        session.execute("SET ROLE pg_read_all_data")
+
+
+def _take_the_path(session: psycopg.Connection, connection: str) -> None:
+    """The search path of a fresh login: what the server and the database say, and not what is the reader's own."""
+    path, source, of_all = session.execute(_PATH).fetchone() or ("", "", None)
+    if of_all is None and source in _OF_THE_READER:
+        raise UsageError(
+            f"the login that reads the catalog of `{connection}` has a search path of its own, behind which that of "
+            "a step cannot be seen",
+            hint="take it away (ALTER ROLE ... RESET search_path, or in the DSN), or set one for the database",
+        )
+    session.execute(_SET_PATH, [str(of_all if of_all is not None else path)])
 
 
 def infer_workflow(
     loaded: LoadedWorkflow, catalogs: Catalogs, *, steps: Sequence[str] = (), connection: str | None = None
-) -> list[StepNeeds]:
+) -> tuple[list[StepNeeds], list[Problem]]:
     """The needs of the named steps, or of all that run SQL. `connection` is for steps that have no database grant.
 
-    Raises InvalidWorkflow with every statement that the databases cannot resolve, UsageError for a step that is
-    not there or runs no SQL, and Unreachable.
+    The second part has every statement that the databases cannot resolve: those are not among the needs. Raises
+    UsageError for a step that is not there or runs no SQL, and Unreachable.
     """
     workflow = loaded.workflow
     for name in steps:
@@ -144,10 +167,11 @@ def infer_workflow(
             raise UsageError(f"there is no step `{name}`", hint=f"there is: {', '.join(workflow.parts)}")
         if sql_of(workflow.parts[name]) is None:
             raise UsageError(f"step `{name}` is `{workflow.parts[name].action}`, which runs no SQL of the workflow")
-    found, problems = [], []
+    found: list[StepNeeds] = []
+    problems: list[Problem] = []
     for name in steps or workflow.parts:
         step = workflow.parts[name]
-        statement = sql_of(step)
+        statement = sql_of(step, declared_types(workflow, name))
         if statement is None:
             continue
         grants = database_grants(step)
@@ -162,9 +186,7 @@ def infer_workflow(
             problems.append(loaded.problem(loaded.place(name, "with", "sql"), error.message, error.hint or ""))
             continue
         found.append(_needs(name, step, grant_name, grant, str(connection), catalog, inferred))
-    if problems:
-        raise InvalidWorkflow(problems)
-    return found
+    return found, problems
 
 
 def _which_grant(
@@ -190,7 +212,7 @@ def _which_grant(
 def _infer(catalog: Inference, statement: StepSql) -> Inferred:
     if statement.text is None:
         return Inferred((), (_DYNAMIC,))
-    return catalog.of(statement.text, placeholders=statement.placeholders)
+    return catalog.of(statement.text, placeholders=statement.placeholders, values=statement.values)
 
 
 def _needs(
@@ -215,9 +237,15 @@ def _needs(
     )
 
 
-_SEARCH_PATH = """
-SELECT set_config('search_path', coalesce((
-    SELECT split_part(setting, '=', 2) FROM pg_db_role_setting, unnest(setconfig) AS setting
+_OF_THE_READER = ("user", "database user", "client")
+
+_PATH = """
+SELECT setting, source, (
+    SELECT substr(each, length('search_path=') + 1) FROM pg_db_role_setting, unnest(setconfig) AS each
     WHERE setrole = 0 AND setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
-    AND starts_with(setting, 'search_path=') ORDER BY setdatabase DESC LIMIT 1), 'public'), false)
+    AND starts_with(each, 'search_path=') ORDER BY setdatabase DESC LIMIT 1)
+FROM pg_settings WHERE name = 'search_path'
 """
+
+_SET_PATH = r"""SELECT set_config('search_path', regexp_replace(%s, '"\$user",? *', ''), false)"""
+"""Nobody has a schema with the name of a login that does not exist yet."""

@@ -361,6 +361,7 @@ def test_the_grants_of_sql_on_the_command_line(infer: Infer) -> None:
         "complete": True,
         "privileges": [{"select": "public.ticket", "columns": ["id"]}],
         "notes": [],
+        "remarks": [],
     }
     code, shown, _ = infer("--connection", "support", "--sql", "DO ''")
     assert (code, shown) == (ExitCode.DONE, "note: DO runs code that is not looked into: declare what it needs\n")

@@ -19,6 +19,7 @@ from orchestrator.actions.postgres.statements import Execute, ExecuteParams, Que
 from orchestrator.errors import OrchestratorError, StepFailed, Unreachable
 from orchestrator.grants.credential import Credential
 from orchestrator.grants.sql.statements import statement_verbs
+from orchestrator.inference.analysis import prepared
 from orchestrator.inference.live import Inference
 from orchestrator.inference.workflows import open_catalogs
 from orchestrator.secret import Secret
@@ -90,7 +91,7 @@ def test_inference_refuses_a_session_that_reads_otherwise(odd_database: str, sql
 
 @pytest.mark.parametrize("sql", SMUGGLED.values(), ids=SMUGGLED)
 def test_even_then_no_second_command_comes_along(odd_database: str, sql: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Inference, "_must_only_read", lambda self: None)
+    monkeypatch.setattr(prepared, "_must_mean_the_same", lambda session: None)
     with psycopg.connect(odd_database, autocommit=True) as session, pytest.raises(OrchestratorError):
         Inference(session).of(sql, placeholders=False)
 
@@ -98,8 +99,7 @@ def test_even_then_no_second_command_comes_along(odd_database: str, sql: str, mo
 def test_inference_asks_in_transactions_that_only_read_whatever_the_session_may(odd_database: str) -> None:
     options = "-c standard_conforming_strings=on"
     with psycopg.connect(odd_database, autocommit=True, options=options) as session:
-        Inference(session).of("SELECT 1")
-        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction), session.transaction():
+        with prepared.prepared(session, "SELECT 1"), pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
             session.execute("INSERT INTO written VALUES (3)")
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from orchestrator.inference.workflows import StepNeeds
     from orchestrator.secret import Secret
     from orchestrator.workflow.loader import LoadedWorkflow
+    from orchestrator.workflow.problems import Problem
 
 app = typer.Typer(
     help="The smallest grants, by the database's own analysis.", no_args_is_help=True, rich_markup_mode=None
@@ -75,9 +76,13 @@ def infer(
             raise UsageError("either --write or --check")
         if replace_role and not write:
             raise UsageError("--replace-role says what --write may do")
-        needs = _of_workflow(
+        needs, problems = _of_workflow(
             file, tuple(step or ()), connection, write=write, replace_role=replace_role, as_json=as_json
         )
+        if problems:
+            from orchestrator.workflow.problems import InvalidWorkflow
+
+            raise InvalidWorkflow(problems)
         if check and any(need.differs for need in needs):
             raise typer.Exit(int(ExitCode.STEP_FAILED))
 
@@ -96,6 +101,7 @@ def _of_sql(sql: str, connection: str, *, placeholders: bool, as_json: bool) -> 
                 "complete": inferred.complete,
                 "privileges": [privilege.as_json() for privilege in inferred.privileges],
                 "notes": list(inferred.notes),
+                "remarks": list(inferred.remarks),
             }
         )
     else:
@@ -104,15 +110,15 @@ def _of_sql(sql: str, connection: str, *, placeholders: bool, as_json: bool) -> 
 
 def _of_workflow(
     file: Path, steps: tuple[str, ...], connection: str | None, *, write: bool, replace_role: bool, as_json: bool
-) -> list[StepNeeds]:
+) -> tuple[list[StepNeeds], list[Problem]]:
     from orchestrator.actions.catalog import catalog
     from orchestrator.inference.workflows import infer_workflow, open_catalogs
     from orchestrator.workflow.loader import load
 
     loaded = load(file, actions=catalog)
     with open_catalogs(_logins()) as catalogs:
-        needs = infer_workflow(loaded, catalogs, steps=steps, connection=connection)
-    written = _write(file, loaded, needs, replace_role=replace_role) if write else []
+        needs, problems = infer_workflow(loaded, catalogs, steps=steps, connection=connection)
+    written = _write(file, loaded, needs, replace_role=replace_role) if write and not problems else []
     if as_json:
         from orchestrator.cli.display.json_output import print_json
 
@@ -124,7 +130,7 @@ def _of_workflow(
         )
     else:
         show(needs, written=written)
-    return needs
+    return needs, problems
 
 
 def _write(file: Path, loaded: LoadedWorkflow, needs: Sequence[StepNeeds], *, replace_role: bool) -> list[StepNeeds]:
@@ -156,6 +162,8 @@ def show_inferred(inferred: Inferred, screen: Console | None = None) -> None:
     _show_privileges(screen, inferred.privileges, "")
     for note in inferred.notes:
         screen.print(f"note: {note}", style="yellow", soft_wrap=True)
+    for remark in inferred.remarks:
+        screen.print(f"remark: {remark}", style="cyan", soft_wrap=True)
 
 
 def show(needs: Sequence[StepNeeds], *, written: Sequence[StepNeeds] = (), screen: Console | None = None) -> None:
@@ -180,6 +188,8 @@ def show(needs: Sequence[StepNeeds], *, written: Sequence[StepNeeds] = (), scree
                 screen.print(line, style={"+": "green", "-": "red"}[mark], soft_wrap=True)
         for note in need.found.notes:
             screen.print(f"  note: {note}", style="yellow", soft_wrap=True)
+        for remark in need.found.remarks:
+            screen.print(f"  remark: {remark}", style="cyan", soft_wrap=True)
     right = sum(not need.differs and need.role is None for need in needs)
     screen.print(f"{right} of {len(needs)} grants are as inferred" if needs else "no step runs SQL of the workflow")
 

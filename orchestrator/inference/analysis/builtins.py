@@ -64,7 +64,9 @@ COMPUTING_EXTENSIONS = frozenset(
 )
 """Extensions whose functions in C look at nothing but their arguments."""
 
-QUIET_TRIGGERS = frozenset({"tsvector_update_trigger", "tsvector_update_trigger_column", "suppress_redundant_updates_trigger"})
+QUIET_TRIGGERS = frozenset(
+    {"tsvector_update_trigger", "tsvector_update_trigger_column", "suppress_redundant_updates_trigger"}
+)
 """PostgreSQL's own trigger functions, which change the row and look at nothing else."""
 
 SPECIAL = (

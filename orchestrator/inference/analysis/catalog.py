@@ -29,6 +29,8 @@ class Relation:
     kind: str
     columns: Mapping[int, str]
     """By attribute number."""
+    domains: Mapping[int, int]
+    """The types of those columns that are of a domain."""
     foremost: int | None
     """The first column of the primary key, or of the table."""
     hides_rows: bool
@@ -92,13 +94,14 @@ class Catalog:
         if not wanted:
             return
         for row in self.session.execute(_RELATIONS, {"oids": wanted}):
-            oid, schema, name, kind, columns, foremost, hides, closed, server = row
+            oid, schema, name, kind, columns, domains, foremost, hides, closed, server = row
             self._relations[int(oid)] = Relation(
                 int(oid),
                 str(schema),
                 str(name),
                 str(kind),
                 {int(number): str(column) for number, column in (columns or {}).items()},
+                {int(number): int(kind) for number, kind in (domains or {}).items()},
                 foremost,
                 bool(hides),
                 frozenset(closed or ()),
@@ -223,6 +226,8 @@ _RELATIONS = """
 SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text,
     (SELECT json_object_agg(attnum, attname) FROM pg_attribute
      WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped),
+    (SELECT json_object_agg(a.attnum, a.atttypid::int8) FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+     WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND t.typtype = 'd'),
     (SELECT a.attnum FROM pg_attribute a
      LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND i.indisprimary AND a.attnum = ANY(i.indkey)
      WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''

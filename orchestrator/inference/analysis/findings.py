@@ -78,9 +78,7 @@ class Findings:
         for schema in sorted(self.schemas - covered):
             used = Privilege("schema", schema, "")
             (self.everyones if self.catalog.is_open(schema) else self.privileges).append(used)
-        return Inferred(
-            merge(self.privileges), tuple(self._notes), merge(self.everyones), tuple(self._remarks)
-        )
+        return Inferred(merge(self.privileges), tuple(self._notes), merge(self.everyones), tuple(self._remarks))
 
     def _columns(self, verb: Verb, relation: Relation, numbers: frozenset[int]) -> None:
         if not numbers:

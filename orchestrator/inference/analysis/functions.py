@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import psycopg
 
@@ -76,7 +77,7 @@ class Functions:
     def fired(self, oid: int) -> None:
         """A trigger function: to fire it needs no EXECUTE, and it runs as whoever writes."""
         for function in self._catalog.functions([oid]):
-            if function.definer or function.name in QUIET_TRIGGERS and oid < FIRST_USER_OID:
+            if function.definer or (function.name in QUIET_TRIGGERS and oid < FIRST_USER_OID):
                 continue
             if function.language in ("c", "internal") and function.extension in COMPUTING_EXTENSIONS:
                 continue
@@ -219,10 +220,10 @@ class Functions:
                 if (oid := self._ask(query, {"name": text})) is not None:
                     self._findings.schemas |= self._catalog.schemas([oid])
 
-    def _ask(self, query: str, parameters: object) -> int | None:
+    def _ask(self, query: str, parameters: Sequence[Any] | Mapping[str, Any]) -> int | None:
         """What a name stands for; None for what is none. A savepoint is not needed: nothing is open."""
         try:
-            row = self._catalog.session.execute(query.encode(), parameters).fetchone()  # type: ignore[arg-type]
+            row = self._catalog.session.execute(query.encode(), parameters).fetchone()
         except psycopg.Error as error:
             if error.sqlstate is None:
                 raise
@@ -280,4 +281,6 @@ def _left_out(function: Function, calls: Sequence[Node]) -> str:
         named = {each.number("argnumber") for each in given if each.kind == "NAMEDARGEXPR"}
         placed = sum(1 for each in given if each.kind != "NAMEDARGEXPR")
         used |= {number for number in range(first, len(function.types)) if number >= placed and number not in named}
-    return " ".join(function.defaults[node.start : node.end] for number, node in enumerate(nodes, first) if number in used)
+    return " ".join(
+        function.defaults[node.start : node.end] for number, node in enumerate(nodes, first) if number in used
+    )

@@ -91,7 +91,9 @@ class Names:
     def may_be_overloaded(self, root: ast.Node | None) -> bool:
         """Whether somebody made a function or an operator of a name that is used in a text."""
         names = {name[-1] for node in walk(root) for name, _ in _names(node) if name}
-        row = self.session.execute(_MADE, {"names": sorted(names), "first": FIRST_USER_OID}).fetchone() if names else None
+        row = (
+            self.session.execute(_MADE, {"names": sorted(names), "first": FIRST_USER_OID}).fetchone() if names else None
+        )
         return bool(row and row[0])
 
     def _schema(self, kind: str, what: object) -> str | None:

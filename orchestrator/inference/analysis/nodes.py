@@ -69,15 +69,15 @@ def _read(text: str, start: int) -> object:
     """One value. The open nodes and lists are kept on a stack of our own: trees may be deeper than Python's."""
     open_: list[tuple[Node | None, list[object]]] = []
     for match in _TOKEN.finditer(text, start):
-        token = match.group()
-        if token == "{":
+        word = match.group()
+        if word == "{":
             open_.append((Node("", match.start()), []))
             continue
-        if token == "(":
+        if word == "(":
             open_.append((None, []))
             continue
         done: object
-        if token in (")", "}"):
+        if word in (")", "}"):
             node, parts = open_.pop()
             if node is None:
                 done = parts
@@ -86,7 +86,7 @@ def _read(text: str, start: int) -> object:
                 _fill(node, parts)
                 done = node
         else:
-            done = _Word(token)
+            done = _Word(word)
         if not open_:
             return done
         open_[-1][1].append(done)

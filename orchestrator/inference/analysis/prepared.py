@@ -1,4 +1,4 @@
-"""Having PostgreSQL analyse a statement: it is prepared, never carried out, and the trees that the server prints are read."""
+"""Having PostgreSQL analyse a statement: it is prepared, never carried out, and what the server prints is read."""
 
 from __future__ import annotations
 

@@ -33,7 +33,10 @@ _BY_NAME = re.compile(
     r"|\{FUNCEXPR\s+:funcid\s+(\d+)\s+:funcresulttype\s+\d+\s+:funcretset\s+\w+\s+:funcvariadic\s+\w+\s+:funcformat\s+0"
 )
 _OPERATORS = re.compile(r":opno\s+(\d+)")
-_CALL = re.compile(r"\{(?:FUNCEXPR|OPEXPR|AGGREF|WINDOWFUNC)\s+:(?:funcid|aggfnoid|winfnoid|opno\s+\d+\s+:opfuncid)\s+(\d+)")
+_OF_ROWS = re.compile(r":opnos\s+\(o([\d\s]+)\)")
+_CALL = re.compile(
+    r"\{(?:FUNCEXPR|OPEXPR|AGGREF|WINDOWFUNC)\s+:(?:funcid|aggfnoid|winfnoid|opno\s+\d+\s+:opfuncid)\s+(\d+)"
+)
 _DOMAINS = re.compile(r"\{COERCETODOMAIN\s")
 _INPUT_TYPES = re.compile(r"\{CONST\s+:consttype\s+(\d+)|\{COERCEVIAIO\s+:arg\s")
 _NAMED_CONSTANT = re.compile(
@@ -91,7 +94,8 @@ class Tree:
 
     def operators(self) -> frozenset[int]:
         """The operators that are used."""
-        return frozenset(int(oid) for oid in _OPERATORS.findall(self.text)) - {0}
+        found = {int(oid) for oid in _OPERATORS.findall(self.text)}
+        return frozenset(found.union(*(map(int, oids.split()) for oids in _OF_ROWS.findall(self.text)))) - {0}
 
     def named_constants(self) -> frozenset[tuple[int, int]]:
         """Constants that name an object, as type (`regclass` and the like) and object id."""

@@ -146,7 +146,7 @@ UNION ALL
 SELECT 'key', true, 0, (
     SELECT array_agg(a.attname::text) FROM pg_attribute a WHERE a.attrelid = p.partrelid AND (
         a.attnum = ANY(p.partattrs) OR a.attnum IN (
-            SELECT used.number[1]::int FROM regexp_matches(p.partexprs::text, ':varattno (\d+)', 'g') AS used (number)))),
+            SELECT u.n[1]::int FROM regexp_matches(p.partexprs::text, ':varattno (\d+)', 'g') AS u (n)))),
     p.partexprs::text, 0
 FROM (SELECT oid FROM down UNION SELECT oid FROM up) r JOIN pg_partitioned_table p ON p.partrelid = r.oid
 """
