@@ -200,6 +200,30 @@ CREATE TRIGGER v BEFORE INSERT OR UPDATE ON app.stamped FOR EACH ROW
 CREATE FUNCTION app.loud() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM 1 FROM app.t; RETURN NEW; END';
 CREATE TABLE app.watched (a int, b int, c int);
 CREATE TRIGGER b AFTER UPDATE OF b ON app.watched FOR EACH ROW EXECUTE FUNCTION app.loud();
+CREATE TABLE app.touched (a text, updated_at timestamptz, m util.mood); INSERT INTO app.touched VALUES ('a');
+CREATE FUNCTION app.touch() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE before timestamptz := now();
+BEGIN
+    IF TG_OP = 'UPDATE' AND NEW.a IS DISTINCT FROM OLD.a THEN
+        NEW.updated_at := greatest(before, clock_timestamp());
+        NEW.a = lower(NEW.a) || 'x'::text;
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER t BEFORE UPDATE ON app.touched FOR EACH ROW EXECUTE FUNCTION app.touch();
+CREATE TABLE app.compared (a int, b int); INSERT INTO app.compared VALUES (1, 1);
+CREATE FUNCTION app.compare() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW IS NOT DISTINCT FROM OLD THEN RAISE EXCEPTION 'nothing is changed by %', pg_trigger_depth(); END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER c BEFORE UPDATE ON app.compared FOR EACH ROW EXECUTE FUNCTION app.compare();
+CREATE FUNCTION app.half(n int) RETURNS int LANGUAGE plpgsql AS $$
+DECLARE r int;
+BEGIN
+    FOR i IN 1..2 LOOP r := coalesce(r, 0) + n / 4; END LOOP;
+    RETURN r;
+END $$;
 CREATE TABLE app.replicated (a int);
 CREATE TRIGGER r AFTER INSERT ON app.replicated FOR EACH ROW EXECUTE FUNCTION app.loud();
 ALTER TABLE app.replicated ENABLE REPLICA TRIGGER r;

@@ -120,8 +120,8 @@ class _Text:
                     self._analyse(Text(text, part.node), declared, None, 0, True)
                 except psycopg.errors.InsufficientPrivilege as error:
                     self._findings.note(
-                        f"the login that infers is refused ({error.diag.message_primary}): it needs USAGE on the schemas "
-                        "that the SQL names, and EXECUTE on what checks a constant of a domain"
+                        f"the login that infers is refused ({error.diag.message_primary}): it needs USAGE on the "
+                        "schemas that the SQL names, and EXECUTE on what checks a constant of a domain"
                     )
                     return
                 except _OF_TYPES as error:
@@ -181,7 +181,7 @@ class _Text:
         """What runs along with a write, as the step also where it arrives through a view of somebody else's."""
         relation = self._catalog.relation(permission.relation)
         for trigger in self._writes.fired(permission, relation):
-            self._functions.fired(trigger.function)
+            self._functions.fired(trigger.function, trigger.relation)
             self._functions.called(Tree(trigger.condition), depth)
         if permission.required & INSERT:  # what is left out is NULL, and that is held against the domain, too
             left_out = [kind for number, kind in relation.domains.items() if number not in permission.insert]

@@ -150,6 +150,9 @@ WRITES = {
     "trigger functions that only compute": "INSERT INTO app.stamped (a, body) VALUES (7, 'x')",
     "trigger functions that only compute on update": "UPDATE app.stamped SET body = 'x'",
     "trigger of another column": "UPDATE app.watched SET c = 7",
+    "trigger that only sets the time": "UPDATE app.touched SET a = 'x'",
+    "trigger that compares the rows": "UPDATE app.compared SET a = 7",
+    "function in PL/pgSQL that only computes": "SELECT app.half(b) FROM app.t",
     "trigger of another event": "INSERT INTO app.watched VALUES (7, 7, 7)",
     "trigger of replicas": "INSERT INTO app.replicated VALUES (7)",
     "domain in a cast": "SELECT 7::app.positive",
@@ -352,6 +355,13 @@ NOTES = {
     "trigger instead": ("UPDATE app.over_instead SET a = 2", "app.loud() (plpgsql) runs as the step"),
     "trigger of a table that a rule writes": ("INSERT INTO app.also VALUES (1)", "app.loud() (plpgsql) runs"),
     "trigger where a row moves from": ("UPDATE app.move SET a = 2", "app.loud() (plpgsql) runs as the step"),
+    "trigger that compares a type of somebody's": (
+        "INSERT INTO app.touched (a, m) VALUES ('x', 'ok')",
+        "app.moody() (plpgsql) runs as the step",
+    ),
+    "trigger that calls a function of somebody's": ("DELETE FROM app.touched", "app.calling() (plpgsql) runs"),
+    "trigger that uses an operator of somebody's": ("DELETE FROM app.compared", "app.operating() (plpgsql) runs"),
+    "trigger that takes a number": ("INSERT INTO app.compared VALUES (1)", "app.numbering() (plpgsql) runs"),
     "aggregate in PL/pgSQL": ("SELECT app.loud_sum(b) FROM app.t", "app.loud_add(integer, integer) (plpgsql)"),
     "constant of a domain within another": ("SELECT '{7}'::app.positive[]", "EXECUTE on what checks a constant"),
     "constant of a row with a domain": ("SELECT '(7,x)'::app.holder", "EXECUTE on what checks a constant"),
@@ -382,8 +392,19 @@ CREATE TABLE app.also (a int); CREATE RULE also AS ON INSERT TO app.also DO ALSO
 CREATE TABLE app.move (a int) PARTITION BY LIST (a); CREATE TABLE app.move_1 PARTITION OF app.move FOR VALUES IN (1);
 CREATE TABLE app.move_2 PARTITION OF app.move FOR VALUES IN (2);
 CREATE TRIGGER l AFTER DELETE ON app.move_1 FOR EACH ROW EXECUTE FUNCTION app.loud();
-CREATE FUNCTION app.loud_add(int, int) RETURNS int LANGUAGE plpgsql AS 'BEGIN RETURN $1; END';
+CREATE FUNCTION app.loud_add(int, int) RETURNS int LANGUAGE plpgsql AS 'BEGIN PERFORM 1 FROM app.t; RETURN $1; END';
 CREATE AGGREGATE app.loud_sum (int) (SFUNC = app.loud_add, STYPE = int, INITCOND = '0');
+CREATE FUNCTION app.moody() RETURNS trigger LANGUAGE plpgsql
+    AS 'BEGIN IF NEW.m = ''ok'' THEN NEW.a := 1; END IF; RETURN NEW; END';
+CREATE TRIGGER l BEFORE INSERT ON app.touched FOR EACH ROW EXECUTE FUNCTION app.moody();
+CREATE FUNCTION app.calling() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN IF app.ok(1) THEN RETURN OLD; END IF; END';
+CREATE TRIGGER d BEFORE DELETE ON app.touched FOR EACH ROW EXECUTE FUNCTION app.calling();
+CREATE FUNCTION app.operating() RETURNS trigger LANGUAGE plpgsql
+    AS 'BEGIN IF OLD.a <-> OLD.b THEN RETURN OLD; END IF; END';
+CREATE TRIGGER d BEFORE DELETE ON app.compared FOR EACH ROW EXECUTE FUNCTION app.operating();
+CREATE FUNCTION app.numbering() RETURNS trigger LANGUAGE plpgsql
+    AS 'BEGIN NEW.a := nextval(''app.ticket''); RETURN NEW; END';
+CREATE TRIGGER i BEFORE INSERT ON app.compared FOR EACH ROW EXECUTE FUNCTION app.numbering();
 CREATE EXTENSION postgres_fdw; CREATE SERVER elsewhere FOREIGN DATA WRAPPER postgres_fdw;
 CREATE FOREIGN TABLE app.far (a int) SERVER elsewhere;
 SET check_function_bodies = off; CREATE FUNCTION app.broken() RETURNS int LANGUAGE sql AS 'SELECT nothing FROM nowhere';

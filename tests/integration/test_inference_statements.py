@@ -57,7 +57,7 @@ CREATE FUNCTION shop.dynamic(text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN EXE
 CREATE FUNCTION shop.audit() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = shop, pg_temp AS
     $$ BEGIN INSERT INTO shop.log VALUES (now(), NEW.value); RETURN NEW; END $$;
 CREATE TRIGGER audited AFTER INSERT OR UPDATE ON shop.audited FOR EACH ROW EXECUTE FUNCTION shop.audit();
-CREATE FUNCTION shop.invoking() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$;
+CREATE FUNCTION shop.invoking() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM FROM shop.log; RETURN NEW; END $$;
 CREATE TABLE shop.watched (id integer PRIMARY KEY);
 CREATE TRIGGER watched BEFORE INSERT ON shop.watched FOR EACH ROW EXECUTE FUNCTION shop.invoking();
 CREATE PROCEDURE shop.tidy() LANGUAGE sql AS 'DELETE FROM shop.log WHERE what IS NULL';

@@ -98,9 +98,12 @@ def test_even_then_no_second_command_comes_along(odd_database: str, sql: str, mo
 
 def test_inference_asks_in_transactions_that_only_read_whatever_the_session_may(odd_database: str) -> None:
     options = "-c standard_conforming_strings=on"
-    with psycopg.connect(odd_database, autocommit=True, options=options) as session:
-        with prepared.prepared(session, "SELECT 1"), pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
-            session.execute("INSERT INTO written VALUES (3)")
+    with (
+        psycopg.connect(odd_database, autocommit=True, options=options) as session,
+        prepared.prepared(session, "SELECT 1"),
+        pytest.raises(psycopg.errors.ReadOnlySqlTransaction),
+    ):
+        session.execute("INSERT INTO written VALUES (3)")
 
 
 @pytest.mark.parametrize("sql", SMUGGLED.values(), ids=SMUGGLED)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import psycopg
 
 from orchestrator.inference.analysis.builtins import RUN_A_QUERY_OF_TWO, SPECIAL
+from orchestrator.inference.analysis.plpgsql import Computation, computation
 
 FIRST_USER_OID = 16384
 """The first object id that a server gives away after `initdb` (`access/transam.h`)."""
@@ -77,6 +78,7 @@ class Catalog:
     _relations: dict[int, Relation] = field(default_factory=dict)
     _functions: dict[int, Function] = field(default_factory=dict)
     _restricted: dict[int, tuple[str, str]] | None = None
+    _computing: dict[tuple[int, int | None], bool] = field(default_factory=dict)
     _special: dict[int, str] | None = None
     _type_names: dict[int, str] = field(default_factory=dict)
     _domain_checks: dict[frozenset[int], tuple[str, ...]] = field(default_factory=dict)
@@ -139,6 +141,33 @@ class Catalog:
                 int(oid): str(name) for oid, name, arguments in rows if name not in RUN_A_QUERY_OF_TWO or arguments == 2
             }
         return self._special
+
+    def only_computes(self, function: Function, relation: int | None = None) -> bool:
+        """Whether a function in PL/pgSQL calls nothing but PostgreSQL's own, on PostgreSQL's own types.
+
+        `relation` is the table of a trigger, whose columns the row has.
+        """
+        key = (function.oid, relation)
+        if key not in self._computing:
+            row = self.session.execute("SELECT pg_get_functiondef(%s)", [function.oid]).fetchone()
+            used = computation(str(row[0])) if row and function.path is None else None
+            self._computing[key] = used is not None and self._are_own(function, used, relation)
+        return self._computing[key]
+
+    def _are_own(self, function: Function, used: Computation, relation: int | None) -> bool:
+        if used.functions & SPECIAL:
+            return False
+        parameters = {
+            "first": FIRST_USER_OID,
+            "functions": sorted(used.functions),
+            "operators": sorted(used.operators),
+            "types": sorted(used.types - {"UNKNOWN", ""}),
+            "arguments": list(function.types),
+            "relation": relation,
+            "columns": None if used.columns is None else sorted(used.columns),
+        }
+        row = self.session.execute(_ARE_OWN, parameters).fetchone()
+        return bool(row and row[0])
 
     def is_public(self, relation: int, columns: Iterable[int]) -> bool:
         """Whether everybody may read these columns of it, all of them."""
@@ -285,6 +314,23 @@ FROM pg_class c, LATERAL (
     AND (cardinality(%(columns)s::int[]) = 0 OR t.attnum = ANY(%(columns)s::int[]))) open
 WHERE c.oid = %(relation)s
 """
+
+_ARE_OWN = """
+SELECT (SELECT count(DISTINCT p.proname) = cardinality(%(functions)s::text[])
+        AND bool_and(p.oid < %(first)s AND (p.proacl IS NULL OR EXISTS (
+            SELECT FROM aclexplode(p.proacl) a WHERE a.grantee = 0 AND a.privilege_type = 'EXECUTE'))) IS NOT false
+        FROM pg_proc p WHERE p.proname = ANY(%(functions)s::text[]))
+   AND NOT EXISTS (SELECT FROM pg_operator WHERE oprname = ANY(%(operators)s::text[])
+        AND oid >= %(first)s AND oprleft < %(first)s AND oprright < %(first)s)
+   AND NOT EXISTS (SELECT FROM unnest(%(types)s::text[]) t (name)
+        WHERE coalesce(to_regtype(quote_ident(t.name))::oid::int8, %(first)s) >= %(first)s)
+   AND NOT EXISTS (SELECT FROM unnest(%(arguments)s::oid[]) t (oid) WHERE t.oid >= %(first)s)
+   AND (%(relation)s::oid IS NULL OR NOT EXISTS (
+        SELECT FROM pg_attribute a WHERE a.attrelid = %(relation)s::oid AND a.attnum > 0 AND NOT a.attisdropped
+        AND a.atttypid >= %(first)s AND (%(columns)s::text[] IS NULL OR a.attname = ANY(%(columns)s::text[]))))
+"""
+"""Operators are chosen by the types of what they are used on: on the server's own types it is the server's own, unless
+somebody made another one for them."""
 
 _DOMAIN_CHECKS = """
 WITH RECURSIVE within (oid) AS (

@@ -74,10 +74,12 @@ class Functions:
             if not function.definer:
                 self._runs(function, (), 0)
 
-    def fired(self, oid: int) -> None:
+    def fired(self, oid: int, relation: int) -> None:
         """A trigger function: to fire it needs no EXECUTE, and it runs as whoever writes."""
         for function in self._catalog.functions([oid]):
             if function.definer or (function.name in QUIET_TRIGGERS and oid < FIRST_USER_OID):
+                continue
+            if function.language == "plpgsql" and self._catalog.only_computes(function, relation):
                 continue
             if function.language in ("c", "internal") and function.extension in COMPUTING_EXTENSIONS:
                 continue
@@ -114,6 +116,8 @@ class Functions:
         if function.language == "c" and function.extension in COMPUTING_EXTENSIONS:
             return
         if function.language == "internal" and not function.source.startswith(tuple(RUN_A_TEXT)):
+            return
+        if function.language == "plpgsql" and self._catalog.only_computes(function):
             return
         if function.language != "sql":
             self._findings.note(

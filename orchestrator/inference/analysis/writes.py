@@ -20,8 +20,9 @@ _ROW, _BEFORE, _ON_INSERT, _ON_DELETE, _ON_UPDATE = 1, 2, 4, 8, 16
 
 @dataclass(frozen=True, slots=True)
 class Fired:
-    """A trigger that fires: its function, and the tree of its condition."""
+    """A trigger that fires: of which table, its function, and the tree of its condition."""
 
+    relation: int
     function: int
     condition: str
 
@@ -31,6 +32,7 @@ class _Part:
     """One row of the catalog. `columns` are names: the numbers differ between a table and its partitions."""
 
     what: str
+    relation: int
     own: bool
     events: int
     columns: frozenset[str]
@@ -52,7 +54,7 @@ class Writes:
         own = _events(permission.required)
         moved = _ON_INSERT | _ON_DELETE if own & _ON_UPDATE and _may_move(parts, updated) else 0
         return [
-            Fired(part.function, part.text)
+            Fired(part.relation, part.function, part.text)
             for part in parts
             if part.what == "trigger" and _fires(part, own, moved, updated, parts)
         ]
@@ -76,8 +78,16 @@ class Writes:
         if key not in self._known:
             parameters = {"relation": relation.oid, "descends": descends}
             self._known[key] = [
-                _Part(str(what), bool(own), int(events), frozenset(columns or ()), str(text or ""), int(function))
-                for what, own, events, columns, text, function in self._session.execute(_ALONG, parameters)
+                _Part(
+                    str(what),
+                    int(where),
+                    int(where) == relation.oid,
+                    int(events),
+                    frozenset(columns or ()),
+                    str(text or ""),
+                    int(function),
+                )
+                for what, where, events, columns, text, function in self._session.execute(_ALONG, parameters)
             ]
         return self._known[key]
 
@@ -125,25 +135,25 @@ WITH RECURSIVE down (oid) AS (
     SELECT i.inhparent FROM up u JOIN pg_class c ON c.oid = u.oid AND c.relispartition
     JOIN pg_inherits i ON i.inhrelid = c.oid
 )
-SELECT 'trigger', d.oid = %(relation)s, t.tgtype::int,
+SELECT 'trigger', d.oid::int8, t.tgtype::int,
     (SELECT array_agg(a.attname::text) FROM pg_attribute a WHERE a.attrelid = d.oid AND a.attnum = ANY(t.tgattr)),
     t.tgqual::text, t.tgfoid::int8
 FROM down d JOIN pg_trigger t ON t.tgrelid = d.oid WHERE NOT t.tgisinternal AND t.tgenabled IN ('O', 'A')
 UNION ALL
-SELECT 'check', true, 0, NULL, c.conbin::text, 0 FROM down d JOIN pg_constraint c ON c.conrelid = d.oid
+SELECT 'check', d.oid::int8, 0, NULL, c.conbin::text, 0 FROM down d JOIN pg_constraint c ON c.conrelid = d.oid
 WHERE c.contype = 'c' AND c.conbin::text ~ 'funcid'
 UNION ALL
-SELECT 'generated', true, 0, array_append((
+SELECT 'generated', d.oid::int8, 0, array_append((
     SELECT array_agg(u.attname::text) FROM regexp_matches(e.adbin::text, ':varattno (\d+)', 'g') AS used (number)
     JOIN pg_attribute u ON u.attrelid = a.attrelid AND u.attnum = used.number[1]::int), '=' || a.attname),
     e.adbin::text, 0
 FROM down d JOIN pg_attribute a ON a.attrelid = d.oid AND a.attgenerated = 's' AND NOT a.attisdropped
 JOIN pg_attrdef e ON e.adrelid = a.attrelid AND e.adnum = a.attnum
 UNION ALL
-SELECT 'index', true, 0, NULL, concat(i.indexprs::text, ' ', i.indpred::text), 0
+SELECT 'index', d.oid::int8, 0, NULL, concat(i.indexprs::text, ' ', i.indpred::text), 0
 FROM down d JOIN pg_index i ON i.indrelid = d.oid WHERE i.indexprs IS NOT NULL OR i.indpred IS NOT NULL
 UNION ALL
-SELECT 'key', true, 0, (
+SELECT 'key', r.oid::int8, 0, (
     SELECT array_agg(a.attname::text) FROM pg_attribute a WHERE a.attrelid = p.partrelid AND (
         a.attnum = ANY(p.partattrs) OR a.attnum IN (
             SELECT u.n[1]::int FROM regexp_matches(p.partexprs::text, ':varattno (\d+)', 'g') AS u (n)))),
