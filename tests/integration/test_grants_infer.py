@@ -339,7 +339,7 @@ def test_every_statement_that_cannot_be_resolved_is_reported_at_its_place(
 ) -> None:
     grant = "grants: { db: { kind: database, connection: support, privileges: [{ delete: ticket }] } }"
     other = (
-        f"  other:\n    action: postgres.query\n    {grant}\n    with: {{ sql: \"SELECT 'x'::integer FROM ticket\" }}\n"
+        f"  other:\n    action: postgres.query\n    {grant}\n    with: {{ sql: 'SELECT 'x'::integer FROM ticket' }}\n"
     )
     file = workflow("SELECT nothing FROM ticket", "privileges: [{ delete: ticket }]", more=other)
     code, _, said = infer(file)
@@ -411,3 +411,46 @@ def test_the_administrators_login_never_serves_instead_and_a_wrong_one_is_unreac
     code, _, said = infer(file, "--check")
     assert code == ExitCode.INVALID
     assert "ORCHESTRATOR_CATALOG_DATABASES__SUPPORT" in said
+
+
+OPEN_SCHEMA = """
+version: 1
+name: uses_a_schema
+agent: tester
+steps:
+  read:
+    action: postgres.query
+    grants:
+      db:
+        kind: database
+        connection: support
+        privileges:
+          - schema: "Odd 'Schema'"
+    with: { sql: "SELECT \\"Odd 'Schema'\\".open(1) AS one" }
+"""
+
+
+def test_a_schema_that_everybody_may_use_may_be_declared_and_need_not(infer: Infer, tmp_path: Path) -> None:
+    file = tmp_path / "workflow.yaml"
+    file.write_text(OPEN_SCHEMA.replace("schema: \"Odd 'Schema'\"", "schema: '\"Odd ''Schema''\"'"))
+    code, shown, _ = infer(str(file), "--check", "--json")
+    (step,) = json.loads(shown)["steps"]
+    assert (code, step["privileges"]) == (ExitCode.DONE, [{"schema": "\"Odd 'Schema'\""}])
+    assert (step["missing"], step["not_needed"]) == ([], [])
+
+
+def test_a_step_that_the_server_refuses_does_not_hide_the_others(infer: Infer, tmp_path: Path) -> None:
+    file = tmp_path / "workflow.yaml"
+    steps = "".join(
+        f"  {name}:\n    action: postgres.query\n    grants:\n      db: {{ kind: database, connection: support,"
+        f" privileges: [{{ select: ticket, columns: [id] }}] }}\n    with: {{ sql: 'SELECT {column} FROM ticket' }}\n"
+        for name, column in (("right", "id"), ("wrong", "nothing"), ("more", "id, subject"))
+    )
+    file.write_text(f"version: 1\nname: three\nagent: tester\nsteps:\n{steps}")
+    before = file.read_text()
+    code, shown, said = infer(str(file), "--write")
+    assert code == ExitCode.INVALID
+    assert "right  postgres.query, grant db on support: as inferred" in shown
+    assert "more  postgres.query, grant db on support: differs" in shown
+    assert 'column "nothing" does not exist' in said
+    assert file.read_text() == before

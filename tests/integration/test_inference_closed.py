@@ -203,8 +203,8 @@ WITHS = {
     "unused with the name of a table": "WITH u AS (SELECT a FROM app.t) SELECT id FROM app.u",
     "used by an unused one": "WITH w AS (SELECT a FROM app.t), x AS (SELECT 1 FROM w) SELECT 1",
     "used by a used one": "WITH w AS (SELECT a FROM app.t), x AS (SELECT a FROM w) SELECT a FROM x",
-    "used by a used one beside an unused one": "WITH w AS (SELECT a FROM app.t), x AS (SELECT a FROM w), y AS (SELECT 1)"
-    " SELECT a FROM x",
+    "used by a used one beside an unused one": "WITH w AS (SELECT a FROM app.t), x AS (SELECT a FROM w),"
+    " y AS (SELECT 1) SELECT a FROM x",
     "in two scopes": "WITH w AS (SELECT a FROM app.t) SELECT id FROM (WITH w AS (SELECT id FROM app.u)"
     " SELECT id FROM w) q",
     "recursive with a name in it": "WITH RECURSIVE t AS (SELECT id FROM app.u"
