@@ -339,7 +339,7 @@ def test_every_statement_that_cannot_be_resolved_is_reported_at_its_place(
 ) -> None:
     grant = "grants: { db: { kind: database, connection: support, privileges: [{ delete: ticket }] } }"
     other = (
-        f"  other:\n    action: postgres.query\n    {grant}\n    with: {{ sql: 'SELECT 'x'::integer FROM ticket' }}\n"
+        f"  other:\n    action: postgres.query\n    {grant}\n    with: {{ sql: \"SELECT 'x'::integer FROM ticket\" }}\n"
     )
     file = workflow("SELECT nothing FROM ticket", "privileges: [{ delete: ticket }]", more=other)
     code, _, said = infer(file)
@@ -425,14 +425,14 @@ steps:
         kind: database
         connection: support
         privileges:
-          - schema: "Odd 'Schema'"
+          - schema: '"Odd ''Schema''"'
     with: { sql: "SELECT \\"Odd 'Schema'\\".open(1) AS one" }
 """
 
 
 def test_a_schema_that_everybody_may_use_may_be_declared_and_need_not(infer: Infer, tmp_path: Path) -> None:
     file = tmp_path / "workflow.yaml"
-    file.write_text(OPEN_SCHEMA.replace("schema: \"Odd 'Schema'\"", "schema: '\"Odd ''Schema''\"'"))
+    file.write_text(OPEN_SCHEMA)
     code, shown, _ = infer(str(file), "--check", "--json")
     (step,) = json.loads(shown)["steps"]
     assert (code, step["privileges"]) == (ExitCode.DONE, [{"schema": "\"Odd 'Schema'\""}])
