@@ -39,6 +39,10 @@ _OF_TYPES = (
 """What the server may say only because it does not know the type of a parameter."""
 
 
+_OF_THE_SERVER = ("08", "53", "57", "58")
+"""Classes of SQLSTATE that say nothing of the statement: connections, resources, operators, the system."""
+
+
 @dataclass(slots=True)
 class Inference:
     """One database, through an open session in autocommit. Not safe for threads."""
@@ -103,7 +107,7 @@ class _Text:
                         self._findings.note(part.why)
             return self._findings.finish()
         except psycopg.Error as error:
-            if error.sqlstate is None or error.sqlstate.startswith(("08", "57P")):
+            if error.sqlstate is None or error.sqlstate.startswith(_OF_THE_SERVER):
                 raise Unreachable(f"the database did not answer: {type(error).__name__}") from None
             raise UsageError(
                 f"PostgreSQL cannot resolve the SQL: {error.diag.message_primary}", hint=error.diag.message_hint
