@@ -109,6 +109,9 @@ CREATE EXTENSION tablefunc SCHEMA ext; CREATE EXTENSION moddatetime SCHEMA ext; 
 CREATE EXTENSION cube SCHEMA ext; CREATE EXTENSION pg_trgm SCHEMA ext;
 GRANT EXECUTE ON ALL ROUTINES IN SCHEMA ext TO PUBLIC;
 
+CREATE SCHEMA own_types; CREATE EXTENSION seg SCHEMA own_types; -- of which not everybody may execute anything
+CREATE CAST (int AS own_types.seg) WITH INOUT;
+
 -- tables
 CREATE TABLE app.t (id int PRIMARY KEY, a text, b int, c int, d jsonb, moods util.mood[]);
 CREATE TABLE app.u (id int, t_id int, note text);

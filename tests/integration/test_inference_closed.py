@@ -95,6 +95,8 @@ FUNCTIONS = {
     "search path of its own": "SELECT app.pathed()",
     "overload by a literal": "SELECT app.overloaded('x')",
     "overload by a number": "SELECT app.overloaded(5)",
+    "cast of a constant by way of a text": "SELECT 5::own_types.seg",
+    "cast of a column by way of a text": "SELECT b::own_types.seg FROM app.t",
     "in a view": "SELECT one FROM app.computed",
     "procedure": "CALL app.tidy()",
     "procedure with a name": "CALL app.close_day(day => '2024-01-01', keep => 2)",
@@ -179,6 +181,8 @@ SEQUENCES = {
     " (nextval(pg_get_serial_sequence('app.job', 'id')))",
     "current": "SELECT nextval('app.ticket'), currval('app.ticket')",
     "current of a serial": "SELECT nextval('app.job_id_seq'), currval(pg_get_serial_sequence('app.job', 'id'))",
+    "parameters": "SELECT * FROM pg_sequence_parameters('app.ticket'::regclass)",
+    "last value": "SELECT pg_sequence_last_value('app.ticket')",
     "its name only": "SELECT pg_get_serial_sequence('app.job', 'id')",
 }
 
@@ -281,7 +285,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
             admin.execute(SCHEMA.encode())
             admin.execute(NOISE.encode())
             admin.execute(f"CREATE ROLE reader LOGIN PASSWORD 'reader'; CREATE ROLE {ROLE} NOLOGIN".encode())
-            admin.execute("GRANT USAGE ON SCHEMA app, util, ext, own, public TO reader")
+            admin.execute("GRANT USAGE ON SCHEMA app, util, ext, own, own_types, public TO reader")
             admin.execute("ALTER DATABASE postgres SET search_path = public, ext")
         yield server
 
@@ -484,6 +488,20 @@ def test_what_the_server_refuses_is_an_error_of_the_statement(
         inference.of(statement, placeholders=False)
     assert message in refused.value.message
     assert inference.of("SELECT a FROM app.t").complete, "the session goes on"
+
+
+def test_a_cast_that_somebody_made_may_run_in_a_body_that_only_computes(
+    server: Postgres, reader: psycopg.Connection[Any]
+) -> None:
+    with psycopg.connect(server.dsn().reveal(), autocommit=True) as admin:
+        admin.execute("CREATE FUNCTION app.day(int) RETURNS date LANGUAGE sql AS 'SELECT current_date + $1'")
+        admin.execute("CREATE CAST (int AS date) WITH FUNCTION app.day(int) AS ASSIGNMENT")
+        try:
+            (note,) = Inference(reader).of("SELECT app.half(b) FROM app.t").notes
+        finally:
+            admin.execute("DROP FUNCTION app.day CASCADE")
+    assert "app.half(integer) (plpgsql) runs as the step" in note
+    assert Inference(reader).of("SELECT app.half(b) FROM app.t").complete
 
 
 def test_no_policy_for_everybody_is_remarked(inference: Inference) -> None:

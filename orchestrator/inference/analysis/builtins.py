@@ -30,7 +30,7 @@ OF_AN_OWNER = frozenset(
     """
     brin_summarize_new_values brin_summarize_range brin_desummarize_range gin_clean_pending_list
     pg_prewarm pg_cancel_backend pg_terminate_backend pg_clear_relation_stats pg_restore_relation_stats
-    pg_clear_attribute_stats pg_restore_attribute_stats pg_get_sequence_data pg_sequence_last_value
+    pg_clear_attribute_stats pg_restore_attribute_stats pg_get_sequence_data pg_get_object_address
     """.split()  # noqa: SIM905
 )
 """They look at what else the caller may do with the object, or whose it is."""
@@ -54,7 +54,11 @@ NAMES_ARE_LOOKED_UP = frozenset(
 )
 """They look up a name that is in a text: whoever calls them needs USAGE on its schema."""
 
-SEQUENCES = {"nextval": "usage", "currval": "usage", "setval": "update", "lastval": "usage"}
+SEQUENCES = {"nextval": "usage", "currval": "usage", "setval": "update", "lastval": "usage"} | {
+    "pg_sequence_last_value": "usage",
+    "pg_sequence_parameters": "usage",
+}
+"""What each needs on its sequence."""
 
 COMPUTING_EXTENSIONS = frozenset(
     """

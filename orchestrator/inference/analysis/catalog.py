@@ -186,6 +186,14 @@ class Catalog:
             self._type_names.update((int(oid), str(name)) for oid, name in rows)
         return [self._type_names[oid] for oid in wanted]
 
+    def input_and_output(self, read: Iterable[int], written: Iterable[int]) -> set[int]:
+        """The functions that make values of somebody's types from texts, and texts from values."""
+        types = {"read": [each for each in read if each >= FIRST_USER_OID]}
+        types["written"] = [each for each in written if each >= FIRST_USER_OID]
+        if not types["read"] and not types["written"]:
+            return set()
+        return {int(row[0]) for row in self.session.execute(_INPUT_AND_OUTPUT, types)}
+
     def domain_checks(self, types: Iterable[int]) -> tuple[str, ...]:
         """The trees of the constraints of these domains, and of those that are within these types."""
         wanted = frozenset(oid for oid in types if oid >= FIRST_USER_OID)
@@ -324,13 +332,15 @@ SELECT (SELECT count(DISTINCT p.proname) = cardinality(%(functions)s::text[])
         AND oid >= %(first)s AND oprleft < %(first)s AND oprright < %(first)s)
    AND NOT EXISTS (SELECT FROM unnest(%(types)s::text[]) t (name)
         WHERE coalesce(to_regtype(quote_ident(t.name))::oid::int8, %(first)s) >= %(first)s)
+   AND NOT EXISTS (SELECT FROM pg_cast
+        WHERE oid >= %(first)s AND castsource < %(first)s AND casttarget < %(first)s)
    AND NOT EXISTS (SELECT FROM unnest(%(arguments)s::oid[]) t (oid) WHERE t.oid >= %(first)s)
    AND (%(relation)s::oid IS NULL OR NOT EXISTS (
         SELECT FROM pg_attribute a WHERE a.attrelid = %(relation)s::oid AND a.attnum > 0 AND NOT a.attisdropped
         AND a.atttypid >= %(first)s AND (%(columns)s::text[] IS NULL OR a.attname = ANY(%(columns)s::text[]))))
 """
-"""Operators are chosen by the types of what they are used on: on the server's own types it is the server's own, unless
-somebody made another one for them."""
+"""Operators and casts are chosen by the types of what they are used on: on the server's own types they are the
+server's own, unless somebody made another one for them."""
 
 _DOMAIN_CHECKS = """
 WITH RECURSIVE within (oid) AS (
@@ -344,6 +354,11 @@ WITH RECURSIVE within (oid) AS (
             WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped) p (part)
 )
 SELECT DISTINCT c.conbin::text FROM within w JOIN pg_constraint c ON c.contypid = w.oid WHERE c.contype = 'c'
+"""
+
+_INPUT_AND_OUTPUT = """
+SELECT typinput::oid::int8 FROM pg_type WHERE oid = ANY(%(read)s::oid[])
+UNION SELECT typoutput::oid::int8 FROM pg_type WHERE oid = ANY(%(written)s::oid[])
 """
 
 _OPEN_SCHEMAS = """

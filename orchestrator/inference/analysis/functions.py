@@ -60,6 +60,12 @@ class Functions:
         functions = self._catalog.functions(oids - built_in)
         for function in functions:
             self._function(function, list(tree.calls([function.oid])), depth)
+        constants = [(node.number("resulttype"), inner) for node, inner in tree.casts_of_constants()]
+        kinds = [kind for _, inner in constants if (kind := type_of(inner)) is not None]
+        for function in self._catalog.functions(
+            self._catalog.input_and_output((kind for kind, _ in constants), kinds) - oids
+        ):
+            self._may_execute(function)  # the planner computes it, and asks for them as for any function
         for node in tree.casts_to(_NAMED_TYPES):
             self._looked_up(node.nodes("arg"), "a cast to a type like regclass")
         for text in self._catalog.domain_checks(tree.domains()):

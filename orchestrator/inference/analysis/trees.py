@@ -42,6 +42,8 @@ _INPUT_TYPES = re.compile(r"\{CONST\s+:consttype\s+(\d+)|\{COERCEVIAIO\s+:arg\s"
 _NAMED_CONSTANT = re.compile(
     r"\{CONST\s+:consttype\s+(24|2202|2203|2204|2205|2206|3734|3769|4191)\b[^{}]*?:constvalue\s+\d+\s+\[([-\d\s]+)\]"
 )
+_BY_TEXT = re.compile(r"\{COERCEVIAIO\s")
+_OF_A_ROW = ("VAR", "PARAM", "AGGREF", "WINDOWFUNC", "SUBLINK", "QUERY")
 _UNUSED = re.compile(r":cterefcount\s+0\b")
 
 
@@ -116,15 +118,22 @@ class Tree:
         found = {int(kind) for kind in _INPUT_TYPES.findall(self.text) if kind}
         for match in _DOMAINS.finditer(self.text):
             found.add(read_node(self.text, match.start()).number("resulttype"))
-        if "{COERCEVIAIO " in self.text or "{COERCEVIAIO\n" in self.text:
-            for match in re.finditer(r"\{COERCEVIAIO\s", self.text):
-                found.add(read_node(self.text, match.start()).number("resulttype"))
+        for match in _BY_TEXT.finditer(self.text):
+            found.add(read_node(self.text, match.start()).number("resulttype"))
         return frozenset(found)
+
+    def casts_of_constants(self) -> Iterator[tuple[Node, Node]]:
+        """Casts by way of a text of what does not depend on any row, with what is cast."""
+        for match in _BY_TEXT.finditer(self.text):
+            node = read_node(self.text, match.start())
+            (inner,) = node.nodes("arg")
+            if not any(each.kind in _OF_A_ROW for each in inner.walk()):
+                yield node, inner
 
     def casts_to(self, types: Iterable[int]) -> Iterator[Node]:
         """Where a text becomes a value of one of these types only while the statement runs."""
         wanted = set(types)
-        for match in re.finditer(r"\{COERCEVIAIO\s", self.text):
+        for match in _BY_TEXT.finditer(self.text):
             node = read_node(self.text, match.start())
             if node.number("resulttype") in wanted:
                 yield node
