@@ -181,7 +181,9 @@ CREATE TABLE app.month_1 PARTITION OF app.month FOR VALUES FROM ('2024-01-01') T
 CREATE TABLE app.month_2 PARTITION OF app.month FOR VALUES FROM ('2024-02-01') TO ('2024-03-01');
 CREATE TABLE app.constrained (a int, b int) PARTITION BY LIST (a);
 CREATE TABLE app.constrained_1 PARTITION OF app.constrained (CHECK (app.ok(b))) FOR VALUES IN (1, 7);
+CREATE FUNCTION app.loud() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM 1 FROM app.t; RETURN NEW; END';
 CREATE TABLE app.parent (a int, b int); CREATE TABLE app.child (CHECK (app.ok(a))) INHERITS (app.parent);
+CREATE TRIGGER each_statement AFTER UPDATE ON app.child EXECUTE FUNCTION app.loud(); -- not where the parent is named
 INSERT INTO app.child VALUES (1, 1);
 INSERT INTO app.checked VALUES (1, 1); INSERT INTO app.generated VALUES (1, 1); INSERT INTO app.indexed VALUES (1, 1);
 INSERT INTO app.parted VALUES (1, 1); INSERT INTO app.month VALUES ('2024-01-05', 1, 1);
@@ -200,7 +202,6 @@ CREATE TABLE app.stamped (a int, at timestamptz, body text, v tsvector);
 CREATE TRIGGER m BEFORE UPDATE ON app.stamped FOR EACH ROW EXECUTE FUNCTION ext.moddatetime(at);
 CREATE TRIGGER v BEFORE INSERT OR UPDATE ON app.stamped FOR EACH ROW
     EXECUTE FUNCTION tsvector_update_trigger(v, 'pg_catalog.simple', body);
-CREATE FUNCTION app.loud() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM 1 FROM app.t; RETURN NEW; END';
 CREATE TABLE app.watched (a int, b int, c int);
 CREATE TRIGGER b AFTER UPDATE OF b ON app.watched FOR EACH ROW EXECUTE FUNCTION app.loud();
 CREATE TABLE app.touched (a text, updated_at timestamptz, m util.mood); INSERT INTO app.touched VALUES ('a');

@@ -490,6 +490,11 @@ def test_what_the_server_refuses_is_an_error_of_the_statement(
     assert inference.of("SELECT a FROM app.t").complete, "the session goes on"
 
 
+def test_of_a_table_without_columns_all_are_granted(inference: Inference) -> None:
+    (privilege,) = inference.of("SELECT count(*) FROM app.empty").privileges
+    assert privilege.as_json() == {"select": "app.empty", "columns": "all"}
+
+
 def test_a_cast_that_somebody_made_may_run_in_a_body_that_only_computes(
     server: Postgres, reader: psycopg.Connection[Any]
 ) -> None:
