@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.errors import UsageError
@@ -22,27 +25,47 @@ def replace_text(path: Path, before: str, after: str) -> None:
     """Put `after` in the place of `before`, under the same mode and owner; a symbolic link stays one.
 
     The new text is complete on disk before it takes the place of the old one. Raises UsageError, and then the
-    file is as it was, where it is not `before` any more or cannot be written.
+    file is as it was, where it is not `before` any more, cannot be written, or is just being replaced by another.
     """
-    target = path.resolve()
-    if read_exactly(target) != before:
-        raise UsageError(f"{path} was changed by somebody else meanwhile; nothing was written", hint="try again")
-    beside = None
     try:
-        old = target.stat()
-        number, beside = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".new")
-        with open(number, "wb") as file:
-            file.write(after.encode("utf-8"))
-            file.flush()
+        target = path.resolve(strict=True)
+        with _alone(path, target), _beside(target, after) as new:
+            if read_exactly(target) != before:
+                raise _changed(path)
+            os.replace(new, target)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}; nothing was changed") from error
+
+
+@contextmanager
+def _alone(path: Path, target: Path) -> Iterator[None]:
+    """While inside no other process of ours replaces the file: who comes second sees that it is another one."""
+    with open(target, "rb") as old:
+        try:
+            fcntl.flock(old, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _changed(path) from None
+        if not os.path.samestat(os.fstat(old.fileno()), target.stat()):
+            raise _changed(path)
+        yield
+
+
+@contextmanager
+def _beside(target: Path, text: str) -> Iterator[Path]:
+    """A complete file with the text, mode and owner in the same folder; it is gone at the end, unless it moved."""
+    old = target.stat()
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+        new = Path(folder, "new")
+        with open(new, "xb") as file:
             made = os.fstat(file.fileno())
             if (made.st_uid, made.st_gid) != (old.st_uid, old.st_gid):
                 os.fchown(file.fileno(), old.st_uid, old.st_gid)
             os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode))
+            file.write(text.encode("utf-8"))
+            file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, target)
-        beside = None
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        if beside is not None:
-            os.unlink(beside)
+        yield new
+
+
+def _changed(path: Path) -> UsageError:
+    return UsageError(f"{path} was changed by somebody else meanwhile; nothing was written", hint="try again")

@@ -87,20 +87,28 @@ class _Grant:
         wanted = need.found.wanted
         head = [f"{need.grant}:", "  kind: database", f"  connection: {yaml_text.scalar(need.connection)}"]
         block = [*head, "  privileges:", *("    " + line for line in yaml_text.lines(wanted))]
-        inline = (
-            f"{need.grant}: {{ kind: database, connection: {yaml_text.scalar(need.connection)}, "
-            f"privileges: {yaml_text.flow(wanted)} }}"
-        )
+        grant = {
+            "kind": "database",
+            "connection": need.connection,
+            "privileges": [privilege.as_json() for privilege in wanted],
+        }
         if places.has(self._step, "grants"):
-            places.append_pair(self._value(self._step, "grants"), block, inline, need.step)
+            places.append_pair(self._value(self._step, "grants"), block, self._pair(need.grant, grant), need.step)
         else:
             nested = ["grants:", *("  " + line for line in block)]
-            places.append_pair(self._step, nested, f"grants: {{ {inline} }}", need.step, after="action")
+            places.append_pair(self._step, nested, self._pair("grants", {need.grant: grant}), need.step, after="action")
 
     def _replace_role(self, grant: Any) -> None:
         wanted = self._need.found.wanted
         block = ["  " + line for line in yaml_text.lines(wanted)]
-        self._places.replace_pair(grant, "role", "privileges", block, yaml_text.flow(wanted), self._need.step)
+        inline = self._pair("privileges", [privilege.as_json() for privilege in wanted])
+        self._places.replace_pair(grant, "role", "privileges", block, inline, self._need.step)
+
+    def _pair(self, key: str, value: Any) -> str:
+        return yaml_text.pair(key, value, as_json=self._places.is_json)
+
+    def _inline(self, value: Any) -> str:
+        return yaml_text.inline(value, as_json=self._places.is_json)
 
     def _change(self, sequence: Any) -> None:
         """Keep every line that is right; change columns in place, take out lines, add lines at the end."""
@@ -120,17 +128,18 @@ class _Grant:
             if privilege.columns != want.columns:
                 self._columns(self._places.item(sequence, index, self._need.step), privilege.columns, want.columns)
         new = [privilege for privilege in self._need.found.wanted if privilege.key not in held]
-        lines = [(yaml_text.lines([each]), yaml_text.flow([each])[1:-1]) for each in new]
+        lines = [(yaml_text.lines([each]), self._inline(each.as_json())) for each in new]
         self._places.change_items(sequence, removed, lines, self._need.step)
 
     def _columns(self, item: Any, before: Sequence[str], after: Sequence[str]) -> None:
         if ALL_COLUMNS in (tuple(before), tuple(after)):
-            self._places.replace_value(item, "columns", yaml_text.column_list(after), self._need.step)
+            columns = "all" if tuple(after) == ALL_COLUMNS else list(after)
+            self._places.replace_value(item, "columns", self._inline(columns), self._need.step)
             return
         sequence = self._value(item, "columns")
         names = [node.value for node in sequence.value]
         removed = [index for index, name in enumerate(names) if name not in after or name in names[:index]]
-        added = [yaml_text.scalar(column) for column in after if column not in names]
+        added = [self._inline(column) for column in after if column not in names]
         self._places.change_items(sequence, removed, [([f"- {name}"], name) for name in added], self._need.step)
 
 

@@ -1,15 +1,26 @@
-"""Privileges as the YAML in which a workflow declares them."""
+"""Privileges as the YAML, or JSON, in which a workflow declares them."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from typing import Any
 
-from orchestrator.grants.privileges import ALL_COLUMNS, Bound, Constant, Privilege, RowLimit, qualified
+from orchestrator.grants.privileges import Privilege
 
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 _WORDS = frozenset({"null", "true", "false", "yes", "no", "on", "off", "y", "n"})
 """Texts that some reader of YAML takes for something else (YAML 1.1 and 1.2, core schema)."""
+
+
+def is_json(text: str) -> bool:
+    """Whether a text is JSON, which is YAML as well: what is written into it has to be JSON, too."""
+    try:
+        json.loads(text.removeprefix("\ufeff"))
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def scalar(text: str) -> str:
@@ -21,42 +32,31 @@ def scalar(text: str) -> str:
     return '"' + "".join(map(_escaped, text)) + '"'
 
 
-def column_list(columns: Sequence[str]) -> str:
-    """`[comment, id]`, or `all`."""
-    return "all" if tuple(columns) == ALL_COLUMNS else f"[{', '.join(map(scalar, columns))}]"
+def inline(value: Any, *, as_json: bool = False) -> str:
+    """A JSON value in one line: `{ select: shop.orders, columns: [id] }`, or the same as JSON."""
+    if isinstance(value, dict):
+        if not value:
+            return "{}"
+        return f"{{ {', '.join(pair(key, each, as_json=as_json) for key, each in value.items())} }}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(inline(each, as_json=as_json) for each in value)}]"
+    if isinstance(value, str):
+        return _json_text(value) if as_json else scalar(value)
+    return json.dumps(value)
 
 
-def parts(privilege: Privilege) -> list[str]:
-    """`select: shop.orders`, `columns: [id]`, `where: { customer_id: 7 }`: one `key: value` each."""
-    name = qualified(privilege.schema, privilege.name, function=privilege.verb == "execute")
-    found = [f"{privilege.verb}: {scalar(name)}"]
-    if privilege.columns:
-        found.append(f"columns: {column_list(privilege.columns)}")
-    if privilege.where:
-        limits = ", ".join(f"{scalar(limit.column)}: {_value(limit)}" for limit in privilege.where)
-        found.append(f"where: {{ {limits} }}")
-    return found
+def pair(key: str, value: Any, *, as_json: bool = False) -> str:
+    """`key: value` in one line."""
+    return f"{inline(key, as_json=as_json)}: {inline(value, as_json=as_json)}"
 
 
 def lines(privileges: Iterable[Privilege]) -> list[str]:
-    """The items of a list under `privileges:`, without indentation."""
+    """The items of a list under `privileges:`, without indentation: each key of a privilege in a line of its own."""
     return [
-        ("- " if number == 0 else "  ") + part
+        ("- " if number == 0 else "  ") + pair(key, value)
         for privilege in privileges
-        for number, part in enumerate(parts(privilege))
+        for number, (key, value) in enumerate(privilege.as_json().items())
     ]
-
-
-def flow(privileges: Iterable[Privilege]) -> str:
-    """The same in one line: `[{ select: shop.orders, columns: [id] }]`."""
-    return f"[{', '.join('{ ' + ', '.join(parts(privilege)) + ' }' for privilege in privileges)}]"
-
-
-def _value(limit: RowLimit) -> str:
-    value: Constant | str = limit.value.expression if isinstance(limit.value, Bound) else limit.value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value) if isinstance(value, int) else scalar(value)
 
 
 def _escaped(character: str) -> str:
@@ -67,3 +67,11 @@ def _escaped(character: str) -> str:
         return character
     number = ord(character)
     return f"\\x{number:02X}" if number < 256 else f"\\u{number:04X}" if number < 65536 else f"\\U{number:08X}"
+
+
+def _json_text(text: str) -> str:
+    """In double quotes, so that readers of JSON and of YAML read the same; JSON has no escape beyond four digits."""
+    return "".join(
+        character if character.isprintable() or ord(character) > 0xFFFF else f"\\u{ord(character):04x}"
+        for character in json.dumps(text, ensure_ascii=False)
+    )

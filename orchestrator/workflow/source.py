@@ -154,7 +154,13 @@ class _Reader:
             line, column = key_node.start_mark.line + 1, key_node.start_mark.column + 1
             if key_node.id != "scalar" or key_node.tag != "tag:yaml.org,2002:str":
                 shown = str(key_node.value)[:40] if key_node.id == "scalar" else key_node.id
-                problem = self._source.at(line, column, f"the key `{shown}` is not a text", "put it in quotes")
+                merging = key_node.tag == "tag:yaml.org,2002:merge"
+                problem = self._source.at(
+                    line,
+                    column,
+                    "the merge key `<<` is not read" if merging else f"the key `{shown}` is not a text",
+                    "write the keys out" if merging else "put it in quotes",
+                )
                 self._source.problems.append(problem)
                 continue
             key = key_node.value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -106,7 +107,7 @@ def test_a_column_more_changes_one_line_and_keeps_its_comment_and_quotes() -> No
     after = written(COMMENTED, "read", replace(CUSTOMER, columns=("city", "id", "name")), ORDERS, NOTES)
     assert changed(COMMENTED, after) == (
         ['          columns: [ id,  "name" ] # no more'],
-        ['          columns: [id, "name", city] # no more'],
+        ['          columns: [ id,  "name", city ] # no more'],
     )
 
 
@@ -120,13 +121,20 @@ def test_a_column_more_in_a_list_of_lines_is_a_line_at_its_end() -> None:
     assert after == COMMENTED.replace("# free text\n", "# free text\n          - placed\n")
 
 
-def test_a_privilege_less_takes_out_its_lines_only() -> None:
+def test_a_privilege_less_takes_out_its_lines_only_and_the_comments_on_them_get_a_line() -> None:
     after = written(COMMENTED, "read", CUSTOMER, NOTES)
-    assert after == COMMENTED.replace("        - { select: shop.orders, columns: [total] }  # in one line\n", "")
+    assert after == COMMENTED.replace(
+        "        - { select: shop.orders, columns: [total] }  # in one line\n", "        # in one line\n"
+    )
     after = written(COMMENTED, "read", ORDERS, NOTES)
-    assert changed(COMMENTED, after)[1] == []
-    assert "# Who they are." in after
-    assert "customer    # the table" not in after
+    assert changed(COMMENTED, after)[1] == ["        # the table", "        # no more"]
+    assert "        # Who they are.\n        # the table\n        # no more\n\n        # What they bought.\n" in after
+    after = written(COMMENTED, "read", CUSTOMER, ORDERS)
+    assert after == COMMENTED.replace(
+        "        - update: shop.orders\n          columns:\n          # the key\n          - id\n"
+        "          - note   # free text\n",
+        "        # the key\n        # free text\n",
+    )
 
 
 def test_a_privilege_more_is_added_at_the_end_of_the_list() -> None:
@@ -138,7 +146,7 @@ def test_a_privilege_more_is_added_at_the_end_of_the_list() -> None:
 
 def test_row_limits_are_kept_whatever_the_columns_become() -> None:
     after = written(COMMENTED, "read", replace(CUSTOMER, columns=("city",)), ORDERS, NOTES)
-    assert '          columns: [city] # no more\n          where: { id: "${{ inputs.limit }}" }\n' in after
+    assert '          columns: [ city ] # no more\n          where: { id: "${{ inputs.limit }}" }\n' in after
 
 
 def test_a_new_verb_on_a_table_with_row_limits_is_asked_about_and_never_written_without_them() -> None:
@@ -211,7 +219,7 @@ def in_list(privileges: str) -> str:
 
 def test_a_list_in_one_line_stays_in_one_line() -> None:
     before = "[{ select: shop.orders, columns: [ 'id' ] }, { delete: shop.log }]"
-    after = "[{ select: shop.orders, columns: ['id', total] }, { usage: shop.ticket }]"
+    after = "[{ select: shop.orders, columns: [ 'id', total ] }, { usage: shop.ticket }]"
     wanted = (Privilege("select", "shop", "orders", ("id", "total")), Privilege("usage", "shop", "ticket"))
     assert written(in_list(before), "work", *wanted) == in_list(after)
 
@@ -295,10 +303,46 @@ def test_a_file_that_changed_since_it_was_analysed_is_refused(theirs: tuple[str,
         rewritten(COMMENTED.replace(*theirs), loaded, [need], actions=catalog)
 
 
-def test_comments_that_an_edit_would_lose_are_a_refusal() -> None:
-    text = in_list("[\n        { delete: shop.log }, # why\n        { select: shop.orders, columns: [total] } ]")
-    with pytest.raises(UsageError, match="would lose the comments inside its privileges"):
-        written(text, "work", ORDERS)
+BETWEEN = [
+    (
+        "[\n        { delete: shop.log }, # why\n        { select: shop.orders, columns: [total] } ]",
+        "[\n          # why\n        { select: shop.orders, columns: [total] } ]",
+    ),
+    (
+        "[{ select: shop.orders, columns: [total] }, # it\n        { delete: shop.log } # why\n        ]",
+        "[{ select: shop.orders, columns: [total] }  # it\n         # why\n        ]",
+    ),
+    (
+        "[ # all\n        { delete: shop.log }, # why\n        { usage: shop.ticket } # what\n        ]",
+        "[ # all\n        { select: shop.orders, columns: [total] }  # why\n         # what\n        ]",
+    ),
+    (
+        "[{ select: shop.orders, columns: all, # why\n        }]",
+        "[{ select: shop.orders, columns: [total], # why\n        }]",
+    ),
+]
+
+
+@pytest.mark.parametrize(("before", "after"), BETWEEN)
+def test_comments_within_brackets_stay_whatever_goes(before: str, after: str) -> None:
+    assert written(in_list(before), "work", ORDERS) == in_list(after)
+
+
+def test_a_list_within_brackets_with_an_item_a_line_gets_a_line_for_each_new_one() -> None:
+    for comma in ("", ","):
+        before = f"[\n        {{ delete: shop.log }}{comma} # why\n        # end\n      ]"
+        after = (
+            "[\n        { delete: shop.log }, # why\n        { select: shop.orders, columns: [total] }"
+            f"{comma}\n        # end\n      ]"
+        )
+        assert written(in_list(before), "work", ORDERS, Privilege("delete", "shop", "log")) == in_list(after)
+
+
+def test_a_block_that_becomes_one_line_keeps_its_comments() -> None:
+    lines = GRANT.replace("columns: [total]", "columns:   # which\n              # a\n              - total # b")
+    text = HEAD + BLOCK.replace("GRANTS", "    grants:\n" + lines)
+    after = written(text, "work", replace(ORDERS, columns=ALL_COLUMNS))
+    assert "            columns: all  # which\n              # a\n               # b\n    with:" in after
 
 
 def test_a_limit_that_only_looks_like_a_comment_is_none() -> None:
@@ -368,3 +412,131 @@ def test_a_tool_is_written_to_as_a_step_is() -> None:
     assert after == TOOL.replace("columns: [id]", "columns: [id, name]")
     without = TOOL.replace(TOOL[TOOL.index("    grants") : TOOL.index("    with")], "")
     assert "      db:\n        kind: database" in written(without, "read", replace(CUSTOMER, columns=("id", "name")))
+
+
+MORE = (CUSTOMER, ORDERS, NOTES, Privilege("delete", "shop", "log"))
+
+
+def test_a_new_line_ends_as_the_line_before_it_does() -> None:
+    for end in ("\r", "\r\n"):
+        alone = COMMENTED.replace("\n", end)
+        assert written(alone, "read", *MORE) == written(COMMENTED, "read", *MORE).replace("\n", end)
+        assert written(alone, "read", ORDERS) == written(COMMENTED, "read", ORDERS).replace("\n", end)
+        one = COMMENTED.replace("# one login.\n", f"# one login.{end}")
+        assert written(one, "read", *MORE) == one.replace("# free text\n", "# free text\n        - delete: shop.log\n")
+        one = COMMENTED.replace("# free text\n", f"# free text{end}")
+        assert written(one, "read", *MORE) == one.replace(
+            f"# free text{end}", f"# free text{end}        - delete: shop.log{end}"
+        )
+
+
+@pytest.mark.parametrize("separator", ["\x85", "\u2028", "\u2029"])
+def test_a_line_separator_may_be_in_a_text_and_beside_texts_the_file_is_refused(separator: str) -> None:
+    inside = COMMENTED.replace("DELETE FROM shop.log", f"DELETE FROM shop.log -- {separator} --")
+    assert inside != COMMENTED
+    added = "# free text\n        - delete: shop.log\n"
+    assert written(inside, "read", *MORE) == inside.replace("# free text\n", added)
+    beside = COMMENTED.replace("# Who they are.", f"# Who they are. {separator}")
+    with pytest.raises(UsageError, match="line separator.*beside its texts"):
+        written(beside, "read", *MORE)
+
+
+ODD_PLACES = {
+    "an explicit key": ("        privileges:\n", "        ? privileges\n        :\n"),
+    "a tag in front of the list": ("        privileges:\n", "        privileges: !!seq # all\n"),
+    "a quoted key": ("        privileges:\n", '        "privileges"  :\n'),
+    "an item that begins below its dash": (
+        "- select: shop.orders\n  ",
+        "- # which\n\n            !!map\n            select: shop.orders\n  ",
+    ),
+    "columns as block scalars": (
+        "columns: [total]",
+        "columns:\n              - |-  # the sum\n                total\n\n",
+    ),
+    "no blank before the list": (
+        "          - select: shop.orders\n            columns",
+        "        - select: shop.orders\n          columns",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ODD_PLACES)
+def test_lists_in_odd_but_right_yaml_are_changed_where_they_stand(case: str) -> None:
+    before, after = ODD_PLACES[case]
+    assert before in GRANT
+    text = HEAD + BLOCK.replace("GRANTS", "    grants:\n" + GRANT.replace(before, after))
+    for wanted in (
+        (replace(ORDERS, columns=("id", "total")),),
+        (replace(ORDERS, columns=("id",)),),
+        (replace(ORDERS, columns=ALL_COLUMNS),),
+        (ORDERS, CUSTOMER),
+        (CUSTOMER,),
+    ):
+        result = load_text(written(text, "work", *wanted), filename="w.yaml", actions=catalog)
+        grant = result.workflow.steps["work"].grants["db"]
+        assert isinstance(grant, DatabaseGrant)
+        assert {each.privilege() for each in grant.privileges} == set(wanted)
+        for comment in ("# all", "# which", "# the sum"):
+            assert (comment in text) == (comment in result.text)
+
+
+def test_an_item_that_goes_from_the_line_of_its_key_is_refused() -> None:
+    text = HEAD + BLOCK.replace("GRANTS", "    grants:\n" + GRANT).replace(
+        "        privileges:\n          - select", "        ? privileges\n        : - select"
+    )
+    with pytest.raises(UsageError, match="something before the dash of an item that goes"):
+        written(text, "work", CUSTOMER)
+    assert "- delete: shop.log" in written(text, "work", ORDERS, Privilege("delete", "shop", "log"))
+
+
+IN_JSON = """{
+  "version": 1, "name": "small", "agent": "tester",
+  "steps": {
+    "read": {
+      "action": "postgres.query",
+      "grants": {
+        "db": {
+          "kind": "database",
+          "connection": "support",
+          "privileges": [
+            {
+              "select": "shop.orders",
+              "columns": [
+                "id",
+                "note"
+              ]
+            },
+            { "delete": "shop.log" }
+          ]
+        }
+      },
+      "with": { "sql": "SELECT id FROM shop.orders" }
+    }
+  }
+}
+"""
+
+
+def test_a_workflow_in_json_is_json_afterwards_and_laid_out_as_before() -> None:
+    wanted = (replace(ORDERS, columns=("id", "note", "total")), Privilege("usage", "shop", 'The "T"'))
+    after = written(IN_JSON, "read", *wanted)
+    assert json.loads(after)["steps"]["read"]["grants"]["db"]["privileges"] == [each.as_json() for each in wanted]
+    assert after == IN_JSON.replace('"note"\n', '"note",\n                "total"\n').replace(
+        '{ "delete": "shop.log" }', '{ "usage": "shop.\\"The \\"\\"T\\"\\"\\"" }'
+    )
+    without = IN_JSON.replace(IN_JSON[IN_JSON.index('      "grants"') : IN_JSON.index('      "with"')], "")
+    after = written(without, "read", ORDERS)
+    assert json.loads(after)["steps"]["read"]["grants"]["db"]["privileges"] == [ORDERS.as_json()]
+    assert '"postgres.query",\n      "grants": { "db": { "kind": "database", ' in after
+
+
+ANCHORED_BELOW = [
+    "[{ delete: &name shop.log }, { usage: *name }]",
+    "[{ select: &name shop.customer, columns: [id] }, { delete: *name }]",
+]
+
+
+@pytest.mark.parametrize("privileges", ANCHORED_BELOW)
+def test_an_anchor_in_something_that_goes_is_refused_with_the_reason(privileges: str) -> None:
+    with pytest.raises(UsageError, match="step `work` is written with a YAML anchor or alias"):
+        written(in_list(privileges), "work", ORDERS)

@@ -125,6 +125,7 @@ def test_a_problem_is_shown_with_a_caret_under_its_place() -> None:
         ("a: !!python/object:os.system x", "tag"),
         ("a: 1\n---\nb: 2", "not valid YAML"),
         ("1: x", "is not a text"),
+        ("<<: { if: 'true' }", "the merge key `<<` is not read / write the keys out"),
         (step(QUERY + "    needs: [one]\n"), "needs itself"),
         (step(QUERY + "    needs: [ghost]\n"), "there is no step `ghost`"),
         (step(QUERY + "    timeout: 0s\n"), "longer than zero"),
