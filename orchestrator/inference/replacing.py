@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -24,12 +25,13 @@ def read_exactly(path: Path) -> str:
 def replace_text(path: Path, before: str, after: str) -> None:
     """Put `after` in the place of `before`, under the same mode and owner; a symbolic link stays one.
 
-    The new text is complete on disk before it takes the place of the old one. Raises UsageError, and then the
-    file is as it was, where it is not `before` any more, cannot be written, or is just being replaced by another.
+    The new text is complete on disk before it takes the place of the old one; a signal that comes meanwhile is
+    received afterwards. Raises UsageError, and then the file is as it was, where it is not `before` any more,
+    cannot be written, or is just being replaced by another process.
     """
     try:
         target = path.resolve(strict=True)
-        with _alone(path, target), _beside(target, after) as new:
+        with _undisturbed(), _alone(path, target), _beside(target, after) as new:
             if read_exactly(target) != before:
                 raise _changed(path)
             os.replace(new, target)
@@ -38,9 +40,22 @@ def replace_text(path: Path, before: str, after: str) -> None:
 
 
 @contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Nothing is left half done, and no file beside, where somebody presses Ctrl-C just now."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def _alone(path: Path, target: Path) -> Iterator[None]:
-    """While inside no other process of ours replaces the file: who comes second sees that it is another one."""
-    with open(target, "rb") as old:
+    """While inside no other process of ours replaces the file: who comes second sees that it is another one.
+
+    It is opened for writing, so that a file which may not be written is not replaced either.
+    """
+    with open(target, "r+b") as old:
         try:
             fcntl.flock(old, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -437,7 +437,7 @@ def test_a_line_separator_may_be_in_a_text_and_beside_texts_the_file_is_refused(
     added = "# free text\n        - delete: shop.log\n"
     assert written(inside, "read", *MORE) == inside.replace("# free text\n", added)
     beside = COMMENTED.replace("# Who they are.", f"# Who they are. {separator}")
-    with pytest.raises(UsageError, match="line separator.*beside its texts"):
+    with pytest.raises(UsageError, match=r"line separator.*beside its texts"):
         written(beside, "read", *MORE)
 
 
