@@ -36,15 +36,14 @@ def to_write(needs: Sequence[StepNeeds], *, replace_roles: bool) -> list[StepNee
     return chosen
 
 
-def rewritten(
-    text: str, loaded: LoadedWorkflow, needs: Sequence[StepNeeds], *, actions: ActionCatalog
-) -> LoadedWorkflow:
+def rewritten(loaded: LoadedWorkflow, needs: Sequence[StepNeeds], *, actions: ActionCatalog) -> LoadedWorkflow:
     """The workflow with the wanted privileges in the grants of these steps, valid and otherwise the same.
 
-    `text` is that of the file, its line ends included. Raises UsageError, naming the step, where the YAML is
-    written in a way that cannot be edited without loss: through anchors and aliases, or around comments.
+    Raises UsageError, naming the step, where the YAML is written in a way that cannot be edited without loss,
+    such as through anchors and aliases.
     """
-    places = Places(text)
+    source = loaded.source()
+    places = Places(loaded.text, source.root, source.tokens)
     for need in needs:
         _Grant(places, loaded.workflow.section, need).write()
     try:

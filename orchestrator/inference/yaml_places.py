@@ -10,8 +10,6 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.scanner import Scanner
 from ruamel.yaml.tokens import AnchorToken, BlockEntryToken, FlowEntryToken, KeyToken, ScalarToken, Token, ValueToken
 
 from orchestrator.errors import UsageError
@@ -25,16 +23,16 @@ _SEPARATORS = re.compile("[\x85\u2028\u2029]")
 
 
 class Places:
-    """A YAML text with its nodes, and the edits that were asked for. The text must be valid YAML.
+    """A YAML text with its nodes and tokens, and the edits that were asked for.
 
     All edits raise UsageError, naming the step, for what cannot be edited without loss.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, root: Any, tokens: Sequence[Token]) -> None:
         self._text = text
         self._edits: list[tuple[int, int, str]] = []
-        self._tokens: list[Token] = []
-        self.root: Any = _reader(self._tokens).compose(text)
+        self._tokens = tokens
+        self.root = root
         self._starts = [token.start_mark.index for token in self._tokens]
         self._lines = [0, *(found.end() for found in _LINE_END.finditer(text))]
         self._comments = list(_comments(text, self._tokens))
@@ -249,20 +247,6 @@ class Places:
             text
             for _, text in self._comments[bisect_left(self._comments, (start,)) : bisect_left(self._comments, (end,))]
         ]
-
-
-def _reader(tokens: list[Token]) -> Any:
-    """A reader of YAML that keeps the tokens it reads."""
-
-    class Recording(Scanner):  # type: ignore[misc, unused-ignore]
-        def get_token(self) -> Any:
-            token = super().get_token()
-            tokens.append(token)
-            return token
-
-    reader = YAML(typ="safe", pure=True)
-    reader.Scanner = Recording
-    return reader
 
 
 def _comments(text: str, tokens: Sequence[Token]) -> Iterator[tuple[int, str]]:

@@ -37,13 +37,17 @@ class LoadedWorkflow:
         """When it is to be run by itself."""
         return self.workflow.schedule
 
+    def source(self) -> Source:
+        """The text with what the YAML parser says of it; read again, unless it was the last that was read."""
+        return _source(self.text, self.filename)
+
     def place(self, part: str, *below: str | int) -> tuple[str | int, ...]:
         """Where a step or a tool stands in the file, or something below it."""
         return (self.workflow.section, part, *below)
 
     def problem(self, path: Sequence[str | int], message: str, hint: str = "", *, warning: bool = False) -> Problem:
         """A finding at a place of the file, for whoever checks more than the language does."""
-        return _source(self.text, self.filename).problem(path, message, hint, warning=warning)
+        return self.source().problem(path, message, hint, warning=warning)
 
 
 @lru_cache(maxsize=1)

@@ -26,11 +26,16 @@ Path = tuple[str | int, ...]
 
 @dataclass(slots=True)
 class Source:
-    """The text of a file, the data in it, and the problems found so far."""
+    """The text of a file, the data in it, and the problems found so far.
+
+    `root` and `tokens` are those of the YAML parser, for whoever edits the text at their places.
+    """
 
     filename: str
     lines: Sequence[str]
     data: Any = None
+    root: Any = field(default=None, repr=False)
+    tokens: list[Any] = field(default_factory=list, repr=False)
     values: dict[Path, tuple[int, int]] = field(default_factory=dict)
     keys: dict[Path, tuple[int, int]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
@@ -72,7 +77,7 @@ def parse(text: str, filename: str) -> Source:
         source.problems.append(source.at(1, 1, f"the file is larger than {MAX_BYTES // 1024} KiB"))
         return source
     try:
-        node = _yaml().compose(text)
+        node = _yaml(source.tokens).compose(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
@@ -88,15 +93,20 @@ def parse(text: str, filename: str) -> Source:
     if node is None:
         source.problems.append(source.at(1, 1, "the file is empty", "`orchestrator init` writes a starter workflow"))
         return source
+    source.root = node
     source.data = _Reader(source).read(node, (), 0)
     return source
 
 
-def _yaml() -> Any:
-    """A reader of YAML that refuses what the package would warn of, with lines of the file, wherever warnings go."""
+def _yaml(tokens: list[Any]) -> Any:
+    """A reader of YAML that refuses what the package would warn of, with lines of the file, wherever warnings go.
+
+    The tokens that it reads are added to a list.
+    """
     from ruamel.yaml import YAML
     from ruamel.yaml.composer import Composer, ComposerError
     from ruamel.yaml.events import AliasEvent
+    from ruamel.yaml.scanner import Scanner
 
     class Once(Composer):  # type: ignore[misc, unused-ignore]
         def compose_node(self, parent: Any, index: Any) -> Any:
@@ -106,8 +116,15 @@ def _yaml() -> Any:
                 raise ComposerError(None, None, "an anchor is defined twice", event.start_mark)
             return super().compose_node(parent, index)
 
+    class Recording(Scanner):  # type: ignore[misc, unused-ignore]
+        def get_token(self) -> Any:
+            token = super().get_token()
+            tokens.append(token)
+            return token
+
     reader = YAML(typ="safe", pure=True)
     reader.Composer = Once
+    reader.Scanner = Recording
     return reader
 
 

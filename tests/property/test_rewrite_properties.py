@@ -69,7 +69,7 @@ def lines_of(text: str) -> str:
 def test_the_file_says_what_is_inferred_and_everything_else_stays(file: Written) -> None:
     loaded = load(file.text)
     needs = needs_of(loaded, file.inferred)
-    result = rewritten(file.text, loaded, needs, actions=catalog)
+    result = rewritten(loaded, needs, actions=catalog)
     for need in needs:
         assert declared_in(result, need.step) == need.found.wanted
     position = 0
@@ -89,7 +89,7 @@ def test_the_file_says_what_is_inferred_and_everything_else_stays(file: Written)
 def test_steps_that_are_not_chosen_stay_byte_for_byte(file: Written) -> None:
     loaded = load(file.text)
     (chosen, *others) = file.inferred
-    result = rewritten(file.text, loaded, needs_of(loaded, {chosen: file.inferred[chosen]}), actions=catalog)
+    result = rewritten(loaded, needs_of(loaded, {chosen: file.inferred[chosen]}), actions=catalog)
     if others:
         rest = file.text[file.text.index(f"  {others[0]}:") :]
         assert result.text.endswith(rest)
@@ -122,7 +122,7 @@ def test_json_stays_json(file: tuple[str, dict[str, tuple[Privilege, ...]]]) -> 
     text, inferred = file
     loaded = load(text)
     needs = needs_of(loaded, inferred)
-    result = rewritten(text, loaded, needs, actions=catalog)
+    result = rewritten(loaded, needs, actions=catalog)
     content, before = json.loads(result.text), json.loads(text)
     for need in needs:
         assert declared_in(result, need.step) == need.found.wanted
@@ -172,7 +172,7 @@ def test_a_file_that_somebody_spoilt_is_written_right_or_refused(file: Written, 
     except (InvalidWorkflow, AssertionError):
         assume(False)
     try:
-        result = rewritten(text, loaded, needs, actions=catalog)
+        result = rewritten(loaded, needs, actions=catalog)
     except UsageError as error:
         assert error.message
         return
@@ -198,6 +198,6 @@ def test_anchors_are_refused_with_the_reason_wherever_an_edit_would_meet_them(
     needs = needs_of(loaded, {"work": inferred})
     if place == "    grants:" and needs:
         with pytest.raises(UsageError, match="step `work` is written with a YAML anchor or alias"):
-            rewritten(text, loaded, needs, actions=catalog)
+            rewritten(loaded, needs, actions=catalog)
     else:
-        assert "&anchor" in rewritten(text, loaded, needs, actions=catalog).text
+        assert "&anchor" in rewritten(loaded, needs, actions=catalog).text

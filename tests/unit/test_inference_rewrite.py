@@ -90,7 +90,7 @@ def needs_of(text: str, step: str, inferred: Sequence[Privilege], *notes: str) -
 
 def written(text: str, step: str, *inferred: Privilege) -> str:
     loaded = load_text(text, filename="w.yaml", actions=catalog)
-    return rewritten(text, loaded, [needs_of(text, step, inferred)], actions=catalog).text
+    return rewritten(loaded, [needs_of(text, step, inferred)], actions=catalog).text
 
 
 def changed(before: str, after: str) -> tuple[list[str], list[str]]:
@@ -300,7 +300,7 @@ def test_a_file_that_changed_since_it_was_analysed_is_refused(theirs: tuple[str,
     need = needs_of(COMMENTED, "read", [replace(CUSTOMER, columns=("id",)), ORDERS, NOTES])
     assert theirs[0] in COMMENTED
     with pytest.raises(UsageError, match=reason):
-        rewritten(COMMENTED.replace(*theirs), loaded, [need], actions=catalog)
+        rewritten(replace(loaded, text=COMMENTED.replace(*theirs)), [need], actions=catalog)
 
 
 BETWEEN = [

@@ -135,13 +135,12 @@ def _of_workflow(
 
 def _write(file: Path, loaded: LoadedWorkflow, needs: Sequence[StepNeeds], *, replace_role: bool) -> list[StepNeeds]:
     from orchestrator.actions.catalog import catalog
-    from orchestrator.inference.replacing import read_exactly, replace_text
+    from orchestrator.inference.replacing import replace_text
     from orchestrator.inference.rewrite import rewritten, to_write
 
     chosen = to_write(needs, replace_roles=replace_role)
     if chosen:
-        before = read_exactly(file)
-        replace_text(file, before, rewritten(before, loaded, chosen, actions=catalog).text)
+        replace_text(file, loaded.text, rewritten(loaded, chosen, actions=catalog).text)
     return chosen
 
 
