@@ -1,33 +1,44 @@
 """What can be said of a statement's needs without a database: less, but never anything false.
 
-Names without a schema are taken for `public`, which is what a step's session sees. Where a column cannot
-be told for certain (a star, several tables, a subquery) only the table is named.
+A table without a schema in the SQL may be one of any schema. Columns are told only of statements on one table
+alone, and only where a name cannot be anything else: not the name of an output column (`ORDER BY count`), not a
+row (`SELECT person FROM person`), and not a function of a row (`person.age` may be `age(person)`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from pglast import ast
+from pglast.enums.parsenodes import SetOperation
 
-from orchestrator.grants.privileges import ALL_COLUMNS, TABLE_VERBS, Privilege, Verb
+from orchestrator.grants.privileges import ALL_COLUMNS, COLUMN_VERBS, TABLE_VERBS, Privilege, Verb
 from orchestrator.grants.sql.parsing import UnreadableSql, parse
-from orchestrator.inference.statements import Analysed, Copied, split, walk
+from orchestrator.inference.statements import Analysed, Copied, Dynamic, split, walk
 
-_SYSTEM = ("pg_catalog", "information_schema")
+Table = tuple[str, str]
+"""Schema and name; the schema is empty where the SQL names none."""
+
+_SYSTEM_COLUMNS = frozenset({"ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"})
+
+_WRITES = (ast.InsertStmt, ast.UpdateStmt, ast.DeleteStmt, ast.MergeStmt)
 
 
 @dataclass(frozen=True, slots=True)
 class Certain:
-    """What is needed for certain. An empty `columns` of a verb that has columns: some that are not known.
+    """What a text says for certain. The schema of a privilege is empty where the SQL names none.
 
-    `whole` says that nothing else can be needed: no function, no statement that is not understood, no star.
+    `privileges` are needed; empty `columns` of a verb that has columns: some, or some that are not known. `at_most`
+    is all that may be needed of the tables, or None where more may be. `of_rows` are columns that are written
+    with their table (`o.total`): needed, unless they are functions of its rows.
     """
 
     privileges: tuple[Privilege, ...]
-    tables: frozenset[tuple[str, str]]
-    whole: bool
+    tables: frozenset[Table]
+    at_most: tuple[Privilege, ...] | None
+    of_rows: tuple[Privilege, ...]
 
 
 def certain(sql: str, *, placeholders: bool = True) -> Certain | None:
@@ -36,135 +47,271 @@ def certain(sql: str, *, placeholders: bool = True) -> Certain | None:
         parts = split(sql, placeholders=placeholders)
     except UnreadableSql:
         return None
-    needs: list[Privilege] = []
-    tables: set[tuple[str, str]] = set()
-    whole = True
+    found: list[Certain] = []
     for part in parts:
         if isinstance(part, Copied):
-            name = (part.schema or "public", part.table)
-            tables.add(name)
-            needs.append(Privilege("insert" if part.into else "select", *name, tuple(sorted(part.columns))))
-            whole = whole and bool(part.columns)
+            found.append(_copied(part))
         elif isinstance(part, Analysed):
             try:
                 (raw,) = parse(part.sql)
             except UnreadableSql:  # written out, a statement is larger than it was
-                whole = False
+                found.append(Certain((), frozenset(), None, ()))
                 continue
             assert raw.stmt is not None
-            found = _Statement(raw.stmt)
-            needs += found.needs()
-            tables |= found.tables
-            whole = whole and found.whole
+            found.append(_statement(raw.stmt))
         else:
-            whole = False
-    return Certain(tuple(needs), frozenset(tables), whole)
+            found.append(Certain((), frozenset(), None, ()))
+    privileges = tuple(privilege for each in found for privilege in each.privileges)
+    if any(isinstance(part, Dynamic) for part in parts):  # which may create a table, before which no schema is written
+        privileges = tuple(privilege for privilege in privileges if privilege.schema)
+    limits = [each.at_most for each in found]
+    return Certain(
+        privileges,
+        frozenset(table for each in found for table in each.tables),
+        None if None in limits else tuple(privilege for limit in limits for privilege in limit or ()),
+        tuple(privilege for each in found for privilege in each.of_rows),
+    )
 
 
 def missing(declared: Sequence[Privilege], needed: Sequence[Privilege]) -> list[Privilege]:
-    """The needed privileges, or the columns of them, that are not declared."""
-    held = {privilege.key: privilege for privilege in declared}
+    """The needed privileges, or the columns of them, that are not declared; those without a schema keep none."""
     found: list[Privilege] = []
     for need in needed:
-        known = held.get(need.key)
-        if known is None:
+        known = [each for each in declared if each.verb == need.verb and _is_one(each, _table(need))]
+        lacking = [sorted(set(need.columns) - set(each.columns)) for each in known if each.columns != ALL_COLUMNS]
+        if not known:
             found.append(need)
-        elif known.columns != ALL_COLUMNS and (lacking := sorted(set(need.columns) - set(known.columns))):
-            found.append(Privilege(need.verb, need.schema, need.name, tuple(lacking)))
-    return found
+        elif len(known) == 1 and lacking and lacking[0]:
+            found.append(replace(need, schema=known[0].schema, columns=tuple(lacking[0])))
+    return list(dict.fromkeys(found))
 
 
 def superfluous(declared: Sequence[Privilege], statement: Certain) -> list[Privilege]:
     """The declared privileges on tables that the statement names which it certainly does not need."""
-    if not statement.whole:
+    if statement.at_most is None:
         return []
-    declared = [each for each in declared if (each.schema, each.name) in statement.tables and each.verb in TABLE_VERBS]
-    needed: dict[tuple[str, str, str], set[str]] = {}
-    for need in statement.privileges:
-        needed.setdefault(need.key, set()).update(need.columns)
     found: list[Privilege] = []
     for privilege in declared:
-        columns = needed.get(privilege.key)
-        if columns is None:
+        if privilege.verb not in TABLE_VERBS or not _names(statement.tables, privilege):
+            continue
+        if missing(
+            _any_verb(declared, privilege), [each for each in statement.of_rows if _is_one(privilege, _table(each))]
+        ):
+            continue  # a function of its rows, which may need any column
+        needs = [each for each in statement.at_most if each.verb == privilege.verb and _is_one(privilege, _table(each))]
+        columns = {column for need in needs for column in need.columns}
+        if not needs:
             found.append(privilege)
-        elif columns and privilege.columns != ALL_COLUMNS and (spare := sorted(set(privilege.columns) - columns)):
-            found.append(Privilege(privilege.verb, privilege.schema, privilege.name, tuple(spare)))
+            continue
+        spare = tuple(sorted(set(privilege.columns) - columns))
+        if spare and columns and "*" not in (*columns, *spare):
+            found.append(replace(privilege, columns=spare, where=()))
     return found
 
 
 def unnamed(declared: Sequence[Privilege], statement: Certain) -> list[Privilege]:
     """The declared privileges on tables that the statement does not name; a view or a function may still need them."""
-    return [each for each in declared if each.verb in TABLE_VERBS and (each.schema, each.name) not in statement.tables]
+    return [each for each in declared if each.verb in TABLE_VERBS and not _names(statement.tables, each)]
 
 
-class _Statement:
-    """One statement: which tables it names in which part, and whose columns can be told."""
+def described(privilege: Privilege) -> str:
+    """`select (id) on ticket`: without a schema where it has none."""
+    if privilege.schema:
+        return privilege.describe()
+    return replace(privilege, schema="public").describe().replace(" on public.", " on ", 1)
 
-    def __init__(self, root: ast.Node) -> None:
-        self._root = root
-        nodes = list(walk(root))
-        hidden = {node.ctename for node in nodes if isinstance(node, ast.CommonTableExpr)}
-        locked = {id(each) for node in nodes if isinstance(node, ast.LockingClause) for each in node.lockedRels or ()}
-        self._ranges = [
-            node
-            for node in nodes
-            if isinstance(node, ast.RangeVar)
-            and id(node) not in locked
-            and (node.schemaname is not None or node.relname not in hidden)
-        ]
-        self._targets = [
-            (node, node.relation)
-            for node in nodes
-            if isinstance(node, ast.InsertStmt | ast.UpdateStmt | ast.DeleteStmt | ast.MergeStmt)
-            and node.relation is not None
-        ]
-        own = [relation for _, relation in self._targets]
-        self._read = [each for each in self._ranges if not any(each is relation for relation in own)]
-        self.tables = frozenset(_name(each) for each in self._ranges if not _is_system(each))
-        simple = len(self._ranges) == 1 and not hidden
-        self._simple = simple and not any(
-            isinstance(
-                node, ast.SubLink | ast.RangeSubselect | ast.RangeFunction | ast.OnConflictClause | ast.MergeStmt
-            )
-            for node in nodes
-        )
-        self._star = any(isinstance(node, ast.A_Star) for node in nodes)
-        calls = [node for node in nodes if isinstance(node, ast.FuncCall | ast.RangeFunction)]
-        more = any(
-            isinstance(node, ast.LockingClause) or (isinstance(node, ast.A_Expr) and len(node.name or ()) > 1)
-            for node in nodes
-        )
-        self.whole = self._simple and not self._star and not more and not any(_is_foreign(node) for node in calls)
-        self._nodes = nodes
 
-    def needs(self) -> Iterator[Privilege]:
-        read = self._columns_read() if self._simple and not self._star else ()
-        for relation in self._read:
-            if not _is_system(relation):
-                yield Privilege("select", *_name(relation), read)
-        for node, relation in self._targets:
-            verb, columns = _written(node)
-            if verb is not None and not _is_system(relation):
-                yield Privilege(verb, *_name(relation), columns)
-            if read and not _is_system(relation):
-                yield Privilege("select", *_name(relation), read)
+def _any_verb(declared: Sequence[Privilege], of: Privilege) -> list[Privilege]:
+    """A privilege to read every column that is declared of a table: what is declared is a column of it."""
+    columns = {
+        column for each in declared if (each.schema, each.name) == (of.schema, of.name) for column in each.columns
+    }
+    return [Privilege("select", of.schema, of.name, tuple(sorted(columns - {"*"})))]
 
-    def _columns_read(self) -> tuple[str, ...]:
-        """Every column that is named, if all of them can only be of the one table."""
-        aliases = {node.name for node in self._nodes if isinstance(node, ast.ResTarget) and node.name}
-        written = isinstance(self._root, ast.InsertStmt | ast.UpdateStmt)
-        found: set[str] = set()
-        for node in self._nodes:
-            if isinstance(node, ast.ColumnRef):
-                parts = [str(part.sval) for part in node.fields or () if isinstance(part, ast.String)]
-                if len(parts) == 1 and (written or parts[0] not in aliases):
-                    found.add(parts[0])
-                elif len(parts) == 2:
-                    found.add(parts[1])
-        tables = {str(each.relname) for each in self._ranges} | {
-            str(each.alias.aliasname) for each in self._ranges if each.alias is not None
+
+def _table(privilege: Privilege) -> Table:
+    return privilege.schema, privilege.name
+
+
+def _is_one(privilege: Privilege, table: Table) -> bool:
+    """Whether the privilege is on this table, or on one that the name may mean."""
+    return privilege.name == table[1] and table[0] in ("", privilege.schema)
+
+
+def _names(tables: Iterable[Table], privilege: Privilege) -> bool:
+    return any(_is_one(privilege, table) for table in tables)
+
+
+def _copied(part: Copied) -> Certain:
+    """COPY of a table. A condition on what is read in may need more."""
+    table = part.schema or "", part.table
+    need = Privilege("insert" if part.into else "select", *table, tuple(sorted(part.columns)))
+    known = bool(part.columns) and not part.into
+    return Certain((need,), frozenset({table}), (need,) if known else None, ())
+
+
+def _statement(root: ast.Node) -> Certain:
+    nodes = list(walk(root))
+    tables = frozenset(_name(node) for node in nodes if isinstance(node, ast.RangeVar))
+    if (one := _one_table(root, nodes)) is not None:
+        return _of_one_table(root, nodes, one)
+    return Certain(tuple(_verbs(root, nodes)), tables, None, ())
+
+
+def _verbs(root: ast.Node, nodes: Sequence[ast.Node]) -> Iterator[Privilege]:
+    """What is needed of which table, where the columns that are read cannot be told."""
+    withs = [node for node in nodes if isinstance(node, ast.CommonTableExpr)]
+    hidden = {str(node.ctename) for node in withs}
+    targets = [node for node in nodes if isinstance(node, _WRITES) and node.relation is not None]
+    apart = {id(node.relation) for node in targets}
+    apart |= {id(each) for node in nodes if isinstance(node, ast.LockingClause) for each in node.lockedRels or ()}
+    apart |= {id(each) for each in _unused(root, withs)}
+    for node in nodes:
+        if not isinstance(node, ast.RangeVar) or id(node) in apart or _is_system(node):
+            continue
+        if node.schemaname is not None or node.relname not in hidden:
+            yield Privilege("select", *_name(node))
+    for node in targets:
+        verb, columns = _written(node)
+        assert node.relation is not None
+        if verb is not None and not _is_system(node.relation):
+            yield Privilege(verb, *_name(node.relation), columns)
+
+
+def _unused(root: ast.Node, withs: Sequence[ast.CommonTableExpr]) -> list[ast.Node]:
+    """The nodes in SELECTs of WITH that may not be carried out, since nothing refers to them that is."""
+    inside = {id(node): list(walk(node.ctequery)) for node in withs}
+    selects = [node for node in withs if isinstance(node.ctequery, ast.SelectStmt)]
+    unused = {id(node) for node in selects}
+    names = Counter(str(node.ctename) for node in withs)
+    while True:
+        apart = {id(each) for node in withs if id(node) in unused for each in inside[id(node)]}
+        named = {
+            str(each.relname)
+            for each in walk(root)
+            if isinstance(each, ast.RangeVar) and each.schemaname is None and id(each) not in apart
         }
-        return () if found & tables else tuple(sorted(found))
+        used = {id(node) for node in selects if str(node.ctename) in named and names[str(node.ctename)] == 1}
+        if not used & unused:
+            return [each for node in withs if id(node) in unused for each in inside[id(node)]]
+        unused -= used
+
+
+def _one_table(root: ast.Node, nodes: Sequence[ast.Node]) -> ast.RangeVar | None:
+    """The table of a statement that is about one alone, whose columns bear their own names."""
+    if isinstance(root, ast.SelectStmt):
+        sources = root.fromClause or ()
+        plain = root.op in (None, SetOperation.SETOP_NONE) and len(sources) == 1
+        table = sources[0] if plain else None
+    elif isinstance(root, ast.InsertStmt) and root.onConflictClause is None:
+        table = root.relation
+    elif isinstance(root, ast.UpdateStmt) and not root.fromClause:
+        table = root.relation
+    elif isinstance(root, ast.DeleteStmt) and not root.usingClause:
+        table = root.relation
+    else:
+        table = None
+    if not isinstance(table, ast.RangeVar) or _is_system(table) or (table.alias and table.alias.colnames):
+        return None
+    more = (ast.SubLink, ast.CommonTableExpr, ast.RangeSubselect, ast.RangeFunction, ast.RangeTableFunc, ast.JsonTable)
+    inner = [node for node in nodes if isinstance(node, ast.SelectStmt) and node is not root]
+    if isinstance(root, ast.InsertStmt):
+        inner = [node for node in inner if node is not root.selectStmt or node.fromClause or node.op]
+    others = [
+        node for node in nodes if isinstance(node, ast.RangeVar) and node is not table and not _is_lock(node, nodes)
+    ]
+    return None if inner or others or any(isinstance(node, more) for node in nodes) else table
+
+
+def _is_lock(relation: ast.RangeVar, nodes: Sequence[ast.Node]) -> bool:
+    return any(
+        relation is each for node in nodes if isinstance(node, ast.LockingClause) for each in node.lockedRels or ()
+    )
+
+
+def _of_one_table(root: ast.Node, nodes: Sequence[ast.Node], relation: ast.RangeVar) -> Certain:
+    table = _name(relation)
+    verb, written = ("select", ()) if isinstance(root, ast.SelectStmt) else _written(root)
+    assert verb is not None
+    references = [node for node in nodes if isinstance(node, ast.ColumnRef)]
+    fields = [[str(part.sval) for part in node.fields or () if isinstance(part, ast.String)] for node in references]
+    star = any(isinstance(node, ast.A_Star) for node in nodes)
+    rows = {str(relation.relname), *_row_names(relation, nodes)}
+    bare = [parts[0] for parts in fields if len(parts) == 1]
+    outputs = _output_names(root)
+    names = {id(node) for node in _by_output_name(root)}
+    sure = {
+        parts[0]
+        for node, parts in zip(references, fields, strict=True)
+        if len(parts) == 1 and not (id(node) in names and (outputs is None or parts[0] in outputs))
+    }
+    sure -= _SYSTEM_COLUMNS | rows
+    dotted = {parts[-1] for parts in fields if len(parts) > 1} - _SYSTEM_COLUMNS
+    read = () if star else tuple(sorted(sure))
+    known = not star and not rows & set(bare) and not _needs_more(nodes)
+    known = known and not _SYSTEM_COLUMNS & {parts[-1] for parts in fields if parts}
+    needs = [Privilege(verb, *table, read if verb == "select" else written)]
+    limits = [Privilege(verb, *table, written or ALL_COLUMNS if verb in COLUMN_VERBS else ())]
+    every = tuple(sorted(set(bare) | dotted))
+    if verb == "select":
+        limits = [Privilege("select", *table, every)]
+    elif every:
+        needs += [Privilege("select", *table, read)] if read else []
+        limits.append(Privilege("select", *table, every))
+    return Certain(
+        tuple(needs),
+        frozenset({table}),
+        tuple(limits) if known else None,
+        (Privilege("select", *table, tuple(sorted(dotted))),) if dotted else (),
+    )
+
+
+def _row_names(relation: ast.RangeVar, nodes: Sequence[ast.Node]) -> Iterator[str]:
+    """The names under which the statement may mean a whole row."""
+    if relation.alias is not None:
+        yield str(relation.alias.aliasname)
+    yield from ("old", "new")
+    yield from (str(node.value) for node in nodes if isinstance(node, ast.ReturningOption))
+
+
+def _by_output_name(root: ast.Node) -> Iterator[ast.Node]:
+    """The references that may name an output column: alone in ORDER BY, GROUP BY or DISTINCT ON."""
+    if not isinstance(root, ast.SelectStmt):
+        return
+    pending = [node.node for node in root.sortClause or ()]
+    pending += [*(root.distinctClause or ()), *(root.groupClause or ())]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.GroupingSet):
+            pending.extend(node.content or ())
+        elif isinstance(node, ast.RowExpr):
+            pending.extend(node.args or ())
+        elif isinstance(node, ast.ColumnRef):
+            yield node
+
+
+def _output_names(root: ast.Node) -> set[str] | None:
+    """The names of the output columns that are no column of their own name; None where the server makes them up."""
+    names: set[str] = set()
+    for target in (root.targetList or ()) if isinstance(root, ast.SelectStmt) else ():
+        if target.name is not None:
+            names.add(str(target.name))
+        elif not isinstance(target.val, ast.ColumnRef):
+            return None
+        elif len(fields := target.val.fields or ()) > 1:
+            names.update(str(part.sval) for part in fields if isinstance(part, ast.String))
+    return names
+
+
+def _needs_more(nodes: Sequence[ast.Node]) -> bool:
+    """Whether something else than the columns that are named may be needed: a lock, a function, a cursor's row."""
+    return any(
+        isinstance(node, ast.LockingClause | ast.CurrentOfExpr)
+        or (isinstance(node, ast.A_Expr) and len(node.name or ()) > 1)
+        or (isinstance(node, ast.ResTarget) and bool(node.indirection))
+        or (isinstance(node, ast.FuncCall) and _is_foreign(node))
+        for node in nodes
+    )
 
 
 def _written(node: ast.Node) -> tuple[Verb | None, tuple[str, ...]]:
@@ -177,19 +324,19 @@ def _written(node: ast.Node) -> tuple[Verb | None, tuple[str, ...]]:
     return None, ()
 
 
-def _name(relation: ast.RangeVar) -> tuple[str, str]:
-    return relation.schemaname or "public", str(relation.relname)
+def _name(relation: ast.RangeVar) -> Table:
+    return relation.schemaname or "", str(relation.relname)
 
 
 def _is_system(relation: ast.RangeVar) -> bool:
-    return relation.schemaname in _SYSTEM or (relation.schemaname is None and str(relation.relname).startswith("pg_"))
+    """Whether it is a catalog, which is everybody's, or a temporary table, which is the session's own."""
+    schema = relation.schemaname or str(relation.relname)
+    return schema.startswith("pg_") or relation.schemaname == "information_schema"
 
 
-def _is_foreign(node: ast.Node) -> bool:
-    """Whether a call may be one of a function that somebody wrote: it is qualified, or known to touch sequences."""
-    if not isinstance(node, ast.FuncCall):
-        return True
-    name = [str(part.sval) for part in node.funcname or ()]
+def _is_foreign(call: ast.FuncCall) -> bool:
+    """Whether it may be a function that somebody wrote: it is qualified, or known to touch sequences."""
+    name = [str(part.sval) for part in call.funcname or ()]
     return (len(name) > 1 and name[0] != "pg_catalog") or name[-1] not in _HARMLESS
 
 

@@ -23,7 +23,7 @@ def coverage(loaded: LoadedWorkflow) -> Iterator[Problem]:
         statement, named = sql_of(step), _compiled_grant(step)
         if statement is None or statement.text is None or named is None:
             continue
-        from orchestrator.inference.offline import certain, missing, superfluous, unnamed
+        from orchestrator.inference.offline import certain, described, missing, superfluous, unnamed
 
         name, grant = named
         declared = merge(each.privilege() for each in grant.privileges)
@@ -36,21 +36,29 @@ def coverage(loaded: LoadedWorkflow) -> Iterator[Problem]:
         for privilege in missing(declared, needs.privileges):
             yield loaded.problem(
                 loaded.place(step_id, "with", "sql"),
-                f"the SQL needs `{privilege.describe()}`, which the grant `{name}` does not declare",
+                f"the SQL needs `{described(privilege)}`, which the grant `{name}` does not declare",
                 "declare it, or let `orchestrator grants infer` do it",
+            )
+        for privilege in missing(declared, needs.of_rows):
+            yield loaded.problem(
+                loaded.place(step_id, "with", "sql"),
+                f"the SQL needs `{described(privilege)}`, which the grant `{name}` does not declare, "
+                "unless that is a function of the row",
+                "declare it, or let `orchestrator grants infer` find out",
+                warning=True,
             )
         for privilege in superfluous(declared, needs):
             yield loaded.problem(
                 place,
                 f"the SQL does not need `{privilege.describe()}`",
-                "take it out: what is not granted cannot be misused",
+                "take it out, unless a trigger or a row policy of the table uses it as the step",
                 warning=True,
             )
         for privilege in unnamed(declared, needs):
             yield loaded.problem(
                 place,
                 f"the SQL does not name the table of `{privilege.describe()}`",
-                "take it out, unless a view or a function reads it as the step",
+                "take it out, unless a view, a function, a trigger or a row policy uses it as the step",
                 warning=True,
             )
 
