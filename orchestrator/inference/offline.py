@@ -254,7 +254,8 @@ def _of_one_table(root: ast.Node, nodes: Sequence[ast.Node], relation: ast.Range
     limits = [Privilege(verb, *table, written or ALL_COLUMNS if verb in COLUMN_VERBS else ())]
     every = tuple(sorted(set(bare) | dotted))
     if verb == "select":
-        limits = [Privilege("select", *table, every)]
+        # Where no column is sure to be read, one has to be granted, and it may be any.
+        limits = [Privilege("select", *table, every if sure or dotted else ALL_COLUMNS)]
     elif every:
         needs += [Privilege("select", *table, read)] if read else []
         limits.append(Privilege("select", *table, every))
