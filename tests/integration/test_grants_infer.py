@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -143,7 +146,7 @@ def test_the_shown_difference_has_both_sides(infer: Infer, workflow: Callable[..
     assert "  + missing     select (kind) on public.customer_feedback\n" in shown
     assert "  - not needed  select (all) on public.employee\n" in shown
     assert "  - not needed  select (phone) on public.customer_feedback\n" in shown
-    assert "0 of 1 grants are as inferred" in shown
+    assert "0 of 1 grant is as inferred; --write puts into the file what is\n" in shown
     step = steps_of(infer(file, "--json")[1])["work"]
     assert step["differs"]
     assert step["missing"] == [{"select": "public.customer_feedback", "columns": ["kind"]}]
@@ -365,6 +368,64 @@ def test_the_grants_of_sql_on_the_command_line(infer: Infer) -> None:
     }
     code, shown, _ = infer("--connection", "support", "--sql", "DO ''")
     assert (code, shown) == (ExitCode.DONE, "note: DO runs code that is not looked into: declare what it needs\n")
+
+
+def test_what_was_written_is_told_as_done(infer: Infer, workflow: Callable[..., Path]) -> None:
+    needs = "privileges: [{ select: ticket, columns: [id, subject] }]"
+    grant = f"grants: {{ db: {{ kind: database, connection: support, {needs} }} }}"
+    other = f"  other:\n    action: postgres.query\n    {grant}\n"
+    file = workflow(
+        "SELECT id FROM ticket",
+        needs,
+        more=other + "    with: { sql: 'SELECT id, subject FROM ticket' }\n",
+    )
+    assert infer(file)[1].endswith("1 of 2 grants are as inferred; --write puts into the file what is\n")
+    code, shown, _ = infer(file, "--write")
+    assert code == ExitCode.DONE
+    assert "  - taken out   select (subject) on public.ticket\n" in shown
+    assert "missing" not in shown
+    assert shown.endswith("1 grant written; 2 of 2 grants are as inferred\n")
+    assert infer(file, "--write")[1].endswith("0 grants written; 2 of 2 grants are as inferred\n")
+    assert infer(file, "--check", "--step", "work")[1].endswith("1 of 1 grant is as inferred\n")
+
+
+def test_steps_and_connections_are_completed(
+    workflow: Callable[..., Path], catalog_login: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = workflow("SELECT id FROM ticket", "privileges: [{ select: ticket, columns: [id] }]")
+
+    def completed(*words: str) -> list[str]:
+        line = ["orchestrator", "grants", "infer", *words]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "ORCHESTRATOR_CATALOG_DATABASES__SUPPORT": catalog_login,
+            "_ORCHESTRATOR_COMPLETE": "complete_bash",
+            "COMP_WORDS": " ".join(line),
+            "COMP_CWORD": str(len(line) - 1),
+        }
+        command = [sys.executable, "-m", "orchestrator.cli"]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout.split()
+
+    assert completed(str(file), "--step", "w") == ["work"]
+    assert completed(str(file), "--step", "x") == []
+    assert completed("nowhere.yaml", "--step", "w") == []
+    assert completed("--connection", "s") == ["support"]
+
+
+def test_a_thousand_steps_are_written_at_once(infer: Infer, tmp_path: Path) -> None:
+    step = (
+        "  s{}:\n    action: postgres.query\n    grants:\n      db:\n        kind: database\n"
+        "        connection: support\n        privileges:\n          - select: ticket\n            columns: [id]\n"
+        "    with: {{ sql: 'SELECT id, subject FROM ticket' }}\n"
+    )
+    file = tmp_path / "large.yaml"
+    text = "version: 1\nname: large\nagent: tester\nsteps:\n" + "".join(step.format(n) for n in range(1000))
+    file.write_text(text)
+    code, shown, said = infer(file, "--write")
+    assert code == ExitCode.DONE, said[:300]
+    assert shown.endswith("1,000 grants written; 1,000 of 1,000 grants are as inferred\n")
+    assert file.read_text() == text.replace("columns: [id]", "columns: [id, subject]")
 
 
 MISUSED = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,6 +38,31 @@ def _grants() -> None:
     pass
 
 
+def _steps(context: typer.Context, incomplete: str) -> list[str]:
+    """For completion: the steps and tools of the workflow that is named already, nothing where it cannot be read."""
+    from orchestrator.actions.catalog import catalog
+    from orchestrator.errors import OrchestratorError
+    from orchestrator.workflow.loader import load
+
+    file = context.params.get("file") or next(iter(context.args), None)  # not parsed yet behind `--step`
+    if file is None:
+        return []
+    try:
+        return [name for name in load(Path(file), actions=catalog).workflow.parts if name.startswith(incomplete)]
+    except OrchestratorError:
+        return []
+
+
+def _connections(incomplete: str) -> list[str]:
+    """For completion: the databases of which a login is known."""
+    from orchestrator.errors import OrchestratorError
+
+    try:
+        return [name for name in _logins() if name.startswith(incomplete)]
+    except OrchestratorError:
+        return []
+
+
 @app.command("infer")
 def infer(
     file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="The workflow, a YAML file.")] = None,
@@ -46,9 +72,17 @@ def infer(
     ] = False,
     connection: Annotated[
         str | None,
-        typer.Option("--connection", metavar="NAME", help="The database: of --sql, and of steps without a grant."),
+        typer.Option(
+            "--connection",
+            metavar="NAME",
+            help="The database: of --sql, and of steps without a grant.",
+            autocompletion=_connections,
+        ),
     ] = None,
-    step: Annotated[list[str] | None, typer.Option("--step", "-s", help="Only this step; may be given again.")] = None,
+    step: Annotated[
+        list[str] | None,
+        typer.Option("--step", "-s", help="Only this step; may be given again.", autocompletion=_steps),
+    ] = None,
     write: Annotated[bool, typer.Option("--write", help="Write the privileges into the file.")] = False,
     replace_role: Annotated[
         bool, typer.Option("--replace-role", help="With --write: also instead of a `role` that is maintained by hand.")
@@ -116,7 +150,7 @@ def _of_workflow(
     from orchestrator.workflow.loader import load
 
     loaded = load(file, actions=catalog)
-    with open_catalogs(_logins()) as catalogs:
+    with _asking(len(steps or loaded.workflow.parts)), open_catalogs(_logins()) as catalogs:
         needs, problems = infer_workflow(loaded, catalogs, steps=steps, connection=connection)
     written = _write(file, loaded, needs, replace_role=replace_role) if write and not problems else []
     if as_json:
@@ -129,8 +163,17 @@ def _of_workflow(
             }
         )
     else:
-        show(needs, written=written)
+        show(needs, written=written, writing=write)
     return needs, problems
+
+
+def _asking(steps: int) -> AbstractContextManager[object]:
+    """Says what goes on, to whoever looks: many steps take seconds."""
+    from orchestrator.cli.display.terminal import console
+
+    if not sys.stderr.isatty():
+        return nullcontext()
+    return console(sys.stderr).status(f"asking the database about {_counted(steps, 'step')}")
 
 
 def _write(file: Path, loaded: LoadedWorkflow, needs: Sequence[StepNeeds], *, replace_role: bool) -> list[StepNeeds]:
@@ -165,7 +208,13 @@ def show_inferred(inferred: Inferred, screen: Console | None = None) -> None:
         screen.print(f"remark: {remark}", style="cyan", soft_wrap=True)
 
 
-def show(needs: Sequence[StepNeeds], *, written: Sequence[StepNeeds] = (), screen: Console | None = None) -> None:
+def show(
+    needs: Sequence[StepNeeds],
+    *,
+    written: Sequence[StepNeeds] = (),
+    writing: bool = False,
+    screen: Console | None = None,
+) -> None:
     """Each step with the privileges to be pasted, the difference to what is declared, and what is not known."""
     from rich.text import Text
 
@@ -173,14 +222,15 @@ def show(needs: Sequence[StepNeeds], *, written: Sequence[StepNeeds] = (), scree
 
     screen = screen or console(sys.stdout)
     for need in needs:
-        words, style = _state(need, need in written)
+        done = need in written
+        words, style = _state(need, done)
         head = Text.assemble((need.step, "bold"), f"  {need.action}, grant {need.grant} on {need.connection}: ")
         screen.print(head + Text(words, style=style), soft_wrap=True)
         _show_privileges(screen, need.found.wanted, "  ")
         compared = need.role is None and not need.added
         for mark, title, privileges in (
-            ("+", "missing", need.found.missing if compared else ()),
-            ("-", "not needed", need.found.superfluous if compared else ()),
+            ("+", "added" if done else "missing", need.found.missing if compared else ()),
+            ("-", "taken out" if done else "not needed", need.found.superfluous if compared else ()),
         ):
             for privilege in privileges:
                 line = f"  {mark} {title:<10}  {privilege.describe()}"
@@ -189,8 +239,17 @@ def show(needs: Sequence[StepNeeds], *, written: Sequence[StepNeeds] = (), scree
             screen.print(f"  note: {note}", style="yellow", soft_wrap=True)
         for remark in need.found.remarks:
             screen.print(f"  remark: {remark}", style="cyan", soft_wrap=True)
-    right = sum(not need.differs and need.role is None for need in needs)
-    screen.print(f"{right} of {len(needs)} grants are as inferred" if needs else "no step runs SQL of the workflow")
+    screen.print(_summary(needs, written, writing=writing), soft_wrap=True)
+
+
+def _summary(needs: Sequence[StepNeeds], written: Sequence[StepNeeds], *, writing: bool) -> str:
+    if not needs:
+        return "no step runs SQL of the workflow"
+    right = sum(need in written or (not need.differs and need.role is None) for need in needs)
+    found = f"{right:,} of {_counted(len(needs), 'grant')} {'is' if len(needs) == 1 else 'are'} as inferred"
+    if writing:
+        return f"{_counted(len(written), 'grant')} written; {found}"
+    return f"{found}; --write puts into the file what is" if any(need.differs for need in needs) else found
 
 
 def _show_privileges(screen: Console, privileges: Sequence[Privilege], indent: str) -> None:
@@ -212,3 +271,7 @@ def _state(need: StepNeeds, written: bool) -> tuple[str, str]:
     if need.differs:
         return "differs", "red"
     return ("as inferred", "green") if need.found.complete else ("as declared, which cannot be checked whole", "yellow")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
