@@ -7,7 +7,7 @@ row (`SELECT person FROM person`), and not a function of a row (`person.age` may
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -76,8 +76,9 @@ def certain(sql: str, *, placeholders: bool = True) -> Certain | None:
 def missing(declared: Sequence[Privilege], needed: Sequence[Privilege]) -> list[Privilege]:
     """The needed privileges, or the columns of them, that are not declared; those without a schema keep none."""
     found: list[Privilege] = []
+    by_name = _by_name(declared)
     for need in needed:
-        known = [each for each in declared if each.verb == need.verb and _is_one(each, _table(need))]
+        known = [each for each in by_name[need.name] if each.verb == need.verb and _is_one(each, need.schema)]
         lacking = [sorted(set(need.columns) - set(each.columns)) for each in known if each.columns != ALL_COLUMNS]
         if not known:
             found.append(need)
@@ -90,28 +91,36 @@ def superfluous(declared: Sequence[Privilege], statement: Certain) -> list[Privi
     """The declared privileges on tables that the statement names which it certainly does not need."""
     if statement.at_most is None:
         return []
+    spare = {id(each) for each in unnamed(declared, statement)}
+    at_most, of_rows, by_name = map(_by_name, (statement.at_most, statement.of_rows, declared))
     found: list[Privilege] = []
     for privilege in declared:
-        if privilege.verb not in TABLE_VERBS or not _names(statement.tables, privilege):
+        if privilege.verb not in TABLE_VERBS or id(privilege) in spare:
             continue
-        if missing(
-            _any_verb(declared, privilege), [each for each in statement.of_rows if _is_one(privilege, _table(each))]
-        ):
+        columns = {
+            column for each in by_name[privilege.name] if each.schema == privilege.schema for column in each.columns
+        }
+        written = [each for each in of_rows[privilege.name] if _is_one(privilege, each.schema)]
+        if any(set(each.columns) - columns for each in written):
             continue  # a function of its rows, which may need any column
-        needs = [each for each in statement.at_most if each.verb == privilege.verb and _is_one(privilege, _table(each))]
-        columns = {column for need in needs for column in need.columns}
-        if not needs:
+        limits = [each for each in at_most[privilege.name] if each.verb == privilege.verb]
+        limits = [each for each in limits if _is_one(privilege, each.schema)]
+        most = {column for each in limits for column in each.columns}
+        rest = tuple(sorted(set(privilege.columns) - most))
+        if not limits:
             found.append(privilege)
-            continue
-        spare = tuple(sorted(set(privilege.columns) - columns))
-        if spare and columns and "*" not in (*columns, *spare):
-            found.append(replace(privilege, columns=spare, where=()))
+        elif rest and most and "*" not in (*most, *rest):
+            found.append(replace(privilege, columns=rest, where=()))
     return found
 
 
 def unnamed(declared: Sequence[Privilege], statement: Certain) -> list[Privilege]:
     """The declared privileges on tables that the statement does not name; a view or a function may still need them."""
-    return [each for each in declared if each.verb in TABLE_VERBS and not _names(statement.tables, each)]
+    return [
+        each
+        for each in declared
+        if each.verb in TABLE_VERBS and not {(each.schema, each.name), ("", each.name)} & statement.tables
+    ]
 
 
 def described(privilege: Privilege) -> str:
@@ -121,25 +130,16 @@ def described(privilege: Privilege) -> str:
     return replace(privilege, schema="public").describe().replace(" on public.", " on ", 1)
 
 
-def _any_verb(declared: Sequence[Privilege], of: Privilege) -> list[Privilege]:
-    """A privilege to read every column that is declared of a table: what is declared is a column of it."""
-    columns = {
-        column for each in declared if (each.schema, each.name) == (of.schema, of.name) for column in each.columns
-    }
-    return [Privilege("select", of.schema, of.name, tuple(sorted(columns - {"*"})))]
+def _by_name(privileges: Iterable[Privilege]) -> dict[str, list[Privilege]]:
+    found: dict[str, list[Privilege]] = defaultdict(list)
+    for privilege in privileges:
+        found[privilege.name].append(privilege)
+    return found
 
 
-def _table(privilege: Privilege) -> Table:
-    return privilege.schema, privilege.name
-
-
-def _is_one(privilege: Privilege, table: Table) -> bool:
-    """Whether the privilege is on this table, or on one that the name may mean."""
-    return privilege.name == table[1] and table[0] in ("", privilege.schema)
-
-
-def _names(tables: Iterable[Table], privilege: Privilege) -> bool:
-    return any(_is_one(privilege, table) for table in tables)
+def _is_one(privilege: Privilege, schema: str) -> bool:
+    """Whether the privilege is on a table of that schema, or of any where the SQL names none."""
+    return schema in ("", privilege.schema)
 
 
 def _copied(part: Copied) -> Certain:
@@ -155,17 +155,15 @@ def _statement(root: ast.Node) -> Certain:
     tables = frozenset(_name(node) for node in nodes if isinstance(node, ast.RangeVar))
     if (one := _one_table(root, nodes)) is not None:
         return _of_one_table(root, nodes, one)
-    return Certain(tuple(_verbs(root, nodes)), tables, None, ())
+    return Certain(tuple(_verbs(nodes)), tables, None, ())
 
 
-def _verbs(root: ast.Node, nodes: Sequence[ast.Node]) -> Iterator[Privilege]:
+def _verbs(nodes: Sequence[ast.Node]) -> Iterator[Privilege]:
     """What is needed of which table, where the columns that are read cannot be told."""
-    withs = [node for node in nodes if isinstance(node, ast.CommonTableExpr)]
-    hidden = {str(node.ctename) for node in withs}
+    hidden = {str(node.ctename) for node in nodes if isinstance(node, ast.CommonTableExpr)}
     targets = [node for node in nodes if isinstance(node, _WRITES) and node.relation is not None]
     apart = {id(node.relation) for node in targets}
-    apart |= {id(each) for node in nodes if isinstance(node, ast.LockingClause) for each in node.lockedRels or ()}
-    apart |= {id(each) for each in _unused(root, withs)}
+    apart |= _locked(nodes) | _unused(nodes)
     for node in nodes:
         if not isinstance(node, ast.RangeVar) or id(node) in apart or _is_system(node):
             continue
@@ -178,23 +176,27 @@ def _verbs(root: ast.Node, nodes: Sequence[ast.Node]) -> Iterator[Privilege]:
             yield Privilege(verb, *_name(node.relation), columns)
 
 
-def _unused(root: ast.Node, withs: Sequence[ast.CommonTableExpr]) -> list[ast.Node]:
-    """The nodes in SELECTs of WITH that may not be carried out, since nothing refers to them that is."""
-    inside = {id(node): list(walk(node.ctequery)) for node in withs}
-    selects = [node for node in withs if isinstance(node.ctequery, ast.SelectStmt)]
-    unused = {id(node) for node in selects}
-    names = Counter(str(node.ctename) for node in withs)
-    while True:
-        apart = {id(each) for node in withs if id(node) in unused for each in inside[id(node)]}
-        named = {
-            str(each.relname)
-            for each in walk(root)
-            if isinstance(each, ast.RangeVar) and each.schemaname is None and id(each) not in apart
-        }
-        used = {id(node) for node in selects if str(node.ctename) in named and names[str(node.ctename)] == 1}
-        if not used & unused:
-            return [each for node in withs if id(node) in unused for each in inside[id(node)]]
-        unused -= used
+def _unused(nodes: Sequence[ast.Node]) -> set[int]:
+    """The ids of tables in SELECTs of WITH that may not be carried out, since nothing refers to them that is."""
+    withs = [node for node in nodes if isinstance(node, ast.CommonTableExpr)]
+    bodies = [(node, list(walk(node.ctequery))) for node in withs if isinstance(node.ctequery, ast.SelectStmt)]
+    owners: dict[int, ast.Node] = {}
+    for owner, body in sorted(bodies, key=lambda each: len(each[1]), reverse=True):  # the innermost last
+        owners.update((id(each), owner) for each in body if isinstance(each, ast.RangeVar))
+    named: dict[int | None, set[str]] = {}
+    for node in nodes:
+        if isinstance(node, ast.RangeVar) and node.schemaname is None:
+            inside = owners.get(id(node))
+            named.setdefault(None if inside is None else id(inside), set()).add(str(node.relname))
+    times = Counter(str(node.ctename) for node in withs)
+    known = {str(node.ctename): id(node) for node, _ in bodies if times[str(node.ctename)] == 1}
+    used: set[int | None] = set()
+    pending: list[int | None] = [None]
+    while pending:
+        if (one := pending.pop()) not in used:
+            used.add(one)
+            pending += [known[name] for name in named.get(one, ()) if name in known]
+    return {table for table, owner in owners.items() if id(owner) not in used}
 
 
 def _one_table(root: ast.Node, nodes: Sequence[ast.Node]) -> ast.RangeVar | None:
@@ -217,16 +219,14 @@ def _one_table(root: ast.Node, nodes: Sequence[ast.Node]) -> ast.RangeVar | None
     inner = [node for node in nodes if isinstance(node, ast.SelectStmt) and node is not root]
     if isinstance(root, ast.InsertStmt):
         inner = [node for node in inner if node is not root.selectStmt or node.fromClause or node.op]
-    others = [
-        node for node in nodes if isinstance(node, ast.RangeVar) and node is not table and not _is_lock(node, nodes)
-    ]
+    apart = _locked(nodes) | {id(table)}
+    others = any(isinstance(node, ast.RangeVar) and id(node) not in apart for node in nodes)
     return None if inner or others or any(isinstance(node, more) for node in nodes) else table
 
 
-def _is_lock(relation: ast.RangeVar, nodes: Sequence[ast.Node]) -> bool:
-    return any(
-        relation is each for node in nodes if isinstance(node, ast.LockingClause) for each in node.lockedRels or ()
-    )
+def _locked(nodes: Sequence[ast.Node]) -> set[int]:
+    """The ids of the names behind FOR UPDATE OF, which name something that stands in FROM already."""
+    return {id(each) for node in nodes if isinstance(node, ast.LockingClause) for each in node.lockedRels or ()}
 
 
 def _of_one_table(root: ast.Node, nodes: Sequence[ast.Node], relation: ast.RangeVar) -> Certain:
