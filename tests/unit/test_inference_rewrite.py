@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -244,6 +246,13 @@ def test_line_ends_and_a_missing_last_one_stay_as_they_are() -> None:
     text = HEAD + "  work:\n    with: { sql: SELECT total FROM shop.orders }\n    action: postgres.query"
     after = written(text, "work", ORDERS)
     assert after == text + "\n    grants:\n" + GRANT.removesuffix("\n")
+    text = HEAD + "  work:\n    with: { sql: x }\n    action: postgres.query\n    grants:\n" + GRANT
+    last = f"{text}          - delete: shop.log # why"
+    assert written(last, "work", ORDERS) == f"{text}          # why"
+    assert written(last, "work", CUSTOMER, ORDERS) == (
+        f"{text}          # why\n          - select: shop.customer\n            columns: [id, name]"
+    )
+    assert written(last.removesuffix(" # why"), "work", ORDERS) == text
     windows = COMMENTED.replace("\n", "\r\n")
     more = written(windows, "read", CUSTOMER, ORDERS, NOTES, Privilege("delete", "shop", "log"))
     assert more == windows.replace("# free text\r\n", "# free text\r\n        - delete: shop.log\r\n")
@@ -377,6 +386,24 @@ def test_a_file_that_somebody_changed_meanwhile_is_not_replaced(tmp_path: Path) 
     with pytest.raises(UsageError, match="changed by somebody else"):
         replace_text(file, "ours", "new")
     assert file.read_text() == "theirs"
+
+
+def test_a_file_in_whose_place_is_another_one_with_the_same_text_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, other = tmp_path / "w.yaml", tmp_path / "other"
+    file.write_text("before")
+    other.write_text("before")
+    lock = fcntl.flock
+
+    def replaced_just_before(descriptor: IO[bytes], how: int) -> None:
+        os.replace(other, file)
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", replaced_just_before)
+    with pytest.raises(UsageError, match="changed by somebody else"):
+        replace_text(file, "before", "after")
+    assert file.read_text() == "before"
 
 
 def test_a_file_that_cannot_be_written_is_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
