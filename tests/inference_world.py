@@ -165,6 +165,8 @@ CREATE FUNCTION app.pathed() RETURNS bigint LANGUAGE sql SET search_path = own, 
 CREATE FUNCTION app.overloaded(text) RETURNS int LANGUAGE sql AS 'SELECT 1';
 CREATE FUNCTION app.overloaded(int) RETURNS bigint LANGUAGE sql AS 'SELECT count(id) FROM app.u';
 
+CREATE FUNCTION app.overloaded_behind(OUT n bigint, which int) LANGUAGE sql AS 'SELECT app.overloaded(which)';
+
 -- what runs along
 CREATE TABLE app.checked (a int, b int, CHECK (app.ok(a)));
 CREATE TABLE app.generated (a int, b int, g int GENERATED ALWAYS AS (app.one(a)) STORED);

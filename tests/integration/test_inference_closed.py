@@ -83,6 +83,7 @@ FUNCTIONS = {
     "row argument": "SELECT app.title(t) FROM app.t",
     "field of an argument against columns": "SELECT app.titled(t) FROM app.t",
     "OUT before IN": "SELECT app.backwards('x')",
+    "OUT before IN whose type matters": "SELECT app.overloaded_behind(5)",
     "argument by the function's name": "SELECT app.renamed('x')",
     "insert of arguments": "SELECT app.store(7, 'x')",
     "rows of arguments": "SELECT app.stored(7, 'x')",
@@ -199,6 +200,7 @@ COLUMNS = {
     "whole row": "SELECT u FROM app.u",
     "star": "SELECT * FROM app.u",
     "restricted columns of the catalog": "SELECT oid, subname FROM pg_subscription",
+    "a restricted column of the catalog": "SELECT subconninfo FROM pg_subscription",
     "columns of the catalog": "SELECT relname FROM pg_class",
 }
 
@@ -367,6 +369,7 @@ NOTES = {
     ),
     "trigger that calls a function of somebody's": ("DELETE FROM app.touched", "app.calling() (plpgsql) runs"),
     "trigger that uses an operator of somebody's": ("DELETE FROM app.compared", "app.operating() (plpgsql) runs"),
+    "trigger that reads a table in an expression": ("DELETE FROM app.ident", "app.looking() (plpgsql) runs"),
     "trigger that takes a number": ("INSERT INTO app.compared VALUES (1)", "app.numbering() (plpgsql) runs"),
     "aggregate in PL/pgSQL": ("SELECT app.loud_sum(b) FROM app.t", "app.loud_add(integer, integer) (plpgsql)"),
     "constant of a domain within another": ("SELECT '{7}'::app.positive[]", "EXECUTE on what checks a constant"),
@@ -408,6 +411,9 @@ CREATE TRIGGER d BEFORE DELETE ON app.touched FOR EACH ROW EXECUTE FUNCTION app.
 CREATE FUNCTION app.operating() RETURNS trigger LANGUAGE plpgsql
     AS 'BEGIN IF OLD.a <-> OLD.b THEN RETURN OLD; END IF; END';
 CREATE TRIGGER d BEFORE DELETE ON app.compared FOR EACH ROW EXECUTE FUNCTION app.operating();
+CREATE FUNCTION app.looking() RETURNS trigger LANGUAGE plpgsql
+    AS 'BEGIN IF (SELECT max(b) FROM app.t) > 1 THEN RETURN OLD; END IF; RETURN NULL; END';
+CREATE TRIGGER d BEFORE DELETE ON app.ident FOR EACH ROW EXECUTE FUNCTION app.looking();
 CREATE FUNCTION app.numbering() RETURNS trigger LANGUAGE plpgsql
     AS 'BEGIN NEW.a := nextval(''app.ticket''); RETURN NEW; END';
 CREATE TRIGGER i BEFORE INSERT ON app.compared FOR EACH ROW EXECUTE FUNCTION app.numbering();
