@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, Self
 
@@ -24,6 +24,9 @@ from orchestrator.redaction.redactor import Redactor
 OutputType = Literal["string", "int", "double", "bool", "list", "map", "maps"]
 """A key of an output, as expressions see it; `maps` is a list of maps."""
 
+
+Finding = tuple[tuple[str | int, ...], str, str]
+"""Something that is wrong with a step: where in the step, such as `("with", "sql")`, a message, and what to do."""
 
 LITERAL: JsonDict = {"$comment": "no expressions"}
 """Marks, in a JSON Schema, a model in which no expression may be."""
@@ -44,6 +47,9 @@ class Params(BaseModel):
     """Parameters that say what is done, or are read as a language (SQL, a program's name): nothing that an agent
     chooses when it calls a tool may be in them. All others take such values as data."""
 
+    endpoints: ClassVar[frozenset[str]] = frozenset()
+    """Parameters that name endpoints of the settings, one or a list: they must be there before the run begins."""
+
     literal: ClassVar[frozenset[str]] = frozenset()
     """Parameters in which no expression may be."""
 
@@ -51,6 +57,22 @@ class Params(BaseModel):
     """Parameters in which they are percent-encoded, as a part of the path or of the query."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
+
+    @classmethod
+    def output_keys(cls, given: Mapping[str, Any]) -> frozenset[str] | None:
+        """Every key that the output can have with what a step gives (`with`, before expressions are evaluated).
+
+        None: it may have any. `validate` holds `outputs` against it.
+        """
+        return None
+
+    @classmethod
+    def certainly_wrong(cls, step: Mapping[str, Any]) -> Iterator[Finding]:
+        """What cannot work in a step (as it is in the file, of any shape), beyond what the types of the fields say.
+
+        Only what is wrong whatever the expressions come to: a workflow with such a step is not loaded.
+        """
+        yield from ()
 
     def held_to_rows(self, most: int) -> Self | None:
         """The same parameters, with which more rows than that are an error; None: the action cannot be held to it."""

@@ -67,6 +67,11 @@ class PostMessageParams(Params):
     blocks: list[dict[str, Json]] | None = Field(default=None, description="Block Kit blocks.")
     thread_ts: str | None = Field(default=None, description="The message to reply to.")
 
+    @classmethod
+    def output_keys(cls, given: Mapping[str, Any]) -> frozenset[str]:
+        """Those of `output_types`."""
+        return frozenset(cls.output_types)
+
 
 class PostMessage:
     """Output: `{"ok": true, "channel", "ts"}`. Posting is not idempotent, so nothing is retried in here.

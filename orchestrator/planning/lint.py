@@ -8,6 +8,7 @@ from orchestrator.grants.fields import format_duration
 from orchestrator.grants.models import TokenGrant
 from orchestrator.planning.aws_actions import actions_of_aws
 from orchestrator.planning.coverage import coverage, shared_scopes, wildcards
+from orchestrator.planning.readiness import login_is_clear
 from orchestrator.workflow.loader import LoadedWorkflow
 from orchestrator.workflow.problems import Problem
 
@@ -138,4 +139,5 @@ _RULES: tuple[Rule, ...] = (
     coverage,
     wildcards,
     shared_scopes,
+    login_is_clear,
 )

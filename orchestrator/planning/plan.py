@@ -25,6 +25,7 @@ from orchestrator.workflow.loader import LoadedWorkflow
 from orchestrator.workflow.models.steps import Step
 from orchestrator.workflow.models.tools import HAND_OVER, Tool
 from orchestrator.workflow.models.workflow import Workflow
+from orchestrator.workflow.parameters import validated
 from orchestrator.workflow.tools.urls import evaluate_parameter
 
 PLANNED_RUN = "(planned)"
@@ -139,7 +140,7 @@ def _view(workflow: Workflow, catalog: Callable[[str], Any], step: Step, context
     if not complete:
         known |= {name: _placeholder(action.params, name) for name in step.with_ if name not in known}
     try:
-        view = dict(action.view(action.params.model_validate(known)))
+        view = dict(action.view(validated(action.params, known)))
     except ValidationError:
         return UNKNOWN
     except StepFailed as error:  # a program or a module that is not on this machine

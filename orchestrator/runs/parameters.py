@@ -12,6 +12,8 @@ from orchestrator.actions.base import Action, Params
 from orchestrator.errors import InvalidExpression, StepFailed
 from orchestrator.workflow.expressions import needs_engine
 from orchestrator.workflow.models.steps import Step
+from orchestrator.workflow.parameters import validated
+from orchestrator.workflow.shape import message_of
 from orchestrator.workflow.tools.urls import evaluate_parameter
 
 
@@ -28,14 +30,24 @@ async def parameters(action: Action, step_id: str, step: Step, context: Mapping[
 
     try:
         found = await asyncio.to_thread(evaluated) if needs_engine(step.with_) else evaluated()
-        return action.params.model_validate(found)
+        return validated(action.params, found)
     except InvalidExpression as error:
         raise StepFailed(f"step `{step_id}`: {error.message}", kind="parameters", hint=error.hint) from error
     except ValidationError as error:
-        wrong = "; ".join(
-            f"`{'.'.join(str(part) for part in problem['loc'])}`: {problem['msg']}"
-            for problem in error.errors(include_input=False, include_context=False, include_url=False)
-        )
+        problems = error.errors(include_url=False)
+        wrong = "; ".join(f"`{_place(each['loc'])}`: {_told(each)}" for each in problems)
         raise StepFailed(
-            f"step `{step_id}`: parameters of {step.action} are not valid: {wrong}", kind="parameters"
-        ) from None
+            f"step `{step_id}`: parameters of {step.action} are not valid: {wrong}",
+            kind="parameters",
+            hint="look at the expression that gives the value, and at what `orchestrator schema` says of the parameter",
+        ) from None  # the cause holds the values
+
+
+def _place(location: tuple[str | int, ...]) -> str:
+    """Such as `with.command[1]`."""
+    return "with" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+
+
+def _told(problem: Any) -> str:
+    value = problem.get("input")
+    return message_of(problem, None if problem["type"] == "missing" else value, shown=False)

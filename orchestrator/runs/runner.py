@@ -33,21 +33,21 @@ from orchestrator.redaction.forms import recognisable
 from orchestrator.redaction.redactor import redact_exception
 from orchestrator.runs.attempt import AttemptResult, Conclusion, StepAttempt
 from orchestrator.runs.calls import on_record
-from orchestrator.runs.enforcement.admission import any_admitted
 from orchestrator.runs.enforcement.agreement import until_decided, withdraw
+from orchestrator.runs.enforcement.preparation import prepare
 from orchestrator.runs.engines.types import Walk
 from orchestrator.runs.graph_walk import Graph
 from orchestrator.runs.outcomes import Ending, ending, excessive_wish, missing_ends, retry_delay
 from orchestrator.runs.types import Interruption, RunOutcome, RunProgress, RunRequest, Services, TakenRun
 from orchestrator.secret import Secret
 from orchestrator.uninterrupted import completed, is_cancelled, to_the_end
-from orchestrator.workflow.expressions import evaluate, holds
+from orchestrator.workflow.expressions import holds
 from orchestrator.workflow.inputs import public_inputs
 
 log = logging.getLogger(__name__)
 
-_CONTEXT = "(context)"
-"""The name under which it is kept that the run's context cannot be told."""
+_BEFORE = "(before the first step)"
+"""The name under which it is kept that no step can run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,19 +120,12 @@ class Runner:
                 progress.secrets.add(value)
         return progress
 
-    async def _evaluate_context(self, progress: RunProgress) -> OrchestratorError | None:
-        """Evaluate the run's context, unless the policy admits none of its steps; what is wrong with it."""
-        workflow, known = progress.request.loaded.workflow, {"inputs": progress.public_inputs}
-        if not workflow.context or not await any_admitted(self.services, progress):
-            return None
-        try:
-            run = {"id": progress.request.run_id}
-            everything = {**known, "run": run}
-            progress.context = await asyncio.to_thread(evaluate, workflow.context, everything, at="context")
-        except InvalidExpression as error:
-            progress.errors[_CONTEXT] = error
-            return error
-        return None
+    async def _prepare(self, progress: RunProgress) -> OrchestratorError | None:
+        """What keeps every step from running, or None."""
+        wrong = await prepare(self.services, progress)
+        if wrong is not None:
+            progress.errors[_BEFORE] = wrong
+        return wrong
 
     async def _drive(self, progress: RunProgress, interruption: Interruption, *, cancelled: bool = False) -> RunOutcome:
         """Walk, and record how it ended. Nothing but the ledger keeps a run from having an end."""
@@ -206,7 +199,7 @@ class Runner:
                 if cancelled:
                     await walk.abandon()
                     raise asyncio.CancelledError
-                if (wrong := await self._evaluate_context(progress)) is not None:
+                if (wrong := await self._prepare(progress)) is not None:
                     await walk.abandon()
                     return progress.states, (RunState.FAILED, wrong.exit_code, wrong.message)
                 states = await self.services.engine.drive(walk)

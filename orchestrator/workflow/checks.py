@@ -10,8 +10,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pydantic import ValidationError
-
 from orchestrator.errors import InvalidExpression
 from orchestrator.grants.fields import BOUND
 from orchestrator.workflow.aws_grants import check_aws_grants
@@ -20,9 +18,8 @@ from orchestrator.workflow.cel.types import Use, Used, check_types
 from orchestrator.workflow.expressions import condition_of
 from orchestrator.workflow.inputs import check_scheduled
 from orchestrator.workflow.models.declared import Argument, Input
-from orchestrator.workflow.parameters import ActionCatalog, GrantReference, check_reissue, grant_references
+from orchestrator.workflow.parameters import ActionCatalog, check_action
 from orchestrator.workflow.problems import suggestion
-from orchestrator.workflow.shape import report_errors
 from orchestrator.workflow.source import Path, Source
 from orchestrator.workflow.tools.checks import check_declarations, check_kind, check_tool
 
@@ -105,7 +102,8 @@ def _part(
             _reference(source, path, reference, expression, known, whole=whole)
         used.append(Used(path, expression.cel, use, faulty=len(source.problems) > found))
     check_aws_grants(source, part.get("grants"), (*base, "grants"))
-    _action(source, base, part, actions)
+    _literal(source, base, part, actions)
+    check_action(source, base, part, actions)
     if known.of_tools:
         check_tool(source, base, part, actions)
 
@@ -196,78 +194,13 @@ def _step_reference(source: Source, path: Path, rest: list[str], steps: Mapping[
             )
 
 
-def _action(source: Source, base: Path, step: Mapping[str, Any], actions: ActionCatalog) -> None:
-    name = step.get("action")
-    if not isinstance(name, str):
-        return
-    model = actions.params_of(name)
-    if model is None:
-        source.report((*base, "action"), f"there is no action `{name}`", suggestion(name, actions.names()))
-        return
-    given = step.get("with", {})
-    if isinstance(given, dict):
-        for parameter in sorted(getattr(model, "literal", frozenset()) & given.keys()):
-            for path, _, _ in _expressions(source, given[parameter], (*base, "with", parameter)):
-                source.report(path, f"`{parameter}` of {name} takes no expression", "write it out in the file")
-        try:
-            model.model_validate(given)
-        except ValidationError as error:
-            literal = [finding for finding in error.errors(include_url=False) if not _dynamic(given, finding["loc"])]
-            if literal:
-                known = ValidationError.from_exception_data(model.__name__, [_again(finding) for finding in literal])
-                report_errors(source, known, (*base, "with"), model=model)
-        used = grant_references(model, given)
-        _grants(source, base, step, used)
-        check_reissue(source, base, step, used, otherwise=bool(getattr(model, "takes_new_credentials", False)))
-
-
-def _grants(source: Source, base: Path, step: Mapping[str, Any], used: list[GrantReference]) -> None:
-    declared = _map(step.get("grants"))
-    for reference in used:
-        name, path, kinds = reference.grant, reference.path, reference.kinds
-        kind = _map(declared.get(name)).get("kind")
-        if name not in declared:
-            hint = suggestion(name, declared, otherwise="declare it in `grants` of the step")
-            source.report((*base, "with", *path), f"the step has no grant `{name}`", hint)
-        elif isinstance(kind, str) and kind not in kinds:
-            source.report(
-                (*base, "with", *path), f"the grant `{name}` is of kind {kind}", f"this takes: {', '.join(kinds)}"
-            )
-
-
-def _again(finding: Any) -> Any:
-    """An error of pydantic's in the form in which one is raised."""
-    from pydantic_core import PydanticCustomError
-
-    context = finding.get("ctx") or {}
-    if finding["type"] in ("value_error", "assertion_error"):
-        problem: Any = PydanticCustomError(
-            "value_error", "{error}", {"error": str(context.get("error", finding["msg"]))}
-        )
-        return {"type": problem, "loc": finding["loc"], "input": None}
-    again = {"type": finding["type"], "loc": finding["loc"], "input": finding.get("input")}
-    return {**again, "ctx": context} if context else again
-
-
-def _dynamic(given: Any, location: tuple[str | int, ...]) -> bool:
-    """Whether the value at a location, or anything it lies in or holds, comes from an expression."""
-    value = given
-    for part in location:
-        if isinstance(value, dict) and part in value:
-            value = value[part]
-        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
-            value = value[part]
-        else:
-            return isinstance(value, str) and "${{" in value
-    return _holds_expression(value)
-
-
-def _holds_expression(value: Any) -> bool:
-    if isinstance(value, str):
-        return "${{" in value
-    if isinstance(value, dict):
-        return any(_holds_expression(item) for item in value.values())
-    return isinstance(value, list) and any(_holds_expression(item) for item in value)
+def _literal(source: Source, base: Path, step: Mapping[str, Any], actions: ActionCatalog) -> None:
+    """Report the expressions in parameters that take none."""
+    name, given = step.get("action"), _map(step.get("with"))
+    model = actions.params_of(name) if isinstance(name, str) else None
+    for parameter in sorted(getattr(model, "literal", frozenset()) & given.keys()):
+        for path, _, _ in _expressions(source, given[parameter], (*base, "with", parameter)):
+            source.report(path, f"`{parameter}` of {name} takes no expression", "write it out in the file")
 
 
 def _expressions(source: Source, value: Any, path: Path) -> Iterator[tuple[Path, Expression, Use]]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from orchestrator.errors import InvalidExpression
+from orchestrator.jsontypes import text_of
 from orchestrator.secret import Secret
 from orchestrator.workflow.cel.engine import Budget, execute
 from orchestrator.workflow.cel.syntax import check_size
@@ -106,10 +107,8 @@ def _secret(cel: str, context: Mapping[str, Any]) -> Secret | None:
 
 def _inserted(cel: str, context: Mapping[str, Any], time: Budget) -> str:
     result = _run(cel, context, time)
-    if isinstance(result, bool):
-        return "true" if result else "false"
-    if isinstance(result, str | int | float):
-        return str(result)
+    if isinstance(result, str | bool | int | float):
+        return text_of(result)
     raise InvalidExpression(
         f"`{cel}` gives {_kind(result)}, which cannot stand inside a text",
         hint="let the expression be the whole value, or pick a single text or number from it",

@@ -1,13 +1,16 @@
-"""What the language knows of actions: their parameters, and which grants these name."""
+"""What the language knows of actions: their parameters, which grants these name, and what their output may have."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol, get_args, get_origin
+from typing import Annotated, Any, Protocol, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
+from orchestrator.jsontypes import text_of
+from orchestrator.workflow.problems import suggestion
+from orchestrator.workflow.shape import report_errors
 from orchestrator.workflow.source import Path, Source
 
 _ANEW_HINT = (
@@ -81,7 +84,131 @@ def _of_value(annotation: Any, value: Any, path: Path) -> Iterator[GrantReferenc
                 yield from _of_value(member, value, path)
 
 
-def check_reissue(
+def check_action(source: Source, base: Path, step: Mapping[str, Any], actions: ActionCatalog) -> None:
+    """Report what is certainly wrong with the action of a step or tool, whatever its expressions come to."""
+    name = step.get("action")
+    if not isinstance(name, str):
+        return
+    model = actions.params_of(name)
+    if model is None:
+        source.report((*base, "action"), f"there is no action `{name}`", suggestion(name, actions.names()))
+        return
+    given = step.get("with", {})
+    if isinstance(given, dict):
+        try:
+            model.model_validate(given)
+        except ValidationError as error:
+            literal = [finding for finding in error.errors(include_url=False) if not _dynamic(given, finding["loc"])]
+            if literal:
+                known = ValidationError.from_exception_data(model.__name__, [_again(finding) for finding in literal])
+                report_errors(source, known, (*base, "with"), model=model)
+        used = grant_references(model, given)
+        _grants(source, base, step, used)
+        _reissue(source, base, step, used, otherwise=bool(getattr(model, "takes_new_credentials", False)))
+        _outputs(source, base, step, model)
+        for path, message, hint in getattr(model, "certainly_wrong", _nothing)(step):
+            source.report((*base, *path), message, hint, key=path in (("with",), ("grants",)))
+
+
+P = TypeVar("P", bound=BaseModel)
+
+
+def validated(model: type[P], values: Mapping[str, Any]) -> P:
+    """The parameters of an action, their expressions evaluated. Raises ValidationError.
+
+    Where a text is wanted, a number or a truth value becomes the text that it is inside of a longer one: `/tickets/${{
+    inputs.id }}` and `${{ inputs.id }}` have the same digits. What is written in the file itself was held against the
+    types before.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        wanted = [each["loc"] for each in error.errors(include_url=False) if each["type"] == "string_type"]
+        if not wanted:
+            raise
+    return model.model_validate(_with_texts(values, wanted, ()))
+
+
+def _with_texts(value: Any, wanted: Sequence[tuple[str | int, ...]], at: tuple[str | int, ...]) -> Any:
+    """The value with what stands at the wanted places as text, where it has one."""
+    if at in wanted and isinstance(value, bool | int | float):
+        return text_of(value)
+    if isinstance(value, Mapping):
+        return {key: _with_texts(item, wanted, (*at, key)) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_texts(item, wanted, (*at, index)) for index, item in enumerate(value)]
+    return value
+
+
+def _nothing(step: Mapping[str, Any]) -> Iterator[tuple[Path, str, str]]:
+    """Of a model that says no more than its types do."""
+    yield from ()
+
+
+def _outputs(source: Source, base: Path, step: Mapping[str, Any], model: type[BaseModel]) -> None:
+    """Each key of `outputs` that the output of the action cannot have."""
+    keys, wanted = getattr(model, "output_keys", lambda given: None)(_map(step.get("with"))), step.get("outputs")
+    if keys is None:
+        return
+    for index, key in enumerate(wanted if isinstance(wanted, list) else ()):
+        if key not in keys:
+            source.report(
+                (*base, "outputs", index),
+                f"the output of {step.get('action')} has no `{key}` here",
+                suggestion(str(key), keys),
+            )
+
+
+def _grants(source: Source, base: Path, step: Mapping[str, Any], used: list[GrantReference]) -> None:
+    declared = _map(step.get("grants"))
+    for reference in used:
+        name, path, kinds = reference.grant, reference.path, reference.kinds
+        kind = _map(declared.get(name)).get("kind")
+        if name not in declared:
+            hint = suggestion(name, declared, otherwise="declare it in `grants` of the step")
+            source.report((*base, "with", *path), f"the step has no grant `{name}`", hint)
+        elif isinstance(kind, str) and kind not in kinds:
+            source.report(
+                (*base, "with", *path), f"the grant `{name}` is of kind {kind}", f"this takes: {', '.join(kinds)}"
+            )
+
+
+def _again(finding: Any) -> Any:
+    """An error of pydantic's in the form in which one is raised."""
+    from pydantic_core import PydanticCustomError
+
+    context = finding.get("ctx") or {}
+    if finding["type"] in ("value_error", "assertion_error"):
+        problem: Any = PydanticCustomError(
+            "value_error", "{error}", {"error": str(context.get("error", finding["msg"]))}
+        )
+        return {"type": problem, "loc": finding["loc"], "input": None}
+    again = {"type": finding["type"], "loc": finding["loc"], "input": finding.get("input")}
+    return {**again, "ctx": context} if context else again
+
+
+def _dynamic(given: Any, location: tuple[str | int, ...]) -> bool:
+    """Whether the value at a location, or anything it lies in or holds, comes from an expression."""
+    value = given
+    for part in location:
+        if isinstance(value, dict) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        else:
+            return isinstance(value, str) and "${{" in value
+    return _holds_expression(value)
+
+
+def _holds_expression(value: Any) -> bool:
+    if isinstance(value, str):
+        return "${{" in value
+    if isinstance(value, dict):
+        return any(_holds_expression(item) for item in value.values())
+    return isinstance(value, list) and any(_holds_expression(item) for item in value)
+
+
+def _reissue(
     source: Source, base: Path, step: Mapping[str, Any], used: Sequence[GrantReference], *, otherwise: bool
 ) -> None:
     """Report every grant of a step that is to be issued anew and cannot be handed to the action under way.
@@ -100,3 +227,7 @@ def check_reissue(
             source.report(place, f"`{where}` takes `{once[0].text}` once, when the step begins", _ANEW_HINT)
         elif not own and not otherwise:
             source.report(place, f"{step.get('action')} takes `{name}` once, when the step begins", _ANEW_HINT)
+
+
+def _map(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

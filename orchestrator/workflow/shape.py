@@ -33,6 +33,18 @@ _WORDS = {
     "model_attributes_type": "expected a map",
     "missing": "is missing",
 }
+_BOUNDS = {
+    "greater_than": "expected more than {gt}",
+    "greater_than_equal": "expected {ge} or more",
+    "less_than": "expected less than {lt}",
+    "less_than_equal": "expected {le} or less",
+    "too_short": "expected at least {min_length} item{s}",
+    "too_long": "expected at most {max_length} item{s}",
+    "string_too_short": "expected at least {min_length} character{s}",
+    "string_too_long": "expected at most {max_length} character{s}",
+    "literal_error": "expected {expected}",
+    "extra_forbidden": "there is no such key",
+}
 _KINDS = {str: "a text", bool: "true or false", int: "a whole number", float: "a number", list: "a list", dict: "a map"}
 
 
@@ -44,7 +56,7 @@ def shape_problems(source: Source) -> None:
 
 def report_errors(source: Source, error: ValidationError, base: Path, *, model: type[BaseModel] = Workflow) -> None:
     """Add each of pydantic's findings below `base` as a problem; expressions are left to the run."""
-    for finding in error.errors(include_url=False, include_input=False):
+    for finding in error.errors(include_url=False):
         if source.full:
             return
         path = (*base, *_in_file(finding["loc"], value_at(source.data, base)))
@@ -58,7 +70,7 @@ def report_errors(source: Source, error: ValidationError, base: Path, *, model: 
         elif path and path[-1] == "[key]":
             source.report(path[:-1], f"`{path[-2]}` cannot be a name", _pattern_hint(finding), key=True)
         else:
-            source.report(path, _message(finding, value_at(source.data, path)), _pattern_hint(finding))
+            source.report(path, message_of(finding, value_at(source.data, path)), _hint(finding))
 
 
 def _unknown_key(source: Source, path: Path, model: type[BaseModel] | None) -> None:
@@ -78,17 +90,29 @@ def _grant_kind(source: Source, path: Path) -> None:
         source.report((*path, "kind"), f"there is no kind of grant `{given}`", hint)
 
 
-def _message(finding: Mapping[str, Any], value: Any) -> str:
+def message_of(finding: Mapping[str, Any], value: Any, *, shown: bool = True) -> str:
+    """One of pydantic's findings in plain words. `shown`: the value stands in a file, and may be told."""
     kind = finding["type"]
+    if kind == "missing":
+        return "it is missing"
     if kind in _WORDS:
         return f"{_WORDS[kind]}, got {_KINDS.get(type(value), 'nothing')}"
-    if kind == "literal_error":
-        return f"expected {finding['ctx']['expected']}"
-    if kind == "value_error":
+    if kind in _BOUNDS:
+        limits = finding.get("ctx") or {}
+        plural = "" if 1 in (limits.get("min_length"), limits.get("max_length")) else "s"
+        return _BOUNDS[kind].format_map({**limits, "s": plural})
+    if kind in ("value_error", "assertion_error"):
         return str(finding["ctx"]["error"])
     if kind == "string_pattern_mismatch":
-        return f"`{value}` is not allowed here"
+        return f"`{value}` is not allowed here" if shown else f"the text does not match {finding['ctx']['pattern']}"
     return str(finding["msg"])
+
+
+def _hint(finding: Mapping[str, Any]) -> str:
+    """What to do about a finding, as far as its kind says."""
+    if finding["type"] == "string_type" and isinstance(finding.get("input"), bool | int | float):
+        return "put it in quotes"
+    return _pattern_hint(finding)
 
 
 def _pattern_hint(finding: Mapping[str, Any]) -> str:

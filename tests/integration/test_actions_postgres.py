@@ -111,6 +111,11 @@ async def execute(endpoint: str, sql: str, parameters: Any = None, **more: Any) 
     return await Execute().run(params, context(endpoint, "writer"))
 
 
+def changed(count: int) -> dict[str, Any]:
+    """The output of a statement that gives no rows back."""
+    return {"row_count": count, "rows": [], "columns": []}
+
+
 async def failure(running: Any) -> StepFailed:
     with pytest.raises(StepFailed) as caught:
         await running
@@ -282,7 +287,7 @@ async def test_exactly_the_limit_is_allowed(endpoint: str) -> None:
 
 async def test_two_columns_of_one_name_are_refused_before_one_is_lost(endpoint: str) -> None:
     error = await failure(query(endpoint, "SELECT 1 AS a, 2 AS a"))
-    assert (error.kind, error.message) == ("output", "the query returns several columns named a")
+    assert (error.kind, error.message) == ("output", "the statement returns several columns named a")
 
 
 async def test_a_list_is_inserted_in_one_transaction_with_shared_parameters(
@@ -290,7 +295,7 @@ async def test_a_list_is_inserted_in_one_transaction_with_shared_parameters(
 ) -> None:
     sql = "INSERT INTO translation VALUES (%(id)s, %(language)s, %(body)s, %(tags)s)"
     each = [{"id": n, "body": {"text": f"t{n}"}, "tags": ["a", str(n)]} for n in range(300)]
-    assert await execute(endpoint, sql, {"language": "en"}, each=each) == {"row_count": 300}
+    assert await execute(endpoint, sql, {"language": "en"}, each=each) == changed(300)
     assert admin.execute("SELECT * FROM translation WHERE feedback_id = 299").fetchone() == (
         299,
         "en",
@@ -311,8 +316,8 @@ async def test_one_bad_row_takes_back_all_of_them_and_its_values_are_not_told(
 
 
 async def test_a_single_statement_and_an_empty_list(endpoint: str) -> None:
-    assert await execute(endpoint, "UPDATE feedback SET comment = %s WHERE id <= %s", ["x", 2]) == {"row_count": 2}
-    assert await execute(endpoint, "INSERT INTO feedback VALUES (%(id)s, '')", each=[]) == {"row_count": 0}
+    assert await execute(endpoint, "UPDATE feedback SET comment = %s WHERE id <= %s", ["x", 2]) == changed(2)
+    assert await execute(endpoint, "INSERT INTO feedback VALUES (%(id)s, '')", each=[]) == changed(0)
 
 
 async def test_half_a_character_is_a_clear_error(endpoint: str) -> None:
@@ -326,7 +331,7 @@ async def test_half_a_character_is_a_clear_error(endpoint: str) -> None:
 async def test_missing_parameters_are_a_clear_error(endpoint: str) -> None:
     error = await failure(query(endpoint, "SELECT %(a)s", {"b": 1}))
     assert error.kind == "database"
-    assert error.hint == "compare `sql` and `parameters`"
+    assert (error.message, error.hint) == ("the SQL has `%(a)s`, and `parameters` has no `a`", "there is: b")
 
 
 async def test_the_session_says_who_it_is_and_has_a_statement_timeout(endpoint: str) -> None:

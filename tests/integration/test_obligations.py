@@ -226,10 +226,18 @@ class TestRows:
         text = workflow("own_limit", sql=self.FIVE).replace('"grant": "db"', '"grant": "db", "max_rows": 2')
         assert bench.run(text, policy=policy({"max_rows": 4})).steps["work"] is StepState.FAILED
 
-    @pytest.mark.parametrize("action", ["exec", "postgres.execute"])
-    def test_an_action_that_cannot_be_held_to_it_is_denied(self, bench: Bench, action: str) -> None:
-        outcome = bench.run(workflow("not_held", action=action), policy=policy({"max_rows": 4}))
-        refused(bench, outcome, f"the action `{action}` cannot be held to that")
+    @pytest.mark.parametrize(("most", "state"), [(5, StepState.SUCCEEDED), (4, StepState.FAILED)])
+    def test_what_a_statement_that_may_write_gives_back_is_held_to_it_too(
+        self, bench: Bench, most: int, state: StepState
+    ) -> None:
+        text = workflow("given_back", sql=self.FIVE, action="postgres.execute")
+        outcome = bench.run(text, policy=policy({"max_rows": most}))
+        assert outcome.steps["work"] is state
+
+    def test_an_action_that_cannot_be_held_to_it_is_denied(self, bench: Bench) -> None:
+        text = workflow("not_held", action="exec").replace("outputs: [rows]", "outputs: [stdout]")
+        outcome = bench.run(text, policy=policy({"max_rows": 4}))
+        refused(bench, outcome, "the action `exec` cannot be held to that")
 
 
 def held(bench: Bench, outcome: RunOutcome) -> list[LeaseRecord]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field
 from pydantic import JsonValue as Json
@@ -36,6 +36,7 @@ class CallParams(Params):
 
     output_types: ClassVar[Mapping[str, OutputType]] = {"status": "int", "request_id": "string", "result": "map"}
     fixed: ClassVar[frozenset[str]] = frozenset({"service", "operation", "region", "endpoint"})
+    endpoints: ClassVar[frozenset[str]] = frozenset({"endpoint"})
 
     service: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{1,62}$")] = Field(
         description="The service, by the name that boto3 and the AWS CLI have for it.", examples=["s3"]
@@ -53,6 +54,11 @@ class CallParams(Params):
         default=None, description="A name among the endpoints of the settings, instead of AWS's own address."
     )
     max_bytes: Annotated[int, Field(gt=0)] = Field(default=5_000_000, description="The longest answer.")
+
+    @classmethod
+    def output_keys(cls, given: Mapping[str, Any]) -> frozenset[str]:
+        """Those of `output_types`."""
+        return frozenset(cls.output_types)
 
 
 class Call:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import parse_qsl, urlencode
 
 from pydantic import AfterValidator, Field, PrivateAttr, model_validator
@@ -92,6 +92,11 @@ class RequestParams(Params):
         description="Other origins that may be redirected to, such as `https://files.example`. Neither the credential "
         "nor a body nor headers go there.",
     )
+
+    @classmethod
+    def output_keys(cls, given: Mapping[str, Any]) -> frozenset[str]:
+        """Those of every answer."""
+        return frozenset(("status", "headers", "body"))
 
     @model_validator(mode="after")
     def _consistent(self) -> RequestParams:

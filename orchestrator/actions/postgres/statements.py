@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 from pydantic import JsonValue as Json
 
-from orchestrator.actions.base import GrantRef, OutputType, Params, StepContext
-from orchestrator.actions.postgres.session import check_strings, transaction
+from orchestrator.actions.base import Finding, GrantRef, OutputType, Params, StepContext
+from orchestrator.actions.postgres.checks import against_parameters, parsed, returns_rows, statement_findings
+from orchestrator.actions.postgres.session import MAX_INFLOW, check_strings, transaction
 from orchestrator.errors import StepFailed
+from orchestrator.grants.sql.commands import unfit_to_execute, unfit_to_query
 from orchestrator.grants.sql.statements import statement_verbs
 from orchestrator.jsontypes import JsonObject, JsonValue
 
@@ -25,6 +28,7 @@ _INFLOW_OF_JSON, _INFLOW_BESIDE = 2, 1 << 20
 
 
 class _Statement(Params):
+    output_types: ClassVar[Mapping[str, OutputType]] = {"rows": "maps", "row_count": "int", "columns": "list"}
     fixed: ClassVar[frozenset[str]] = frozenset({"sql", "server_messages"})
 
     sql: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")] = Field(
@@ -43,24 +47,30 @@ class _Statement(Params):
         "and shown.",
     )
 
+    max_rows: Annotated[int, Field(gt=0)] = Field(default=10_000, description="More rows that come back are an error.")
+    max_bytes: Annotated[int, Field(gt=0)] = Field(default=5_000_000, description="More bytes of JSON are an error.")
+
+    def held_to_rows(self, most: int) -> Self:
+        """The statement with `max_rows` lowered to this."""
+        return self.model_copy(update={"max_rows": min(self.max_rows, most)})
+
+    @classmethod
+    def output_keys(cls, given: Mapping[str, Any]) -> frozenset[str]:
+        """Those of `output_types`."""
+        return frozenset(cls.output_types)
+
 
 class QueryParams(_Statement):
     """A statement that reads, and the limits of what it may return (rows, bytes of JSON)."""
 
-    output_types: ClassVar[Mapping[str, OutputType]] = {"rows": "maps", "row_count": "int", "columns": "list"}
-
-    max_rows: Annotated[int, Field(gt=0)] = Field(default=10_000, description="More rows are an error.")
-    max_bytes: Annotated[int, Field(gt=0)] = Field(default=5_000_000, description="More bytes of JSON are an error.")
-
-    def held_to_rows(self, most: int) -> Self:
-        """The query with `max_rows` lowered to this."""
-        return self.model_copy(update={"max_rows": min(self.max_rows, most)})
+    @classmethod
+    def certainly_wrong(cls, step: Mapping[str, Any]) -> Iterator[Finding]:
+        """What is no query, and placeholders without a parameter."""
+        yield from statement_findings(_given(step), unfit_to_query)
 
 
 class ExecuteParams(_Statement):
-    """A statement that writes, once, or once for each object of `each`."""
-
-    output_types: ClassVar[Mapping[str, OutputType]] = {"row_count": "int"}
+    """A statement that writes, once, or once for each object of `each`, and what it may give back."""
 
     each: list[dict[str, Json]] | None = Field(
         default=None,
@@ -73,6 +83,21 @@ class ExecuteParams(_Statement):
         if self.each is not None and isinstance(self.parameters, list):
             raise ValueError("with `each`, `parameters` are given by name")
         return self
+
+    @classmethod
+    def certainly_wrong(cls, step: Mapping[str, Any]) -> Iterator[Finding]:
+        """As for a query; and rows that are kept of a statement that gives none."""
+        given, outputs = _given(step), step.get("outputs")
+        yield from statement_findings(given, unfit_to_execute)
+        if isinstance(outputs, list) and returns_rows(given) is False:
+            for index, key in enumerate(outputs):
+                if key in ("rows", "columns"):
+                    yield ("outputs", index), "the statement gives no rows back", "add RETURNING, or keep `row_count`"
+
+
+def _given(step: Mapping[str, Any]) -> Mapping[str, Any]:
+    given = step.get("with")
+    return given if isinstance(given, dict) else {}
 
 
 def _view(params: _Statement, *, placeholders: bool) -> JsonObject:
@@ -97,71 +122,90 @@ class Query:
 
     async def run(self, params: QueryParams, context: StepContext) -> JsonValue:
         """Read all rows, or none: where a limit is met the transaction is rolled back and StepFailed raised."""
+        _check_bound(params.sql, params.parameters)
         async with (
             transaction(
                 context,
                 params.grant,
                 read_only=True,
-                max_inflow=_INFLOW_OF_JSON * params.max_bytes + _INFLOW_BESIDE,
+                max_inflow=_inflow(params),
                 server_messages=params.server_messages,
             ) as connection,
             connection.cursor(name="step") as cursor,
         ):
             await cursor.execute(params.sql, _bound(params.parameters))
-            columns = _columns(cursor)
-            rows = await _fetch(cursor, columns, params)
-        return {"rows": rows, "row_count": len(rows), "columns": columns}
+            result = await _fetch(cursor, params)
+        return {"rows": result.rows, "row_count": len(result.rows), "columns": result.columns}
 
 
 class Execute:
-    """Output: `{"row_count": n}`, the rows that were changed in all. One transaction; same kinds as the query."""
+    """Output: `{"row_count": n, "rows": [{column: value}], "columns": [...]}`: how many rows were changed in all, and
+    what came back, as of RETURNING. One transaction, which more rows than the limits allow roll back; same kinds as the
+    query.
+    """
 
     summary: ClassVar[str] = "Change rows in PostgreSQL, once or once for each of a list."
     params: ClassVar[type[Params]] = ExecuteParams
 
     def view(self, params: ExecuteParams) -> JsonObject:
-        """The verbs of the statement."""
-        return _view(params, placeholders=params.parameters is not None or params.each is not None)
+        """The verbs of the statement, and `returning` where what is written comes back."""
+        view = _view(params, placeholders=params.parameters is not None or params.each is not None)
+        statements = parsed({"sql": params.sql, "parameters": params.parameters, "each": params.each}) or ()
+        if any(getattr(each.stmt, "returningClause", None) for each in statements):
+            return {**view, "returning": True}
+        return view
 
     async def run(self, params: ExecuteParams, context: StepContext) -> JsonValue:
         """Execute and commit. Raises StepFailed after everything was rolled back; an empty `each` does nothing."""
-        if params.each is not None and not params.each:
-            return {"row_count": 0}
-        async with (
-            transaction(context, params.grant, read_only=False, server_messages=params.server_messages) as connection,
-            connection.cursor() as cursor,
-        ):
-            if params.each is None:
-                # A prepared statement cannot hold several commands; without one, psycopg would send them all.
-                await cursor.execute(params.sql, _bound(params.parameters), prepare=True)
-                count = cursor.rowcount
-            else:
-                shared = params.parameters if isinstance(params.parameters, dict) else {}
-                each = [_bound({**shared, **values}) for values in params.each]
-                count = await _each(connection, cursor, params.sql, each)
-        return {"row_count": max(0, count)}
+        _check_bound(params.sql, params.parameters, params.each)
+        result = _Result(params)
+        if params.each is None or params.each:
+            async with (
+                transaction(
+                    context,
+                    params.grant,
+                    read_only=False,
+                    max_inflow=max(MAX_INFLOW, _inflow(params)),
+                    server_messages=params.server_messages,
+                ) as connection,
+                connection.cursor() as cursor,
+            ):
+                async for outcome in _outcomes(connection, cursor, params):
+                    result.add(outcome, await outcome.fetchall() if outcome.description else [])
+        return {"row_count": result.count, "rows": result.rows, "columns": result.columns}
 
 
-async def _each(
+async def _outcomes(
     connection: psycopg.AsyncConnection[tuple[Any, ...]],
     cursor: psycopg.AsyncCursor[tuple[Any, ...]],
-    sql: str,
-    each: list[Any],
-) -> int:
-    """Execute a statement for each of these parameters, and count the rows.
+    params: ExecuteParams,
+) -> AsyncIterator[psycopg.AsyncCursor[tuple[Any, ...]]]:
+    """Execute the statement, once or for each, and give the cursor with each outcome.
 
     The server parses it again and again. Where it has a backslash in it, what the first time has set must not make
     another statement of it the next time: then one waits for the other, and the setting is looked at in between.
     """
-    if "\\" not in sql:
-        await cursor.executemany(sql, each)
-        return cursor.rowcount
-    count = 0
-    for parameters in each:
-        check_strings(connection)
-        await cursor.execute(sql, parameters, prepare=True)
-        count += max(0, cursor.rowcount)
-    return count
+    if params.each is None:
+        # A prepared statement cannot hold several commands; without one, psycopg would send them all.
+        yield await cursor.execute(params.sql, _bound(params.parameters), prepare=True)
+        return
+    shared = params.parameters if isinstance(params.parameters, dict) else {}
+    each = [_bound({**shared, **values}) for values in params.each]
+    if "\\" in params.sql:
+        for parameters in each:
+            check_strings(connection)
+            yield await cursor.execute(params.sql, parameters, prepare=True)
+        return
+    await cursor.executemany(params.sql, each, returning=True)
+    async for outcome in cursor.results():
+        yield outcome
+
+
+def _check_bound(sql: str, parameters: dict[str, Json] | list[Json] | None, each: Any = None) -> None:
+    """Raise StepFailed where the parameters that expressions gave are not those of the statement."""
+    if parameters is not None or each is not None:
+        for _, message, hint in against_parameters(sql, parameters, each):
+            raise StepFailed(message, kind="database", hint=hint)
 
 
 def _bound(parameters: dict[str, Json] | list[Json] | None) -> Any:
@@ -172,32 +216,58 @@ def _bound(parameters: dict[str, Json] | list[Json] | None) -> Any:
     return None if parameters is None else [parameter(value) for value in parameters]
 
 
-def _columns(cursor: psycopg.AsyncServerCursor[tuple[Any, ...]]) -> list[str]:
+@dataclass(slots=True)
+class _Result:
+    """What came back until now, within the limits of the step."""
+
+    limits: _Statement
+    rows: list[JsonValue] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
+    count: int = 0
+    size: int = 0
+
+    def add(self, cursor: psycopg.AsyncCursor[tuple[Any, ...]], fetched: Iterable[tuple[Any, ...]]) -> None:
+        """Take rows over, and count those that were changed. Raises StepFailed where a limit is met."""
+        self.count += max(0, cursor.rowcount)
+        if cursor.description:
+            self.columns = _columns(cursor)
+        for values in fetched:
+            self.take(values)
+
+    def take(self, values: tuple[Any, ...]) -> None:
+        """One row. Raises StepFailed where it is too many, or too large."""
+        row = dict(zip(self.columns, values, strict=True))
+        self.size += len(json.dumps(row, ensure_ascii=False).encode())
+        if len(self.rows) >= self.limits.max_rows or self.size > self.limits.max_bytes:
+            raise StepFailed(
+                f"the statement returns more than {self.limits.max_rows} rows or {self.limits.max_bytes} bytes",
+                kind="output",
+                hint="add a LIMIT, return fewer columns, or raise `max_rows` or `max_bytes`",
+            )
+        self.rows.append(row)
+
+
+def _inflow(limits: _Statement) -> int:
+    return _INFLOW_OF_JSON * limits.max_bytes + _INFLOW_BESIDE
+
+
+def _columns(cursor: psycopg.AsyncCursor[tuple[Any, ...]] | psycopg.AsyncServerCursor[tuple[Any, ...]]) -> list[str]:
     columns = [column.name for column in cursor.description or ()]
     if twice := sorted({name for name in columns if columns.count(name) > 1}):
         raise StepFailed(
-            f"the query returns several columns named {', '.join(twice)}", kind="output", hint="name them with AS"
+            f"the statement returns several columns named {', '.join(twice)}",
+            kind="output",
+            hint="name them with AS",
         )
     return columns
 
 
-async def _fetch(
-    cursor: psycopg.AsyncServerCursor[tuple[Any, ...]], columns: list[str], params: QueryParams
-) -> list[JsonValue]:
+async def _fetch(cursor: psycopg.AsyncServerCursor[tuple[Any, ...]], params: QueryParams) -> _Result:
     """All rows, fetched in batches that fit into what is left of the limits."""
-    rows: list[JsonValue] = []
-    size, batch = 0, _FIRST_BATCH
+    result, batch = _Result(params, columns=_columns(cursor)), _FIRST_BATCH
     while fetched := await cursor.fetchmany(batch):
         for values in fetched:
-            row = dict(zip(columns, values, strict=True))
-            size += len(json.dumps(row, ensure_ascii=False).encode())
-            if len(rows) >= params.max_rows or size > params.max_bytes:
-                raise StepFailed(
-                    f"the query returns more than {params.max_rows} rows or {params.max_bytes} bytes",
-                    kind="output",
-                    hint="add a LIMIT, select fewer columns, or raise `max_rows` or `max_bytes`",
-                )
-            rows.append(row)
-        room = (params.max_bytes - size) // (size // len(rows) + 1) + 1
-        batch = max(1, min(_LARGEST_BATCH, room, params.max_rows - len(rows) + 1))
-    return rows
+            result.take(values)
+        room = (params.max_bytes - result.size) // (result.size // len(result.rows) + 1) + 1
+        batch = max(1, min(_LARGEST_BATCH, room, params.max_rows - len(result.rows) + 1))
+    return result

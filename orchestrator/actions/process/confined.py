@@ -31,6 +31,7 @@ class ConfinedParams(Params):
     """Of an action that starts a program, which is confined as ORCHESTRATOR_CONFINEMENT says."""
 
     fixed: ClassVar[frozenset[str]] = frozenset({"paths", "connect"})
+    endpoints: ClassVar[frozenset[str]] = frozenset({"connect"})
 
     paths: Paths = Field(
         default_factory=Paths,

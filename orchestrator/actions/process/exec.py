@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 from pydantic import JsonValue as Json
@@ -91,6 +91,12 @@ class ExecParams(ConfinedParams):
         if "PATH" in names and not self.command[0].startswith("/"):
             raise ValueError("a PATH of your own needs a program with its full path")
         return self
+
+    @classmethod
+    def output_keys(cls, given: Mapping[str, Any]) -> frozenset[str]:
+        """`exit_code`, and what `output` says that the standard output is."""
+        contents = {"text": {"stdout"}, "json": {"json"}, "none": set[str]()}
+        return frozenset({"exit_code"} | contents.get(str(given.get("output", "text")), {"stdout", "json"}))
 
     def implied(self) -> tuple[Path, ...]:
         """Where it works."""

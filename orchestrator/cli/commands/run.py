@@ -48,6 +48,9 @@ def run(
     request = request_for(file, options.inputs_from(inputs, inputs_file), inputs, run_id, trigger, reason)
     from orchestrator.assembly import run_workflow
 
+    if run_id is None:
+        refuse_what_lacks_something(request)
+
     def work(config: RunnerConfig, *, notice: Callable[[str], None], **how: Any) -> Coroutine[Any, Any, RunOutcome]:
         return run_workflow(config, request, notice=notice, others=_unsaid if quiet else notice, **how)
 
@@ -60,6 +63,20 @@ def run(
         quiet=quiet,
         as_json=as_json,
     )
+
+
+def refuse_what_lacks_something(request: RunRequest) -> None:
+    """Raise InvalidWorkflow, before anything is on record, where some step that runs in any case cannot.
+
+    Of steps with an `if` the run itself says it before its first one: policies may forbid that one is evaluated.
+    """
+    from orchestrator.actions.catalog import action
+    from orchestrator.planning.readiness import lacking, none_for_certain
+    from orchestrator.settings import load_settings
+    from orchestrator.workflow.problems import InvalidWorkflow
+
+    if problems := lacking(request.loaded, load_settings().endpoints, action=action, never=none_for_certain):
+        raise InvalidWorkflow(problems)
 
 
 def _unsaid(text: str) -> None:

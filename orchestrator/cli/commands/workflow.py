@@ -131,8 +131,9 @@ def plan(
     from orchestrator.cli.dry_run import decided
     from orchestrator.planning.aws_actions import NOT_LOOKED_UP, looks_nothing_up
     from orchestrator.planning.plan import build
+    from orchestrator.planning.readiness import certainly_false, lacking
     from orchestrator.settings import load_settings
-    from orchestrator.workflow.inputs import bind_inputs
+    from orchestrator.workflow.inputs import bind_inputs, public_inputs
     from orchestrator.workflow.loader import load
 
     loaded = load(file, actions=catalog)
@@ -143,10 +144,20 @@ def plan(
         raise UsageError(f"the workflow names its agent, `{loaded.workflow.agent}`", hint="leave --agent out")
     planned = build(loaded, bound, action=action, endpoints=settings.endpoints, agent=agent)
     view = interruption.run(lambda: decided(planned, policy_engine(settings), ask=ask_policy))
+    lacks = lacking(
+        loaded,
+        settings.endpoints,
+        action=action,
+        never=certainly_false(public_inputs(loaded.workflow, bound), settings.endpoints),
+    )
     if as_json:
-        print_json(plan_json(view))
+        print_json({**plan_json(view), "lacks": [problem.as_json() for problem in lacks]})
     else:
         print_plan(view)
+    for problem in lacks:
+        sys.stderr.write(clean(problem.render()) + "\n")
+    if lacks:
+        failures.note("a run with these settings is refused before its first step")
     if looks_nothing_up(loaded.workflow):
         failures.note(NOT_LOOKED_UP)
     if view.denied:

@@ -58,11 +58,12 @@ def statement_verbs(sql: str, *, placeholders: bool = True) -> frozenset[str]:
     found: set[str] = set()
     for statement in statements:
         if statement.stmt is not None:
-            found |= _verbs_in(statement.stmt)
+            found |= verbs_in(statement.stmt)
     return frozenset(found) or UNKNOWN
 
 
-def _verbs_in(root: ast.Node) -> set[str]:
+def verbs_in(root: ast.Node) -> set[str]:
+    """The verbs of a statement and of those inside it."""
     from pglast import ast
 
     found = {_verb(root)}
