@@ -25,8 +25,9 @@ from orchestrator.provision.vault.strangers import Strangers, strangers
 from orchestrator.provision.vault.token_workflows import token_workflows
 from orchestrator.secret import Secret
 from orchestrator.vault.config import TokenAuth, TokenFileAuth, VaultConfig
-from orchestrator.workflow.loader import load
+from orchestrator.workflow.loader import files_of, load_each, of_one_name
 from orchestrator.workflow.models.workflow import Workflow
+from orchestrator.workflow.problems import InvalidWorkflow
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,20 +209,15 @@ def _database_sides(
 
 
 def load_workflows(folder: Path) -> list[Workflow]:
-    """Every workflow in a folder, by file name. Raises InvalidWorkflow, or UsageError, also where two have one name."""
-    files = sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
+    """Every workflow in a folder, by file name. Raises InvalidWorkflow with all that is wrong, or UsageError."""
+    files = files_of(folder)
     if not files:
         raise UsageError(f"there is no workflow in {folder}")
-    found: dict[str, tuple[Path, Workflow]] = {}
-    for file in files:
-        workflow = load(file, actions=catalog, within=folder).workflow
-        if workflow.name in found:
-            raise UsageError(
-                f"{found[workflow.name][0]} and {file} both have a workflow `{workflow.name}`",
-                hint="give one of them another name: what is installed for a step goes by the workflow's name",
-            )
-        found[workflow.name] = (file, workflow)
-    return [workflow for _, workflow in found.values()]
+    loaded, problems = load_each(files, actions=catalog, within=folder)
+    problems += of_one_name(loaded)
+    if problems:
+        raise InvalidWorkflow(problems)
+    return [each.workflow for each in loaded]
 
 
 def admin_token(vault: VaultConfig) -> Secret:

@@ -15,14 +15,13 @@ from types import MappingProxyType
 
 from orchestrator.errors import UsageError
 from orchestrator.grants.models import TokenGrant
-from orchestrator.workflow.loader import LoadedWorkflow, load, load_text
+from orchestrator.workflow.loader import SUFFIXES, LoadedWorkflow, load, load_text
 from orchestrator.workflow.models.workflow import Schedule, Workflow
 from orchestrator.workflow.parameters import ActionCatalog
 from orchestrator.workflow.problems import InvalidWorkflow
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = (".yaml", ".yml")
 Stamp = tuple[int, int, int]
 
 

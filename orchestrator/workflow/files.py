@@ -37,12 +37,25 @@ def read_text(path: Path, *, within: Path | None = None) -> str:
         raise _unreadable(path, error) from error
     finally:
         os.close(descriptor)
+    return _text(content, path)
+
+
+def _text(content: bytes, path: Path | str) -> str:
     if len(content) > MAX_BYTES:
         raise _too_large(path)
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not UTF-8 text") from None  # the cause holds the content
+
+
+def read_standard_input() -> str:
+    """The same of what comes in on the standard input."""
+    try:
+        content = _read(0)
+    except OSError as error:
+        raise UsageError(f"the standard input cannot be read: {error.strerror}", hint="name a file") from error
+    return _text(content, "the standard input")
 
 
 def _read(descriptor: int) -> bytes:
@@ -68,5 +81,5 @@ def _unreadable(path: Path, error: OSError) -> UsageError:
     return UsageError(f"{path} cannot be read: {error.strerror}", hint="`orchestrator init` writes a starter workflow")
 
 
-def _too_large(path: Path) -> UsageError:
+def _too_large(path: Path | str) -> UsageError:
     return UsageError(f"{path} is larger than {MAX_BYTES // 1024} KiB", hint="split it, or read large data in a step")

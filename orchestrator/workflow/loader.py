@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from orchestrator.errors import UsageError
 from orchestrator.workflow.checks import check
 from orchestrator.workflow.files import read_text
 from orchestrator.workflow.models.workflow import Schedule, Workflow
@@ -18,6 +19,9 @@ from orchestrator.workflow.parameters import ActionCatalog
 from orchestrator.workflow.problems import InvalidWorkflow, Problem
 from orchestrator.workflow.shape import report_errors, shape_problems
 from orchestrator.workflow.source import Source, parse
+
+SUFFIXES = (".yaml", ".yml")
+"""Of the files that are workflows, in a folder of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,51 @@ def load(path: Path, *, actions: ActionCatalog, within: Path | None = None) -> L
     `within`: the folder that a link may not lead out of, for a file that nobody named.
     """
     return load_text(read_text(path, within=within), filename=str(path), actions=actions)
+
+
+def load_each(
+    paths: Iterable[Path], *, actions: ActionCatalog, within: Path | None = None
+) -> tuple[list[LoadedWorkflow], list[Problem]]:
+    """Read several files: those that are valid, and what is wrong with the others; none of them hides another."""
+    loaded: list[LoadedWorkflow] = []
+    problems: list[Problem] = []
+    for path in paths:
+        try:
+            loaded.append(load(path, actions=actions, within=within))
+        except InvalidWorkflow as error:
+            problems += error.problems
+        except UsageError as error:
+            problems.append(unreadable(str(path), error))
+    return loaded, problems
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The workflows of a folder, by name: `*.yaml` and `*.yml`, not those of the folders in it, nor hidden ones.
+
+    Raises UsageError for a folder that cannot be read.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and not path.name.startswith("."))
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be read: {error.strerror}", hint="name the folder with workflows") from error
+
+
+def of_one_name(loaded: Iterable[LoadedWorkflow]) -> Iterator[Problem]:
+    """Each workflow whose name another file before it has."""
+    first: dict[str, LoadedWorkflow] = {}
+    for each in loaded:
+        before = first.setdefault(each.workflow.name, each)
+        if before is not each:
+            yield each.problem(
+                ("name",),
+                f"{before.filename} and {each.filename} both have a workflow `{each.workflow.name}`",
+                "give one of them another name: what is installed for a step goes by the workflow's name",
+            )
+
+
+def unreadable(filename: str, error: UsageError) -> Problem:
+    """A file that cannot be read at all, as a finding beside those of others."""
+    return Problem(filename, 1, 1, error.message, error.hint or "")
 
 
 def load_text(text: str, *, filename: str, actions: ActionCatalog) -> LoadedWorkflow:

@@ -183,6 +183,79 @@ async def test_every_type_becomes_json(endpoint: str, expression: str, expected:
     assert check_output(output, redactor=Redactor(), limit_bytes=10_000) == output
 
 
+OWN_TYPES = """
+CREATE TYPE mood AS ENUM ('sad', 'ok', 'very happy', 'NULL', 'a"b\\c', '{x,y}', '');
+CREATE DOMAIN cents AS int;
+CREATE DOMAIN price AS cents CHECK (VALUE >= 0);
+CREATE DOMAIN pair AS int[];
+CREATE DOMAIN feeling AS mood;
+CREATE TYPE spot AS (x int, label text);
+CREATE DOMAIN amount AS numeric;
+CREATE TYPE span AS RANGE (subtype = float8);
+"""
+
+
+@pytest.fixture(scope="module")
+def own_types(endpoint: str) -> str:
+    with psycopg.connect(endpoint, user="postgres", autocommit=True) as connection:
+        connection.execute(OWN_TYPES)
+    return endpoint
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("ARRAY['sad', 'very happy', 'NULL', NULL]::mood[]", ["sad", "very happy", "NULL", None]),
+        ("enum_range(NULL::mood)", ["sad", "ok", "very happy", "NULL", 'a"b\\c', "{x,y}", ""]),
+        ("ARRAY[['sad', 'ok'], [NULL, 'sad']]::mood[]", [["sad", "ok"], [None, "sad"]]),
+        ("'[0:1]={sad,ok}'::mood[]", ["sad", "ok"]),
+        ("'{}'::mood[]", []),
+        ("NULL::mood[]", None),
+        ("'sad'::mood", "sad"),
+        ("ARRAY['ok']::feeling[]", ["ok"]),
+        ("ARRAY[1, NULL, 3]::price[]", [1, None, 3]),
+        ("ARRAY[[1], [2]]::cents[]", [[1], [2]]),
+        ("ARRAY['{1,2}', '{3}']::pair[]", [[1, 2], [3]]),
+        ("'{1,2}'::pair", [1, 2]),
+        ("ARRAY[0.5, 12345678901234567890.5]::amount[]", [0.5, "12345678901234567890.5"]),
+        ("ARRAY[ROW(1, 'a, \"b\"'), NULL]::spot[]", ['(1,"a, ""b""")', None]),
+        ("ARRAY['[1,2)', 'empty']::span[]", ["[1,2)", "empty"]),
+        ("ARRAY[1, 2]::int[]", [1, 2]),
+        ("ARRAY[ARRAY[0.5], ARRAY[1.5]]::numeric[]", [[0.5], [1.5]]),
+        ("ARRAY['(1,1),(0,0)'::box, '(3,3),(2,2)'::box]", ["(1,1),(0,0)", "(3,3),(2,2)"]),
+    ],
+)
+async def test_arrays_of_a_databases_own_types_are_lists(own_types: str, expression: str, expected: object) -> None:
+    output = await query(own_types, f"SELECT {expression} AS v, 1 AS one")
+    assert output["rows"] == [{"v": expected, "one": 1}]
+    assert (await execute(own_types, f"SELECT {expression} AS v, 1 AS one"))["rows"] == [{"v": expected, "one": 1}]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ([1, 2.5], ["1", "2.5"]),
+        ([1, 0, None, 0.1], ["1", "0", None, "0.1"]),
+        ([9007199254740993, 0.5], ["9007199254740993", "0.5"]),
+        ([1e-7, 10**20], ["0.0000001", "100000000000000000000"]),
+    ],
+)
+async def test_a_list_of_numbers_may_have_whole_ones_and_others(
+    endpoint: str, numbers: list[Any], expected: list[Any]
+) -> None:
+    sql = "SELECT array_agg(n::text) AS n, pg_typeof(%(n)s)::text AS kind FROM unnest(%(n)s) n"
+    assert (await query(endpoint, sql, {"n": numbers}))["rows"] == [{"n": expected, "kind": "numeric[]"}]
+    nested = await query(endpoint, "SELECT %(n)s AS n", {"n": [[1, 2.5], [3, 4]]})
+    assert nested["rows"] == [{"n": [[1, 2.5], [3, 4]]}]
+
+
+@pytest.mark.parametrize("mixed", [[1, True], [1, "a"], [0.5, False]])
+async def test_a_list_of_different_kinds_is_a_clear_error(endpoint: str, mixed: list[Any]) -> None:
+    error = await failure(query(endpoint, "SELECT %(n)s AS n", {"n": mixed}))
+    assert (error.kind, error.hint) == ("database", "compare `sql` and `parameters`")
+    assert "mixed types" in error.message
+
+
 async def test_parameters_are_bound_and_never_pasted(endpoint: str, admin: psycopg.Connection[Any]) -> None:
     nasty = "'; DROP TABLE feedback; --"
     assert (await query(endpoint, "SELECT %(x)s::text AS x", {"x": nasty}))["rows"] == [{"x": nasty}]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
@@ -134,7 +134,7 @@ class Query:
             connection.cursor(name="step") as cursor,
         ):
             await cursor.execute(params.sql, _bound(params.parameters))
-            result = await _fetch(cursor, params)
+            result = await _fetch(connection, cursor, params)
         return {"rows": result.rows, "row_count": len(result.rows), "columns": result.columns}
 
 
@@ -171,7 +171,7 @@ class Execute:
                 connection.cursor() as cursor,
             ):
                 async for outcome in _outcomes(connection, cursor, params):
-                    result.add(outcome, await outcome.fetchall() if outcome.description else [])
+                    await result.add(connection, outcome)
         return {"row_count": result.count, "rows": result.rows, "columns": result.columns}
 
 
@@ -223,20 +223,38 @@ class _Result:
     limits: _Statement
     rows: list[JsonValue] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
+    conversions: Mapping[int, Callable[[str], JsonValue]] = field(default_factory=dict)
     count: int = 0
     size: int = 0
 
-    def add(self, cursor: psycopg.AsyncCursor[tuple[Any, ...]], fetched: Iterable[tuple[Any, ...]]) -> None:
-        """Take rows over, and count those that were changed. Raises StepFailed where a limit is met."""
+    async def add(
+        self, connection: psycopg.AsyncConnection[tuple[Any, ...]], cursor: psycopg.AsyncCursor[tuple[Any, ...]]
+    ) -> None:
+        """Take an outcome over: its rows, and how many were changed. Raises StepFailed where a limit is met."""
         self.count += max(0, cursor.rowcount)
         if cursor.description:
-            self.columns = _columns(cursor)
-        for values in fetched:
-            self.take(values)
+            if not self.columns:
+                await self.describe(connection, cursor)
+            for values in await cursor.fetchall():
+                self.take(values)
+
+    async def describe(
+        self,
+        connection: psycopg.AsyncConnection[tuple[Any, ...]],
+        cursor: psycopg.AsyncCursor[tuple[Any, ...]] | psycopg.AsyncServerCursor[tuple[Any, ...]],
+    ) -> None:
+        """Learn the names of the columns, and how their values become JSON. Raises StepFailed for two of one name."""
+        from orchestrator.actions.postgres.arrays import conversions
+
+        self.columns = _columns(cursor)
+        self.conversions = await conversions(connection, cursor.description or ())
 
     def take(self, values: tuple[Any, ...]) -> None:
         """One row. Raises StepFailed where it is too many, or too large."""
         row = dict(zip(self.columns, values, strict=True))
+        for number, convert in self.conversions.items():
+            if values[number] is not None:
+                row[self.columns[number]] = convert(values[number])
         self.size += len(json.dumps(row, ensure_ascii=False).encode())
         if len(self.rows) >= self.limits.max_rows or self.size > self.limits.max_bytes:
             raise StepFailed(
@@ -262,9 +280,14 @@ def _columns(cursor: psycopg.AsyncCursor[tuple[Any, ...]] | psycopg.AsyncServerC
     return columns
 
 
-async def _fetch(cursor: psycopg.AsyncServerCursor[tuple[Any, ...]], params: QueryParams) -> _Result:
+async def _fetch(
+    connection: psycopg.AsyncConnection[tuple[Any, ...]],
+    cursor: psycopg.AsyncServerCursor[tuple[Any, ...]],
+    params: QueryParams,
+) -> _Result:
     """All rows, fetched in batches that fit into what is left of the limits."""
-    result, batch = _Result(params, columns=_columns(cursor)), _FIRST_BATCH
+    result, batch = _Result(params), _FIRST_BATCH
+    await result.describe(connection, cursor)
     while fetched := await cursor.fetchmany(batch):
         for values in fetched:
             result.take(values)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -81,8 +81,29 @@ def _load(convert: Callable[[str], Any]) -> Callable[[Loader, Buffer], Any]:
 
 
 def parameter(value: Any) -> Any:
-    """A JSON value as a query parameter: objects and lists with objects become jsonb, other lists arrays."""
-    return Jsonb(value) if _holds_object(value) else value
+    """A JSON value as a query parameter: objects and lists with objects become jsonb, other lists arrays.
+
+    JSON has one kind of number: a list in which some are whole and some are not is an array of numeric.
+    """
+    if _holds_object(value):
+        return Jsonb(value)
+    if isinstance(value, list) and set(_kinds(value)) - {type(None)} == {int, float}:
+        return _as_numeric(value)
+    return value
+
+
+def _kinds(value: list[Any]) -> Iterator[type]:
+    for item in value:
+        if isinstance(item, list):
+            yield from _kinds(item)
+        else:
+            yield type(item)
+
+
+def _as_numeric(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_numeric(item) for item in value]
+    return None if value is None else Decimal(repr(value))
 
 
 def _holds_object(value: Any) -> bool:

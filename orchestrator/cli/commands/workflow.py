@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -72,14 +73,19 @@ def _schema(what: str) -> Mapping[str, Any]:
 
 
 def validate(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Workflows, YAML files.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", help="Workflows, folders of them, or - for the standard input."),
+    ],
     strict: Annotated[bool, typer.Option("--strict", help="Let warnings fail, too.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Check workflows, and say where they are wrong. Nothing runs."""
     from orchestrator.cli.display.json_output import print_json
 
-    found = {file: _problems(file) for file in files}
+    found: dict[str, Sequence[Problem]] = {}
+    for file in files:
+        found |= _found(file)
     problems = [problem for of_file in found.values() for problem in of_file]
     wrong = [problem for problem in problems if strict or problem.severity == "error"]
     if as_json:
@@ -87,23 +93,50 @@ def validate(
     else:
         for problem in problems:
             sys.stderr.write(clean(problem.render()) + "\n")
-        for file, of_file in found.items():
+        for name, of_file in found.items():
             if not of_file:
-                sys.stdout.write(f"{one_line(str(file))}: valid\n")
+                sys.stdout.write(f"{one_line(name)}: valid\n")
     if wrong:
         raise typer.Exit(int(ExitCode.INVALID))
+
+
+def _found(file: Path) -> dict[str, Sequence[Problem]]:
+    """What is wrong with a file, or with each of a folder; nothing that is wrong with one of them hides another."""
+    from orchestrator.workflow.loader import unreadable
+    from orchestrator.workflow.problems import InvalidWorkflow
+
+    try:
+        return _of_folder(file) if file.is_dir() else {str(file): _problems(file)}
+    except InvalidWorkflow as error:
+        return {str(file): error.problems}
+    except UsageError as error:
+        return {str(file): [unreadable(str(file), error)]}
 
 
 def _problems(file: Path) -> Sequence[Problem]:
     from orchestrator.actions.catalog import catalog
     from orchestrator.planning.lint import lint
-    from orchestrator.workflow.loader import load
-    from orchestrator.workflow.problems import InvalidWorkflow
+    from orchestrator.workflow.files import read_standard_input
+    from orchestrator.workflow.loader import load, load_text
 
-    try:
-        return lint(load(file, actions=catalog))
-    except InvalidWorkflow as error:
-        return error.problems
+    if str(file) == "-":
+        return lint(load_text(read_standard_input(), filename="-", actions=catalog))
+    return lint(load(file, actions=catalog))
+
+
+def _of_folder(folder: Path) -> dict[str, Sequence[Problem]]:
+    from orchestrator.actions.catalog import catalog
+    from orchestrator.planning.lint import lint
+    from orchestrator.workflow.loader import files_of, load_each, of_one_name
+
+    files = files_of(folder)
+    if not files:
+        raise UsageError(f"there is no workflow in {folder}", hint="name the folder with the `*.yaml` files")
+    found: dict[str, list[Problem]] = {str(file): [] for file in files}
+    loaded, problems = load_each(files, actions=catalog, within=folder)
+    for problem in (*problems, *of_one_name(loaded), *(each for valid in loaded for each in lint(valid))):
+        found[problem.file].append(problem)
+    return {name: sorted(of_file) for name, of_file in found.items()}
 
 
 def plan(
@@ -155,7 +188,7 @@ def plan(
     else:
         print_plan(view)
     for problem in lacks:
-        sys.stderr.write(clean(problem.render()) + "\n")
+        sys.stderr.write(clean(replace(problem, severity="warning").render()) + "\n")
     if lacks:
         failures.note("a run with these settings is refused before its first step")
     if looks_nothing_up(loaded.workflow):
