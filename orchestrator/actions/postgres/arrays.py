@@ -54,7 +54,7 @@ def _list_of(connection: AsyncConnection[Any], delimiter: str, element: int) -> 
 
 def parsed(text: str, delimiter: str, element: Convert) -> list[Any]:
     """An array in the server's text form (PostgreSQL manual, 8.15.6) as lists, as deep as it is."""
-    found: list[list[Any]] = []
+    found: list[Any] = []
     open_lists = [found]
     for token in _tokens(text[text.index("{") :], delimiter):
         if token.group() == "{":
@@ -66,7 +66,8 @@ def parsed(text: str, delimiter: str, element: Convert) -> list[Any]:
             open_lists[-1].append(element(re.sub(r"\\(.)", r"\1", quoted, flags=re.DOTALL)))
         elif (plain := token.group("plain")) is not None:
             open_lists[-1].append(None if plain == "NULL" else element(plain))
-    return found[0]
+    (whole,) = found
+    return list(whole)
 
 
 def _tokens(text: str, delimiter: str) -> Iterator[re.Match[str]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.actions.base import StepContext
 from orchestrator.actions.references import credential_of, field_of, redactor_for, within_deadline
 from orchestrator.credentials.arrival import WAIT_SECONDS, Arrival, unknown_login
-from orchestrator.errors import StepFailed
+from orchestrator.errors import DatabaseUnreachable, StepFailed
 from orchestrator.grants.credential import Credential
 from orchestrator.network.inflow import bounded_inflow
 from orchestrator.network.postgres import STRINGS, protected, reads_as_parsed, refusal_hint
@@ -188,7 +188,7 @@ def connect_failure(error: psycopg.Error, credential: Credential, redactor: Reda
     text = " ".join(redactor.redact(str(error)).split())[:500]
     timed_out = isinstance(error, psycopg.errors.ConnectionTimeout)
     unknown = unknown_login(error, field_of(credential, "username").reveal())
-    return StepFailed(
+    return DatabaseUnreachable(
         f"cannot connect to the database `{credential.connection}`: {text}",
         kind="timeout" if timed_out else "connection",
         hint=_UNKNOWN
