@@ -29,6 +29,7 @@ LONGEST_WAIT = 60.0
 _LONGEST_TEXT = 2000
 """Characters of what Vault says went wrong. Its reasons end in the ledger and on a terminal."""
 
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z")
 _LOGIN_PATH = re.compile(r"auth/.+/login$")
 _LOGIN = ("auth/token/lookup-self", "auth/token/renew-self")
 
@@ -124,6 +125,23 @@ def error_text(errors: object) -> str:
     text = re.sub(r"\d+ errors? occurred:", "", text)
     text = re.sub(r"\s+", " ", text.replace("* ", "")).strip()
     return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
+
+
+def deleted_version(body: object, path: str) -> tuple[str, str] | None:
+    """What Vault says of the newest version of a secret that is not there any more (KV version 2, "Delete latest
+    version of secret"), and what to do; None where it says nothing of the kind."""
+    data = body.get("data") if isinstance(body, dict) else None
+    metadata = data.get("metadata") if isinstance(data, dict) else None
+    if not isinstance(metadata, dict) or not isinstance(version := metadata.get("version"), int):
+        return None
+    again = f"write a new version of `{path.replace('/data/', '/', 1)}`"
+    if metadata.get("destroyed") is True:
+        return f"version {version} of the secret `{path}` is destroyed", f"{again}: nobody has this one any more"
+    when = str(metadata.get("deletion_time") or "")
+    if not _MOMENT.fullmatch(when):
+        return None
+    undelete = path.replace("/data/", "/undelete/", 1)
+    return f"version {version} of the secret `{path}` was deleted at {when}", f"undelete it (`{undelete}`), or {again}"
 
 
 def hint_for(status: int, errors: str, path: str) -> str | None:

@@ -16,6 +16,7 @@ from orchestrator.vault.faults import (
     Outcome,
     VaultRefused,
     VaultUnavailable,
+    deleted_version,
     error_text,
     hint_for,
     outcome_of,
@@ -117,6 +118,8 @@ class Transport:
         outcome = outcome_of(status, errors)
         message = f"Vault answered {status} to {path}: {errors or answer.reason or 'no reason given'}"
         hint = hint_for(status, errors, path)
+        if status == 404 and (gone := deleted_version(body, path)) is not None:
+            message, hint = gone
         if outcome is Outcome.REFUSED:
             raise VaultRefused(message, status=status, path=path, hint=hint)
         raise VaultUnavailable(

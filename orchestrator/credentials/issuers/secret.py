@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from orchestrator.credentials.types import Issued, IssueRequest
 from orchestrator.errors import GrantRefused
 from orchestrator.grants.credential import Credential
@@ -19,7 +22,7 @@ class SecretIssuer:
     async def issue(self, request: IssueRequest) -> Issued:
         """Read the newest version (Vault API, KV version 2).
 
-        Raises VaultRefused, VaultUnavailable, or GrantRefused where a declared key is missing or no text.
+        Raises VaultRefused, VaultUnavailable, or GrantRefused where a declared key is missing, empty, or no text.
         """
         scope = request.scope
         body = await request.vault.request(
@@ -27,13 +30,13 @@ class SecretIssuer:
         )
         version_read = section(body, "data", scope.resource)
         data = section(version_read, "data", scope.resource)
-        missing = [key for key in scope.keys if not isinstance(data.get(key), str)]
-        if missing:
+        if wrong := [f"{what} under `{key}`" for key in scope.keys if (what := _instead_of_text(data, key))]:
             raise GrantRefused(
-                f"the secret `{scope.resource}` has no text under {', '.join(f'`{key}`' for key in missing)}",
+                f"the secret `{scope.resource}` has {' and '.join(wrong)}",
                 grant=scope.name,
                 path=scope.resource,
-                hint="correct `keys` of the grant, or store the key in Vault",
+                hint="correct `keys` of the grant, or store a text there: what a step is given is never empty, and "
+                'numbers are written in quotes (over HTTP: `{"port": "5432"}`)',
             )
         metadata = version_read.get("metadata")
         version = metadata.get("version") if isinstance(metadata, dict) else None
@@ -45,3 +48,14 @@ class SecretIssuer:
             scope.ttl,
             subject=f"version {version if isinstance(version, int) else None}",
         )
+
+
+def _instead_of_text(data: Mapping[str, Any], key: str) -> str:
+    """What is stored in the place of a text that can be handed over, or an empty text."""
+    value = data.get(key)
+    if isinstance(value, str):
+        return "" if value else "an empty text"
+    return "nothing" if value is None else _KINDS.get(type(value), "no text")
+
+
+_KINDS = {bool: "a truth value", int: "a number", float: "a number", list: "a list", dict: "a map"}
