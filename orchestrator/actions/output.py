@@ -12,6 +12,7 @@ from orchestrator.jsontypes import JsonValue
 from orchestrator.redaction.redactor import Redactor
 
 _DEPTH = 100
+_KINDS = {list: "a list", str: "a text", bool: "a truth value", int: "a number", float: "a number", type(None): "null"}
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 
 
@@ -43,8 +44,10 @@ def keep(value: JsonValue, keys: Iterable[str]) -> dict[str, JsonValue]:
     if not wanted:
         return {}
     if not isinstance(value, Mapping):
+        kind = _KINDS.get(type(value), "a scalar")
         raise OutputRefused(
-            f"`outputs` names {', '.join(wanted)}, but the output is not an object", hint="remove `outputs` of the step"
+            f"`outputs` names {', '.join(wanted)}, and the output is {kind}, which has no keys",
+            hint=f"return an object with what is to be kept, such as `{{{json.dumps(wanted[0])}: ...}}`",
         )
     if missing := [key for key in wanted if key not in value]:
         there = ", ".join(sorted(key for key in value if _PLAIN_KEY.fullmatch(key))) or "nothing"

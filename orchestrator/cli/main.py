@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,9 @@ Exit codes:
   130, 143  interrupted by SIGINT (or runs cancel), SIGTERM, after revoking
   1         a defect of the orchestrator
 """
+
+_NOT_WRITTEN = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO))
+"""Why a file or a terminal behind the standard output takes nothing more."""
 
 BROKEN_PIPE = 141
 """What a shell calls a program that SIGPIPE ended: the reader went away."""
@@ -125,6 +129,12 @@ def _answer(arguments: Sequence[str] | None) -> int:
         if isinstance(end.__context__, BrokenPipeError):
             return _reader_went_away()  # Typer ends the process when it meets one
         raise
+    except OSError as error:
+        if error.errno not in _NOT_WRITTEN:
+            return failures.unexpected(error, as_json=as_json)
+        failures.say(f"what was to be said cannot be written: {error.strerror}", "is the disk full?")
+        _write_nowhere()
+        return int(ExitCode.UNREACHABLE)
     except Exception as error:  # noqa: BLE001 -- reported as the defect it is, and the process ends
         if received() is not None:  # a library has made another error of the interruption
             return int(ExitCode.INTERRUPTED)
@@ -133,7 +143,9 @@ def _answer(arguments: Sequence[str] | None) -> int:
 
 
 def _write_what_can_be_written() -> None:
-    """A terminal that cannot show a character gets a question mark instead of a crash."""
+    """A terminal that cannot show a character gets a question mark instead of a crash; what is closed takes all."""
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 -- for the rest of the process
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="replace")
@@ -146,7 +158,11 @@ def _say_what_is_not_read() -> None:
 
 
 def _reader_went_away() -> int:
+    _write_nowhere()
+    return BROKEN_PIPE
+
+
+def _write_nowhere() -> None:
     """Python would complain again when it flushes at exit: give it somewhere to write to."""
     if sys.__stdout__ is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
-    return BROKEN_PIPE

@@ -24,6 +24,10 @@ _SUFFIX = re.compile(r"[A-Za-z0-9]{8}")
 Entropy = Callable[[int], bytes]
 
 
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}")
+"""What people may call a run."""
+
+
 def new_run_id(
     *, now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000, entropy: Entropy = secrets.token_bytes
 ) -> str:

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-from orchestrator.errors import InvalidExpression, UsageError
+from orchestrator.errors import InvalidExpression
 from orchestrator.inference.steps import ACTIONS, database_grants
 from orchestrator.planning.graph import dependencies, execution_order
 from orchestrator.workflow.cel.template import asked_for, parse_template, references
 from orchestrator.workflow.expressions import condition_of, holds
 from orchestrator.workflow.loader import LoadedWorkflow
 from orchestrator.workflow.models.steps import Step
+from orchestrator.workflow.parameters import ActionCatalog
 from orchestrator.workflow.problems import Problem, suggestion
 
 Place = tuple[str | int, ...]
@@ -59,7 +60,6 @@ def lacking(
     loaded: LoadedWorkflow,
     endpoints: Mapping[str, str],
     *,
-    action: Callable[[str], Any],
     never: Never,
     ended: Collection[str] = (),
 ) -> list[Problem]:
@@ -68,20 +68,18 @@ def lacking(
     Steps that will not run are left out: those that have `ended`, those whose `if` is `never` true, and what waits for
     these. An endpoint that an expression asks for with `has(...)` may be missing.
     """
-    lacks = [(step_id, problem) for step_id, problem in _lacks(loaded, endpoints, action) if step_id not in ended]
+    lacks = [(step_id, problem) for step_id, problem in _lacks(loaded, endpoints) if step_id not in ended]
     if not lacks:
         return []
     skipped = _skipped(loaded, never)
     return sorted(problem for step_id, problem in lacks if step_id not in skipped)
 
 
-def _lacks(
-    loaded: LoadedWorkflow, endpoints: Mapping[str, str], action: Callable[[str], Any]
-) -> Iterator[tuple[str, Problem]]:
+def _lacks(loaded: LoadedWorkflow, endpoints: Mapping[str, str]) -> Iterator[tuple[str, Problem]]:
     for step_id, step in loaded.workflow.parts.items():
         yield from ((step_id, problem) for problem in _unclear_login(loaded, step_id, step))
         told: set[str] = set()
-        for name, place in _needed(step, action):
+        for name, place in _needed(step, loaded.actions):
             if name not in endpoints and name not in told:
                 told.add(name)
                 yield step_id, _missing(loaded, step_id, name, place, endpoints)
@@ -133,7 +131,7 @@ def how_to_set(name: str) -> str:
     return f"set `{name}` under [endpoints] in the file that ORCHESTRATOR_CONFIG names"
 
 
-def _needed(step: Step, action: Callable[[str], Any]) -> Iterator[tuple[str, Place]]:
+def _needed(step: Step, actions: ActionCatalog) -> Iterator[tuple[str, Place]]:
     """The names of endpoints that a step needs, with their places in the step."""
     asked = _asked(step.if_ or "")
     grants = {name: grant.model_dump(by_alias=True, mode="python") for name, grant in step.grants.items()}
@@ -147,11 +145,7 @@ def _needed(step: Step, action: Callable[[str], Any]) -> Iterator[tuple[str, Pla
     if step.action in ACTIONS:
         for name, grant in database_grants(step).items():
             yield grant.connection, ("grants", name, "connection")
-    try:
-        params = action(step.action).params
-    except UsageError:
-        return
-    for parameter in sorted(getattr(params, "endpoints", ())):
+    for parameter in sorted(getattr(actions.params_of(step.action), "endpoints", ())):
         value = step.with_.get(parameter)
         for index, name in enumerate(value if isinstance(value, list) else [value]):
             if isinstance(name, str) and "${{" not in name:

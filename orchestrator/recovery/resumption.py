@@ -15,6 +15,7 @@ from orchestrator.recovery.reopen import reopen
 from orchestrator.recovery.takeover import Recovered, Recovery
 from orchestrator.runs.runner import Runner, recorded_error
 from orchestrator.runs.types import Interruption, RunOutcome, RunRequest, Services, TakenRun
+from orchestrator.workflow.inputs import public_inputs
 
 _LOOK_SECONDS = 0.25
 """Between two looks at whether the process of a run is dead."""
@@ -29,7 +30,8 @@ async def run_once(
     """Run, or go on with, or tell the outcome of the run with this id. Beside a new run, close what the dead left.
 
     `others` is told in one sentence at most what became of other runs.
-    Raises UsageError where it belongs to another workflow or is being run by a living process.
+    Raises UsageError where it belongs to another workflow, was begun with other inputs, or is being run by a living
+    process.
     """
     record = await asyncio.to_thread(services.reader.run, request.run_id)
     if record is None:
@@ -43,9 +45,22 @@ async def run_once(
             f"run {request.run_id} is of another workflow, or of another version of this one",
             hint="give a run of its own id, or leave --run-id out",
         )
+    _refuse_other_inputs(record, request)
+    if record.state is not RunState.RUNNING and record.state not in RESUMABLE:
+        others(f"run {record.run_id} had ended before: its outcome is told, and nothing is run")
     secret = [name for name, declared in request.loaded.workflow.inputs.items() if declared.secret]
     given = {name: value for name, value in request.inputs.items() if name in secret}
     return await resume(services, request.run_id, _revealed(given), interruption)
+
+
+def _refuse_other_inputs(record: RunRecord, request: RunRequest) -> None:
+    """Raises UsageError where a run was begun with other inputs than those given now. Secret ones are not on record."""
+    given = public_inputs(request.loaded.workflow, request.inputs)
+    if other := sorted(name for name in given if given[name] != record.inputs.get(name)):
+        raise UsageError(
+            f"run {record.run_id} was begun with other inputs: {', '.join(f'`{name}`' for name in other)}",
+            hint=f"give a run of its own id; `orchestrator runs show {record.run_id} --json` tells its inputs",
+        )
 
 
 def _revealed(given: Mapping[str, object]) -> dict[str, JsonValue]:

@@ -185,7 +185,10 @@ def _step_reference(source: Source, path: Path, rest: list[str], steps: Mapping[
         outputs = _map(steps[name]).get("outputs")
         kept = [str(key) for key in outputs] if isinstance(outputs, list) else []
         if len(rest) < 3:
-            source.report(path, f"name one key of the output of `{name}`", f"it keeps: {', '.join(kept) or 'nothing'}")
+            there = (
+                f"it keeps: {', '.join(kept)}" if kept else f"add `outputs: [KEY]` to step `{name}`: it keeps nothing"
+            )
+            source.report(path, f"name one key of the output of `{name}`", there)
         elif rest[2] not in kept:
             source.report(
                 path,

@@ -25,7 +25,7 @@ def bind_inputs(
     Raises UsageError that names all that is unknown, missing or of the wrong type, and shows no value.
     """
     wrong = [
-        f"there is no input `{name}`; {suggestion(name, workflow.inputs, otherwise='the workflow has none')}"
+        f"there is no input `{name}`; {suggestion(name, workflow.inputs) or 'the workflow has none'}"
         for name in given
         if name not in workflow.inputs
     ]

@@ -35,6 +35,8 @@ class LoadedWorkflow:
     digest: str
     filename: str
     text: str = field(repr=False)
+    actions: ActionCatalog = field(repr=False, compare=False)
+    """By which its actions were looked up."""
 
     @property
     def schedule(self) -> Schedule | None:
@@ -124,7 +126,7 @@ def load_text(text: str, *, filename: str, actions: ActionCatalog) -> LoadedWork
         raise InvalidWorkflow(source.problems)
     if workflow is None:
         raise InvalidWorkflow([source.at(1, 1, "a workflow is a map with `version`, `name`, `agent` and `steps`")])
-    return LoadedWorkflow(workflow, digest_of(text), filename, text)
+    return LoadedWorkflow(workflow, digest_of(text), filename, text, actions)
 
 
 def digest_of(text: str) -> str:

@@ -70,12 +70,11 @@ def refuse_what_lacks_something(request: RunRequest) -> None:
 
     Of steps with an `if` the run itself says it before its first one: policies may forbid that one is evaluated.
     """
-    from orchestrator.actions.catalog import action
     from orchestrator.planning.readiness import lacking, none_for_certain
     from orchestrator.settings import load_settings
     from orchestrator.workflow.problems import InvalidWorkflow
 
-    if problems := lacking(request.loaded, load_settings().endpoints, action=action, never=none_for_certain):
+    if problems := lacking(request.loaded, load_settings().endpoints, never=none_for_certain):
         raise InvalidWorkflow(problems)
 
 
@@ -113,11 +112,17 @@ def request_for(
     """What is to be run. With `placeholders` inputs that are not given are left out instead of refused."""
     from orchestrator.actions.catalog import catalog
     from orchestrator.errors import UsageError
-    from orchestrator.ledger.ids import new_run_id
+    from orchestrator.ledger.ids import RUN_ID, new_run_id
     from orchestrator.runs.types import RunRequest
     from orchestrator.workflow.inputs import bind_inputs
     from orchestrator.workflow.loader import load
 
+    if run_id is not None and not RUN_ID.fullmatch(run_id):
+        raise UsageError(
+            "a run's id has letters, digits, `_`, `-`, `.` and `:`, begins with one of the first two, and has 100 "
+            "characters at most",
+            hint="leave --run-id out: then one is made",
+        )
     loaded = load(file, actions=catalog)
     if loaded.workflow.is_task and not placeholders:
         raise UsageError(

@@ -180,7 +180,6 @@ def plan(
     lacks = lacking(
         loaded,
         settings.endpoints,
-        action=action,
         never=certainly_false(public_inputs(loaded.workflow, bound), settings.endpoints),
     )
     if as_json:

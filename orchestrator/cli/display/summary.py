@@ -22,15 +22,16 @@ if TYPE_CHECKING:
 def print_summary(outcome: RunOutcome, board: Board, *, steps: bool, screen: Console | None = None) -> None:
     """How it came out. `steps` says whether they are still to be listed (a live table has shown them already)."""
     screen = screen or console()
-    if steps:
+    if steps and board.steps:
         rows = [
             (name, step.action, step.state.value if step.state else "not started", took(step.started, step.finished))
             for name, step in board.steps.items()
         ]
         screen.print(table(("STEP", "ACTION", "STATE", "TOOK"), rows))
-    span = took(board.started, board.finished)
-    screen.print(f"\n{outcome.run_id} {outcome.state.value} in {span}, exit code {int(outcome.exit_code)}")
-    screen.print(f"credentials: {board.count().words()}")
+    span = f" in {took(board.started, board.finished)}" if board.started else ", before"
+    screen.print(f"\n{outcome.run_id} {outcome.state.value}{span}, exit code {int(outcome.exit_code)}")
+    if board.started:
+        screen.print(f"credentials: {board.count().words()}")
 
 
 def problems(outcome: RunOutcome, board: Board) -> str:
@@ -56,7 +57,8 @@ def _block(step: str, error: OrchestratorError, board: Board) -> str:
         case Refused():
             first, reasons = f"step `{step}` was refused by {error.by}", denials or (error.message,)
         case _:
-            first, reasons = f"step `{step}` failed", (error.message,)
+            of_no_step = step.startswith("(")
+            first, reasons = "the run failed" if of_no_step else f"step `{step}` failed", (error.message,)
     path = f"asked for: {error.path}" if isinstance(error, GrantRefused) else ""
     hint = f"hint: {error.hint}" if error.hint else ""
     return "\n".join([f"error: {first}", *(textwrap.indent(text, "  ") for text in (*reasons, path, hint) if text)])
