@@ -108,7 +108,7 @@ def test_a_run_that_an_operator_cancels_answers_as_one_that_is_interrupted(bench
         text=True,
     )
     try:
-        wait_for(lambda: bench.sessions() != [])
+        wait_for(bench.sessions, "its session")
         assert orchestrator(bench, "runs", "cancel", "long", "--reason", "enough of it").returncode == 0
         said = running.communicate(timeout=60)[1]
     finally:
