@@ -18,7 +18,7 @@ from orchestrator.workflow.cel.types import Use, Used, check_types
 from orchestrator.workflow.expressions import condition_of
 from orchestrator.workflow.inputs import check_scheduled
 from orchestrator.workflow.models.declared import Argument, Input
-from orchestrator.workflow.parameters import ActionCatalog, check_action
+from orchestrator.workflow.parameters import ActionCatalog, check_action, check_kinds
 from orchestrator.workflow.problems import suggestion
 from orchestrator.workflow.source import Path, Source
 from orchestrator.workflow.tools.checks import check_declarations, check_kind, check_tool
@@ -64,7 +64,11 @@ def check(source: Source, actions: ActionCatalog) -> None:
                 of_tools = section == "tools"
                 here = replace(known, call=_map(part.get("call")), of_tools=of_tools, part=str(name))
                 _part(source, (section, str(name)), part, here, actions, used)
-    check_types(source, used, actions)
+    kinds = check_types(source, used, actions)
+    for section, parts in (("steps", steps), ("tools", tools)):
+        for name, part in parts.items():
+            if not source.full and isinstance(part, dict):
+                check_kinds(source, (section, str(name)), part, actions, kinds)
     _misplaced(source, data, (), allowed=False)
     _cycles(source, steps)
 

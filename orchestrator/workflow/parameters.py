@@ -110,6 +110,61 @@ def check_action(source: Source, base: Path, step: Mapping[str, Any], actions: A
             source.report((*base, *path), message, hint, key=path in (("with",), ("grants",)))
 
 
+_SAMPLES: Mapping[str, Any] = {
+    "LIST": [],
+    "MAP": {},
+    "STRING": "",
+    "INT": 1,
+    "DOUBLE": 0.5,
+    "BOOL": True,
+    "NULL": None,
+}
+_NAMES = {"LIST": "a list", "MAP": "a map", "STRING": "a text", "INT": "a number", "DOUBLE": "a number", "NULL": "null"}
+_WANTED = {
+    "string_type": ("a text", "let the expression pick a single text or number from it"),
+    "list_type": ("a list", "write `[value]`, or let the expression give a list"),
+    "dict_type": ("a map", "write `{ name: value }`, or let the expression give a map"),
+}
+"""What pydantic finds wrong that holds for every value of a kind, and what to do."""
+
+
+def check_kinds(
+    source: Source, base: Path, part: Mapping[str, Any], actions: ActionCatalog, kinds: Mapping[Path, str]
+) -> None:
+    """Report each expression whose results can only be of another kind than the parameter takes.
+
+    `kinds` are those of whole values by their places. A number is taken for a text (`validated`).
+    """
+    name, given = part.get("action"), part.get("with")
+    model = actions.params_of(name) if isinstance(name, str) else None
+    own = {path[3:]: kind for path, kind in kinds.items() if path[:3] == (*base, "with") and kind in _SAMPLES}
+    if model is None or not own or not isinstance(given, dict):
+        return
+    try:
+        model.model_validate(_with_samples(given, own, ()))
+    except ValidationError as error:
+        for finding in error.errors(include_url=False):
+            kind = own.get(finding["loc"])
+            if kind is None or finding["type"] not in _WANTED:
+                continue
+            if finding["type"] == "string_type" and kind not in ("LIST", "MAP", "NULL"):
+                continue
+            wanted, hint = _WANTED[finding["type"]]
+            what = _NAMES.get(kind, "a truth value")
+            source.report((*base, "with", *finding["loc"]), f"expected {wanted}; the expression gives {what}", hint)
+
+
+def _with_samples(value: Any, kinds: Mapping[Path, str], at: Path) -> Any:
+    """The value with one of its kind in the place of each expression whose kind is known."""
+    if at in kinds:
+        return _SAMPLES[kinds[at]]
+    if isinstance(value, dict):
+        return {key: _with_samples(item, kinds, (*at, key)) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_samples(item, kinds, (*at, index)) for index, item in enumerate(value)]
+    return value
+
+
 P = TypeVar("P", bound=BaseModel)
 
 

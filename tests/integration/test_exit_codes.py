@@ -13,9 +13,11 @@ import pytest
 from bench import ROOT, Bench
 from waiting import wait_for
 
+from orchestrator.actions.catalog import catalog
 from orchestrator.devstack.ports import free_port
 from orchestrator.errors import ExitCode
 from orchestrator.ledger.states import RunState, StepState
+from orchestrator.workflow.loader import load_text
 
 COMMAND = [sys.executable, "-c", "from orchestrator.cli.entry import run; run()"]
 READ = """version: 1
@@ -96,9 +98,9 @@ def test_a_vault_that_is_not_reached_is_a_service_that_did_not_answer(address: s
 
 
 def test_a_run_that_an_operator_cancels_answers_as_one_that_is_interrupted(bench: Bench) -> None:
-    (bench.directory / "w.yaml").write_text(
-        READ.replace("SELECT 1 AS one", "SELECT pg_sleep(600)").replace("timeout: 10s", "timeout: 100s")
-    )
+    text = READ.replace("SELECT 1 AS one", "SELECT pg_sleep(600)").replace("timeout: 10s", "timeout: 100s")
+    (bench.directory / "w.yaml").write_text(text)
+    bench.install(load_text(text, filename="w.yaml", actions=catalog).workflow)
     running = subprocess.Popen(
         [*COMMAND, "run", "w.yaml", "--run-id", "long"],
         cwd=bench.directory,

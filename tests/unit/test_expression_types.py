@@ -119,7 +119,9 @@ def test_a_condition_may_be_true_or_false_or_unknown(cel: str) -> None:
 def test_what_cannot_stand_inside_a_text_is_found(cel: str) -> None:
     (problem,) = problems(value='"a ${{ ' + cel + ' }}"')
     assert "cannot stand inside a text" in problem
-    assert problems(value='"${{ ' + cel + ' }}"') == []
+    (problem,) = problems(value='"${{ ' + cel + ' }}"')
+    assert "expected a text; the expression gives " in problem
+    assert problems(value='"${{ dyn(' + cel + ') }}"') == []
 
 
 def test_the_context_is_held_against_types_too() -> None:
@@ -133,3 +135,84 @@ def test_sql_that_is_too_deep_to_be_looked_into_is_found() -> None:
     text = text.replace("role: r", "privileges: [{ select: t, columns: [id] }]")
     found = lint(load_text(text, filename="w.yaml", actions=catalog))
     assert [(each.line, each.severity) for each in found if "too large" in each.message] == [(17, "error")]
+
+
+KINDS = """version: 1
+name: w
+agent: a
+inputs:
+  list: {{ type: array, default: [] }}
+  map: {{ type: object, default: {{}} }}
+  text: {{ type: string, default: "" }}
+  n: {{ type: integer, default: 1 }}
+  x: {{ type: number, default: 1 }}
+  yes: {{ type: boolean, default: true }}
+steps:
+  rows:
+    action: postgres.query
+    grants: {{ db: {{ kind: database, connection: c, role: r }} }}
+    with: {{ sql: SELECT 1 AS one }}
+    outputs: [rows, row_count]
+  work:
+    action: {action}
+    with: {{ {given} }}
+"""
+
+
+def kinds(action: str, given: str) -> list[tuple[int, str]]:
+    text = KINDS.format(action=action, given=given)
+    try:
+        load_text(text, filename="w.yaml", actions=catalog)
+    except InvalidWorkflow as error:
+        return [(problem.line, problem.message) for problem in error.problems]
+    return []
+
+
+@pytest.mark.parametrize(
+    ("action", "given", "said"),
+    [
+        ("exec", "command: [/bin/echo, '${{ inputs.list }}']", "expected a text; the expression gives a list"),
+        ("exec", "command: [/bin/echo, '${{ inputs.map }}']", "expected a text; the expression gives a map"),
+        (
+            "exec",
+            "command: [/bin/echo, '${{ steps.rows.output.rows }}']",
+            "expected a text; the expression gives a list",
+        ),
+        ("exec", "command: '${{ inputs.text }}'", "expected a list; the expression gives a text"),
+        (
+            "exec",
+            "command: [a], environment: { A: '${{ [inputs.n] }}' }",
+            "expected a text; the expression gives a list",
+        ),
+        ("exec", "command: [a], environment: '${{ inputs.list }}'", "expected a map; the expression gives a list"),
+        ("http.request", "url: 'https://a.example/', headers: { A: '${{ inputs.map }}' }", "expected a text"),
+        (
+            "python",
+            "callable: 'a:b', arguments: '${{ inputs.yes }}'",
+            "expected a map; the expression gives a truth value",
+        ),
+    ],
+)
+def test_what_can_only_be_of_another_kind_is_told_at_its_place(action: str, given: str, said: str) -> None:
+    ((line, message),) = kinds(action, given)
+    assert line == 19
+    assert message.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("action", "given"),
+    [
+        (
+            "exec",
+            "command: [/bin/echo, '${{ inputs.n }}', '${{ inputs.x }}', '${{ inputs.yes }}', '${{ inputs.text }}']",
+        ),
+        ("exec", "command: [/bin/echo, '${{ dyn(inputs.list) }}', '${{ inputs.map.name }}', '${{ inputs.list[0] }}']"),
+        ("exec", "command: [/bin/echo, '${{ steps.rows.output.rows[0].one }}', '${{ steps.rows.output.row_count }}']"),
+        ("exec", "command: '${{ inputs.list }}', environment: '${{ inputs.map }}', stdin: '${{ inputs.map }}'"),
+        ("exec", "command: [a], max_bytes: '${{ inputs.text }}'"),
+        ("http.request", "url: '${{ inputs.text }}', query: { a: '${{ inputs.n }}', b: '${{ inputs.list }}' }"),
+        ("python", "callable: 'a:b', arguments: { a: '${{ inputs.list }}' }"),
+    ],
+)
+def test_a_parameter_that_may_be_right_is_left_to_the_run(action: str, given: str) -> None:
+    assert kinds(action, given) == []

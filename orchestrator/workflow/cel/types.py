@@ -47,17 +47,20 @@ class Used:
     """Something is wrong with what it refers to, and was reported."""
 
 
-def check_types(source: Source, used: list[Used], actions: ActionCatalog) -> None:
-    """Report each expression that is not CEL, or that does what its types do not allow."""
+def check_types(source: Source, used: list[Used], actions: ActionCatalog) -> dict[Path, str]:
+    """Report each expression that is not CEL, or that does what its types do not allow.
+
+    The kinds of the others, such as `LIST`, by their places, as far as they are known and the expression is the value.
+    """
     if not used:
-        return
+        return {}
     texts = list(dict.fromkeys(each.cel for each in used))
     types = dict(_types(source.data, {each.cel for each in used if not each.faulty}, actions))
     try:
         found = _checked(texts, types)
     except InvalidExpression as error:
         source.report((), error.message, error.hint or "")
-        return
+        return {}
     for each in used:
         checked = found[each.cel]
         if each.faulty and NOT_CEL not in checked.message:
@@ -75,6 +78,11 @@ def check_types(source: Source, used: list[Used], actions: ActionCatalog) -> Non
                 f"`{each.cel}` gives a {kind}, which cannot stand inside a text",
                 "let the expression be the whole value, or pick a single text or number from it",
             )
+    return {
+        each.path: found[each.cel].type.partition("<")[0]
+        for each in used
+        if each.use is Use.VALUE and not each.faulty and not found[each.cel].message
+    }
 
 
 def _checked(texts: list[str], types: Mapping[str, str]) -> dict[str, Checked]:
