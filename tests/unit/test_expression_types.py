@@ -95,7 +95,7 @@ def test_what_types_do_not_allow_is_found_before_a_run(cel: str, said: str) -> N
         "inputs.ids[0] + 'x'",
         "inputs['limit'] + 1",
         "steps.read.output.rows[0].any.thing",
-        "steps.read.output.rows.map(r, {'id': r.id, 'n': size(r.name)})",
+        "steps.read.output.rows.map(r, {'id': r.id, 'n': size(r.name)})[0].id",
         "steps.read.output.columns[0] + ''",
         "steps.call.output.body.whatever[1].more",
         "dyn(inputs.limit) == 'x'",
