@@ -210,3 +210,25 @@ def test_an_engine_that_another_thread_finds_unused_ends_without_a_word(
         sys.unraisablehook = hook
     assert said == []
     assert "unsendable" not in capfd.readouterr().err
+
+
+OFFICE_HOURS = """
+package orchestrator
+default decision := {{"allow": false, "reasons": ["outside office hours"]}}
+decision := {{"allow": true, "reasons": ["dry run, decided at run time"]}} if input.time == null
+decision := {{"allow": true, "reasons": ["office hours"]}} if {{
+  {guard}
+  [hour, _, _] := time.clock([time.parse_rfc3339_ns(input.time), "Europe/Berlin"])
+  hour >= 0
+}}
+"""
+
+
+def test_a_rule_that_asks_first_does_not_fail_on_a_dry_run_which_has_no_time() -> None:
+    assert request().as_json()["time"] is None
+    asked = decide(OFFICE_HOURS.format(guard="is_string(input.time)"))
+    assert (asked.allow, asked.reasons) == (True, ("dry run, decided at run time",))
+
+
+def test_without_that_an_error_in_one_rule_is_a_denial_whatever_the_others_say() -> None:
+    assert not decide(OFFICE_HOURS.format(guard="true")).allow
