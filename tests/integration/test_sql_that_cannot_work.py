@@ -31,6 +31,7 @@ CREATE PROCEDURE tidy(INOUT n int) LANGUAGE sql AS 'SELECT n + 1';
 CREATE TABLE scratch (id int);
 """
 
+TEXT, MAP, LIST = {"type": "string"}, {"type": "object"}, {"type": "array"}
 Q, E = "postgres.query", "postgres.execute"
 
 
@@ -209,7 +210,7 @@ async def test_what_works_is_not_refused(server: str, name: str, given: dict[str
     [
         {"sql": "SELECT %(a)s::int", "parameters": "${{ inputs.p }}"},
         {"sql": "${{ inputs.s }}"},
-        {"sql": "DELETE FROM t WHERE id = %(id)s", "each": "${{ inputs.p }}"},
+        {"sql": "DELETE FROM t WHERE id = %(id)s", "each": "${{ inputs.all }}"},
         {"sql": "DELETE FROM t WHERE id = %(id)s", "each": ["${{ inputs.p }}"]},
         {"sql": "SELECT %(a)s::int", "parameters": {"a": "${{ inputs.p }}"}},
     ],
@@ -217,7 +218,7 @@ async def test_what_works_is_not_refused(server: str, name: str, given: dict[str
 )
 def test_what_only_the_run_knows_is_left_to_it(given: dict[str, Any]) -> None:
     name = E if "each" in given else Q
-    data = {**json.loads(workflow(name, given)), "inputs": {"s": {"type": "string"}, "p": {"type": "object"}}}
+    data = {**json.loads(workflow(name, given)), "inputs": {"s": TEXT, "p": MAP, "all": LIST}}
     load_text(json.dumps(data), filename="w.yaml", actions=catalog)
 
 
