@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 from orchestrator.errors import UsageError
 from orchestrator.grants.models import TokenGrant
+from orchestrator.planning.readiness import any_may_run, lacking
 from orchestrator.workflow.loader import SUFFIXES, LoadedWorkflow, load, load_text
 from orchestrator.workflow.models.workflow import Schedule, Workflow
 from orchestrator.workflow.parameters import ActionCatalog
@@ -67,10 +68,13 @@ class Catalogue:
 class WorkflowFolder:
     """Reads `*.yaml` and `*.yml` of one folder, not of the folders in it. Not safe for threads."""
 
-    def __init__(self, path: Path | None, actions: ActionCatalog) -> None:
-        """None as path: there is nothing to schedule."""
+    def __init__(
+        self, path: Path | None, actions: ActionCatalog, *, endpoints: Mapping[str, str] | None = None
+    ) -> None:
+        """None as path: there is nothing to schedule. Of `endpoints` that runs will lack a file's log line warns."""
         self._path = path
         self._actions = actions
+        self._endpoints = endpoints
         self._files: dict[str, _File] = {}
         self._catalogue: Catalogue | None = None
         self._doubles: frozenset[str] = frozenset()
@@ -138,6 +142,7 @@ class WorkflowFolder:
             return self._invalid(path, stamp, before, f"reading it failed with a defect ({type(error).__name__})")
         if loaded.digest not in (each.digest for each in (before.known, before.task) if each):
             log.info("%s: loaded %s, %s", path, loaded.workflow.name, loaded.digest)
+        self._warn_of_what_lacks(loaded)
         workflow = loaded.workflow
         if workflow.is_task:
             return _File(
@@ -148,6 +153,12 @@ class WorkflowFolder:
             KnownWorkflow(workflow.name, workflow.schedule, loaded.digest, path, loaded.text, self._actions),
             signing_keys=_signing_keys(workflow),
         )
+
+    def _warn_of_what_lacks(self, loaded: LoadedWorkflow) -> None:
+        if self._endpoints is None:
+            return
+        for problem in lacking(loaded, self._endpoints, never=any_may_run):
+            log.warning("%s:%s: %s: %s", problem.file, problem.line, problem.message, problem.hint)
 
     def _invalid(self, path: str, stamp: Stamp, before: _File, why: str) -> _File:
         kept = "its last valid version stays in use" if before.known or before.task else "it is not scheduled"

@@ -117,7 +117,7 @@ async def serve(
                 AsyncExitStack() as stack,
             ):
                 context = SchedulerContext(services=services, store=store, launcher=launcher, metrics=metrics)
-                folder = WorkflowFolder(config.folder, catalog)
+                folder = WorkflowFolder(config.folder, catalog, endpoints=services.endpoints)
                 scheduler = Scheduler(context, folder)
                 api = await stack.enter_async_context(_api(config.api, api_bound, services, folder))
                 hooks = [

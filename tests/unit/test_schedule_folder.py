@@ -117,3 +117,20 @@ def test_a_file_over_which_reading_fails_keeps_no_other_from_being_scheduled(
 def test_a_folder_that_is_none_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         WorkflowFolder(tmp_path / "nowhere", catalog).read()
+
+
+def test_what_a_run_will_lack_is_told_when_the_file_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = """version: 1
+name: {name}
+agent: a
+steps:
+  ask: {{ action: http.request, with: {{ url: "${{{{ endpoints.billing }}}}/x" }} }}
+"""
+    (tmp_path / "w.yaml").write_text(text.format(name="asks"))
+    folder = WorkflowFolder(tmp_path, catalog, endpoints={})
+    assert list(folder.read().workflows) == ["asks"]
+    assert "w.yaml:5: there is no endpoint `billing`: set ORCHESTRATOR_ENDPOINTS__BILLING" in caplog.text
+    caplog.clear()
+    WorkflowFolder(tmp_path, catalog, endpoints={"billing": "http://127.0.0.1"}).read()
+    WorkflowFolder(tmp_path, catalog).read()
+    assert "endpoint" not in caplog.text
