@@ -282,13 +282,18 @@ class TestManyFiles:
         told = {problem["file"] for problem in json.loads(shown.stdout)["problems"]}
         assert (shown.returncode, told) == (2, {"w/a.yaml", "w/b.yml"})
 
-    def test_two_of_one_name_in_a_folder_are_told(self, bench: Bench, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("given", [["."], ["a.yaml", "b.yaml"], ["a.yaml", "b.yaml", "a.yaml"]])
+    def test_two_of_one_name_in_a_folder_are_told(self, given: list[str], bench: Bench, tmp_path: Path) -> None:
         for name in ("a.yaml", "b.yaml"):
             (tmp_path / name).write_text(text_of("action: exec, with: { command: [/bin/true] }"))
-        shown = orchestrator(bench, tmp_path, "validate", ".")
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "elsewhere" / "c.yaml").write_text((tmp_path / "a.yaml").read_text())
+        shown = orchestrator(bench, tmp_path, "validate", *given)
         assert shown.returncode == 2
         assert "b.yaml:2:7: error: a.yaml and b.yaml both have a workflow `invoices`" in shown.stderr
         assert shown.stdout == "a.yaml: valid\n"
+        apart = orchestrator(bench, tmp_path, "validate", "a.yaml", "elsewhere/c.yaml")
+        assert (apart.returncode, apart.stdout) == (0, "a.yaml: valid\nelsewhere/c.yaml: valid\n")
 
     @pytest.mark.parametrize("folder", ["empty", "."])
     def test_a_folder_without_workflows_is_a_mistake(self, folder: str, bench: Bench, tmp_path: Path) -> None:

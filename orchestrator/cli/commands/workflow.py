@@ -15,6 +15,7 @@ from orchestrator.cli.display.printable import clean, one_line
 from orchestrator.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
+    from orchestrator.workflow.loader import LoadedWorkflow
     from orchestrator.workflow.problems import Problem
 
 
@@ -83,9 +84,7 @@ def validate(
     """Check workflows, and say where they are wrong. Nothing runs."""
     from orchestrator.cli.display.json_output import print_json
 
-    found: dict[str, Sequence[Problem]] = {}
-    for file in files:
-        found |= _found(file)
+    found = _found(files)
     problems = [problem for of_file in found.values() for problem in of_file]
     wrong = [problem for problem in problems if strict or problem.severity == "error"]
     if as_json:
@@ -100,43 +99,51 @@ def validate(
         raise typer.Exit(int(ExitCode.INVALID))
 
 
-def _found(file: Path) -> dict[str, Sequence[Problem]]:
-    """What is wrong with a file, or with each of a folder; nothing that is wrong with one of them hides another."""
-    from orchestrator.workflow.loader import unreadable
+def _found(files: Sequence[Path]) -> dict[str, Sequence[Problem]]:
+    """What is wrong with each file, and with each of the folders; nothing that is wrong with one hides another."""
+    from orchestrator.planning.lint import lint
+    from orchestrator.workflow.loader import of_one_name, unreadable
     from orchestrator.workflow.problems import InvalidWorkflow
 
-    try:
-        return _of_folder(file) if file.is_dir() else {str(file): _problems(file)}
-    except InvalidWorkflow as error:
-        return {str(file): error.problems}
-    except UsageError as error:
-        return {str(file): [unreadable(str(file), error)]}
+    found: dict[str, list[Problem]] = {}
+    valid: dict[Path, dict[str, LoadedWorkflow]] = {}
+    for file in files:
+        try:
+            for path in _workflows_of(file):
+                try:
+                    loaded = _loaded(path, within=None if path == file else file)
+                    valid.setdefault(path.parent, {})[str(path)] = loaded
+                    found[str(path)] = list(lint(loaded))
+                except InvalidWorkflow as error:
+                    found[str(path)] = list(error.problems)
+                except UsageError as error:
+                    found[str(path)] = [unreadable(str(path), error)]
+        except UsageError as error:
+            found[str(file)] = [unreadable(str(file), error)]
+    for of_folder in valid.values():
+        for problem in of_one_name(of_folder.values()):
+            found[problem.file].append(problem)
+    return {name: sorted(of_file) for name, of_file in found.items()}
 
 
-def _problems(file: Path) -> Sequence[Problem]:
+def _workflows_of(file: Path) -> Sequence[Path]:
+    from orchestrator.workflow.loader import files_of
+
+    if not file.is_dir():
+        return [file]
+    if not (files := files_of(file)):
+        raise UsageError(f"there is no workflow in {file}", hint="name the folder with the `*.yaml` files")
+    return files
+
+
+def _loaded(file: Path, *, within: Path | None) -> LoadedWorkflow:
     from orchestrator.actions.catalog import catalog
-    from orchestrator.planning.lint import lint
     from orchestrator.workflow.files import read_standard_input
     from orchestrator.workflow.loader import load, load_text
 
     if str(file) == "-":
-        return lint(load_text(read_standard_input(), filename="-", actions=catalog))
-    return lint(load(file, actions=catalog))
-
-
-def _of_folder(folder: Path) -> dict[str, Sequence[Problem]]:
-    from orchestrator.actions.catalog import catalog
-    from orchestrator.planning.lint import lint
-    from orchestrator.workflow.loader import files_of, load_each, of_one_name
-
-    files = files_of(folder)
-    if not files:
-        raise UsageError(f"there is no workflow in {folder}", hint="name the folder with the `*.yaml` files")
-    found: dict[str, list[Problem]] = {str(file): [] for file in files}
-    loaded, problems = load_each(files, actions=catalog, within=folder)
-    for problem in (*problems, *of_one_name(loaded), *(each for valid in loaded for each in lint(valid))):
-        found[problem.file].append(problem)
-    return {name: sorted(of_file) for name, of_file in found.items()}
+        return load_text(read_standard_input(), filename="-", actions=catalog)
+    return load(file, actions=catalog, within=within)
 
 
 def plan(
