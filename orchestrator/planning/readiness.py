@@ -9,6 +9,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from orchestrator.errors import InvalidExpression
+from orchestrator.grants.models import DatabaseGrant
+from orchestrator.grants.privileges import bound_limits
 from orchestrator.inference.steps import ACTIONS, database_grants
 from orchestrator.planning.graph import dependencies, execution_order
 from orchestrator.workflow.cel.template import asked_for, parse_template, references
@@ -142,14 +144,20 @@ def _needed(step: Step, actions: ActionCatalog) -> Iterator[tuple[str, Place]]:
     ):
         for name in _named(cel) - asked - _asked(cel):
             yield name, place
-    if step.action in ACTIONS:
-        for name, grant in database_grants(step).items():
+    connected = database_grants(step) if step.action in ACTIONS else {}
+    for name, grant in step.grants.items():
+        if isinstance(grant, DatabaseGrant) and (name in connected or _limits_rows(grant)):
             yield grant.connection, ("grants", name, "connection")
     for parameter in sorted(getattr(actions.params_of(step.action), "endpoints", ())):
         value = step.with_.get(parameter)
         for index, name in enumerate(value if isinstance(value, list) else [value]):
             if isinstance(name, str) and "${{" not in name:
                 yield name, ("with", parameter, *((index,) if isinstance(value, list) else ()))
+
+
+def _limits_rows(grant: DatabaseGrant) -> bool:
+    """Whether the orchestrator itself connects to tell the database the values of row limits."""
+    return bool(bound_limits(each.privilege() for each in grant.privileges))
 
 
 def _expressions(value: Any, place: Place) -> Iterator[tuple[Place, str]]:

@@ -110,6 +110,8 @@ def message_of(finding: Mapping[str, Any], value: Any, *, shown: bool = True) ->
 
 def _hint(finding: Mapping[str, Any]) -> str:
     """What to do about a finding, as far as its kind says."""
+    if finding["loc"] == ("version",):
+        return "this is version 1 of the language, whatever version of the workflow it is"
     if finding["type"] == "string_type" and isinstance(finding.get("input"), bool | int | float):
         return "put it in quotes"
     return _pattern_hint(finding)

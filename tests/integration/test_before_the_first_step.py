@@ -104,6 +104,11 @@ OF_THE_SETTINGS = {
         "action: exec, needs: [write], with: { command: [/bin/true], connect: [bookkeeping] }",
         "there is no endpoint `bookkeeping`",
     ),
+    "a database in which rows are limited for a program": (
+        "action: exec, needs: [write], with: { command: [/bin/true] }, grants: { db: { kind: database, "
+        "connection: billing, privileges: [{ select: a, columns: [id], where: { id: '${{ inputs.n }}' } }] } }",
+        "there is no endpoint `billing`",
+    ),
     "a database whose address is not set": (
         f"action: postgres.query, needs: [write], {DB.replace('support', 'billing')}, "
         "with: { sql: SELECT id FROM customer_feedback }",

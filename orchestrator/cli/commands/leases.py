@@ -71,6 +71,9 @@ def list_leases(
         _print_leases(found, query)
 
 
+_WHICH = "`orchestrator leases list` shows them; of an id six characters are enough, beside `lease_`"
+
+
 @app.command("show")
 def show(
     lease_id: Annotated[str, typer.Argument(metavar="ID", help="The lease's id, or the beginning of it.")],
@@ -85,7 +88,7 @@ def show(
     with ledger_reader() as reader:
         lease = reader.lease(lease_id)
         if lease is None:
-            raise UnknownRun(f"no lease {lease_id} is in the ledger", hint="`orchestrator leases list` shows them")
+            raise UnknownRun(f"no lease {lease_id} is in the ledger", hint=_WHICH)
         events = reader.events(lease.run_id, lease_id=lease.lease_id)
         run = reader.run(lease.run_id)
     task = run.task if run is not None else None
@@ -226,7 +229,7 @@ async def _revoke(lease_id: str) -> Leftover:
     async with connected_services() as (services, interruptions):
         lease = services.reader.lease(lease_id)
         if lease is None:
-            raise UnknownRun(f"no lease {lease_id} is in the ledger", hint="`orchestrator leases list` shows them")
+            raise UnknownRun(f"no lease {lease_id} is in the ledger", hint=_WHICH)
         return await interruptions.carry_out(revoke_now(services, lease))
 
 

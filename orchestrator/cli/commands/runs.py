@@ -185,7 +185,9 @@ def _record(reader: LedgerReader, run: str) -> RunRecord:
             hint=f"see `orchestrator tasks show {run}`; `orchestrator tasks close {run}` ends it",
         )
     if record is None:
-        raise UnknownRun(f"no run {run} is in the ledger", hint="`orchestrator runs list` shows those that are")
+        raise UnknownRun(
+            f"no run {run} is in the ledger", hint="give the whole id; `orchestrator runs list` shows those that are"
+        )
     return record
 
 
