@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import math
+from typing import Any
 
 import pytest
 
@@ -75,5 +76,16 @@ def test_a_declared_output_that_is_missing_is_refused_with_what_exists() -> None
     with pytest.raises(OutputRefused, match="no colour") as caught:
         keep({"size": 1, "rows": []}, ["rows", "colour"])
     assert caught.value.hint == "there is: rows, size"
-    with pytest.raises(OutputRefused, match="not an object"):
+    with pytest.raises(OutputRefused, match="is a list, which has no keys"):
         keep([1], ["rows"])
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [(["a"], "a list"), ("a", "a text"), (1, "a number"), (0.5, "a number"), (True, "a truth value"), (None, "null")],
+)
+def test_what_has_no_keys_is_told_by_its_kind_and_how_it_would_have_some(value: Any, kind: str) -> None:
+    with pytest.raises(OutputRefused) as caught:
+        keep(value, ["result"])
+    assert caught.value.message == f"`outputs` names result, and the output is {kind}, which has no keys"
+    assert caught.value.hint == 'return an object with what is to be kept, such as `{"result": ...}`'

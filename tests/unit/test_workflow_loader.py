@@ -227,3 +227,31 @@ def test_an_expression_that_could_crash_the_engine_is_named_with_its_place(place
     line = next(number for number, row in enumerate(text.splitlines(), 1) if "1+1+1" in row)
     assert (found.line, found.column > 1) == (line, True)
     assert len(found.message) < 200
+
+
+def test_an_input_that_is_not_declared_is_told_with_those_that_are() -> None:
+    two = read(step(QUERY, top="inputs: { limit: { type: integer, default: 1 }, zone: { type: string, default: a } }"))
+    with pytest.raises(UsageError, match="there is no input `m`; known here: limit, zone"):
+        bind_inputs(two.workflow, {"m": 3})
+    with pytest.raises(UsageError, match=r"there is no input `limt`; did you mean `limit`\?"):
+        bind_inputs(two.workflow, {"limt": 3})
+    with pytest.raises(UsageError, match="there is no input `m`; the workflow has none"):
+        bind_inputs(read(step(QUERY)).workflow, {"m": 3})
+
+
+def test_where_a_step_keeps_nothing_its_reader_is_told_what_to_add() -> None:
+    text = f"{step(QUERY)}  two:\n    action: exec\n    with: {{ command: [a, '${{{{ steps.one.output }}}}'] }}\n"
+    (problem,) = problems(text)
+    assert problem.message == "name one key of the output of `one`"
+    assert problem.hint == "add `outputs: [KEY]` to step `one`: it keeps nothing"
+
+
+def test_another_version_of_the_language_is_told_from_one_of_the_workflow() -> None:
+    (problem,) = problems(step(QUERY).replace("version: 1", "version: 2"))
+    assert (problem.message, "language" in problem.hint) == ("expected 1", True)
+
+
+@pytest.mark.parametrize("number", ["5", "1.10", "true"])
+def test_a_number_that_is_written_where_a_text_is_wanted_goes_into_quotes(number: str) -> None:
+    (problem,) = problems(step(GRANT + f"    with: {{ sql: SELECT 1, grant: {number} }}\n"))
+    assert problem.hint == "put it in quotes"
