@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.errors import UsageError
+from orchestrator.errors import UsageError, VaultUnreachable
 from orchestrator.secret import Secret
 from orchestrator.vault.config import TokenAuth, VaultConfig
-from orchestrator.vault.faults import Outcome, VaultUnavailable
+from orchestrator.vault.faults import Outcome, Unserved, VaultUnavailable
 from orchestrator.vault.transport import Transport
 
 OK = b'HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n{"a": 1}'
@@ -240,14 +240,16 @@ def test_a_handshake_that_does_not_come_to_its_end_was_certainly_not_done(silent
     assert cut.value.outcome is Outcome.NOT_DONE
 
 
-def test_a_server_that_does_not_speak_tls_is_a_matter_of_configuration() -> None:
+def test_a_server_that_does_not_speak_tls_is_not_reached_and_not_asked_again() -> None:
     def plain(peer: Peer, connection: socket.socket, number: int) -> None:
         connection.recv(65536)
         connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\nClient sent an HTTPS request to an HTTP server.\n")
         connection.recv(65536)
 
-    with peer(plain) as (server, _), pytest.raises(UsageError, match="TLS certificate"):
+    with peer(plain) as (server, _), pytest.raises(VaultUnreachable, match="does not speak TLS") as missed:
         issue(Transport(config(server.address.replace("http:", "https:"))))
+    assert not isinstance(missed.value, Unserved)
+    assert "plain http" in str(missed.value.hint)
 
 
 @pytest.mark.parametrize(
