@@ -188,7 +188,8 @@ def connect_failure(error: psycopg.Error, credential: Credential, redactor: Reda
     text = " ".join(redactor.redact(str(error)).split())[:500]
     timed_out = isinstance(error, psycopg.errors.ConnectionTimeout)
     unknown = unknown_login(error, field_of(credential, "username").reveal())
-    return DatabaseUnreachable(
+    failure = StepFailed if unknown else DatabaseUnreachable  # who does not know the login has answered
+    return failure(
         f"cannot connect to the database `{credential.connection}`: {text}",
         kind="timeout" if timed_out else "connection",
         hint=_UNKNOWN
