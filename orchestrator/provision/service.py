@@ -14,9 +14,11 @@ from orchestrator.grants.models import DatabaseGrant
 from orchestrator.grants.scope import compiled_forms
 from orchestrator.provision.certificates import check_certificates
 from orchestrator.provision.change import Change
+from orchestrator.provision.database.administrator import setting
 from orchestrator.provision.database.side import DatabaseSide
 from orchestrator.provision.declarations import Declarations, Runtime, load_declarations
 from orchestrator.provision.vault.admin import VaultAdmin
+from orchestrator.provision.vault.connection_login import Outcome, try_login
 from orchestrator.provision.vault.identity_tokens import identity_tokens
 from orchestrator.provision.vault.issuer_access import check_issuers
 from orchestrator.provision.vault.objects import VaultObject, change_of, desired_objects, new_password, write_object
@@ -58,22 +60,57 @@ class Provisioning:
 
     def plan(self) -> list[Change]:
         """What `apply` would do; changes nothing."""
+        return list(self.preview().changes)
+
+    def preview(self) -> Drift:
+        """What `apply` would do, and what should be known of it before; changes nothing."""
         pruned = [each for each in self._strangers().changes if each.kind == "delete"] if self._prune else []
-        return self._differences() + pruned
+        found = self._differences()
+        return Drift([*found.changes, *pruned], found.notes)
 
     def check(self) -> Drift:
         """Every difference in both directions: also what is there of ours although it is not declared."""
-        strangers = self._strangers()
-        changes, notes = self._differences() + strangers.changes, list(strangers.notes)
+        strangers, found = self._strangers(), self._differences()
+        changes, notes = [*found.changes, *strangers.changes], [*found.notes, *strangers.notes]
         for database in self._databases.values():
             changes += database.undeclared()
             notes += database.notes()
         return Drift(changes, notes)
 
-    def _differences(self) -> list[Change]:
+    def _differences(self) -> Drift:
         """Between what is declared and what is installed, of what is declared."""
         changes = [change for database in self._databases.values() for change in database.changes()]
-        return changes + [change for each in self._objects if (change := change_of(self._admin, each)) is not None]
+        changes += [change for each in self._objects if (change := change_of(self._admin, each)) is not None]
+        notes: list[str] = []
+        for name, database in self._databases.items():
+            changes, said = self._with_login(name, database, changes)
+            notes += [*said, *database.hidden_rows()]
+            if any(change.resource.startswith(f"database {name} ") for change in changes):
+                notes += [f"database {name}: its administrator cannot {each.what}" for each in database.obstacles()]
+        return Drift(changes, notes)
+
+    def _with_login(self, name: str, database: DatabaseSide, changes: list[Change]) -> tuple[list[Change], list[str]]:
+        """The changes with those of the password of Vault's login, and what could not be looked at.
+
+        Where Vault has the connection already it tries it: a password that was restored or changed by somebody else is
+        a difference that no catalog shows.
+        """
+        path = f"vault database/config/{name}"
+        config = next((change for change in changes if change.resource == path), None)
+        if config is not None and config.kind == "create":
+            taken = _SET_BY_OTHERS if database.login_has_password() else None
+            return [*changes, *_new_password(database, taken)], []
+        login = try_login(self._admin, name)
+        match login.outcome:
+            case Outcome.WRONG_PASSWORD:
+                return [*changes, *_new_password(database, f"not the one that Vault has: {login.said}")], []
+            case Outcome.NOT_TRIED:
+                return changes, [f"whether Vault can connect to the database {name} was not tried: {login.said}"]
+            case Outcome.FAILED if config is None and not any(
+                change.resource.startswith(f"database {name} role ") for change in changes
+            ):
+                return [*changes, Change("undeclared", path, f"Vault cannot connect with it: {login.said}", "")], []
+        return changes, []
 
     def _strangers(self) -> Strangers:
         runtime = self._runtime
@@ -84,10 +121,12 @@ class Provisioning:
     def apply(self, changes: Sequence[Change], progress: Callable[[str], None] = lambda done: None) -> None:
         """Install what `plan` found. Databases first, each in one transaction; safe to interrupt and do again.
 
-        Raises ProvisionError before anything is changed where something is in our place that is not ours.
+        Raises ProvisionError before anything is changed where something is in our place that is not ours, or an
+        administrator may not do what there is to do in its database.
         """
-        for database in self._databases.values():
-            database.refuse_squatters()
+        for name, database in self._databases.items():
+            if any(change.resource.startswith(f"database {name} ") for change in changes):
+                database.refuse_in_vain()
         for each in changes:
             if each.kind == "undeclared" and each.resource.startswith("vault sys/"):
                 raise ProvisionError(
@@ -100,20 +139,44 @@ class Provisioning:
                 database.apply()
                 progress(f"database {name}")
         for wanted in self._objects:
-            if not wanted.imported and (change := pending.get(f"vault {wanted.path}")):
-                write_object(self._admin, wanted, self._login_password(wanted) if change.kind == "create" else None)
+            if not wanted.imported and self._is_pending(wanted, pending):
+                write_object(self._admin, wanted, self._login_password(wanted, pending))
                 progress(wanted.path)
         for change in changes:
             if change.kind == "delete" and change.resource.startswith("vault "):
                 self._admin.delete(change.resource.removeprefix("vault "))
                 progress(change.resource)
 
-    def _login_password(self, wanted: VaultObject) -> Secret | None:
-        if not wanted.path.startswith("database/config/"):
+    def _is_pending(self, wanted: VaultObject, pending: Mapping[str, Change]) -> bool:
+        found = pending.get(f"vault {wanted.path}")
+        return (found is not None and found.kind != "undeclared") or self._needs_password(wanted, pending)
+
+    def _needs_password(self, wanted: VaultObject, pending: Mapping[str, Change]) -> bool:
+        """Whether Vault's login is given a new password with the connection that it is for."""
+        if not wanted.path.startswith(_CONNECTIONS):
+            return False
+        found = pending.get(f"vault {wanted.path}")
+        database = self._databases[wanted.path.removeprefix(_CONNECTIONS)]
+        return (found is not None and found.kind == "create") or database.password_resource() in pending
+
+    def _login_password(self, wanted: VaultObject, pending: Mapping[str, Change]) -> Secret | None:
+        if not self._needs_password(wanted, pending):
             return None
         password = new_password()
-        self._databases[wanted.path.rpartition("/")[2]].set_login_password(password)
+        self._databases[wanted.path.removeprefix(_CONNECTIONS)].set_login_password(password)
         return password
+
+
+_CONNECTIONS = "database/config/"
+
+_SET_BY_OTHERS = "set before, and not by this Vault: whoever has it, such as another Vault or namespace, loses it"
+
+
+def _new_password(database: DatabaseSide, before: str | None) -> list[Change]:
+    """The change of the password of Vault's login, which is nothing to tell where there was none."""
+    if before is None:
+        return []
+    return [Change("change", database.password_resource(), before, "a new one that this Vault alone has")]
 
 
 @contextmanager
@@ -198,9 +261,8 @@ def _database_sides(
     sides: dict[str, DatabaseSide] = {}
     for name, connection in declared.connections.items():
         if name not in databases:
-            raise ProvisionError(
-                f"no administrator's login is known for the database `{name}`",
-                hint=f"set ORCHESTRATOR_PROVISION_DATABASES__{name.upper()} to a DSN",
+            raise UsageError(
+                f"no administrator's login is known for the database `{name}`", hint=f"set {setting(name)} to a DSN"
             )
         own = [grant for grant in grants if grant.connection == name]
         sides[name] = DatabaseSide(name, connection, databases[name], own, prune=prune)

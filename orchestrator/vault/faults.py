@@ -23,6 +23,9 @@ _NEVER_REACHED_DATABASE = re.compile(
 _WORKFLOW_REFUSED = re.compile(r"profile engine|failed to evaluate|workflow")
 """A workflow of OpenBao's answers 500 to whatever goes wrong in it, also to a no of one of its requests."""
 
+_LOGIN_OF_VAULT_REFUSED = ("SQLSTATE 28P01", "password authentication failed")
+"""PostgreSQL's `invalid_password` in what Vault says of a connection of its own."""
+
 LONGEST_WAIT = 60.0
 """Seconds that a server can make us wait before another try. Some name the time since 1970, or milliseconds."""
 
@@ -154,6 +157,11 @@ def hint_for(status: int, errors: str, path: str) -> str | None:
         )
     if status == 404:
         return f"nothing is mounted or stored at `{path}`"
+    if any(sign in errors for sign in _LOGIN_OF_VAULT_REFUSED):
+        return (
+            "the database refuses Vault's own login, as after a restored backup: `orchestrator provision check` tries "
+            "it, and `provision apply` gives it a new password"
+        )
     if status == 400 and "unknown role" in errors:
         return "the role is not provisioned; run `orchestrator provision plan`"
     if status == 429:

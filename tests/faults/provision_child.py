@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from orchestrator.provision.database.installation import Installation
 from orchestrator.provision.database.side import DatabaseSide
 from orchestrator.provision.service import load_workflows, open_provisioning
 from orchestrator.provision.vault.admin import VaultAdmin
@@ -38,7 +39,7 @@ class Fatal:
 
 
 def apply(given: Mapping[str, Any], fatal: Fatal) -> None:
-    write, statements, committed = VaultAdmin.write, DatabaseSide._statements, DatabaseSide.apply
+    write, statements, committed = VaultAdmin.write, Installation.statements, DatabaseSide.apply
 
     def fatal_write(self: VaultAdmin, path: str, payload: Mapping[str, Any]) -> dict[str, Any]:
         fatal.reached("before a write to Vault")
@@ -46,8 +47,8 @@ def apply(given: Mapping[str, Any], fatal: Fatal) -> None:
         fatal.reached("after a write to Vault")
         return answer
 
-    def fatal_statements(self: DatabaseSide, targets: Any) -> Iterator[Any]:
-        for statement in statements(self, targets):
+    def fatal_statements(self: Installation) -> Iterator[Any]:
+        for statement in statements(self):
             yield statement
             fatal.reached("after a statement")
 
@@ -56,7 +57,7 @@ def apply(given: Mapping[str, Any], fatal: Fatal) -> None:
         fatal.reached("after the commit")
 
     VaultAdmin.write = fatal_write  # type: ignore[method-assign]
-    DatabaseSide._statements = fatal_statements  # type: ignore[method-assign]
+    Installation.statements = fatal_statements  # type: ignore[method-assign]
     DatabaseSide.apply = fatal_apply  # type: ignore[method-assign]
     with open_provisioning(
         VaultConfig(given["vault"], TokenAuth(Secret(given["token"]))),

@@ -49,7 +49,8 @@ def plan(
     from orchestrator.cli.connect import provisioning
 
     with provisioning(workflows, declarations, prune=prune) as work:
-        show(work.plan(), as_json=as_json)
+        preview = work.preview()
+    show(preview.changes, notes=preview.notes, as_json=as_json)
 
 
 @app.command("apply")
@@ -63,9 +64,9 @@ def apply(
     from orchestrator.cli.connect import provisioning
 
     with provisioning(workflows, declarations, prune=prune) as work:
-        changes = work.plan()
-        work.apply(changes)
-    show(changes, as_json=as_json, done=True)
+        preview = work.preview()
+        work.apply(preview.changes)
+    show(preview.changes, notes=preview.notes, as_json=as_json, done=True)
 
 
 @app.command("check")

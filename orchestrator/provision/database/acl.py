@@ -38,7 +38,8 @@ class AclEntry:
         name: sql.Composable = sql.Identifier(*(part for part in (self.schema, self.name) if part))
         if self.kind == "ROUTINE":
             name = sql.SQL("{}.{}").format(sql.Identifier(self.schema), sql.SQL(self.name))
-        return sql.SQL("{} ON {} {}").format(verb, sql.SQL(self.kind), name)
+        kind = "ROUTINE" if self.kind == "FUNCTION" else self.kind  # procedures, too
+        return sql.SQL("{} ON {} {}").format(verb, sql.SQL(kind), name)
 
 
 def entries(privileges: Iterable[Privilege], signatures: Mapping[Privilege, str]) -> set[AclEntry]:

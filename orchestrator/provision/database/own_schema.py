@@ -58,7 +58,7 @@ class OwnSchema:
     def differences(self, place: str) -> Iterator[Change | None]:
         """What `statements` would change."""
         owner = self._one(
-            "SELECT relowner::regrole::text FROM pg_class WHERE oid = to_regclass('orchestrator.binding')"
+            "SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = to_regclass('orchestrator.binding')"
         )
         yield difference(f"{place} table {SCHEMA}.binding", owner and f"private to {owner}", f"private to {self.login}")
         attached = [str(row[0]) for row in self.session.execute(_ATTACHED)]
@@ -121,7 +121,7 @@ class OwnSchema:
 
     def _function(self, signature: str) -> str | None:
         row = self.session.execute(
-            "SELECT p.proowner::regrole::text FROM pg_proc p WHERE p.oid = to_regprocedure(%s)",
+            "SELECT pg_get_userbyid(p.proowner) FROM pg_proc p WHERE p.oid = to_regprocedure(%s)",
             [f"{SCHEMA}.{signature}"],
         ).fetchone()
         return None if row is None else _text(self._one(_FUNCTION, f"{SCHEMA}.{signature}"), str(row[0]))
@@ -137,16 +137,17 @@ def _text(function: dict[str, Any], owner: str) -> str:
     return "\n".join([str(function["prosrc"]).strip(), f"-- owner {owner}", *(f"-- {k} {v}" for k, v in rest.items())])
 
 
-_OWNER = "SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'orchestrator'"
+_OWNER = "SELECT pg_get_userbyid(nspowner) FROM pg_namespace WHERE nspname = 'orchestrator'"
 
-_TABLE_OWNER = "SELECT relowner::regrole::text FROM pg_class WHERE oid = to_regclass('orchestrator.binding')"
+_TABLE_OWNER = "SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = to_regclass('orchestrator.binding')"
 
-_MAY_OWN = "SELECT rolsuper OR rolname = CURRENT_USER FROM pg_roles WHERE quote_ident(rolname) = %s"
+_MAY_OWN = "SELECT rolsuper OR rolname = CURRENT_USER FROM pg_roles WHERE rolname = %s"
 
 _IN_SCHEMA = """
 SELECT d.classid::regclass::text, d.objid, pg_describe_object(d.classid, d.objid, d.objsubid),
-       coalesce((SELECT proowner FROM pg_proc WHERE d.classid = 'pg_proc'::regclass AND oid = d.objid),
-                (SELECT relowner FROM pg_class WHERE d.classid = 'pg_class'::regclass AND oid = d.objid))::regrole::text
+       pg_get_userbyid(coalesce(
+           (SELECT proowner FROM pg_proc WHERE d.classid = 'pg_proc'::regclass AND oid = d.objid),
+           (SELECT relowner FROM pg_class WHERE d.classid = 'pg_class'::regclass AND oid = d.objid)))
 FROM pg_depend d
 WHERE d.refclassid = 'pg_namespace'::regclass
       AND d.refobjid = (SELECT oid FROM pg_namespace WHERE nspname = 'orchestrator')

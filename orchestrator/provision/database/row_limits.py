@@ -18,8 +18,8 @@ from psycopg import sql
 
 from orchestrator.grants.compiled import SCOPE_ROLE_PREFIX, CompiledGrant
 from orchestrator.grants.privileges import Bound, Privilege, bound_limits
+from orchestrator.grants.sql.row_security import EVERYONE
 
-EVERYONE = "orchestrator_everyone"
 _OURS = "orchestrator\\_%"
 
 Table = tuple[str, str]

@@ -59,6 +59,10 @@ class VaultAdmin:
         except (VaultRefused, VaultUnavailable) as error:
             raise ProvisionError(error.message, hint=error.hint) from error
 
+    def reset(self, connection: str) -> None:
+        """Close the sessions of a database connection, and open one. Raises VaultRefused and VaultUnavailable."""
+        self._transport.request("post", f"database/reset/{connection}", token=self._token, payload={})
+
     def new_secret_id(self, approle: str) -> Secret:
         """Another secret id of an AppRole. Raises ProvisionError."""
         return Secret(str(self.write(f"auth/approle/role/{approle}/secret-id", {})["data"]["secret_id"]))

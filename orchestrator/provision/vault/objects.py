@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.errors import ProvisionError
+from orchestrator.errors import UsageError
 from orchestrator.grants.compiled import VAULT_ROLE_PREFIX, CompiledGrant
 from orchestrator.grants.policy_names import BROKER_DUTIES, duty_role_name
 from orchestrator.network.postgres import for_vault
@@ -120,7 +120,7 @@ def _login(runtime: Runtime) -> dict[str, Any]:
 
 def _connection_objects(name: str, connection: Connection, endpoint: str | None) -> Iterator[VaultObject]:
     if endpoint is None:
-        raise ProvisionError(
+        raise UsageError(
             f"no endpoint is known for the connection `{name}`", hint=f"set ORCHESTRATOR_ENDPOINTS__{name.upper()}"
         )
     duties = {duty: duty_role_name(duty, name) for duty in BROKER_DUTIES}

@@ -1,0 +1,97 @@
+"""The administrator's session in a database, and acting as a role of ours where PostgreSQL takes that.
+
+Who makes a role without being a superuser may from then on make others its members (ADMIN), and is none himself: he
+can neither act as the role nor give it anything (PostgreSQL 16 manual, 22.2 "Role Attributes", and CREATE ROLE).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from urllib.parse import quote
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
+
+from orchestrator.errors import ProvisionError, UsageError
+from orchestrator.network.postgres import protected, refusal_hint
+from orchestrator.secret import Secret
+
+OLDEST = 16
+"""The first PostgreSQL in which a login can inherit a role that it cannot become by SET ROLE."""
+
+_FAILED = re.compile(r"^.*failed: (?:[A-Z]+:  )?")
+_REASONS = {
+    "password authentication failed": "is the password in {variable} right?",
+    "no password supplied": "name a password in {variable}",
+    "does not exist": "name a database and a login of that server in {variable}",
+    "refused": "is the server up, and its address in {variable} right?",
+    "timeout": "is the server up, and its address in {variable} right?",
+    "resolve": "is the host in {variable} right?",
+    "not known": "is the host in {variable} right?",
+}
+
+
+def setting(name: str) -> str:
+    """The variable with the administrator's DSN of a connection."""
+    return f"ORCHESTRATOR_PROVISION_DATABASES__{name.upper()}"
+
+
+def connected(name: str, dsn: Secret) -> psycopg.Connection:
+    """A session of the administrator of the connection `name`.
+
+    Raises UsageError for what is no DSN, ProvisionError where the server refuses, is not there, or is too old.
+    """
+    try:
+        address = protected(dsn.reveal())
+    except psycopg.ProgrammingError:  # its words may quote the password
+        raise UsageError(
+            f"{setting(name)} is no address of a PostgreSQL database",
+            hint="write it as postgresql://USER:PASSWORD@HOST:PORT/DATABASE, what is special in it percent-encoded",
+        ) from None
+    try:
+        session = psycopg.connect(address, connect_timeout=10, client_encoding="UTF8")
+    except psycopg.Error as error:
+        said = why(error, dsn)
+        hint = next((each for words, each in _REASONS.items() if words in said), "set {variable} to an administrator's")
+        raise ProvisionError(
+            f"the database `{name}` cannot be reached as its administrator: {said}",
+            hint=refusal_hint(error) or hint.format(variable=setting(name)),
+        ) from None
+    if (version := session.info.server_version // 10000) < OLDEST:
+        session.close()
+        raise ProvisionError(
+            f"the database `{name}` is PostgreSQL {version}, and {OLDEST} is the oldest that can be provisioned",
+            hint=f"nothing was changed; PostgreSQL {OLDEST} is the first in which a login cannot become the role whose "
+            "privileges it has (GRANT ... WITH INHERIT TRUE, SET FALSE)",
+        )
+    return session
+
+
+def why(error: psycopg.Error, dsn: Secret) -> str:
+    """Why a connection did not come about, in libpq's and the server's words, without the password of the DSN."""
+    lines = [_FAILED.sub("", line) for line in str(error).splitlines() if line.strip() and line[0] not in "\t "]
+    text = "; ".join(dict.fromkeys(line.strip(" -") for line in lines)) or type(error).__name__
+    password = str(conninfo_to_dict(dsn.reveal()).get("password") or "")
+    for form in (password, quote(password), quote(password, safe="")):
+        text = text.replace(form, "***") if form else text
+    return text
+
+
+def acting_as(session: psycopg.Connection, role: str, statements: Iterable[sql.Composed]) -> Iterator[sql.Composed]:
+    """The statements, to be executed one after the other in one transaction, with what they need of a role.
+
+    An administrator who may only hand the role out becomes its member before, and is none any more after: nobody else
+    ever sees the membership, and what fails in between takes it back.
+    """
+    name = sql.Identifier(role)
+    row = session.execute(
+        "SELECT pg_has_role(oid, 'USAGE') AND pg_has_role(oid, 'SET') FROM pg_roles WHERE rolname = %s", [role]
+    ).fetchone()
+    if row is not None and row[0]:
+        yield from statements
+        return
+    yield sql.SQL("GRANT {} TO CURRENT_USER WITH INHERIT TRUE, SET TRUE").format(name)
+    yield from statements
+    yield sql.SQL("REVOKE {} FROM CURRENT_USER").format(name)

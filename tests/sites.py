@@ -1,0 +1,181 @@
+"""One database provisioned for one workflow, with its own Vault: installed, proven, run on, looked at, taken down."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hvac
+import psycopg
+from bench import ROOT
+from psycopg import sql
+
+from orchestrator.actions.catalog import catalog
+from orchestrator.assembly import RunnerConfig, open_services
+from orchestrator.devstack.openbao import OpenBao
+from orchestrator.devstack.postgres import Postgres
+from orchestrator.ledger.events import Event
+from orchestrator.ledger.ids import new_run_id
+from orchestrator.policy.engines.allow_all import AllowAllEngine
+from orchestrator.proof.examine import Examination
+from orchestrator.proof.report import Proof
+from orchestrator.proof.service import Prover
+from orchestrator.provision.service import Provisioning, new_secret_id, open_provisioning
+from orchestrator.provision.vault.admin import VaultAdmin
+from orchestrator.redaction.redactor import Redactor
+from orchestrator.runs.runner import Runner
+from orchestrator.runs.types import RunOutcome, RunRequest
+from orchestrator.secret import Secret
+from orchestrator.vault.config import AppRoleAuth, TokenAuth, VaultConfig
+from orchestrator.workflow.inputs import bind_inputs
+from orchestrator.workflow.loader import LoadedWorkflow, load_text
+
+NAME = "matrix"
+"""Of the connection."""
+
+
+@dataclass
+class Site:
+    """A connection `matrix` to a database of a server, as its administrator, the runtime and a superuser see it."""
+
+    server: Postgres
+    vault: OpenBao
+    folder: Path
+    dsn: Secret
+    endpoint: str
+    primary: str | None = None
+    login: str = "orchestrator_vault"
+    namespace: str | None = None
+    events: list[Event] = field(default_factory=list)
+
+    @contextmanager
+    def provisioning(self, *texts: str, prune: bool = False) -> Iterator[Provisioning]:
+        """As the administrators of Vault and of the database."""
+        with open_provisioning(
+            self._as_admin(),
+            {NAME: self.dsn},
+            workflows=[loaded(text).workflow for text in texts],
+            declarations=self._declarations(),
+            endpoints={NAME: self.primary or self.endpoint},
+            prune=prune,
+        ) as work:
+            yield work
+
+    def apply(self, *texts: str, prune: bool = False) -> list[str]:
+        """Install; what was changed."""
+        with self.provisioning(*texts, prune=prune) as work:
+            changes = work.plan()
+            work.apply(changes)
+        return [change.resource for change in changes]
+
+    def plan(self, *texts: str) -> list[str]:
+        """What would be changed."""
+        with self.provisioning(*texts) as work:
+            return [change.resource for change in work.plan()]
+
+    def notes(self, *texts: str) -> list[str]:
+        """What a plan says beside."""
+        with self.provisioning(*texts) as work:
+            return list(work.preview().notes)
+
+    def run(self, text: str, **inputs: Any) -> RunOutcome:
+        """As the runtime."""
+        made = loaded(text)
+        request = RunRequest(run_id=new_run_id(), loaded=made, inputs=bind_inputs(made.workflow, inputs))
+
+        async def go() -> RunOutcome:
+            observer = lambda run, time, event: self.events.append(event)  # noqa: E731
+            async with open_services(self._config(), redactor=Redactor(), observer=observer) as services:
+                return await Runner(services).run(request)
+
+        return asyncio.run(go())
+
+    def output(self, step: str) -> Any:
+        """Of the last run."""
+        found = [event for event in self.events if event.kind == "step.finished" and event.step == step]
+        return found[-1].outputs
+
+    def prove(self, text: str, **inputs: Any) -> Proof:
+        """As the runtime."""
+        made = loaded(text)
+        bound = bind_inputs(made.workflow, inputs)
+        request = RunRequest(run_id=new_run_id(), loaded=made, inputs=bound, trigger="prove")
+
+        async def go() -> Proof:
+            async with open_services(self._config(), redactor=Redactor()) as services:
+                return await Prover(services=services, wish=Examination()).prove(request)
+
+        return asyncio.run(go())
+
+    def take_down(self) -> None:
+        """What the manual says: everything that no workflow needs, then what is left of ours."""
+        self.apply(prune=True)
+        roles = [self.login, "orchestrator_sweeper", "orchestrator_binder"]
+        named = sql.SQL(", ").join(map(sql.Identifier, roles))
+        with psycopg.connect(self.dsn.reveal()) as session:
+            session.execute(sql.SQL("GRANT {} TO CURRENT_USER WITH INHERIT TRUE").format(named))
+            session.execute(sql.SQL("DROP OWNED BY {}").format(named))
+            session.execute("DROP SCHEMA orchestrator")
+            session.execute(sql.SQL("DROP ROLE {}").format(named))
+        self.client.delete(f"database/config/{NAME}")
+
+    @property
+    def client(self) -> hvac.Client:
+        """Vault, as its root."""
+        return hvac.Client(self.vault.address, token=self.vault.root_token.reveal(), namespace=self.namespace)
+
+    def sql(self, statement: str, database: str = "postgres") -> list[Any]:
+        """As a superuser."""
+        with psycopg.connect(self.server.dsn(database).reveal(), autocommit=True) as session:
+            cursor = session.execute(statement)  # type: ignore[arg-type]
+            return [row[0] for row in cursor.fetchall()] if cursor.description else []
+
+    def roles(self) -> list[str]:
+        """Every role of the cluster."""
+        return self.sql("SELECT rolname FROM pg_roles ORDER BY 1")
+
+    def assert_nothing_left(self) -> None:
+        """No login and no session of a step, by the catalog."""
+        assert self.sql("SELECT rolname FROM pg_roles WHERE rolname LIKE 'orc\\_%'") == []
+        assert self.sql("SELECT usename FROM pg_stat_activity WHERE usename LIKE 'orc\\_%'") == []
+
+    def _as_admin(self) -> VaultConfig:
+        return VaultConfig(self.vault.address, TokenAuth(self.vault.root_token), namespace=self.namespace)
+
+    def _config(self) -> RunnerConfig:
+        admin = VaultAdmin(self._as_admin(), self.vault.root_token)
+        try:
+            role_id, secret_id = new_secret_id(admin, "orchestrator-runtime")
+        finally:
+            admin.close()
+        return RunnerConfig(
+            vault=VaultConfig(self.vault.address, AppRoleAuth(role_id, secret_id), namespace=self.namespace),
+            ledger_url=f"sqlite:///{self.folder / 'ledger.db'}",
+            policy=AllowAllEngine(),
+            endpoints={NAME: self.endpoint},
+            primaries={NAME: self.primary} if self.primary else {},
+            grace=10.0,
+        )
+
+    def _declarations(self) -> Path:
+        folder = self.folder / "vault"
+        shutil.copytree(ROOT / "vault" / "policies", folder / "policies", dirs_exist_ok=True)
+        declared: Mapping[str, Any] = {
+            "version": 1,
+            "mounts": {"database": {"type": "database"}},
+            "runtime": {"policy": "policies/orchestrator-runtime.hcl"},
+            "connections": {NAME: {"login": self.login}},
+        }
+        (folder / "declarations.yaml").write_text(json.dumps(declared), encoding="utf-8")
+        return folder
+
+
+def loaded(text: str) -> LoadedWorkflow:
+    """A workflow of a test."""
+    return load_text(text, filename="matrix.yaml", actions=catalog)
