@@ -59,7 +59,7 @@ def superuser(server: Postgres, database: str) -> Secret:
 
 
 def managed(server: Postgres, database: str) -> Secret:
-    """Whom managed servers give to their customers: CREATEROLE and CREATEDB, owner, no superuser (RDS, Cloud SQL, Neon)."""
+    """Whom managed servers give to their customers: CREATEROLE and CREATEDB, owner, no superuser."""
     with psycopg.connect(superuser(server, database).reveal(), autocommit=True) as session:
         session.execute(sql.SQL("CREATE ROLE managed_admin LOGIN CREATEROLE CREATEDB PASSWORD {}").format(PASSWORD))
         session.execute("GRANT pg_signal_backend TO managed_admin WITH ADMIN TRUE")
@@ -235,11 +235,8 @@ KINDS = {
             login="Vault's Login",
             administrator=managed,
             tables=WORDS,
-            read="""
-      - select: '"Order by"."select"'
-        columns: [user, from, 'Über "all".x']
-        where: { from: "${{ inputs.owner }}" }
-      - usage: '"Order by"."sequence"'""".replace("\n", "\n      "),
+            read="""[{ select: '"Order by"."select"', columns: [user, from, 'Über "all".x'],
+        where: { from: "${{ inputs.owner }}" } }, { usage: '"Order by"."sequence"' }]""",
             select='SELECT "user" AS id, "Über ""all"".x" AS words FROM "Order by"."select" ORDER BY 1',
             change="""
   - execute: '"Order by"."Close.day"(date)'

@@ -100,6 +100,8 @@ class Provisioning:
         if config is not None and config.kind == "create":
             taken = _SET_BY_OTHERS if database.login_has_password() else None
             return [*changes, *_new_password(database, taken)], []
+        if config is not None and database.login_line() not in config.before.splitlines():  # Vault had another login
+            return [*changes, *_new_password(database, _SET_BY_OTHERS if database.login_has_password() else "none")], []
         login = try_login(self._admin, name)
         match login.outcome:
             case Outcome.WRONG_PASSWORD:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 from database_kinds import KINDS, DatabaseKind
 from sites import Site
@@ -12,12 +13,15 @@ from sites import Site
 from orchestrator.devstack.openbao import OpenBao
 from orchestrator.devstack.postgres import Postgres
 from orchestrator.errors import ExitCode
+from orchestrator.proof.forbidden import Verdict
 
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory, nothing_escapes: None) -> Iterator[tuple[Postgres, OpenBao]]:
     folder = tmp_path_factory.mktemp("servers")
     with Postgres(folder / "postgres", durable=False) as postgres, OpenBao(folder / "openbao") as openbao:
+        with psycopg.connect(postgres.dsn().reveal()) as session:
+            session.execute("REVOKE ALL ON DATABASE postgres, template1 FROM PUBLIC")
         yield postgres, openbao
 
 
@@ -37,7 +41,7 @@ def test_it_is_provisioned_proven_run_on_and_taken_down(
         site.apply(text)
         proof = site.prove(text)
         assert [each.as_json() for each in proof.grants if not each.holds] == []
-        assert [trial.as_json() for each in proof.grants for trial in each.trials if trial.verdict != "refused"] == []
+        assert [trial for each in proof.grants for trial in each.trials if trial.verdict is Verdict.ALLOWED] == []
 
         outcome = site.run(text)
         assert outcome.exit_code is ExitCode.DONE, {name: error.message for name, error in outcome.errors.items()}

@@ -7,7 +7,7 @@ can neither act as the role nor give it anything (PostgreSQL 16 manual, 22.2 "Ro
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from urllib.parse import quote
 
 import psycopg
@@ -79,19 +79,23 @@ def why(error: psycopg.Error, dsn: Secret) -> str:
     return text
 
 
-def acting_as(session: psycopg.Connection, role: str, statements: Iterable[sql.Composed]) -> Iterator[sql.Composed]:
-    """The statements, to be executed one after the other in one transaction, with what they need of a role.
+def acting_as(
+    session: psycopg.Connection, roles: Collection[str], statements: Iterable[sql.Composed]
+) -> Iterator[sql.Composed]:
+    """The statements, to be executed one after the other in one transaction, with what they need of some roles.
 
-    An administrator who may only hand the role out becomes its member before, and is none any more after: nobody else
+    An administrator who may only hand a role out becomes its member before, and is none any more after: nobody else
     ever sees the membership, and what fails in between takes it back.
     """
-    name = sql.Identifier(role)
-    row = session.execute(
-        "SELECT pg_has_role(oid, 'USAGE') AND pg_has_role(oid, 'SET') FROM pg_roles WHERE rolname = %s", [role]
-    ).fetchone()
-    if row is not None and row[0]:
-        yield from statements
-        return
-    yield sql.SQL("GRANT {} TO CURRENT_USER WITH INHERIT TRUE, SET TRUE").format(name)
+    lent = [sql.Identifier(str(row[0])) for row in session.execute(_NOT_HIS, [list(roles)])]
+    for role in lent:
+        yield sql.SQL("GRANT {} TO CURRENT_USER WITH INHERIT TRUE, SET TRUE").format(role)
     yield from statements
-    yield sql.SQL("REVOKE {} FROM CURRENT_USER").format(name)
+    for role in lent:
+        yield sql.SQL("REVOKE {} FROM CURRENT_USER").format(role)
+
+
+_NOT_HIS = """
+SELECT rolname FROM pg_roles
+WHERE rolname = ANY(%s) AND NOT (pg_has_role(oid, 'USAGE') AND pg_has_role(oid, 'SET')) ORDER BY 1
+"""

@@ -155,7 +155,7 @@ class Installation:
         for role in sorted(wanted):
             yield from role_statements(self.session, role, OF_ROLE)
             if unexpected_by(self.session, role):
-                yield from acting_as(self.session, role, [_DROP_OWNED.format(sql.Identifier(role))])
+                yield from acting_as(self.session, [login, role], [_DROP_OWNED.format(sql.Identifier(role))])
             for membership in memberships_of(self.session, role):
                 yield membership.revoke(role)
         yield from self._hand_out(login, wanted)
@@ -165,15 +165,17 @@ class Installation:
                 yield sql.SQL("ALTER ROLE {}{} RESET ALL").format(sql.Identifier(role), place)
         for members in self._strange_members(wanted).values():
             yield from (member.revoke() for member in members)
-        yield from acting_as(self.session, login, self._privileges(login, wanted))
+        yield from acting_as(self.session, [login], self._privileges(login, wanted))
         yield from self.row_limits().statements()
         for role in self.superfluous() if self.prune else []:
-            yield from acting_as(self.session, role, [_DROP_OWNED.format(sql.Identifier(role))])
+            yield from acting_as(self.session, [login, role], [_DROP_OWNED.format(sql.Identifier(role))])
             yield sql.SQL("DROP ROLE {}").format(sql.Identifier(role))
 
     def _hand_out(self, login: str, wanted: Iterable[str]) -> Iterator[sql.Composed]:
         """What Vault's login is a member of: the roles that it may hand out and not use, and what ends sessions."""
-        held = {str(each) for each in memberships_of(self.session, login)}
+        going = {(each.role, each.member) for some in self._strange_members(wanted).values() for each in some}
+        lasting = [each for each in memberships_of(self.session, login) if (each.role, each.grantor) not in going]
+        held = {str(each) for each in lasting}
         for role in sorted(wanted):
             if f"{role} (ADMIN)" not in held:
                 yield sql.SQL("GRANT {} TO {} WITH ADMIN TRUE, INHERIT FALSE, SET FALSE").format(

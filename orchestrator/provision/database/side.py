@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -175,6 +176,10 @@ class DatabaseSide:
             where = "pg_authid WHERE rolpassword IS NOT NULL AND" if readable else "pg_roles WHERE"
             statement = f"SELECT FROM {where} rolname = %s"
             return self._session.execute(statement, [self._connection.login]).fetchone() is not None
+
+    def login_line(self) -> str:
+        """How Vault's login stands in the text of a connection."""
+        return f"username = {json.dumps(self._connection.login)}"
 
     def password_resource(self) -> str:
         """How a change of the password of Vault's login is called."""

@@ -144,13 +144,14 @@ class _Search:
         for place in ("identity/group/id", "identity/entity/id"):
             keys = self._admin.keys(place)
             for key in keys[:_MOST_ENTITIES]:
-                self._look(f"{place}/{key}")
+                self._look(f"{place}/{key}", among="policies")
             if len(keys) > _MOST_ENTITIES:
                 self._found.notes.append(f"{place}: only the first {_MOST_ENTITIES} of {len(keys)} were looked at")
 
-    def _look(self, path: str) -> None:
+    def _look(self, path: str, *, among: str | None = None) -> None:
+        """Report what names a policy of ours, anywhere or in one field: aliases of an entity name roles, too."""
         data = self._admin.read(path) or {}
-        if path not in self._declared and any(map(self._is_ours, _words(data))):
+        if path not in self._declared and any(map(self._is_ours, _words(data if among is None else data.get(among)))):
             signs = [_SIGNERS + each.removeprefix(f"{SIGNING}/") for each in data.get("token_policies") or ()]
             self._report(path, data, ours=signs == [path])
 
