@@ -168,8 +168,15 @@ steps:
         finally:
             with psycopg.connect(server.dsn().reveal(), autocommit=True) as session:
                 session.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
-                for (role,) in session.execute("SELECT rolname FROM pg_roles WHERE rolname ~ '^(managed|app)_'"):
+                # Who made the others goes last, also where a test has failed and left them.
+                for (role,) in session.execute(_OF_TESTS).fetchall():
                     session.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
+
+
+_OF_TESTS = """
+SELECT rolname FROM pg_roles WHERE oid >= 16384 AND rolname <> 'postgres'
+ORDER BY rolname !~ '^orc_', rolname = 'managed_admin', rolcanlogin, rolname
+"""
 
 
 def quoted(text: str) -> str:
@@ -201,6 +208,7 @@ CREATE SCHEMA "Order by";
 CREATE TABLE "Order by"."select" (
     "user" int PRIMARY KEY, "from" text, "Über ""all"".x" text, "position" date, "table" text
 );
+CREATE TABLE "Order by"."table" ("group" int);
 INSERT INTO "Order by"."select" VALUES (1, 'ann', 'first'), (2, 'bob', 'second'), (3, 'ann', 'third');
 CREATE SEQUENCE "Order by"."sequence";
 CREATE PROCEDURE "Order by"."Close.day"("end" date)

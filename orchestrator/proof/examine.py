@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from orchestrator.grants.credential import Credential
 from orchestrator.grants.models import TOKEN_KEY
 from orchestrator.grants.privileges import qualified
 from orchestrator.grants.scope import Scope
+from orchestrator.grants.sql.row_security import ROW_SECURITY, hidden_rows, row_security, tables_of
 from orchestrator.network.postgres import protected, refusal_hint
 from orchestrator.proof.comparison import Comparison, compare, expected
 from orchestrator.proof.forbidden import Trial, Verdict, try_forbidden
@@ -51,6 +52,7 @@ def examine_database(
                 former=wish.before or "",
                 before=share(session, wish.before) if wish.before else None,
                 after=share(session),
+                notes=tuple(_hidden(session, scope, scope_role)),
             )
     except psycopg.Error as error:
         raise Unreachable(
@@ -59,6 +61,15 @@ def examine_database(
             hint=refusal_hint(error)
             or "is the endpoint of the connection right, and does the role named with --before exist?",
         ) from None
+
+
+def _hidden(session: psycopg.Connection, scope: Scope, scope_role: str) -> Iterator[str]:
+    """Privileges that show no row: what the credential may do is right, and it will seem as if the table were empty."""
+    tables = tables_of(scope.privileges)
+    wanted = {"schemas": [schema for schema, _ in tables], "names": [name for _, name in tables]}
+    security = row_security(session.execute(ROW_SECURITY, wanted))
+    for hidden in hidden_rows(scope.privileges, security, [scope_role]):
+        yield f"{hidden}: {hidden.remedy(scope_role)}"
 
 
 def _session(step: str, credential: Credential, endpoint: str) -> psycopg.Connection:

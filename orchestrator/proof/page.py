@@ -69,6 +69,7 @@ def _grant(grant: GrantProof) -> str:
     parts = [f"<h2>{escape(grant.step)} / {escape(grant.grant)}: {_mark(grant)}</h2><p>{escape(grant.declared)}</p>"]
     if grant.refused:
         parts.append(f'<p class="bad">Not issued: {escape(grant.refused)}</p>')
+    parts += [f'<p class="open">Note: {escape(note)}</p>' for note in grant.notes]
     for style, name, share in (
         ("", f"Before, as {grant.former}", grant.before),
         ("after", "Now, as this login", grant.after),

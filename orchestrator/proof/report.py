@@ -25,6 +25,8 @@ class GrantProof:
     before: Share | None = None
     """Its share."""
     after: Share | None = None
+    notes: tuple[str, ...] = ()
+    """What is no fault of the credential, and should be known of what it shows."""
     refused: str = ""
     """Why the credential was not issued at all; then nothing is proven."""
 
@@ -40,7 +42,7 @@ class GrantProof:
         return not self.refused and exact and all(trial.verdict is not Verdict.ALLOWED for trial in self.trials)
 
     def as_json(self) -> dict[str, Any]:
-        """A JSON object; `refused` is there only where it was."""
+        """A JSON object; `refused` and `notes` are there only where there are any."""
         found: dict[str, Any] = {
             "step": self.step,
             "grant": self.grant,
@@ -62,6 +64,8 @@ class GrantProof:
         for name, share in (("before", self.before), ("after", self.after)):
             if share is not None:
                 found[name] = {"held": share.held, "of": share.total, "percent": round(share.percent, 3)}
+        if self.notes:
+            found["notes"] = list(self.notes)
         found["tried"] = [{"what": t.what, "verdict": t.verdict.value, "answer": t.answer} for t in self.trials]
         return found
 

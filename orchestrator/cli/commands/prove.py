@@ -158,6 +158,8 @@ def _findings(grant: GrantProof) -> Iterator[tuple[str, str]]:
                 "held but not declared",
                 f"{each.holding} through {each.via}{' (tolerated)' if each.tolerated else ''}",
             )
+    for note in grant.notes:
+        yield "note", note
     for name, share in ((f"before, as {grant.former}", grant.before), ("now, as this login", grant.after)):
         if share is not None:
             yield name, f"{share.held} of {share.total} privileges in the database ({share.percent:.2f} %)"
