@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 import hvac
 import psycopg
 from bench import ROOT
+from database_kinds import DatabaseKind, superuser
 from psycopg import sql
 
 from orchestrator.actions.catalog import catalog
@@ -51,6 +53,7 @@ class Site:
     endpoint: str
     primary: str | None = None
     login: str = "orchestrator_vault"
+    database: str = "matrix"
     namespace: str | None = None
     events: list[Event] = field(default_factory=list)
 
@@ -91,7 +94,7 @@ class Site:
 
         async def go() -> RunOutcome:
             observer = lambda run, time, event: self.events.append(event)  # noqa: E731
-            async with open_services(self._config(), redactor=Redactor(), observer=observer) as services:
+            async with open_services(self.config(), redactor=Redactor(), observer=observer) as services:
                 return await Runner(services).run(request)
 
         return asyncio.run(go())
@@ -108,7 +111,7 @@ class Site:
         request = RunRequest(run_id=new_run_id(), loaded=made, inputs=bound, trigger="prove")
 
         async def go() -> Proof:
-            async with open_services(self._config(), redactor=Redactor()) as services:
+            async with open_services(self.config(), redactor=Redactor()) as services:
                 return await Prover(services=services, wish=Examination()).prove(request)
 
         return asyncio.run(go())
@@ -130,9 +133,9 @@ class Site:
         """Vault, as its root."""
         return hvac.Client(self.vault.address, token=self.vault.root_token.reveal(), namespace=self.namespace)
 
-    def sql(self, statement: str, database: str = "postgres") -> list[Any]:
-        """As a superuser."""
-        with psycopg.connect(self.server.dsn(database).reveal(), autocommit=True) as session:
+    def sql(self, statement: str, dsn: Secret | None = None) -> list[Any]:
+        """As a superuser in the database, or by another DSN."""
+        with psycopg.connect((dsn or superuser(self.server, self.database)).reveal(), autocommit=True) as session:
             cursor = session.execute(statement)  # type: ignore[arg-type]
             return [row[0] for row in cursor.fetchall()] if cursor.description else []
 
@@ -148,7 +151,8 @@ class Site:
     def _as_admin(self) -> VaultConfig:
         return VaultConfig(self.vault.address, TokenAuth(self.vault.root_token), namespace=self.namespace)
 
-    def _config(self) -> RunnerConfig:
+    def config(self) -> RunnerConfig:
+        """What the runtime is told."""
         admin = VaultAdmin(self._as_admin(), self.vault.root_token)
         try:
             role_id, secret_id = new_secret_id(admin, "orchestrator-runtime")
@@ -174,6 +178,20 @@ class Site:
         }
         (folder / "declarations.yaml").write_text(json.dumps(declared), encoding="utf-8")
         return folder
+
+
+@contextmanager
+def opened(kind: DatabaseKind, servers: tuple[Postgres, OpenBao], folder: Path) -> Iterator[Site]:
+    """The site of a database that is made for it, with a namespace of its own in Vault."""
+    postgres, openbao = servers
+    root = hvac.Client(openbao.address, token=openbao.root_token.reveal())
+    namespace = f"site-{os.urandom(4).hex()}"
+    root.write_data(f"sys/namespaces/{namespace}", data={})
+    with kind.opened(postgres, folder) as (dsn, addresses):
+        yield Site(
+            postgres, openbao, folder, dsn, addresses.endpoint, addresses.primary, kind.login, kind.database, namespace
+        )
+        root.delete(f"sys/namespaces/{namespace}")
 
 
 def loaded(text: str) -> LoadedWorkflow:

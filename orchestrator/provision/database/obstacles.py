@@ -66,7 +66,7 @@ def obstacles(session: psycopg.Connection, work: Work) -> list[Obstacle]:
     found += _in_database(session, me)
     entries = {entry for each in work.missing.values() for entry in each if entry.schema != _OWN and entry.name != _OWN}
     found += _not_given(session, entries, me)
-    found += _not_owned(session, work.tables)
+    found += _not_owned(session, work.tables, me)
     return found
 
 
@@ -109,16 +109,13 @@ def _not_given(session: psycopg.Connection, entries: Iterable[AclEntry], me: str
                 yield Obstacle(f"give {entry}, which belongs to {row[1]}", f"GRANT {clause} TO {me} WITH GRANT OPTION")
 
 
-def _not_owned(session: psycopg.Connection, tables: Iterable[tuple[str, str]]) -> Iterator[Obstacle]:
+def _not_owned(session: psycopg.Connection, tables: Iterable[tuple[str, str]], me: str) -> Iterator[Obstacle]:
     for schema, name in sorted(tables):
         row = session.execute(_OWNED, [schema, name]).fetchone()
         if row is not None and not row[0]:
             table = sql.Identifier(schema, name).as_string(None)
-            yield Obstacle(
-                f"limit the rows of {schema}.{name}, which belongs to {row[1]}",
-                f"GRANT {sql.Identifier(str(row[1])).as_string(None)} TO the administrator, or ALTER TABLE {table} "
-                "OWNER TO it",
-            )
+            what = f"limit the rows of {schema}.{name}, which belongs to {row[1]}"
+            yield Obstacle(what, f"ALTER TABLE {table} OWNER TO {me}")
 
 
 _DATABASE = """
