@@ -14,8 +14,9 @@ from typing import Any
 
 import hvac
 import psycopg
+import pytest
 from bench import ROOT
-from database_kinds import DatabaseKind, superuser
+from database_kinds import DatabaseKind, as_login, superuser
 from psycopg import sql
 
 from orchestrator.actions.catalog import catalog
@@ -55,6 +56,8 @@ class Site:
     login: str = "orchestrator_vault"
     database: str = "matrix"
     namespace: str | None = None
+    admin_token: Secret | None = None
+    """The root's where it is not said."""
     events: list[Event] = field(default_factory=list)
 
     @contextmanager
@@ -143,13 +146,41 @@ class Site:
         """Every role of the cluster."""
         return self.sql("SELECT rolname FROM pg_roles ORDER BY 1")
 
+    def roles_of_steps(self) -> list[str]:
+        """The ephemeral logins."""
+        return self.sql("SELECT rolname FROM pg_roles WHERE rolname LIKE 'orc\\_%'")
+
     def assert_nothing_left(self) -> None:
         """No login and no session of a step, by the catalog."""
-        assert self.sql("SELECT rolname FROM pg_roles WHERE rolname LIKE 'orc\\_%'") == []
+        assert self.roles_of_steps() == []
         assert self.sql("SELECT usename FROM pg_stat_activity WHERE usename LIKE 'orc\\_%'") == []
 
+    def as_login(self, login: str, password: str) -> Secret:
+        """The DSN of a login in this database."""
+        return as_login(self.server, self.database, login, password)
+
+    def is_superuser(self) -> bool:
+        """Whether the administrator is one."""
+        return self.sql("SELECT rolsuper FROM pg_roles WHERE rolname = CURRENT_USER", self.dsn) == [True]
+
+    def command(self, monkeypatch: pytest.MonkeyPatch, text: str) -> list[str]:
+        """The options of `orchestrator provision`, once the environment says the rest."""
+        workflows = self.folder / "workflows"
+        workflows.mkdir(exist_ok=True)
+        (workflows / "matrix.yaml").write_text(text, encoding="utf-8")
+        for name, value in {
+            "VAULT_ADDR": self.vault.address,
+            "VAULT_NAMESPACE": self.namespace or "",
+            "VAULT_TOKEN": self.vault.root_token.reveal(),
+            f"ORCHESTRATOR_ENDPOINTS__{NAME.upper()}": self.endpoint,
+            f"ORCHESTRATOR_PROVISION_DATABASES__{NAME.upper()}": self.dsn.reveal(),
+        }.items():
+            monkeypatch.setenv(name, value)
+        return ["--workflows", str(workflows), "--declarations", str(self._declarations())]
+
     def _as_admin(self) -> VaultConfig:
-        return VaultConfig(self.vault.address, TokenAuth(self.vault.root_token), namespace=self.namespace)
+        token = self.admin_token or self.vault.root_token
+        return VaultConfig(self.vault.address, TokenAuth(token), namespace=self.namespace)
 
     def config(self) -> RunnerConfig:
         """What the runtime is told."""

@@ -85,7 +85,7 @@ class Provisioning:
         for name, database in self._databases.items():
             changes, said = self._with_login(name, database, changes)
             notes += [*said, *database.hidden_rows()]
-            if any(change.resource.startswith(f"database {name} ") for change in changes):
+            if database.is_among(changes):
                 notes += [f"database {name}: its administrator cannot {each.what}" for each in database.obstacles()]
         return Drift(changes, notes)
 
@@ -108,9 +108,9 @@ class Provisioning:
                 return [*changes, *_new_password(database, f"not the one that Vault has: {login.said}")], []
             case Outcome.NOT_TRIED:
                 return changes, [f"whether Vault can connect to the database {name} was not tried: {login.said}"]
-            case Outcome.FAILED if config is None and not any(
-                change.resource.startswith(f"database {name} role ") for change in changes
-            ):
+            case Outcome.FAILED if config is not None:
+                return [*changes, *_new_password(database, f"not known, as Vault cannot connect: {login.said}")], []
+            case Outcome.FAILED if not any(change.resource.startswith(f"database {name} role ") for change in changes):
                 return [*changes, Change("undeclared", path, f"Vault cannot connect with it: {login.said}", "")], []
         return changes, []
 
@@ -126,9 +126,9 @@ class Provisioning:
         Raises ProvisionError before anything is changed where something is in our place that is not ours, or an
         administrator may not do what there is to do in its database.
         """
-        for name, database in self._databases.items():
-            if any(change.resource.startswith(f"database {name} ") for change in changes):
-                database.refuse_in_vain()
+        different = [database for database in self._databases.values() if database.is_among(changes)]
+        for database in different:
+            database.refuse_in_vain()
         for each in changes:
             if each.kind == "undeclared" and each.resource.startswith("vault sys/"):
                 raise ProvisionError(
@@ -136,10 +136,9 @@ class Provisioning:
                     hint="nothing was changed; name another mount in declarations.yaml",
                 )
         pending = {change.resource: change for change in changes}
-        for name, database in self._databases.items():
-            if any(resource.startswith(f"database {name} ") for resource in pending):
-                database.apply()
-                progress(f"database {name}")
+        for database in different:
+            database.apply()
+            progress(f"database {database.name}")
         for wanted in self._objects:
             if not wanted.imported and self._is_pending(wanted, pending):
                 write_object(self._admin, wanted, self._login_password(wanted, pending))

@@ -51,7 +51,8 @@ def connected(name: str, dsn: Secret) -> psycopg.Connection:
             hint="write it as postgresql://USER:PASSWORD@HOST:PORT/DATABASE, what is special in it percent-encoded",
         ) from None
     try:
-        session = psycopg.connect(address, connect_timeout=10, client_encoding="UTF8")
+        # What is read outside of a transaction must not begin one: what is applied later would wait for its end.
+        session = psycopg.connect(address, connect_timeout=10, client_encoding="UTF8", autocommit=True)
     except psycopg.Error as error:
         said = why(error, dsn)
         hint = next((each for words, each in _REASONS.items() if words in said), "set {variable} to an administrator's")

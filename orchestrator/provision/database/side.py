@@ -185,16 +185,27 @@ class DatabaseSide:
         """How a change of the password of Vault's login is called."""
         return f"database {self.name} password of {self._connection.login}"
 
+    def is_among(self, changes: Sequence[Change]) -> bool:
+        """Whether `apply` has something to do here; a new password of Vault's login comes with Vault's connection."""
+        place, password = f"database {self.name} ", self.password_resource()
+        return any(each.resource.startswith(place) and each.resource != password for each in changes)
+
     def set_login_password(self, password: Secret) -> None:
-        """Give Vault's login a new password; only its SCRAM verifier is sent."""
+        """Give Vault's login a new password; only its SCRAM verifier is sent. Raises ProvisionError."""
         login = self._connection.login
         verifier = self._session.pgconn.encrypt_password(
             password.reveal().encode(), login.encode(), b"scram-sha-256"
         ).decode()
-        with self._session.transaction():
-            self._session.execute(
-                sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(login), sql.Literal(verifier))
-            )
+        try:
+            with self._session.transaction():
+                self._session.execute(
+                    sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(login), sql.Literal(verifier))
+                )
+        except psycopg.Error as error:
+            raise ProvisionError(
+                f"the database `{self.name}` refused a new password for `{login}`: {error.diag.message_primary}",
+                hint="let the administrator who made this login do it, or a superuser",
+            ) from None
 
     def close(self) -> None:
         """Close the session."""
