@@ -43,7 +43,7 @@ def _function(session: psycopg.Connection, privilege: Privilege, targets: Target
         {"name": name},
     ).fetchone()
     if row is None:
-        targets.problems.append(f"there is no function {name}; name it with the types of its arguments")
+        targets.problems.append(f"there is no function or procedure {name}; name it with the types of its arguments")
     else:
         targets.signatures[privilege] = str(row[0])
 
