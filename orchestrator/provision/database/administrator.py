@@ -44,12 +44,14 @@ def connected(name: str, dsn: Secret) -> psycopg.Connection:
     Raises UsageError for what is no DSN, ProvisionError where the server refuses, is not there, or is too old.
     """
     try:
-        address = protected(dsn.reveal())
+        address = None if _is_ambiguous(dsn.reveal()) else protected(dsn.reveal())
     except psycopg.ProgrammingError:  # its words may quote the password
+        address = None
+    if address is None:
         raise UsageError(
             f"{setting(name)} is no address of a PostgreSQL database",
             hint="write it as postgresql://USER:PASSWORD@HOST:PORT/DATABASE, what is special in it percent-encoded",
-        ) from None
+        )
     try:
         # What is read outside of a transaction must not begin one: what is applied later would wait for its end.
         session = psycopg.connect(address, connect_timeout=10, client_encoding="UTF8", autocommit=True)
@@ -68,6 +70,13 @@ def connected(name: str, dsn: Secret) -> psycopg.Connection:
             "privileges it has (GRANT ... WITH INHERIT TRUE, SET FALSE)",
         )
     return session
+
+
+def _is_ambiguous(dsn: str) -> bool:
+    """Whether a part of the password would be taken for a host, a port or a database, and told as such."""
+    scheme, found, rest = dsn.partition("://")
+    authority, _, path = rest.partition("/")
+    return bool(found) and scheme.startswith("postgres") and (authority.count("@") > 1 or "@" in path.partition("?")[0])
 
 
 def why(error: psycopg.Error, dsn: Secret) -> str:
