@@ -122,13 +122,9 @@ class Site:
     def take_down(self) -> None:
         """What the manual says: everything that no workflow needs, then what is left of ours."""
         self.apply(prune=True)
-        roles = [self.login, "orchestrator_sweeper", "orchestrator_binder"]
-        named = sql.SQL(", ").join(map(sql.Identifier, roles))
-        with psycopg.connect(self.dsn.reveal()) as session:
-            session.execute(sql.SQL("GRANT {} TO CURRENT_USER WITH INHERIT TRUE").format(named))
-            session.execute(sql.SQL("DROP OWNED BY {}").format(named))
-            session.execute("DROP SCHEMA orchestrator")
-            session.execute(sql.SQL("DROP ROLE {}").format(named))
+        text = (ROOT / "docs" / "databases.md").read_text().partition("```sql\nGRANT orch")[2].partition("```")[0]
+        login = sql.Identifier(self.login).as_string(None)
+        self.sql(f"GRANT orch{text}".replace("orchestrator_vault", login), self.dsn)
         self.client.delete(f"database/config/{NAME}")
 
     @property

@@ -233,6 +233,29 @@ def test_what_it_may_not_do_is_said_before_anything_is_changed_and_with_what_hel
     site.assert_nothing_left()
 
 
+def test_what_it_has_through_a_role_that_it_inherits_is_enough(site: Site) -> None:
+    site.sql("CREATE ROLE app_superuser; GRANT pg_signal_backend TO app_superuser WITH ADMIN TRUE")
+    site.sql(f"REVOKE pg_signal_backend FROM {ADMIN}; GRANT app_superuser TO {ADMIN}")
+    site.sql("ALTER DATABASE matrix OWNER TO app_superuser")
+    site.sql("ALTER TABLE note OWNER TO app_superuser; ALTER PROCEDURE close_day(date) OWNER TO app_superuser")
+    before = site.roles()
+    assert site.notes(TEXT) == []
+    site.apply(TEXT)
+    assert site.plan(TEXT) == []
+    assert [each.as_json() for each in site.prove(TEXT).grants if not each.holds] == []
+    assert site.run(TEXT).exit_code is ExitCode.DONE
+    site.assert_nothing_left()
+    site.take_down()
+    assert site.roles() == before
+
+
+def test_what_it_has_through_a_role_that_it_does_not_inherit_is_not(site: Site) -> None:
+    site.sql("CREATE ROLE app_superuser; GRANT pg_signal_backend TO app_superuser WITH ADMIN TRUE")
+    site.sql(f"REVOKE pg_signal_backend FROM {ADMIN}; GRANT app_superuser TO {ADMIN} WITH INHERIT FALSE")
+    with pytest.raises(ProvisionError, match="give pg_signal_backend to orchestrator_vault"):
+        site.apply(TEXT)
+
+
 def told_by_plan(site: Site) -> str:
     """In a note, or as the reason why there is no plan: who may not even compare."""
     try:
