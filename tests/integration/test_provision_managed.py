@@ -209,6 +209,37 @@ OBSTACLES: dict[str, tuple[Spoil, str]] = {
 }
 
 
+LATER: dict[str, tuple[str, str]] = {
+    "a member by a superuser": (
+        "CREATE ROLE app_other; GRANT SCOPE TO app_other",
+        "end the membership of app_other in SCOPE, which postgres gave",
+    ),
+    "a membership by a superuser": (
+        "GRANT pg_read_all_data TO orchestrator_vault",
+        "end the membership of orchestrator_vault in pg_read_all_data, which postgres gave",
+    ),
+    "one of a scope role": (
+        "GRANT pg_read_all_data TO SCOPE",
+        "end the membership of SCOPE in pg_read_all_data, which postgres gave",
+    ),
+    "an attribute": ("ALTER ROLE SCOPE BYPASSRLS REPLICATION", "take BYPASSRLS, REPLICATION from the role SCOPE"),
+}
+
+
+@pytest.mark.parametrize(("statement", "what"), LATER.values(), ids=LATER)
+def test_what_a_superuser_did_meanwhile_is_told_if_it_cannot_undo_it(site: Site, statement: str, what: str) -> None:
+    site.apply(TEXT)
+    (scope,) = site.sql("SELECT DISTINCT unnest(polroles)::regrole::text FROM pg_policy WHERE NOT polpermissive")
+    site.sql(statement.replace("SCOPE", scope))
+    with pytest.raises(ProvisionError) as refused:
+        site.apply(TEXT)
+    assert f"- {what.replace('SCOPE', scope)}" in refused.value.message
+    for remedy in str(refused.value.hint).partition("settings: ")[2].split("; "):
+        site.sql(remedy)
+    assert site.plan(TEXT) == []
+    site.sql("DROP ROLE IF EXISTS app_other")
+
+
 @pytest.mark.parametrize(("spoil", "what"), OBSTACLES.values(), ids=OBSTACLES)
 def test_what_it_may_not_do_is_said_before_anything_is_changed_and_with_what_helps(
     site: Site, spoil: Spoil, what: str

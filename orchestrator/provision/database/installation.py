@@ -23,6 +23,7 @@ from orchestrator.provision.database.holders import Member, settings_of, strange
 from orchestrator.provision.database.obstacles import SIGNAL, Work
 from orchestrator.provision.database.own_schema import OwnSchema
 from orchestrator.provision.database.roles import (
+    ADMINISTRATIVE,
     OF_LOGIN,
     OF_ROLE,
     Attributes,
@@ -63,8 +64,21 @@ class Installation:
             missing={role: privileges - held_by(self.session, role) for role, privileges in wanted.items()},
             needs_signal=f"{SIGNAL} (INHERIT)" not in held,
             roles=[role for role in self.wanted() if f"{role} (ADMIN)" not in held or not self._is_right(role)],
+            ended=list(self._ended()),
+            flags={role: each.flags & ADMINISTRATIVE for role in wanted if (each := attributes_of(self.session, role))},
             tables={(each.schema, each.name) for _, privileges in self.grants() for each in privileges if each.where},
         )
+
+    def _ended(self) -> Iterator[tuple[str, str, str]]:
+        """The memberships that `statements` ends."""
+        login, wanted = self.connection.login, self.wanted()
+        for members in self._strange_members(wanted).values():
+            for member in members:
+                yield f"{member.member} in {member.role}", member.grantor, member.revoke().as_string(None)
+        extra = [each for each in self._login_memberships() if str(each) not in self._wanted_memberships()]
+        of_roles = [(role, each) for role in wanted for each in memberships_of(self.session, role)]
+        for role, each in [*((login, each) for each in extra), *of_roles]:
+            yield f"{role} in {each.role}", each.grantor, each.revoke(role).as_string(None)
 
     def grants(self) -> list[tuple[str, tuple[Privilege, ...]]]:
         """Scope roles and what each opens."""

@@ -9,7 +9,7 @@ import psycopg
 from psycopg import sql
 
 from orchestrator.provision.database.acl import AclEntry
-from orchestrator.provision.database.roles import missing_admins
+from orchestrator.provision.database.roles import attributes_of, missing_admins
 
 SIGNAL = "pg_signal_backend"
 """The role with which Vault's login ends the sessions of the logins that it takes back."""
@@ -34,6 +34,10 @@ class Work:
     """Roles that are to be changed, or given to Vault's login."""
     tables: Collection[tuple[str, str]]
     """Those with row limits: their policies are their owner's."""
+    ended: Collection[tuple[str, str, str]]
+    """Memberships to be ended: in words, by whose grant, and the statement."""
+    flags: Mapping[str, Collection[str]]
+    """What roles have of `ADMINISTRATIVE` attributes, and are to have no more."""
 
 
 def obstacles(session: psycopg.Connection, work: Work) -> list[Obstacle]:
@@ -66,6 +70,15 @@ def obstacles(session: psycopg.Connection, work: Work) -> list[Obstacle]:
     found += _in_database(session, me)
     entries = {entry for each in work.missing.values() for entry in each if entry.schema != _OWN and entry.name != _OWN}
     found += _not_given(session, entries, me)
+    for what, grantor, statement in work.ended:
+        if session.execute("SELECT pg_has_role(CURRENT_USER, %s, 'USAGE')", [grantor]).fetchone() != (True,):
+            found.append(Obstacle(f"end the membership of {what}, which {grantor} gave", statement))
+    own = attributes_of(session, str(row[0]))
+    for role, flags in work.flags.items():
+        if taken := sorted(set(flags) - (own.flags if own else frozenset())):
+            name = sql.Identifier(role).as_string(None)
+            no = " ".join(f"NO{flag}" for flag in taken)
+            found.append(Obstacle(f"take {', '.join(taken)} from the role {role}", f"ALTER ROLE {name} {no}"))
     found += _not_owned(session, work.tables, me)
     return found
 

@@ -31,6 +31,9 @@ class Attributes:
         return " ".join([*words, *([f"VALID UNTIL {self.expiry}"] if self.expiry else [])])
 
 
+ADMINISTRATIVE = frozenset({"SUPERUSER", "CREATEDB", "REPLICATION", "BYPASSRLS"})
+"""What only somebody who has it may give or take; none of our roles has it."""
+
 OF_LOGIN = Attributes(_OF_NEW_ROLES | {"LOGIN", "CREATEROLE"})
 """Of Vault's login."""
 

@@ -213,7 +213,6 @@ class DatabaseSide:
 
     def _begin(self) -> None:
         self._session.execute("SET LOCAL search_path = pg_catalog, pg_temp")
-        self._session.execute("SET LOCAL createrole_self_grant = ''")  # who makes a role would be a member of it
         self._session.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(_LOCK_WAIT)))
 
     def _installation(self) -> Installation:
