@@ -58,6 +58,8 @@ class Site:
     namespace: str | None = None
     admin_token: Secret | None = None
     """The root's where it is not said."""
+    patience: float = 60.0
+    """Seconds that an answer of Vault is waited for, as its administrator."""
     events: list[Event] = field(default_factory=list)
 
     @contextmanager
@@ -176,7 +178,7 @@ class Site:
 
     def _as_admin(self) -> VaultConfig:
         token = self.admin_token or self.vault.root_token
-        return VaultConfig(self.vault.address, TokenAuth(token), namespace=self.namespace)
+        return VaultConfig(self.vault.address, TokenAuth(token), namespace=self.namespace, read_timeout=self.patience)
 
     def config(self) -> RunnerConfig:
         """What the runtime is told."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import hvac
 import pytest
 from database_kinds import KINDS
+from database_servers import listening
 from sites import Site, opened
 
 from orchestrator.cli.main import main
@@ -87,6 +90,32 @@ def test_a_run_that_meets_it_is_told_what_repairs_it(site: Site) -> None:
     assert "`provision apply`" in str(outcome.errors["read"].hint)
 
 
+class Repair(logging.Handler):
+    """Repairs when a run says that it tries again."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(logging.WARNING)
+        self.site = site
+        self.heard: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.heard.append(record.getMessage())
+        assert self.site.apply(TEXT) == [PASSWORD]
+
+
+def test_a_run_that_waits_goes_on_when_it_is_repaired(site: Site) -> None:
+    site.sql("ALTER ROLE orchestrator_vault PASSWORD 'of the backup'")
+    site.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'orchestrator_vault'")
+    repair, where = Repair(site), logging.getLogger("orchestrator.vault.retry")
+    where.addHandler(repair)
+    try:
+        outcome = site.run(TEXT)
+    finally:
+        where.removeHandler(repair)
+    assert outcome.exit_code is ExitCode.DONE
+    assert ["28P01" in message for message in repair.heard] == [True], "it is said once"
+
+
 def test_a_second_vault_is_told_whose_password_it_would_take_before_it_does(site: Site) -> None:
     second = replace(site, namespace=f"{site.namespace}-second")
     root = hvac.Client(site.vault.address, token=site.vault.root_token.reveal())
@@ -142,6 +171,23 @@ def test_an_address_that_leads_nowhere_any_more_is_changed_whatever_password_vau
     )
     assert site.plan(TEXT) == ["vault database/config/matrix", PASSWORD]
     site.apply(TEXT)
+    assert site.plan(TEXT) == []
+    assert site.run(TEXT).exit_code is ExitCode.DONE
+
+
+def test_an_address_at_which_nobody_answers_keeps_nobody_from_changing_it(site: Site) -> None:
+    over = threading.Event()
+    with listening(lambda connection: bool(over.wait(60))) as port:
+        site.client.write_data(
+            "database/config/matrix",
+            data={
+                "connection_url": f"postgresql://{{{{username}}}}:{{{{password}}}}@127.0.0.1:{port}/matrix",
+                "verify_connection": False,
+            },
+        )
+        assert replace(site, patience=2.0).plan(TEXT) == ["vault database/config/matrix", PASSWORD]
+        replace(site, patience=2.0).apply(TEXT)
+        over.set()
     assert site.plan(TEXT) == []
     assert site.run(TEXT).exit_code is ExitCode.DONE
 

@@ -12,6 +12,10 @@ from orchestrator.vault.faults import VaultRefused, VaultUnavailable
 from orchestrator.vault.transport import Transport
 
 
+_LONGEST_CONNECTING = 30.0
+"""Seconds that Vault is given to connect to a database; it waits for ever for a server that says nothing."""
+
+
 class VaultAdmin:
     """Reads and writes Vault with the admin's token."""
 
@@ -61,7 +65,8 @@ class VaultAdmin:
 
     def reset(self, connection: str) -> None:
         """Close the sessions of a database connection, and open one. Raises VaultRefused and VaultUnavailable."""
-        self._transport.request("post", f"database/reset/{connection}", token=self._token, payload={})
+        path = f"database/reset/{connection}"
+        self._transport.request("post", path, token=self._token, payload={}, seconds=_LONGEST_CONNECTING)
 
     def new_secret_id(self, approle: str) -> Secret:
         """Another secret id of an AppRole. Raises ProvisionError."""

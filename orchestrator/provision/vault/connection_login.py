@@ -38,13 +38,16 @@ class Login:
 
 
 def try_login(admin: VaultAdmin, connection: str) -> Login:
-    """Have Vault connect anew with what it has. Raises VaultUnavailable where Vault itself does not answer."""
+    """Have Vault connect anew with what it has. Raises VaultUnavailable where Vault itself serves nothing.
+
+    A server that takes the connection and says nothing keeps Vault from answering, too, which is no fault of Vault's.
+    """
     try:
         admin.reset(connection)
     except VaultRefused as refusal:
         return Login(Outcome.NOT_TRIED, refusal.message)
     except VaultUnavailable as error:
-        if error.status != 500:
+        if error.status not in (0, 500):
             raise
         said = _words(error.message)
         wrong = any(sign in error.message for sign in _WRONG_PASSWORD)
