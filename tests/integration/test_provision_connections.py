@@ -61,6 +61,7 @@ def test_what_is_wrong_is_said(site: Site, plan: object) -> None:
     for dsn, words, hint in (
         (f"postgresql://postgres:{PASSWORD}@{address}/matrix", wrong.format("postgres"), "is the password"),
         (f"postgresql://nobody:{PASSWORD}@{address}/matrix", wrong.format("nobody"), "is the password"),
+        (f"postgresql://{PASSWORD}:{PASSWORD}@{address}/matrix", wrong.format("***"), "is the password"),
         (f"postgresql://postgres@{address}/matrix", "no password supplied", "name a password"),
         (site.server.dsn("nowhere").reveal(), 'database "nowhere" does not exist', "name a database"),
         (f"postgresql://u:{PASSWORD}@127.0.0.1:{free_port()}/matrix", "Connection refused", "is the server up"),

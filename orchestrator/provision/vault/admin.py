@@ -11,7 +11,6 @@ from orchestrator.vault.config import VaultConfig
 from orchestrator.vault.faults import VaultRefused, VaultUnavailable
 from orchestrator.vault.transport import Transport
 
-
 _LONGEST_CONNECTING = 30.0
 """Seconds that Vault is given to connect to a database; it waits for ever for a server that says nothing."""
 
