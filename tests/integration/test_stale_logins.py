@@ -142,9 +142,17 @@ def test_a_first_installation_takes_no_password_from_anybody(
         assert PASSWORD not in site.plan(TEXT), "a login without a password is nobody's yet"
 
 
-def test_another_name_of_the_login_comes_with_a_password(site: Site) -> None:
+ANOTHER_NAME = {
+    "renamed": "ALTER ROLE orchestrator_vault RENAME TO orchestrator_vault_2",
+    "beside the old one, which still works": "DROP OWNED BY orchestrator_vault CASCADE;"
+    " GRANT CONNECT ON DATABASE matrix TO orchestrator_vault",
+}
+
+
+@pytest.mark.parametrize("statement", ANOTHER_NAME.values(), ids=ANOTHER_NAME)
+def test_another_name_of_the_login_comes_with_a_password(site: Site, statement: str) -> None:
     renamed = replace(site, login="orchestrator_vault_2")
-    site.sql("ALTER ROLE orchestrator_vault RENAME TO orchestrator_vault_2")
+    site.sql(statement)
     assert "database matrix password of orchestrator_vault_2" in renamed.apply(TEXT)
     assert renamed.plan(TEXT) == []
     assert renamed.run(TEXT).exit_code is ExitCode.DONE
