@@ -443,7 +443,7 @@ def test_a_row_limit_that_somebody_changed_is_found_and_repaired(desk: Bench, ac
     [
         ("{ select: desk.nothing, columns: all }", "there is no table or view desk.nothing"),
         ("{ select: desk.ticket, columns: [id, nope] }", "has no column 'nope'"),
-        ("{ execute: desk.leak(text) }", "there is no function desk.leak(text)"),
+        ("{ execute: desk.leak(text) }", "there is no function or procedure desk.leak(text)"),
         ("{ usage: desk.ticket }", "is not a sequence"),
         ("{ select: desk.ticket_view, columns: all, where: { id: 1 } }", "is not a table, so its rows"),
         ("{ select: desk.ticket_id_seq, columns: all }", "is not a table or view"),
