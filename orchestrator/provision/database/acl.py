@@ -38,8 +38,7 @@ class AclEntry:
         name: sql.Composable = sql.Identifier(*(part for part in (self.schema, self.name) if part))
         if self.kind == "ROUTINE":
             name = sql.SQL("{}.{}").format(sql.Identifier(self.schema), sql.SQL(self.name))
-        kind = "ROUTINE" if self.kind == "FUNCTION" else self.kind  # procedures, too
-        return sql.SQL("{} ON {} {}").format(verb, sql.SQL(kind), name)
+        return sql.SQL("{} ON {} {}").format(verb, sql.SQL(self.kind), name)
 
 
 def entries(privileges: Iterable[Privilege], signatures: Mapping[Privilege, str]) -> set[AclEntry]:

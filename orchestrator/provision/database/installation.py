@@ -95,12 +95,12 @@ class Installation:
         }
         for role, grant in self.scopes.items():
             if bound_limits(grant.privileges):
-                wanted[role].add(AclEntry("EXECUTE", "FUNCTION", "orchestrator", BOUND))
+                wanted[role].add(AclEntry("EXECUTE", "ROUTINE", "orchestrator", BOUND))
         for duty in BROKER_DUTIES:
             wanted[DUTY_ROLES[duty]] = {
                 self._connect,
                 AclEntry("USAGE", "SCHEMA", "", "orchestrator"),
-                *(AclEntry("EXECUTE", "FUNCTION", "orchestrator", each) for each in DUTY_FUNCTIONS[duty]),
+                *(AclEntry("EXECUTE", "ROUTINE", "orchestrator", each) for each in DUTY_FUNCTIONS[duty]),
             }
         return wanted
 

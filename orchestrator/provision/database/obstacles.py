@@ -149,7 +149,7 @@ _GRANTABLE = {
     " WHERE nspname = %(name)s",
     "DATABASE": "SELECT has_database_privilege(oid, %(privilege)s), pg_get_userbyid(datdba) FROM pg_database"
     " WHERE datname = %(name)s",
-    "FUNCTION": "SELECT has_function_privilege(oid, %(privilege)s), pg_get_userbyid(proowner) FROM pg_proc"
+    "ROUTINE": "SELECT has_function_privilege(oid, %(privilege)s), pg_get_userbyid(proowner) FROM pg_proc"
     " WHERE oid = to_regprocedure(quote_ident(%(schema)s) || '.' || %(name)s)",
 }
 """Whether the administrator may give a privilege on, and the owner; by kind of object. Of an owner's it is true."""
