@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,13 +47,22 @@ class Arrival:
         return min(pause, left)
 
 
+_OF_A_POOLER = re.compile(
+    r"FATAL: +(?:no such user|SASL authentication failed|password authentication failed)\s*$", re.MULTILINE
+)
+"""What PgBouncer says where the answer to its `auth_query` has no such login, or another password of it."""
+
+
 def unknown_login(error: psycopg.Error, login: str) -> bool:
     """Whether a server refused to connect because it does not know the login, or not this password of it.
 
     libpq tells no SQLSTATE of a connection that did not come about, and the server's message is in the server's own
     language. Such a message names the login, and the server asked for a password first or says (in English) that
-    there is no such role; so does 53300, where the role has too many connections.
+    there is no such role; so does 53300, where the role has too many connections. A pooler that asks the server for its
+    logins has words of its own for it.
     """
     text = str(error)
+    if _OF_A_POOLER.search(text):
+        return True
     asked = error.pgconn is not None and error.pgconn.used_password
     return login in text and (asked or "does not exist" in text) and "too many connections" not in text

@@ -23,25 +23,36 @@ from typing import TYPE_CHECKING
 
 from orchestrator.credentials.arrival import unknown_login
 from orchestrator.credentials.broker import Broker
-from orchestrator.credentials.standby import at_standby, is_standby, not_known, replayed
+from orchestrator.credentials.standby import at_standby, not_known, replayed
 from orchestrator.credentials.types import Attempt, LeasesOfRun, LoginLeft, SweptLogins
 from orchestrator.errors import Unreachable
 from orchestrator.grants.policy_names import BrokerDuty, duty_policy_name, duty_role_name
 from orchestrator.grants.scope import Scope
 from orchestrator.ledger.ids import new_step_key
-from orchestrator.network.postgres import protected, refusal_hint
+from orchestrator.network.postgres import STRINGS, protected, refusal_hint
+from orchestrator.network.postgres_settings import Answer, beginning, without_settings
 
 if TYPE_CHECKING:
     import psycopg
 
 _SWEEP = "SELECT login, problem FROM unnest(%s::text[]) AS step_key, orchestrator.sweep(step_key)"
 _LEFT = "SELECT login FROM unnest(%s::text[]) AS step_key, orchestrator.ephemeral_roles(step_key) AS login"
+_EXPIRED = "SELECT login, problem FROM orchestrator.sweep_expired()"
+_BIND = "SELECT orchestrator.bind(%s, %s, %s)"
 
 _KEYS_AT_ONCE = 100
 """Step keys in one statement: what it has dropped stays dropped if a later one takes too long."""
 
 _DUTY_SECONDS = 30
 """How long one duty may take; also the life of its login. Of a shorter time half is kept for taking the login back."""
+
+_SETTINGS = {
+    "search_path": "pg_catalog, pg_temp",
+    STRINGS: "on",
+    "statement_timeout": f"{_DUTY_SECONDS}s",
+    "default_transaction_isolation": "read committed",  # what was created meanwhile is seen
+}
+"""Of each transaction of a duty, whatever the server, the database or the endpoint have for others."""
 
 _LEAST_SECONDS = 0.25
 """With less time than that no duty is begun: its own login could not be taken back in time."""
@@ -52,6 +63,7 @@ class SweepSession:
     """A session of the orchestrator's own login for sweeps."""
 
     session: psycopg.AsyncConnection
+    connection: str
 
     async def sweep(self, step_keys: Collection[str]) -> SweptLogins:
         """As `Duties.sweep` has it, over this session. Raises psycopg.Error, which `sweeping` turns into ours."""
@@ -60,12 +72,15 @@ class SweepSession:
         left: dict[str, str] = {}
         for begin in range(0, len(keys), _KEYS_AT_ONCE):
             some = keys[begin : begin + _KEYS_AT_ONCE]
-            for login, problem in await (await self.session.execute(_SWEEP, [some])).fetchall():
+            async with _transaction(self.session, self.connection):
+                swept = await (await self.session.execute(_SWEEP, [some])).fetchall()
+                there = await (await self.session.execute(_LEFT, [some])).fetchall()
+            for login, problem in swept:
                 if problem is None:
                     dropped.append(str(login))
                 else:
                     left[str(login)] = str(problem)
-            for (login,) in await (await self.session.execute(_LEFT, [some])).fetchall():
+            for (login,) in there:
                 left.setdefault(str(login), "it was created meanwhile")
         return SweptLogins(
             dropped=tuple(sorted(set(dropped) - left.keys())),
@@ -99,7 +114,7 @@ class DatabaseDuties:
         Raises Unreachable, GrantRefused or VaultUnreachable, also for what goes wrong while it is open.
         """
         async with self._session("sweep", attempt, connection, deadline) as session:
-            yield SweepSession(session)
+            yield SweepSession(session, connection)
 
     async def sweep_expired(self, attempt: Attempt, connection: str, *, deadline: float) -> SweptLogins:
         """Drop the ephemeral logins that are no longer valid by the database's own clock, whatever their step.
@@ -107,8 +122,11 @@ class DatabaseDuties:
         Where there are very many the rest is left to the next call. Raises Unreachable, GrantRefused or
         VaultUnreachable.
         """
-        async with self._session("sweep", attempt, connection, deadline) as session:
-            rows = await (await session.execute("SELECT login, problem FROM orchestrator.sweep_expired()")).fetchall()
+        async with (
+            self._session("sweep", attempt, connection, deadline) as session,
+            _transaction(session, connection),
+        ):
+            rows = await (await session.execute(_EXPIRED)).fetchall()
         return SweptLogins(
             dropped=tuple(sorted(str(login) for login, problem in rows if problem is None)),
             left=tuple(LoginLeft(str(login), str(problem)) for login, problem in rows if problem is not None),
@@ -119,10 +137,9 @@ class DatabaseDuties:
     ) -> None:
         """Set the row limits of a login, numbered from 1. Raises Unreachable, GrantRefused or VaultUnreachable."""
         async with self._session("bind", attempt, connection, deadline, run) as session:
-            await session.cursor().executemany(
-                "SELECT orchestrator.bind(%s, %s, %s)",
-                [(login, number, value) for number, value in enumerate(values, 1)],
-            )
+            async with _transaction(session, connection):
+                each = [(login, number, value) for number, value in enumerate(values, 1)]
+                await session.cursor().executemany(_BIND, each)
             if connection in self.primaries:
                 await replayed(session, self.endpoints[connection], connection)
 
@@ -156,19 +173,18 @@ class DatabaseDuties:
             login = (await stack.enter_async_context(broker.open(own, run=run)))[scope.name].fields
             try:
                 connected = await psycopg.AsyncConnection.connect(
-                    protected(endpoint, issued=True),
+                    protected(without_settings(endpoint)[0], issued=True),
                     user=login["username"].reveal(),
                     password=login["password"].reveal(),
                     application_name=f"orchestrator {duty} {attempt.step_key}",
                     connect_timeout=5,
                     client_encoding="UTF8",
                     autocommit=True,
-                    options=f"-c statement_timeout={_DUTY_SECONDS}s",
+                    prepare_threshold=None,  # the next transaction may be another session's
                 )
-                session = await stack.enter_async_context(connected)
-                if is_standby(session):
-                    raise at_standby(duty, connection)
-                yield session
+                yield await stack.enter_async_context(connected)
+            except psycopg.errors.FeatureNotSupported:
+                raise at_standby(duty, connection) from None
             except psycopg.Error as error:
                 if unknown_login(error, login["username"].reveal()):
                     raise not_known(duty, connection) from None
@@ -177,6 +193,20 @@ class DatabaseDuties:
                     hint=refusal_hint(error)
                     or "is the database up, and is it provisioned? run `orchestrator provision check`",
                 ) from None
+
+
+@asynccontextmanager
+async def _transaction(session: psycopg.AsyncConnection, connection: str) -> AsyncIterator[None]:
+    """One transaction of a duty, committed when the block ends well; else the session is to be closed.
+
+    Raises Unreachable where the session is not the duty's own, and psycopg.Error.
+    """
+    begun = await session.execute(beginning(session, _SETTINGS, read_only=False))
+    begun.nextset()
+    if problem := Answer.of(session, await begun.fetchone()).problem():
+        raise Unreachable(f"the orchestrator's own duty in `{connection}` was not done: {problem[0]}", hint=problem[1])
+    yield
+    await session.execute("COMMIT")
 
 
 @asynccontextmanager

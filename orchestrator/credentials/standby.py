@@ -6,23 +6,22 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from orchestrator.credentials.arrival import WAIT_SECONDS
+from orchestrator.credentials.arrival import WAIT_SECONDS, unknown_login
 from orchestrator.errors import Unreachable
 from orchestrator.network.postgres import protected
+from orchestrator.network.postgres_settings import without_settings
 
 if TYPE_CHECKING:
     import psycopg
 
 _PAUSE = 0.05
 
-_MARK = "SELECT pg_current_xact_id()::text FROM pg_logical_emit_message(true, 'orchestrator', '')"
+_MARK = (
+    "SELECT pg_catalog.pg_current_xact_id()::pg_catalog.text "
+    "FROM pg_catalog.pg_logical_emit_message(true, 'orchestrator', '')"
+)
 """A transaction that comes after all that is committed, and is in the log of the primary before this returns: without
 the message nothing would make the server write it out at once."""
-
-
-def is_standby(session: psycopg.AsyncConnection) -> bool:
-    """Whether the server follows another one. It says so when a session begins, from PostgreSQL 14 on."""
-    return session.info.parameter_status("in_hot_standby") == "on"
 
 
 def at_standby(duty: str, connection: str) -> Unreachable:
@@ -62,7 +61,7 @@ async def replayed(primary: psycopg.AsyncConnection, endpoint: str, connection: 
 
 
 async def _sees(session: psycopg.AsyncConnection, transaction: str) -> bool:
-    question = "SELECT pg_visible_in_snapshot(%s::xid8, pg_current_snapshot())"
+    question = "SELECT pg_catalog.pg_visible_in_snapshot(%s::pg_catalog.xid8, pg_catalog.pg_current_snapshot())"
     row = await (await session.execute(question, [transaction])).fetchone()
     return row is not None and bool(row[0])
 
@@ -73,16 +72,18 @@ async def _connect(endpoint: str, login: str, password: str, until: float, conne
     while True:
         try:
             return await psycopg.AsyncConnection.connect(
-                protected(endpoint, issued=True),
+                protected(without_settings(endpoint)[0], issued=True),
                 user=login,
                 password=password,
                 application_name="orchestrator bind",
                 connect_timeout=5,
                 client_encoding="UTF8",
                 autocommit=True,
+                prepare_threshold=None,  # the next transaction may be another session's
             )
         except psycopg.OperationalError as error:
-            if login not in str(error):  # else it is not known yet, or its session of before has not ended yet
+            # Else it is not known yet, or its session of before has not ended yet.
+            if login not in str(error) and not unknown_login(error, login):
                 raise
             if time.monotonic() > until:
                 raise _behind(connection) from None

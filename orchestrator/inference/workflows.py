@@ -15,7 +15,8 @@ from orchestrator.grants.privileges import Privilege
 from orchestrator.inference.comparison import Difference, difference
 from orchestrator.inference.live import Inference, Inferred
 from orchestrator.inference.steps import StepSql, database_grants, declared_types, sql_of
-from orchestrator.network.postgres import protected, refusal_hint
+from orchestrator.network.postgres import STRINGS, protected, refusal_hint
+from orchestrator.network.postgres_settings import Answer, telling, without_settings
 from orchestrator.secret import Secret
 from orchestrator.workflow.loader import LoadedWorkflow
 from orchestrator.workflow.models.steps import Step
@@ -28,10 +29,12 @@ _MIN_VERSION = 160000
 """The first whose analysis prints who is checked for what; an older one would seem to need nothing."""
 
 _DYNAMIC = "an expression makes the SQL, so that only the run knows it: declare what it needs"
-_SESSION = (
-    "-c default_transaction_read_only=on -c standard_conforming_strings=on "
-    "-c lock_timeout=10s -c statement_timeout=60s -c application_name=orchestrator\\ grants\\ infer"
-)
+_SETTINGS = {
+    "default_transaction_read_only": "on",
+    STRINGS: "on",
+    "lock_timeout": "10s",
+    "statement_timeout": "60s",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +83,9 @@ class StepNeeds:
 class Catalogs:
     """The databases that can be asked, by connection; each is opened when it is first needed."""
 
-    def __init__(self, logins: Mapping[str, Secret], open_: ExitStack) -> None:
+    def __init__(self, logins: Mapping[str, Secret], endpoints: Mapping[str, str], open_: ExitStack) -> None:
         self._logins = logins
+        self._endpoints = endpoints
         self._open = open_
         self._inferences: dict[str, Inference] = {}
 
@@ -95,40 +99,69 @@ class Catalogs:
                     hint=f"set ORCHESTRATOR_CATALOG_DATABASES__{name} to the DSN of a login that may connect, "
                     "and nothing else",
                 )
-            session = self._open.enter_context(_session(connection, self._logins[connection]))
+            login, endpoint = self._logins[connection], self._endpoints.get(connection, "")
+            session = self._open.enter_context(_session(connection, login, endpoint))
             self._inferences[connection] = Inference(session)
         return self._inferences[connection]
 
 
 @contextmanager
-def open_catalogs(logins: Mapping[str, Secret]) -> Iterator[Catalogs]:
-    """The databases whose DSNs are given by connection; their sessions are closed at the end."""
+def open_catalogs(logins: Mapping[str, Secret], endpoints: Mapping[str, str] | None = None) -> Iterator[Catalogs]:
+    """The databases whose DSNs are given by connection; their sessions are closed at the end.
+
+    `endpoints` are the addresses that steps connect to: what settings there are in them holds here, too.
+    """
     with ExitStack() as sessions:
-        yield Catalogs(logins, sessions)
+        yield Catalogs(logins, endpoints or {}, sessions)
 
 
 @contextmanager
-def _session(connection: str, dsn: Secret) -> Iterator[psycopg.Connection]:
-    """A session that resolves names as a step's own does: by the database's search path, not by the login's."""
+def _session(connection: str, dsn: Secret, endpoint: str) -> Iterator[psycopg.Connection]:
+    """A session that resolves names as a step's own does: by the endpoint's search path, else the database's, and not
+    by the login's."""
     try:
+        address, _ = without_settings(dsn.reveal())
         session = psycopg.connect(
-            protected(dsn.reveal()), connect_timeout=10, autocommit=True, client_encoding="UTF8", options=_SESSION
+            protected(address),
+            connect_timeout=10,
+            autocommit=True,
+            client_encoding="UTF8",
+            application_name="orchestrator grants infer",
         )
     except psycopg.Error as error:
-        raise Unreachable(
-            f"the catalog of `{connection}` cannot be read: {type(error).__name__}",
-            hint=refusal_hint(error)
-            or f"is ORCHESTRATOR_CATALOG_DATABASES__{connection.upper()} the DSN of a login that may connect?",
-        ) from None
+        raise _unreadable(connection, error) from None
     with session:
         if session.info.server_version < _MIN_VERSION:
             raise UsageError(
                 f"the database `{connection}` is PostgreSQL {session.info.server_version // 10000}",
                 hint="grants can be inferred from 16 on",
             )
-        _become_nobody_in_particular(session)
-        _take_the_path(session, connection)
+        try:
+            _become_nobody_in_particular(session)
+            settings = without_settings(endpoint)[1]
+            if "search_path" not in settings:
+                _take_the_path(session, connection)
+            told = session.execute(telling(session, {**settings, **_SETTINGS}))
+            answer = Answer.of(session, told.fetchone())
+        except psycopg.Error as error:
+            raise _unreadable(connection, error) from None
+        if problem := answer.problem():
+            raise Unreachable(f"the catalog of `{connection}` cannot be read: {problem[0]}", hint=problem[1])
         yield session
+        if session.execute("SELECT pg_catalog.pg_backend_pid()").fetchone() != (answer.backend,):
+            raise Unreachable(
+                f"the catalog of `{connection}` was not read in one session of the server, so that it may be wrong",
+                hint="a pooler in between changes sessions after each transaction: name the server itself, or a pooler "
+                "with session pooling",
+            )
+
+
+def _unreadable(connection: str, error: psycopg.Error) -> Unreachable:
+    return Unreachable(
+        f"the catalog of `{connection}` cannot be read: {type(error).__name__}",
+        hint=refusal_hint(error)
+        or f"is ORCHESTRATOR_CATALOG_DATABASES__{connection.upper()} the DSN of a login that may connect?",
+    )
 
 
 def _become_nobody_in_particular(session: psycopg.Connection) -> None:

@@ -16,7 +16,8 @@ from orchestrator.grants.models import TOKEN_KEY
 from orchestrator.grants.privileges import qualified
 from orchestrator.grants.scope import Scope
 from orchestrator.grants.sql.row_security import ROW_SECURITY, hidden_rows, row_security, tables_of
-from orchestrator.network.postgres import protected, refusal_hint
+from orchestrator.network.postgres import STRINGS, protected, refusal_hint
+from orchestrator.network.postgres_settings import Answer, beginning, without_settings
 from orchestrator.proof.comparison import Comparison, compare, expected
 from orchestrator.proof.forbidden import Trial, Verdict, try_forbidden
 from orchestrator.proof.holdings import holdings, share
@@ -38,10 +39,7 @@ def examine_database(
     """Log in with the credential and compare all that it may do with what was declared. Raises Unreachable."""
     try:
         with _session(step, credential, endpoint) as session:
-            session.execute("SET search_path = pg_catalog, pg_temp")
-            session.execute("SET quote_all_identifiers = off")
-            # `read_only` of a grant is a default that any session may change: what is tried must not rely on it.
-            session.execute("SET default_transaction_read_only = off")
+            _begin(session, f"step `{step}`, grant `{scope.name}`")
             comparison = _compared(session, scope, scope_role, wish)
             return GrantProof(
                 step=step,
@@ -79,7 +77,7 @@ def _session(step: str, credential: Credential, endpoint: str) -> psycopg.Connec
     while True:
         try:
             return psycopg.connect(
-                protected(endpoint, issued=True),
+                protected(without_settings(endpoint)[0], issued=True),
                 user=login,
                 password=credential.fields["password"].reveal(),
                 application_name=f"orchestrator prove {step}",
@@ -89,6 +87,30 @@ def _session(step: str, credential: Credential, endpoint: str) -> psycopg.Connec
             )
         except psycopg.OperationalError as error:
             time.sleep(arrival.pause(error))
+
+
+def _begin(session: psycopg.Connection, what: str) -> None:
+    """One transaction for the whole proof, which nothing commits: each trial in it is taken back by itself.
+
+    `read_only` of a grant is a default that any session may change, so that what is tried does not rely on it; at a
+    standby it cannot be otherwise.
+    """
+    try:
+        begun = session.execute(beginning(session, _SETTINGS, read_only=False))
+    except psycopg.errors.FeatureNotSupported:
+        session.execute("ROLLBACK")
+        begun = session.execute(beginning(session, _SETTINGS, read_only=True))
+    begun.nextset()
+    if problem := Answer.of(session, begun.fetchone()).problem():
+        raise Unreachable(f"{what}: the proof could not be made: {problem[0]}", hint=problem[1])
+
+
+_SETTINGS = {
+    "search_path": "pg_catalog, pg_temp",
+    "quote_all_identifiers": "off",
+    STRINGS: "on",
+    "default_transaction_isolation": "read committed",
+}
 
 
 def _compared(session: psycopg.Connection, scope: Scope, scope_role: str, wish: Examination) -> Comparison:
@@ -115,16 +137,19 @@ def _signatures(session: psycopg.Connection, scope: Scope) -> dict[str, str]:
         if privilege.verb == "execute":
             name = qualified(privilege.schema, privilege.name, function=True)
             try:
-                row = session.execute(
-                    "SELECT format('%%I.%%I(%%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid))"
-                    " FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE p.oid = to_regprocedure(%s)",
-                    [name],
-                ).fetchone()
+                with session.transaction():
+                    row = session.execute(_SIGNATURE, [name]).fetchone()
             except psycopg.errors.InsufficientPrivilege:
                 continue
             if row is not None:
                 found[name] = str(row[0])
     return found
+
+
+_SIGNATURE = (
+    "SELECT format('%%I.%%I(%%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid))"
+    " FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE p.oid = to_regprocedure(%s)"
+)
 
 
 def examine_secret(step: str, scope: Scope, credential: Credential) -> GrantProof:

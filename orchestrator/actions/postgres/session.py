@@ -18,6 +18,7 @@ from orchestrator.errors import DatabaseUnreachable, StepFailed
 from orchestrator.grants.credential import Credential
 from orchestrator.network.inflow import bounded_inflow
 from orchestrator.network.postgres import STRINGS, protected, reads_as_parsed, refusal_hint
+from orchestrator.network.postgres_settings import Answer, beginning, without_settings
 from orchestrator.redaction.redactor import Redactor
 
 if TYPE_CHECKING:
@@ -81,16 +82,9 @@ async def transaction(
             raise connect_failure(error, credential, redactor) from None
         inflow = await bounds.enter_async_context(bounded_inflow(connection.fileno(), max_inflow))
         try:
-            if not read_only and connection.info.parameter_status("in_hot_standby") == "on":
-                raise StepFailed(
-                    f"the endpoint `{credential.connection}` is a standby, in which nothing can be written",
-                    kind="database",
-                    hint="name a connection whose endpoint is the primary",
-                )
-            check_strings(connection)
-            await connection.set_read_only(read_only)
-            async with connection.transaction():
-                yield connection
+            await _begin(connection, context, credential, read_only=read_only)
+            yield connection
+            await connection.execute("COMMIT")
         except psycopg.Error as error:
             raise (
                 too_much(max_inflow) if inflow.exceeded else query_failure(error, redactor, told=server_messages)
@@ -111,15 +105,63 @@ def check_strings(connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> None:
         raise StepFailed(
             f"the session has {STRINGS} switched off, so that the statement may mean something else to the server",
             kind="database",
-            hint="leave that setting as it is; a proxy before the server must not drop the options of a session",
+            hint="leave that setting as it is",
         )
+
+
+async def _begin(
+    connection: psycopg.AsyncConnection[tuple[Any, ...]],
+    context: StepContext,
+    credential: Credential,
+    *,
+    read_only: bool,
+) -> None:
+    """Begin the transaction with the settings of the session, as the step's own login, in one message."""
+    import psycopg
+
+    from orchestrator.actions.postgres.values import SESSION
+
+    _, given = without_settings(context.endpoints[credential.connection or ""])
+    settings = {
+        "TimeZone": "UTC",
+        **given,
+        "statement_timeout": str(math.ceil(context.remaining() * 1000)),
+        "cursor_tuple_fraction": "1",
+        STRINGS: "on",
+        **SESSION,
+    }
+    try:
+        begun = await connection.execute(beginning(connection, settings, read_only=read_only))
+        begun.nextset()
+        answer = Answer.of(connection, await begun.fetchone())
+    except psycopg.errors.FeatureNotSupported:
+        raise StepFailed(
+            f"the endpoint `{credential.connection}` is a standby, in which nothing can be written",
+            kind="database",
+            hint="name a connection whose endpoint is the primary",
+        ) from None
+    except (
+        psycopg.ProgrammingError,
+        psycopg.DataError,
+        psycopg.errors.CantChangeRuntimeParam,
+        psycopg.errors.ProtocolViolation,
+    ) as error:  # in the server's own words: the author's statement has not come to it yet
+        raise StepFailed(
+            f"the database `{credential.connection}` does not begin a transaction with the settings of the session: "
+            f"{redactor_for(context).redact(error.diag.message_primary or type(error).__name__)}",
+            kind="database",
+            hint="are the `options` of the endpoint settings of this server, and does a pooler in between keep a "
+            "transaction together?",
+        ) from None
+    if problem := answer.problem():
+        raise StepFailed(problem[0], kind="database", hint=problem[1])
 
 
 async def _connect(context: StepContext, credential: Credential) -> psycopg.AsyncConnection[tuple[Any, ...]]:
     import psycopg
     from psycopg.conninfo import conninfo_to_dict
 
-    from orchestrator.actions.postgres.values import SESSION, load_as_json
+    from orchestrator.actions.postgres.values import load_as_json
 
     endpoint = context.endpoints.get(credential.connection or "")
     if endpoint is None:
@@ -133,26 +175,20 @@ async def _connect(context: StepContext, credential: Credential) -> psycopg.Asyn
             f"the endpoint `{credential.connection}` contains a password",
             hint="endpoints are addresses without secrets",
         )
+    address, _ = without_settings(endpoint)
     remaining = context.remaining()
-    session = {
-        "statement_timeout": str(math.ceil(remaining * 1000)),
-        "cursor_tuple_fraction": "1",
-        STRINGS: "on",
-        **SESSION,
-    }
-    settings = "".join(f" -c {name}={value.replace(' ', chr(92) + ' ')}" for name, value in session.items())
     login = field_of(credential, "username").reveal()
     arrival = Arrival.of(login, seconds=remaining, waiting=partial(_say_waiting, context, credential))
     while True:
         try:
             connection = await psycopg.AsyncConnection.connect(
-                protected(endpoint, issued=True),
+                protected(address, issued=True),
                 user=login,
                 password=field_of(credential, "password").reveal(),
                 client_encoding="UTF8",
+                autocommit=True,  # what begins a transaction is more than BEGIN
                 application_name=f"orchestrator {context.workflow}/{context.step} {context.run_id}",
                 connect_timeout=min(math.ceil(remaining), int(given.get("connect_timeout") or 3600)),
-                options=f"-c TimeZone=UTC {given.get('options') or ''}{settings}",
             )
         except psycopg.OperationalError as error:
             await asyncio.sleep(arrival.pause(error))

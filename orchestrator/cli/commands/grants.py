@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
     from orchestrator.grants.privileges import Privilege
     from orchestrator.inference.live import Inferred
-    from orchestrator.inference.workflows import StepNeeds
-    from orchestrator.secret import Secret
+    from orchestrator.inference.workflows import Catalogs, StepNeeds
     from orchestrator.workflow.loader import LoadedWorkflow
     from orchestrator.workflow.problems import Problem
 
@@ -122,9 +121,7 @@ def infer(
 
 
 def _of_sql(sql: str, connection: str, *, placeholders: bool, as_json: bool) -> None:
-    from orchestrator.inference.workflows import open_catalogs
-
-    with open_catalogs(_logins()) as catalogs:
+    with _catalogs() as catalogs:
         inferred = catalogs.of(connection).of(sql, placeholders=placeholders)
     if as_json:
         from orchestrator.cli.display.json_output import print_json
@@ -146,11 +143,11 @@ def _of_workflow(
     file: Path, steps: tuple[str, ...], connection: str | None, *, write: bool, replace_role: bool, as_json: bool
 ) -> tuple[list[StepNeeds], list[Problem]]:
     from orchestrator.actions.catalog import catalog
-    from orchestrator.inference.workflows import infer_workflow, open_catalogs
+    from orchestrator.inference.workflows import infer_workflow
     from orchestrator.workflow.loader import load
 
     loaded = load(file, actions=catalog)
-    with _asking(len(steps or loaded.workflow.parts)), open_catalogs(_logins()) as catalogs:
+    with _asking(len(steps or loaded.workflow.parts)), _catalogs() as catalogs:
         needs, problems = infer_workflow(loaded, catalogs, steps=steps, connection=connection)
     written = _write(file, loaded, needs, replace_role=replace_role) if write and not problems else []
     if as_json:
@@ -187,13 +184,15 @@ def _write(file: Path, loaded: LoadedWorkflow, needs: Sequence[StepNeeds], *, re
     return chosen
 
 
-def _logins() -> dict[str, Secret]:
-    """The logins that may be used, by connection. Never an administrator's: the SQL is whoever's wrote the file."""
+def _catalogs() -> AbstractContextManager[Catalogs]:
+    """By the logins for it alone. Never an administrator's: the SQL is whoever's wrote the file."""
+    from orchestrator.inference.workflows import open_catalogs
     from orchestrator.secret import Secret
     from orchestrator.settings import load_settings
 
     settings = load_settings()
-    return {name: Secret(dsn.get_secret_value()) for name, dsn in settings.catalog_databases.items()}
+    logins = {name: Secret(dsn.get_secret_value()) for name, dsn in settings.catalog_databases.items()}
+    return open_catalogs(logins, settings.endpoints)
 
 
 def show_inferred(inferred: Inferred, screen: Console | None = None) -> None:
