@@ -120,9 +120,8 @@ def _session(connection: str, dsn: Secret, endpoint: str) -> Iterator[psycopg.Co
     """A session that resolves names as a step's own does: by the endpoint's search path, else the database's, and not
     by the login's."""
     try:
-        address, _ = without_settings(dsn.reveal())
         session = psycopg.connect(
-            protected(address),
+            protected(without_settings(dsn.reveal())[0]),
             connect_timeout=10,
             autocommit=True,
             client_encoding="UTF8",

@@ -34,7 +34,8 @@ def protected(address: str, *, issued: bool = False) -> str:
     """
     from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-    given = {name: str(value) for name, value in conninfo_to_dict(address).items()}
+    # Without `options` of its own libpq would take those of the environment (PGOPTIONS).
+    given = {"options": "", **{name: str(value) for name, value in conninfo_to_dict(address).items()}}
     return make_conninfo("", **{**given, **protection(given, password=issued or "password" in given)})
 
 

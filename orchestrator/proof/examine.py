@@ -95,6 +95,11 @@ def _begin(session: psycopg.Connection, what: str) -> None:
     `read_only` of a grant is a default that any session may change, so that what is tried does not rely on it; at a
     standby it cannot be otherwise.
     """
+    if session.info.server_version < _MIN_VERSION:
+        raise Unreachable(
+            f"{what}: the proof could not be made: the server is PostgreSQL {session.info.server_version // 10000}",
+            hint="what a membership gives is told from 16 on; is the endpoint the server that was provisioned?",
+        )
     try:
         begun = session.execute(beginning(session, _SETTINGS, read_only=False))
     except psycopg.errors.FeatureNotSupported:
@@ -104,6 +109,8 @@ def _begin(session: psycopg.Connection, what: str) -> None:
     if problem := Answer.of(session, begun.fetchone()).problem():
         raise Unreachable(f"{what}: the proof could not be made: {problem[0]}", hint=problem[1])
 
+
+_MIN_VERSION = 160000
 
 _SETTINGS = {
     "search_path": "pg_catalog, pg_temp",

@@ -393,3 +393,19 @@ def test_a_ledger_may_be_behind_a_pooler_of_sessions(bench: Bench, tmp_path: Pat
                 assert session.execute("SELECT count(*) FROM run WHERE state = 'succeeded'").fetchone() == (1,)
     finally:
         bench.sql("DROP DATABASE pooled_ledger WITH (FORCE)")
+
+
+def test_a_catalog_that_is_not_read_in_one_session_is_refused_and_says_why(new_database: str, tmp_path: Path) -> None:
+    with pgbouncer(new_database, tmp_path / "pooler", {"pool_mode": "transaction"}) as pooler:
+        dsn = pooler.through(new_database)
+
+        def infer() -> None:
+            with psycopg.connect(dsn, autocommit=True) as other, open_catalogs({"odd": Secret(dsn)}) as catalogs:
+                inference = catalogs.of("odd")
+                other.execute("BEGIN")
+                other.execute("SELECT 1")  # in the session that inference has had until now
+                inference.of("SELECT 1")
+
+        with pytest.raises(Unreachable, match="not read in one session") as caught:
+            infer()
+    assert "session pooling" in str(caught.value.hint)

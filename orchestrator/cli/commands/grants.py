@@ -55,9 +55,10 @@ def _steps(context: typer.Context, incomplete: str) -> list[str]:
 def _connections(incomplete: str) -> list[str]:
     """For completion: the databases of which a login is known."""
     from orchestrator.errors import OrchestratorError
+    from orchestrator.settings import load_settings
 
     try:
-        return [name for name in _logins() if name.startswith(incomplete)]
+        return [name for name in load_settings().catalog_databases if name.startswith(incomplete)]
     except OrchestratorError:
         return []
 
