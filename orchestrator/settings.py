@@ -33,6 +33,7 @@ from orchestrator.actions.confinement import Confinement
 from orchestrator.environment import PREFIX, config_file, default_ledger, default_policies, has_password, is_http
 from orchestrator.errors import UsageError
 from orchestrator.network.origins import is_confidential
+from orchestrator.network.postgres import problem_of
 from orchestrator.network.slack import SLACK
 
 Method = Literal["approle", "token", "token-file", "kubernetes", "jwt"]
@@ -54,7 +55,13 @@ def _http(value: str) -> str:
     return _without_password(value).rstrip("/")
 
 
-Address = Annotated[str, AfterValidator(_without_password)]
+def _endpoint(value: str) -> str:
+    if problem := problem_of(_without_password(value)):
+        raise ValueError(problem)
+    return value
+
+
+Address = Annotated[str, AfterValidator(_endpoint)]
 HttpAddress = Annotated[str, AfterValidator(_http)]
 
 

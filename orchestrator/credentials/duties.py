@@ -29,8 +29,8 @@ from orchestrator.errors import Unreachable
 from orchestrator.grants.policy_names import BrokerDuty, duty_policy_name, duty_role_name
 from orchestrator.grants.scope import Scope
 from orchestrator.ledger.ids import new_step_key
-from orchestrator.network.postgres import STRINGS, protected, refusal_hint
-from orchestrator.network.postgres_settings import Answer, beginning, without_settings
+from orchestrator.network.postgres import STRINGS, protected, refusal_hint, without_settings
+from orchestrator.network.postgres_settings import Answer, beginning
 
 if TYPE_CHECKING:
     import psycopg

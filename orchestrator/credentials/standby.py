@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.credentials.arrival import WAIT_SECONDS, unknown_login
 from orchestrator.errors import Unreachable
-from orchestrator.network.postgres import protected
-from orchestrator.network.postgres_settings import without_settings
+from orchestrator.network.postgres import protected, without_settings
 
 if TYPE_CHECKING:
     import psycopg

@@ -180,7 +180,7 @@ class Postgres:
         until = time.monotonic() + _READY_SECONDS
         while time.monotonic() < until and self._process is not None and self._process.poll() is None:
             try:
-                psycopg.connect(self.dsn().reveal(), connect_timeout=2).close()
+                psycopg.connect(self.dsn().reveal(), connect_timeout=2, client_encoding="UTF8").close()
             except psycopg.OperationalError:
                 time.sleep(0.02)
             else:

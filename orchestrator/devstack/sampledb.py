@@ -67,7 +67,7 @@ def create_sample_database(admin: Secret, target: Secret, messages: Path) -> Non
     """
     import psycopg
 
-    with psycopg.connect(admin.reveal(), autocommit=True) as session:
+    with psycopg.connect(admin.reveal(), autocommit=True, client_encoding="UTF8") as session:
         session.execute("CREATE DATABASE support")
     with psycopg.connect(target.reveal(), client_encoding="UTF8") as session:
         session.execute(_SCHEMA)

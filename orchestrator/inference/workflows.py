@@ -15,8 +15,8 @@ from orchestrator.grants.privileges import Privilege
 from orchestrator.inference.comparison import Difference, difference
 from orchestrator.inference.live import Inference, Inferred
 from orchestrator.inference.steps import StepSql, database_grants, declared_types, sql_of
-from orchestrator.network.postgres import STRINGS, protected, refusal_hint
-from orchestrator.network.postgres_settings import Answer, telling, without_settings
+from orchestrator.network.postgres import STRINGS, protected, refusal_hint, without_settings
+from orchestrator.network.postgres_settings import Answer, telling
 from orchestrator.secret import Secret
 from orchestrator.workflow.loader import LoadedWorkflow
 from orchestrator.workflow.models.steps import Step

@@ -6,12 +6,16 @@ the password in clear to whoever asks for it (PostgreSQL manual, 32.19.1 and 32.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+from orchestrator.errors import UsageError
 from orchestrator.network.loopback import is_loopback
 
+SCHEMES = ("postgresql://", "postgres://")
+"""How the URL of a database begins."""
 _VERIFYING = ("verify-full", "verify-ca")
 _PROOF_ONLY = "scram-sha-256"
 """The method by which a server learns no password that it does not know already (RFC 5802)."""
@@ -53,7 +57,7 @@ def protection(given: Mapping[str, str], *, password: bool) -> dict[str, str]:
 
 
 def environment(addresses: Iterable[str]) -> dict[str, str]:
-    """The same for programs that connect by themselves, as variables of libpq (PostgreSQL manual, 32.15).
+    """The same for programs that connect by themselves, as variables of libpq (PostgreSQL manual, 32.15), and UTF-8.
 
     Of addresses that differ in it the strictest; a program says itself what another one takes.
     """
@@ -69,23 +73,99 @@ def environment(addresses: Iterable[str]) -> dict[str, str]:
         made = protection(given, password=True)
         if not found or made.get("sslmode") == "verify-full":
             found = made
-    return {_VARIABLES[name]: value for name, value in found.items()}
+    encoding = {"PGCLIENTENCODING": "UTF8"} if found else {}
+    return {**encoding, **{_VARIABLES[name]: value for name, value in found.items()}}
 
 
 def for_vault(url: str) -> str:
     """The address as Vault's own driver takes it, which knows TLS but not the other words of libpq.
 
-    The authorities are those of Vault's machine: a path of ours says nothing there.
+    The authorities are those of Vault's machine: a path of ours says nothing there. Settings are for the steps.
+    Raises UsageError for what is no such address.
     """
+    from psycopg import ProgrammingError
     from psycopg.conninfo import conninfo_to_dict
 
-    given = {name: str(value) for name, value in conninfo_to_dict(url).items()}
+    if problem := problem_of(url) if url.startswith(SCHEMES) else "it does not begin with postgresql://":
+        raise UsageError(f"Vault cannot connect to the address of a database: {problem}")
+    try:
+        given = {name: str(value) for name, value in conninfo_to_dict(url).items()}
+    except ProgrammingError as error:
+        raise UsageError(f"Vault cannot connect to the address of a database: {str(error).strip()}") from None
     parts = urlsplit(url)
     said = parse_qsl(parts.query)
-    wanted = [(name, value) for name, value in said if name not in _OF_LIBPQ_ONLY]
+    kept = [(name, _parted(value)[0] if name == "options" else value) for name, value in said]
+    wanted = [(name, value) for name, value in kept if name not in _OF_LIBPQ_ONLY and (value or name != "options")]
     if "sslmode" not in given and not _stays_here(given):
         wanted.append(("sslmode", "verify-full"))
     return url if wanted == said else parts._replace(query=urlencode(wanted)).geturl()
+
+
+_SETTING = re.compile(r"([A-Za-z_][A-Za-z0-9_$.]*)=(.*)", re.DOTALL)
+_WORD = re.compile(r"(?:\\.|[^\s\\])+", re.DOTALL)
+"""Spaces part the words of `options`, where there is no backslash before them (`pg_split_opts` of PostgreSQL)."""
+
+
+def problem_of(address: str) -> str | None:
+    """Why this cannot be the address of a database without a login; None for what can, and for no address of one.
+
+    Vault is told the same address with its own login in it, so that it must be a URL and have none.
+    """
+    if re.match(r"\s*[a-z_]+\s*=", address):
+        return "the address of a database is a URL: postgresql://host:port/database"
+    if not address.startswith(SCHEMES):
+        return None
+    try:
+        parts = urlsplit(address)
+        said = dict(parse_qsl(parts.query, keep_blank_values=True))
+        _parted(said.get("options", ""))
+    except ValueError as error:
+        return f"this address cannot be read: {error}"
+    if parts.username is not None or "user" in said:
+        return "this address contains a user; the login comes from Vault: leave it out"
+    return None
+
+
+def without_settings(address: str) -> tuple[str, dict[str, str]]:
+    """The address as it can be connected to, and the settings (`-c name=value`) that its `options` had.
+
+    Raises psycopg.ProgrammingError for what is no address.
+    """
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+    given = {name: str(value) for name, value in conninfo_to_dict(address).items()}
+    if "options" not in given:
+        return address, {}
+    try:
+        rest, settings = _parted(given["options"])
+    except ValueError as error:
+        raise ProgrammingError(str(error)) from None
+    return make_conninfo("", **{**given, "options": rest}), settings
+
+
+def _parted(options: str) -> tuple[str, dict[str, str]]:
+    """What is in `options` beside settings, by which some gateways find their database, and the settings.
+
+    Raises ValueError.
+    """
+    settings: dict[str, str] = {}
+    rest: list[str] = []
+    words = iter(_WORD.findall(options))
+    for word in words:
+        text = _plain(word)
+        if not text.startswith("-c"):
+            rest.append(word)
+            continue
+        said = _SETTING.fullmatch(text.removeprefix("-c") or _plain(next(words, "")))
+        if said is None:
+            raise ValueError("its `options` have a `-c` without name=value")
+        settings[said[1]] = said[2]
+    return " ".join(rest), settings
+
+
+def _plain(word: str) -> str:
+    return re.sub(r"\\(.)", r"\1", word, flags=re.DOTALL)
 
 
 STRINGS = "standard_conforming_strings"

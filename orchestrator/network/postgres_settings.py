@@ -17,48 +17,7 @@ from orchestrator.network.postgres import STRINGS, reads_as_parsed
 if TYPE_CHECKING:
     from psycopg import BaseConnection
 
-_SETTING = re.compile(r"([A-Za-z_][A-Za-z0-9_$.]*)=(.*)", re.DOTALL)
 _ISOLATION = re.compile(r"read (?:un)?committed|repeatable read|serializable", re.IGNORECASE)
-
-
-def without_settings(address: str) -> tuple[str, dict[str, str]]:
-    """The address as it can be connected to, and the settings (`-c name=value`) that its `options` had.
-
-    What else there is in `options` stays: some gateways find their database by it.
-    Raises psycopg.ProgrammingError for what is no address.
-    """
-    from psycopg.conninfo import conninfo_to_dict, make_conninfo
-
-    given = {name: str(value) for name, value in conninfo_to_dict(address).items()}
-    if "options" not in given:
-        return address, {}
-    settings: dict[str, str] = {}
-    rest: list[str] = []
-    words = iter(_WORD.findall(given["options"]))
-    for word in words:
-        text = _plain(word)
-        if text.startswith("-c"):
-            said = _SETTING.fullmatch(text.removeprefix("-c") or _plain(next(words, "")))
-            if said is None:
-                raise _no_setting()
-            settings[said[1]] = said[2]
-        else:
-            rest.append(word)
-    return make_conninfo("", **{**given, "options": " ".join(rest)}), settings
-
-
-_WORD = re.compile(r"(?:\\.|[^\s\\])+", re.DOTALL)
-"""Spaces part the words of `options`, where there is no backslash before them (`pg_split_opts` of PostgreSQL)."""
-
-
-def _plain(word: str) -> str:
-    return re.sub(r"\\(.)", r"\1", word, flags=re.DOTALL)
-
-
-def _no_setting() -> Exception:
-    from psycopg import ProgrammingError
-
-    return ProgrammingError("`options` of the address has a `-c` without `name=value`")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from orchestrator.grants.models import TOKEN_KEY
 from orchestrator.grants.privileges import qualified
 from orchestrator.grants.scope import Scope
 from orchestrator.grants.sql.row_security import ROW_SECURITY, hidden_rows, row_security, tables_of
-from orchestrator.network.postgres import STRINGS, protected, refusal_hint
-from orchestrator.network.postgres_settings import Answer, beginning, without_settings
+from orchestrator.network.postgres import STRINGS, protected, refusal_hint, without_settings
+from orchestrator.network.postgres_settings import Answer, beginning
 from orchestrator.proof.comparison import Comparison, compare, expected
 from orchestrator.proof.forbidden import Trial, Verdict, try_forbidden
 from orchestrator.proof.holdings import holdings, share

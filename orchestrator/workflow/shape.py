@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -117,12 +118,21 @@ def _hint(finding: Mapping[str, Any]) -> str:
     return _pattern_hint(finding)
 
 
+_NAMES = re.compile(r"\^\[a-z\]\[a-z0-9_(-?)\]\{0,(\d+)\}\$")
+"""The pattern of those patterns that names have."""
+
+
 def _pattern_hint(finding: Mapping[str, Any]) -> str:
     if finding["type"] != "string_pattern_mismatch":
         return ""
     pattern = finding["ctx"]["pattern"]
-    if pattern.startswith("^[a-z][a-z0-9_"):
-        return "lower-case letters, digits and underscores, beginning with a letter"
+    if name := _NAMES.fullmatch(pattern):
+        letters = (
+            "lower-case letters, digits, underscores and hyphens"
+            if name[1]
+            else ("lower-case letters, digits and underscores")
+        )
+        return f"at most {int(name[2]) + 1} {letters}, beginning with a letter"
     return f"it must match {pattern}"
 
 

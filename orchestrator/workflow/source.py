@@ -170,15 +170,8 @@ class _Reader:
         for key_node, value_node in node.value:
             line, column = key_node.start_mark.line + 1, key_node.start_mark.column + 1
             if key_node.id != "scalar" or key_node.tag != "tag:yaml.org,2002:str":
-                shown = str(key_node.value)[:40] if key_node.id == "scalar" else key_node.id
-                merging = key_node.tag == "tag:yaml.org,2002:merge"
-                problem = self._source.at(
-                    line,
-                    column,
-                    "the merge key `<<` is not read" if merging else f"the key `{shown}` is not a text",
-                    "write the keys out" if merging else "put it in quotes",
-                )
-                self._source.problems.append(problem)
+                what, hint = _no_key(key_node)
+                self._source.problems.append(self._source.at(line, column, what, hint))
                 continue
             key = key_node.value
             if key in data:
@@ -191,6 +184,14 @@ class _Reader:
             self._source.keys[(*path, key)] = (line, column)
             data[key] = self._value(value_node, (*path, key), depth + 1)
         return data
+
+
+def _no_key(node: Any) -> tuple[str, str]:
+    """Why this cannot be a key, and what to do."""
+    if node.tag == "tag:yaml.org,2002:merge":
+        return "merge keys (`<<`) are not read", "write out here what it brings in; only a whole value may be an alias"
+    shown = str(node.value)[:40] if node.id == "scalar" else node.id
+    return f"the key `{shown}` is not a text", "put it in quotes"
 
 
 def _scalar(kind: str, text: str) -> Any:

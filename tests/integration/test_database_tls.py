@@ -230,7 +230,12 @@ async def test_programs_of_a_step_connect_as_carefully(served: Any, tmp_path: Pa
     there = context(f"postgresql:///postgres?{ELSEWHERE}&port={port}&sslrootcert={authority.file}")
     command = {"command": ["/usr/bin/env"], "environment": {"A": "b"}}
     shown = (await Exec().run(ExecParams.model_validate(command), there))["stdout"].splitlines()  # type: ignore[index,call-overload,union-attr]
-    expected = {"PGSSLMODE": "verify-full", "PGSSLROOTCERT": str(authority.file), "PGREQUIREAUTH": "scram-sha-256"}
+    expected = {
+        "PGCLIENTENCODING": "UTF8",
+        "PGSSLMODE": "verify-full",
+        "PGSSLROOTCERT": str(authority.file),
+        "PGREQUIREAUTH": "scram-sha-256",
+    }
     assert {name: value for name, _, value in (line.partition("=") for line in shown)}.items() >= expected.items()
     (tmp_path / "told.py").write_text("import os\ndef variables(): return dict(os.environ)\n")
     params = PythonParams.model_validate({"callable": "told:variables", "path": [str(tmp_path)]})
@@ -241,7 +246,7 @@ async def test_programs_of_a_step_connect_as_carefully(served: Any, tmp_path: Pa
 
 
 def test_programs_get_the_strictest_of_several_databases() -> None:
-    assert environment(["postgresql://127.0.0.1/a"]) == {"PGREQUIREAUTH": "scram-sha-256"}
+    assert environment(["postgresql://127.0.0.1/a"]) == {"PGCLIENTENCODING": "UTF8", "PGREQUIREAUTH": "scram-sha-256"}
     several = environment(["postgresql://127.0.0.1/a", "postgresql://db.example/b", "postgresql://localhost/c"])
     assert several["PGSSLMODE"] == "verify-full"
     assert environment(["postgresql://db.example/b?sslmode=disable"])["PGSSLMODE"] == "disable"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -12,10 +13,12 @@ from bench import Bench, prepare
 from test_proof import prove
 
 from orchestrator.actions.catalog import catalog
+from orchestrator.devstack.postgres import Postgres
 from orchestrator.devstack.sampledb import _SCHEMA
 from orchestrator.devstack.stack import DevStack
-from orchestrator.errors import ExitCode, ProvisionError
+from orchestrator.errors import ExitCode, LedgerError, ProvisionError
 from orchestrator.inference.workflows import open_catalogs
+from orchestrator.ledger.opening import open_reader
 from orchestrator.ledger.states import StepState
 from orchestrator.runs.types import RunOutcome
 from orchestrator.secret import Secret
@@ -200,3 +203,30 @@ steps:
             assert rows(bench, outcome) == [{"it": "日本 €", "row": "(ö)"}]
     finally:
         bench.sql("DROP DATABASE utf8_ledger WITH (FORCE)")
+
+
+def test_a_ledger_is_kept_where_every_text_can_be_and_nowhere_else(people: Bench) -> None:
+    encoding = people.sql("SHOW server_encoding")[0]
+    people.sql(f"CREATE DATABASE ledger ENCODING '{encoding}' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
+    url = people.info.support_dsn.reveal().replace("/encoded", "/ledger", 1)
+    text = READS.replace("agent: tester", "agent: Zoë 日本").replace("__SQL__", "'SELECT %(name)s::text AS it'")
+    try:
+        if encoding != "SQL_ASCII":
+            with pytest.raises(LedgerError, match=f"the encoding {encoding}, which cannot hold every text"):
+                people.run(text, ledger_url=url)
+            return
+        assert rows(people, people.run(text, ledger_url=url)) == [{"it": "Zoë"}]
+        with open_reader(url) as reader:
+            assert [run.agent for run in reader.runs()] == ["Zoë 日本"]
+    finally:
+        people.sql("DROP DATABASE ledger WITH (FORCE)")
+
+
+def test_an_encoding_that_no_server_knows_may_stand_in_the_environment(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", "no_such_encoding")
+    text = READS.replace("__SQL__", "'SELECT %(name)s::text AS it'").replace("select: person", "select: ticket")
+    assert rows(bench, bench.run(text)) == [{"it": "Zoë"}]
+    with Postgres(tmp_path / "own", durable=False) as server:
+        assert server.pid > 0

@@ -232,6 +232,49 @@ def test_an_address_with_a_password_in_it_is_refused_without_showing_it(
     assert PASSWORD not in str(caught.value)
 
 
+@pytest.mark.parametrize("setting", ["ENDPOINTS", "PRIMARIES"])
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("host=db dbname=support", "is a URL: postgresql://host:port/database"),
+        ("  dbname = support", "is a URL: postgresql://host:port/database"),
+        ("postgresql://app@db/support", "contains a user"),
+        ("postgres://app@a:1,b:2/support", "contains a user"),
+        ("postgresql://@db/support", "contains a user"),
+        ("postgresql:///support?host=/run/postgresql&user=app", "contains a user"),
+        ("postgresql://db/support?user=", "contains a user"),
+        ("postgresql://db/support?options=-c%20search_path", "`-c` without name=value"),
+        ("postgresql://db/support?options=-c", "`-c` without name=value"),
+        ("postgresql://[::1/support", "Invalid IPv6 URL"),
+    ],
+)
+def test_an_address_that_is_not_one_of_a_database_alone_is_refused(
+    monkeypatch: pytest.MonkeyPatch, setting: str, address: str, why: str
+) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_ENDPOINTS__SUPPORT", "postgresql://db/support")
+    with pytest.raises(UsageError) as caught:
+        load(monkeypatch, **{f"ORCHESTRATOR_{setting}__SUPPORT": address})
+    assert caught.value.message.startswith(f"ORCHESTRATOR_{setting}__SUPPORT: ")
+    assert why in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql://db/support",
+        "postgresql:///support?host=/run/postgresql",
+        "postgresql://a:1,b:2/support?target_session_attrs=read-write",
+        "postgresql://db/support?options=-c%20search_path%3Da%2C%5C%20b%20-cTimeZone%3DUTC",
+        "postgresql://db/support?options=project%3Dname&sslmode=verify-full",
+        "https://app@api.example/path?user=x",
+        "redis.example:6379",
+        "/run/service.sock",
+    ],
+)
+def test_an_address_without_a_login_is_one(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    assert load(monkeypatch, ORCHESTRATOR_ENDPOINTS__SUPPORT=address).endpoints == {"support": address}
+
+
 def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(
         monkeypatch,

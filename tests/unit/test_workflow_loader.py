@@ -66,6 +66,33 @@ def test_the_schema_refuses_unknown_keys_and_actions() -> None:
     assert not validator.is_valid({**good, "steps": {"one": {**good["steps"]["one"], "action": "nothing"}}})
 
 
+@pytest.mark.parametrize("merged", ["*one", "[*one]", "{ a: 1 }"])
+def test_a_merge_key_is_said_to_be_one(merged: str) -> None:
+    told = messages(step(QUERY).replace("  one:", "  one: &one", 1) + f"  two:\n    <<: {merged}\n")
+    assert "merge keys (`<<`) are not read / write out here what it brings in" in told
+    assert "put it in quotes" not in told
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        (step(QUERY).replace("  one:", f"  {'a' * 41}:"), "at most 40 lower-case letters, digits and underscores,"),
+        (step(QUERY).replace("  one:", "  One:"), "at most 40 lower-case letters, digits and underscores,"),
+        (
+            step(QUERY.replace("db:", f"{'a' * 64}:")),
+            "at most 63 lower-case letters, digits, underscores and hyphens, beginning with a letter",
+        ),
+    ],
+)
+def test_a_name_that_cannot_be_one_is_told_what_may_be_in_it_and_how_much(text: str, hint: str) -> None:
+    assert hint in messages(text)
+
+
+@pytest.mark.parametrize("letters", [40, 1])
+def test_a_name_of_just_that_length_is_one(letters: int) -> None:
+    assert list(read(step(QUERY).replace("  one:", f"  {'a' * letters}:")).workflow.steps) == ["a" * letters]
+
+
 def test_the_starter_is_valid() -> None:
     assert read(STARTER).workflow.name == "my_workflow"
 
@@ -125,7 +152,7 @@ def test_a_problem_is_shown_with_a_caret_under_its_place() -> None:
         ("a: !!python/object:os.system x", "tag"),
         ("a: 1\n---\nb: 2", "not valid YAML"),
         ("1: x", "is not a text"),
-        ("<<: { if: 'true' }", "the merge key `<<` is not read / write the keys out"),
+        ("<<: { if: 'true' }", "merge keys (`<<`) are not read / write out here what it brings in"),
         (step(QUERY + "    needs: [one]\n"), "needs itself"),
         (step(QUERY + "    needs: [ghost]\n"), "there is no step `ghost`"),
         (step(QUERY + "    timeout: 0s\n"), "longer than zero"),

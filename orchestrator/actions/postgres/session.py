@@ -17,8 +17,8 @@ from orchestrator.credentials.arrival import WAIT_SECONDS, Arrival, unknown_logi
 from orchestrator.errors import DatabaseUnreachable, StepFailed
 from orchestrator.grants.credential import Credential
 from orchestrator.network.inflow import bounded_inflow
-from orchestrator.network.postgres import STRINGS, protected, reads_as_parsed, refusal_hint
-from orchestrator.network.postgres_settings import Answer, beginning, without_settings
+from orchestrator.network.postgres import STRINGS, protected, reads_as_parsed, refusal_hint, without_settings
+from orchestrator.network.postgres_settings import Answer, beginning
 from orchestrator.redaction.redactor import Redactor
 
 if TYPE_CHECKING:

@@ -24,6 +24,9 @@ SQLITE_SETUP = (
     "PRAGMA foreign_keys = ON",
 )
 
+_HOLDS_EVERYTHING = ("UTF8", "SQL_ASCII")
+"""Encodings of a database in which the UTF-8 that we send is kept as it is (PostgreSQL manual, 23.3.4)."""
+
 # A stopped process must not hold a run's row for ever, and a commit must be on disk.
 POSTGRESQL_SETUP = (
     f"SET lock_timeout = '{LOCK_WAIT_SECONDS}s'",
@@ -91,7 +94,14 @@ def _set_up_sqlite(connection: DBAPIConnection, _record: object) -> None:
     _run(connection, SQLITE_SETUP)
 
 
-def _set_up_postgresql(connection: DBAPIConnection, _record: object) -> None:
+def _set_up_postgresql(connection: Any, _record: object) -> None:
+    """Raises LedgerError where what is to be recorded could not be."""
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding not in _HOLDS_EVERYTHING:
+        raise LedgerError(
+            f"the ledger's database has the encoding {encoding}, which cannot hold every text",
+            hint="keep the ledger in a database of its own: CREATE DATABASE ledger ENCODING 'UTF8' TEMPLATE template0",
+        )
     _run(connection, POSTGRESQL_SETUP)
     connection.commit()
 
