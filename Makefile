@@ -1,5 +1,5 @@
 # Two commands: `make demo` shows the product on real servers, `make test` proves it.
-# Both make their own virtual environment in .venv; Python 3.11 or newer is all they need.
+# Both make their own virtual environment in .venv; Python 3.11 or newer is all they need, and PgBouncer for the tests.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
