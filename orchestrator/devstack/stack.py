@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import ClassVar
 
 from orchestrator.devstack.admin import PostgresAdmin, VaultAdmin
 from orchestrator.devstack.openbao import OpenBao
@@ -111,11 +112,14 @@ class DevStack:
     survives a restart. The servers are at `openbao` and `postgres`, for whoever wants to disturb them.
     """
 
+    VAULT: ClassVar[type[OpenBao]] = OpenBao
+    """What is started as Vault."""
+
     def __init__(self, directory: Path, *, durable: bool = False, persistent: bool = False) -> None:
         if not SAMPLE_DATA.exists():
             raise UsageError(f"the sample data {SAMPLE_DATA} is missing", hint="run from a checkout of the project")
         self.directory = directory
-        self.openbao = OpenBao(directory / "openbao", persistent=persistent)
+        self.openbao = self.VAULT(directory / "openbao", persistent=persistent)
         self.postgres = Postgres(directory / "postgres", durable=durable)
         self._cleanup = ExitStack()
 
