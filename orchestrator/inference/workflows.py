@@ -147,12 +147,16 @@ def _session(connection: str, dsn: Secret, endpoint: str) -> Iterator[psycopg.Co
         if problem := answer.problem():
             raise Unreachable(f"the catalog of `{connection}` cannot be read: {problem[0]}", hint=problem[1])
         yield session
-        if session.execute("SELECT pg_catalog.pg_backend_pid()").fetchone() != (answer.backend,):
+        if not session.closed and _served_by(session) != answer.backend:
             raise Unreachable(
                 f"the catalog of `{connection}` was not read in one session of the server, so that it may be wrong",
                 hint="a pooler in between changes sessions after each transaction: name the server itself, or a pooler "
                 "with session pooling",
             )
+
+
+def _served_by(session: psycopg.Connection) -> int:
+    return Answer.of(session, session.execute(telling(session, {})).fetchone()).backend
 
 
 def _unreadable(connection: str, error: psycopg.Error) -> Unreachable:

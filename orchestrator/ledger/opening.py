@@ -45,12 +45,13 @@ def _connected(url: str) -> tuple[Engine, Location]:
 
     from orchestrator.ledger.faults import ledger_error
     from orchestrator.ledger.location import locate
-    from orchestrator.ledger.storage.connect import connect
+    from orchestrator.ledger.storage.connect import connect, refuse_shared_sessions
     from orchestrator.ledger.storage.migrate import ensure_schema
 
     location = locate(url)
     engine = connect(location)
     try:
+        refuse_shared_sessions(engine, location)
         ensure_schema(engine, location)
     except (SQLAlchemyError, engine.dialect.loaded_dbapi.Error, OSError) as error:
         engine.dispose()

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -15,14 +14,12 @@ import pytest
 from bench import Bench, prepare
 from pgbouncer import PgBouncer, pgbouncer
 from test_proof import excess, prove
-from test_sql_means_what_was_parsed import SMUGGLED, context, odd_database
 
 from orchestrator.actions.catalog import catalog
-from orchestrator.actions.postgres.statements import Execute, ExecuteParams, Query, QueryParams
 from orchestrator.assembly import open_services
 from orchestrator.credentials.types import Attempt
 from orchestrator.devstack.stack import DevStack
-from orchestrator.errors import ExitCode, StepFailed, Unreachable
+from orchestrator.errors import ExitCode
 from orchestrator.inference.workflows import open_catalogs
 from orchestrator.ledger.events import RunStarted
 from orchestrator.ledger.ids import new_run_id, new_step_key
@@ -31,8 +28,6 @@ from orchestrator.provision.declarations import load_declarations
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.secret import Secret
 from orchestrator.workflow.loader import load_text
-
-__all__ = ["odd_database"]  # a fixture
 
 MODES: dict[str, dict[str, str]] = {
     "sessions": {},
@@ -313,99 +308,3 @@ def test_vaults_own_connection_goes_through_the_pooler(pooled: Pooled) -> None:
     assert load_declarations(pooled.bench.declarations)[0].connections["support"].login in str(
         pooled.pooler.sql("SHOW POOLS")
     )
-
-
-@pytest.fixture(params=["direct", *MODES])
-def odd_endpoint(request: pytest.FixtureRequest, odd_database: str, tmp_path: Path) -> Iterator[str]:
-    """The way to a database in which a backslash escapes."""
-    if request.param == "direct":
-        yield odd_database
-        return
-    # Here one login has several sessions, one after the other: what they prepare must not be there twice.
-    settings = {**MODES[request.param], "server_reset_query_always": "1"}
-    with pgbouncer(odd_database, tmp_path / "pooler", settings) as pooler:
-        yield pooler.through(odd_database)
-
-
-async def test_a_text_is_no_command_behind_the_pooler_either(odd_endpoint: str) -> None:
-    for sql in SMUGGLED.values():  # the fixture looks whether anything has come of one
-        assert await Execute().run(ExecuteParams(sql=sql), context(odd_endpoint)) == {"row_count": 1}
-
-
-@pytest.mark.parametrize("address", ["", "?options=-c%20standard_conforming_strings%3Doff"])
-async def test_a_session_reads_texts_as_the_parser_does(odd_endpoint: str, address: str) -> None:
-    there = context(odd_endpoint)
-    there = replace(there, endpoints={"support": there.endpoints["support"] + address})
-    output = await Query().run(QueryParams(sql=r"SELECT 'a\b' AS it, current_setting($$TimeZone$$) AS zone"), there)
-    assert isinstance(output, dict)
-    assert output["rows"] == [{"it": r"a\b", "zone": "UTC"}]
-
-
-def test_a_pooler_that_parts_a_transaction_is_refused_and_says_why(new_database: str, tmp_path: Path) -> None:
-    with pgbouncer(new_database, tmp_path / "pooler", {"pool_mode": "statement"}) as pooler:
-        there = context(pooler.through(new_database))
-        with pytest.raises(StepFailed) as caught:
-            asyncio.run(Query().run(QueryParams(sql="SELECT 1"), there))
-    assert "transaction blocks not allowed in statement pooling mode" in caught.value.message
-    assert "keep a transaction together" in str(caught.value.hint)
-
-
-def test_a_pooler_that_connects_as_another_user_is_refused(new_database: str, tmp_path: Path) -> None:
-    admin = psycopg.conninfo.conninfo_to_dict(new_database)
-    with psycopg.connect(new_database, autocommit=True) as session:
-        session.execute("CREATE ROLE of_a_step LOGIN PASSWORD 'pw'; CREATE TABLE written (n int)")
-    entry = f"user={admin['user']} password={admin['password']}"
-    try:
-        with pgbouncer(new_database, tmp_path / "pooler", {"auth_type": "trust"}, entry) as pooler:
-            endpoint = f"{pooler.endpoint}?require_auth=none"
-            login = context(psycopg.conninfo.make_conninfo(pooler.through(new_database), user="of_a_step"))
-            there = replace(login, endpoints={"support": endpoint})
-            for action in (
-                Query().run(QueryParams(sql="SELECT 1"), there),
-                Execute().run(ExecuteParams(sql="INSERT INTO written VALUES (1)"), there),
-            ):
-                with pytest.raises(StepFailed, match="not of the login that connected"):
-                    asyncio.run(action)
-            dsn = psycopg.conninfo.make_conninfo(endpoint, user="of_a_step", password="pw")
-            with (
-                pytest.raises(Unreachable, match="not of the login that connected"),
-                open_catalogs({"odd": Secret(dsn)}) as catalogs,
-            ):
-                catalogs.of("odd")
-        with psycopg.connect(new_database) as session:
-            assert session.execute("SELECT count(*) FROM written").fetchone() == (0,)
-    finally:
-        with psycopg.connect(new_database, autocommit=True) as session:
-            session.execute("DROP ROLE of_a_step")
-
-
-@pytest.mark.parametrize("engine", ["local", "dbos"])
-def test_a_ledger_may_be_behind_a_pooler_of_sessions(bench: Bench, tmp_path: Path, engine: Any) -> None:
-    bench.sql("CREATE DATABASE pooled_ledger")
-    dsn = bench.info.support_dsn.reveal().replace("/support", "/pooled_ledger", 1)
-    try:
-        with pgbouncer(dsn, tmp_path / "pooler") as pooler:
-            given = psycopg.conninfo.conninfo_to_dict(dsn)
-            url = f"postgresql://{given['user']}:{given['password']}@127.0.0.1:{pooler.port}/pooled_ledger"
-            outcome = bench.run(reads("SELECT 1 AS one"), ledger_url=url, engine=engine)
-            assert outcome.exit_code is ExitCode.DONE
-            with psycopg.connect(dsn) as session:
-                assert session.execute("SELECT count(*) FROM run WHERE state = 'succeeded'").fetchone() == (1,)
-    finally:
-        bench.sql("DROP DATABASE pooled_ledger WITH (FORCE)")
-
-
-def test_a_catalog_that_is_not_read_in_one_session_is_refused_and_says_why(new_database: str, tmp_path: Path) -> None:
-    with pgbouncer(new_database, tmp_path / "pooler", {"pool_mode": "transaction"}) as pooler:
-        dsn = pooler.through(new_database)
-
-        def infer() -> None:
-            with psycopg.connect(dsn, autocommit=True) as other, open_catalogs({"odd": Secret(dsn)}) as catalogs:
-                inference = catalogs.of("odd")
-                other.execute("BEGIN")
-                other.execute("SELECT 1")  # in the session that inference has had until now
-                inference.of("SELECT 1")
-
-        with pytest.raises(Unreachable, match="not read in one session") as caught:
-            infer()
-    assert "session pooling" in str(caught.value.hint)

@@ -66,6 +66,34 @@ def connect(location: Location) -> Engine:
     return engine
 
 
+def refuse_shared_sessions(engine: Engine, location: Location) -> None:
+    """Raise LedgerError where a pooler gives a session away after each transaction: what is set in it would not hold.
+
+    A pooler has numbers of its own for the processes of the server. Behind one, a second connection shows whether the
+    first has its process for itself.
+    """
+    if location.path is not None:
+        return
+    with engine.connect() as one:
+        process = _served_by(one)
+        driver: Any = one.connection.driver_connection
+        if process == driver.info.backend_pid:
+            return
+        with engine.connect() as another:
+            alone = _served_by(another) != process and _served_by(one) == process
+    if not alone:
+        raise LedgerError(
+            f"the {location.label} is behind a pooler that changes sessions after each transaction",
+            hint="a ledger needs `pool_mode = session` there, or the address of the server itself",
+        )
+
+
+def _served_by(connection: Connection) -> int:
+    process = connection.execute(text("SELECT pg_catalog.pg_backend_pid()")).scalar_one()
+    connection.rollback()
+    return int(process)
+
+
 def _create_file(path: Path) -> None:
     """Make the file where there is none. One that exists is not opened: closing it again would drop the locks
     of every connection that this process has to it (https://sqlite.org/howtocorrupt.html, section 2.2)."""
