@@ -308,3 +308,43 @@ def test_vaults_own_connection_goes_through_the_pooler(pooled: Pooled) -> None:
     assert load_declarations(pooled.bench.declarations)[0].connections["support"].login in str(
         pooled.pooler.sql("SHOW POOLS")
     )
+
+
+TROJANS = """
+CREATE FUNCTION public.unnest(text[]) RETURNS SETOF text LANGUAGE sql AS 'SELECT NULL WHERE false';
+CREATE FUNCTION public.set_config(text, text, boolean) RETURNS text LANGUAGE sql AS 'SELECT NULL';
+CREATE FUNCTION public.current_setting(text) RETURNS text LANGUAGE sql AS 'SELECT NULL';
+CREATE FUNCTION public.quote_ident(text) RETURNS text LANGUAGE sql AS 'SELECT NULL';
+CREATE FUNCTION public.pg_has_role(name, oid, text) RETURNS boolean LANGUAGE sql AS 'SELECT false';
+ALTER DATABASE support SET search_path = public, pg_catalog;
+"""
+
+
+@pytest.fixture
+def trojans(pooled: Pooled) -> Iterator[None]:
+    """Functions in a schema that the database's search path has before the system's."""
+    bench = pooled.bench
+    for statement in TROJANS.strip().splitlines():
+        bench.sql(statement)
+    yield
+    bench.sql("ALTER DATABASE support RESET search_path")
+    for name in ("unnest(text[])", "set_config(text, text, boolean)", "current_setting(text)", "quote_ident(text)"):
+        bench.sql(f"DROP FUNCTION public.{name}")
+    bench.sql("DROP FUNCTION public.pg_has_role(name, oid, text)")
+
+
+@pytest.mark.usefixtures("trojans")
+def test_nothing_in_the_databases_search_path_stands_for_what_we_call(pooled: Pooled) -> None:
+    key = new_step_key("lost")
+    login = f"orc_{key}_Ab3dEf6h"
+    bench = pooled.bench
+    bench.sql(f"SET ROLE orchestrator_vault; CREATE ROLE \"{login}\" LOGIN PASSWORD 'pw'")
+    try:
+        assert swept(pooled, key) == (login,)
+    finally:
+        bench.sql(f'DROP ROLE IF EXISTS "{login}"')
+    assert pooled.rows(LIMITED, inputs={"customer": 1007}) == [{"customer_id": 1007}]
+    proof = prove(bench, text=LIMITED, inputs={"customer": 1007})
+    names = ("current_setting(text)", "pg_has_role(name, oid, text)", "quote_ident(text)")
+    names += ("set_config(text, text, boolean)", "unnest(text[])")
+    assert excess(proof) == [f"EXECUTE on function public.{name} through PUBLIC" for name in names]
