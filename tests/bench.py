@@ -175,8 +175,11 @@ class Bench:
         return [login for login in self.logins() if not login.startswith("orc_sweep-")]
 
     def sessions(self) -> list[str]:
-        """The sessions of ephemeral roles that are open now."""
-        return self.sql("SELECT usename FROM pg_stat_activity WHERE usename LIKE 'orc\\_%'")
+        """The sessions of ephemeral roles that are open now, and of roles that are there no more."""
+        return self.sql(
+            "SELECT coalesce(usename, 'of a dropped role: ' || usesysid) FROM pg_stat_activity "
+            "WHERE usename LIKE 'orc\\_%' OR (usesysid <> 0 AND usename IS NULL)"
+        )
 
     def vault_leases(self) -> list[str]:
         """Every lease that Vault holds under the database mount."""
