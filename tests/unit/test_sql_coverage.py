@@ -92,3 +92,17 @@ def test_where_it_is_not_certain_nothing_is_said(sql: str, grant: str) -> None:
 
 def test_a_catalog_that_the_sql_names_is_named() -> None:
     assert said("SELECT rolname FROM pg_authid", "{ select: pg_catalog.pg_authid, columns: [rolname] }") == []
+
+
+def test_a_table_in_a_with_that_nothing_carries_out_is_not_said_to_be_needed() -> None:
+    first, other = "{ select: t, columns: [id] }", "{ select: other, columns: [id] }"
+    chain = "WITH a AS (SELECT id FROM other), b AS (SELECT 1 FROM a)"
+    assert said(f"{chain} SELECT id FROM t", first) == []
+    assert said(f"{chain} SELECT id FROM t, b", first) == [
+        "error: the SQL needs `select on other`, which the grant `db` does not declare"
+    ]
+    assert said(f"{chain} SELECT id FROM t", first, other) == []
+    deleting = "WITH a AS (DELETE FROM other) SELECT id FROM t"
+    assert said(deleting, first, action="postgres.execute") == [
+        "error: the SQL needs `delete on other`, which the grant `db` does not declare"
+    ]
