@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 import psycopg
+from pgbouncer import pgbouncer
 from psycopg import sql
 from standby import Standby
 
@@ -46,6 +47,20 @@ def by_a_standby(server: Postgres, database: str, folder: Path) -> Iterator[Addr
     """The steps read from a streaming replica."""
     with Standby(folder / "standby", durable=False, primary=server) as standby:
         yield Addresses(endpoint(standby, database), endpoint(server, database))
+
+
+@contextmanager
+def by_a_pooler(server: Postgres, database: str, folder: Path) -> Iterator[Addresses]:
+    """Everything goes through a PgBouncer, Vault's connection and the orchestrator's duties included."""
+    with pgbouncer(superuser(server, database).reveal(), folder / "pgbouncer") as pooler:
+        yield Addresses(pooler.endpoint)
+
+
+@contextmanager
+def steps_by_a_pooler(server: Postgres, database: str, folder: Path) -> Iterator[Addresses]:
+    """Only the steps go through a PgBouncer, which gives its sessions to others after each transaction."""
+    with pgbouncer(superuser(server, database).reveal(), folder / "pgbouncer", {"pool_mode": "transaction"}) as pooler:
+        yield Addresses(pooler.endpoint, endpoint(server, database))
 
 
 def endpoint(server: Postgres, database: str) -> str:
@@ -254,6 +269,8 @@ KINDS = {
         ),
         DatabaseKind("a restored password", meanwhile=restored),
         DatabaseKind("a streaming replica", reach=by_a_standby, call=""),
+        DatabaseKind("PgBouncer", reach=by_a_pooler),
+        DatabaseKind("PgBouncer for steps alone, by transactions", reach=steps_by_a_pooler),
     )
 }
 """By name. Each is provisioned, proven, run on and taken down by `test_database_matrix.py`."""

@@ -16,7 +16,8 @@ from orchestrator.actions.catalog import action, catalog
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.grants.sql.parsing import UnreadableSql, deparse, parse
 from orchestrator.grants.sql.statements import statement_verbs
-from orchestrator.inference.bodies import body_statements
+from orchestrator.inference.analysis.bodies import body_statements
+from orchestrator.inference.analysis.plpgsql import computation
 from orchestrator.inference.offline import certain
 from orchestrator.inference.statements import split
 from orchestrator.planning.lint import lint
@@ -69,7 +70,8 @@ def sql(text: str) -> None:
     for placeholders in (False, True):
         statement_verbs(text, placeholders=placeholders)
         certain(text, placeholders=placeholders)
-    body_statements(text, ["a"], "f")
+    body_statements(text)
+    computation(f"CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $b${text}$b$", text)
     try:
         split(text)
     except UnreadableSql:

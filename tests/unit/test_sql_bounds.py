@@ -22,7 +22,8 @@ from orchestrator.grants.sql.parsing import (
     with_parameters,
 )
 from orchestrator.grants.sql.statements import statement_verbs
-from orchestrator.inference.bodies import body_statements
+from orchestrator.inference.analysis.bodies import body_statements
+from orchestrator.inference.analysis.plpgsql import computation
 from orchestrator.inference.offline import certain
 from orchestrator.inference.statements import Dynamic, split
 
@@ -57,6 +58,16 @@ DEEP: dict[str, Callable[[int], str]] = {
 }
 
 
+def plpgsql(body: str) -> tuple[str, str]:
+    return f"CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $b${body}$b$", body
+
+
+@pytest.mark.parametrize("levels", [90, 5_000])
+def test_blocks_within_each_other_are_read_as_far_as_the_parser_can(levels: int) -> None:
+    body = "BEGIN " + "IF true THEN " * levels + "RETURN 1; " + "END IF; " * levels + "END"
+    assert (computation(*plpgsql(body)) is None) == (levels > 90)
+
+
 @pytest.mark.parametrize("shape", DEEP)
 @pytest.mark.parametrize("size", [600, 4_000])
 def test_what_is_too_deep_is_refused_before_the_parser(shape: str, size: int) -> None:
@@ -67,8 +78,9 @@ def test_what_is_too_deep_is_refused_before_the_parser(shape: str, size: int) ->
     assert certain(sql) is None
     with pytest.raises(TooLargeSql):
         split(sql)
-    (part,) = body_statements(f"RETURN ({sql})", [], "f")
+    (part,) = body_statements(f"RETURN ({sql})")
     assert isinstance(part, Dynamic)
+    assert computation(*plpgsql(f"BEGIN RETURN ({sql}); END")) is None
 
 
 @pytest.mark.parametrize(

@@ -89,22 +89,33 @@ def parse(sql: str, *, placeholders: bool = False) -> tuple[ast.RawStmt, ...]:
     """The statements of a text. `placeholders` are psycopg's; else there are `$n`. Raises UnreadableSql."""
     from pglast import parse_sql
     from pglast.error import Error
-    from pglast.parser import scan
 
     if len(sql) > MAX_CHARACTERS:
         raise _too_large(f"{len(sql)} characters", MAX_CHARACTERS)
     text = with_parameters(sql) if placeholders else sql
-    if max((len(row.group()) for row in _SIGNS.finditer(text)), default=0) > MAX_SIGNS:
-        raise _too_large("more signs in a row", MAX_SIGNS)
-    if "\0" in text:
-        raise UnreadableSql("the SQL has a NUL character", hint="the server would read it up to there only")
     try:
-        _check_depth([token.name for token in scan(_in_ascii(text))])
+        check_bounds(text)
         parsed: tuple[ast.RawStmt, ...] = parse_sql(text)
     except (Error, ValueError, RecursionError) as error:
         said = str(error.args[0]) if error.args and not isinstance(error, UnicodeError) else type(error).__name__
         raise UnreadableSql(f"the SQL cannot be parsed: {said}", hint="try it with psql") from None
     return parsed
+
+
+def check_bounds(text: str) -> None:
+    """Raises UnreadableSql for a text that the parser must not be given, and ValueError for one without tokens.
+
+    Its tokens are those of SQL, which are also those of PL/pgSQL.
+    """
+    from pglast.parser import scan
+
+    if len(text) > MAX_CHARACTERS:
+        raise _too_large(f"{len(text)} characters", MAX_CHARACTERS)
+    if max((len(row.group()) for row in _SIGNS.finditer(text)), default=0) > MAX_SIGNS:
+        raise _too_large("more signs in a row", MAX_SIGNS)
+    if "\0" in text:
+        raise UnreadableSql("the SQL has a NUL character", hint="the server would read it up to there only")
+    _check_depth([token.name for token in scan(_in_ascii(text))])
 
 
 def deparse(node: ast.Node) -> str:

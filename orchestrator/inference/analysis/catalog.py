@@ -5,11 +5,14 @@ Nothing here needs more than the right to connect.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import psycopg
 
+from orchestrator.grants.compiled import SCOPE_ROLE_PREFIX
+from orchestrator.grants.privileges import Privilege
+from orchestrator.grants.sql.row_security import ROW_SECURITY, HiddenRows, hidden_rows, row_security, tables_of
 from orchestrator.inference.analysis.builtins import RUN_A_QUERY_OF_TWO, SPECIAL
 from orchestrator.inference.analysis.plpgsql import Computation, computation
 
@@ -34,10 +37,10 @@ class Relation:
     """The types of those columns that are of a domain."""
     foremost: int | None
     """The first column of the primary key, or of the table."""
+    secured: bool
+    """Whether row security is on."""
     hides_rows: bool
-    """Whether row security applies, and the session passes it by."""
-    closed_for: frozenset[str]
-    """The verbs for which row security has no permissive policy that is for everybody."""
+    """Whether it is, and the session passes it by."""
     unmapped: str
     """The foreign server for which there is no user mapping of PUBLIC, where it is a foreign table."""
 
@@ -96,7 +99,7 @@ class Catalog:
         if not wanted:
             return
         for row in self.session.execute(_RELATIONS, {"oids": wanted}):
-            oid, schema, name, kind, columns, domains, foremost, hides, closed, server = row
+            oid, schema, name, kind, columns, domains, foremost, secured, hides, server = row
             self._relations[int(oid)] = Relation(
                 int(oid),
                 str(schema),
@@ -105,8 +108,8 @@ class Catalog:
                 {int(number): str(column) for number, column in (columns or {}).items()},
                 {int(number): int(kind) for number, kind in (domains or {}).items()},
                 foremost,
+                bool(secured),
                 bool(hides),
-                frozenset(closed or ()),
                 str(server or ""),
             )
 
@@ -114,6 +117,18 @@ class Catalog:
         """Raises KeyError where there is none."""
         self.relations([oid])
         return self._relations[oid]
+
+    def hidden_rows(self, privileges: Sequence[Privilege]) -> list[HiddenRows]:
+        """The privileges of which a step has nothing, since no permissive policy is for it or for everybody."""
+        secured = {(each.schema, each.name) for each in self._relations.values() if each.secured}
+        tables = [table for table in tables_of(privileges) if table in secured]
+        if not tables:
+            return []
+        wanted = {"schemas": [schema for schema, _ in tables], "names": [name for _, name in tables]}
+        security = row_security(self.session.execute(ROW_SECURITY, wanted))
+        named = {role for policies in security.values() for policy in policies for role in policy.roles}
+        scopes = [role for role in named if role.startswith(SCOPE_ROLE_PREFIX)]  # which one is ours is not known here
+        return list(hidden_rows(privileges, security, scopes))
 
     def functions(self, oids: Iterable[int]) -> list[Function]:
         """These functions, by object id; what is not there is left out."""
@@ -150,7 +165,7 @@ class Catalog:
         key = (function.oid, relation)
         if key not in self._computing:
             row = self.session.execute("SELECT pg_get_functiondef(%s)", [function.oid]).fetchone()
-            used = computation(str(row[0])) if row and function.path is None else None
+            used = computation(str(row[0]), function.source) if row and function.path is None else None
             self._computing[key] = used is not None and self._are_own(function, used, relation)
         return self._computing[key]
 
@@ -269,12 +284,7 @@ SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text,
      LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND i.indisprimary AND a.attnum = ANY(i.indkey)
      WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
      ORDER BY i.indrelid IS NULL, array_position(i.indkey::smallint[], a.attnum), a.attnum LIMIT 1),
-    CASE WHEN c.relrowsecurity THEN NOT row_security_active(c.oid) ELSE false END,
-    CASE WHEN c.relrowsecurity THEN ARRAY(
-        SELECT v.verb FROM (VALUES ('select', 'r'), ('insert', 'a'), ('update', 'w'), ('delete', 'd')) v (verb, code)
-        WHERE NOT EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = c.oid AND p.polpermissive
-            AND p.polcmd::text IN ('*', v.code) AND (0 = ANY(p.polroles) OR EXISTS (
-                SELECT FROM pg_roles r WHERE r.oid = ANY(p.polroles) AND r.rolname LIKE 'orchestrator\\_%%')))) END,
+    c.relrowsecurity, CASE WHEN c.relrowsecurity THEN NOT row_security_active(c.oid) ELSE false END,
     (SELECT s.srvname FROM pg_foreign_table f JOIN pg_foreign_server s ON s.oid = f.ftserver
      JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw WHERE f.ftrelid = c.oid AND w.fdwname <> 'file_fdw'
      AND NOT EXISTS (SELECT FROM pg_user_mappings m WHERE m.srvid = s.oid AND m.umuser = 0))

@@ -9,7 +9,6 @@ from orchestrator.inference.analysis.catalog import FIRST_USER_OID, SYSTEM_COLUM
 from orchestrator.inference.analysis.trees import DELETE, INSERT, SELECT, UPDATE, Permission
 
 _COLUMN_VERBS: tuple[tuple[int, Verb], ...] = ((SELECT, "select"), (INSERT, "insert"), (UPDATE, "update"))
-_VERBS: tuple[tuple[int, Verb], ...] = (*_COLUMN_VERBS, (DELETE, "delete"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,6 @@ class Findings:
     schemas: set[str] = field(default_factory=set)
     _any: list[tuple[Verb, Relation]] = field(default_factory=list)
     _notes: dict[str, None] = field(default_factory=dict)
-    _remarks: dict[str, None] = field(default_factory=dict)
 
     def note(self, text: str) -> None:
         """Something that cannot be known."""
@@ -78,7 +76,10 @@ class Findings:
         for schema in sorted(self.schemas - covered):
             used = Privilege("schema", schema, "")
             (self.everyones if self.catalog.is_open(schema) else self.privileges).append(used)
-        return Inferred(merge(self.privileges), tuple(self._notes), merge(self.everyones), tuple(self._remarks))
+        privileges = merge(self.privileges)
+        hidden = self.catalog.hidden_rows(privileges)
+        remarks = tuple(f"{each}: {each.remedy('the scope role of the grant')}" for each in hidden)
+        return Inferred(privileges, tuple(self._notes), merge(self.everyones), remarks)
 
     def _columns(self, verb: Verb, relation: Relation, numbers: frozenset[int]) -> None:
         if not numbers:
@@ -111,12 +112,6 @@ class Findings:
                 f"the row security of {name} is for the step and not for the login that infers, so that what its "
                 "policies need is not seen: let an ordinary login infer, one that is not the owner"
             )
-        verbs = [verb for bit, verb in _VERBS if permission.required & bit and verb in relation.closed_for]
-        if verbs:
-            self._remarks[
-                f"no permissive policy of {name} lets everybody {', '.join(verbs)}: the step finds no row there. "
-                "Let one be TO PUBLIC, or to the scope role of the grant"
-            ] = None
 
     def _is_public(self, permission: Permission, relation: Relation) -> bool:
         """Whether everybody may read this system catalog, or the columns of it that are asked for."""

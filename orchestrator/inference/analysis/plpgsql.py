@@ -14,7 +14,7 @@ from typing import Any
 
 from pglast import ast
 
-from orchestrator.grants.sql.parsing import UnreadableSql, parse
+from orchestrator.grants.sql.parsing import UnreadableSql, check_bounds, parse
 from orchestrator.inference.statements import walk
 
 _STATEMENTS = frozenset(
@@ -22,6 +22,10 @@ _STATEMENTS = frozenset(
     for each in "block if assign raise return case loop while fori foreach_a exit assert".split()  # noqa: SIM905
 )
 _ASSIGNMENT = re.compile(r'\s*[\w.$"]+\s*:?=(?!=)', re.ASCII)
+_NESTING = re.compile(r"\b(?:begin|if|loop|case)\b", re.IGNORECASE)
+_MAX_NESTED = 200
+"""Words that may open a block: the parser of PL/pgSQL is native code, too, and goes into each of them."""
+
 _ASSIGNING = (3, 4, 5)
 """`parseMode` of an expression that is an assignment (`parser/parser.h`, `RAW_PARSE_PLPGSQL_ASSIGN1` and so on)."""
 
@@ -47,12 +51,15 @@ class Computation:
             self.columns.add(name)
 
 
-def computation(definition: str) -> Computation | None:
-    """What the body of a function computes with, by its CREATE FUNCTION; None where it may do something else."""
+def computation(definition: str, body: str) -> Computation | None:
+    """What a function computes with, by its CREATE FUNCTION and the body in it; None where it may do something else."""
     from pglast.error import Error
     from pglast.parser import parse_plpgsql_json
 
+    if len(_NESTING.findall(body)) > _MAX_NESTED:
+        return None
     try:
+        check_bounds(body)
         parsed = json.loads(parse_plpgsql_json(definition))
         found = Computation()
         return found if all(_only_computes(each, found) for each in _nodes(parsed)) else None
