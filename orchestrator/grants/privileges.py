@@ -159,21 +159,24 @@ def parse_qualified(text: str, *, default_schema: str = "public") -> tuple[str, 
     What stands outside double quotes is folded to lower case (PostgreSQL manual, 4.1.1). Raises
     ValueError for anything else, and for names longer than 63 bytes, which the server would cut.
     """
-    parts, position = [], 0
-    while True:
-        match = _PART.match(text, position)
-        if match is None:
-            break
-        parts.append(match.group(1).replace('""', '"') if match.group(1) is not None else match.group(2).lower())
-        position = match.end()
-        if text[position : position + 1] != ".":
-            break
-        position += 1
+    parts, position = _name_at_the_start(text)
     if position != len(text) or not 1 <= len(parts) <= 2 or text.endswith("."):
         raise ValueError(f'{text!r} is not a name like `orders`, `shop.orders` or `shop."Orders 2024"`')
     for part in parts:
         check_identifier(part)
     return (parts[0], parts[1]) if len(parts) == 2 else (default_schema, parts[0])
+
+
+def _name_at_the_start(text: str) -> tuple[list[str], int]:
+    """The parts of the name with which a text begins, and where it ends."""
+    parts, position = [], 0
+    while match := _PART.match(text, position):
+        parts.append(match.group(1).replace('""', '"') if match.group(1) is not None else match.group(2).lower())
+        position = match.end()
+        if text[position : position + 1] != ".":
+            break
+        position += 1
+    return parts, position
 
 
 def check_identifier(name: str) -> str:
@@ -190,11 +193,13 @@ def parse_function(text: str) -> tuple[str, str]:
 
     The argument types are those of the declaration, as `\\df` shows them; the database resolves them.
     """
-    head, bracket, rest = text.partition("(")
-    if not bracket or not rest.endswith(")") or ";" in rest:
+    written = text.strip()
+    _, end = _name_at_the_start(written)
+    given = written[end:].lstrip()
+    if not given.startswith("(") or not given.endswith(")") or ";" in given:
         raise ValueError(f"{text!r} is not a function with its argument types, like `app.refresh(integer)`")
-    schema, name = parse_qualified(head.strip())
-    types = ", ".join(part.strip() for part in rest[:-1].split(",") if part.strip())
+    schema, name = parse_qualified(written[:end])
+    types = ", ".join(part.strip() for part in given[1:-1].split(",") if part.strip())
     return schema, f"{quoted(name)}({types})"
 
 

@@ -253,7 +253,7 @@ def query_failure(error: psycopg.Error, redactor: Redactor, *, told: bool = Fals
     message = redactor.redact(error.diag.message_primary or "no message") if told else _meaning(error)
     what = f"{message} (SQLSTATE {state})"
     if state == "42501":
-        return StepFailed(what, kind="permission", hint="the grant's role does not allow it; see `grants infer`")
+        return StepFailed(what, kind="permission", hint=_NOT_ALLOWED)
     if state == "57014":
         return StepFailed(what, kind="timeout", hint="raise `timeout` of the step, or make the statement faster")
     if state.startswith(_CONNECTION_LOST):
@@ -283,6 +283,9 @@ _OF_NAMES_ONLY = re.compile(
     r'|(?:relation|column|schema) "?[A-Za-z_][A-Za-z0-9_$.]{0,126}"? does not exist'
 )
 """Words of the server that hold nothing but a name of the schema: without it nobody knows which grant is missing."""
+_NOT_ALLOWED = (
+    "the grant's role does not allow it, or no row security policy lets the row pass; see `grants infer` and `prove`"
+)
 _SEE = "see the SQLSTATE in the PostgreSQL manual, appendix A"
 _TELL = "`server_messages: true` tells the server's own words, which may quote rows"
 _UNKNOWN = (
