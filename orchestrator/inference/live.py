@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import psycopg
+from pglast import ast
 from psycopg import sql
 
 from orchestrator.errors import Unreachable, UsageError
@@ -123,17 +124,14 @@ class _Text:
                 try:
                     self._analyse(Text(text, part.node), declared, None, 0, True)
                 except psycopg.errors.InsufficientPrivilege as error:
-                    self._findings.note(
-                        f"the login that infers is refused ({error.diag.message_primary}): it needs USAGE on the "
-                        "schemas that the SQL names, and EXECUTE on what checks a constant of a domain"
-                    )
+                    self._refused(error, part.node)
                     return
                 except _OF_TYPES as error:
                     refused = refused or error
                     if not part.parameters:
                         raise
                 else:
-                    self._overloaded(part, own, chosen)
+                    self._overloaded(part, own)
                     return
         assert refused is not None
         if all(len(each) == 1 for each in own):
@@ -143,7 +141,21 @@ class _Text:
             "write a cast, such as `%(name)s::integer`"
         )
 
-    def _overloaded(self, part: Analysed, types: Types, chosen: Sequence[str]) -> None:
+    def _refused(self, error: psycopg.Error, root: ast.Node) -> None:
+        """The login that infers may not do something: use a schema, which it must be able to, or check a constant."""
+        written = Written()
+        written.add(root)
+        if closed := self._names.closed(written.schemas):
+            raise UsageError(
+                f"the login that infers may not use {', '.join(closed)}",
+                hint="GRANT USAGE ON SCHEMA ... to it; it needs nothing else",
+            ) from error
+        self._findings.note(
+            f"the login that infers is refused ({error.diag.message_primary}): to analyse a constant of a domain it "
+            "needs EXECUTE on what checks it"
+        )
+
+    def _overloaded(self, part: Analysed, types: Types) -> None:
         """Where another type of a parameter may mean another function, which one is not known."""
         if all(len(each) == 1 for each in types) or not self._names.may_be_overloaded(part.node):
             return

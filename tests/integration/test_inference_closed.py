@@ -372,8 +372,8 @@ NOTES = {
     "trigger that reads a table in an expression": ("DELETE FROM app.ident", "app.looking() (plpgsql) runs"),
     "trigger that takes a number": ("INSERT INTO app.compared VALUES (1)", "app.numbering() (plpgsql) runs"),
     "aggregate in PL/pgSQL": ("SELECT app.loud_sum(b) FROM app.t", "app.loud_add(integer, integer) (plpgsql)"),
-    "constant of a domain within another": ("SELECT '{7}'::app.positive[]", "EXECUTE on what checks a constant"),
-    "constant of a row with a domain": ("SELECT '(7,x)'::app.holder", "EXECUTE on what checks a constant"),
+    "constant of a domain within another": ("SELECT '{7}'::app.positive[]", "needs EXECUTE on what checks it"),
+    "constant of a row with a domain": ("SELECT '(7,x)'::app.holder", "needs EXECUTE on what checks it"),
     "foreign table": ("SELECT a FROM app.far", "the server `elsewhere` has no user mapping of PUBLIC"),
     "body that does not parse": ("SELECT app.broken()", "app.broken() is not looked into"),
     "search path that is set": ("SET search_path = own; SELECT id FROM app.t", "SET search_path changes"),
@@ -386,6 +386,7 @@ NOTES = {
 }
 
 NOISE = """
+CREATE SCHEMA hidden; CREATE TABLE hidden.t (a int);
 CREATE TABLE app.noisy_base (a int, b int);
 CREATE TRIGGER l AFTER INSERT ON app.noisy_base FOR EACH ROW EXECUTE FUNCTION app.loud();
 CREATE VIEW app.computed_only AS SELECT count(*) FROM app.t;
@@ -483,6 +484,8 @@ def test_what_depends_on_a_type_that_is_not_known_is_said(inference: Inference, 
     [
         ("SELECT ARRAY[]", "cannot determine type of empty array"),
         ("SELECT nope FROM app.t", 'column "nope" does not exist'),
+        ("SELECT a FROM hidden.t", "the login that infers may not use hidden"),
+        ("SELECT hidden.f(a) FROM app.t", "the login that infers may not use hidden"),
         ("DELETE FROM app.computed_only", "cannot delete from view"),
         ("SELECT app.one(1, 2, 3)", "function app.one(integer, integer, integer) does not exist"),
     ],

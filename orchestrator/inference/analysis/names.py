@@ -7,7 +7,7 @@ looked up again, and so needs none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import psycopg
@@ -87,6 +87,14 @@ class Names:
             if schema is not None:
                 found.add(schema)
         return {each for each in found if each not in _SYSTEM and not each.startswith("pg_")}
+
+    def closed(self, schemas: Iterable[str]) -> list[str]:
+        """Those of the schemas that the session may not use."""
+        rows = self.session.execute(
+            "SELECT nspname FROM pg_namespace WHERE nspname = ANY(%s) AND NOT has_schema_privilege(oid, 'USAGE')",
+            [sorted(schemas)],
+        )
+        return [str(row[0]) for row in rows]
 
     def may_be_overloaded(self, root: ast.Node | None) -> bool:
         """Whether somebody made a function or an operator of a name that is used in a text."""
