@@ -24,7 +24,7 @@ _SUFFIX = re.compile(r"[A-Za-z0-9]{8}")
 Entropy = Callable[[int], bytes]
 
 
-RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}")
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+~@=-]{0,499}")
 """What people may call a run."""
 
 

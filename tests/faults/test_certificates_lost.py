@@ -97,8 +97,9 @@ def test_one_whose_answer_is_lost_is_revoked_with_the_steps_token(
     proxy.fail(fault, when=lambda line: f"/{pki.mount}/sign/" in line)
     code = child(bench, children, proxy.address, "run", run_id, text)
     assert code in (ExitCode.UNREACHABLE, ExitCode.UNCONFIRMED)
-    (serial,) = pki.serials()
-    wait_for(lambda: pki.revoked() == [serial], "Vault to revoke what hung from the token")
+    # A connection that is cut may keep Vault from signing at all: then there is nothing to revoke.
+    assert len(pki.serials()) == 1 or isinstance(fault, CutAfterForwarding)
+    wait_for(lambda: pki.revoked() == pki.serials(), "Vault to revoke what hung from the token")
     (lease,) = certificates(recorded(bench, run_id))
     assert (lease.state, lease.subject) == (LeaseState.REVOKING, ""), "what is not known is not called revoked"
     assert "outcome unknown" in lease.reason

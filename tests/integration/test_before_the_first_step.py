@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bench import Bench
 
+from orchestrator.cli.main import main
 from orchestrator.errors import ExitCode
 from orchestrator.ledger.events import Decided, LeaseRequested
 from orchestrator.ledger.states import RunState, StepState
@@ -122,10 +125,17 @@ def text_of(step: str) -> str:
 
 
 def orchestrator(bench: Bench, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**bench.environment(), "ORCHESTRATOR_POLICY": "allow-all", "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.run(
-        [*COMMAND, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
+    """The command in this process, which is a good deal faster than in one of its own."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as changed, redirect_stdout(out), redirect_stderr(err):
+        for name in os.environ:
+            if name.startswith(("ORCHESTRATOR_", "VAULT_")):
+                changed.delenv(name)
+        for name, value in {**bench.environment(), "ORCHESTRATOR_POLICY": "allow-all"}.items():
+            changed.setenv(name, value)
+        changed.chdir(folder)
+        code = main(list(arguments))
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def nothing_was_issued(bench: Bench, folder: Path) -> None:

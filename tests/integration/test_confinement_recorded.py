@@ -16,6 +16,7 @@ from orchestrator.actions.confinement import Confinement, available_parts
 from orchestrator.devstack.session import runtime_environment
 from orchestrator.errors import ExitCode
 from orchestrator.ledger.events import AttemptStarted, LeaseRequested
+from orchestrator.ledger.states import StepState
 from orchestrator.policy.types import Decision, PolicyRequest
 
 DB = "{ kind: database, connection: support, role: feedback-read }"
@@ -95,7 +96,8 @@ def test_what_is_required_and_missing_refuses_the_step_before_anything_is_issued
 
 def test_an_endpoint_that_is_not_there_is_told_before_anything_is_issued(bench: Bench) -> None:
     outcome = bench.run(SAYS.replace("command: [/bin/true]", "command: [/bin/true], connect: [nowhere]"))
-    assert "`nowhere`, and there is no such endpoint" in outcome.errors["program"].message
+    assert "`nowhere`" in outcome.reason
+    assert set(outcome.steps.values()) == {StepState.CANCELLED}
     assert "program" not in {event.step for event in bench.events if isinstance(event, LeaseRequested)}
 
 

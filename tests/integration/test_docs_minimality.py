@@ -78,6 +78,6 @@ def test_it_is_inferred_although_the_statement_runs_without_it(
 
 def test_the_page_names_each_of_them() -> None:
     page = " ".join((ROOT / "docs" / "least-privilege.md").read_text().split())
-    told = page[page.index("Two things are inferred") : page.index("The login needs nothing but to connect")]
+    told = page[page.index("Some things are inferred") : page.index("The login needs nothing but to connect")]
     for words in ("a view, `WITH` or subquery", "`LEFT JOIN`", "`CASE` or `COALESCE`", "is NULL", "PUBLIC"):
         assert words in told

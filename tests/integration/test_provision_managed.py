@@ -184,7 +184,7 @@ OBSTACLES: dict[str, tuple[Spoil, str]] = {
     ),
     "who does not own a procedure": (
         lambda site: site.sql("ALTER PROCEDURE close_day(date) OWNER TO postgres"),
-        "give EXECUTE ON FUNCTION public.close_day(date), which belongs to postgres",
+        "give EXECUTE ON ROUTINE public.close_day(date), which belongs to postgres",
     ),
     "who does not own a schema": (
         lambda site: site.sql("ALTER SCHEMA public OWNER TO postgres; GRANT USAGE ON SCHEMA public TO PUBLIC"),

@@ -57,6 +57,11 @@ def test_a_step_and_inference_mean_the_same_table(place: tuple[str, str, str], r
     assert isinstance(output, dict)
     wanted = "public" if "nowhere" in request.node.name else "north"
     assert output["columns"] == [f"of_{wanted}"]
+    if wanted == "public":  # the reader's own path hides what a fresh login would have
+        with open_catalogs({"odd": Secret(catalog)}, {"odd": endpoint}) as catalogs, pytest.raises(UsageError):
+            catalogs.of("odd")
+        with psycopg.connect(database, autocommit=True) as session:
+            session.execute("ALTER ROLE catalog RESET search_path")
     with open_catalogs({"odd": Secret(catalog)}, {"odd": endpoint}) as catalogs:
         found = catalogs.of("odd").of("SELECT * FROM doc")
     assert [each.describe() for each in found.privileges] == [f"select (of_{wanted}) on {wanted}.doc"]
@@ -69,6 +74,8 @@ def test_the_environment_does_not_choose_it(place: tuple[str, str, str], monkeyp
     before = asyncio.run(Query().run(QueryParams(sql="SELECT * FROM doc"), there))
     monkeypatch.setenv("PGOPTIONS", "-c search_path=south")
     assert asyncio.run(Query().run(QueryParams(sql="SELECT * FROM doc"), there)) == before
+    with psycopg.connect(database, autocommit=True) as session:
+        session.execute("ALTER ROLE catalog RESET search_path")
     with open_catalogs({"odd": Secret(catalog)}, {"odd": there.endpoints["support"]}) as catalogs:
         found = catalogs.of("odd").of("SELECT * FROM doc")
     assert isinstance(before, dict)

@@ -27,11 +27,11 @@ from orchestrator.secret import Secret
 HIDDEN = "COMMIT; SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE; CREATE ROLE injected SUPERUSER; "
 SMUGGLED = {
     "escaped quote": rf"SELECT 'x\''; {HIDDEN} --'",
-    "dollar quote": rf"SELECT 'x\', $q$'; {HIDDEN} --$q$",
+    "dollar quote": rf"SELECT 'x\' AS a, $q$'; {HIDDEN} --$q$",
     "nested comment": rf"SELECT 'x\' /* '; {HIDDEN} -- /* n */ */",
     "continued string": f"SELECT 'a'\n'\\''; {HIDDEN} --'",
-    "beside an escape string": rf"SELECT E'a\\', 'x\''; {HIDDEN} --'",
-    "two backslashes and one": rf"SELECT 'a\\', 'x\''; {HIDDEN} --'",
+    "beside an escape string": rf"SELECT E'a\\' AS a, 'x\''; {HIDDEN} --'",
+    "two backslashes and one": rf"SELECT 'a\\' AS a, 'x\''; {HIDDEN} --'",
     "in a list of values": rf"SELECT * FROM (VALUES ('x\', $$'); {HIDDEN} --$$)) AS v (a, b)",
 }
 """Each is one SELECT by the SQL standard."""
@@ -121,14 +121,16 @@ async def test_a_query_reads_the_text_and_nothing_else_happens(odd_database: str
 
 @pytest.mark.parametrize("sql", SMUGGLED.values(), ids=SMUGGLED)
 async def test_an_execution_carries_out_one_statement(odd_database: str, sql: str) -> None:
-    assert await Execute().run(ExecuteParams(sql=sql), context(odd_database)) == {"row_count": 1}
+    output = await Execute().run(ExecuteParams(sql=sql), context(odd_database))
+    assert isinstance(output, dict)
+    assert (output["row_count"], len(output["rows"])) == (1, 1)
 
 
 @pytest.mark.parametrize("how", ["SET", "set_config"])
 async def test_what_the_first_execution_sets_makes_no_other_statement_of_the_next(odd_database: str, how: str) -> None:
     switch = "set_config('standard_conforming_strings', 'off', false)"
     sql = (
-        rf"SELECT {switch}, 'x\', $q$', hidden() --$q$"
+        rf"SELECT {switch}, 'x\' AS a, $q$' AS b, hidden() --$q$"
         if how == "set_config"
         else "SET standard_conforming_strings = off"
     )

@@ -98,7 +98,7 @@ def test_the_start_imports_nothing_heavy() -> None:
     assert shown.stdout.strip() == "[]"
 
 
-SERVICES = ("hvac", "requests", "httpx", "aiohttp", "slack_sdk", "psycopg", "regorus", "pglast", "alembic", "rich")
+SERVICES = ("hvac", "requests", "httpx", "aiohttp", "slack_sdk", "psycopg", "regorus", "alembic", "rich")
 """What only a run, a migration or a terminal needs."""
 
 LEDGER = ("sqlalchemy",)
@@ -109,11 +109,14 @@ LANGUAGE = ("orchestrator.workflow.loader", "pydantic_settings")
 @pytest.mark.parametrize(
     ("arguments", "not_needed"),
     [
-        (["--help"], (*SERVICES, *LEDGER, *LANGUAGE, "asyncio", "pydantic")),
-        (["leases", "list"], (*SERVICES, *WRITER, "orchestrator.workflow.loader")),
-        (["leases", "list", "--state", "revoking", "--json"], (*SERVICES, *WRITER, "orchestrator.workflow.loader")),
-        (["runs", "list"], (*SERVICES, *WRITER, "orchestrator.workflow.loader")),
-        (["tasks", "list"], (*SERVICES, *WRITER, "orchestrator.workflow.loader")),
+        (["--help"], (*SERVICES, "pglast", *LEDGER, *LANGUAGE, "asyncio", "pydantic")),
+        (["leases", "list"], (*SERVICES, "pglast", *WRITER, "orchestrator.workflow.loader")),
+        (
+            ["leases", "list", "--state", "revoking", "--json"],
+            (*SERVICES, "pglast", *WRITER, "orchestrator.workflow.loader"),
+        ),
+        (["runs", "list"], (*SERVICES, "pglast", *WRITER, "orchestrator.workflow.loader")),
+        (["tasks", "list"], (*SERVICES, "pglast", *WRITER, "orchestrator.workflow.loader")),
         (["agents", "list"], (*SERVICES, "pydantic_settings", "orchestrator.grants", "orchestrator.workflow.loader")),
         (["validate", "feedback.yaml"], (*SERVICES, *LEDGER, "pydantic_settings")),
     ],

@@ -119,8 +119,8 @@ def request_for(
 
     if run_id is not None and not RUN_ID.fullmatch(run_id):
         raise UsageError(
-            "a run's id has letters, digits, `_`, `-`, `.` and `:`, begins with one of the first two, and has 100 "
-            "characters at most",
+            "a run's id has letters, digits and `_-.:+~@=`, begins with a letter or a digit, and has 500 characters at "
+            "most",
             hint="leave --run-id out: then one is made",
         )
     loaded = load(file, actions=catalog)
