@@ -29,6 +29,8 @@ NAMES = {
     "type of a table": "SELECT NULL::app.t",
     "row type cast": "SELECT ROW(1, 2, 'x')::app.u",
     "operator": "SELECT id FROM app.t WHERE b OPERATOR(util.<->) c",
+    "operator on each of a list": "SELECT id FROM app.t WHERE b OPERATOR(util.<->) ANY (ARRAY[c])",
+    "operator of all of a list": "SELECT id FROM app.t WHERE b OPERATOR(util.<->) ALL (ARRAY[c])",
     "aggregate": "SELECT util.total(b) FROM app.t",
     "aggregate as a window": "SELECT util.total(b) OVER () FROM app.t",
     "collation": "SELECT a FROM app.t ORDER BY a COLLATE util.plain",

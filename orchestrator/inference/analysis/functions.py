@@ -105,6 +105,9 @@ class Functions:
                 self._runs(part, (), depth)
         if function.parts:
             return
+        if not _ANY & set(function.types):
+            self._runs(function, (), depth)
+            return
         for types in {_types(function, call) for call in calls} or {None}:
             self._runs(function, types, depth)
 
@@ -267,9 +270,7 @@ _ANY = frozenset((2276, 2277, 2283, 2776, 3500, 3831, 4537, 4538, 5077, 5078, 50
 
 
 def _types(function: Function, call: Node) -> tuple[int, ...] | None:
-    """The types of the arguments where the function takes any; else nothing, or None where they are not seen."""
-    if not _ANY & set(function.types):
-        return ()
+    """The types of the arguments of a function that takes any; None where they are not seen."""
     found: list[int] = []
     given = call.nodes("args")
     for number, kind in enumerate(function.types):

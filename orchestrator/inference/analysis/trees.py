@@ -35,7 +35,7 @@ _BY_NAME = re.compile(
 _OPERATORS = re.compile(r":opno\s+(\d+)")
 _OF_ROWS = re.compile(r":opnos\s+\(o([\d\s]+)\)")
 _CALL = re.compile(
-    r"\{(?:FUNCEXPR|OPEXPR|AGGREF|WINDOWFUNC)\s+:(?:funcid|aggfnoid|winfnoid|opno\s+\d+\s+:opfuncid)\s+(\d+)"
+    r"\{(?:FUNCEXPR|OPEXPR|DISTINCTEXPR|NULLIFEXPR|AGGREF|WINDOWFUNC)\s+:(?:funcid|aggfnoid|winfnoid|opno\s+\d+\s+:opfuncid)\s+(\d+)"
 )
 _DOMAINS = re.compile(r"\{COERCETODOMAIN\s")
 _INPUT_TYPES = re.compile(r"\{CONST\s+:consttype\s+(\d+)|\{COERCEVIAIO\s+:arg\s")
