@@ -175,6 +175,11 @@ def walk(root: object) -> Iterator[ast.Node]:
             pending.extend(getattr(node, name) for name in node)
 
 
+def name_parts(name: object) -> list[str]:
+    """The parts of a name in a tree of the parser, as of a function, a type or an operator."""
+    return [str(part.sval) for part in name if isinstance(part, ast.String)] if isinstance(name, tuple | list) else []
+
+
 def without_parameters(sql: str, types: Sequence[str] = ()) -> str:
     """The statement with NULL for every `$n`: what it needs is the same, and NULL fits any type.
 

@@ -25,14 +25,11 @@ from orchestrator.inference.analysis.catalog import FIRST_USER_OID, Catalog, Fun
 from orchestrator.inference.analysis.findings import Findings
 from orchestrator.inference.analysis.nodes import Node, read_value
 from orchestrator.inference.analysis.prepared import place_in
-from orchestrator.inference.analysis.trees import Tree, constant_oid, constant_text, type_of
+from orchestrator.inference.analysis.trees import NAMED_TYPES, Tree, constant_oid, constant_text, is_constant, type_of
 from orchestrator.inference.statements import Dynamic, Text
 
 _DEPTH = 16
 """How deep functions that call functions are followed."""
-
-_NAMED_TYPES = (24, 2202, 2203, 2204, 2205, 2206, 3734, 3769, 4191)
-"""Types whose values are the names of something: `regclass` and its like."""
 
 _TO_REGCLASS, _SERIAL_SEQUENCE = 1079, 1665
 """The cast from a text to `regclass`, and `pg_get_serial_sequence` (`pg_proc.dat`)."""
@@ -60,14 +57,16 @@ class Functions:
         functions = self._catalog.functions(oids - built_in)
         for function in functions:
             self._function(function, list(tree.calls([function.oid])), depth)
-        constants = [(node.number("resulttype"), inner) for node, inner in tree.casts_of_constants()]
+        casts = [(node.number("resulttype"), inner) for node, inner in tree.casts_by_text()]
+        constants = [(made, inner) for made, inner in casts if is_constant(inner)]
         kinds = [kind for _, inner in constants if (kind := type_of(inner)) is not None]
         for function in self._catalog.functions(
-            self._catalog.input_and_output((kind for kind, _ in constants), kinds) - oids
+            self._catalog.input_and_output((made for made, _ in constants), kinds) - oids
         ):
             self._may_execute(function)  # the planner computes it, and asks for them as for any function
-        for node in tree.casts_to(_NAMED_TYPES):
-            self._looked_up(node.nodes("arg"), "a cast to a type like regclass")
+        for made, inner in casts:
+            if made in NAMED_TYPES:
+                self._looked_up([inner], "a cast to a type like regclass")
         for text in self._catalog.domain_checks(tree.domains()):
             self.called(Tree(text), depth)
 

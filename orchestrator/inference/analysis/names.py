@@ -16,7 +16,7 @@ from psycopg import sql
 
 from orchestrator.inference.analysis.catalog import FIRST_USER_OID
 from orchestrator.inference.analysis.trees import Tree
-from orchestrator.inference.statements import walk
+from orchestrator.inference.statements import name_parts, walk
 
 _SYSTEM = ("pg_catalog", "information_schema")
 
@@ -47,23 +47,19 @@ def _names(node: ast.Node) -> Iterator[tuple[list[str], str | None]]:
     """The names in one node, with the attribute of `Written` that takes those without a schema."""
     match node:
         case ast.TypeName():
-            yield _parts(node.names), "types"
+            yield name_parts(node.names), "types"
         case ast.CollateClause():
-            yield _parts(node.collname), "collations"
+            yield name_parts(node.collname), "collations"
         case ast.FuncCall():
-            yield _parts(node.funcname), None
+            yield name_parts(node.funcname), None
         case ast.A_Expr():
-            yield _parts(node.name), None
+            yield name_parts(node.name), None
         case ast.SubLink():
-            yield _parts(node.operName), None
+            yield name_parts(node.operName), None
         case ast.SortBy():
-            yield _parts(node.useOp), None
+            yield name_parts(node.useOp), None
         case ast.RangeTableSample():
-            yield _parts(node.method), None
-
-
-def _parts(name: object) -> list[str]:
-    return [str(part.sval) for part in name if isinstance(part, ast.String)] if isinstance(name, tuple | list) else []
+            yield name_parts(node.method), None
 
 
 @dataclass(slots=True)

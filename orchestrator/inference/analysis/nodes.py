@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 _TOKEN = re.compile(r"[(){}]|(?:\\.|[^\s(){}\\])+", re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
-Value = "Node | list[Value] | str"
-
 
 @dataclass(slots=True)
 class Node:

@@ -15,7 +15,7 @@ from typing import Any
 from pglast import ast
 
 from orchestrator.grants.sql.parsing import UnreadableSql, check_bounds, parse
-from orchestrator.inference.statements import walk
+from orchestrator.inference.statements import name_parts, walk
 
 _STATEMENTS = frozenset(
     f"PLpgSQL_stmt_{each}"
@@ -123,7 +123,7 @@ def _harmless(node: ast.Node, found: Computation) -> bool:
 
 def _takes(name: object, into: set[str]) -> bool:
     """A name without a schema, or of PostgreSQL's own."""
-    parts = [str(part.sval) for part in name if isinstance(part, ast.String)] if isinstance(name, tuple) else []
+    parts = name_parts(name)
     if parts:
         into.add(parts[-1])
     return len(parts) < 2 or parts[-2] == "pg_catalog"

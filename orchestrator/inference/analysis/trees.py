@@ -23,6 +23,10 @@ _OFFSET = 7
 _RTE_CTE = "6"
 _CMD_SELECT = "1"
 
+NAMED_TYPES = (24, 2202, 2203, 2204, 2205, 2206, 3734, 3769, 4191)
+"""Types whose values are the names of something: `regproc`, `regprocedure`, `regoper`, `regoperator`, `regclass`,
+`regtype`, `regconfig`, `regdictionary`, `regcollation`."""
+
 _PERMISSION = re.compile(
     r"\{RTEPERMISSIONINFO\s+:relid\s+(\d+)\s+:inh\s+(\w+)\s+:requiredPerms\s+(\d+)\s+:checkAsUser\s+(\d+)"
     r"\s+:selectedCols\s+\(b([^)]*)\)\s+:insertedCols\s+\(b([^)]*)\)\s+:updatedCols\s+\(b([^)]*)\)"
@@ -40,7 +44,7 @@ _CALL = re.compile(
 _DOMAINS = re.compile(r"\{COERCETODOMAIN\s")
 _INPUT_TYPES = re.compile(r"\{CONST\s+:consttype\s+(\d+)|\{COERCEVIAIO\s+:arg\s")
 _NAMED_CONSTANT = re.compile(
-    r"\{CONST\s+:consttype\s+(24|2202|2203|2204|2205|2206|3734|3769|4191)\b[^{}]*?:constvalue\s+\d+\s+\[([-\d\s]+)\]"
+    rf"\{{CONST\s+:consttype\s+({'|'.join(map(str, NAMED_TYPES))})\b[^{{}}]*?:constvalue\s+\d+\s+\[([-\d\s]+)\]"
 )
 _BY_TEXT = re.compile(r"\{COERCEVIAIO\s")
 _OF_A_ROW = ("VAR", "PARAM", "AGGREF", "WINDOWFUNC", "SUBLINK", "QUERY")
@@ -118,25 +122,20 @@ class Tree:
         found = {int(kind) for kind in _INPUT_TYPES.findall(self.text) if kind}
         for match in _DOMAINS.finditer(self.text):
             found.add(read_node(self.text, match.start()).number("resulttype"))
-        for match in _BY_TEXT.finditer(self.text):
-            found.add(read_node(self.text, match.start()).number("resulttype"))
+        found |= {node.number("resulttype") for node, _ in self.casts_by_text()}
         return frozenset(found)
 
-    def casts_of_constants(self) -> Iterator[tuple[Node, Node]]:
-        """Casts by way of a text of what does not depend on any row, with what is cast."""
+    def casts_by_text(self) -> Iterator[tuple[Node, Node]]:
+        """Where a value becomes one of another type by way of a text, with what is cast."""
         for match in _BY_TEXT.finditer(self.text):
             node = read_node(self.text, match.start())
             (inner,) = node.nodes("arg")
-            if not any(each.kind in _OF_A_ROW for each in inner.walk()):
-                yield node, inner
+            yield node, inner
 
-    def casts_to(self, types: Iterable[int]) -> Iterator[Node]:
-        """Where a text becomes a value of one of these types only while the statement runs."""
-        wanted = set(types)
-        for match in _BY_TEXT.finditer(self.text):
-            node = read_node(self.text, match.start())
-            if node.number("resulttype") in wanted:
-                yield node
+
+def is_constant(node: Node) -> bool:
+    """Whether an expression does not depend on any row, so that the planner computes it."""
+    return not any(each.kind in _OF_A_ROW for each in node.walk())
 
 
 def read_tree(text: str) -> Tree:
