@@ -137,6 +137,7 @@ async def open_services(
                 waiting_time=WaitingTime(config.clock, ledger, vault),
                 max_output_bytes=config.max_output_bytes,
                 max_parallel=config.max_parallel,
+                grace=config.grace,
                 settle=config.settle,
                 dead_after=config.dead_after,
                 max_takeovers=config.max_takeovers,

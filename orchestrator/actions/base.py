@@ -10,9 +10,10 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, Self
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
 from pydantic.config import JsonDict
 
 from orchestrator.actions.confinement import available_parts
@@ -32,6 +33,15 @@ LITERAL: JsonDict = {"$comment": "no expressions"}
 """Marks, in a JSON Schema, a model in which no expression may be."""
 
 _REFERENCE = re.compile(r"[a-z][a-z0-9_-]{0,62}\.[^.\s]+")
+
+
+def _local(path: Path, info: ValidationInfo) -> Path:
+    directory = (info.context or {}).get("directory", "")
+    return Path(directory) / path if directory else path
+
+
+LocalPath = Annotated[Path, AfterValidator(_local)]
+"""A path of a parameter: a relative one begins in the folder of the workflow's file, where that is known."""
 
 
 class Params(BaseModel):

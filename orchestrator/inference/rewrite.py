@@ -47,7 +47,7 @@ def rewritten(loaded: LoadedWorkflow, needs: Sequence[StepNeeds], *, actions: Ac
     for need in needs:
         _Grant(places, loaded.workflow.section, need).write()
     try:
-        result = load_text(places.edited(), filename=loaded.filename, actions=actions)
+        result = load_text(places.edited(), filename=loaded.filename, actions=actions, directory=loaded.directory)
     except InvalidWorkflow as error:
         raise UsageError("the edited file would not be a valid workflow; nothing was written") from error
     if _without_privileges(result.workflow, needs) != _without_privileges(loaded.workflow, needs):

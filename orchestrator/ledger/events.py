@@ -31,6 +31,8 @@ class RunStarted:
     inputs: JsonObject
     """As policies may see them; secret inputs are `***`."""
     steps: tuple[str, ...]
+    directory: str = ""
+    """Where the workflow's file was, absolute; its relative paths begin there."""
     not_looked_for: tuple[str, ...] = ()
     """Secret inputs that are too short or too common to be recognised in an output."""
     reason: str = ""

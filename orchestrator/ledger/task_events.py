@@ -32,6 +32,8 @@ class TaskOpened:
     """How the agent was known: `issuer`, `subject`, `actor`, `on_behalf_of` and `address`."""
     reason: str = ""
     """Why, in the words of whoever opened it."""
+    directory: str = ""
+    """Where the file was, absolute; its relative paths begin there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,14 @@ def _raw(step: Step) -> dict[str, Any]:
         for limit in privilege.where.values()
     ]
     bound = [grant.model_dump(include=set(BOUND), exclude_unset=True) for grant in step.grants.values()]
-    return {"needs": list(step.needs), "with": step.with_, "if": step.if_, "grants": [*limits, *bound]}
+    return {
+        "needs": list(step.needs),
+        "when": step.when,
+        "for_each": step.for_each,
+        "with": step.with_,
+        "if": step.if_,
+        "grants": [*limits, *bound],
+    }
 
 
 def execution_order(waiting: Mapping[str, frozenset[str]]) -> list[str]:

@@ -22,7 +22,7 @@ from orchestrator.secret import Secret
 from orchestrator.workflow.expressions import evaluate
 from orchestrator.workflow.inputs import public_inputs
 from orchestrator.workflow.loader import LoadedWorkflow
-from orchestrator.workflow.models.steps import Step
+from orchestrator.workflow.models.steps import Step, When
 from orchestrator.workflow.models.tools import HAND_OVER, Tool
 from orchestrator.workflow.models.workflow import Workflow
 from orchestrator.workflow.parameters import validated
@@ -57,6 +57,10 @@ class PlannedStep:
     condition: str | None
     timeout: int
     attempts: int
+    when: When = "on_success"
+    for_each: str | int | None = None
+    """The expression that gives the items for each of which it is carried out, or how many are written out."""
+    max_parallel: int = 1
     tool: Tool | None = None
     """What an agent chooses and how often, where it is the call of a tool."""
 
@@ -82,7 +86,8 @@ def build(
     """
     workflow = loaded.workflow
     shown = public_inputs(workflow, inputs)
-    known = {"inputs": shown, "run": {"id": PLANNED_RUN}, "endpoints": dict(endpoints)}
+    run = {"id": PLANNED_RUN, "trigger": "plan"}
+    known = {"inputs": shown, "workflow": loaded.variables, "run": run, "endpoints": dict(endpoints)}
     context = evaluate(workflow.context, known)
     waits = dependencies(workflow)
     places = {step_id: place for place, step_id in enumerate(workflow.parts)}
@@ -97,7 +102,7 @@ def build(
                     attempt=1,
                     inputs=shown,
                     context=context,
-                    action_view=_view(workflow, action, step, {**known, "inputs": dict(inputs), "context": context}),
+                    action_view=_view(loaded, action, step, {**known, "inputs": dict(inputs), "context": context}),
                     scopes=_scopes(workflow, step_id, {**known, "context": context}),
                     time=None,
                     agent=agent,
@@ -107,6 +112,9 @@ def build(
                 condition=step.if_,
                 timeout=step.timeout,
                 attempts=step.retry.attempts if step.retry else 1,
+                when=step.when,
+                for_each=len(step.for_each) if isinstance(step.for_each, list) else step.for_each,
+                max_parallel=step.max_parallel,
                 tool=workflow.tools.get(step_id),
             )
             for step_id in execution_order(waits)
@@ -125,7 +133,7 @@ def _scopes(workflow: Workflow, step_id: str, context: Mapping[str, Any]) -> tup
         return scopes
 
 
-def _view(workflow: Workflow, catalog: Callable[[str], Any], step: Step, context: Mapping[str, Any]) -> JsonObject:
+def _view(loaded: LoadedWorkflow, catalog: Callable[[str], Any], step: Step, context: Mapping[str, Any]) -> JsonObject:
     """What the action says of its parameters; without those that only the run will know, what can be said."""
     if step.action == HAND_OVER:
         return {"grant": str(step.with_["grant"])}
@@ -134,13 +142,13 @@ def _view(workflow: Workflow, catalog: Callable[[str], Any], step: Step, context
     complete = True
     for name, value in step.with_.items():
         try:
-            known[name] = evaluate_parameter(workflow.is_task, action.params, name, value, context)
+            known[name] = evaluate_parameter(loaded.workflow.is_task, action.params, name, value, context)
         except InvalidExpression:
             complete = False
     if not complete:
         known |= {name: _placeholder(action.params, name) for name in step.with_ if name not in known}
     try:
-        view = dict(action.view(validated(action.params, known)))
+        view = dict(action.view(validated(action.params, known, directory=loaded.directory)))
     except ValidationError:
         return UNKNOWN
     except StepFailed as error:  # a program or a module that is not on this machine

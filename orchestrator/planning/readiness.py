@@ -88,12 +88,13 @@ def _lacks(loaded: LoadedWorkflow, endpoints: Mapping[str, str]) -> Iterator[tup
 
 
 def _skipped(loaded: LoadedWorkflow, never: Never) -> set[str]:
-    """The steps whose `if` is never true, and all that waits for them."""
+    """The steps whose `if` is never true, and all that waits for their success."""
     waits = dependencies(loaded.workflow)
     skipped: set[str] = set()
     for step_id in execution_order(waits):
         step = loaded.workflow.parts[step_id]
-        if waits[step_id] & skipped or (step.if_ is not None and never(step.if_)):
+        held_back = step.when == "on_success" and waits[step_id] & skipped
+        if held_back or (step.if_ is not None and never(step.if_)):
             skipped.add(step_id)
     return skipped
 

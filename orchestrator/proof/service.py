@@ -148,7 +148,8 @@ class Prover:
         scopes = scopes_of(workflow, step_id)
         known: dict[str, Any] = {
             "inputs": {name: value for name, value in request.inputs.items() if not isinstance(value, Secret)},
-            "run": {"id": request.run_id},
+            "run": {"id": request.run_id, "trigger": "prove"},
+            "workflow": request.loaded.variables,
             "endpoints": dict(self.services.endpoints),
         }
         try:

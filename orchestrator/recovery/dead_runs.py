@@ -21,6 +21,7 @@ from orchestrator.ledger.events import (
     RunTakenOver,
     StepFinished,
 )
+from orchestrator.ledger.ids import declared_step
 from orchestrator.ledger.reading.queries import SWEEP_WORKFLOW
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LedgerReader, RunRecord, StepRecord
@@ -93,7 +94,7 @@ class Cut:
         return [
             StepFinished(step=each.step, state=StepState.FAILED, reason=_DIED)
             for each in self.crashed
-            if steps[each.step].on_crash == "fail"
+            if steps[declared_step(each.step)].on_crash == "fail"
         ]
 
 
@@ -215,7 +216,11 @@ def request_of(services: Services, record: RunRecord, secrets: Mapping[str, Json
             f"{record.run_id} is a call in the task {record.task}",
             hint="its agent goes on with it by calling the tool again with the same key",
         )
-    loaded = recorded_workflow(services.heartbeat.store, record.digest, record.workflow)
+    first = services.reader.events(record.run_id, kind=RunStarted.kind)
+    began = first[0].data if first else {}
+    loaded = recorded_workflow(
+        services.heartbeat.store, record.digest, record.workflow, directory=str(began.get("directory", ""))
+    )
     examined = services.reader.examine(record.run_id)
     changed = any(each.table in _GONE_ON_WITH for each in examined.differences)
     if examined.first_broken_event is not None or changed or loaded.workflow.agent != record.agent:
@@ -233,6 +238,5 @@ def request_of(services: Services, record: RunRecord, secrets: Mapping[str, Json
                 hint=f"orchestrator runs resume {record.run_id} --inputs FILE",
             )
     inputs: dict[str, JsonValue | Secret] = bind_inputs(loaded.workflow, given)
-    started = services.reader.events(record.run_id, kind=RunStarted.kind)
-    reason = str(started[0].data.get("reason", "")) if started else ""
+    reason = str(began.get("reason", ""))
     return RunRequest(run_id=record.run_id, loaded=loaded, inputs=inputs, trigger=record.trigger, reason=reason)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any, Literal
 
 from orchestrator.ledger.states import StepState
+from orchestrator.workflow.models.steps import When
 
 CallStep = Callable[[str], Coroutine[Any, Any, StepState]]
 Skip = Callable[[str, StepState, str], Awaitable[None]]
@@ -22,16 +23,28 @@ Skip = Callable[[str, StepState, str], Awaitable[None]]
 class Graph:
     """The steps in declaration order with the steps that each waits for.
 
-    `tolerant` are the steps whose failure does not hold their dependents back (`continue_on_error`).
+    `tolerant` are the steps whose failure does not hold their dependents back (`continue_on_error`). `when` has the
+    steps that do not run on success alone; these are not cancelled with the others.
     """
 
     dependencies: Mapping[str, frozenset[str]]
     tolerant: frozenset[str] = frozenset()
     on_failure: Literal["continue", "cancel"] = "continue"
+    when: Mapping[str, When] = field(default_factory=dict)
+
+    def on_success(self, step: str) -> bool:
+        """Whether the step runs only where all that it waits for succeeded."""
+        return self.when.get(step, "on_success") == "on_success"
 
 
 async def drive(
-    graph: Graph, call: CallStep, skip: Skip, *, parallel: int, already: Mapping[str, StepState] | None = None
+    graph: Graph,
+    call: CallStep,
+    skip: Skip,
+    *,
+    parallel: int,
+    already: Mapping[str, StepState] | None = None,
+    grace: float = 30.0,
 ) -> dict[str, StepState]:
     """Carry out the graph with at most `parallel` steps at once, and return how each step ended.
 
@@ -39,55 +52,116 @@ async def drive(
     `call(step)` runs a step and returns its final state; it raises only to end the whole walk. A step may also be left
     WAITING: what needs it is not touched then, and the walk ends when nothing else can be done.
     `skip(step, state, reason)` records a step that will not run. When the walk itself is cancelled
-    the running steps are cancelled and awaited, and what never started is recorded as cancelled.
+    the running steps are cancelled and awaited, and what never started is recorded as cancelled; then the steps that
+    run on failure, or always, have `grace` seconds, unless the walk is cancelled once more.
     """
-    ended: dict[str, StepState] = dict(already or {})
-    parked: list[str] = []
-    running: dict[asyncio.Task[StepState], str] = {}
-    waiting = _Waiting(graph, ended)
-    cancelling = False
+    walk = _Walk(graph, call, skip, parallel, dict(already or {}))
     try:
-        while waiting or running:
-            while len(running) < parallel and (step := waiting.next()) is not None:
-                reason = "another step failed" if cancelling else _hindrance(graph, step, ended)
-                if reason:
-                    ended[step] = StepState.CANCELLED if cancelling else StepState.SKIPPED
-                    waiting.ended(step)
-                    await skip(step, ended[step], reason)
-                else:
-                    running[asyncio.create_task(call(step), name=f"step {step}")] = step
-            if not running:
-                break  # nothing can start, nothing goes on: the rest needs what waits
-            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                step = running.pop(task)
-                state = StepState.CANCELLED if task.cancelled() else task.result()
-                if state is StepState.WAITING:
-                    parked.append(step)
-                    continue
-                ended[step] = state
-                waiting.ended(step)
-                if graph.on_failure == "cancel" and _failed(graph, step, ended[step]) and not cancelling:
-                    cancelling = True
-                    for other in running:
-                        other.cancel("another step failed")
-            if cancelling:
-                await _give_up(parked, ended, waiting, skip)
-    except BaseException:
-        await _cancel_all(running)
-        for step in (*parked, *waiting):
-            await skip(step, StepState.CANCELLED, "the run was cancelled")
+        await walk.go()
+    except asyncio.CancelledError:
+        await walk.stop(also_at_the_end=False)
+        await walk.finish(grace)
         raise
-    return {**ended, **dict.fromkeys(parked, StepState.WAITING)}
+    except BaseException:
+        await walk.stop(also_at_the_end=True)
+        raise
+    return walk.states
 
 
-async def _give_up(parked: list[str], ended: dict[str, StepState], waiting: _Waiting, skip: Skip) -> None:
-    """Of a run that another step has ended nothing waits any more."""
-    while parked:
-        step = parked.pop()
-        ended[step] = StepState.CANCELLED
-        waiting.ended(step)
-        await skip(step, StepState.CANCELLED, "another step failed")
+class _Walk:
+    """One walk through a graph: what runs, what waits, and how the rest ended."""
+
+    def __init__(self, graph: Graph, call: CallStep, skip: Skip, parallel: int, ended: dict[str, StepState]) -> None:
+        self._graph = graph
+        self._call = call
+        self._skip = skip
+        self._parallel = parallel
+        self._ended = ended
+        self._parked: list[str] = []
+        self._running: dict[asyncio.Task[StepState], str] = {}
+        self._waiting = _Waiting(graph, ended)
+        self._why_not = ""
+        """Why nothing new begins that runs on success alone, as soon as that is so."""
+
+    @property
+    def states(self) -> dict[str, StepState]:
+        """How each step ended, or that it waits for somebody to agree."""
+        return {**self._ended, **dict.fromkeys(self._parked, StepState.WAITING)}
+
+    async def go(self) -> None:
+        """Until nothing runs and nothing can start."""
+        while self._waiting or self._running:
+            await self._start()
+            if not self._running:
+                break  # nothing can start, nothing goes on: the rest needs what waits
+            done, _ = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                self._over(self._running.pop(task), StepState.CANCELLED if task.cancelled() else task.result())
+            if self._why_not:
+                await self._give_up_parked()
+
+    async def _start(self) -> None:
+        """Start what may, and record of what can never run that it does not."""
+        while len(self._running) < self._parallel and (step := self._waiting.next()) is not None:
+            cancelled = self._why_not if self._graph.on_success(step) else ""
+            if reason := cancelled or _hindrance(self._graph, step, self._ended):
+                state = StepState.CANCELLED if cancelled else StepState.SKIPPED
+                self._over(step, state)
+                await self._skip(step, state, reason)
+            else:
+                self._running[asyncio.create_task(self._call(step), name=f"step {step}")] = step
+
+    def _over(self, step: str, state: StepState) -> None:
+        if state is StepState.WAITING:
+            self._parked.append(step)
+            return
+        self._ended[step] = state
+        self._waiting.ended(step)
+        if self._graph.on_failure == "cancel" and _failed(self._graph, step, state) and not self._why_not:
+            self._why_not = "another step failed"
+            for task, other in self._running.items():
+                if self._graph.on_success(other):
+                    task.cancel(self._why_not)
+
+    async def _give_up_parked(self) -> None:
+        """Of a walk in which nothing new begins nothing waits any more."""
+        while self._parked:
+            step = self._parked.pop()
+            self._over(step, StepState.CANCELLED)
+            await self._skip(step, StepState.CANCELLED, self._why_not)
+
+    async def stop(self, *, also_at_the_end: bool) -> None:
+        """Cancel what runs and wait for its clean-up; what has not begun is recorded as cancelled.
+
+        Unless `also_at_the_end`, the steps that run on failure or always are left as they are.
+        """
+        self._why_not = "the run was cancelled"
+        stopped = {
+            task: step for task, step in self._running.items() if also_at_the_end or self._graph.on_success(step)
+        }
+        await _cancel_all(stopped)
+        for task, step in stopped.items():
+            del self._running[task]
+            given_up = task.cancelled() or task.exception() is not None
+            self._over(step, StepState.CANCELLED if given_up else task.result())
+        await self._give_up_parked()
+        for step in list(self._waiting):
+            if also_at_the_end or self._graph.on_success(step):
+                self._waiting.take(step)
+                self._over(step, StepState.CANCELLED)
+                await self._skip(step, StepState.CANCELLED, self._why_not)
+
+    async def finish(self, grace: float) -> None:
+        """Carry out what runs on failure or always, after the rest was stopped. Raises LedgerError."""
+        if not self._waiting and not self._running:
+            return
+        try:
+            async with asyncio.timeout(grace):
+                await self.go()
+        except (TimeoutError, asyncio.CancelledError):
+            pass
+        finally:
+            await self.stop(also_at_the_end=True)
 
 
 class _Waiting:
@@ -125,11 +199,15 @@ class _Waiting:
                 return step
         return None
 
+    def take(self, step: str) -> None:
+        """It waits no more."""
+        self._place.pop(step, None)
+
     def ended(self, step: str) -> None:
         """Look again at the steps that wait for this one, of which the walk has recorded how it ended."""
         hindered = _hinders(self._graph, step, self._ended[step])
         for dependent in self._dependents.get(step, ()):
-            self._consider(dependent, hindered=hindered)
+            self._consider(dependent, hindered=hindered and self._graph.on_success(dependent))
 
     def _consider(self, step: str, *, hindered: bool) -> None:
         if step in self._place and (hindered or self._graph.dependencies[step] <= self._ended.keys()):
@@ -149,11 +227,26 @@ def _hinders(graph: Graph, step: str, state: StepState) -> bool:
 
 def _hindrance(graph: Graph, step: str, ended: Mapping[str, StepState]) -> str:
     """Why the step can never run, or an empty text."""
-    for needed in sorted(graph.dependencies[step] & ended.keys()):
-        if _hinders(graph, needed, ended[needed]):
-            how = "failed" if ended[needed] is StepState.FAILED else f"was {ended[needed].value}"
-            return f"needs `{needed}`, which {how}"
+    needed = graph.dependencies[step]
+    match graph.when.get(step, "on_success"):
+        case "always":
+            return ""
+        case "on_failure":
+            known = needed <= ended.keys() and not any(_went_wrong(graph, each, ended) for each in needed)
+            return "nothing failed of what it waits for" if known else ""
+    for each in sorted(needed & ended.keys()):
+        if _hinders(graph, each, ended[each]):
+            how = "failed" if ended[each] is StepState.FAILED else f"was {ended[each].value}"
+            return f"needs `{each}`, which {how}"
     return ""
+
+
+def _went_wrong(graph: Graph, step: str, ended: Mapping[str, StepState]) -> bool:
+    """Whether the step failed, was cancelled, or was left out for the sake of one that was."""
+    state = ended[step]
+    if state is StepState.SKIPPED:
+        return graph.on_success(step) and any(_went_wrong(graph, each, ended) for each in graph.dependencies[step])
+    return state is not StepState.SUCCEEDED and _hinders(graph, step, state)
 
 
 async def _cancel_all(running: Mapping[asyncio.Task[StepState], str]) -> None:

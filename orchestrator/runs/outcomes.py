@@ -108,6 +108,12 @@ def exit_code(errors: Iterable[OrchestratorError], *, unconfirmed: bool) -> Exit
     return ExitCode.UNCONFIRMED if unconfirmed else ExitCode.DONE
 
 
+def most_telling(errors: Mapping[str, OrchestratorError]) -> str:
+    """The name of the first error that decides the exit code."""
+    codes = [code for code in _SEVERITY if any(error.exit_code == code for error in errors.values())]
+    return next(name for name, error in errors.items() if not codes or error.exit_code == codes[0])
+
+
 def missing_ends(
     recorded: Iterable[EventRecord], step: str, state: StepState, reason: str
 ) -> tuple[AttemptFinished | StepFinished, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 from orchestrator.actions.catalog import catalog
@@ -10,12 +11,13 @@ from orchestrator.ledger.coordination.runners import RunnerStore
 from orchestrator.workflow.loader import LoadedWorkflow, digest_of, load_text
 
 
-def recorded_workflow(store: RunnerStore, digest: str, name: str) -> LoadedWorkflow:
+def recorded_workflow(store: RunnerStore, digest: str, name: str, *, directory: str = "") -> LoadedWorkflow:
     """The workflow with this digest. Whoever may write the ledger's tables cannot have another one run in its place.
 
+    `directory` is where its file was, as far as that is on record.
     Raises NotAsRecorded, and InvalidWorkflow where it does not load here (an action is missing, say).
     """
-    return _loaded(recorded_text(store, digest), name)
+    return replace(_loaded(recorded_text(store, digest), name), directory=directory)
 
 
 def recorded_text(store: RunnerStore, digest: str) -> str:

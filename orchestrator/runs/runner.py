@@ -8,43 +8,43 @@ import random
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
-from functools import partial
 
 from orchestrator.actions.hand_over import GIVEN_BACK
 from orchestrator.errors import (
-    DEFECT_HINT,
     Defect,
     ExitCode,
-    InvalidExpression,
     LedgerError,
     OrchestratorError,
     Refused,
     RunExists,
     StepFailed,
 )
-from orchestrator.ledger.events import Event, RunFinished, RunStarted, StepFinished
+from orchestrator.ledger.events import Event, RunFinished, RunStarted
+from orchestrator.ledger.ids import declared_step
 from orchestrator.ledger.journal import Journal
 from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.states import RunState, StepState
+from orchestrator.ledger.storage.times import time_to_text
 from orchestrator.ledger.types import LeaseFilter, LeaseRecord, StepRecord
 from orchestrator.planning.graph import dependencies
 from orchestrator.redaction.forms import recognisable
 from orchestrator.redaction.redactor import redact_exception
-from orchestrator.runs.attempt import AttemptResult, Conclusion, StepAttempt
 from orchestrator.runs.calls import on_record
-from orchestrator.runs.enforcement.agreement import until_decided, withdraw
+from orchestrator.runs.enforcement.agreement import withdraw
 from orchestrator.runs.enforcement.preparation import prepare
 from orchestrator.runs.engines.types import Walk
 from orchestrator.runs.graph_walk import Graph
-from orchestrator.runs.outcomes import Ending, ending, excessive_wish, missing_ends, retry_delay
+from orchestrator.runs.outcomes import Ending, ending
+from orchestrator.runs.steps.step_runner import StepRunner
 from orchestrator.runs.types import Interruption, RunOutcome, RunProgress, RunRequest, Services, TakenRun
 from orchestrator.secret import Secret
-from orchestrator.uninterrupted import completed, is_cancelled, to_the_end
-from orchestrator.workflow.expressions import holds
+from orchestrator.uninterrupted import completed, is_cancelled
 from orchestrator.workflow.inputs import public_inputs
 
 log = logging.getLogger(__name__)
+
+UNENDED = (StepState.RUNNING, StepState.INTERRUPTED, StepState.WAITING)
+"""Of steps that are to be carried out when their run is gone on with."""
 
 _BEFORE = "(before the first step)"
 """The name under which it is kept that no step can run."""
@@ -77,6 +77,7 @@ class Runner:
             trigger=request.trigger,
             inputs=progress.public_inputs,
             steps=tuple(loaded.workflow.steps),
+            directory=loaded.directory,
             not_looked_for=_not_looked_for(request),
             reason=request.reason,
             **on_record(request.call),
@@ -98,10 +99,13 @@ class Runner:
         progress = self._progress(taken.request)
         progress.begun(taken.fence)
         progress.leases.journal.in_doubt = True
+        over = {each.step for each in taken.steps if each.state not in UNENDED}
         for record in taken.steps:
+            if declared_step(record.step) in over and record.step not in progress.request.loaded.workflow.steps:
+                continue  # for an item of a list, with which all is over
             progress.attempts[record.step] = record.attempts
             progress.asked_for_approval |= record.state is StepState.WAITING
-            if record.state in (StepState.RUNNING, StepState.INTERRUPTED, StepState.WAITING):
+            if record.state in UNENDED:
                 continue
             progress.ended(record.step, record.state, record.outputs if isinstance(record.outputs, dict) else None)
             if record.state in (StepState.FAILED, StepState.REFUSED):
@@ -113,12 +117,16 @@ class Runner:
         shown = public_inputs(workflow, request.inputs)
         leases = self.services.broker.of_run(Journal(self.services.ledger, request.run_id, fence=0))
         context = request.call.context if request.call else {}
-        progress = RunProgress(request=request, leases=leases, context=context, public_inputs=shown)
+        room = asyncio.Semaphore(self.services.max_parallel)
+        progress = RunProgress(request=request, leases=leases, context=context, public_inputs=shown, room=room)
         for value in request.inputs.values():
             if isinstance(value, Secret):
                 self.services.redactor.add(value)
                 progress.secrets.add(value)
         return progress
+
+    def _steps(self, progress: RunProgress) -> StepRunner:
+        return StepRunner(self.services, progress, self.jitter)
 
     async def _prepare(self, progress: RunProgress) -> OrchestratorError | None:
         """What keeps every step from running, or None."""
@@ -164,7 +172,7 @@ class Runner:
         with suppress(LedgerError):
             for record in await asyncio.to_thread(self.services.reader.steps, progress.request.run_id):
                 if record.state in (StepState.RUNNING, StepState.WAITING):
-                    await self._complete(progress, record.step, StepState.FAILED, reason)
+                    await self._steps(progress).complete(record.step, StepState.FAILED, reason)
 
     def _defect(self, progress: RunProgress, error: BaseException) -> Ending:
         log.debug("run %s ended with a defect", progress.request.run_id, exc_info=error)
@@ -181,16 +189,19 @@ class Runner:
             dependencies=dependencies(workflow),
             tolerant=frozenset(name for name, step in workflow.steps.items() if step.continue_on_error),
             on_failure=workflow.on_failure,
+            when={name: step.when for name, step in workflow.steps.items() if step.when != "on_success"},
         )
+        steps = self._steps(progress)
         walk = Walk(
             run_id=progress.request.run_id,
             fence=progress.fence,
             cancel=cancel,
             graph=graph,
-            call=partial(self._step, progress),
-            skip=partial(self._skip, progress),
+            call=steps.carry_out,
+            skip=steps.skip,
             parallel=self.services.max_parallel,
-            already=dict(progress.states),
+            grace=self.services.grace,
+            already={step: state for step, state in progress.states.items() if step in workflow.steps},
         )
         if workflow.timeout is not None:
             progress.deadline = self.services.clock.monotonic() + workflow.timeout
@@ -199,6 +210,8 @@ class Runner:
                 if cancelled:
                     await walk.abandon()
                     raise asyncio.CancelledError
+                if "run.started" in progress.request.loaded.text:
+                    progress.started = await asyncio.to_thread(self._began, progress.request.run_id)
                 if (wrong := await self._prepare(progress)) is not None:
                     await walk.abandon()
                     return progress.states, (RunState.FAILED, wrong.exit_code, wrong.message)
@@ -264,112 +277,16 @@ class Runner:
                 return await self._finish(progress, states, (RunState.FAILED, error.exit_code, error.message))
         return outcome
 
+    def _began(self, run_id: str) -> str:
+        """When, as the ledger has it: the same for whoever goes on with the run."""
+        record = self.services.reader.run(run_id)
+        return "" if record is None else time_to_text(record.started_at)
+
     def _unconfirmed(self, run_id: str) -> tuple[LeaseRecord, ...]:
         try:
             return tuple(self.services.reader.leases(LeaseFilter(run=run_id, states=OPEN)))
         except LedgerError:
             return ()
-
-    async def _step(self, progress: RunProgress, step_id: str) -> StepState:
-        """One step, which ends whatever is raised in it. Raises CancelledError and LedgerError only."""
-        failure: BaseException
-        try:
-            return await self._attempts(progress, step_id)
-        except LedgerError:
-            raise
-        except asyncio.CancelledError as error:
-            if is_cancelled():
-                if step_id not in progress.states:
-                    await to_the_end(self._complete(progress, step_id, StepState.CANCELLED, "cancelled"))
-                raise
-            failure = error  # raised by something that the step uses, and not meant for it
-        except Exception as error:  # noqa: BLE001 -- the other steps and the run go on
-            failure = error
-        log.debug("step %s", step_id, exc_info=failure)
-        reason = f"step `{step_id}`: unexpected {redact_exception(failure, self.services.redactor)}"
-        state = await to_the_end(self._complete(progress, step_id, StepState.FAILED, reason))
-        if state is StepState.FAILED and step_id not in progress.errors:
-            progress.failed(step_id, StepFailed(reason, hint=DEFECT_HINT))
-        return state
-
-    async def _complete(self, progress: RunProgress, step_id: str, state: StepState, reason: str) -> StepState:
-        """Record of a step that fell over what it still lacks, and say how it ended according to the ledger."""
-        run_id = progress.request.run_id
-        await progress.leases.journal.flush()
-        recorded = await asyncio.to_thread(self.services.reader.events, run_id)
-        if not (missing := missing_ends(recorded, step_id, state, reason)):
-            return progress.states.get(step_id, state)
-        progress.ended(step_id, state, None)
-        await self._record(progress, *missing)
-        return state
-
-    async def _attempts(self, progress: RunProgress, step_id: str) -> StepState:
-        number = progress.attempts.get(step_id, 0)
-        admitted = False
-        while True:
-            number += 1
-            delay: list[float] = []
-            attempt = StepAttempt(
-                self.services, progress, step_id, number, partial(self._conclude, progress, step_id, number, delay)
-            )
-            result = None
-            if not admitted:
-                result = await attempt.admission()
-                admitted = result is None
-                if admitted and (ended := await self._condition(progress, step_id)) is not None:
-                    return ended
-            result = result or await attempt.run()
-            if result.state is StepState.WAITING:
-                if self.services.parks:
-                    return result.state
-                await until_decided(self.services, result.approval)
-                number -= 1
-                continue
-            if not delay:
-                return result.state
-            try:
-                await asyncio.sleep(delay[0])
-            except asyncio.CancelledError:
-                await self._skip(progress, step_id, StepState.CANCELLED, "cancelled while waiting to try again")
-                raise
-
-    async def _condition(self, progress: RunProgress, step_id: str) -> StepState | None:
-        """How the step ended by its `if`; None where it is to be carried out."""
-        step = progress.request.loaded.workflow.steps[step_id]
-        try:
-            context = progress.expression_context(self.services.endpoints)
-            if step.if_ is None or await asyncio.to_thread(holds, step.if_, context):
-                return None
-        except InvalidExpression as error:
-            failed = StepFailed(f"step `{step_id}`: `if`: {error.message}", kind="condition", hint=error.hint)
-            progress.failed(step_id, failed)
-            await self._skip(progress, step_id, StepState.FAILED, failed.message)
-            return StepState.FAILED
-        await self._skip(progress, step_id, StepState.SKIPPED, f"its condition is false: {step.if_}")
-        return StepState.SKIPPED
-
-    def _conclude(
-        self, progress: RunProgress, step_id: str, number: int, delay: list[float], result: AttemptResult
-    ) -> Conclusion:
-        """Decide whether this attempt was the last one; if so the step is finished with it."""
-        step, clock, error = progress.request.loaded.workflow.steps[step_id], self.services.clock, result.error
-        if error is not None:
-            left = progress.deadline - clock.monotonic()
-            seconds = retry_delay(step.retry, number, error, self.jitter(), left=left)
-            if seconds is not None:
-                delay.append(seconds)
-                return Conclusion(retry_at=clock.now() + timedelta(seconds=seconds))
-            if wish := excessive_wish(step.retry, number, error, left=left):
-                error.message = f"{error.message}; {wish}"
-            progress.failed(step_id, error)
-        progress.ended(step_id, result.state, result.output)
-        return Conclusion(
-            (StepFinished(step=step_id, state=result.state, reason=result.reason, outputs=result.output),)
-        )
-
-    async def _skip(self, progress: RunProgress, step_id: str, state: StepState, reason: str) -> None:
-        progress.ended(step_id, state, None)
-        await to_the_end(self._record(progress, StepFinished(step=step_id, state=state, reason=reason)))
 
     async def _record(self, progress: RunProgress, *events: Event) -> None:
         await progress.leases.journal.append(*events)

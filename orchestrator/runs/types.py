@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -20,6 +21,7 @@ from orchestrator.grants.scope import Scope
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.coordination.agents import AgentStore
 from orchestrator.ledger.coordination.queue import RunQueue
+from orchestrator.ledger.ids import declared_step
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LeaseRecord, LedgerReader, LedgerWriter, StepRecord
 from orchestrator.network.webhooks import Webhooks
@@ -36,6 +38,9 @@ from orchestrator.runs.heartbeat import Heartbeat
 from orchestrator.runs.waiting_time import WaitingTime
 from orchestrator.secret import Secret
 from orchestrator.workflow.loader import LoadedWorkflow
+from orchestrator.workflow.models.steps import Step
+
+_FAILED = (StepState.FAILED, StepState.REFUSED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +75,8 @@ class Services:
     """Whether a run that waits for approval is left to be resumed by whoever finds that it can go on."""
     max_output_bytes: int = 1 << 20
     max_parallel: int = 8
+    grace: float = 30.0
+    """Seconds that a run which was cancelled has for its steps that run on failure, or always."""
     settle: float = 95.0
     """Seconds after which Vault has certainly ended a request whose answer was lost (its limit is 90).
 
@@ -131,6 +138,12 @@ class RunProgress:
     """How often each step was tried in earlier processes."""
     asked_for_approval: bool = False
     """Whether people were asked to agree to something of it."""
+    items: dict[str, JsonValue] = field(default_factory=dict)
+    """Of steps that are carried out for each item of a list: the item of each, by the name of that (`notify[3]`)."""
+    started: str = ""
+    """When the run began, as the ledger has it; empty where nothing of the workflow asks for it."""
+    room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(8))
+    """For as many attempts as may be under way at once."""
     deadline: float = math.inf
     """When the run's own timeout ends it, by the monotonic clock."""
     secrets: Redactor = field(default_factory=lambda: Redactor(only=recognisable))
@@ -150,7 +163,8 @@ class RunProgress:
     def ended(self, step: str, state: StepState, output: JsonObject | None) -> None:
         """Remember how a step ended and what its dependents may use of it."""
         self.states[step] = state
-        self.results[step] = {"state": state.value, "output": output or {}}
+        error = self.errors.get(step)
+        self.results[step] = {"state": state.value, "output": output or {}, "error": error.message if error else ""}
 
     @property
     def outputs(self) -> dict[str, JsonObject]:
@@ -161,9 +175,22 @@ class RunProgress:
     def failed(self, step: str, error: OrchestratorError) -> None:
         """Remember why a step failed."""
         self.errors[step] = error
+        if step in self.results:
+            self.results[step] = {**self.results[step], "error": error.message}
+
+    def forget(self, instances: Iterable[str]) -> None:
+        """Of a step for each item of a list that has ended only the step is left."""
+        for name in instances:
+            for kept in (self.states, self.results, self.errors, self.items, self.attempts):
+                kept.pop(name, None)
+
+    def declared(self, step: str) -> Step:
+        """The step as the workflow declares it, also of one that is for an item."""
+        return self.request.loaded.workflow.steps[declared_step(step)]
 
     def declared_scopes(self, step: str) -> tuple[Scope, ...]:
         """The grants of a step, before anything in them is evaluated."""
+        step = declared_step(step)
         if step not in self._declared:
             scopes, call = scopes_of(self.request.loaded.workflow, step), self.request.call
             self._declared[step] = scopes if call is None else call.asked_for(scopes)
@@ -175,7 +202,7 @@ class RunProgress:
         """What the policy is asked about an attempt at a step."""
         return policy_request(
             self.request.loaded,
-            step,
+            declared_step(step),
             run_id=self.request.run_id,
             trigger=self.request.trigger,
             attempt=attempt,
@@ -193,14 +220,27 @@ class RunProgress:
         scopes = self.declared_scopes(step)
         return before_evaluation(self.policy_request(step, attempt, {}, scopes, time), scopes)
 
-    def expression_context(self, endpoints: Mapping[str, str]) -> dict[str, Any]:
-        """What `${{ }}` may refer to now. Secret inputs are `Secret` objects and are only passed on whole."""
-        call = self.request.call
+    def expression_context(self, endpoints: Mapping[str, str], step: str = "", attempt: int = 0) -> dict[str, Any]:
+        """What `${{ }}` may refer to now, of an attempt at a step where one is named.
+
+        Secret inputs are `Secret` objects and are only passed on whole.
+        """
+        call, loaded = self.request.call, self.request.loaded
+        failed = [name for name in loaded.workflow.steps if self.states.get(name) in _FAILED]
+        run = {"id": self.request.run_id, "trigger": self.request.trigger, "started": self.started, "failed": failed}
+        own: dict[str, Any] = {}
+        if step:
+            own["step"] = {"id": declared_step(step), "attempt": attempt}
+        if step in self.items:
+            own["step"]["index"] = int(step.partition("[")[2][:-1])
+            own["item"] = self.items[step]
         return {
+            **own,
             **(call.expression_context(self.request.loaded.workflow.agent) if call else {}),
             "inputs": dict(self.request.inputs),
             "context": dict(self.context),
-            "run": {"id": self.request.run_id},
+            "run": run,
+            "workflow": loaded.variables,
             "endpoints": dict(endpoints),
             "steps": dict(self.results),
         }

@@ -44,7 +44,8 @@ class KnownWorkflow:
 
     def load(self) -> LoadedWorkflow:
         """The workflow to be run, as it was when the file was read. Raises InvalidWorkflow if an action is gone."""
-        return load_text(self.text, filename=self.filename, actions=self.actions)
+        directory = str(Path(self.filename).parent.absolute())
+        return load_text(self.text, filename=self.filename, actions=self.actions, directory=directory)
 
 
 @dataclass(slots=True)

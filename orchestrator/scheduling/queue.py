@@ -48,6 +48,7 @@ def enqueue(queue: RunQueue, request: RunRequest, clock: Clock) -> bool:
         max_runs=workflow.max_runs or 0,
         queued_at=clock.now(),
         reason=request.reason,
+        directory=request.loaded.directory,
     )
     return queue.add(queued, workflow=request.loaded.text)
 
@@ -156,11 +157,13 @@ def _started(claimed: QueuedRun) -> RunStarted:
         inputs=claimed.inputs,
         steps=(),
         reason=claimed.reason,
+        directory=claimed.directory,
     )
 
 
 def _request(services: Services, claimed: QueuedRun) -> RunRequest:
-    loaded = recorded_workflow(services.heartbeat.store, claimed.digest, claimed.workflow)
+    store = services.heartbeat.store
+    loaded = recorded_workflow(store, claimed.digest, claimed.workflow, directory=claimed.directory)
     inputs = bind_inputs(loaded.workflow, claimed.inputs)
     return RunRequest(
         run_id=claimed.run_id, loaded=loaded, inputs=inputs, trigger=claimed.trigger, reason=claimed.reason

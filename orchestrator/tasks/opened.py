@@ -119,7 +119,12 @@ def opened_task(services: Services, task_id: str) -> OpenedTask:
     """The task by its first event, as recorded. Raises UnknownTask, NotAsRecorded, and LedgerError."""
     first = _first_event(services.reader, task_id)
     data = first.data
-    loaded = recorded_workflow(services.heartbeat.store, str(data["digest"]), str(data["workflow"]))
+    loaded = recorded_workflow(
+        services.heartbeat.store,
+        str(data["digest"]),
+        str(data["workflow"]),
+        directory=str(data.get("directory", "")),
+    )
     inputs, context, caller = data["inputs"], data["context"], data["caller"]
     if not (isinstance(inputs, Mapping) and isinstance(context, Mapping) and isinstance(caller, Mapping)):
         raise NotAsRecorded(f"the first event of {task_id} is none of a task")

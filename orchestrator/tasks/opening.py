@@ -42,7 +42,8 @@ async def open_task(
     await _admitted(services, loaded, caller, task_id, bound, reason)
     context: dict[str, Any] = {}
     if workflow.context:
-        context = await asyncio.to_thread(evaluate, workflow.context, {"inputs": bound}, at="context")
+        known = {"inputs": bound, "workflow": loaded.variables}
+        context = await asyncio.to_thread(evaluate, workflow.context, known, at="context")
     opened = OpenedTask(
         task_id=task_id,
         loaded=loaded,
@@ -69,6 +70,7 @@ async def open_task(
             idle=workflow.limits.idle,
             caller=opened.caller,
             reason=reason,
+            directory=loaded.directory,
         ),
     )
     return opened

@@ -6,7 +6,7 @@ elsewhere: all errors of a file at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,16 +18,27 @@ from orchestrator.workflow.cel.types import Use, Used, check_types
 from orchestrator.workflow.expressions import condition_of
 from orchestrator.workflow.inputs import check_scheduled
 from orchestrator.workflow.models.declared import Argument, Input
+from orchestrator.workflow.models.steps import ITEMS
 from orchestrator.workflow.parameters import ActionCatalog, check_action, check_kinds
 from orchestrator.workflow.problems import suggestion
 from orchestrator.workflow.source import Path, Source
 from orchestrator.workflow.tools.checks import check_declarations, check_kind, check_tool
 
-_STEP_PARTS = ("output", "state")
-_OF_RUNS = ("run", "steps")
+_STEP_PARTS = ("output", "state", "error")
+_OF_RUNS = ("run", "steps", "step", "item")
 _OF_TASKS = ("call", "task")
 TASK_PARTS = ("id", "agent", "on_behalf_of")
 """What expressions of a tool see of the task under which it is called."""
+
+RUN_PARTS = ("id", "trigger", "started", "failed")
+"""What expressions of a step see of its run."""
+
+_IN_CONTEXT = ("id", "trigger")
+"""What there is of a run before it begins."""
+
+_STEP_OF_ITS_OWN = ("id", "attempt")
+_OF_ITEMS = ("step", "item")
+_WORKFLOW_PARTS = ("name", "dir")
 
 _BOUND = tuple((member,) for member in BOUND)
 
@@ -42,6 +53,10 @@ class _Known:
     call: Mapping[str, Any] = field(default_factory=dict)
     of_tools: bool = False
     part: str | None = None
+    each: bool = False
+    """Whether it is carried out for each item of a list."""
+    attempt: bool = True
+    """Whether the place is looked at for an attempt, and not for the step as a whole."""
 
 
 def check(source: Source, actions: ActionCatalog) -> None:
@@ -62,7 +77,9 @@ def check(source: Source, actions: ActionCatalog) -> None:
                 return
             if isinstance(part, dict):
                 of_tools = section == "tools"
-                here = replace(known, call=_map(part.get("call")), of_tools=of_tools, part=str(name))
+                here = replace(
+                    known, call=_map(part.get("call")), of_tools=of_tools, part=str(name), each="for_each" in part
+                )
                 _part(source, (section, str(name)), part, here, actions, used)
     kinds = check_types(source, used, actions)
     for section, parts in (("steps", steps), ("tools", tools)):
@@ -74,12 +91,14 @@ def check(source: Source, actions: ActionCatalog) -> None:
 
 
 def _context(source: Source, known: _Known, used: list[Used]) -> None:
-    allowed = ("inputs",) if known.of_tools else ("inputs", "run")
+    allowed = ("inputs", "workflow") if known.of_tools else ("inputs", "workflow", "run")
     for path, expression, use in _expressions(source, known.context, ("context",)):
         found = len(source.problems)
         for reference in _references(source, path, expression):
             if reference[0] not in allowed:
-                source.report(path, f"`context` may refer to {' and '.join(allowed)}, not to `{reference[0]}`")
+                source.report(path, f"`context` may refer to {', '.join(allowed)}, not to `{reference[0]}`")
+            elif reference[0] == "run" and reference[1:] not in [(name,) for name in _IN_CONTEXT]:
+                source.report(path, f"`{'.'.join(reference)}` is not known here", "there is `run.id`, `run.trigger`")
             else:
                 _reference(source, path, reference, expression, known, whole=False)
         used.append(Used(path, expression.cel, use, faulty=len(source.problems) > found))
@@ -94,6 +113,7 @@ def _part(
     else:
         _needs(source, base, part, known)
     for path, expression, use in (
+        *_list(source, part.get("for_each"), (*base, "for_each")),
         *_expressions(source, part.get("with"), (*base, "with")),
         *_of_grants(source, part.get("grants"), (*base, "grants")),
         *_condition(source, part.get("if"), (*base, "if")),
@@ -102,8 +122,9 @@ def _part(
             return
         whole = use is Use.VALUE and path[2] == "with"
         found = len(source.problems)
+        here = replace(known, attempt=path[2] not in ("if", "for_each"))
         for reference in _references(source, path, expression):
-            _reference(source, path, reference, expression, known, whole=whole)
+            _reference(source, path, reference, expression, here, whole=whole)
         used.append(Used(path, expression.cel, use, faulty=len(source.problems) > found))
     check_aws_grants(source, part.get("grants"), (*base, "grants"))
     _literal(source, base, part, actions)
@@ -122,6 +143,13 @@ def _needs(source: Source, base: Path, step: Mapping[str, Any], known: _Known) -
         elif isinstance(needed, str) and needed not in known.steps:
             hint = suggestion(needed, map(str, known.steps))
             source.report((*base, "needs", index), f"there is no step `{needed}`", hint)
+
+
+def _list(source: Source, value: Any, path: Path) -> Iterator[tuple[Path, Expression, Use]]:
+    """The expression that gives the items of a step, or those in the items."""
+    if isinstance(value, str) and "${{" not in value:
+        source.report(path, "`for_each` is a list, or an expression that gives one", "write `${{ inputs.NAME }}`")
+    yield from _expressions(source, value, path)
 
 
 def _condition(source: Source, text: Any, path: Path) -> Iterator[tuple[Path, Expression, Use]]:
@@ -165,16 +193,29 @@ def _reference(
         source.report(path, f"the tool has no argument `{name}`", hint)
     elif root == "task" and (len(rest) != 1 or name not in TASK_PARTS):
         source.report(path, f"`{'.'.join(reference)}` is not known", f"there is `task.{'`, `task.'.join(TASK_PARTS)}`")
-    elif root == "run" and rest != ["id"]:
-        source.report(path, f"`{'.'.join(reference)}` is not known", "there is `run.id`")
+    elif root == "run" and (not rest or name not in RUN_PARTS):
+        _not_known(source, path, reference, RUN_PARTS)
+    elif root == "workflow" and (not rest or name not in _WORKFLOW_PARTS):
+        _not_known(source, path, reference, _WORKFLOW_PARTS)
+    elif root == "item" and not known.each:
+        source.report(path, "`item` is not known here", "`for_each` of the step says for which items it is carried out")
+    elif root in _OF_ITEMS and not known.attempt:
+        source.report(path, f"`{root}` is not known here", "it is that of an attempt: use it in `with` and `grants`")
+    elif root == "step" and name not in (own := (*_STEP_OF_ITS_OWN, *(("index",) if known.each else ()))):
+        _not_known(source, path, reference, own)
     elif root == "endpoints" and not name:
         source.report(path, "name one endpoint", "write `endpoints.NAME`")
     elif root == "steps":
         _step_reference(source, path, rest, known.steps, known.part)
 
 
+def _not_known(source: Source, path: Path, reference: tuple[str, ...], there: Iterable[str]) -> None:
+    root = reference[0]
+    source.report(path, f"`{'.'.join(reference)}` is not known", f"there is `{root}.{f'`, `{root}.'.join(there)}`")
+
+
 def _there_is(known: _Known) -> str:
-    return "inputs, context, endpoints, " + ("call and task" if known.of_tools else "run and steps")
+    return "inputs, context, endpoints, workflow, " + ("call and task" if known.of_tools else "run and steps")
 
 
 def _step_reference(source: Source, path: Path, rest: list[str], steps: Mapping[str, Any], step_id: str | None) -> None:
@@ -184,10 +225,12 @@ def _step_reference(source: Source, path: Path, rest: list[str], steps: Mapping[
     elif name == step_id:
         source.report(path, f"step `{name}` refers to itself")
     elif len(rest) < 2 or rest[1] not in _STEP_PARTS:
-        source.report(path, f"`steps.{name}` has `output` and `state`", f"write `steps.{name}.output.KEY`")
+        source.report(path, f"`steps.{name}` has `output`, `state` and `error`", f"write `steps.{name}.output.KEY`")
     elif rest[1] == "output":
         outputs = _map(steps[name]).get("outputs")
         kept = [str(key) for key in outputs] if isinstance(outputs, list) else []
+        if kept and "for_each" in _map(steps[name]):
+            kept = [ITEMS]
         if len(rest) < 3:
             there = (
                 f"it keeps: {', '.join(kept)}" if kept else f"add `outputs: [KEY]` to step `{name}`: it keeps nothing"
@@ -197,7 +240,11 @@ def _step_reference(source: Source, path: Path, rest: list[str], steps: Mapping[
             source.report(
                 path,
                 f"step `{name}` does not keep `{rest[2]}` of its output",
-                suggestion(rest[2], kept) if kept else f"add `outputs: [{rest[2]}]` to step `{name}`",
+                f"`steps.{name}.output.{ITEMS}` is a list of what it keeps for each item"
+                if kept == [ITEMS]
+                else suggestion(rest[2], kept)
+                if kept
+                else f"add `outputs: [{rest[2]}]` to step `{name}`",
             )
 
 
@@ -248,13 +295,13 @@ def _references(source: Source, path: Path, expression: Expression) -> list[tupl
 def _misplaced(source: Source, value: Any, path: Path, *, allowed: bool) -> None:
     """Expressions belong into `with`, `if`, `context`, and what is bound of grants only."""
     in_step = path[2:] if path[:1] in (("steps",), ("tools",)) else ()
-    here = allowed or path[:1] == ("context",) or in_step[:1] in (("with",), ("if",))
+    here = allowed or path[:1] == ("context",) or in_step[:1] in (("with",), ("if",), ("for_each",))
     here = here or (in_step[:1] == ("grants",) and (in_step[4:5] == ("where",) or in_step[2:3] in _BOUND))
     if isinstance(value, str) and "${{" in value and not here:
         source.report(
             path,
             "an expression has no effect here",
-            "expressions belong into `with`, `if`, `context`, `where`, `details` and the like",
+            "expressions belong into `with`, `if`, `for_each`, `context`, `where`, `details` and the like",
         )
     elif isinstance(value, dict):
         for key, item in value.items():

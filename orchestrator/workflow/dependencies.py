@@ -1,4 +1,7 @@
-"""What each step waits for: `needs`, and every step that its expressions refer to, row limits included."""
+"""What each step waits for: `needs`, and every step that its expressions refer to, row limits included.
+
+A step that runs on failure or always waits for all others where it says nothing of `needs`.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,13 @@ def raw_dependencies(steps: Mapping[str, Any]) -> dict[str, frozenset[str]]:
     """From the plain data of `steps`, in declaration order; what does not exist is left out."""
     found = {}
     names = frozenset(steps)
+    ordinary = frozenset(name for name, step in steps.items() if not runs_at_the_end(step))
     for step_id, step in steps.items():
         step = step if isinstance(step, dict) else {}
         needs = step.get("needs")
         named = {name for name in (needs if isinstance(needs, list) else []) if isinstance(name, str)}
+        if not named and runs_at_the_end(step):
+            named |= ordinary
         for cel in _cel_texts(step):
             try:
                 named |= {
@@ -29,8 +35,13 @@ def raw_dependencies(steps: Mapping[str, Any]) -> dict[str, frozenset[str]]:
     return found
 
 
+def runs_at_the_end(step: Any) -> bool:
+    """Whether a step, as plain data, runs on failure or always."""
+    return isinstance(step, dict) and step.get("when") in ("on_failure", "always")
+
+
 def _cel_texts(step: Mapping[str, Any]) -> Iterator[str]:
-    for text in (*_texts(step.get("with")), *_texts(step.get("grants"))):
+    for text in (*_texts(step.get("with")), *_texts(step.get("grants")), *_texts(step.get("for_each"))):
         try:
             yield from (expression.cel for expression in parse_template(text).expressions)
         except InvalidExpression:

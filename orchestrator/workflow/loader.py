@@ -37,6 +37,14 @@ class LoadedWorkflow:
     text: str = field(repr=False)
     actions: ActionCatalog = field(repr=False, compare=False)
     """By which its actions were looked up."""
+    directory: str = field(default="", compare=False)
+    """Where the file is, absolute; empty for a text that came from nowhere. What it names by a relative path is there.
+    """
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What expressions see of it as `workflow`."""
+        return {"name": self.workflow.name, **({"dir": self.directory} if self.directory else {})}
 
     @property
     def schedule(self) -> Schedule | None:
@@ -67,7 +75,8 @@ def load(path: Path, *, actions: ActionCatalog, within: Path | None = None) -> L
 
     `within`: the folder that a link may not lead out of, for a file that nobody named.
     """
-    return load_text(read_text(path, within=within), filename=str(path), actions=actions)
+    text = read_text(path, within=within)
+    return load_text(text, filename=str(path), actions=actions, directory=str(path.parent.absolute()))
 
 
 def load_each(
@@ -115,8 +124,11 @@ def unreadable(filename: str, error: UsageError) -> Problem:
     return Problem(filename, 1, 1, error.message, error.hint or "")
 
 
-def load_text(text: str, *, filename: str, actions: ActionCatalog) -> LoadedWorkflow:
-    """Read a workflow from text. Raises InvalidWorkflow with everything that is wrong with it."""
+def load_text(text: str, *, filename: str, actions: ActionCatalog, directory: str = "") -> LoadedWorkflow:
+    """Read a workflow from text, which belongs to a `directory`, absolute.
+
+    Raises InvalidWorkflow with everything that is wrong with it.
+    """
     read = _source(text, filename)
     source = replace(read, problems=list(read.problems))
     workflow = _validated(source) if source.data is not None else None
@@ -126,7 +138,7 @@ def load_text(text: str, *, filename: str, actions: ActionCatalog) -> LoadedWork
         raise InvalidWorkflow(source.problems)
     if workflow is None:
         raise InvalidWorkflow([source.at(1, 1, "a workflow is a map with `version`, `name`, `agent` and `steps`")])
-    return LoadedWorkflow(workflow, digest_of(text), filename, text, actions)
+    return LoadedWorkflow(workflow, digest_of(text), filename, text, actions, directory)
 
 
 def digest_of(text: str) -> str:

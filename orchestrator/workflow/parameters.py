@@ -168,20 +168,23 @@ def _with_samples(value: Any, kinds: Mapping[Path, str], at: Path) -> Any:
 P = TypeVar("P", bound=BaseModel)
 
 
-def validated(model: type[P], values: Mapping[str, Any]) -> P:
+def validated(model: type[P], values: Mapping[str, Any], *, directory: str = "") -> P:
     """The parameters of an action, their expressions evaluated. Raises ValidationError.
+
+    `directory` is where the workflow's file is: relative paths begin there (`orchestrator.actions.base.LocalPath`).
 
     Where a text is wanted, a number or a truth value becomes the text that it is inside of a longer one: `/tickets/${{
     inputs.id }}` and `${{ inputs.id }}` have the same digits. What is written in the file itself was held against the
     types before.
     """
+    context = {"directory": directory}
     try:
-        return model.model_validate(values)
+        return model.model_validate(values, context=context)
     except ValidationError as error:
         wanted = [each["loc"] for each in error.errors(include_url=False) if each["type"] == "string_type"]
         if not wanted:
             raise
-    return model.model_validate(_with_texts(values, wanted, ()))
+    return model.model_validate(_with_texts(values, wanted, ()), context=context)
 
 
 def _with_texts(value: Any, wanted: Sequence[tuple[str | int, ...]], at: tuple[str | int, ...]) -> Any:

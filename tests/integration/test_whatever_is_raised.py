@@ -524,7 +524,7 @@ TIMED_OUT = {
 def test_a_step_ends_at_its_timeout_however_its_action_takes_being_stopped(
     bench: Bench, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.runs.action_task.STOP_SECONDS", 0.2)
+    monkeypatch.setattr("orchestrator.runs.steps.action_task.STOP_SECONDS", 0.2)
     then, kind, said = TIMED_OUT[how]
     workflow = loaded(bench, WORKFLOW.replace("timeout: 30s", "timeout: 1s"))
     outcome, _ = asyncio.run(run(bench, workflow, when_stopped(then), ValueError, max_parallel=1))
@@ -540,7 +540,7 @@ def test_a_step_ends_at_its_timeout_however_its_action_takes_being_stopped(
 def test_a_run_ends_at_its_timeout_however_an_action_takes_being_stopped(
     bench: Bench, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.runs.action_task.STOP_SECONDS", 0.2)
+    monkeypatch.setattr("orchestrator.runs.steps.action_task.STOP_SECONDS", 0.2)
     then, _, said = TIMED_OUT[how]
     workflow = loaded(bench, WORKFLOW.replace("agent: tester", "agent: tester\ntimeout: 1s"))
     outcome, seen = asyncio.run(run(bench, workflow, when_stopped(then), ValueError, max_parallel=1))

@@ -168,7 +168,7 @@ def test_a_problem_is_shown_with_a_caret_under_its_place() -> None:
         (step(QUERY, top="inputs: { n: { type: string, secret: true, default: x } }"), "no default"),
         (step(QUERY, top="schedule: { cron: 'whenever' }"), "not a cron expression"),
         (step(QUERY, top="schedule: { cron: '0 7 * * *', timezone: Mars/Base }"), "IANA"),
-        (step(QUERY, top="context: { x: '${{ steps.one.output.rows }}' }"), "may refer to inputs and run"),
+        (step(QUERY, top="context: { x: '${{ steps.one.output.rows }}' }"), "may refer to inputs, workflow, run"),
     ],
 )
 def test_what_is_refused_before_anything_runs(text: str, said: str) -> None:

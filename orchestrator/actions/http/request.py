@@ -8,14 +8,13 @@ import ssl
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import parse_qsl, urlencode
 
 from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 from pydantic import JsonValue as Json
 
-from orchestrator.actions.base import GrantRef, OutputType, Params, StepContext
+from orchestrator.actions.base import GrantRef, LocalPath, OutputType, Params, StepContext
 from orchestrator.actions.http.answer import check_status, output_of
 from orchestrator.actions.http.auth import HEADER_NAME, KINDS, SET_BY_US, Auth, private_of
 from orchestrator.actions.http.transfer import MAX_REDIRECTS, Incoming, Outgoing, transfer
@@ -73,7 +72,7 @@ class RequestParams(Params):
             {"basic": {"username": "api.user", "password": "api.password"}},
         ],
     )
-    ca: Path | None = Field(
+    ca: LocalPath | None = Field(
         default=None,
         description="A file of certificates in PEM: the authorities that are trusted instead of the system's, for the "
         "origin of `url`. Policies see the file and its SHA-256.",

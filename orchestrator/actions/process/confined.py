@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from orchestrator.actions.base import Params, StepContext
+from orchestrator.actions.base import LocalPath, Params, StepContext
 from orchestrator.actions.process.rules import Reach
 from orchestrator.errors import StepFailed
 from orchestrator.jsontypes import JsonObject, JsonValue
@@ -19,10 +19,10 @@ _DEFAULT_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "postgres": 5432
 
 
 class Paths(Params):
-    """Files and folders with all that is below them; relative ones begin where the orchestrator was started."""
+    """Files and folders with all that is below them; relative ones begin in the folder of the workflow's file."""
 
-    read: list[Path] = Field(default_factory=list, description="What it may read and execute.")
-    write: list[Path] = Field(
+    read: list[LocalPath] = Field(default_factory=list, description="What it may read and execute.")
+    write: list[LocalPath] = Field(
         default_factory=list, description="What it may read, execute, change, make and remove; it must be there."
     )
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, model_validator
 from pydantic import JsonValue as Json
 
-from orchestrator.actions.base import GrantRef, OutputType, Params, StepContext
+from orchestrator.actions.base import GrantRef, LocalPath, OutputType, Params, StepContext
 from orchestrator.actions.handover import Handover
 from orchestrator.actions.process.confined import ConfinedParams
 from orchestrator.actions.process.loader_variables import refused_variables
@@ -63,7 +64,8 @@ class ExecParams(ConfinedParams):
 
     command: Annotated[list[Text], Field(min_length=1)] = Field(
         description="The program and its arguments; there is no shell. A name alone is looked for in the system's "
-        "folders, a relative path in `cwd`. Expressions never see credentials, so no argument can hold one."
+        "folders, a relative path in `cwd`, or else in the folder of the workflow's file. Expressions never see "
+        "credentials, so no argument can hold one."
     )
     stdin: Json = Field(default=None, description="Text as it is; anything else as JSON.")
     environment: dict[Variable, Text] = Field(
@@ -74,9 +76,10 @@ class ExecParams(ConfinedParams):
         "PYTHON*, ENV, ...) is refused.",
     )
     credentials: ExecCredentials = Field(default_factory=ExecCredentials)
-    cwd: Path | None = Field(
+    cwd: LocalPath | None = Field(
         default=None,
-        description="Where it is started, and what it may read. Default: a fresh private folder, removed afterwards.",
+        description="Where it is started, and what it may read; a relative path begins in the folder of the workflow's "
+        "file. Default: a fresh private folder, removed afterwards.",
     )
     output: Literal["text", "json", "none"] = Field(default="text", description="What the standard output is.")
     max_bytes: Annotated[int, Field(gt=0)] = Field(default=5_000_000, description="The longest standard output.")
@@ -103,12 +106,21 @@ class ExecParams(ConfinedParams):
         return () if self.cwd is None else (self.cwd,)
 
     _program: Program | None = PrivateAttr(default=None)
+    _directory: str = PrivateAttr(default="")
+
+    @model_validator(mode="after")
+    def _is_of_a_file(self, info: ValidationInfo) -> ExecParams:
+        self._directory = (info.context or {}).get("directory", "")
+        return self
 
     @property
     def program(self) -> Program:
         """The file that is run: looked for once, so that it is the one that policies were shown. Raises StepFailed."""
         if self._program is None:
-            self._program = resolve_program(self.command[0], search=SAFE_PATH, directory=self.cwd)
+            name = self.command[0]
+            if "/" in name and self.cwd is None:
+                name = os.path.join(self._directory, name)
+            self._program = resolve_program(name, search=SAFE_PATH, directory=self.cwd)
         return self._program
 
 

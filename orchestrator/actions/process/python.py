@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field, PrivateAttr
 from pydantic import JsonValue as Json
 
-from orchestrator.actions.base import Params, StepContext
+from orchestrator.actions.base import LocalPath, Params, StepContext
 from orchestrator.actions.handover import Handover
 from orchestrator.actions.process.confined import ConfinedParams
 from orchestrator.actions.process.exec import FileRef, Variable, content_of, failure, seems_confined, whole
@@ -51,7 +51,11 @@ class PythonParams(ConfinedParams):
         "libraries that take nothing else: `grant.field` as it is, `grant` all of it as JSON; it goes when the process "
         "does.",
     )
-    path: list[Path] = Field(default_factory=list, description="Directories that modules are looked for in first.")
+    path: list[LocalPath] = Field(
+        default_factory=list,
+        description="Directories that modules are looked for in first; relative ones begin in the folder of the "
+        "workflow's file.",
+    )
     max_bytes: Annotated[int, Field(gt=0)] = Field(default=5_000_000, description="The longest result, as JSON.")
     _modules: list[ModuleFile] | None = PrivateAttr(default=None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -142,7 +143,7 @@ def _loaded(file: Path, *, within: Path | None) -> LoadedWorkflow:
     from orchestrator.workflow.loader import load, load_text
 
     if str(file) == "-":
-        return load_text(read_standard_input(), filename="-", actions=catalog)
+        return load_text(read_standard_input(), filename="-", actions=catalog, directory=os.getcwd())
     return load(file, actions=catalog, within=within)
 
 

@@ -22,6 +22,7 @@ from orchestrator.grants.aws.patterns import check_breadth, check_resource
 from orchestrator.grants.aws.session_policy import LONGEST_POLICY, SHORTEST_SESSION, SessionPolicy
 from orchestrator.grants.credential import Credential
 from orchestrator.issuers.aws import AGENT_TAG, AccessKey, AwsAccount, AwsRole, beyond, tag_value
+from orchestrator.ledger.ids import declared_step
 from orchestrator.network.aws.query import AwsUnavailable, QueryApi, Signer
 from orchestrator.network.aws.sigv4 import SigningKey
 from orchestrator.secret import Secret
@@ -188,7 +189,7 @@ def _tags(request: IssueRequest) -> dict[str, str]:
     said = {
         AGENT_TAG: attempt.agent,
         "orchestrator-run": attempt.run_id,
-        "orchestrator-step": attempt.step,
+        "orchestrator-step": declared_step(attempt.step),
         "orchestrator-workflow": attempt.workflow,
     }
     tags: dict[str, str] = {}

@@ -49,6 +49,8 @@ class QueuedRun:
     """How often it was claimed and not begun, a claim that holds now included."""
     reason: str = ""
     """Why, in the words of whoever queued it."""
+    directory: str = ""
+    """Where the workflow's file was."""
 
 
 class RunQueue:
@@ -78,6 +80,7 @@ class RunQueue:
                     max_runs=queued.max_runs,
                     queued_at=time_to_text(queued.queued_at),
                     reason=queued.reason,
+                    directory=queued.directory,
                 )
             )
             return True
@@ -186,4 +189,5 @@ def _queued(row: RowMapping) -> QueuedRun:
         claimed_by=row["claimed_by"],
         tries=row["tries"],
         reason=row["reason"],
+        directory=row["directory"],
     )

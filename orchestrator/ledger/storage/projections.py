@@ -41,6 +41,7 @@ from orchestrator.ledger.events import (
     RunTakenOver,
     StepFinished,
 )
+from orchestrator.ledger.ids import declared_step
 from orchestrator.ledger.lease import FINAL, LeaseState, check_transition
 from orchestrator.ledger.states import RESUMABLE, RunState, StepState, TaskState
 from orchestrator.ledger.storage.codec import canonical_json
@@ -244,7 +245,7 @@ def _lease_requested(present: RunRows, event: LeaseRequested, time: str) -> Row:
         "lease_id": event.lease_id,
         "workflow": present.run["workflow"],
         "agent": present.run["agent"],
-        "step": event.step,
+        "step": declared_step(event.step),
         "attempt": event.attempt,
         "step_key": storable(event.step_key) or step.get("step_key", ""),
         "grant": storable(event.grant),

@@ -249,6 +249,7 @@ queued_run = Table(
     Column("claimed_by", TEXT),
     Column("tries", Integer, nullable=False, server_default="0"),
     Column("reason", TEXT, nullable=False, server_default=""),
+    Column("directory", TEXT, nullable=False, server_default=""),
     sqlite_with_rowid=False,
 )
 """Runs that wait for a worker, and those that one has claimed until they end. `max_runs` 0: as many as there are.

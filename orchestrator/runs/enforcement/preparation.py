@@ -27,7 +27,9 @@ async def prepare(services: Services, progress: RunProgress) -> OrchestratorErro
         if problems := await asyncio.to_thread(lacks, never=certainly_false(inputs, endpoints)):
             return InvalidWorkflow(problems)
         if context:
-            known = {"inputs": inputs, "run": {"id": progress.request.run_id}}
+            request = progress.request
+            run = {"id": request.run_id, "trigger": request.trigger}
+            known = {"inputs": inputs, "workflow": loaded.variables, "run": run}
             progress.context = await asyncio.to_thread(evaluate, context, known, at="context")
     except InvalidExpression as error:
         return error

@@ -28,11 +28,12 @@ class Walk:
     call: CallStep
     skip: Skip
     parallel: int
+    grace: float = 30.0
     already: Mapping[str, StepState] = field(default_factory=dict)
 
     async def go(self, call: CallStep) -> dict[str, StepState]:
         """Walk the graph; `call` carries out one step and leads to `self.call`. Raises what `drive` raises."""
-        return await drive(self.graph, call, self.skip, parallel=self.parallel, already=self.already)
+        return await drive(self.graph, call, self.skip, parallel=self.parallel, already=self.already, grace=self.grace)
 
     async def abandon(self) -> None:
         """Record of every step that it will not run, where the walk cannot even begin. Raises LedgerError."""

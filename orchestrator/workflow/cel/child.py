@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 _COMPILED = 2_000
 """How many expressions are kept compiled."""
 
-_ROOTS = ("inputs", "steps", "run", "endpoints", "context", "call", "task")
+_ROOTS = ("inputs", "steps", "run", "endpoints", "context", "call", "task", "workflow", "step", "item")
 
 
 class _Refused(Exception):

@@ -19,9 +19,12 @@ from orchestrator.workflow.cel.syntax import (
 )
 from orchestrator.workflow.problems import suggestion
 
-ROOTS = ("inputs", "steps", "run", "endpoints", "context", "call", "task")
+ROOTS = ("inputs", "steps", "run", "endpoints", "context", "call", "task", "workflow", "step", "item")
 _OPENING = re.compile(r"\$?\$\{\{")
-PATH = re.compile(rf"(?:{'|'.join(ROOTS)})(?:\.[A-Za-z_]\w*)+")
+_OF_LOOPS_TOO = frozenset({"workflow", "step", "item"})
+"""Variables whose names a loop may take for its own."""
+
+PATH = re.compile(rf"(?:{'|'.join(ROOTS)})(?:\.[A-Za-z_]\w*)+|item")
 """An expression that only names a value."""
 
 _KEY = re.compile(r"[\"'][\w \-]*[\"']")
@@ -122,7 +125,7 @@ def references(cel: str) -> frozenset[Reference]:
     """What an expression refers to. Raises InvalidExpression where it is too large, or names what there is not."""
     check_size(cel)
     found = tokens(cel)
-    if taken := sorted(loop_variables(found) & set(ROOTS)):
+    if taken := sorted(loop_variables(found) & (set(ROOTS) - _OF_LOOPS_TOO)):
         raise InvalidExpression(f"a loop of `{cel}` calls its variable `{taken[0]}`", hint="give it another name")
     names: set[Reference] = set()
     for index in variables(found):

@@ -11,6 +11,7 @@ from orchestrator.errors import InvalidExpression
 from orchestrator.workflow.cel.engine import Checked, check
 from orchestrator.workflow.cel.failures import NOT_CEL
 from orchestrator.workflow.cel.template import PATH, asked_for, references
+from orchestrator.workflow.models.steps import ITEMS
 from orchestrator.workflow.parameters import ActionCatalog
 from orchestrator.workflow.source import Path, Source
 
@@ -121,12 +122,16 @@ def _types(data: Mapping[str, Any], texts: Iterable[str], actions: ActionCatalog
                 shown = f"inputs.{name}"
             case ("task", name, *_):
                 kind, shown = "string", f"task.{name}"
-            case ("run", "id", *_):
-                kind, shown = "string", "run.id"
+            case ("run", "id" | "trigger" | "started" as name, *_):
+                kind, shown = "string", f"run.{name}"
+            case ("workflow", "name" | "dir" as name, *_):
+                kind, shown = "string", f"workflow.{name}"
+            case ("step", "id" | "attempt" | "index" as name, *_):
+                kind, shown = "string" if name == "id" else "int", f"step.{name}"
             case ("endpoints", name, *_):
                 kind, shown = "string", f"endpoints.{name}"
-            case ("steps", step, "state", *_):
-                kind, shown = "string", f"steps.{step}.state"
+            case ("steps", step, "state" | "error" as name, *_):
+                kind, shown = "string", f"steps.{step}.{name}"
             case ("steps", step, "output", key, *_):
                 kind, shown = _output(steps, step, key, actions), f"steps.{step}.output.{key}"
             case _:
@@ -137,6 +142,8 @@ def _types(data: Mapping[str, Any], texts: Iterable[str], actions: ActionCatalog
 
 def _output(steps: Any, step: str, key: str, actions: ActionCatalog) -> str | None:
     declared = steps.get(step) if isinstance(steps, dict) else None
+    if isinstance(declared, dict) and "for_each" in declared:
+        return "list" if key == ITEMS else None
     action = declared.get("action") if isinstance(declared, dict) else None
     model = actions.params_of(action) if isinstance(action, str) else None
     known: Mapping[str, str] = getattr(model, "output_types", {})

@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 from orchestrator.actions.base import Action, Params, StepContext
 from orchestrator.actions.confinement import parts_of
@@ -26,18 +27,18 @@ from orchestrator.grants.policy_names import step_policy_name
 from orchestrator.grants.scope import Scope
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.events import ApprovalRequested, AttemptFinished, AttemptStarted, Decided, Event, Notified
-from orchestrator.ledger.ids import new_step_key
+from orchestrator.ledger.ids import declared_step, new_step_key
 from orchestrator.ledger.states import StepState
 from orchestrator.planning.requests import bind, is_bound
 from orchestrator.policy.admission import admission
 from orchestrator.policy.types import Decision, PolicyRequest, Question, input_digest
 from orchestrator.redaction.redactor import redact_exception
-from orchestrator.runs.action_task import ActionTask
 from orchestrator.runs.enforcement.agreement import Asked, decided, unrecorded
 from orchestrator.runs.enforcement.notices import Notices, all_delivered
 from orchestrator.runs.enforcement.permits import denied, permitted
 from orchestrator.runs.outcomes import state_after
-from orchestrator.runs.parameters import parameters
+from orchestrator.runs.steps.action_task import ActionTask
+from orchestrator.runs.steps.parameters import parameters
 from orchestrator.runs.types import RunProgress, Services
 from orchestrator.uninterrupted import is_cancelled
 from orchestrator.workflow.models.steps import Step
@@ -110,8 +111,9 @@ class StepAttempt:
                 action,
                 self.step_id,
                 self._step,
-                self.progress.expression_context(services.endpoints),
+                self._variables,
                 of_tool=self.progress.request.call is not None,
+                directory=self.progress.request.loaded.directory,
             )
             started = replace(started, confinement=self._confinement(params))
             scopes = await self._scopes()
@@ -165,7 +167,7 @@ class StepAttempt:
         return AttemptStarted(
             step=self.step_id,
             attempt=self.number,
-            step_key=new_step_key(self.step_id),
+            step_key=new_step_key(declared_step(self.step_id)),
             action=self._step.action,
             timeout=self._step.timeout,
         )
@@ -278,7 +280,7 @@ class StepAttempt:
         if not is_bound(scopes):
             return scopes
         try:
-            return await asyncio.to_thread(bind, scopes, self.progress.expression_context(self.services.endpoints))
+            return await asyncio.to_thread(bind, scopes, self._variables)
         except InvalidExpression as error:
             raise StepFailed(f"step `{self.step_id}`: {error.message}", kind="parameters", hint=error.hint) from error
 
@@ -320,7 +322,7 @@ class StepAttempt:
             agent=workflow.agent,
             step_key=step_key,
             scopes=tuple(_capped(scope, max_ttl) for scope in scopes),
-            policy=step_policy_name(workflow.name, self.step_id),
+            policy=step_policy_name(workflow.name, declared_step(self.step_id)),
             deadline=deadline,
             max_ttl=max_ttl,
             held_by_agent=self._step.action == HAND_OVER,
@@ -360,7 +362,11 @@ class StepAttempt:
 
     @property
     def _step(self) -> Step:
-        return self.progress.request.loaded.workflow.steps[self.step_id]
+        return self.progress.declared(self.step_id)
+
+    @property
+    def _variables(self) -> dict[str, Any]:
+        return self.progress.expression_context(self.services.endpoints, self.step_id, self.number)
 
 
 def _end_now(limit: asyncio.Timeout, expiring: list[OrchestratorError], error: OrchestratorError) -> None:

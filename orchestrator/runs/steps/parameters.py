@@ -17,8 +17,12 @@ from orchestrator.workflow.shape import message_of
 from orchestrator.workflow.tools.urls import evaluate_parameter
 
 
-async def parameters(action: Action, step_id: str, step: Step, context: Mapping[str, Any], *, of_tool: bool) -> Params:
+async def parameters(
+    action: Action, step_id: str, step: Step, context: Mapping[str, Any], *, of_tool: bool, directory: str
+) -> Params:
     """Evaluate what the step says under `with`; `of_tool`: what an agent has chosen is kept in its place.
+
+    Relative paths begin in the `directory`, or, where that is empty, where the orchestrator was started.
 
     Raises StepFailed, which shows no value.
     """
@@ -30,7 +34,7 @@ async def parameters(action: Action, step_id: str, step: Step, context: Mapping[
 
     try:
         found = await asyncio.to_thread(evaluated) if needs_engine(step.with_) else evaluated()
-        return validated(action.params, found)
+        return validated(action.params, found, directory=directory)
     except InvalidExpression as error:
         raise StepFailed(f"step `{step_id}`: {error.message}", kind="parameters", hint=error.hint) from error
     except ValidationError as error:
