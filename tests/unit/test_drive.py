@@ -118,6 +118,146 @@ async def test_an_error_that_ends_the_walk_still_awaits_the_other_steps() -> Non
     assert steps.running == 0
 
 
+def at_the_end(needs: dict[str, frozenset[str]], *, on_failure: str = "continue", **when: str) -> Graph:
+    return Graph(dependencies=needs, when=when, on_failure=on_failure)  # type: ignore[arg-type]  # its literals
+
+
+async def test_a_step_that_always_runs_does_so_after_a_failure_and_after_what_was_left_out() -> None:
+    steps = Recorder({"a": FAILED})
+    walk = at_the_end(graph(a="", b="a", tidy="a b", after="tidy"), tidy="always")
+    ended = await drive(walk, steps.call, steps.skip, parallel=4)
+    assert ended == {"a": FAILED, "b": SKIPPED, "tidy": OK, "after": OK}
+
+
+@pytest.mark.parametrize("bad", [FAILED, REFUSED])
+async def test_a_step_for_failures_runs_where_one_failed_and_where_one_was_left_out_for_it(bad: StepState) -> None:
+    steps = Recorder({"a": bad})
+    walk = at_the_end(graph(a="", b="a", tell="b", other=""), tell="on_failure")
+    assert await drive(walk, steps.call, steps.skip, parallel=4) == {"a": bad, "b": SKIPPED, "tell": OK, "other": OK}
+
+
+async def test_a_step_for_failures_is_left_out_where_nothing_failed() -> None:
+    steps = Recorder({"odd": FAILED, "dull": SKIPPED})
+    walk = Graph(
+        dependencies=graph(a="", odd="", dull="", of_dull="dull", tell="a odd dull of_dull", more="tell"),
+        tolerant=frozenset({"odd"}),
+        when={"tell": "on_failure", "more": "on_failure"},
+    )
+    ended = await drive(walk, steps.call, steps.skip, parallel=4)
+    assert (ended["tell"], ended["more"]) == (SKIPPED, SKIPPED)
+    assert steps.skipped["tell"][1] == "nothing failed of what it waits for"
+
+
+async def test_steps_at_the_end_are_not_cancelled_by_the_failure_that_cancels_the_others() -> None:
+    steps = Recorder({"a": FAILED}, forever=frozenset({"long"}))
+    needs = graph(a="", long="", later="long", tell="a long later", tidy="long")
+    ended = await drive(
+        at_the_end(needs, on_failure="cancel", tell="on_failure", tidy="always"), steps.call, steps.skip, parallel=4
+    )
+    assert ended == {"a": FAILED, "long": CANCELLED, "later": CANCELLED, "tell": OK, "tidy": OK}
+
+
+async def test_steps_at_the_end_run_after_a_cancellation_each_in_its_order() -> None:
+    steps = Recorder(forever=frozenset({"long"}))
+    needs = graph(long="", later="long", tell="long later", tidy="tell", usual="")
+    walk = at_the_end(needs, tell="on_failure", tidy="always")
+    task = asyncio.create_task(drive(walk, steps.call, steps.skip, parallel=1))
+    await steps.started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [step for what, step in steps.log if what == "start"] == ["long", "tell", "tidy"]
+    assert {step: state for step, (state, _) in steps.skipped.items()} == {"later": CANCELLED, "usual": CANCELLED}
+
+
+async def test_a_step_at_the_end_that_is_under_way_when_the_walk_is_cancelled_goes_on() -> None:
+    finish = asyncio.Event()
+    began = asyncio.Event()
+
+    async def call(step: str) -> StepState:
+        if step == "tidy":
+            began.set()
+            await finish.wait()
+        return OK
+
+    steps = Recorder()
+    task = asyncio.create_task(drive(at_the_end(graph(a="", tidy="a"), tidy="always"), call, steps.skip, parallel=2))
+    await began.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    finish.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert steps.skipped == {}
+
+
+@pytest.mark.parametrize("again", [True, False])
+async def test_a_step_at_the_end_of_a_cancelled_walk_has_the_grace_and_ends_at_a_second_cancellation(
+    again: bool,
+) -> None:
+    steps = Recorder(forever=frozenset({"long", "tidy"}))
+    walk = at_the_end(graph(long="", tidy="long", more="tidy"), tidy="always", more="always")
+    grace = 60.0 if again else 0.05
+    task = asyncio.create_task(drive(walk, steps.call, steps.skip, parallel=2, grace=grace))
+    await steps.started.wait()
+    steps.started.clear()
+    task.cancel()
+    await steps.started.wait()
+    if again:
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert steps.running == 0
+    assert [step for what, step in steps.log if what == "start"] == ["long", "tidy"]
+    assert steps.skipped["more"][0] is CANCELLED
+
+
+async def test_what_waits_for_somebody_to_agree_is_given_up_with_the_walk() -> None:
+    steps = Recorder({"asked": WAITING}, forever=frozenset({"long"}))
+    walk = at_the_end(graph(asked="", long="", tidy="asked long"), tidy="always")
+    task = asyncio.create_task(drive(walk, steps.call, steps.skip, parallel=4))
+    await steps.started.wait()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert steps.skipped == {"asked": (CANCELLED, "the run was cancelled")}
+    assert ("start", "tidy") in steps.log
+
+
+async def test_an_error_that_ends_the_walk_lets_nothing_begin_at_the_end() -> None:
+    steps = Recorder()
+
+    async def call(step: str) -> StepState:
+        if step == "broken":
+            raise RuntimeError("the ledger is gone")
+        return await steps.call(step)
+
+    with pytest.raises(RuntimeError, match="ledger"):
+        await drive(at_the_end(graph(broken="", tidy="broken"), tidy="always"), call, steps.skip, parallel=4)
+    assert steps.log == []
+    assert steps.skipped["tidy"][0] is CANCELLED
+
+
+async def test_an_error_in_a_step_at_the_end_of_a_cancelled_walk_leaves_nothing_running() -> None:
+    steps = Recorder(forever=frozenset({"long", "other"}))
+
+    async def call(step: str) -> StepState:
+        if step == "tidy":
+            raise RuntimeError("the ledger is gone")
+        return await steps.call(step)
+
+    walk = at_the_end(graph(long="", tidy="long", other="long"), tidy="always", other="always")
+    task = asyncio.create_task(drive(walk, call, steps.skip, parallel=4))
+    await steps.started.wait()
+    task.cancel()
+    with pytest.raises(RuntimeError, match="ledger"):
+        await task
+    assert steps.running == 0
+
+
 @given(st.data())
 def test_every_step_of_any_graph_ends_exactly_once(data: st.DataObject) -> None:
     names = [f"s{n}" for n in range(data.draw(st.integers(1, 8)))]
@@ -131,6 +271,7 @@ def test_every_step_of_any_graph_ends_exactly_once(data: st.DataObject) -> None:
         dependencies={name: needs[name] for name in order},
         tolerant=frozenset(data.draw(st.lists(st.sampled_from(names)))),
         on_failure=data.draw(st.sampled_from(["continue", "cancel"])),
+        when=data.draw(st.dictionaries(st.sampled_from(names), st.sampled_from(["on_failure", "always"]))),
     )
     steps = Recorder(ends)
     ended = asyncio.run(drive(walk, steps.call, steps.skip, parallel=data.draw(st.integers(1, 4))))
@@ -139,8 +280,14 @@ def test_every_step_of_any_graph_ends_exactly_once(data: st.DataObject) -> None:
     assert len(ran) == len(set(ran))
     assert set(ran) | set(steps.skipped) == set(names)
     for step in ran:
-        for needed in needs[step]:
-            assert ended[needed] is OK or needed in walk.tolerant
+        before = steps.log[: steps.log.index(("start", step))]
+        assert all(("end", needed) in before or needed in steps.skipped for needed in needs[step])
+        if walk.on_success(step):
+            assert all(ended[needed] is OK or needed in walk.tolerant for needed in needs[step])
+        elif walk.when[step] == "on_failure":
+            assert any(ended[needed] is not OK for needed in needs[step])
+    for step in steps.skipped:
+        assert walk.when.get(step) != "always"
 
 
 def above(needs: Mapping[str, frozenset[str]], step: str) -> set[str]:

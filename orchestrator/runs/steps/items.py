@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
-from copy import copy
 from typing import Any
 
 from orchestrator.errors import InvalidExpression, OrchestratorError, StepFailed
@@ -69,7 +68,7 @@ def _of_all(step_id: str, errors: Mapping[str, OrchestratorError], number: int) 
     name = most_telling(errors)
     if name == step_id:
         return errors[name]
-    error = copy(errors[name])
+    error = errors[name]
     error.message = f"{len(errors)} of {number} items of step `{step_id}` failed; `{name}`: {error.message}"
     error.args = (error.message,)
     return error
