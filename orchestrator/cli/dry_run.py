@@ -8,6 +8,7 @@ from typing import Protocol
 from orchestrator.cli.display.plan_view import PlanView, StepView
 from orchestrator.policy.admission import admission, before_evaluation
 from orchestrator.policy.types import ConnectedEngine, Decision, PolicyEngine, PolicyRequest
+from orchestrator.workflow.models.steps import When
 from orchestrator.workflow.models.tools import Tool
 
 
@@ -32,6 +33,21 @@ class PlannedStep(Protocol):
     @property
     def attempts(self) -> int:
         """How often it is tried at most."""
+        ...
+
+    @property
+    def when(self) -> When:
+        """Whether it runs on success, on failure, or always."""
+        ...
+
+    @property
+    def for_each(self) -> str | int | None:
+        """The expression that gives the items for each of which it is carried out, or how many are written out."""
+        ...
+
+    @property
+    def max_parallel(self) -> int:
+        """For how many items at once."""
         ...
 
     @property
@@ -89,6 +105,9 @@ def _step(step: PlannedStep, decision: Decision | None) -> StepView:
         condition=step.condition,
         timeout=step.timeout,
         attempts=step.attempts,
+        when=step.when,
+        for_each=step.for_each,
+        max_parallel=step.max_parallel,
         tool=step.tool,
         scopes=request.grants,
         decision=decision,

@@ -133,6 +133,17 @@ class Notified:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunNotified:
+    """Somebody was told how the run ended, as its workflow wants it. `error` is empty where it was delivered."""
+
+    kind: ClassVar[str] = "run.notified"
+    to: str
+    """The name of the destination in the settings."""
+    text: str
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ApprovalRequested:
     """The decision demands that people agree; the step waits without any credential. Durations in seconds."""
 
@@ -375,6 +386,7 @@ Event = (
     | RunTakenOver
     | RunResumed
     | RunFinished
+    | RunNotified
     | AttemptStarted
     | AttemptWaits
     | Decided

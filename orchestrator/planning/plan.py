@@ -146,7 +146,11 @@ def _view(loaded: LoadedWorkflow, catalog: Callable[[str], Any], step: Step, con
         except InvalidExpression:
             complete = False
     if not complete:
-        known |= {name: _placeholder(action.params, name) for name in step.with_ if name not in known}
+        missing = [name for name in step.with_ if name not in known]
+        in_part = {name: _known_items(loaded, action, name, step.with_[name], context) for name in missing}
+        if (view := _seen(action, {**known, **in_part}, loaded)) is not None:
+            return {**view, "partial": True}
+        known |= {name: _placeholder(action.params, name) for name in missing}
     try:
         view = dict(action.view(validated(action.params, known, directory=loaded.directory)))
     except ValidationError:
@@ -157,6 +161,31 @@ def _view(loaded: LoadedWorkflow, catalog: Callable[[str], Any], step: Step, con
         return view
     unknown = {name for name in step.with_ if isinstance(known.get(name), _Later)}
     return {**{name: value for name, value in view.items() if name not in unknown}, "partial": True}
+
+
+def _seen(action: ViewedAction, values: Mapping[str, Any], loaded: LoadedWorkflow) -> JsonObject | None:
+    """The view of lists of which some items are known, or None where that is not enough to say anything."""
+    if not any(isinstance(value, list) and len(set(map(type, value))) > 1 for value in values.values()):
+        return None
+    try:
+        return dict(action.view(validated(action.params, values, directory=loaded.directory)))
+    except (ValidationError, StepFailed):
+        return None
+
+
+def _known_items(
+    loaded: LoadedWorkflow, action: ViewedAction, name: str, value: Any, context: Mapping[str, Any]
+) -> Any:
+    """Of a list, such as the words of a command, what is known; something in the place of the others."""
+    if not isinstance(value, list):
+        return _placeholder(action.params, name)
+    found: list[Any] = []
+    for item in value:
+        try:
+            found += [evaluate_parameter(loaded.workflow.is_task, action.params, name, item, context)]
+        except InvalidExpression:
+            found.append(_Later("(known at run time)"))
+    return found
 
 
 class _Later(str):

@@ -64,17 +64,31 @@ def lacking(
     *,
     never: Never,
     ended: Collection[str] = (),
+    destinations: Collection[str] | None = None,
 ) -> list[Problem]:
     """What a run of the workflow would lack: a login for its SQL, and endpoints that the settings do not have.
+
+    Also those who are to be told of its end and whom the settings do not know, where their `destinations` are given.
 
     Steps that will not run are left out: those that have `ended`, those whose `if` is `never` true, and what waits for
     these. An endpoint that an expression asks for with `has(...)` may be missing.
     """
+    unknown = [] if destinations is None else list(_unknown(loaded, destinations))
     lacks = [(step_id, problem) for step_id, problem in _lacks(loaded, endpoints) if step_id not in ended]
     if not lacks:
-        return []
+        return unknown
     skipped = _skipped(loaded, never)
-    return sorted(problem for step_id, problem in lacks if step_id not in skipped)
+    return sorted([*unknown, *(problem for step_id, problem in lacks if step_id not in skipped)])
+
+
+def _unknown(loaded: LoadedWorkflow, destinations: Collection[str]) -> Iterator[Problem]:
+    for index, each in enumerate(loaded.workflow.notify):
+        if each.to not in destinations:
+            yield loaded.problem(
+                ("notify", index, "to"),
+                f"the settings know no destination `{each.to}`",
+                how_to_set(each.to, "notify", "NOTIFY") + " to the URL of a webhook",
+            )
 
 
 def _lacks(loaded: LoadedWorkflow, endpoints: Mapping[str, str]) -> Iterator[tuple[str, Problem]]:
@@ -127,11 +141,11 @@ def _missing(loaded: LoadedWorkflow, step_id: str, name: str, place: Place, endp
     )
 
 
-def how_to_set(name: str) -> str:
-    """What to do about an endpoint that is missing. A shell cannot export a name with a hyphen."""
+def how_to_set(name: str, section: str = "endpoints", variable: str = "ENDPOINTS") -> str:
+    """What to do about an endpoint, or the like, that is missing. A shell cannot export a name with a hyphen."""
     if name.replace("_", "").isalnum() and name == name.lower():
-        return f"set ORCHESTRATOR_ENDPOINTS__{name.upper()}"
-    return f"set `{name}` under [endpoints] in the file that ORCHESTRATOR_CONFIG names"
+        return f"set ORCHESTRATOR_{variable}__{name.upper()}"
+    return f"set `{name}` under [{section}] in the file that ORCHESTRATOR_CONFIG names"
 
 
 def _needed(step: Step, actions: ActionCatalog) -> Iterator[tuple[str, Place]]:

@@ -19,14 +19,16 @@ from orchestrator.actions.process.private_folders import remove_left_behind
 from orchestrator.errors import FenceLost, OrchestratorError
 from orchestrator.jsontypes import JsonValue
 from orchestrator.ledger.coordination.runners import RunnerRecord
-from orchestrator.ledger.events import Event, LeaseRevoking, RunTakenOver
+from orchestrator.ledger.events import Event, LeaseRevoking, RunFinished, RunNotified, RunTakenOver
 from orchestrator.ledger.lease import OPEN, LeaseState
-from orchestrator.ledger.states import RunState
+from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LeaseFilter, LeaseRecord, RunRecord
 from orchestrator.recovery.backoff import is_due
 from orchestrator.recovery.closing_pass import Leftover, RunToClose, close_pass
 from orchestrator.recovery.dead_runs import Cut, Decision, GoesOn, Verdict, cut_short, decide, ending, is_left
+from orchestrator.runs.enforcement.notices import RunEnd, tell_of_end
 from orchestrator.runs.processes import certainly_gone
+from orchestrator.runs.recorded_workflow import recorded_workflow
 from orchestrator.runs.types import Services, TakenRun
 
 log = logging.getLogger(__name__)
@@ -278,6 +280,7 @@ class Recovery:
         goes_on = run.decision.verdict is Verdict.GO_ON
         try:
             if events := ending(run.decision, run.cut):
+                events = [*await _told_of(services, run.record, events), *events]
                 await services.ledger.append(run_id, run.fence, events)
         except FenceLost:
             self._fences.pop(run_id, None)
@@ -349,3 +352,26 @@ async def close_runs(
         if each.lease.run_id in closed:
             closed[each.lease.run_id].append(each)
     return closed
+
+
+async def _told_of(services: Services, record: RunRecord, events: Sequence[Event]) -> tuple[RunNotified, ...]:
+    """What came of telling those whom its workflow names, if these events end the run: nobody else is left to do so."""
+    finished = next((event for event in events if isinstance(event, RunFinished)), None)
+    if finished is None or record.task is not None:
+        return ()
+    try:
+        workflow = recorded_workflow(services.heartbeat.store, record.digest, record.workflow).workflow
+        states = {each.step: each.state for each in services.reader.steps(record.run_id)}
+    except OrchestratorError:
+        return ()
+    end = RunEnd(
+        run_id=record.run_id,
+        workflow=workflow.name,
+        agent=workflow.agent,
+        trigger=record.trigger,
+        state=finished.state,
+        exit_code=finished.exit_code,
+        reason=finished.reason,
+        failed=[name for name in workflow.steps if states.get(name) in (StepState.FAILED, StepState.REFUSED)],
+    )
+    return await tell_of_end(services.notifier, workflow.notify, end)

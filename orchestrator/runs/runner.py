@@ -19,7 +19,7 @@ from orchestrator.errors import (
     RunExists,
     StepFailed,
 )
-from orchestrator.ledger.events import Event, RunFinished, RunStarted
+from orchestrator.ledger.events import Event, RunFinished, RunNotified, RunStarted
 from orchestrator.ledger.ids import declared_step
 from orchestrator.ledger.journal import Journal
 from orchestrator.ledger.lease import OPEN
@@ -31,6 +31,7 @@ from orchestrator.redaction.forms import recognisable
 from orchestrator.redaction.redactor import redact_exception
 from orchestrator.runs.calls import on_record
 from orchestrator.runs.enforcement.agreement import withdraw
+from orchestrator.runs.enforcement.notices import RunEnd, tell_of_end
 from orchestrator.runs.enforcement.preparation import prepare
 from orchestrator.runs.engines.types import Walk
 from orchestrator.runs.graph_walk import Graph
@@ -266,6 +267,10 @@ class Runner:
         )
         if progress.asked_for_approval and state is not RunState.WAITING:
             await withdraw(self.services, progress.request.run_id)
+        if state is not RunState.WAITING and not progress.told:
+            progress.told = True
+            with suppress(LedgerError):  # which whatever is recorded next meets, too
+                await self._record(progress, *await self._tell(progress, outcome))
         also_ends = journal.has_deferred
         try:
             await self._record(progress, RunFinished(state=state, exit_code=int(code), reason=reason))
@@ -276,6 +281,21 @@ class Runner:
             if cut_short is None:  # that its leases are gone is not on record either
                 return await self._finish(progress, states, (RunState.FAILED, error.exit_code, error.message))
         return outcome
+
+    async def _tell(self, progress: RunProgress, outcome: RunOutcome) -> tuple[RunNotified, ...]:
+        """Tell those of its end whom the workflow names."""
+        request, workflow = progress.request, progress.request.loaded.workflow
+        end = RunEnd(
+            run_id=request.run_id,
+            workflow=workflow.name,
+            agent=workflow.agent,
+            trigger=request.trigger,
+            state=outcome.state,
+            exit_code=int(outcome.exit_code),
+            reason=outcome.reason,
+            failed=progress.failures,
+        )
+        return await tell_of_end(self.services.notifier, workflow.notify, end)
 
     def _began(self, run_id: str) -> str:
         """When, as the ledger has it: the same for whoever goes on with the run."""

@@ -136,6 +136,8 @@ class RunProgress:
     errors: dict[str, OrchestratorError] = field(default_factory=dict)
     attempts: dict[str, int] = field(default_factory=dict)
     """How often each step was tried in earlier processes."""
+    told: bool = False
+    """Whether those were told of its end whom the workflow names."""
     asked_for_approval: bool = False
     """Whether people were asked to agree to something of it."""
     items: dict[str, JsonValue] = field(default_factory=dict)
@@ -184,6 +186,11 @@ class RunProgress:
             for kept in (self.states, self.results, self.errors, self.items, self.attempts):
                 kept.pop(name, None)
 
+    @property
+    def failures(self) -> list[str]:
+        """The steps that failed or were refused, in the order of the workflow."""
+        return [name for name in self.request.loaded.workflow.steps if self.states.get(name) in _FAILED]
+
     def declared(self, step: str) -> Step:
         """The step as the workflow declares it, also of one that is for an item."""
         return self.request.loaded.workflow.steps[declared_step(step)]
@@ -226,8 +233,12 @@ class RunProgress:
         Secret inputs are `Secret` objects and are only passed on whole.
         """
         call, loaded = self.request.call, self.request.loaded
-        failed = [name for name in loaded.workflow.steps if self.states.get(name) in _FAILED]
-        run = {"id": self.request.run_id, "trigger": self.request.trigger, "started": self.started, "failed": failed}
+        run = {
+            "id": self.request.run_id,
+            "trigger": self.request.trigger,
+            "started": self.started,
+            "failed": self.failures,
+        }
         own: dict[str, Any] = {}
         if step:
             own["step"] = {"id": declared_step(step), "attempt": attempt}

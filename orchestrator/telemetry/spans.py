@@ -36,6 +36,7 @@ from orchestrator.ledger.events import (
     Notified,
     OrphansSwept,
     RunFinished,
+    RunNotified,
     RunResumed,
     RunStarted,
     RunTakenOver,
@@ -120,6 +121,8 @@ class RunSpans:
             case Notified():
                 if attempt := run.attempts.get((event.step, event.attempt)):
                     _tell(attempt.span, "notice", time, to=event.to, delivered=not event.error)
+            case RunNotified():
+                _tell(run.span, "notice", time, to=event.to, delivered=not event.error)
             case LeaseRequested():
                 self._begin_lease(run, event, time)
             case AttemptFinished():

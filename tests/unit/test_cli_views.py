@@ -16,6 +16,7 @@ from orchestrator.grants.privileges import Privilege
 from orchestrator.grants.scope import Scope
 from orchestrator.policy.engines.rego.engine import RegoEngine
 from orchestrator.policy.types import Decision, PolicyRequest
+from orchestrator.workflow.models.steps import When
 
 ENGINE = RegoEngine.from_directory(Path(__file__).parents[2] / "workflows" / "policies")
 
@@ -98,6 +99,7 @@ def test_the_same_plan_is_the_same_text_for_programs() -> None:
         "action": "postgres.query",
         "does": {"verbs": ["select"]},
         "needs": [],
+        "when": "on_success",
         "if": None,
         "timeout": 30,
         "attempts": 1,
@@ -129,6 +131,9 @@ class Planned:
     condition: str | None = None
     timeout: int = 30
     attempts: int = 1
+    when: When = "on_success"
+    for_each: str | int | None = None
+    max_parallel: int = 1
     tool: None = None
 
 

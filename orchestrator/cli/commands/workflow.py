@@ -189,6 +189,7 @@ def plan(
         loaded,
         settings.endpoints,
         never=certainly_false(public_inputs(loaded.workflow, bound), settings.endpoints),
+        destinations=settings.notify,
     )
     if as_json:
         print_json({**plan_json(view), "lacks": [problem.as_json() for problem in lacks]})

@@ -33,6 +33,7 @@ from orchestrator.ledger.events import (
     LeaseRevocationFailed,
     Notified,
     RunFinished,
+    RunNotified,
     RunStarted,
     StepFinished,
 )
@@ -124,6 +125,8 @@ class PlainLines:
                 return f"{event.step}: {event.to} " + (
                     f"could not be told: {event.error}" if event.error else "was told"
                 )
+            case RunNotified():
+                return f"{event.to} " + (f"could not be told: {event.error}" if event.error else "was told of the end")
             case AttemptWaits():
                 return f"{event.step}: waits: {event.reason}"
             case LeaseDenied() | LeaseFailed():

@@ -12,6 +12,7 @@ from orchestrator.grants.fields import format_duration
 from orchestrator.grants.scope import Scope
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.policy.types import Decision
+from orchestrator.workflow.models.steps import When
 from orchestrator.workflow.models.tools import Tool
 from orchestrator.workflow.tools.arguments import arguments_schema, bounds_words
 
@@ -34,6 +35,10 @@ class StepView:
     condition: str | None
     timeout: int
     attempts: int
+    when: When = "on_success"
+    for_each: str | int | None = None
+    """The expression that gives the items for each of which it is carried out, or how many are written out."""
+    max_parallel: int = 1
     tool: Tool | None = None
     """What an agent chooses and how often, where it is the call of a tool."""
     scopes: Sequence[Scope]
@@ -90,7 +95,13 @@ def _add_step(tree: Tree, step: StepView, agent: str) -> None:
     branch = tree.add(
         Text.assemble((step.step, "bold"), f"  {step.action}  ", (f"{format_duration(step.timeout)}{tries}", "dim"))
     )
-    for name, words in (("after", ", ".join(step.needs)), ("if", step.condition or ""), ("does", does_words(step))):
+    at_the_end = {"on_failure": ", where something failed", "always": ", however they end"}
+    for name, words in (
+        ("after", ", ".join(step.needs) + at_the_end.get(step.when, "")),
+        ("if", step.condition or ""),
+        ("for each", _items_words(step)),
+        ("does", does_words(step)),
+    ):
         if words:
             branch.add(Text.assemble((f"{name} ", "dim"), words))
     if step.tool is not None:
@@ -101,6 +112,13 @@ def _add_step(tree: Tree, step: StepView, agent: str) -> None:
             Text.assemble(("grant ", "dim"), f"{scope.name}: {scope.describe()}", (f"  {scope.resource}", "dim"))
         )
     branch.add(_policy(step, agent))
+
+
+def _items_words(step: StepView) -> str:
+    if step.for_each is None:
+        return ""
+    items = f"of {step.for_each} items" if isinstance(step.for_each, int) else f"item of {step.for_each}"
+    return f"{items}, {step.max_parallel} at a time, each with credentials of its own"
 
 
 def _tool_words(tool: Tool) -> Iterator[tuple[str, str]]:
@@ -155,7 +173,9 @@ def plan_json(plan: PlanView) -> Mapping[str, object]:
                 "action": step.action,
                 "does": step.does,
                 "needs": step.needs,
+                "when": step.when,
                 "if": step.condition,
+                **({} if step.for_each is None else {"for_each": step.for_each, "max_parallel": step.max_parallel}),
                 "timeout": step.timeout,
                 "attempts": step.attempts,
                 **({} if step.tool is None else {"tool": _tool_json(step.tool)}),

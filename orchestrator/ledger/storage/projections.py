@@ -36,6 +36,7 @@ from orchestrator.ledger.events import (
     Notified,
     OrphansSwept,
     RunFinished,
+    RunNotified,
     RunResumed,
     RunStarted,
     RunTakenOver,
@@ -98,6 +99,7 @@ def project(before: RunRows, events: Iterable[tuple[str, Event]]) -> RunRows:
                 AttemptWaits()
                 | Decided()
                 | Notified()
+                | RunNotified()
                 | ApprovalVoted()
                 | ApprovalEnded()
                 | OrphansSwept()

@@ -1,17 +1,22 @@
-"""Telling whoever the policy wants told, before anything of a step begins."""
+"""Telling whoever the policy wants told, before anything of a step begins, and whoever waits for a run's end."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from orchestrator.errors import OrchestratorError, PolicyDenied
 from orchestrator.jsontypes import JsonObject
-from orchestrator.ledger.events import Notified
+from orchestrator.ledger.events import Notified, RunNotified
+from orchestrator.ledger.states import RunState
 from orchestrator.network.webhooks import Webhooks
 from orchestrator.policy.obligations import Notice
 from orchestrator.policy.types import Decision
+from orchestrator.workflow.models.workflow import Message
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +51,66 @@ class Notices:
         try:
             await self.notifier.deliver(notice["to"], notice["text"], about)
         except OrchestratorError as problem:
-            error = problem.message + (f"; {problem.hint}" if problem.hint else "")
+            error = _words(problem)
         return Notified(step=self.step, attempt=self.attempt, to=notice["to"], text=notice["text"], error=error)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEnd:
+    """How a run ended, for those whom its workflow names. `failed` are its steps that failed or were refused."""
+
+    run_id: str
+    workflow: str
+    agent: str
+    trigger: str
+    state: RunState
+    exit_code: int
+    reason: str
+    failed: Sequence[str] = ()
+
+    def concerns(self, message: Message) -> bool:
+        """Whether somebody wants to know of it."""
+        return message.when == "always" or (message.when == "on_success") == (self.exit_code == 0)
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        because = f": {self.reason}" if self.reason else ""
+        return f"{self.workflow} {self.state.value}{because} ({self.run_id}, exit code {self.exit_code})"
+
+    def as_json(self) -> JsonObject:
+        """For programs."""
+        return {
+            "id": f"{self.run_id}/end",
+            "run": self.run_id,
+            "workflow": self.workflow,
+            "agent": self.agent,
+            "trigger": self.trigger,
+            "state": self.state.value,
+            "exit_code": self.exit_code,
+            "reason": self.reason,
+            "failed": list(self.failed),
+        }
+
+
+async def tell_of_end(notifier: Webhooks, messages: Iterable[Message], end: RunEnd) -> tuple[RunNotified, ...]:
+    """Tell everybody who wants to know, at once; what came of it."""
+    names = dict.fromkeys(each.to for each in messages if end.concerns(each))
+    return tuple(await asyncio.gather(*(_told_of_end(notifier, name, end) for name in names)))
+
+
+async def _told_of_end(notifier: Webhooks, to: str, end: RunEnd) -> RunNotified:
+    error = ""
+    try:
+        await notifier.deliver(to, end.text, end.as_json())
+    except OrchestratorError as problem:
+        error = _words(problem)
+        log.warning("%s was not told how run %s ended: %s", to, end.run_id, problem.message, extra={"run": end.run_id})
+    return RunNotified(to=to, text=end.text, error=error)
+
+
+def _words(problem: OrchestratorError) -> str:
+    return problem.message + (f"; {problem.hint}" if problem.hint else "")
 
 
 def all_delivered(told: Iterable[Notified]) -> None:

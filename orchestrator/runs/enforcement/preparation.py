@@ -19,7 +19,8 @@ async def prepare(services: Services, progress: RunProgress) -> OrchestratorErro
     Nothing of the workflow is evaluated where the policy admits none of its steps: each of them will say so.
     """
     loaded, endpoints, inputs = progress.request.loaded, services.endpoints, progress.public_inputs
-    lacks = partial(lacking, loaded, endpoints, ended=progress.states)
+    destinations = services.notifier.destinations
+    lacks = partial(lacking, loaded, endpoints, ended=progress.states, destinations=destinations)
     context = loaded.workflow.context
     if not (context or lacks(never=any_may_run)) or not await any_admitted(services, progress):
         return None

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from orchestrator.grants.fields import Duration, Name
 from orchestrator.workflow.models.declared import Input, Part, Scalar
-from orchestrator.workflow.models.steps import Step, StepId
+from orchestrator.workflow.models.steps import Step, StepId, When
 from orchestrator.workflow.models.tools import TaskLimits, Tool
 
 
@@ -66,6 +66,15 @@ class Schedule(Part):
         return self
 
 
+class Message(Part):
+    """Who is told how a run ended: a webhook of the settings gets one message."""
+
+    to: Name = Field(description="The name of a destination in the settings (`ORCHESTRATOR_NOTIFY__NAME`).")
+    when: When = Field(
+        default="on_failure", description="`on_failure`: where the run did not succeed; `on_success`, or `always`."
+    )
+
+
 class Workflow(Part):
     """Either `steps`, a pipeline over several services, or `tools`, what an agent may do while a task is open.
 
@@ -88,6 +97,7 @@ class Workflow(Part):
     on_failure: Literal["continue", "cancel"] = Field(
         default="continue", description="Whether steps that do not depend on a failed one go on or are cancelled."
     )
+    notify: list[Message] = Field(default_factory=list, description="Who is told how a run ended.")
     timeout: Duration | None = Field(default=None, description="How long the whole run may take.")
     max_runs: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="How many queued runs of the workflow may go on at once, over all workers."
