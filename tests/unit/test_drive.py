@@ -157,6 +157,24 @@ async def test_steps_at_the_end_are_not_cancelled_by_the_failure_that_cancels_th
     assert ended == {"a": FAILED, "long": CANCELLED, "later": CANCELLED, "tell": OK, "tidy": OK}
 
 
+async def test_a_step_at_the_end_that_is_under_way_when_another_fails_goes_on() -> None:
+    began, finish = asyncio.Event(), asyncio.Event()
+
+    async def call(step: str) -> StepState:
+        if step == "tidy":
+            began.set()
+            await finish.wait()
+        elif step == "bad":
+            await began.wait()
+            asyncio.get_running_loop().call_soon(finish.set)
+            return FAILED
+        return OK
+
+    steps = Recorder()
+    walk = at_the_end(graph(a="", bad="", tidy="a"), on_failure="cancel", tidy="always")
+    assert await drive(walk, call, steps.skip, parallel=4) == {"a": OK, "bad": FAILED, "tidy": OK}
+
+
 async def test_steps_at_the_end_run_after_a_cancellation_each_in_its_order() -> None:
     steps = Recorder(forever=frozenset({"long"}))
     needs = graph(long="", later="long", tell="long later", tidy="tell", usual="")
