@@ -82,7 +82,7 @@ class ApprovalDesk:
             approval_id=new_approval_id(),
             run_id=request.run,
             workflow=request.workflow,
-            step=request.step,
+            step=request.step_name,
             subject=subject_of(question),
             question=question,
             demand=demand.as_json(),

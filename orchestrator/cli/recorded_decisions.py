@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from orchestrator.errors import UnknownRun, UsageError
-from orchestrator.ledger.types import DecisionFilter, DecisionRecord, LedgerReader
+from orchestrator.ledger.events import LeaseRequested
+from orchestrator.ledger.types import DecisionFilter, DecisionRecord, LeaseRecord, LedgerReader
 from orchestrator.policy.review.recorded import RecordedDecision
 from orchestrator.policy.types import Question
+from orchestrator.step_names import declared_step
 
 
 def recorded_decisions(reader: LedgerReader, query: DecisionFilter) -> Iterator[RecordedDecision]:
@@ -18,6 +20,8 @@ def recorded_decisions(reader: LedgerReader, query: DecisionFilter) -> Iterator[
 def decision_about(reader: LedgerReader, run: str, step: str | None, attempt: int | None) -> RecordedDecision:
     """The last decision about a step of a run, or about one attempt; `run` may be a lease instead, without a step.
 
+    Of a step for each item of a list it is that about its last item, unless one is named.
+
     Raises UnknownRun, and UsageError where it is not clear which one is meant.
     """
     if step is None:
@@ -26,11 +30,11 @@ def decision_about(reader: LedgerReader, run: str, step: str | None, attempt: in
             raise UsageError(
                 f"which step of {run}?", hint="orchestrator policy explain RUN STEP, or the id of a lease alone"
             )
-        run, step, attempt = lease.run_id, lease.step, lease.attempt
+        run, step, attempt = lease.run_id, _asked_for_by(reader, lease), lease.attempt
     found = [
         each
         for each in recorded_decisions(reader, DecisionFilter(run=run))
-        if each.step == step and attempt in (None, each.attempt)
+        if step in (each.step, declared_step(each.step)) and attempt in (None, each.attempt)
     ]
     if not found:
         which = f"attempt {attempt} at " if attempt else ""
@@ -39,6 +43,12 @@ def decision_about(reader: LedgerReader, run: str, step: str | None, attempt: in
             hint=f"`orchestrator runs show {run}` shows what there is",
         )
     return found[-1]
+
+
+def _asked_for_by(reader: LedgerReader, lease: LeaseRecord) -> str:
+    """The step of a lease, with the item that it was for."""
+    requests = reader.events(lease.run_id, kind=LeaseRequested.kind)
+    return next((str(each.data["step"]) for each in requests if each.data["lease_id"] == lease.lease_id), lease.step)
 
 
 def _recorded(record: DecisionRecord) -> RecordedDecision:

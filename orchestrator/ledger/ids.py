@@ -65,16 +65,6 @@ def new_step_key(step_id: str, *, entropy: Entropy = secrets.token_bytes) -> str
     return f"{step_id[:20].replace('_', '-')}-{_base32(entropy(8), 12)}"
 
 
-def instance_of(step: str, index: int) -> str:
-    """What a step is called for one item of its list, counted from 0: `notify[3]`."""
-    return f"{step}[{index}]"
-
-
-def declared_step(name: str) -> str:
-    """The step as the workflow declares it, of one that may be for an item."""
-    return name.partition("[")[0]
-
-
 def carries(login: str, step_key: str) -> bool:
     """Whether a database login is one of this step key, `orc_<step key>_<8 characters>`: what a sweep goes by."""
     beginning = f"orc_{step_key}_"

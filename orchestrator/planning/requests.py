@@ -115,8 +115,11 @@ def policy_request(
     reason: str = "",
     agent: str = "",
     call: TaskCall | None = None,
+    index: int | None = None,
 ) -> PolicyRequest:
     """The request for one attempt at a step. `inputs` are those that may be shown; `time` is None in a dry run.
+
+    `index` says for which item of its list, where it has one.
 
     The `agent` is that of the workflow, where it names one.
     """
@@ -139,4 +142,5 @@ def policy_request(
         reason=reason,
         time=time,
         call=call,
+        index=index,
     )

@@ -40,6 +40,9 @@ class _Step(TypedDict):
     id: Annotated[str, Field(description="The step's name in the workflow.")]
     attempt: Annotated[int, Field(ge=1, description="Counted from 1; each attempt is asked about anew.")]
     timeout: Annotated[int, Field(description="Seconds that the attempt may take.")]
+    index: NotRequired[
+        Annotated[int, Field(ge=0, description="With `for_each`: for which item of the list, counted from 0.")]
+    ]
 
 
 class _Action(TypedDict):

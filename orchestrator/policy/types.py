@@ -16,6 +16,7 @@ from typing import Protocol, runtime_checkable
 from orchestrator.grants.scope import Scope
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.policy.obligations import SUPPORTED, Obligations
+from orchestrator.step_names import instance_of
 
 VERSION = 1
 """Of both documents. It is raised where what is there already gets another meaning, not where something is added."""
@@ -67,8 +68,15 @@ class PolicyRequest:
     time: datetime | None = None
     approvals: tuple[JsonObject, ...] = ()
     """Who has agreed to exactly this question: `{"by", "at", "comment"}` each."""
+    index: int | None = None
+    """Of a step that is carried out for each item of a list: for which, from 0."""
     call: TaskCall | None = None
     """Where it is no step of a run, but a tool that an agent calls."""
+
+    @property
+    def step_name(self) -> str:
+        """What the step is called in the record, with the item that it is for."""
+        return self.step if self.index is None else instance_of(self.step, self.index)
 
     def as_json(self) -> dict[str, JsonValue]:
         """The `input` document."""
@@ -78,7 +86,12 @@ class PolicyRequest:
             "workflow": {"name": self.workflow, "digest": self.workflow_digest},
             "run": {"id": self.run, "trigger": self.trigger, "reason": self.reason, "inputs": self.inputs},
             "context": self.context,
-            "step": {"id": self.step, "attempt": self.attempt, "timeout": self.timeout},
+            "step": {
+                "id": self.step,
+                "attempt": self.attempt,
+                "timeout": self.timeout,
+                **({} if self.index is None else {"index": self.index}),
+            },
             "agent": self.agent,
             "action": {**self.action_view, "name": self.action},
             "grants": [grant.as_json() for grant in self.grants],  # type: ignore[misc]  # objects of JSON scalars

@@ -21,7 +21,6 @@ from orchestrator.ledger.events import (
     RunTakenOver,
     StepFinished,
 )
-from orchestrator.ledger.ids import declared_step
 from orchestrator.ledger.reading.queries import SWEEP_WORKFLOW
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LedgerReader, RunRecord, StepRecord
@@ -29,6 +28,7 @@ from orchestrator.runs.recorded_workflow import recorded_text, recorded_workflow
 from orchestrator.runs.triggers import SERVICE_TRIGGERS
 from orchestrator.runs.types import RunRequest, Services
 from orchestrator.secret import Secret
+from orchestrator.step_names import declared_step
 from orchestrator.workflow.inputs import bind_inputs
 from orchestrator.workflow.loader import LoadedWorkflow
 

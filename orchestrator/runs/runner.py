@@ -20,7 +20,6 @@ from orchestrator.errors import (
     StepFailed,
 )
 from orchestrator.ledger.events import Event, RunFinished, RunNotified, RunStarted
-from orchestrator.ledger.ids import declared_step
 from orchestrator.ledger.journal import Journal
 from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.states import RunState, StepState
@@ -39,6 +38,7 @@ from orchestrator.runs.outcomes import Ending, ending
 from orchestrator.runs.steps.step_runner import StepRunner
 from orchestrator.runs.types import Interruption, RunOutcome, RunProgress, RunRequest, Services, TakenRun
 from orchestrator.secret import Secret
+from orchestrator.step_names import declared_step
 from orchestrator.uninterrupted import completed, is_cancelled
 from orchestrator.workflow.inputs import public_inputs
 

@@ -21,7 +21,6 @@ from orchestrator.grants.scope import Scope
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.coordination.agents import AgentStore
 from orchestrator.ledger.coordination.queue import RunQueue
-from orchestrator.ledger.ids import declared_step
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LeaseRecord, LedgerReader, LedgerWriter, StepRecord
 from orchestrator.network.webhooks import Webhooks
@@ -37,6 +36,7 @@ from orchestrator.runs.engines.types import Engine
 from orchestrator.runs.heartbeat import Heartbeat
 from orchestrator.runs.waiting_time import WaitingTime
 from orchestrator.secret import Secret
+from orchestrator.step_names import declared_step, index_of
 from orchestrator.workflow.loader import LoadedWorkflow
 from orchestrator.workflow.models.steps import Step
 
@@ -220,6 +220,7 @@ class RunProgress:
             time=time,
             reason=self.request.reason,
             call=self.request.call.asked if self.request.call else None,
+            index=index_of(step),
         )
 
     def admission_request(self, step: str, attempt: int, time: datetime) -> PolicyRequest:
@@ -243,7 +244,7 @@ class RunProgress:
         if step:
             own["step"] = {"id": declared_step(step), "attempt": attempt}
         if step in self.items:
-            own["step"]["index"] = int(step.partition("[")[2][:-1])
+            own["step"]["index"] = index_of(step)
             own["item"] = self.items[step]
         return {
             **own,

@@ -29,6 +29,7 @@ from orchestrator.ledger.events import (
     AttemptStarted,
     Decided,
     LeaseRequested,
+    StepFinished,
 )
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.states import ApprovalState, RunState, StepState
@@ -159,6 +160,23 @@ class TestWaiting:
         assert [each["by"] for each in second.input["approvals"]] == ["vault:userpass-alice"]
         order = [type(event) for event in bench.events]
         assert order.index(ApprovalVoted) < order.index(AttemptStarted) < order.index(LeaseRequested)
+        bench.assert_nothing_left()
+
+    def test_each_item_of_a_list_waits_for_itself(self, bench: Bench, people: People) -> None:
+        text = workflow("of_items").replace("  work:\n", "  work:\n    for_each: [1, 2]\n    max_parallel: 2\n")
+        with waiting_run(bench, text, policy=policy()) as running:
+            wait_for(lambda: len(of_kind(bench, ApprovalRequested)) == 2, "both items to ask")
+            assert bench.logins() == []
+            asked = {each.step: each.approval_id for each in of_kind(bench, ApprovalRequested)}
+            assert set(asked) == {"work[0]", "work[1]"}
+            says(people, "alice", Verdict.APPROVE, asked["work[1]"])
+            done = [("work[1]", StepState.SUCCEEDED)]
+            wait_for(lambda: [(e.step, e.state) for e in of_kind(bench, StepFinished)] == done, "one item to end")
+            assert [event.step for event in of_kind(bench, AttemptStarted)] == ["work[1]"]
+            says(people, "alice", Verdict.DENY, asked["work[0]"])
+            outcome = running.result(60)
+        assert outcome.exit_code is ExitCode.REFUSED
+        assert "1 of 2 items of step `work` failed; `work[0]`: " in outcome.errors["work"].message
         bench.assert_nothing_left()
 
     def test_a_denial_ends_the_step(self, bench: Bench, people: People) -> None:

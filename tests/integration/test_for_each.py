@@ -7,6 +7,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bench import Bench, Setup
@@ -324,3 +325,19 @@ steps:
     assert len(set(keys)) == 4
     assert all(one != other for one, other in pairwise(keys))
     bench.assert_nothing_left()
+
+
+def test_what_was_decided_about_an_item_is_found_by_its_name_its_step_and_its_lease(bench: Bench) -> None:
+    outcome = bench.run(workflow("[1, 2, 3]"))
+    leases = {lease.step_key: lease for lease in bench.history(outcome.run_id) if lease.grant == "db"}
+    keys = {event.step: event.step_key for event in bench.events if isinstance(event, AttemptStarted)}
+
+    def explained(*words: str) -> Any:
+        command = [sys.executable, "-m", "orchestrator.cli", "policy", "explain", *words, "--json"]
+        done = subprocess.run(command, env=bench.environment(), capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(done.stdout)
+
+    assert explained(outcome.run_id, "each[1]")["step"] == "each[1]"
+    assert explained(outcome.run_id, "each")["step"] == "each[2]"
+    assert explained(leases[keys["each[0]"]].lease_id)["step"] == "each[0]"

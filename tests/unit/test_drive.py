@@ -148,6 +148,15 @@ async def test_a_step_for_failures_is_left_out_where_nothing_failed() -> None:
     assert steps.skipped["tell"][1] == "nothing failed of what it waits for"
 
 
+async def test_what_was_left_out_since_nothing_had_failed_is_no_failure_for_what_waits_for_it() -> None:
+    steps = Recorder()
+    walk = at_the_end(
+        graph(a="", tell="a", more="tell", b="tell", last="b"), tell="on_failure", more="on_failure", last="on_failure"
+    )
+    ended = await drive(walk, steps.call, steps.skip, parallel=4)
+    assert ended == {"a": OK, "tell": SKIPPED, "more": SKIPPED, "b": SKIPPED, "last": SKIPPED}
+
+
 async def test_steps_at_the_end_are_not_cancelled_by_the_failure_that_cancels_the_others() -> None:
     steps = Recorder({"a": FAILED}, forever=frozenset({"long"}))
     needs = graph(a="", long="", later="long", tell="a long later", tidy="long")

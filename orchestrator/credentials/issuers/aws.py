@@ -22,10 +22,10 @@ from orchestrator.grants.aws.patterns import check_breadth, check_resource
 from orchestrator.grants.aws.session_policy import LONGEST_POLICY, SHORTEST_SESSION, SessionPolicy
 from orchestrator.grants.credential import Credential
 from orchestrator.issuers.aws import AGENT_TAG, AccessKey, AwsAccount, AwsRole, beyond, tag_value
-from orchestrator.ledger.ids import declared_step
 from orchestrator.network.aws.query import AwsUnavailable, QueryApi, Signer
 from orchestrator.network.aws.sigv4 import SigningKey
 from orchestrator.secret import Secret
+from orchestrator.step_names import declared_step
 from orchestrator.vault.faults import Outcome
 from orchestrator.vault.fields import not_understood, section, text
 from orchestrator.vault.retry import retrying

@@ -42,12 +42,12 @@ from orchestrator.ledger.events import (
     RunTakenOver,
     StepFinished,
 )
-from orchestrator.ledger.ids import declared_step
 from orchestrator.ledger.lease import FINAL, LeaseState, check_transition
 from orchestrator.ledger.states import RESUMABLE, RunState, StepState, TaskState
 from orchestrator.ledger.storage.codec import canonical_json
 from orchestrator.ledger.storage.times import time_to_text
 from orchestrator.ledger.task_events import TaskCalled, TaskClosed, TaskOpened
+from orchestrator.step_names import declared_step
 
 Stored = str | int | None
 Row = Mapping[str, Stored]

@@ -46,7 +46,7 @@ class Asked:
         """Raise PolicyDenied unless those have agreed who had to."""
         if not self._demanded:
             return
-        step = self.request.step
+        step = self.request.step_name
         if self.standing is None:
             raise PolicyDenied(f"step `{step}`: nobody was asked to approve it")
         record = self.standing.record
@@ -111,7 +111,7 @@ def _demand(decision: Decision) -> Approval | None:
 
 def unrecorded(reader: LedgerReader, request: PolicyRequest, standing: Standing) -> tuple[Event, ...]:
     """What the run's history does not say yet of the request: that it was made, who has said what, how it ended."""
-    record, step = standing.record, request.step
+    record, step = standing.record, request.step_name
     kinds = {ApprovalRequested.kind, ApprovalVoted.kind, ApprovalEnded.kind}
     known = {
         (event.kind, event.data.get("signature"))

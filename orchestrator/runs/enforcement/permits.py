@@ -30,7 +30,7 @@ class Permitted:
 def denied(decision: Decision, request: PolicyRequest) -> PolicyDenied:
     """The error with which a step ends that the policy says no to."""
     return PolicyDenied(
-        f"step `{request.step}` was denied by policy ({decision.engine}): {'; '.join(decision.reasons)}",
+        f"step `{request.step_name}` was denied by policy ({decision.engine}): {'; '.join(decision.reasons)}",
         hint="narrow what the step asks for, or ask the owner of the policy; see `orchestrator plan`",
         reasons=decision.reasons,
     )
@@ -43,14 +43,14 @@ def permitted(decision: Decision, request: PolicyRequest, params: Params) -> Per
     demanded = decision.obligations
     if demanded.reason_required and not request.reason.strip():
         raise PolicyDenied(
-            f"step `{request.step}`: the policy wants to know why the run was started",
+            f"step `{request.step_name}`: the policy wants to know why the run was started",
             hint="say so: `orchestrator run --reason TEXT`, or `reason` of the schedule",
         )
     scopes = _narrowed(request, demanded)
     held = request.action != HAND_OVER  # what is handed over is held no longer than its credential may live
     if held and demanded.max_ttl is not None and scopes and demanded.max_ttl < request.timeout:
         raise PolicyDenied(
-            f"step `{request.step}` may take {request.timeout}s, but the policy allows its credentials "
+            f"step `{request.step_name}` may take {request.timeout}s, but the policy allows its credentials "
             f"to live {demanded.max_ttl}s at most",
             hint="shorten the step's timeout",
         )
@@ -63,7 +63,7 @@ def _held_to_rows(request: PolicyRequest, demanded: Obligations, params: Params)
     held = params.held_to_rows(demanded.max_rows)
     if held is None:
         raise PolicyDenied(
-            f"step `{request.step}`: the policy allows {demanded.max_rows} rows at most, and the action "
+            f"step `{request.step_name}`: the policy allows {demanded.max_rows} rows at most, and the action "
             f"`{request.action}` cannot be held to that",
             hint="read with `postgres.query`, or ask the owner of the policy",
         )
@@ -74,10 +74,10 @@ def _narrowed(request: PolicyRequest, demanded: Obligations) -> tuple[Scope, ...
     known = {scope.name for scope in request.grants}
     if unknown := sorted(set(demanded.columns) - known):
         raise PolicyDenied(
-            f"step `{request.step}`: the policy narrows the grant `{unknown[0]}`, which the step does not have"
+            f"step `{request.step_name}`: the policy narrows the grant `{unknown[0]}`, which the step does not have"
         )
     return tuple(
-        _form(request.step, scope, demanded.columns[scope.name])
+        _form(request.step_name, scope, demanded.columns[scope.name])
         if scope.name in demanded.columns
         else scope.narrowed(None)
         for scope in request.grants

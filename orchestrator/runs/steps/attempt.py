@@ -27,7 +27,7 @@ from orchestrator.grants.policy_names import step_policy_name
 from orchestrator.grants.scope import Scope
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.events import ApprovalRequested, AttemptFinished, AttemptStarted, Decided, Event, Notified
-from orchestrator.ledger.ids import declared_step, new_step_key
+from orchestrator.ledger.ids import new_step_key
 from orchestrator.ledger.states import StepState
 from orchestrator.planning.requests import bind, is_bound
 from orchestrator.policy.admission import admission
@@ -40,6 +40,7 @@ from orchestrator.runs.outcomes import state_after
 from orchestrator.runs.steps.action_task import ActionTask
 from orchestrator.runs.steps.parameters import parameters
 from orchestrator.runs.types import RunProgress, Services
+from orchestrator.step_names import declared_step
 from orchestrator.uninterrupted import is_cancelled
 from orchestrator.workflow.models.steps import Step
 from orchestrator.workflow.models.tools import HAND_OVER

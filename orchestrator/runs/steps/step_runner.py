@@ -11,7 +11,6 @@ from functools import partial
 
 from orchestrator.errors import DEFECT_HINT, InvalidExpression, LedgerError, StepFailed
 from orchestrator.ledger.events import Event, StepFinished
-from orchestrator.ledger.ids import instance_of
 from orchestrator.ledger.states import StepState
 from orchestrator.redaction.redactor import redact_exception
 from orchestrator.runs.enforcement.agreement import until_decided
@@ -20,6 +19,7 @@ from orchestrator.runs.outcomes import excessive_wish, missing_ends, retry_delay
 from orchestrator.runs.steps.attempt import AttemptResult, Conclusion, StepAttempt
 from orchestrator.runs.steps.items import items_of, together
 from orchestrator.runs.types import RunProgress, Services
+from orchestrator.step_names import instance_of
 from orchestrator.uninterrupted import is_cancelled, to_the_end
 from orchestrator.workflow.expressions import holds
 
