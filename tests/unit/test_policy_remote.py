@@ -306,6 +306,7 @@ class Asks:
 def planned() -> Any:
     class Step:
         needs, condition, timeout, attempts, tool, request = (), None, 30, 1, None, QUERY
+        when, for_each, max_parallel = "on_success", None, 1
 
     class Plan:
         steps = (Step(),)
