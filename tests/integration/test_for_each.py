@@ -13,12 +13,14 @@ import pytest
 from bench import Bench, Setup
 from waiting import wait_for
 
+from orchestrator.actions.catalog import catalog
 from orchestrator.clock import SystemClock
 from orchestrator.errors import ExitCode
 from orchestrator.ledger.events import AttemptStarted, Decided, LeaseIssued, LeaseRequested, LeaseRevoked, StepFinished
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LeaseFilter
+from orchestrator.workflow.loader import load_text
 
 WORKFLOW = """
 version: 1
@@ -341,3 +343,46 @@ def test_what_was_decided_about_an_item_is_found_by_its_name_its_step_and_its_le
     assert explained(outcome.run_id, "each[1]")["step"] == "each[1]"
     assert explained(outcome.run_id, "each")["step"] == "each[2]"
     assert explained(leases[keys["each[0]"]].lease_id)["step"] == "each[0]"
+
+
+def test_gone_on_with_after_its_list_a_run_tells_of_steps_and_their_lists_only(bench: Bench, tmp_path: Path) -> None:
+    waits = tmp_path / "waits"
+    waits.touch()
+    rest = f"""
+  after:
+    needs: [each]
+    action: exec
+    with:
+      command: [/bin/sh, -c, 'while [ -e "$0" ]; do sleep 0.1; done; echo "$1"', "{waits}"]
+      stdin: ${{{{ steps.each.output.items }}}}
+      paths: {{ read: ["{tmp_path}"] }}
+    outputs: [stdout]
+"""
+    text = workflow("[1, 2]", rest=rest)
+    bench.install(load_text(text, filename="w.yaml", actions=catalog).workflow)
+    (tmp_path / "w.yaml").write_text(text)
+    environment = bench.environment(ORCHESTRATOR_POLICY="allow-all")
+    command = [sys.executable, "-m", "orchestrator.cli"]
+    with (tmp_path / "out").open("w") as out:
+        run = [*command, "run", str(tmp_path / "w.yaml"), "--run-id", "r1"]
+        died = subprocess.Popen(run, env=environment, stdout=out, stderr=out)
+
+    def last_step() -> bool:
+        with open_ledger(bench.config().ledger_url, clock=SystemClock()) as ledger:
+            return any(each.step == "after" for each in ledger.steps("r1"))
+
+    wait_for(last_step, "the last step to begin")
+    died.kill()
+    died.wait()
+    waits.unlink()
+    done = subprocess.run(
+        [*command, "runs", "resume", "r1", "--json"], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert set(told["steps"]) == {"each", "after"}
+    assert [each["rows"][0]["n"] for each in told["outputs"]["each"]["items"]] == [1, 2]
+    with open_ledger(bench.config().ledger_url, clock=SystemClock()) as ledger:
+        attempts = {each.step: each.attempts for each in ledger.steps("r1")}
+    assert (attempts["each[0]"], attempts["each[1]"], attempts["after"]) == (1, 1, 2)
+    bench.assert_nothing_left()

@@ -84,6 +84,7 @@ def outcome_json(outcome: RunOutcome, board: Board) -> JsonObject:
         "exit_code": int(outcome.exit_code),
         "reason": outcome.reason,
         "steps": {step: state.value for step, state in outcome.steps.items()},
+        "outputs": dict(outcome.outputs),
         "leases": {
             "issued": count.issued,
             "revoked": count.revoked,
