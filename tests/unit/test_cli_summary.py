@@ -116,6 +116,7 @@ def test_programs_are_told_the_same() -> None:
         "exit_code": 3,
         "reason": "",
         "steps": {"read": "refused"},
+        "outputs": {},
         "leases": {"issued": 0, "revoked": 0, "ended": 0, "refused": 1, "pending": 0},
         "unconfirmed": [],
         "error": {
