@@ -13,7 +13,8 @@ from rich.console import Console
 from orchestrator.cli.display.board import Board
 from orchestrator.cli.display.live import JsonLines, LiveTable, Outlet, PlainLines
 from orchestrator.cli.display.timeline import words
-from orchestrator.ledger.events import AttemptStarted, Event, LeaseIssued, RunStarted
+from orchestrator.ledger.events import AttemptStarted, Event, LeaseIssued, RunStarted, StepFinished
+from orchestrator.ledger.states import StepState
 from orchestrator.ledger.storage.codec import event_to_json
 
 
@@ -40,6 +41,29 @@ def test_before_anything_begins_every_step_is_waiting() -> None:
         "read            waiting     -\n"
         "notify          waiting     -\n"
     )  # fmt: skip
+
+
+def of_items(*what: str) -> list[Event]:
+    """`+3` begins the fourth item, `-3` ends it, `!3` ends it with a failure."""
+    made: list[Event] = []
+    for each in what:
+        name = f"read[{each[1:]}]"
+        if each[0] == "+":
+            key = f"read-{each[1:]}"
+            made.append(AttemptStarted(step=name, attempt=1, step_key=key, action="postgres.query", timeout=60))
+        else:
+            state = StepState.FAILED if each[0] == "!" else StepState.SUCCEEDED
+            made.append(StepFinished(step=name, state=state))
+    return made
+
+
+def test_a_step_for_each_item_is_one_line_that_counts_them() -> None:
+    assert shown([STARTED, *of_items("+0", "+1", "-0", "+2", "!1")]).splitlines()[1] == (
+        "read    postgres.query  running  1.90s  2 items, 1 failed, 1 under way"
+    )
+    over = [*of_items("+0", "-0"), StepFinished(step="read", state=StepState.SUCCEEDED)]
+    assert shown([STARTED, *over]).splitlines()[1].endswith("1 item")
+    assert "read[" not in shown([STARTED, *over])
 
 
 def test_a_step_at_work_shows_the_credentials_it_holds() -> None:

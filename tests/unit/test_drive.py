@@ -157,6 +157,12 @@ async def test_what_was_left_out_since_nothing_had_failed_is_no_failure_for_what
     assert ended == {"a": OK, "tell": SKIPPED, "more": SKIPPED, "b": SKIPPED, "last": SKIPPED}
 
 
+async def test_a_step_at_the_end_that_its_own_condition_left_out_is_no_failure() -> None:
+    steps = Recorder({"a": FAILED, "tidy": SKIPPED})
+    walk = at_the_end(graph(a="", tidy="a", tell="tidy"), tidy="always", tell="on_failure")
+    assert (await drive(walk, steps.call, steps.skip, parallel=4))["tell"] is SKIPPED
+
+
 async def test_steps_at_the_end_are_not_cancelled_by_the_failure_that_cancels_the_others() -> None:
     steps = Recorder({"a": FAILED}, forever=frozenset({"long"}))
     needs = graph(a="", long="", later="long", tell="a long later", tidy="long")

@@ -31,6 +31,7 @@ from orchestrator.ledger.events import (
 )
 from orchestrator.ledger.lease import OPEN, LeaseState
 from orchestrator.ledger.states import RunState, StepState
+from orchestrator.step_names import declared_step
 
 _LEASE_EVENTS = (
     LeaseDenied
@@ -61,6 +62,24 @@ class LeaseLine:
 
 
 @dataclass(slots=True)
+class ItemCount:
+    """Of a step for each item of a list: how many have ended, and which are under way."""
+
+    ended: int = 0
+    failed: int = 0
+    under_way: set[str] = field(default_factory=set)
+
+    def words(self) -> str:
+        """`12 items, 2 failed, 3 under way`; empty for a step that has none."""
+        if not self.ended and not self.under_way:
+            return ""
+        parts = [f"{self.ended} item{'' if self.ended == 1 else 's'}"]
+        parts += [f"{self.failed} failed"] if self.failed else []
+        parts += [f"{len(self.under_way)} under way"] if self.under_way else []
+        return ", ".join(parts)
+
+
+@dataclass(slots=True)
 class StepLine:
     """One step. `state` is None until it begins; `denials` are the policy's reasons against it."""
 
@@ -74,6 +93,7 @@ class StepLine:
     """Until when it waits before it is tried again."""
     denials: tuple[str, ...] = ()
     leases: dict[str, LeaseLine] = field(default_factory=dict)
+    items: ItemCount = field(default_factory=lambda: ItemCount())
 
     def leases_now(self) -> list[LeaseLine]:
         """The leases of the present attempt, in the order in which they were asked for."""
@@ -97,6 +117,10 @@ class Board:
 
     def apply(self, run_id: str, time: datetime, event: Event) -> None:
         """Take in one event."""
+        name = getattr(event, "step", "")
+        if (declared := declared_step(name)) != name:
+            self._item(self._step(declared), name, time, event)
+            return
         match event:
             case RunStarted():
                 self.run_id, self.started = run_id, time
@@ -122,7 +146,7 @@ class Board:
                 step.state, step.reason = StepState.WAITING, f"waits for the approval {event.approval_id}"
             case AttemptFinished() | StepFinished():
                 step = self._step(event.step)
-                step.state, step.reason, step.finished = event.state, event.reason, time
+                step.state, step.reason, step.finished = event.state, event.reason or step.items.words(), time
                 step.retry_at = event.retry_at if isinstance(event, AttemptFinished) else None
             case LeaseRequested():
                 lease = LeaseLine(event.grant, event.grant_kind, event.resource, event.attempt)
@@ -135,6 +159,24 @@ class Board:
                     step.reason = ""
             case _ if isinstance(event, _LEASE_EVENTS):
                 self._lease(event)
+
+    def _item(self, step: StepLine, name: str, time: datetime, event: Event) -> None:
+        """Of an item of a list the line of its step says how many there are."""
+        match event:
+            case AttemptStarted():
+                step.action, step.attempt, step.state = event.action, 1, StepState.RUNNING
+                step.started = step.started or time
+                step.items.under_way.add(name)
+            case Decided(allow=False):
+                step.denials = event.reasons
+            case StepFinished():
+                step.items.under_way.discard(name)
+                step.items.ended += 1
+                step.items.failed += event.state in (StepState.FAILED, StepState.REFUSED)
+            case LeaseRequested():
+                lease = LeaseLine(event.grant, event.grant_kind, event.resource, step.attempt)
+                self._of_lease[event.lease_id] = step.leases[event.lease_id] = lease
+        step.reason = step.items.words()
 
     def _step(self, name: str) -> StepLine:
         return self.steps.setdefault(name, StepLine())

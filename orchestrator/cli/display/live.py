@@ -242,4 +242,4 @@ def _unguarded(board: Board, event: Event) -> str:
 
 
 def _leases(step: StepLine) -> str:
-    return "  ".join(f"{LEASE_MARKS[lease.state]} {lease.grant}" for lease in step.leases_now())
+    return step.items.words() or "  ".join(f"{LEASE_MARKS[lease.state]} {lease.grant}" for lease in step.leases_now())
