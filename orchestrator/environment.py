@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -28,6 +29,101 @@ _PASSWORD = re.compile(r"(?i)(?:^|[\s?&;])(?:password|passwd|pwd)\s*=")
 NOT_READ = "orchestrator.toml"
 """A file of this name in the working directory looks like settings. It is not read: whoever can write to a folder
 must not choose the Vault, the policies or the addresses of those who work in it."""
+
+
+NAMES = frozenset(
+    PREFIX + name
+    for name in [
+        "AUTH_JWT_FILE",
+        "AUTH_METHOD",
+        "AUTH_MOUNT",
+        "AUTH_ROLE",
+        "AUTH_ROLE_ID",
+        "AUTH_SECRET_ID",
+        "AUTH_SECRET_ID_FILE",
+        "AUTH_TOKEN",
+        "AUTH_TOKEN_FILE",
+        "CONFIG",
+        "CONFINEMENT",
+        "DEAD_AFTER",
+        "DEBUG",
+        "ENGINE",
+        "GRACE",
+        "ISSUERS",
+        "LEDGER_URL",
+        "LOG_LEVEL",
+        "MAX_OUTPUT_BYTES",
+        "MAX_PARALLEL",
+        "MAX_TAKEOVERS",
+        "POLICY",
+        "POLICY_ON_ERROR",
+        "POLICY_PATH",
+        "SETTLE",
+        "SLACK_API",
+        "SLACK_CHANNEL",
+        "SLACK_TOKEN_FILE",
+        "SWEEP_INTERVAL",
+        "TOKEN_ISSUER",
+        "VAULT_ADDR",
+        "VAULT_CACERT",
+        "VAULT_NAMESPACE",
+        "VAULT_PLAIN_HTTP",
+    ]
+)
+"""The variables that are read."""
+
+TABLES = frozenset(
+    PREFIX + name
+    for name in [
+        "CATALOG_DATABASES",
+        "CONFIRM",
+        "CONNECTION_LEASES",
+        "CONNECTION_RUNS",
+        "ENDPOINTS",
+        "NOTIFY",
+        "POLICY_OPTIONS",
+        "PRIMARIES",
+        "PROVISION_DATABASES",
+    ]
+)
+"""Those that hold parts with names of their own: `ORCHESTRATOR_ENDPOINTS__SUPPORT`, or all of them as a JSON object."""
+
+_OF_TESTS = f"{PREFIX}TEST_"
+"""What the tests of this project are told."""
+
+_EXPORTED = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+"""The name of a variable in a shell (POSIX, 3.216)."""
+
+
+def unknown_variables(names: Iterable[str]) -> Iterator[tuple[str, str | None]]:
+    """Those that begin as ours do and are no setting, each with the setting that is meant by it, if one is near."""
+    from difflib import get_close_matches
+
+    for name in names:
+        told = name.upper()
+        table, parts, part = told.partition("__")
+        if not told.startswith(PREFIX) or told.startswith(_OF_TESTS) or told in NAMES | TABLES:
+            continue
+        if table in TABLES and part:
+            continue
+        near = get_close_matches(table if parts else told, sorted(NAMES | TABLES), n=1, cutoff=0.8)
+        yield name, f"{near[0]}{parts}{part}" if near else None
+
+
+def unset_by_shells(name: str) -> bool:
+    """Whether it is of ours, and a shell can neither export nor assign it."""
+    return name.upper().startswith(PREFIX) and _EXPORTED.fullmatch(name) is None
+
+
+def how_to_set(table: str, name: str, what: str = "") -> str:
+    """What to do so that a table of the settings (`endpoints`) has a part; `what` is its value, as in `to a DSN`.
+
+    A shell cannot export a name with a hyphen, and names of variables know no case: such a part goes into the file.
+    """
+    to = f" {what}" if what else ""
+    if re.fullmatch(r"[a-z0-9]+(?:_[a-z0-9]+)*", name):
+        return f"set {PREFIX}{table.upper()}__{name.upper()}{to}"
+    return f"set `{name}` under [{table}] in the file that {PREFIX}CONFIG names{to}: no shell exports such a variable"
 
 
 def config_file() -> Path | None:

@@ -177,11 +177,11 @@ def provisioning(workflows: Path, declarations: Path, *, prune: bool) -> Iterato
     from orchestrator.settings import load_settings
 
     settings = load_settings()
-    from orchestrator.cli.vault_login import vault_config
+    from orchestrator.cli.vault_login import admin_config
 
     databases = {name: Secret(dsn.get_secret_value()) for name, dsn in settings.provision_databases.items()}
     with open_provisioning(
-        vault_config(settings),
+        admin_config(settings),
         databases,
         workflows=load_workflows(workflows),
         declarations=declarations,
@@ -195,12 +195,12 @@ def provisioning(workflows: Path, declarations: Path, *, prune: bool) -> Iterato
 @contextmanager
 def vault_admin() -> Iterator[VaultAdmin]:
     """Vault, as the admin whom the settings name."""
-    from orchestrator.cli.vault_login import vault_config
+    from orchestrator.cli.vault_login import admin_config
     from orchestrator.provision.service import admin_token
     from orchestrator.provision.vault.admin import VaultAdmin
     from orchestrator.settings import load_settings
 
-    config = vault_config(load_settings())
+    config = admin_config(load_settings())
     admin = VaultAdmin(config, admin_token(config))
     try:
         yield admin

@@ -14,7 +14,7 @@ import typer
 from orchestrator import __version__
 from orchestrator.cli import failures
 from orchestrator.cli.interruption import interruptible, received
-from orchestrator.environment import NOT_READ, PREFIX
+from orchestrator.environment import NOT_READ, PREFIX, unknown_variables
 from orchestrator.errors import ExitCode, OrchestratorError
 
 _EPILOG = """\
@@ -54,6 +54,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "tasks": ("tasks",),
     "leases": ("leases",),
     "provision": ("provision",),
+    "doctor": ("doctor",),
     "stack.demo": ("demo",),
     "stack.dev": ("dev",),
 }
@@ -152,7 +153,10 @@ def _write_what_can_be_written() -> None:
 
 
 def _say_what_is_not_read() -> None:
-    """Who has settings in the working directory, and has named no file, believes that they are read."""
+    """Who misspells a variable, or has settings in the working directory without naming them, believes them read."""
+    for name, near in unknown_variables(sorted(os.environ)):
+        meant = f"; did you mean {near}?" if near else ""
+        failures.note(f"{name} is no setting of the orchestrator: nothing reads it{meant}")
     if os.path.isfile(NOT_READ) and not os.environ.get(f"{PREFIX}CONFIG"):
         failures.note(f"{NOT_READ} in this folder is not read: only ORCHESTRATOR_CONFIG says which file is")
 

@@ -26,8 +26,26 @@ T = TypeVar("T")
 CLI_TOKEN_FILE = ".vault-token"  # noqa: S105 -- the name of the file in the home folder that `vault login` writes
 
 
-def vault_config(settings: Settings) -> VaultConfig:
-    """How to reach Vault and who to be there. Raises UsageError, naming the variable that is missing."""
+def home_token() -> Path | None:
+    """The file that `vault login` writes for a person, where it is there."""
+    try:
+        file = Path.home() / CLI_TOKEN_FILE
+        return file if file.is_file() else None
+    except (OSError, RuntimeError):  # no home, or none that may be looked into
+        return None
+
+
+def admin_config(settings: Settings) -> VaultConfig:
+    """As `vault_config`, for what an admin does at a terminal after `vault login`: its token is taken last."""
+    return vault_config(settings, person=True)
+
+
+def vault_config(settings: Settings, *, person: bool = False) -> VaultConfig:
+    """How to reach Vault and who to be there. Raises UsageError, naming the variable that is missing.
+
+    The token of `vault login` is a person's, often an administrator's: without `person` it is used only where the
+    settings say so.
+    """
     if settings.vault_addr is None:
         raise UsageError(
             "it is not known where Vault is: VAULT_ADDR is not set",
@@ -37,15 +55,14 @@ def vault_config(settings: Settings) -> VaultConfig:
         raise UsageError(f"VAULT_CACERT names {settings.vault_cacert}, which does not exist")
     return VaultConfig(
         address=settings.vault_addr,
-        auth=_auth(settings),
+        auth=_auth(settings, settings.auth_method or _first_that_is_set(settings, person=person)),
         namespace=settings.vault_namespace,
         ca_cert=settings.vault_cacert,
         plain_http=settings.vault_plain_http,
     )
 
 
-def _auth(settings: Settings) -> Auth:
-    method = settings.auth_method or _first_that_is_set(settings)
+def _auth(settings: Settings, method: Method) -> Auth:
     match method:
         case "approle":
             role_id = _needed(settings.auth_role_id, "AUTH_ROLE_ID", method)
@@ -66,17 +83,21 @@ def _auth(settings: Settings) -> Auth:
             assert_never(method)
 
 
-def _first_that_is_set(settings: Settings) -> Method:
+def _first_that_is_set(settings: Settings, *, person: bool) -> Method:
     if settings.auth_role_id is not None:
         return "approle"
     if settings.auth_token is not None:
         return "token"
-    if settings.auth_token_file is not None or (Path.home() / CLI_TOKEN_FILE).is_file():
+    if settings.auth_token_file is not None:
         return "token-file"
+    file = home_token()
+    if person and file is not None:
+        return "token-file"
+    unused = f"; {file} is not used, unless {PREFIX}AUTH_METHOD=token-file says so" if file else ""
     raise UsageError(
         "it is not known how to log in to Vault",
         hint=f"set {PREFIX}AUTH_ROLE_ID with {PREFIX}AUTH_SECRET_ID_FILE, or VAULT_TOKEN, "
-        f"or {PREFIX}AUTH_METHOD=kubernetes or jwt",
+        f"or {PREFIX}AUTH_METHOD=kubernetes or jwt{unused}",
     )
 
 

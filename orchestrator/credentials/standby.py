@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from orchestrator.credentials.arrival import WAIT_SECONDS, unknown_login
+from orchestrator.environment import how_to_set
 from orchestrator.errors import Unreachable
 from orchestrator.network.postgres import protected, without_settings
 
@@ -27,7 +28,7 @@ def at_standby(duty: str, connection: str) -> Unreachable:
     """Why a duty was not done: a standby takes no writes, and what it does not know yet is not gone."""
     return Unreachable(
         f"the orchestrator's own {duty} in `{connection}` cannot be done: its endpoint is a standby",
-        hint=f"set ORCHESTRATOR_PRIMARIES__{connection.upper()} to the address of its primary",
+        hint=how_to_set("primaries", connection, "to the address of its primary"),
     )
 
 
@@ -35,7 +36,7 @@ def not_known(duty: str, connection: str) -> Unreachable:
     """Why a duty was not done in a server that does not know its login."""
     return Unreachable(
         f"the orchestrator's own {duty} in `{connection}` failed: the server does not know the login that Vault made",
-        hint=f"if it is a standby set ORCHESTRATOR_PRIMARIES__{connection.upper()} to the address of its primary; "
+        hint=f"if it is a standby {how_to_set('primaries', connection, 'to the address of its primary')}; "
         "else the endpoint is not the server of Vault's connection",
     )
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import psycopg
 
+from orchestrator.environment import how_to_set
 from orchestrator.errors import Unreachable, UsageError
 from orchestrator.grants.models import DatabaseGrant
 from orchestrator.grants.privileges import Privilege
 from orchestrator.inference.comparison import Difference, difference
 from orchestrator.inference.live import Inference, Inferred
 from orchestrator.inference.steps import StepSql, database_grants, declared_types, sql_of
-from orchestrator.network.postgres import STRINGS, protected, refusal_hint, without_settings
+from orchestrator.network.postgres import STRINGS, protected, refusal_hint, why, without_settings
 from orchestrator.network.postgres_settings import Answer, telling
 from orchestrator.secret import Secret
 from orchestrator.workflow.loader import LoadedWorkflow
@@ -93,11 +94,11 @@ class Catalogs:
         """Raises UsageError where no login is known, and Unreachable where it does not work."""
         if connection not in self._inferences:
             if connection not in self._logins:
-                name = connection.upper()
                 raise UsageError(
                     f"no login is known with which the catalog of `{connection}` could be read",
-                    hint=f"set ORCHESTRATOR_CATALOG_DATABASES__{name} to the DSN of a login that may connect, "
-                    "and nothing else",
+                    hint=how_to_set(
+                        "catalog_databases", connection, "to the DSN of a login that may connect, and no more"
+                    ),
                 )
             login, endpoint = self._logins[connection], self._endpoints.get(connection, "")
             session = self._open.enter_context(_session(connection, login, endpoint))
@@ -128,7 +129,7 @@ def _session(connection: str, dsn: Secret, endpoint: str) -> Iterator[psycopg.Co
             application_name="orchestrator grants infer",
         )
     except psycopg.Error as error:
-        raise _unreadable(connection, error) from None
+        raise _unreadable(connection, error, dsn) from None
     with session:
         if session.info.server_version < _MIN_VERSION:
             raise UsageError(
@@ -143,7 +144,7 @@ def _session(connection: str, dsn: Secret, endpoint: str) -> Iterator[psycopg.Co
             told = session.execute(telling(session, {**settings, **_SETTINGS}))
             answer = Answer.of(session, told.fetchone())
         except psycopg.Error as error:
-            raise _unreadable(connection, error) from None
+            raise _unreadable(connection, error, dsn) from None
         if problem := answer.problem():
             raise Unreachable(f"the catalog of `{connection}` cannot be read: {problem[0]}", hint=problem[1])
         yield session
@@ -159,11 +160,11 @@ def _served_by(session: psycopg.Connection) -> int:
     return Answer.of(session, session.execute(telling(session, {})).fetchone()).backend
 
 
-def _unreadable(connection: str, error: psycopg.Error) -> Unreachable:
+def _unreadable(connection: str, error: psycopg.Error, dsn: Secret) -> Unreachable:
     return Unreachable(
-        f"the catalog of `{connection}` cannot be read: {type(error).__name__}",
+        f"the catalog of `{connection}` cannot be read: {why(error, dsn.reveal())}",
         hint=refusal_hint(error)
-        or f"is ORCHESTRATOR_CATALOG_DATABASES__{connection.upper()} the DSN of a login that may connect?",
+        or how_to_set("catalog_databases", connection, "to the DSN of a login that may connect, and no more"),
     )
 
 

@@ -13,6 +13,12 @@ from orchestrator.errors import UsageError
 
 HINT = "Give a path, sqlite:////absolute/path/ledger.db or postgresql://user@host/database."
 
+_PATH = re.compile(r"^$|/|\.\w+$")
+"""A bare word is a mistake, not a file in whatever folder one happens to be in; `:memory:` has a message of its own."""
+
+_NO_PATH = re.compile(r"^[a-z+]+:(?!memory:$)|(?:^|\s)(?:host|hostaddr|dbname|user|password)\s*=")
+"""A URL with too few slashes, and the parameters of libpq, which may hold a password."""
+
 
 @dataclass(frozen=True, slots=True)
 class Location:
@@ -26,6 +32,8 @@ class Location:
 def locate(text: str) -> Location:
     """Read a ledger's URL or bare path. Raises UsageError, which shows at most the scheme."""
     if "://" not in text:
+        if not _PATH.search(text) or _NO_PATH.search(text):
+            raise UsageError("the ledger is neither a URL nor the path of a file", hint=HINT)
         return _file(text)
     try:
         url = make_url(text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -29,30 +29,68 @@ def open_ledger(url: str, *, clock: Clock) -> Ledger:
 
 @contextmanager
 def open_reader(url: str) -> Iterator[Reader]:
-    """The same for reading alone, without what only a writer needs. Raises as `open_ledger` does."""
+    """The same for reading alone, without what only a writer needs. Raises as `open_ledger` does.
+
+    An SQLite file that this user cannot write, such as an auditor's copy, is read as it is, if it is of this version.
+    """
     from orchestrator.ledger.reading.reader import Reader
 
-    engine, location = _connected(url)
+    engine, location = _connected(url, reading=True)
     try:
         yield Reader(engine, location.label)
     finally:
         engine.dispose()
 
 
-def _connected(url: str) -> tuple[Engine, Location]:
+@contextmanager
+def open_examiner(url: str) -> Iterator[tuple[Reader, Callable[[], None]]]:
+    """For looking at a ledger that is there: nothing is made or upgraded, and another version is a LedgerError.
+
+    With the reader comes a function that raises LedgerError where the ledger could not be written; it writes nothing.
+    """
+    from orchestrator.ledger.reading.reader import Reader
+
+    engine, location = _connected(url, reading=True, upgrade=False)
+    try:
+        yield Reader(engine, location.label), lambda: _try_writing(engine, location)
+    finally:
+        engine.dispose()
+
+
+def _try_writing(engine: Engine, location: Location) -> None:
+    """One row is written as it is, and that is taken back."""
+    from sqlalchemy import text
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from orchestrator.ledger.faults import ledger_error
+    from orchestrator.ledger.storage.connect import BEGIN
+
+    try:
+        with engine.connect().execution_options(**{BEGIN: "BEGIN IMMEDIATE"}) as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = version_num"))
+            connection.rollback()
+    except SQLAlchemyError as error:
+        raise ledger_error(error, location.label) from error
+
+
+def _connected(url: str, *, reading: bool = False, upgrade: bool = True) -> tuple[Engine, Location]:
     """The engine of a ledger whose schema is current."""
     from sqlalchemy.exc import SQLAlchemyError
 
     from orchestrator.ledger.faults import ledger_error
     from orchestrator.ledger.location import locate
-    from orchestrator.ledger.storage.connect import connect, refuse_shared_sessions
-    from orchestrator.ledger.storage.migrate import ensure_schema
+    from orchestrator.ledger.storage.connect import can_be_written, connect, connect_to_read, refuse_shared_sessions
+    from orchestrator.ledger.storage.migrate import ensure_schema, refuse_other_schemas
 
     location = locate(url)
-    engine = connect(location)
+    only_read = reading and location.path is not None and not can_be_written(location.path)
+    engine = connect_to_read(location) if only_read else connect(location)
     try:
         refuse_shared_sessions(engine, location)
-        ensure_schema(engine, location)
+        if only_read or not upgrade:
+            refuse_other_schemas(engine, location)
+        else:
+            ensure_schema(engine, location)
     except (SQLAlchemyError, engine.dialect.loaded_dbapi.Error, OSError) as error:
         engine.dispose()
         raise ledger_error(error, location.label) from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from orchestrator.errors import UsageError
 from orchestrator.network.loopback import is_loopback
@@ -202,6 +202,28 @@ def _hosts(given: Mapping[str, str]) -> list[str]:
 def _is_socket(host: str) -> bool:
     """Unix sockets: the folder says who may make one there, so that a server which asks for nothing will do."""
     return host.startswith(("/", "@"))
+
+
+_FAILED = re.compile(r"^.*failed: (?:[A-Z]+:  )?")
+
+
+def why(error: Exception, dsn: str) -> str:
+    """Why a connection did not come about, in libpq's and the server's words, without the password of the DSN.
+
+    Of what is no address only the kind of the error: its words may quote the password.
+    """
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        password = str(conninfo_to_dict(dsn).get("password") or "")
+    except ProgrammingError:
+        return type(error).__name__
+    lines = [_FAILED.sub("", line) for line in str(error).splitlines() if line.strip() and line[0] not in "\t "]
+    text = "; ".join(dict.fromkeys(line.strip(" -") for line in lines)) or type(error).__name__
+    for form in (password, quote(password), quote(password, safe="")):
+        text = text.replace(form, "***") if form else text
+    return text
 
 
 def refusal_hint(error: BaseException) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
+from orchestrator.environment import how_to_set
 from orchestrator.errors import InvalidExpression
 from orchestrator.grants.models import DatabaseGrant
 from orchestrator.grants.privileges import bound_limits
@@ -87,7 +88,7 @@ def _unknown(loaded: LoadedWorkflow, destinations: Collection[str]) -> Iterator[
             yield loaded.problem(
                 ("notify", index, "to"),
                 f"the settings know no destination `{each.to}`",
-                how_to_set(each.to, "notify", "NOTIFY") + " to the URL of a webhook",
+                how_to_set("notify", each.to, "to the URL of a webhook"),
             )
 
 
@@ -137,15 +138,8 @@ def _missing(loaded: LoadedWorkflow, step_id: str, name: str, place: Place, endp
     return loaded.problem(
         loaded.place(step_id, *place),
         f"there is no endpoint `{name}`",
-        f"{near + ' else ' if near.startswith('did you') else ''}{how_to_set(name)}",
+        f"{near + ' else ' if near.startswith('did you') else ''}{how_to_set('endpoints', name)}",
     )
-
-
-def how_to_set(name: str, section: str = "endpoints", variable: str = "ENDPOINTS") -> str:
-    """What to do about an endpoint, or the like, that is missing. A shell cannot export a name with a hyphen."""
-    if name.replace("_", "").isalnum() and name == name.lower():
-        return f"set ORCHESTRATOR_{variable}__{name.upper()}"
-    return f"set `{name}` under [{section}] in the file that ORCHESTRATOR_CONFIG names"
 
 
 def _needed(step: Step, actions: ActionCatalog) -> Iterator[tuple[str, Place]]:

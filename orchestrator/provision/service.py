@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.actions.catalog import catalog
+from orchestrator.environment import how_to_set
 from orchestrator.errors import ProvisionError, UsageError
 from orchestrator.grants.compiled import CompiledGrant
 from orchestrator.grants.models import DatabaseGrant
 from orchestrator.grants.scope import compiled_forms
 from orchestrator.provision.certificates import check_certificates
 from orchestrator.provision.change import Change
-from orchestrator.provision.database.administrator import setting
 from orchestrator.provision.database.side import DatabaseSide
 from orchestrator.provision.declarations import Declarations, Runtime, load_declarations
 from orchestrator.provision.vault.admin import VaultAdmin
@@ -263,7 +263,8 @@ def _database_sides(
     for name, connection in declared.connections.items():
         if name not in databases:
             raise UsageError(
-                f"no administrator's login is known for the database `{name}`", hint=f"set {setting(name)} to a DSN"
+                f"no administrator's login is known for the database `{name}`",
+                hint=how_to_set("provision_databases", name, "to a DSN"),
             )
         own = [grant for grant in grants if grant.connection == name]
         sides[name] = DatabaseSide(name, connection, databases[name], own, prune=prune)

@@ -240,11 +240,13 @@ class RuntimeIdentity:
             body = await self._ask("get", _LOOKUP, token=token, deadline=deadline, stop=stop)
             data = section(body, "data", _LOOKUP)
             life = seconds(data, "ttl", _LOOKUP)
+            _warn_of_root(data)
             return _Held(token, life, self._expiry(life), data.get("renewable") is True, own=False)
         path, payload = login_request(auth)
         body = await self._ask("post", path, token=None, deadline=deadline, payload=payload, stop=stop)
         granted = granted_token(body, path)
         self._remember(granted.token)
+        _warn_of_root(section(body, "auth", path))
         await asyncio.to_thread(self._own_token, granted.accessor)
         return _Held(granted.token, granted.ttl, self._expiry(granted.ttl), granted.renewable, own=True)
 
@@ -265,6 +267,16 @@ class RuntimeIdentity:
 
     def _expiry(self, seconds: int) -> float | None:
         return self._clock.monotonic() + seconds if seconds else None
+
+
+def _warn_of_root(told: Mapping[str, Any]) -> None:
+    """Say it where the login may do everything: then nothing holds the runtime to what was provisioned."""
+    policies = told.get("policies")
+    if isinstance(policies, list) and "root" in policies:
+        _log.warning(
+            "logged in to Vault as root: whoever gets hold of this process has all of Vault; use the runtime's login "
+            "that `orchestrator provision apply` installs (ORCHESTRATOR_AUTH_ROLE_ID)"
+        )
 
 
 def granted_token(body: Mapping[str, Any], path: str) -> GrantedToken:

@@ -27,6 +27,9 @@ from orchestrator.vault.fields import Confirmation
 if TYPE_CHECKING:
     from orchestrator.vault.answer import Answer
 
+_SPEAKS_TLS = b"Client sent an HTTP request to an HTTPS server"
+"""What a TLS server written in Go answers to plain http, with 400 (`net/http`)."""
+
 _SHORTEST = 0.1
 """Seconds that a request is given in any case."""
 
@@ -114,6 +117,13 @@ class Transport:
                     hint="what answers for Vault at its address (VAULT_ADDR)? only its own 204 counts",
                 )
             return body
+        if status == 400 and answer.content.startswith(_SPEAKS_TLS):
+            raise VaultRefused(
+                f"Vault at {self._config.address} speaks TLS, and the address says http",
+                status=status,
+                path=path,
+                hint="begin VAULT_ADDR with https://, and name the authority of its certificate in VAULT_CACERT",
+            )
         errors = error_text(body.get("errors")) if isinstance(body, dict) else ""
         outcome = outcome_of(status, errors)
         message = f"Vault answered {status} to {path}: {errors or answer.reason or 'no reason given'}"

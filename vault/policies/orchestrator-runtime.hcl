@@ -32,6 +32,10 @@ path "auth/token/lookup-self" { capabilities = ["read"] }
 path "auth/token/renew-self" { capabilities = ["update"] }
 path "auth/token/revoke-self" { capabilities = ["update"] }
 
+# What a token may, asked by `orchestrator doctor`: of its own, and of those that it makes. It says yes or no, no secret.
+path "sys/capabilities-self" { capabilities = ["update"] }
+path "sys/capabilities-accessor" { capabilities = ["update"] }
+
 # The version of the key that signs access tokens; its private part never leaves Vault.
 path "transit/keys/orchestrator-token" { capabilities = ["read"] }
 

@@ -16,6 +16,7 @@ from orchestrator.actions.aws.output import output_of
 from orchestrator.actions.base import GrantRef, OutputType, Params, StepContext
 from orchestrator.actions.http.transfer import Outgoing, transfer
 from orchestrator.actions.references import credential_of, redacted, within_deadline
+from orchestrator.environment import how_to_set
 from orchestrator.errors import StepFailed
 from orchestrator.grants.credential import Credential
 from orchestrator.grants.fields import Name
@@ -126,7 +127,7 @@ def _endpoint(params: CallParams, context: StepContext) -> str | None:
         raise StepFailed(
             f"there is no endpoint `{params.endpoint}`",
             kind="parameters",
-            hint=f"set ORCHESTRATOR_ENDPOINTS__{params.endpoint.upper()}",
+            hint=how_to_set("endpoints", params.endpoint),
         )
     try:
         return check_endpoint(address)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from orchestrator.errors import LedgerError
@@ -61,6 +62,44 @@ def connect(location: Location) -> Engine:
         return engine
     _create_file(location.path)
     engine = create_engine(location.url, hide_parameters=True, paramstyle="named")
+    event.listen(engine, "connect", _set_up_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def can_be_written(path: Path) -> bool:
+    """Whether this user may write an SQLite file, or make it: SQLite makes files of its own beside it."""
+    return os.access(path.parent, os.W_OK | os.X_OK) and os.access(path, os.W_OK) if path.exists() else True
+
+
+def connect_to_read(location: Location) -> Engine:
+    """An engine for an SQLite file that cannot be written, such as a copy on a read-only disk.
+
+    Beside a copy there is usually no write-ahead log, and none can be made: then SQLite is told that nobody changes
+    the file (https://sqlite.org/wal.html, "Read-Only Databases"). Raises LedgerError where a part of the history is in
+    a log that cannot be read without its index: it would be missing without a word.
+    """
+    path = location.path
+    assert path is not None, "PostgreSQL tells readers and writers apart itself"
+    log, index = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))
+    if not os.access(path, os.R_OK):
+        raise LedgerError(
+            f"the ledger file {path} cannot be read", hint="Let its owner give this user the right to read it."
+        )
+    indexed = log.exists() and index.exists()
+    if not indexed and log.exists() and log.stat().st_size:
+        raise LedgerError(
+            f"the ledger file {path} cannot be read whole: its newest events are in {log.name}, without {index.name}",
+            hint="Copy all three files, or make the copy with `sqlite3 LEDGER '.backup COPY'`.",
+        )
+    uri = f"{path.as_uri()}?{'mode=ro' if indexed else 'mode=ro&immutable=1'}"
+    engine = create_engine(
+        "sqlite://",
+        creator=lambda: sqlite3.connect(uri, uri=True, check_same_thread=False),
+        poolclass=NullPool,
+        hide_parameters=True,
+        paramstyle="named",
+    )
     event.listen(engine, "connect", _set_up_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine

@@ -36,6 +36,19 @@ def ensure_schema(engine: Engine, location: Location) -> None:
         _upgrade(engine, location.label)
 
 
+def refuse_other_schemas(engine: Engine, location: Location) -> None:
+    """Raise LedgerError unless the tables are those of this version: nothing is created or upgraded."""
+    found = _revision(engine, location.label)
+    if found == CURRENT:
+        return
+    if found is None:
+        raise LedgerError(f"the {location.label} has no tables of a ledger", hint="The first run makes them.")
+    raise LedgerError(
+        f"the {location.label} has the schema {found}, and this version needs {CURRENT}",
+        hint="Whoever opens it with the right to write, such as by `orchestrator runs list`, upgrades it.",
+    )
+
+
 def _revision(engine: Engine, label: str) -> str | None:
     """The installed revision, or None where there is no schema."""
     query = text("SELECT version_num FROM alembic_version")

@@ -6,22 +6,19 @@ can neither act as the role nor give it anything (PostgreSQL 16 manual, 22.2 "Ro
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Iterator
-from urllib.parse import quote
 
 import psycopg
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict
 
+from orchestrator.environment import how_to_set
 from orchestrator.errors import ProvisionError, UsageError
-from orchestrator.network.postgres import protected, refusal_hint
+from orchestrator.network.postgres import protected, refusal_hint, why
 from orchestrator.secret import Secret
 
 OLDEST = 16
 """The first PostgreSQL in which a login can inherit a role that it cannot become by SET ROLE."""
 
-_FAILED = re.compile(r"^.*failed: (?:[A-Z]+:  )?")
 _REASONS = {
     "password authentication failed": "is the password in {variable} right?",
     "no password supplied": "name a password in {variable}",
@@ -50,13 +47,14 @@ def connected(name: str, dsn: Secret) -> psycopg.Connection:
     if address is None:
         raise UsageError(
             f"{setting(name)} is no address of a PostgreSQL database",
-            hint="write it as postgresql://USER:PASSWORD@HOST:PORT/DATABASE, what is special in it percent-encoded",
+            hint=f"{how_to_set('provision_databases', name, 'to postgresql://USER:PASSWORD@HOST:PORT/DATABASE')}, "
+            "what is special in it percent-encoded",
         )
     try:
         # What is read outside of a transaction must not begin one: what is applied later would wait for its end.
         session = psycopg.connect(address, connect_timeout=10, client_encoding="UTF8", autocommit=True)
     except psycopg.Error as error:
-        said = why(error, dsn)
+        said = why(error, dsn.reveal())
         hint = next((each for words, each in _REASONS.items() if words in said), "set {variable} to an administrator's")
         raise ProvisionError(
             f"the database `{name}` cannot be reached as its administrator: {said}",
@@ -77,16 +75,6 @@ def _is_ambiguous(dsn: str) -> bool:
     scheme, found, rest = dsn.partition("://")
     authority, _, path = rest.partition("/")
     return bool(found) and scheme.startswith("postgres") and (authority.count("@") > 1 or "@" in path.partition("?")[0])
-
-
-def why(error: psycopg.Error, dsn: Secret) -> str:
-    """Why a connection did not come about, in libpq's and the server's words, without the password of the DSN."""
-    lines = [_FAILED.sub("", line) for line in str(error).splitlines() if line.strip() and line[0] not in "\t "]
-    text = "; ".join(dict.fromkeys(line.strip(" -") for line in lines)) or type(error).__name__
-    password = str(conninfo_to_dict(dsn.reveal()).get("password") or "")
-    for form in (password, quote(password), quote(password, safe="")):
-        text = text.replace(form, "***") if form else text
-    return text
 
 
 def acting_as(

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.environment import how_to_set
 from orchestrator.errors import UsageError
 from orchestrator.grants.compiled import VAULT_ROLE_PREFIX, CompiledGrant
 from orchestrator.grants.policy_names import BROKER_DUTIES, duty_role_name
@@ -121,7 +122,7 @@ def _login(runtime: Runtime) -> dict[str, Any]:
 def _connection_objects(name: str, connection: Connection, endpoint: str | None) -> Iterator[VaultObject]:
     if endpoint is None:
         raise UsageError(
-            f"no endpoint is known for the connection `{name}`", hint=f"set ORCHESTRATOR_ENDPOINTS__{name.upper()}"
+            f"no endpoint is known for the connection `{name}`", hint=how_to_set("endpoints", name, "to its address")
         )
     duties = {duty: duty_role_name(duty, name) for duty in BROKER_DUTIES}
     yield VaultObject(

@@ -1,0 +1,1 @@
+"""What is wrong with an installation: looked at before anything runs, and nothing changed."""
