@@ -19,7 +19,7 @@ from orchestrator.clock import Clock, SystemClock
 from orchestrator.credentials.broker import Broker
 from orchestrator.credentials.duties import DatabaseDuties
 from orchestrator.credentials.types import Confirm, Duties, Issuer
-from orchestrator.errors import ExitCode, UnknownRun
+from orchestrator.errors import ExitCode
 from orchestrator.jsontypes import JsonValue
 from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.opening import open_ledger
@@ -27,6 +27,7 @@ from orchestrator.ledger.types import LedgerReader
 from orchestrator.network.webhooks import Webhooks
 from orchestrator.policy.types import ConnectedEngine, PolicyEngine
 from orchestrator.recovery.resumption import resume, run_once
+from orchestrator.recovery.retries.retry import WantedRetry, retry_once
 from orchestrator.redaction.own_secrets import OwnSecrets, secrets_in
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.engines.opening import open_engine
@@ -198,6 +199,25 @@ async def resume_run(
     )
 
 
+async def retry_run(
+    config: RunnerConfig,
+    wanted: WantedRetry,
+    *,
+    redactor: Redactor,
+    observer: Observer | None = None,
+    notice: Callable[[str], None] = lambda text: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> RunOutcome:
+    """Go on from a run that failed, in a run of its own; `say` is told of what it takes over, and of other runs."""
+    return await _with_services(
+        config,
+        lambda services, interruption: retry_once(services, wanted, interruption, say, say),
+        redactor=redactor,
+        observer=observer,
+        notice=notice,
+    )
+
+
 async def _with_services(
     config: RunnerConfig,
     work: Callable[[Services, Interruption], Coroutine[Any, Any, RunOutcome]],
@@ -237,11 +257,8 @@ async def interruptible_services(
 
 
 def _is_closed(reader: LedgerReader, lease_id: str) -> bool:
-    try:
-        lease = reader.lease(lease_id)
-    except UnknownRun:
-        return False
-    return lease is not None and lease.lease_id == lease_id and lease.state not in OPEN
+    lease = reader.lease(lease_id)
+    return lease is not None and lease.state not in OPEN
 
 
 def _issuers() -> Callable[[str], Issuer]:

@@ -43,7 +43,7 @@ def ledger_reader() -> Iterator[LedgerReader]:
     """The ledger that the settings name, for reading."""
     from orchestrator.ledger.opening import open_reader
 
-    with open_reader(_ledger_url()) as reader:
+    with open_reader(ledger_url()) as reader:
         yield reader
 
 
@@ -53,7 +53,7 @@ def open_store() -> Iterator[Ledger]:
     from orchestrator.clock import SystemClock
     from orchestrator.ledger.opening import open_ledger
 
-    ledger = open_ledger(_ledger_url(), clock=SystemClock())
+    ledger = open_ledger(ledger_url(), clock=SystemClock())
     try:
         yield ledger
     finally:
@@ -71,7 +71,7 @@ def operator() -> str:
         return f"uid {os.getuid()}"
 
 
-def _ledger_url() -> str:
+def ledger_url() -> str:
     """Where the ledger is. All settings are read only where they have to be: that takes longer than a list."""
     from orchestrator.environment import ledger_location
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from orchestrator.cli.lookup import completion
 from orchestrator.errors import UsageError
 from orchestrator.jsontypes import JsonObject, JsonValue
 
@@ -16,6 +17,18 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Limit = Annotated[int, typer.Option(min=1, max=100_000, help="The most rows to show, newest first.")]
+_TIME = "2026-03-02, 2026-03-02T12:00+07:00, or how long ago: 2h, 3d."
+Since = Annotated[str | None, typer.Option(metavar="TIME", help=f"Only from then on: {_TIME}")]
+Until = Annotated[str | None, typer.Option(metavar="TIME", help="Only from before then, written as with --since.")]
+RunId = Annotated[
+    str,
+    typer.Argument(metavar="RUN", help="The id of the run, or the beginning of it.", autocompletion=completion.run_ids),
+]
+OfRun = Annotated[str | None, typer.Option(help="Only of this run.", autocompletion=completion.run_ids)]
+OfTask = Annotated[str | None, typer.Option(help="Only of the calls in this task.", autocompletion=completion.task_ids)]
+OfWorkflow = Annotated[
+    str | None, typer.Option(help="Only of this workflow.", autocompletion=completion.workflow_names)
+]
 Engine = Annotated[
     Literal["local", "dbos"] | None,
     typer.Option(
@@ -69,6 +82,19 @@ def _from_file(file: Path) -> JsonObject:
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise UsageError(f"{file}: inputs are names with values", hint="for example: limit: 5")
     return content
+
+
+def chosen_run_id(run_id: str | None) -> str | None:
+    """What somebody wants a run to be called. Raises UsageError for what cannot be an id."""
+    from orchestrator.ledger.ids import RUN_ID
+
+    if run_id is not None and not RUN_ID.fullmatch(run_id):
+        raise UsageError(
+            "a run's id has letters, digits and `_-.:+~@=`, begins with a letter or a digit, and has 500 characters at "
+            "most",
+            hint="leave --run-id out: then one is made",
+        )
+    return run_id
 
 
 def missing_extra(what: str, error: ImportError, extra: str) -> UsageError:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
+from orchestrator.cli.lookup.ids import whole_id
 from orchestrator.errors import UnknownRun, UsageError
 from orchestrator.ledger.events import LeaseRequested
+from orchestrator.ledger.states import IdKind
 from orchestrator.ledger.types import DecisionFilter, DecisionRecord, LeaseRecord, LedgerReader
 from orchestrator.policy.review.recorded import RecordedDecision
 from orchestrator.policy.types import Question
@@ -13,7 +16,9 @@ from orchestrator.step_names import declared_step
 
 
 def recorded_decisions(reader: LedgerReader, query: DecisionFilter) -> Iterator[RecordedDecision]:
-    """In the order of the history. Raises LedgerError."""
+    """In the order of the history; of a run also by the beginning of its id. Raises LedgerError, and UnknownRun."""
+    if query.run is not None:
+        query = replace(query, run=whole_id(reader, IdKind.RUN, query.run))
     return map(_recorded, reader.decisions(query))
 
 
@@ -25,12 +30,13 @@ def decision_about(reader: LedgerReader, run: str, step: str | None, attempt: in
     Raises UnknownRun, and UsageError where it is not clear which one is meant.
     """
     if step is None:
-        lease = reader.lease(run)
+        lease = reader.lease(whole_id(reader, IdKind.LEASE, run))
         if lease is None:
             raise UsageError(
                 f"which step of {run}?", hint="orchestrator policy explain RUN STEP, or the id of a lease alone"
             )
         run, step, attempt = lease.run_id, _asked_for_by(reader, lease), lease.attempt
+    run = whole_id(reader, IdKind.RUN, run)
     found = [
         each
         for each in recorded_decisions(reader, DecisionFilter(run=run))

@@ -56,6 +56,10 @@ class RunStarted:
     """How the agent was known that called, as `TaskOpened` has it."""
     token: JsonObject = field(default_factory=dict)
     """What the agent wanted of the token that the tool hands over: `scopes`, `cnf`."""
+    retry_of: str = ""
+    """The id of the failed run that it goes on from; empty where it is no retry."""
+    original: str = ""
+    """The first run of that chain: the idempotency keys of the steps stay those of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,6 +238,8 @@ class StepFinished:
     reason: str = ""
     outputs: JsonValue = None
     """Only the keys that `outputs:` of the step names."""
+    taken_from: str = ""
+    """The id of the run in which the step succeeded, where a retry takes that over; it is not carried out here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

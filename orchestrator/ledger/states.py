@@ -53,6 +53,15 @@ class TaskEnd(StrEnum):
     CUT_OFF = "cut_off"
 
 
+class IdKind(StrEnum):
+    """What an id is of. Calls are runs."""
+
+    RUN = "run"
+    TASK = "task"
+    LEASE = "lease"
+    APPROVAL = "approval"
+
+
 class ApprovalState(StrEnum):
     """How a request for approval stands."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.lease import LeaseState
-from orchestrator.ledger.states import RunState, StepState, TaskEnd, TaskState
+from orchestrator.ledger.states import IdKind, RunState, StepState, TaskEnd, TaskState
 
 if TYPE_CHECKING:
     from orchestrator.ledger.events import Decided, Event, RunResumed, RunStarted
@@ -36,6 +36,8 @@ class RunRecord:
     """The task in which it is a call."""
     steps: tuple[str, ...] = ()
     """As declared; of a call the one tool."""
+    retry_of: str | None = None
+    """The failed run that it goes on from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,26 @@ class EventRecord:
     data: JsonObject
     digest: str
     """SHA-256 over the previous event's digest and this event's canonical JSON."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFilter:
+    """All given parts must match. Times bound `started_at`: `since` is included, `until` is not.
+
+    Sweeps, proofs, and the calls in tasks are left out unless `everything` is asked for. Calls are also there where
+    their workflow is named, and proofs where their trigger is.
+    """
+
+    workflow: str | None = None
+    state: RunState | None = None
+    agent: str | None = None
+    trigger: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    before: RunRecord | None = None
+    """Only those that stand after this one in a list, newest first."""
+    everything: bool = False
+    limit: int = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,8 +224,8 @@ class CallLimits:
 class LedgerWriter(Protocol):
     """The writing side. What `append` was given is durable when it returns; events of one call are one transaction."""
 
-    async def begin_run(self, run_id: str, started: RunStarted | TaskOpened) -> int:
-        """Record a new run, or task, and return its fence number.
+    async def begin_run(self, run_id: str, started: RunStarted | TaskOpened, also: Sequence[Event] = ()) -> int:
+        """Record a new run, or task, and return its fence number. With it, or not at all, what `also` says of it.
 
         Raises UsageError if the id is taken, and AgentBlocked.
         """
@@ -264,7 +286,27 @@ class LedgerReader(Protocol):
     def runs(
         self, *, workflow: str | None = None, state: RunState | None = None, limit: int = 50
     ) -> Sequence[RunRecord]:
+        """Those of a `RunFilter` of these parts."""
+        ...
+
+    def newest_runs(self, query: RunFilter) -> Sequence[RunRecord]:
         """Newest first."""
+        ...
+
+    def retry_of(self, run_id: str) -> RunRecord | None:
+        """The run that goes on from this one, or None."""
+        ...
+
+    def retries(self, run_ids: Collection[str]) -> Mapping[str, str]:
+        """Of those of these runs that have been retried, the ids of their retries."""
+        ...
+
+    def ids(self, kind: IdKind, beginnings: Collection[str], limit: int) -> Sequence[str]:
+        """The ids of this kind that begin with any of these texts, in order, not more than `limit`."""
+        ...
+
+    def workflows(self, limit: int) -> Sequence[str]:
+        """The names of the workflows of which there are runs or tasks, in order."""
         ...
 
     def steps(self, run_id: str) -> Sequence[StepRecord]:
@@ -298,7 +340,7 @@ class LedgerReader(Protocol):
         ...
 
     def lease(self, lease_id: str) -> LeaseRecord | None:
-        """The lease, or None. Raises UnknownRun where the beginning of an id fits several."""
+        """The lease, or None."""
         ...
 
     def leases(self, query: LeaseFilter) -> Sequence[LeaseRecord]:
@@ -313,8 +355,10 @@ class LedgerReader(Protocol):
         """How many leases are in each open state, 0 where there is none."""
         ...
 
-    def events(self, run_id: str, *, lease_id: str | None = None, kind: str | None = None) -> Sequence[EventRecord]:
-        """In order of their sequence number; of one lease, or of one kind, only if it is given."""
+    def events(
+        self, run_id: str, *, lease_id: str | None = None, kind: str | None = None, after: int = 0
+    ) -> Sequence[EventRecord]:
+        """In order of their sequence number, from the one `after` this; of one lease, or kind, only if it is given."""
         ...
 
     def decisions(self, query: DecisionFilter) -> Iterator[DecisionRecord]:

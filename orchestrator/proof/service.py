@@ -18,6 +18,7 @@ from orchestrator.issuers.aws import AwsAccount
 from orchestrator.ledger.events import AttemptFinished, AttemptStarted, RunFinished, RunStarted, StepFinished
 from orchestrator.ledger.ids import new_step_key
 from orchestrator.ledger.lease import OPEN
+from orchestrator.ledger.reading.queries import TRIGGER_PROOF
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LeaseFilter
 from orchestrator.planning.requests import bind, scopes_of
@@ -68,7 +69,7 @@ class Prover:
             workflow=workflow.name,
             digest=request.loaded.digest,
             agent=workflow.agent or _NOBODY,
-            trigger="prove",
+            trigger=TRIGGER_PROOF,
             inputs=public_inputs(workflow, request.inputs),
             steps=tuple(chosen),
         )

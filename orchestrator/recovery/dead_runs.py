@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from orchestrator.errors import ExitCode, NotAsRecorded, OrchestratorError, UsageError
-from orchestrator.jsontypes import JsonValue
+from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.events import (
     AttemptFinished,
     Event,
@@ -21,12 +21,12 @@ from orchestrator.ledger.events import (
     RunTakenOver,
     StepFinished,
 )
-from orchestrator.ledger.reading.queries import SWEEP_WORKFLOW
+from orchestrator.ledger.reading.queries import SWEEP_WORKFLOW, TRIGGER_PROOF
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LedgerReader, RunRecord, StepRecord
 from orchestrator.runs.recorded_workflow import recorded_text, recorded_workflow
 from orchestrator.runs.triggers import SERVICE_TRIGGERS
-from orchestrator.runs.types import RunRequest, Services
+from orchestrator.runs.types import Retry, RunRequest, Services
 from orchestrator.secret import Secret
 from orchestrator.step_names import declared_step
 from orchestrator.workflow.inputs import bind_inputs
@@ -159,7 +159,7 @@ def _as_it_stands(services: Services, record: RunRecord) -> Decision | None:
         return Decision(Verdict.CANCEL, cancelled)
     if record.task is not None:
         return Decision(Verdict.FAIL, "the process that carried it out is gone; a call is made again, not gone on with")
-    if record.trigger == "prove":
+    if record.trigger == TRIGGER_PROOF:
         return Decision(Verdict.FAIL, "a proof is made again, not gone on with")
     if record.workflow == SWEEP_WORKFLOW:
         return Decision(Verdict.FAIL, "a sweep is made again, not gone on with")
@@ -205,6 +205,29 @@ def _finished(state: RunState, code: ExitCode, reason: str) -> RunFinished:
     return RunFinished(state=state, exit_code=int(code), reason=reason)
 
 
+def as_recorded(services: Services, record: RunRecord) -> LoadedWorkflow:
+    """The workflow of a run of which the ledger shows what its history says, so that something can follow from it.
+
+    Raises NotAsRecorded, and InvalidWorkflow where an action is not installed here.
+    """
+    directory = str(_beginning(services, record).get("directory", ""))
+    loaded = recorded_workflow(services.heartbeat.store, record.digest, record.workflow, directory=directory)
+    examined = services.reader.examine(record.run_id)
+    changed = any(each.table in _GONE_ON_WITH for each in examined.differences)
+    if examined.first_broken_event is not None or changed or loaded.workflow.agent != record.agent:
+        raise NotAsRecorded(
+            "what the ledger shows of it is not what its history says",
+            hint=f"`orchestrator runs verify {record.run_id}` tells what was changed",
+        )
+    return loaded
+
+
+def _beginning(services: Services, record: RunRecord) -> JsonObject:
+    """What the run's first event says."""
+    first = services.reader.events(record.run_id, kind=RunStarted.kind)
+    return first[0].data if first else {}
+
+
 def request_of(services: Services, record: RunRecord, secrets: Mapping[str, JsonValue] | None = None) -> RunRequest:
     """What was asked for when the run began. Secret inputs are not on record and must be given again.
 
@@ -216,18 +239,7 @@ def request_of(services: Services, record: RunRecord, secrets: Mapping[str, Json
             f"{record.run_id} is a call in the task {record.task}",
             hint="its agent goes on with it by calling the tool again with the same key",
         )
-    first = services.reader.events(record.run_id, kind=RunStarted.kind)
-    began = first[0].data if first else {}
-    loaded = recorded_workflow(
-        services.heartbeat.store, record.digest, record.workflow, directory=str(began.get("directory", ""))
-    )
-    examined = services.reader.examine(record.run_id)
-    changed = any(each.table in _GONE_ON_WITH for each in examined.differences)
-    if examined.first_broken_event is not None or changed or loaded.workflow.agent != record.agent:
-        raise NotAsRecorded(
-            "what the ledger shows of it is not what its history says",
-            hint=f"`orchestrator runs verify {record.run_id}` tells what was changed",
-        )
+    loaded = as_recorded(services, record)
     given: dict[str, JsonValue] = {**record.inputs, **(secrets or {})}
     for name, declared in loaded.workflow.inputs.items():
         if declared.secret and name not in (secrets or {}):
@@ -238,5 +250,12 @@ def request_of(services: Services, record: RunRecord, secrets: Mapping[str, Json
                 hint=f"orchestrator runs resume {record.run_id} --inputs FILE",
             )
     inputs: dict[str, JsonValue | Secret] = bind_inputs(loaded.workflow, given)
-    reason = str(began.get("reason", ""))
-    return RunRequest(run_id=record.run_id, loaded=loaded, inputs=inputs, trigger=record.trigger, reason=reason)
+    said = _beginning(services, record)
+    return RunRequest(
+        run_id=record.run_id,
+        loaded=loaded,
+        inputs=inputs,
+        trigger=record.trigger,
+        reason=str(said.get("reason", "")),
+        retry=Retry(of=str(said.get("retry_of", "")), original=str(said.get("original", ""))),
+    )

@@ -67,6 +67,7 @@ class Runner:
         # Cut off in between, the ledger might have a beginning without an end.
         fence, cancelled = await completed(self._begin(progress))
         progress.begun(fence)
+        progress.take_over(request.retry.taken)
         return await self._drive(progress, interruption or Interruption(), cancelled=cancelled is not None)
 
     async def _begin(self, progress: RunProgress) -> int:
@@ -81,6 +82,8 @@ class Runner:
             directory=loaded.directory,
             not_looked_for=_not_looked_for(request),
             reason=request.reason,
+            retry_of=request.retry.of,
+            original=request.retry.original,
             **on_record(request.call),
         )
         if (call := request.call) is not None:
@@ -93,7 +96,7 @@ class Runner:
         )
         if not begun:
             raise RunExists(f"run {request.run_id} is in the ledger already", hint="Begin a run under a new id.")
-        return await services.ledger.begin_run(request.run_id, started)
+        return await services.ledger.begin_run(request.run_id, started, request.retry.taken)
 
     async def resume(self, taken: TakenRun, interruption: Interruption | None = None) -> RunOutcome:
         """Go on with a run of another process: finished steps are not run again, their outputs come from the ledger."""

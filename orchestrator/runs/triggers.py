@@ -6,6 +6,8 @@ TRIGGER_SCHEDULE = "schedule"
 """A scheduled run."""
 TRIGGER_REQUEST = "trigger"
 """A run that a person asked the scheduler for."""
+TRIGGER_RETRY = "retry"
+"""A run that goes on from where another one failed, whatever had started that."""
 
 SERVICE_TRIGGERS = frozenset({TRIGGER_SCHEDULE, TRIGGER_REQUEST})
 """Runs that `serve` and `worker` go on with by themselves, as they do with those of the queue."""

@@ -21,6 +21,7 @@ from orchestrator.grants.scope import Scope
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.coordination.agents import AgentStore
 from orchestrator.ledger.coordination.queue import RunQueue
+from orchestrator.ledger.events import StepFinished
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LeaseRecord, LedgerReader, LedgerWriter, StepRecord
 from orchestrator.network.webhooks import Webhooks
@@ -92,6 +93,21 @@ class Services:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """That a run goes on from the failed run `of`, in a chain of retries that began with `original`.
+
+    `taken` are the ends of the steps that are over already: they are recorded together with its beginning.
+    """
+
+    of: str = ""
+    original: str = ""
+    taken: tuple[StepFinished, ...] = ()
+
+
+NO_RETRY = Retry()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunRequest:
     """One run to carry out. `inputs` are bound and typed; secret ones are `Secret`."""
 
@@ -103,6 +119,12 @@ class RunRequest:
     """Why, in the words of whoever started it; shown to policies and recorded."""
     call: Call | None = None
     """Where it is the call of a tool: the workflow is then the one step that the call is."""
+    retry: Retry = NO_RETRY
+    """Where it goes on from a run that failed."""
+
+    def idempotency_key(self, step: str) -> str:
+        """The same for every attempt at the step, in this run and in every retry of it."""
+        return f"{self.retry.original or self.run_id}/{step}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +189,11 @@ class RunProgress:
         self.states[step] = state
         error = self.errors.get(step)
         self.results[step] = {"state": state.value, "output": output or {}, "error": error.message if error else ""}
+
+    def take_over(self, taken: Iterable[StepFinished]) -> None:
+        """Remember the steps that are over already when the run begins."""
+        for end in taken:
+            self.ended(end.step, end.state, end.outputs if isinstance(end.outputs, dict) else None)
 
     @property
     def outputs(self) -> dict[str, JsonObject]:

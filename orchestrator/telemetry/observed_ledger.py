@@ -48,10 +48,12 @@ class ObservedLedger:
     observer: Observer
     clock: Clock
 
-    async def begin_run(self, run_id: str, started: RunStarted | TaskOpened) -> int:
-        """As the ledger's; the observer is told when it is committed."""
-        fence = await self.ledger.begin_run(run_id, started)
-        self._tell(run_id, self.clock.now(), started)
+    async def begin_run(self, run_id: str, started: RunStarted | TaskOpened, also: Sequence[Event] = ()) -> int:
+        """As the ledger's; the observer is told of each event when all are committed."""
+        fence = await self.ledger.begin_run(run_id, started, also)
+        now = self.clock.now()
+        for event in (started, *also):
+            self._tell(run_id, now, event)
         return fence
 
     async def begin_call(

@@ -48,8 +48,8 @@ class FatalLedger:
     count: int
     kinds: dict[str, str]
 
-    async def begin_run(self, run_id: str, started: RunStarted) -> int:
-        return await self.ledger.begin_run(run_id, started)
+    async def begin_run(self, run_id: str, started: RunStarted, also: Sequence[Event] = ()) -> int:
+        return await self.ledger.begin_run(run_id, started, also)
 
     async def take_over(self, run_id: str, *, ended: bool = False) -> int:
         return await self.ledger.take_over(run_id, ended=ended)

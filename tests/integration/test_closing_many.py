@@ -60,8 +60,8 @@ class Watched:
             raise FenceLost("another process has taken the run over")
         await self.ledger.append(run_id, fence, events)
 
-    async def begin_run(self, run_id: str, started: RunStarted) -> int:
-        return await self.ledger.begin_run(run_id, started)
+    async def begin_run(self, run_id: str, started: RunStarted, also: Sequence[Event] = ()) -> int:
+        return await self.ledger.begin_run(run_id, started, also)
 
     async def take_over(self, run_id: str, *, ended: bool = False) -> int:
         return await self.ledger.take_over(run_id, ended=ended)

@@ -74,9 +74,9 @@ class FailingLedger:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.ledger, name)
 
-    async def begin_run(self, run_id: str, started: Any) -> Any:
+    async def begin_run(self, run_id: str, started: Any, also: Any = ()) -> Any:
         self._perhaps([started])
-        return await self.ledger.begin_run(run_id, started)
+        return await self.ledger.begin_run(run_id, started, also)
 
     async def append(self, run_id: str, fence: int, events: Any) -> None:
         self._perhaps(events)

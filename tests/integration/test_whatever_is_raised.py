@@ -619,8 +619,8 @@ def test_a_cancellation_while_the_beginning_is_recorded_ends_the_run(bench: Benc
             class Slow:
                 append, take_over, aclose = ledger.append, ledger.take_over, ledger.aclose
 
-                async def begin_run(self, run_id: str, started: Any) -> int:
-                    fence = await ledger.begin_run(run_id, started)
+                async def begin_run(self, run_id: str, started: Any, also: Any = ()) -> int:
+                    fence = await ledger.begin_run(run_id, started, also)
                     tasks[0].cancel()
                     await asyncio.sleep(0.05)
                     return fence

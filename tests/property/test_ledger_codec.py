@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import LedgerError
-from orchestrator.ledger.reading.lease_queries import after_prefix
+from orchestrator.ledger.reading.newest_first import after_prefix
 from orchestrator.ledger.storage.codec import EVENT_TYPES, canonical_json, event_from_json, event_to_json, event_to_text
 from orchestrator.ledger.storage.times import text_to_time, time_to_text
 

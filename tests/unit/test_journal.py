@@ -55,8 +55,8 @@ class Watched:
             raise NoPlace("support", 0)
         raise LedgerError("whether it is there is not known")
 
-    async def begin_run(self, run_id: str, started: RunStarted) -> int:
-        return await self.ledger.begin_run(run_id, started)
+    async def begin_run(self, run_id: str, started: RunStarted, also: Sequence[Event] = ()) -> int:
+        return await self.ledger.begin_run(run_id, started, also)
 
     async def take_over(self, run_id: str) -> int:
         return await self.ledger.take_over(run_id)

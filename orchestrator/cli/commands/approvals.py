@@ -9,11 +9,12 @@ import typer
 
 from orchestrator.cli import options
 from orchestrator.errors import UsageError
-from orchestrator.ledger.states import ApprovalState
+from orchestrator.ledger.states import ApprovalState, IdKind
 
 if TYPE_CHECKING:
     from orchestrator.approvals.desk import Standing
     from orchestrator.approvals.votes import Verdict
+    from orchestrator.ledger.types import LedgerReader
     from orchestrator.secret import Secret
 
 app = typer.Typer(
@@ -41,7 +42,7 @@ TokenFile = Annotated[
 @app.command("list")
 def list_approvals(
     state: Annotated[ApprovalState | None, typer.Option(help="Only in this state.")] = None,
-    run: Annotated[str | None, typer.Option(help="Only of this run.")] = None,
+    run: options.OfRun = None,
     limit: options.Limit = 200,
     as_json: options.Json = False,
 ) -> None:
@@ -50,11 +51,13 @@ def list_approvals(
     from orchestrator.cli.connect import open_store
     from orchestrator.cli.display.approval_view import print_approvals
     from orchestrator.cli.display.json_output import print_json
+    from orchestrator.cli.lookup.ids import whole_id
     from orchestrator.clock import SystemClock
 
     now = SystemClock().now()
     with open_store() as ledger:
-        found = ledger.approvals.all(state=state, run=run, limit=limit)
+        of_run = whole_id(ledger, IdKind.RUN, run) if run is not None else None
+        found = ledger.approvals.all(state=state, run=of_run, limit=limit)
     if as_json:
         print_json([approval_json(each, now) for each in found])
     else:
@@ -69,7 +72,7 @@ def show(approval_id: ApprovalId, as_json: options.Json = False) -> None:
 
     async def look() -> Standing:
         async with connected_services() as (services, interruptions):
-            return await interruptions.carry_out(services.approvals.look(approval_id))
+            return await interruptions.carry_out(services.approvals.look(_whole(services.reader, approval_id)))
 
     _print(interruption.run(look), as_json=as_json)
 
@@ -108,11 +111,17 @@ def _vote(approval_id: str, verdict: Verdict, comment: str, token_file: Path | N
             async def go() -> Standing:
                 deadline = services.clock.monotonic() + 30
                 person = await owner_of(services.broker.vault, token, deadline=deadline)
-                return await services.approvals.vote(approval_id, person, verdict, comment)
+                return await services.approvals.vote(_whole(services.reader, approval_id), person, verdict, comment)
 
             return await interruptions.carry_out(go())
 
     _print(interruption.run(vote), as_json=as_json)
+
+
+def _whole(reader: LedgerReader, approval_id: str) -> str:
+    from orchestrator.cli.lookup.ids import whole_id
+
+    return whole_id(reader, IdKind.APPROVAL, approval_id)
 
 
 def _print(standing: Standing, *, as_json: bool) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli import options
+from orchestrator.cli.lookup import completion
 from orchestrator.errors import ExitCode, UnknownRun
 from orchestrator.ledger.lease import LeaseState
+from orchestrator.ledger.states import IdKind
 
 if TYPE_CHECKING:
-    from orchestrator.ledger.types import LeaseFilter, LeaseRecord
+    from orchestrator.ledger.types import LeaseFilter, LeaseRecord, LedgerReader
     from orchestrator.recovery.closing_pass import Leftover
     from orchestrator.recovery.sweep import Swept
 
@@ -24,35 +27,31 @@ def register(program: typer.Typer) -> None:
     program.add_typer(app, name="leases")
 
 
-_Time = typer.Option(metavar="TIME", help="2026-03-02, 2026-03-02T12:00+07:00, or how long ago: 2h, 3d.")
-
-
 @app.command("list")
 def list_leases(
-    run: Annotated[str | None, typer.Option(help="Only of this run.")] = None,
-    task: Annotated[str | None, typer.Option(help="Only of the calls in this task.")] = None,
-    workflow: Annotated[str | None, typer.Option(help="Only of this workflow.")] = None,
+    run: options.OfRun = None,
+    task: options.OfTask = None,
+    workflow: options.OfWorkflow = None,
     step: Annotated[str | None, typer.Option(help="Only of this step.")] = None,
     agent: Annotated[str | None, typer.Option(help="Only of this agent.")] = None,
     state: Annotated[list[LeaseState] | None, typer.Option(help="Only in this state; may be given again.")] = None,
     resource: Annotated[str | None, typer.Option(help="Only where the Vault path begins so.")] = None,
     kind: Annotated[str | None, typer.Option(help="Only of this kind of grant, or step-token.")] = None,
-    since: Annotated[str | None, _Time] = None,
-    until: Annotated[str | None, _Time] = None,
+    since: options.Since = None,
+    until: options.Until = None,
     limit: options.Limit = 200,
     as_json: options.Json = False,
 ) -> None:
     """List leases, newest first."""
     from orchestrator.cli.connect import ledger_reader
     from orchestrator.cli.display.json_output import print_json
+    from orchestrator.cli.lookup.ids import whole_id
     from orchestrator.cli.moments import parse_moment
     from orchestrator.clock import SystemClock
     from orchestrator.ledger.types import LeaseFilter
 
     now = SystemClock().now()
     query = LeaseFilter(
-        run=run,
-        task=task,
         workflow=workflow,
         step=step,
         agent=agent,
@@ -64,19 +63,26 @@ def list_leases(
         limit=limit,
     )
     with ledger_reader() as reader:
-        found = reader.leases(query)
+        of_run = whole_id(reader, IdKind.RUN, run) if run is not None else None
+        of_task = whole_id(reader, IdKind.TASK, task) if task is not None else None
+        found = reader.leases(replace(query, run=of_run, task=of_task))
     if as_json:
         print_json(found)
     else:
         _print_leases(found, query)
 
 
-_WHICH = "`orchestrator leases list` shows them; of an id six characters are enough, beside `lease_`"
+_WHICH = "`orchestrator leases list` shows them; of an id four characters are enough, beside `lease_`"
+
+LeaseId = Annotated[
+    str,
+    typer.Argument(metavar="ID", help="The lease's id, or the beginning of it.", autocompletion=completion.lease_ids),
+]
 
 
 @app.command("show")
 def show(
-    lease_id: Annotated[str, typer.Argument(metavar="ID", help="The lease's id, or the beginning of it.")],
+    lease_id: LeaseId,
     as_json: options.Json = False,
 ) -> None:
     """Show one lease and its life, from the request to its confirmed end."""
@@ -86,9 +92,7 @@ def show(
     from orchestrator.cli.display.terminal import console, facts
 
     with ledger_reader() as reader:
-        lease = reader.lease(lease_id)
-        if lease is None:
-            raise UnknownRun(f"no lease {lease_id} is in the ledger", hint=_WHICH)
+        lease = _record(reader, lease_id)
         events = reader.events(lease.run_id, lease_id=lease.lease_id)
         run = reader.run(lease.run_id)
     task = run.task if run is not None else None
@@ -122,7 +126,7 @@ def sweep(
 
 @app.command("revoke")
 def revoke(
-    lease_id: Annotated[str, typer.Argument(metavar="ID", help="The lease's id, or the beginning of it.")],
+    lease_id: LeaseId,
     as_json: options.Json = False,
 ) -> None:
     """Take one lease back now, whatever its step is doing."""
@@ -227,10 +231,17 @@ async def _revoke(lease_id: str) -> Leftover:
     from orchestrator.recovery.open_leases import revoke_now
 
     async with connected_services() as (services, interruptions):
-        lease = services.reader.lease(lease_id)
-        if lease is None:
-            raise UnknownRun(f"no lease {lease_id} is in the ledger", hint=_WHICH)
+        lease = _record(services.reader, lease_id)
         return await interruptions.carry_out(revoke_now(services, lease))
+
+
+def _record(reader: LedgerReader, lease_id: str) -> LeaseRecord:
+    from orchestrator.cli.lookup.ids import whole_id
+
+    lease = reader.lease(whole_id(reader, IdKind.LEASE, lease_id))
+    if lease is None:
+        raise UnknownRun(f"no lease {lease_id} is in the ledger", hint=_WHICH)
+    return lease
 
 
 def _print_leases(found: Sequence[LeaseRecord], query: LeaseFilter) -> None:

@@ -144,7 +144,6 @@ def run_tests_of(
 Since = Annotated[str | None, typer.Option(metavar="TIME", help="Of runs that began since then: 2026-03-02, 2h, 3d.")]
 Until = Annotated[str | None, typer.Option(metavar="TIME", help="Of runs that began before then.")]
 Workflow = Annotated[str | None, typer.Option(help="Only of this workflow.")]
-Run = Annotated[str | None, typer.Option(help="Only of this run.")]
 Policies = Annotated[
     Path | None,
     typer.Option("--policy-path", metavar="PATH", help="The folder of policies. Default: ORCHESTRATOR_POLICY_PATH."),
@@ -153,7 +152,9 @@ Policies = Annotated[
 
 @app.command("explain")
 def explain(
-    run: Annotated[str, typer.Argument(metavar="RUN|LEASE", help="The id of a run, or of a lease.")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN|LEASE", help="The id of a run or a lease, or the beginning of it.")
+    ],
     step: Annotated[str | None, typer.Argument(metavar="[STEP]", help="The step, where it is a run.")] = None,
     attempt: Annotated[int | None, typer.Option(min=1, help="Which attempt; by default the last one.")] = None,
     policy_path: Policies = None,
@@ -186,7 +187,7 @@ def replay(
     since: Since = None,
     until: Until = None,
     workflow: Workflow = None,
-    run: Run = None,
+    run: options.OfRun = None,
     policy_path: Policies = None,
     as_json: options.Json = False,
 ) -> None:
@@ -218,7 +219,7 @@ def decisions(
     since: Since = None,
     until: Until = None,
     workflow: Workflow = None,
-    run: Run = None,
+    run: options.OfRun = None,
     mask: Annotated[
         list[str] | None,
         typer.Option(

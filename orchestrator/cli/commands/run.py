@@ -112,17 +112,12 @@ def request_for(
     """What is to be run. With `placeholders` inputs that are not given are left out instead of refused."""
     from orchestrator.actions.catalog import catalog
     from orchestrator.errors import UsageError
-    from orchestrator.ledger.ids import RUN_ID, new_run_id
+    from orchestrator.ledger.ids import new_run_id
     from orchestrator.runs.types import RunRequest
     from orchestrator.workflow.inputs import bind_inputs
     from orchestrator.workflow.loader import load
 
-    if run_id is not None and not RUN_ID.fullmatch(run_id):
-        raise UsageError(
-            "a run's id has letters, digits and `_-.:+~@=`, begins with a letter or a digit, and has 500 characters at "
-            "most",
-            hint="leave --run-id out: then one is made",
-        )
+    chosen = options.chosen_run_id(run_id)
     loaded = load(file, actions=catalog)
     if loaded.workflow.is_task and not placeholders:
         raise UsageError(
@@ -131,7 +126,7 @@ def request_for(
         )
     options.refuse_secrets_among_arguments(loaded.workflow, pairs)
     bound = bind_inputs(loaded.workflow, given, from_text=True, partial=placeholders)
-    return RunRequest(run_id=run_id or new_run_id(), loaded=loaded, inputs=bound, trigger=trigger, reason=reason)
+    return RunRequest(run_id=chosen or new_run_id(), loaded=loaded, inputs=bound, trigger=trigger, reason=reason)
 
 
 def _view(*, quiet: bool, as_json: bool) -> View:

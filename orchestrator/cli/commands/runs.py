@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from orchestrator.cli import options
+from orchestrator.cli.lookup import completion
 from orchestrator.errors import ExitCode, UnknownRun, UsageError
-from orchestrator.ledger.states import RunState
+from orchestrator.ledger.states import RESUMABLE, IdKind, RunState
 
 if TYPE_CHECKING:
+    from orchestrator.assembly import RunnerConfig
     from orchestrator.ledger.types import Examined, LedgerReader, RunRecord
+    from orchestrator.recovery.retries.retry import WantedRetry
+    from orchestrator.runs.types import RunOutcome
+    from orchestrator.workflow.loader import LoadedWorkflow
 
 app = typer.Typer(help="What was run, and what happened in it.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -23,53 +30,123 @@ def register(program: typer.Typer) -> None:
     program.add_typer(app, name="runs")
 
 
-RunId = Annotated[str, typer.Argument(metavar="RUN", help="The id of the run.")]
-
-
 @app.command("list")
 def list_runs(
-    workflow: Annotated[str | None, typer.Option(help="Only runs of this workflow.")] = None,
-    state: Annotated[RunState | None, typer.Option(help="Only runs in this state.")] = None,
+    workflow: options.OfWorkflow = None,
+    state: Annotated[RunState | None, typer.Option(help="Only in this state.")] = None,
+    trigger: Annotated[
+        str | None, typer.Option(help="Only those that this started: manual, schedule, retry, ...")
+    ] = None,
+    agent: Annotated[str | None, typer.Option(help="Only of this agent.")] = None,
+    since: options.Since = None,
+    until: options.Until = None,
+    before: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN", help="Only older ones than this run: the next page.", autocompletion=completion.run_ids
+        ),
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also proofs, sweeps, and the calls in tasks, with what each is.")
+    ] = False,
     limit: options.Limit = 50,
     as_json: options.Json = False,
 ) -> None:
-    """List runs, newest first."""
+    """List runs, newest first.
+
+    Proofs, sweeps and the calls in tasks are left out, unless --all is given. Proofs are also there with
+    --trigger prove, and calls with the name of their workflow.
+    """
     from orchestrator.cli.connect import ledger_reader
     from orchestrator.cli.display.json_output import print_json
+    from orchestrator.cli.display.runs.listing import print_runs, runs_json
+    from orchestrator.cli.moments import parse_moment
+    from orchestrator.clock import SystemClock
+    from orchestrator.ledger.types import RunFilter
 
+    now = SystemClock().now()
+    query = RunFilter(
+        workflow=workflow,
+        state=state,
+        agent=agent,
+        trigger=trigger,
+        since=parse_moment(since, now=now) if since else None,
+        until=parse_moment(until, now=now) if until else None,
+        everything=everything,
+        limit=limit,
+    )
     with ledger_reader() as reader:
-        found = reader.runs(workflow=workflow, state=state, limit=limit)
+        found = reader.newest_runs(replace(query, before=_record(reader, before) if before else None))
+        retries = reader.retries([run.run_id for run in found])
     if as_json:
-        print_json(found)
+        print_json(runs_json(found, retries))
     else:
-        _print_runs(found)
+        print_runs(found, retries, kinds=everything, limit=limit, now=now)
 
 
 @app.command("show")
 def show(
-    run: RunId,
+    run: options.RunId,
     everything: Annotated[
         bool, typer.Option("--all", help="Also the logins that the orchestrator made to sweep and to set row limits.")
     ] = False,
+    outputs: Annotated[
+        bool, typer.Option("--outputs", help="What steps gave in full, not only the beginning of what is long.")
+    ] = False,
+    following: Annotated[
+        bool,
+        typer.Option(
+            "--follow", "-f", help="Print what happens as it is recorded, until the run ends; exit with its code."
+        ),
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Show one run: its steps, its leases and its history in order. With --json always all of it."""
+    """Show one run: its steps, what they gave, its leases and its history in order. With --json always all of it.
+
+    With --follow the history, line by line (--json: as JSON lines), of a run that goes on anywhere. Ctrl-C leaves the
+    run alone. It ends with exit code 7 where the run is left until somebody agrees, and with 130 where its process
+    has died and it can be resumed.
+    """
     from orchestrator.cli.connect import ledger_reader
     from orchestrator.cli.display.json_output import print_json
     from orchestrator.cli.display.run_view import RunStory, print_story
 
     with ledger_reader() as reader:
-        story = RunStory.read(reader, _record(reader, run))
+        record = _record(reader, run)
+        if following:
+            _follow(reader, record, everything=everything, as_json=as_json)
+        story = RunStory.read(reader, record)
     if as_json:
         print_json(story)
     else:
-        print_story(story, everything=everything)
+        print_story(story, everything=everything, outputs=outputs)
+
+
+def _follow(reader: LedgerReader, record: RunRecord, *, everything: bool, as_json: bool) -> NoReturn:
+    """Raises typer.Exit with the exit code of the run."""
+    import time
+
+    from orchestrator.cli import failures
+    from orchestrator.cli.display.runs.follow import LineTeller, follow, tell_as_json
+
+    tell = tell_as_json if as_json else LineTeller(record.started_at, everything=everything)
+    ended = follow(reader, record.run_id, tell, sleep=time.sleep)
+    if ended.state in RESUMABLE:
+        failures.note(
+            f"{ended.run_id} is {ended.state.value}: `orchestrator runs resume {ended.run_id}` goes on with it"
+        )
+    raise typer.Exit(ended.exit_code or 0)
 
 
 @app.command("verify")
 def verify(
     run: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="The id of the run, call or task; without it, all of them.")
+        str | None,
+        typer.Argument(
+            metavar="[RUN]",
+            help="The id of the run, call or task, or the beginning of it; without it, all of them.",
+            autocompletion=completion.run_ids,
+        ),
     ] = None,
     as_json: options.Json = False,
 ) -> None:
@@ -81,10 +158,12 @@ def verify(
     from orchestrator.cli.connect import ledger_reader
     from orchestrator.cli.display.json_output import print_json
     from orchestrator.cli.display.terminal import console
+    from orchestrator.cli.lookup.ids import whole_id
     from orchestrator.ledger.ids import TASK_PREFIX
 
     checked, tasks, wrong = 0, 0, []
     with ledger_reader() as reader:
+        run = whole_id(reader, IdKind.TASK, whole_id(reader, IdKind.RUN, run)) if run is not None else None
         for found in [reader.examine(run)] if run is not None else reader.examine_all():
             checked += bool(found.run_id)
             tasks += found.run_id.startswith(TASK_PREFIX)
@@ -127,7 +206,7 @@ def _told(found: Examined) -> Iterator[str]:
 
 @app.command("resume")
 def resume(
-    run: RunId,
+    run: options.RunId,
     inputs_file: options.InputsFile = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something went wrong.")] = False,
     as_json: options.Json = False,
@@ -139,9 +218,10 @@ def resume(
     from orchestrator.cli.commands.run import carry_out
 
     secrets = options.inputs_from(None, inputs_file)
+    run_id = _whole(run)
     carry_out(
-        lambda config, **how: resume_run(config, run, secrets, **how),
-        run_id=run,
+        lambda config, **how: resume_run(config, run_id, secrets, **how),
+        run_id=run_id,
         quiet=quiet,
         as_json=as_json,
         grace=grace,
@@ -149,9 +229,80 @@ def resume(
     )
 
 
+@app.command("retry")
+def retry(
+    run: options.RunId,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", metavar="FILE", help="The workflow as it is now, where it has been mended meanwhile."),
+    ] = None,
+    inputs: options.Inputs = None,
+    inputs_file: options.InputsFile = None,
+    run_id: Annotated[
+        str | None,
+        typer.Option("--run-id", help="The retry's id. Given again, it is gone on with, or its outcome told."),
+    ] = None,
+    reason: options.Reason = "",
+    engine: options.Engine = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something went wrong.")] = False,
+    as_json: options.Json = False,
+    grace: options.Grace = None,
+    no_wait: options.NoWait = False,
+) -> None:
+    """Go on from a run that failed, in a run of its own: what succeeded there is taken over, the rest carried out.
+
+    The workflow is the recorded one, or with --file the mended one; then steps that are declared otherwise run again,
+    and what needs them. The inputs are those of the run; secret ones are not on record and have to be given again. Each
+    run is retried once, and if that fails, too, the retry is retried.
+    """
+    from orchestrator.assembly import retry_run
+    from orchestrator.cli.commands.run import carry_out
+    from orchestrator.ledger.ids import new_run_id
+    from orchestrator.recovery.retries.retry import WantedRetry
+
+    wanted = WantedRetry(
+        of=_whole(run),
+        run_id=options.chosen_run_id(run_id) or new_run_id(),
+        given=options.inputs_from(inputs, inputs_file),
+        mended=_mended(file),
+        reason=reason,
+    )
+    _refuse_secrets_among_arguments(wanted, inputs)
+
+    def work(config: RunnerConfig, *, notice: Callable[[str], None], **how: Any) -> Coroutine[Any, Any, RunOutcome]:
+        return retry_run(config, wanted, notice=notice, say=_unsaid if quiet else notice, **how)
+
+    carry_out(work, run_id=wanted.run_id, engine=engine, grace=grace, no_wait=no_wait, quiet=quiet, as_json=as_json)
+
+
+def _unsaid(text: str) -> None:
+    """What is taken over, told to somebody who wants quiet."""
+
+
+def _mended(file: Path | None) -> LoadedWorkflow | None:
+    from orchestrator.actions.catalog import catalog
+    from orchestrator.workflow.loader import load
+
+    return None if file is None else load(file, actions=catalog)
+
+
+def _refuse_secrets_among_arguments(wanted: WantedRetry, pairs: list[str] | None) -> None:
+    """By the workflow that is carried out: the mended one, or that of the ledger."""
+    from orchestrator.cli.connect import open_store
+    from orchestrator.runs.recorded_workflow import recorded_workflow
+
+    if not pairs:
+        return
+    if (loaded := wanted.mended) is None:
+        with open_store() as ledger:
+            record = _record(ledger, wanted.of)
+            loaded = recorded_workflow(ledger.runners, record.digest, record.workflow)
+    options.refuse_secrets_among_arguments(loaded.workflow, pairs)
+
+
 @app.command("cancel")
 def cancel(
-    run: RunId, reason: Annotated[str, typer.Option(help="Why, for the record.")] = "cancelled by an operator"
+    run: options.RunId, reason: Annotated[str, typer.Option(help="Why, for the record.")] = "cancelled by an operator"
 ) -> None:
     """Ask the process that drives a run to cancel it: its steps are stopped and their credentials revoked.
 
@@ -166,6 +317,7 @@ def cancel(
 
     with open_store() as ledger:
         record = _record(ledger, run)
+        run = record.run_id
         if record.state is RunState.WAITING:
             asyncio.run(cancel_waiting(ledger, ledger, ledger.approvals, run, reason, now=SystemClock().now()))
             console().print(f"{run} is cancelled: it waited, and nothing of it was open")
@@ -177,40 +329,27 @@ def cancel(
     console().print(f"{run}: asked its process to cancel it; `orchestrator runs show {run}` tells when it has ended")
 
 
-def _record(reader: LedgerReader, run: str) -> RunRecord:
-    record = reader.run(run)
-    if record is None and reader.task(run) is not None:
+def _whole(run: str) -> str:
+    """The id of the run that is named, before anything is connected for it."""
+    from orchestrator.cli.connect import ledger_reader
+
+    with ledger_reader() as reader:
+        return _record(reader, run).run_id
+
+
+def _record(reader: LedgerReader, named: str) -> RunRecord:
+    from orchestrator.cli.lookup.ids import whole_id
+
+    record = reader.run(whole_id(reader, IdKind.RUN, named))
+    if record is not None:
+        return record
+    task = whole_id(reader, IdKind.TASK, named)
+    if reader.task(task) is not None:
         raise UnknownRun(
-            f"{run} is a task, not a run",
-            hint=f"see `orchestrator tasks show {run}`; `orchestrator tasks close {run}` ends it",
+            f"{task} is a task, not a run",
+            hint=f"see `orchestrator tasks show {task}`; `orchestrator tasks close {task}` ends it",
         )
-    if record is None:
-        raise UnknownRun(
-            f"no run {run} is in the ledger", hint="give the whole id; `orchestrator runs list` shows those that are"
-        )
-    return record
-
-
-def _print_runs(found: Sequence[RunRecord]) -> None:
-    from orchestrator.cli.display.listing import print_line, print_list, width
-    from orchestrator.cli.display.terminal import local, took
-
-    if not found:
-        print_line("no runs")
-        return
-    rows = [
-        (
-            run.run_id,
-            run.workflow,
-            run.state.value,
-            local(run.started_at),
-            took(run.started_at, run.finished_at),
-            run.task or "-",
-        )
-        for run in found
-    ]
-    columns = ("RUN", "WORKFLOW", "STATE", "STARTED", "TOOK", "TASK")
-    wide = width()
-    of_tasks = wide >= 130 and any(run.task for run in found)
-    kept = 4 if wide < 100 else len(columns) if of_tasks else 5
-    print_list(columns[:kept], [row[:kept] for row in rows], fold=("WORKFLOW",))
+    raise UnknownRun(
+        f"no run {named} is in the ledger",
+        hint="`orchestrator runs list` shows those that are; of an id four characters are enough, beside `run_`",
+    )

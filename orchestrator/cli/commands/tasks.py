@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli import options
+from orchestrator.cli.lookup import completion
 from orchestrator.errors import ExitCode, UnknownTask, UsageError
-from orchestrator.ledger.states import RunState, TaskState
+from orchestrator.ledger.states import IdKind, RunState, TaskState
 
 if TYPE_CHECKING:
     from orchestrator.ledger.types import LeaseFilter, LedgerReader, RunRecord, TaskRecord
@@ -27,7 +28,12 @@ def register(program: typer.Typer) -> None:
     program.add_typer(app, name="tasks")
 
 
-TaskId = Annotated[str, typer.Argument(metavar="TASK", help="The id of the task.")]
+TaskId = Annotated[
+    str,
+    typer.Argument(
+        metavar="TASK", help="The id of the task, or the beginning of it.", autocompletion=completion.task_ids
+    ),
+]
 
 
 @app.command("list")
@@ -90,7 +96,8 @@ def close(
     from orchestrator.tasks.reach import Reach
 
     with open_store() as ledger:
-        was_open = _record(ledger, task).state is TaskState.OPEN
+        record = _record(ledger, task)
+        task, was_open = record.task_id, record.state is TaskState.OPEN
         reach = Reach.of_ledger(ledger, SystemClock())
         confirmed = interruption.run(lambda: close_task(reach, task, by=operator(), reason=reason))
         left = Left() if confirmed else Left.of_task(ledger, task)
@@ -145,12 +152,18 @@ class Left:
         )
 
 
-def _record(reader: LedgerReader, task: str) -> TaskRecord:
-    record = reader.task(task)
+def _record(reader: LedgerReader, named: str) -> TaskRecord:
+    from orchestrator.cli.lookup.ids import whole_id
+
+    record = reader.task(whole_id(reader, IdKind.TASK, named))
     if record is not None:
         return record
+    task = whole_id(reader, IdKind.RUN, named)
     if (run := reader.run(task)) is None:
-        raise UnknownTask(f"no task {task} is in the ledger", hint="`orchestrator tasks list` shows those that are")
+        raise UnknownTask(
+            f"no task {named} is in the ledger",
+            hint="`orchestrator tasks list` shows those that are; of an id four characters are enough, beside `task_`",
+        )
     if run.task is None:
         raise UnknownTask(f"{task} is a run, not a task", hint=f"see `orchestrator runs show {task}`")
     raise UnknownTask(f"{task} is a call in the task {run.task}", hint=f"see `orchestrator tasks show {run.task}`")

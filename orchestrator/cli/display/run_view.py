@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,8 +24,11 @@ from orchestrator.ledger.types import EventRecord, LeaseFilter, LeaseRecord, Led
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-_DUTIES = ("(sweep)", "(bind)")
+DUTIES = ("(sweep)", "(bind)")
 """The grants of the logins that the orchestrator works with itself: `orchestrator.credentials.duties`."""
+
+SHOWN_OF_OUTPUT = 200
+"""Characters of one value that are shown unless all are wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,8 @@ class RunStory:
     leases: Sequence[LeaseRecord]
     events: Sequence[EventRecord]
     broken: int | None
+    retried_by: str | None = None
+    """The run that goes on from it."""
 
     @classmethod
     def read(cls, reader: LedgerReader, run: RunRecord) -> RunStory:
@@ -48,21 +53,29 @@ class RunStory:
             leases=sorted(leases, key=lambda lease: lease.requested_at),
             events=reader.events(run.run_id),
             broken=reader.verify(run.run_id),
+            retried_by=reader.retries([run.run_id]).get(run.run_id),
         )
 
     def own_leases(self) -> list[LeaseRecord]:
         """Those that the orchestrator made for itself, to sweep a database or set row limits, with their tokens."""
-        keys = {lease.step_key for lease in self.leases if lease.grant in _DUTIES}
+        keys = {lease.step_key for lease in self.leases if lease.grant in DUTIES}
         return [lease for lease in self.leases if lease.step_key in keys]
 
 
-def print_story(story: RunStory, screen: Console | None = None, *, everything: bool = False) -> None:
-    """The run, its steps, its leases, its events. What the orchestrator's own logins did only with `everything`."""
+def print_story(
+    story: RunStory, screen: Console | None = None, *, everything: bool = False, outputs: bool = False
+) -> None:
+    """The run, its steps, what they gave, its leases, its events.
+
+    What the orchestrator's own logins did only with `everything`; what is long of the outputs only with `outputs`.
+    """
     screen = screen or console()
     folded = [] if everything else story.own_leases()
     hidden = {lease.lease_id for lease in folded}
     screen.print(facts(_run_facts(story)))
     _section(screen, "STEPS", _steps(story.steps))
+    if given := list(_outputs(story.steps, whole=outputs)):
+        _section(screen, "OUTPUTS", table(("OUTPUT", "VALUE"), given, fold=("VALUE",)))
     if shown := [lease for lease in story.leases if lease.lease_id not in hidden]:
         _section(screen, "LEASES", _leases(shown))
     if folded:
@@ -74,7 +87,7 @@ def _folded(leases: Sequence[LeaseRecord]) -> str:
     """`+ 4 of the orchestrator's own (bind, sweep; --all): 4 ✓ revoked`."""
     from collections import Counter
 
-    duties = ", ".join(sorted({lease.grant.strip("()") for lease in leases if lease.grant in _DUTIES}))
+    duties = ", ".join(sorted({lease.grant.strip("()") for lease in leases if lease.grant in DUTIES}))
     states = Counter(lease_words(lease.state) for lease in leases)
     counted = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
     return f"+ {len(leases)} of the orchestrator's own ({duties}; --all): {counted}"
@@ -95,6 +108,9 @@ def _run_facts(story: RunStory) -> list[tuple[str, str]]:
         ("workflow", f"{run.workflow}  {_short(run.digest)}"),
         ("agent", run.agent),
         ("trigger", run.trigger),
+        ("retry of", run.retry_of or ""),
+        ("retried as", story.retried_by or ""),
+        ("why", _why(story)),
         *_of_task(story),
         ("inputs", inputs_words(run.inputs)),
         ("started", local(run.started_at)),
@@ -103,6 +119,26 @@ def _run_facts(story: RunStory) -> list[tuple[str, str]]:
         ("reason", run.reason),
         ("history", whole if story.broken is None else f"BROKEN from event {story.broken} on"),
     ]
+
+
+def _why(story: RunStory) -> str:
+    """What whoever began it gave as the reason."""
+    return str(story.events[0].data.get("reason", "")) if story.events else ""
+
+
+def _outputs(steps: Sequence[StepRecord], *, whole: bool) -> Iterator[tuple[str, str]]:
+    """What is kept of each step, by its key: `read.rows`, and its JSON, of which only the beginning if it is long."""
+    import json
+
+    for step in steps:
+        if not isinstance(step.outputs, Mapping):
+            continue
+        for key, value in step.outputs.items():
+            text = json.dumps(value, ensure_ascii=False, indent=2 if whole else None)
+            rest = len(text) - SHOWN_OF_OUTPUT
+            if not whole and rest > 0:
+                text = f"{text[:SHOWN_OF_OUTPUT]}... {rest} more characters (--outputs)"
+            yield f"{step.step}.{key}", text
 
 
 def _of_task(story: RunStory) -> list[tuple[str, str]]:

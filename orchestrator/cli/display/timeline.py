@@ -69,6 +69,8 @@ def _issued(data: JsonObject) -> str:
 
 def _started(data: JsonObject) -> str:
     said = f"{data['workflow']} for {data['agent']}, trigger {data['trigger']}"
+    if data.get("retry_of"):
+        said += f", goes on from {data['retry_of']}"
     return "; ".join(filter(None, (said, not_looked_for(data.get("not_looked_for")))))
 
 

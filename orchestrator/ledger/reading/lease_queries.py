@@ -9,7 +9,6 @@ each with its states. So no answer sorts, or reads, more than a few times what i
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -24,6 +23,7 @@ from orchestrator.ledger.reading.newest_first import (
     Part,
     PlacesUnder,
     Value,
+    after_prefix,
     elements,
     newest,
     newest_time,
@@ -46,11 +46,6 @@ from orchestrator.ledger.storage.tables import (
 )
 from orchestrator.ledger.storage.times import time_to_text
 from orchestrator.ledger.types import LeaseFilter
-
-LEASE_PREFIX = "lease_"
-
-SHORTEST_PREFIX = 6
-"""Characters of a lease id, after `lease_`, that may stand for it."""
 
 MOST_ORIGINS = 64
 """So many combinations are looked at one by one. What takes in more is met soon in the index of one of its filters, or
@@ -95,15 +90,6 @@ class Head:
 def lease_by_id(lease_id: str) -> Select[tuple[object, ...]]:
     """The row of one lease."""
     return select(lease).where(lease.c.lease_id == lease_id)
-
-
-def leases_by_prefix(prefix: str) -> Select[tuple[object, ...]] | None:
-    """At most two leases whose id starts so, with or without `lease_`; None where the prefix is too short."""
-    rest = prefix.removeprefix(LEASE_PREFIX)
-    if len(rest) < SHORTEST_PREFIX:
-        return None
-    start = LEASE_PREFIX + rest
-    return select(lease).where(*_between(lease.c.lease_id, start, after_prefix(start))).limit(2)
 
 
 def filtered_leases(wanted: LeaseFilter) -> Statement:
@@ -224,17 +210,6 @@ def leases_of_ended_runs(dead: Collection[str]) -> Select[tuple[object, ...]]:
 def open_leases_by_state() -> Select[tuple[object, ...]]:
     """How many leases are in each open state; a state that has none is left out."""
     return select(lease.c.state, func.count().label("leases")).where(IS_OPEN).group_by(lease.c.state)
-
-
-def after_prefix(prefix: str) -> str | None:
-    """The first string, by code point, after all that start with the prefix; None if there is none."""
-    kept = prefix.rstrip(chr(sys.maxunicode))
-    if not kept:
-        return None
-    following = ord(kept[-1]) + 1
-    if 0xD800 <= following <= 0xDFFF:  # surrogates are no characters
-        following = 0xE000
-    return kept[:-1] + chr(following)
 
 
 def _asked(wanted: LeaseFilter) -> tuple[Shape, Mapping[str, str]]:

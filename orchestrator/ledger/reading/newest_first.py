@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -57,13 +58,26 @@ Value = str | ColumnElement[str]
 class Part:
     """Rows that one index holds in the order of time: under one value of each column in `under`, in the index's order.
 
-    `since` is included, `until` is not; both are text as stored. `conditions` are checked on each row.
+    `since` is included, `until` is not; both are text as stored. Of rows with the very time `until` those are in the
+    part whose id is below `until_key`. `conditions` are checked on each row.
     """
 
     under: Mapping[str, Value] = field(default_factory=dict)
     conditions: Sequence[Condition] = ()
     since: Value | None = None
     until: Value | None = None
+    until_key: str = ""
+
+
+def after_prefix(prefix: str) -> str | None:
+    """The first string, by code point, after all that start with the prefix; None if there is none."""
+    kept = prefix.rstrip(chr(sys.maxunicode))
+    if not kept:
+        return None
+    following = ord(kept[-1]) + 1
+    if 0xD800 <= following <= 0xDFFF:  # surrogates are no characters
+        following = 0xE000
+    return kept[:-1] + chr(following)
 
 
 def place(name: str) -> BindParameter[str]:
@@ -172,7 +186,10 @@ def _read(query: Select[Any], order: Order, part: Part, limit: int) -> Select[An
         since = "" if part.since is None else part.since
         until = AFTER_ALL_TIMES if part.until is None else part.until
         conditions.append(row >= tuple_(*part.under.values(), since, ""))
-        conditions.append(row < tuple_(*part.under.values(), until, ""))
+        conditions.append(row < tuple_(*part.under.values(), until, part.until_key))
+    elif part.until is not None and part.until_key:
+        conditions += _within(order.table.c[order.time], replace(part, until=None))
+        conditions.append(tuple_(*columns) < tuple_(part.until, part.until_key))
     else:
         conditions += _within(order.table.c[order.time], part)
     return query.where(*conditions).order_by(*(column.desc() for column in columns)).limit(_literal(limit))

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from sqlalchemy import CompoundSelect, Select, or_, select
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from orchestrator.ledger.reading.newest_first import Order, Part, newest, unindexed
-from orchestrator.ledger.states import ApprovalState, RunState, TaskState
+from sqlalchemy import CompoundSelect, Select, not_, or_, select
+
+from orchestrator.ledger.reading.newest_first import Condition, Order, Part, after_prefix, newest, unindexed
+from orchestrator.ledger.states import ApprovalState, IdKind, RunState, TaskState
 from orchestrator.ledger.storage.tables import (
     BY_ITSELF,
+    IS_RETRY,
     IS_RUNNING,
     IS_TASK,
     OF_TASK,
     agent_block,
     approval,
     event,
+    lease,
     run,
     step,
 )
 from orchestrator.ledger.storage.tables import SWEEP_WORKFLOW as SWEEP_WORKFLOW
+from orchestrator.ledger.storage.times import time_to_text
+from orchestrator.ledger.types import RunFilter
+
+TRIGGER_PROOF = "prove"
+"""The trigger of proofs, which are runs that nobody wanted for what they do."""
 
 CUT_OFF = "cut_off"
 
@@ -29,12 +38,77 @@ def run_by_id(run_id: str) -> Select[tuple[object, ...]]:
     return select(run).where(run.c.run_id == run_id)
 
 
-def recent_runs(workflow: str | None, state: RunState | None, limit: int) -> Select[tuple[object, ...]]:
-    """Newest first. Sweeps, and calls in tasks, are only among them where their workflow is named."""
-    if workflow is not None:
-        states = RunState if state is None else (state,)
-        return newest(ORDER, [Part(under={"workflow": workflow, "state": each.value}) for each in states], limit)
-    return newest(ORDER, [Part(under={} if state is None else {"state": state.value}, conditions=[BY_ITSELF])], limit)
+def recent_runs(wanted: RunFilter) -> Select[tuple[object, ...]]:
+    """Newest first, out of the index of the filter that leaves least; the others are checked on each row of it."""
+    return newest(ORDER, list(_parts(wanted)), wanted.limit)
+
+
+def _parts(wanted: RunFilter) -> Iterator[Part]:
+    """A named workflow has an index of all its runs; of the others sweeps and calls are apart, and few ask for them."""
+    if wanted.workflow is not None:
+        states = RunState if wanted.state is None else (wanted.state,)
+        no_proofs = [] if wanted.everything or wanted.trigger else [_NO_PROOF]
+        for each in states:
+            under = {"workflow": wanted.workflow, "state": each.value}
+            yield _part(wanted, under, [*no_proofs, *_equal(wanted, "agent", "trigger")])
+        return
+    if wanted.agent is not None:
+        yield _part(wanted, {"agent": wanted.agent}, [BY_ITSELF, *_hidden(wanted), *_equal(wanted, "trigger", "state")])
+    elif wanted.trigger is not None:
+        yield _part(wanted, {"trigger": wanted.trigger}, [BY_ITSELF, *_equal(wanted, "state")])
+    elif wanted.state is not None:
+        yield _part(wanted, {"state": wanted.state.value}, [BY_ITSELF, *_hidden(wanted)])
+    else:
+        yield _part(wanted, {}, [BY_ITSELF, *_hidden(wanted)])
+    if wanted.everything:
+        rest = _equal(wanted, "agent", "trigger", "state")
+        yield _part(wanted, {}, [OF_TASK, _NO_TASK, *rest])
+        for each in RunState if wanted.state is None else (wanted.state,):
+            yield _part(wanted, {"workflow": SWEEP_WORKFLOW, "state": each.value}, _equal(wanted, "agent", "trigger"))
+
+
+_NO_PROOF = unindexed(run.c.trigger) != TRIGGER_PROOF
+_NO_TASK = or_(run.c.task.is_(None), run.c.task != run.c.run_id)
+
+
+def _hidden(wanted: RunFilter) -> list[Condition]:
+    return [] if wanted.everything or wanted.trigger is not None else [_NO_PROOF]
+
+
+def _equal(wanted: RunFilter, *names: str) -> list[Condition]:
+    """The conditions that no index answers here."""
+    given = {name: getattr(wanted, name) for name in names}
+    return [unindexed(run.c[name]) == str(value) for name, value in given.items() if value is not None]
+
+
+def _part(wanted: RunFilter, under: Mapping[str, str], conditions: Sequence[Condition]) -> Part:
+    """Within the times, and after the row that the list went on to."""
+    since = None if wanted.since is None else time_to_text(wanted.since)
+    until, key = None if wanted.until is None else time_to_text(wanted.until), ""
+    if wanted.before is not None and (until is None or time_to_text(wanted.before.started_at) < until):
+        until, key = time_to_text(wanted.before.started_at), wanted.before.run_id
+    return Part(under=under, conditions=conditions, since=since, until=until, until_key=key)
+
+
+def retries_of(run_ids: Collection[str]) -> Select[tuple[object, ...]]:
+    """The runs that go on from these."""
+    return select(run).where(IS_RETRY, run.c.retry_of.in_(run_ids))
+
+
+def ids_beginning(kind: IdKind, beginning: str, limit: int) -> Select[tuple[str]]:
+    """The ids of this kind that begin so, by the primary key."""
+    column = {IdKind.LEASE: lease.c.lease_id, IdKind.APPROVAL: approval.c.approval_id}.get(kind, run.c.run_id)
+    end = after_prefix(beginning)
+    found = select(column).where(column >= beginning, *([] if end is None else [column < end]))
+    if kind in (IdKind.RUN, IdKind.TASK):
+        is_task = run.c.task == run.c.run_id
+        found = found.where(is_task if kind is IdKind.TASK else or_(run.c.task.is_(None), not_(is_task)))
+    return found.order_by(column).limit(limit)
+
+
+def next_workflow(after: str) -> Select[tuple[str]]:
+    """The first name of a workflow that comes after this one, by the index of workflows."""
+    return select(run.c.workflow).where(run.c.workflow > after).order_by(run.c.workflow).limit(1)
 
 
 def recent_tasks(agent: str | None, state: TaskState | None, limit: int) -> Select[tuple[object, ...]]:
@@ -93,7 +167,7 @@ def steps_of(run_id: str) -> Select[tuple[object, ...]]:
     return select(step).where(step.c.run_id == run_id)
 
 
-def events_of(run_id: str, kind: str | None = None) -> Select[tuple[object, ...]]:
-    """In order of their sequence number; with `kind` only those of it."""
-    query = select(event).where(event.c.run_id == run_id).order_by(event.c.seq)
+def events_of(run_id: str, kind: str | None = None, after: int = 0) -> Select[tuple[object, ...]]:
+    """In order of their sequence number, from the one after `after`; with `kind` only those of it."""
+    query = select(event).where(event.c.run_id == run_id, event.c.seq > after).order_by(event.c.seq)
     return query if kind is None else query.where(event.c.kind == kind)

@@ -17,7 +17,7 @@ from orchestrator.ledger.reading import examination, lease_queries, queries
 from orchestrator.ledger.reading.decisions import decisions
 from orchestrator.ledger.reading.lease_search import newest_leases
 from orchestrator.ledger.reading.records import event_record, lease_record, run_record, step_record, task_record
-from orchestrator.ledger.states import RunState, TaskEnd, TaskState
+from orchestrator.ledger.states import IdKind, RunState, TaskEnd, TaskState
 from orchestrator.ledger.storage.budgets import calls_by_state, is_idle
 from orchestrator.ledger.storage.chain import Head, StoredEvent, first_break, genesis
 from orchestrator.ledger.storage.times import time_to_text
@@ -28,6 +28,7 @@ from orchestrator.ledger.types import (
     Examined,
     LeaseFilter,
     LeaseRecord,
+    RunFilter,
     RunRecord,
     StepRecord,
     TaskRecord,
@@ -52,10 +53,30 @@ class Reader:
     def runs(
         self, *, workflow: str | None = None, state: RunState | None = None, limit: int = 50
     ) -> Sequence[RunRecord]:
+        """Those of a `RunFilter` of these parts."""
+        return self.newest_runs(RunFilter(workflow=workflow, state=state, limit=limit))
+
+    def newest_runs(self, query: RunFilter) -> Sequence[RunRecord]:
         """Newest first."""
         with self._reading() as connection:
-            rows = connection.execute(queries.recent_runs(workflow, state, limit)).mappings().all()
+            rows = connection.execute(queries.recent_runs(query)).mappings().all()
             return [run_record(row) for row in rows]
+
+    def retry_of(self, run_id: str) -> RunRecord | None:
+        """The run that goes on from this one, or None."""
+        with self._reading() as connection:
+            row = connection.execute(queries.retries_of([run_id])).mappings().first()
+            return None if row is None else run_record(row)
+
+    def retries(self, run_ids: Collection[str]) -> Mapping[str, str]:
+        """Of those of these runs that have been retried, the ids of their retries."""
+        found: dict[str, str] = {}
+        asked = list(run_ids)
+        with self._reading() as connection:
+            for first in range(0, len(asked), ROWS_AT_ONCE):
+                rows = connection.execute(queries.retries_of(asked[first : first + ROWS_AT_ONCE])).mappings()
+                found.update({str(row["retry_of"]): str(row["run_id"]) for row in rows})
+        return found
 
     def task(self, task_id: str) -> TaskRecord | None:
         """The task, or None."""
@@ -113,18 +134,27 @@ class Reader:
             return [step_record(row) for row in ordered]
 
     def lease(self, lease_id: str) -> LeaseRecord | None:
-        """The lease with this id, or the only one whose id starts so (6 characters or more, with or without `lease_`).
-
-        Raises UnknownRun if several start so.
-        """
+        """The lease, or None."""
         with self._reading() as connection:
-            rows = connection.execute(lease_queries.lease_by_id(lease_id)).all()
-            by_prefix = lease_queries.leases_by_prefix(lease_id)
-            if not rows and by_prefix is not None:
-                rows = connection.execute(by_prefix).all()
-            if len(rows) > 1:
-                raise UnknownRun(f"more than one lease begins with {lease_id}", hint="Give more characters of its id.")
-            return lease_record(rows[0]) if rows else None
+            row = connection.execute(lease_queries.lease_by_id(lease_id)).first()
+            return None if row is None else lease_record(row)
+
+    def ids(self, kind: IdKind, beginnings: Collection[str], limit: int) -> Sequence[str]:
+        """The ids of this kind that begin with any of these texts, in order, not more than `limit`."""
+        with self._reading() as connection:
+            found = (connection.execute(queries.ids_beginning(kind, each, limit)).scalars() for each in beginnings)
+            return sorted({str(each) for part in found for each in part})[:limit]
+
+    def workflows(self, limit: int) -> Sequence[str]:
+        """The names of the workflows of which there are runs or tasks, in order: a step in an index for each."""
+        names: list[str] = []
+        with self._reading() as connection:
+            while len(names) < limit:
+                name = connection.execute(queries.next_workflow(names[-1] if names else "")).scalar()
+                if name is None:
+                    break
+                names.append(str(name))
+        return names
 
     def leases(self, query: LeaseFilter) -> Sequence[LeaseRecord]:
         """Newest first; `since` is included, `until` is not."""
@@ -145,10 +175,12 @@ class Reader:
             counted = {str(row["state"]): int(row["leases"]) for row in rows}
             return {state: counted.get(state.value, 0) for state in sorted(OPEN)}
 
-    def events(self, run_id: str, *, lease_id: str | None = None, kind: str | None = None) -> Sequence[EventRecord]:
-        """In order of their sequence number; of one lease only, if its whole id is given, or of one kind."""
+    def events(
+        self, run_id: str, *, lease_id: str | None = None, kind: str | None = None, after: int = 0
+    ) -> Sequence[EventRecord]:
+        """In order of their sequence number, from the one `after` this; of one lease, or kind, only if it is given."""
         with self._reading() as connection:
-            rows = connection.execute(queries.events_of(run_id, kind)).mappings().all()
+            rows = connection.execute(queries.events_of(run_id, kind, after)).mappings().all()
             records = [event_record(row) for row in rows]
         return [record for record in records if lease_id is None or record.data.get("lease_id") == lease_id]
 

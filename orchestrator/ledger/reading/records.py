@@ -41,6 +41,7 @@ def run_record(row: RowMapping) -> RunRecord:
         fence=row["fence"],
         task=row["task"],
         steps=tuple(json.loads(row["steps"])),
+        retry_of=row["retry_of"],
     )
 
 

@@ -15,6 +15,7 @@ from orchestrator.ledger.storage.tables import (
     HAS_VAULT_LEASE,
     IS_CLOSED,
     IS_OPEN,
+    IS_RETRY,
     IS_RUNNING,
     IS_TASK,
     IS_WANTED,
@@ -30,14 +31,18 @@ from orchestrator.ledger.storage.tables import (
 from orchestrator.ledger.storage.tables import metadata as metadata
 
 
-def _index(table: Table, name: str, *columns: str, where: TextClause | None = None) -> Index:
-    return Index(name, *(table.c[column] for column in columns), sqlite_where=where, postgresql_where=where)
+def _index(table: Table, name: str, *columns: str, where: TextClause | None = None, unique: bool = False) -> Index:
+    indexed = (table.c[column] for column in columns)
+    return Index(name, *indexed, unique=unique, sqlite_where=where, postgresql_where=where)
 
 
 INDEXES = (
     _index(run, "run_by_time", "started_at", "run_id", where=BY_ITSELF),
     _index(run, "run_by_state", "state", "started_at", "run_id", where=BY_ITSELF),
     _index(run, "run_by_workflow", "workflow", "state", "started_at", "run_id"),
+    _index(run, "run_by_trigger", "trigger", "started_at", "run_id", where=BY_ITSELF),
+    _index(run, "run_by_agent", "agent", "started_at", "run_id", where=BY_ITSELF),
+    _index(run, "run_by_retry_of", "retry_of", where=IS_RETRY, unique=True),
     _index(run, "run_by_task", "task", "started_at", "run_id", where=OF_TASK),
     _index(run, "run_of_task_by_time", "started_at", "run_id", where=OF_TASK),
     _index(run, "task_by_agent", "agent", "state", "started_at", "run_id", where=IS_TASK),

@@ -144,6 +144,7 @@ def _kind(event: RunStarted | TaskOpened) -> Row:
                 "steps": canonical_json(event.steps),
                 "state": RunState.RUNNING.value,
                 "task": storable(event.task) or None,
+                "retry_of": storable(event.retry_of) or None,
                 "deadline": None,
                 "idle": None,
             }
@@ -153,6 +154,7 @@ def _kind(event: RunStarted | TaskOpened) -> Row:
                 "steps": canonical_json(event.tools),
                 "state": TaskState.OPEN.value,
                 "task": event.task,
+                "retry_of": None,
                 "deadline": time_to_text(event.deadline),
                 "idle": event.idle,
             }

@@ -35,6 +35,7 @@ BY_ITSELF = text(f"workflow <> '{SWEEP_WORKFLOW}' AND task IS NULL")
 """Runs that somebody began as such: no sweep, no task, and no call in one."""
 IS_TASK = text("task = run_id")
 OF_TASK = text("task IS NOT NULL")
+IS_RETRY = text("retry_of IS NOT NULL")
 IS_RUNNING = text("state = 'running'")
 IS_WANTED = text("(cancel IS NOT NULL OR renewal = '')")
 """Runs of which somebody wants something: that they end, or that what they have handed over lives longer."""
@@ -60,11 +61,13 @@ run = Table(
     Column("task", TEXT),
     Column("deadline", TEXT),
     Column("idle", Integer),
+    Column("retry_of", TEXT),
     sqlite_with_rowid=False,
 )
 """One row a run, and one a task. `fence`, `seq` and `head` are the chain's; the rest follows from the events.
 
 `task` is the task in which a run is a call; a task has its own id there, and is the only one with a `deadline`.
+`retry_of` is the failed run that a run goes on from; no two go on from one.
 """
 
 event = Table(

@@ -37,17 +37,17 @@ class Job(Protocol):
 
 @dataclass(slots=True)
 class BeginRun:
-    """Record a new run with its first event."""
+    """Record a new run with its first events."""
 
     run_id: str
-    entry: Entry
+    entries: Sequence[Entry]
     task: str | None = field(default=None, init=False)
     gates: Collection[str] = field(default=(), init=False)
     head: Head | None = field(default=None, init=False)
 
     def execute(self, transaction: Transaction) -> int:
         """Raises UsageError if the id is taken, and AgentBlocked."""
-        self.head = transaction.begin_run(self.run_id, self.entry)
+        self.head = transaction.begin_run(self.run_id, self.entries)
         return FIRST_FENCE
 
 

@@ -32,7 +32,7 @@ class Statements:
     load_leases: str
     load_digest: str
     insert_run: str
-    """Inserts nothing where the id is taken."""
+    """Inserts nothing where the id is taken, or the run that it retries has been retried."""
     advance: str
     """Moves the head of a chain, if fence and head are still the ones that the writer knows."""
     load_block: str
@@ -86,7 +86,7 @@ def _compile(dialect: Dialect) -> Statements:
         load_steps=sql(select(step).where(step.c.run_id == key)),
         load_leases=sql(select(lease).where(lease.c.run_id == key)),
         load_digest=sql(select(event.c.digest).where(event.c.run_id == key, event.c.seq == bindparam("seq"))),
-        insert_run=sql(new_run.on_conflict_do_nothing(index_elements=["run_id"])),
+        insert_run=sql(new_run.on_conflict_do_nothing()),
         advance=sql(
             update(run).where(this_run, *known_head).values(seq=bindparam("next_seq"), head=bindparam("next_head"))
         ),

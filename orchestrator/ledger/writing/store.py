@@ -50,12 +50,12 @@ class Ledger(Reader):
         self.agents = AgentStore(engine, location.label)
         """The agents that are cut off."""
 
-    async def begin_run(self, run_id: str, started: RunStarted | TaskOpened) -> int:
-        """Record a new run, or task, and return its fence.
+    async def begin_run(self, run_id: str, started: RunStarted | TaskOpened, also: Sequence[Event] = ()) -> int:
+        """Record a new run, or task, and return its fence. With it, or not at all, what `also` says of it.
 
         Raises UsageError if the id is taken, AgentBlocked, or LedgerError.
         """
-        return await self._writer.submit(BeginRun(run_id, self._entry(started)))
+        return await self._writer.submit(BeginRun(run_id, [self._entry(event) for event in (started, *also)]))
 
     async def begin_call(
         self, called: TaskCalled, task_id: str, started: RunStarted, limits: CallLimits, runner_id: str

@@ -63,18 +63,21 @@ class Transaction:
         self._pipeline = pipeline
         self._written: dict[str, list[Row]] = {}
 
-    def begin_run(self, run_id: str, entry: Entry) -> Head:
-        """Insert the run, or task, with its first event. Raises AgentBlocked, or UsageError if the id is taken."""
-        assert isinstance(entry.event, RunStarted | TaskOpened)
-        assert isinstance(entry.event, RunStarted) or entry.event.task == run_id
-        self._check_agent(entry.event.agent, entry.time)
-        rows = project(RunRows(), [(entry.time, entry.event)])
-        records, head = _chained(run_id, genesis(run_id), [entry])
+    def begin_run(self, run_id: str, entries: Sequence[Entry]) -> Head:
+        """Insert the run, or task, with its first events. Raises AgentBlocked, or UsageError if the id is taken."""
+        first = entries[0]
+        assert isinstance(first.event, RunStarted | TaskOpened)
+        assert isinstance(first.event, RunStarted) or first.event.task == run_id
+        self._check_agent(first.event.agent, first.time)
+        rows = project(RunRows(), ((entry.time, entry.event) for entry in entries))
+        records, head = _chained(run_id, genesis(run_id), entries)
         row: Row = {"run_id": run_id, "fence": FIRST_FENCE, "seq": head.seq, "head": head.digest, **rows.run}
         if self._execute(self._sql.insert_run, row) != 1:
+            if isinstance(first.event, RunStarted) and first.event.retry_of:
+                raise RunExists(f"run {run_id} is in the ledger already, or {first.event.retry_of} has been retried")
             raise RunExists(f"run {run_id} is in the ledger already", hint="Begin a run under a new id.")
         self._views[run_id] = RunView(FIRST_FENCE, head, rows)
-        self._later(self._sql.insert_event, records)
+        self._collect(run_id, RunRows(), RunRows(steps=rows.steps, leases=rows.leases), records)
         return head
 
     def lock(self, run_ids: Collection[str], gates: Collection[str]) -> None:
@@ -113,7 +116,7 @@ class Transaction:
             check_agent(started.event.agent, self._count(self._sql.open_calls, started.event.agent), limits.of_agent)
         self._cursor.execute(self._sql.count_calls, {"run_id": task_id})
         check_call(task_id, task.rows.run, self._fetch(), limits, tool=started.event.steps[0], now=started.time)
-        head = self.begin_run(run_id, started)
+        head = self.begin_run(run_id, [started])
         self._execute(self._sql.own_run, {"run_id": run_id, "runner_id": runner_id})
         self._extend_locked(task_id, task, [called])
         return head

@@ -343,7 +343,7 @@ class StepAttempt:
             step=self.step_id,
             attempt=self.number,
             agent=request.loaded.workflow.agent,
-            idempotency_key=f"{request.run_id}/{self.step_id}",
+            idempotency_key=request.idempotency_key(self.step_id),
             deadline=deadline,
             credentials=credentials,
             endpoints=self.services.endpoints,

@@ -63,12 +63,20 @@ def list_queue(as_json: options.Json = False) -> None:
 
 
 @app.command("remove")
-def remove(run: Annotated[str, typer.Argument(metavar="RUN", help="The id of the run.")]) -> None:
+def remove(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The id of the run, or the beginning of it.")],
+) -> None:
     """Take a run out of the queue that no worker has claimed."""
     from orchestrator.cli.connect import open_store
     from orchestrator.cli.display.terminal import console
+    from orchestrator.cli.lookup.ids import id_among
+    from orchestrator.ledger.states import IdKind
 
     with open_store() as ledger:
+        queued = sorted(each.run_id for each in ledger.queue.all())
+        run = id_among(
+            lambda starts, most: [each for each in queued if each.startswith(tuple(starts))][:most], IdKind.RUN, run
+        )
         if not ledger.queue.remove(run):
             raise UnknownRun(f"no run {run} waits in the queue", hint="a claimed run is ended with `runs cancel`")
     console().print(f"{run} is taken out")

@@ -1,0 +1,1 @@
+"""Runs on a terminal: lists of them, and one that goes on."""
