@@ -27,6 +27,7 @@ from orchestrator.ledger.types import LedgerWriter
 from orchestrator.policy.engines.allow_all import AllowAllEngine
 from orchestrator.recovery.open_leases import close_left_over, left_over
 from orchestrator.recovery.resumption import run_once
+from orchestrator.recovery.retries.retry import WantedRetry, retry_once
 from orchestrator.recovery.takeover import Recovery
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.runner import Runner
@@ -49,7 +50,13 @@ class FatalLedger:
     kinds: dict[str, str]
 
     async def begin_run(self, run_id: str, started: RunStarted, also: Sequence[Event] = ()) -> int:
-        return await self.ledger.begin_run(run_id, started, also)
+        fatal = self._wanted(started)
+        if fatal and self.when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        fence = await self.ledger.begin_run(run_id, started, also)
+        if fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return fence
 
     async def take_over(self, run_id: str, *, ended: bool = False) -> int:
         return await self.ledger.take_over(run_id, ended=ended)
@@ -113,9 +120,16 @@ async def work(services: Services, given: dict[str, Any]) -> int:
                 await Runner(services).resume(found.resumable)
         await close_left_over(services, left_over(services.reader))
         return 0
+    if given["do"] == "retry":
+        wanted = WantedRetry(of=given["of"], run_id=given["run"], given={})
+        return int((await retry_once(services, wanted, Interruption(), unsaid, unsaid)).exit_code)
     loaded = load_text(given["workflow"], filename="crash.yaml", actions=catalog)
     request = RunRequest(run_id=given["run"], loaded=loaded, inputs=bind_inputs(loaded.workflow, {}))
     return int((await run_once(services, request, Interruption())).exit_code)
+
+
+def unsaid(text: str) -> None:
+    """Nobody listens."""
 
 
 async def dies(*anything: Any) -> bool:

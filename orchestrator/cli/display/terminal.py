@@ -5,10 +5,11 @@ Rich is imported when something is printed, never at the start of the command.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, cast
 
 from orchestrator.cli.display.printable import clean
 from orchestrator.jsontypes import JsonObject
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 PIPED_WIDTH = 400
 """Columns when nobody looks: wide enough that no line is folded and `grep` finds what it looks for."""
+
+_PADDING = re.compile(r" +$", re.MULTILINE)
 
 LEASE_MARKS = {
     LeaseState.REQUESTED: "·",
@@ -72,7 +75,22 @@ def console(stream: TextIO | None = None) -> Console:
 
     target = stream or sys.stdout
     width = None if target.isatty() else PIPED_WIDTH
-    return Whole(file=target, width=width, highlight=False, markup=False, emoji=False, soft_wrap=False)
+    file = target if target.isatty() else cast("TextIO", _Unpadded(target))
+    return Whole(file=file, width=width, highlight=False, markup=False, emoji=False, soft_wrap=False)
+
+
+class _Unpadded:
+    """A stream that nobody looks at: the spaces with which Rich fills lines up are left out."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(_PADDING.sub("", text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
 
 
 def style_of(state: str) -> str:
