@@ -32,19 +32,13 @@ from orchestrator.ledger.events import (
     StepFinished,
 )
 from orchestrator.ledger.ids import new_step_key
-from orchestrator.ledger.reading.queries import SWEEP_WORKFLOW
+from orchestrator.ledger.reading.queries import SWEEP_AGENT, SWEEP_WORKFLOW, TRIGGER_SWEEP
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LeaseFilter
 from orchestrator.recovery.fire_ids import Occasion
 from orchestrator.runs.types import Services
 
 log = logging.getLogger(__name__)
-
-TRIGGER_SWEEP = "sweep"
-"""What the ledger says started the run of a sweep."""
-
-AGENT = "orchestrator"
-"""For whom sweeps are made."""
 
 _SECONDS = 60
 """How long one database may take."""
@@ -104,7 +98,7 @@ async def sweep_orphans(services: Services, run_id: str) -> tuple[ConnectionSwep
     if not await asyncio.to_thread(services.heartbeat.begin, run_id, digest="", text=""):
         return None
     started = RunStarted(
-        workflow=SWEEP_WORKFLOW, digest="", agent=AGENT, trigger=TRIGGER_SWEEP, inputs={}, steps=connections
+        workflow=SWEEP_WORKFLOW, digest="", agent=SWEEP_AGENT, trigger=TRIGGER_SWEEP, inputs={}, steps=connections
     )
     fence = await services.ledger.begin_run(run_id, started)
     finished = RunFinished(
@@ -139,7 +133,7 @@ async def _sweep(services: Services, run_id: str, fence: int, connection: str) -
         workflow=SWEEP_WORKFLOW,
         step=connection,
         number=1,
-        agent=AGENT,
+        agent=SWEEP_AGENT,
         step_key=new_step_key(connection),
         scopes=(),
         policy="",

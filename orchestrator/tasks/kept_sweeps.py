@@ -18,10 +18,9 @@ from orchestrator.credentials.types import Attempt, LeasesOfRun, LoginLeft, Swep
 from orchestrator.errors import ExitCode, OrchestratorError, Unreachable
 from orchestrator.ledger.events import AttemptFinished, AttemptStarted, Event, RunFinished, RunStarted, StepFinished
 from orchestrator.ledger.ids import carries, new_run_id, new_step_key
-from orchestrator.ledger.reading.queries import SWEEP_WORKFLOW
+from orchestrator.ledger.reading.queries import SWEEP_AGENT, SWEEP_WORKFLOW, TRIGGER_SWEEP
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LedgerWriter
-from orchestrator.recovery.orphans import AGENT, TRIGGER_SWEEP
 from orchestrator.runs.heartbeat import Heartbeat
 from orchestrator.uninterrupted import completed, to_the_end
 
@@ -135,7 +134,7 @@ class KeptSweeps:
         run_id, step_key = new_run_id(), new_step_key(connection)
         await asyncio.to_thread(lambda: self.heartbeat.begin(run_id, digest="", text=None))
         started = RunStarted(
-            workflow=SWEEP_WORKFLOW, digest="", agent=AGENT, trigger=TRIGGER_SWEEP, inputs={}, steps=(connection,)
+            workflow=SWEEP_WORKFLOW, digest="", agent=SWEEP_AGENT, trigger=TRIGGER_SWEEP, inputs={}, steps=(connection,)
         )
         fence, cancelled = await completed(self.ledger.begin_run(run_id, started))
         attempt = Attempt(
@@ -144,7 +143,7 @@ class KeptSweeps:
             workflow=SWEEP_WORKFLOW,
             step=connection,
             number=1,
-            agent=AGENT,
+            agent=SWEEP_AGENT,
             step_key=step_key,
             scopes=(),
             policy="",

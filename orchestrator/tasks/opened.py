@@ -13,6 +13,7 @@ from orchestrator.agents.authentication import Caller
 from orchestrator.errors import NotAsRecorded, UnknownTask
 from orchestrator.grants.wish import NO_WISH, Wish
 from orchestrator.jsontypes import JsonObject
+from orchestrator.ledger.reading.queries import TRIGGER_CALL
 from orchestrator.ledger.task_events import TaskOpened
 from orchestrator.ledger.types import CallLimits, EventRecord, LedgerReader
 from orchestrator.runs.calls import Call
@@ -25,9 +26,6 @@ from orchestrator.workflow.models.workflow import Workflow
 
 ID = re.compile(r"[a-z]+_[A-Za-z0-9]{1,64}")
 """What the ids of tasks and leases look like: nothing else is looked for."""
-
-TRIGGER = "call"
-"""What started a run that is a call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +90,7 @@ class OpenedTask:
             run_id=run_id,
             loaded=replace(self.loaded, workflow=_one_step(self.workflow, tool_name, tool, self.agent, left)),
             inputs=bind_inputs(self.workflow, self.inputs),
-            trigger=TRIGGER,
+            trigger=TRIGGER_CALL,
             reason=self.reason,
             call=call,
         )

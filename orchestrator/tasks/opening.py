@@ -11,12 +11,13 @@ from orchestrator.agents.authentication import Caller
 from orchestrator.errors import PolicyDenied
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.ids import new_task_id
+from orchestrator.ledger.reading.queries import TRIGGER_CALL
 from orchestrator.ledger.task_events import TaskOpened
 from orchestrator.planning.requests import policy_request, scopes_of
 from orchestrator.policy.admission import admission, before_evaluation
 from orchestrator.policy.types import TaskCall
 from orchestrator.runs.types import Services
-from orchestrator.tasks.opened import TRIGGER, OpenedTask, caller_on_record
+from orchestrator.tasks.opened import OpenedTask, caller_on_record
 from orchestrator.workflow.expressions import evaluate
 from orchestrator.workflow.inputs import bind_inputs
 from orchestrator.workflow.loader import LoadedWorkflow
@@ -87,7 +88,7 @@ async def _admitted(
             loaded,
             tool,
             run_id=task_id,
-            trigger=TRIGGER,
+            trigger=TRIGGER_CALL,
             attempt=1,
             inputs=inputs,
             context={},

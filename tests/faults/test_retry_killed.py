@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +78,8 @@ class Failed:
 
 
 @pytest.fixture
-def failed(bench: Bench, setup: Setup, tmp_path: Path, children: ForkServer) -> Iterator[Failed]:
-    yield Failed(bench, setup, tmp_path, children)
+def failed(bench: Bench, setup: Setup, tmp_path: Path, children: ForkServer) -> Failed:
+    return Failed(bench, setup, tmp_path, children)
 
 
 POINTS = [

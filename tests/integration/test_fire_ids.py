@@ -22,11 +22,11 @@ from orchestrator.assembly import open_services
 from orchestrator.clock import SystemClock
 from orchestrator.ledger.events import RunFinished, RunStarted
 from orchestrator.ledger.opening import open_ledger
-from orchestrator.ledger.reading.queries import SWEEP_WORKFLOW
+from orchestrator.ledger.reading.queries import SWEEP_WORKFLOW, TRIGGER_SWEEP
 from orchestrator.ledger.states import RunState
 from orchestrator.ledger.storage.times import time_to_text
 from orchestrator.recovery.fire_ids import Occasion
-from orchestrator.recovery.orphans import TRIGGER_SWEEP, sweep_at, sweep_once
+from orchestrator.recovery.orphans import sweep_at, sweep_once
 from orchestrator.redaction.redactor import Redactor
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)

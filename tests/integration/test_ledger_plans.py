@@ -29,17 +29,24 @@ from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.reading.lease_queries import (
     filtered_leases,
     lease_by_id,
-    leases_by_prefix,
     places_in,
 )
 from orchestrator.ledger.reading.newest_first import Part
-from orchestrator.ledger.reading.queries import events_of, recent_runs, run_by_id, steps_of
+from orchestrator.ledger.reading.queries import (
+    events_of,
+    ids_beginning,
+    next_workflow,
+    recent_runs,
+    retries_of,
+    run_by_id,
+    steps_of,
+)
 from orchestrator.ledger.reading.reader import Reader
-from orchestrator.ledger.states import RunState
+from orchestrator.ledger.states import IdKind, RunState
 from orchestrator.ledger.storage.connect import connect
 from orchestrator.ledger.storage.tables import IS_CLOSED, lease, lease_origin, run, run_owner, runner
 from orchestrator.ledger.storage.times import time_to_text
-from orchestrator.ledger.types import LeaseFilter
+from orchestrator.ledger.types import LeaseFilter, RunFilter, RunRecord
 
 START = datetime(2026, 1, 31, 12, tzinfo=UTC)
 CLOSED = 20_000
@@ -138,8 +145,8 @@ def _run(number: int, workflow: str, state: str) -> dict[str, object]:
         "head": "",
         "workflow": workflow,
         "digest": "d",
-        "agent": "ann",
-        "trigger": "manual",
+        "agent": "ann" if number >= 4 else "old",
+        "trigger": "manual" if number >= 4 else "cron",
         "inputs": "{}",
         "steps": "[]",
         "state": state,
@@ -383,6 +390,40 @@ def test_runs_are_listed_without_a_look_at_the_others(
     assert cost < filled.most, "half of the runs are sweeps, and none may be passed by"
 
 
+OLDEST = RunRecord(
+    **dict.fromkeys(("workflow", "digest", "agent", "trigger", "reason"), ""),  # type: ignore[arg-type]  # texts
+    run_id="run_000009",
+    inputs={},
+    state=RunState.SUCCEEDED,
+    started_at=START + timedelta(seconds=9 * PER_RUN),
+    finished_at=None,
+    exit_code=None,
+    fence=1,
+)
+
+CHOSEN = {
+    "the agent of the oldest": RunFilter(agent="old", limit=LIMIT),
+    "what started the oldest": RunFilter(trigger="cron", limit=LIMIT),
+    "both, and a state": RunFilter(agent="old", trigger="cron", state=RunState.SUCCEEDED, limit=LIMIT),
+    "the last page": RunFilter(before=OLDEST, limit=LIMIT),
+    "the last page of a workflow": RunFilter(workflow="flow_0", before=OLDEST, limit=LIMIT),
+    "the oldest by time": RunFilter(until=START + timedelta(seconds=8), limit=LIMIT),
+    "everything": RunFilter(everything=True, limit=LIMIT),
+    "everything that failed": RunFilter(everything=True, state=RunState.FAILED, limit=LIMIT),
+    "nobody's": RunFilter(agent="nobody", everything=True, trigger="cron", limit=LIMIT),
+}
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_runs_are_chosen_without_a_look_at_the_others(filled: Filled, name: str) -> None:
+    assert filled.cost(lambda reader, _: reader.newest_runs(CHOSEN[name])) < filled.most
+
+
+def test_the_names_of_workflows_are_told_without_a_look_at_their_runs(filled: Filled) -> None:
+    assert list(filled.reader.workflows(9)) == ["(sweep)", "flow_0"]
+    assert filled.cost(lambda reader, _: reader.workflows(9)) < filled.most // 10
+
+
 def test_a_process_that_has_driven_every_run_is_asked_for_what_goes_on(filled: Filled) -> None:
     assert len(filled.runners.unfinished("busy")) == OPEN_RUNS // 2
     assert filled.runners.unfinished("somebody") == []
@@ -395,6 +436,11 @@ NOT_INDEXED = re.compile(r"SCAN (run|lease|event|step)$|SCAN \w+ USING INDEX sql
 
 RANGE = r"INDEX {0} \(\({1}\)>\(\?(,\?)+\) AND \({1}\)<"
 """How SQLite says that an index is read from one place to another, with the index and its columns to fill in."""
+
+
+def ranged_run(index: str, *columns: str) -> str:
+    """The same of the table of runs."""
+    return ranged(index, *columns).replace("requested_at", "started_at").replace("lease_id", "run_id")
 
 
 def ranged(index: str, *columns: str) -> str:
@@ -442,17 +488,27 @@ def plan(path: Path, query: Executable) -> str:
         (asked(LeaseFilter()), r"SCAN lease USING INDEX lease_by_time"),
         (asked(LeaseFilter(since=START)), r"SEARCH lease USING INDEX lease_by_time \(requested_at>\?\)"),
         (asked(LeaseFilter(until=START)), r"SEARCH lease USING INDEX lease_by_time \(requested_at<\?\)"),
-        (recent_runs(None, None, 9), r"SCAN run USING (COVERING )?INDEX run_by_time"),
-        (recent_runs("x", RunState.FAILED, 9), r"INDEX run_by_workflow \(\(workflow,state,started_at,run_id\)>"),
-        (recent_runs(None, RunState.RUNNING, 9), r"INDEX run_by_state \(\(state,started_at,run_id\)>"),
+        (recent_runs(RunFilter(trigger="x", state=RunState.FAILED)), ranged_run("run_by_trigger", "trigger")),
+        (recent_runs(RunFilter(agent="x", trigger="y")), ranged_run("run_by_agent", "agent")),
+        (recent_runs(RunFilter(since=START, until=LATE)), r"SEARCH run USING INDEX run_by_time \(started_at>\?"),
+        (recent_runs(RunFilter(before=OLDEST)), r"INDEX run_by_time \(\(started_at,run_id\)<"),
+        (retries_of(["x"]), r"SEARCH run USING INDEX run_by_retry_of"),
+        (next_workflow("x"), r"SEARCH run USING COVERING INDEX run_by_workflow \(workflow>\?\)"),
+        (ids_beginning(IdKind.RUN, "run_01", 9), r"SEARCH run USING PRIMARY KEY \(run_id>\? AND run_id<\?\)"),
+        (
+            ids_beginning(IdKind.LEASE, "lease_ab", 9),
+            r"SEARCH lease USING COVERING INDEX sqlite_autoindex_lease_1 \(lease_id>\? AND lease_id<\?\)",
+        ),
+        (recent_runs(RunFilter()), r"SCAN run USING (COVERING )?INDEX run_by_time"),
+        (
+            recent_runs(RunFilter(workflow="x", state=RunState.FAILED)),
+            r"INDEX run_by_workflow \(\(workflow,state,started_at,run_id\)>",
+        ),
+        (recent_runs(RunFilter(state=RunState.RUNNING)), r"INDEX run_by_state \(\(state,started_at,run_id\)>"),
         (run_by_id("x"), r"SEARCH run USING PRIMARY KEY"),
         (steps_of("x"), r"SEARCH step USING PRIMARY KEY"),
         (events_of("x"), r"SEARCH event USING PRIMARY KEY"),
         (lease_by_id("x"), r"SEARCH lease USING INDEX sqlite_autoindex_lease_1 \(lease_id=\?\)"),
-        (
-            leases_by_prefix("abcdef"),
-            r"SEARCH lease USING INDEX sqlite_autoindex_lease_1 \(lease_id>\? AND lease_id<\?\)",
-        ),
     ],
 )
 def test_every_query_is_answered_by_an_index_in_its_order(tmp_path: Path, query: Executable, expected: str) -> None:

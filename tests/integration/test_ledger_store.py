@@ -7,8 +7,10 @@ import random
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -17,7 +19,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, inspect, text
 
-from orchestrator.errors import FenceLost, IllegalTransition, LedgerError, UnknownRun, UsageError
+from orchestrator.errors import FenceLost, IllegalTransition, LedgerError, RunExists, UnknownRun, UsageError
 from orchestrator.ledger.events import (
     AttemptFinished,
     AttemptStarted,
@@ -37,19 +39,26 @@ from orchestrator.ledger.events import (
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.location import locate
 from orchestrator.ledger.opening import open_ledger
-from orchestrator.ledger.states import RunState, StepState
+from orchestrator.ledger.states import IdKind, RunState, StepState
 from orchestrator.ledger.storage import migrations
 from orchestrator.ledger.storage.codec import event_from_json, event_to_text
 from orchestrator.ledger.storage.connect import connect
 from orchestrator.ledger.storage.indexes import INDEXES, metadata
 from orchestrator.ledger.storage.schema import CURRENT, REVISIONS
-from orchestrator.ledger.types import LeaseFilter, LedgerReader, LedgerWriter
+from orchestrator.ledger.types import LeaseFilter, LedgerReader, LedgerWriter, RunFilter
 from orchestrator.ledger.writing.committer import Committer
 from orchestrator.ledger.writing.jobs import Append
 from orchestrator.ledger.writing.store import Ledger
 from orchestrator.ledger.writing.transaction import Entry
 
 START = datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+
+class StandingClock:
+    """A clock at which every look is at the same moment."""
+
+    def now(self) -> datetime:
+        return START
 
 
 class SteppingClock:
@@ -454,24 +463,97 @@ async def test_leases_are_found_by_every_filter_newest_first(
     assert [lease.lease_id for lease in ledger.leases(wanted)] == found
 
 
-async def test_a_lease_is_found_by_six_characters_if_they_are_its_own(ledger: Ledger) -> None:
+async def test_ids_are_found_by_their_beginning_each_kind_for_itself(ledger: Ledger) -> None:
+    for run_id in ("run_01A", "run_01B", "run_02A"):
+        await ledger.begin_run(run_id, started())
+    await ledger.append("run_01A", 1, [requested("lease_abcdef22"), requested("lease_abcdef33")])
+    assert ledger.ids(IdKind.RUN, ["run_01"], 9) == ["run_01A", "run_01B"]
+    assert ledger.ids(IdKind.RUN, ["run_02", "run_01B", "run_01B"], 9) == ["run_01B", "run_02A"]
+    assert ledger.ids(IdKind.RUN, ["run_"], 2) == ["run_01A", "run_01B"]
+    assert ledger.ids(IdKind.LEASE, ["lease_abc"], 9) == ["lease_abcdef22", "lease_abcdef33"]
+    assert ledger.ids(IdKind.TASK, ["run_"], 9) == []
+    assert ledger.ids(IdKind.RUN, ["run\\_", "run%", "_"], 9) == []
+    assert ledger.lease("lease_abcdef2") is None, "who asks for a lease has its whole id"
+
+
+async def test_a_run_and_what_is_said_with_its_beginning_are_recorded_together_or_not_at_all(ledger: Ledger) -> None:
+    taken = StepFinished(step="read", state=StepState.SUCCEEDED, outputs={"n": 1}, taken_from="run_0")
+    await ledger.begin_run("run_1", started(), [taken])
+    assert [event.kind for event in ledger.events("run_1")] == ["run.started", "step.finished"]
+    assert [(step.step, step.outputs) for step in ledger.steps("run_1")] == [("read", {"n": 1})]
+    await ledger.append("run_1", 1, [StepFinished(step="write", state=StepState.SUCCEEDED)])
+    assert ledger.examine("run_1").whole
+    with pytest.raises(IllegalTransition):
+        await ledger.begin_run("run_2", started(), [taken, revoked("lease_1")])
+    assert (ledger.run("run_2"), ledger.events("run_2"), ledger.steps("run_2")) == (None, [], [])
+
+
+async def test_no_two_runs_go_on_from_one(ledger: Ledger) -> None:
     await ledger.begin_run("run_1", started())
-    await ledger.append(
-        "run_1", 1, [requested("lease_abcdef22"), requested("lease_abcdef33"), requested("lease_xyzxyz22")]
-    )
+    await ledger.begin_run("run_2", replace(started(), retry_of="run_1"))
+    with pytest.raises(RunExists, match="run_1 has been retried"):
+        await ledger.begin_run("run_3", replace(started(), retry_of="run_1"))
+    await ledger.begin_run("run_4", replace(started(), retry_of="run_2"))
+    assert ledger.run("run_3") is None
+    assert ledger.retries(["run_1", "run_2", "run_4"]) == {"run_1": "run_2", "run_2": "run_4"}
+    retry = ledger.retry_of("run_1")
+    assert retry is not None
+    assert (retry.run_id, retry.retry_of) == ("run_2", "run_1")
+    assert ledger.retry_of("run_4") is None
 
-    def found(lease_id: str) -> str | None:
-        lease = ledger.lease(lease_id)
-        return None if lease is None else lease.lease_id
 
-    assert found("lease_abcdef22") == "lease_abcdef22"
-    assert found("lease_abcdef2") == found("abcdef2") == "lease_abcdef22"
-    assert found("xyzxyz") == "lease_xyzxyz22"
-    assert found("xyzxy") is None
-    assert found("lease_") is None
-    assert found("nobody") is None
-    with pytest.raises(UnknownRun, match="more than one lease begins with abcdef"):
-        found("abcdef")
+async def test_a_list_goes_on_where_it_ended_whatever_begins_meanwhile(ledger: Ledger) -> None:
+    for number in range(7):
+        await ledger.begin_run(f"run_{number}", started())
+    pages: list[list[str]] = []
+    before = None
+    while page := ledger.newest_runs(RunFilter(limit=3, before=before)):
+        pages.append([run.run_id for run in page])
+        before = page[-1]
+        await ledger.begin_run(f"run_new_{len(pages)}", started())
+    assert pages == [["run_6", "run_5", "run_4"], ["run_3", "run_2", "run_1"], ["run_0"]]
+
+
+async def test_a_list_goes_on_among_runs_that_began_at_one_moment(url: str) -> None:
+    with open_ledger(url, clock=StandingClock()) as ledger:
+        for number in range(5):
+            await ledger.begin_run(f"run_{number}", started())
+        for query in (RunFilter(limit=2), RunFilter(limit=2, agent=started().agent)):
+            first = ledger.newest_runs(query)
+            second = ledger.newest_runs(replace(query, before=first[-1]))
+            third = ledger.newest_runs(replace(query, before=second[-1]))
+            listed = [run.run_id for run in (*first, *second, *third)]
+            assert listed == ["run_4", "run_3", "run_2", "run_1", "run_0"]
+
+
+async def test_runs_are_chosen_by_what_started_them_for_whom_and_when(ledger: Ledger) -> None:
+    moments = []
+    for number, (agent, trigger) in enumerate([("ann", "manual"), ("bob", "cron"), ("ann", "cron"), ("ann", "prove")]):
+        await ledger.begin_run(f"run_{number}", replace(started(), agent=agent, trigger=trigger))
+        record = ledger.run(f"run_{number}")
+        assert record is not None
+        moments.append(record.started_at)
+
+    def listed(**wanted: Any) -> list[str]:
+        return [run.run_id.removeprefix("run_") for run in ledger.newest_runs(RunFilter(**wanted))]
+
+    assert listed() == ["2", "1", "0"], "a proof is no run of anybody's"
+    assert listed(everything=True) == ["3", "2", "1", "0"]
+    assert listed(trigger="prove") == ["3"]
+    assert listed(trigger="cron") == ["2", "1"]
+    assert listed(trigger="cron", agent="ann") == ["2"]
+    assert listed(agent="ann") == ["2", "0"]
+    assert listed(agent="ann", everything=True) == ["3", "2", "0"]
+    assert listed(workflow=started().workflow, agent="bob") == ["1"]
+    assert listed(workflow=started().workflow) == ["2", "1", "0"]
+    assert listed(state=RunState.RUNNING, trigger="manual") == ["0"]
+    assert listed(state=RunState.FAILED) == []
+    assert listed(since=moments[1]) == ["2", "1"]
+    assert listed(until=moments[1]) == ["0"]
+    assert listed(since=moments[1], until=moments[2], agent="bob") == ["1"]
+    assert listed(before=ledger.run("run_2"), until=moments[1]) == ["0"]
+    assert listed(before=ledger.run("run_1"), until=moments[3]) == ["0"]
+    assert list(ledger.workflows(9)) == [started().workflow]
 
 
 async def test_events_cannot_be_changed_replaced_or_removed(ledger: Ledger, url: str) -> None:
@@ -609,7 +691,7 @@ def back_to_r0005(url: str) -> None:
         for index in INDEXES:
             if index.name not in kept and not str(index.name).startswith("approval_"):
                 connection.execute(text(f"DROP INDEX {index.name}"))
-        for column in ("task", "deadline", "idle"):
+        for column in ("task", "deadline", "idle", "retry_of"):
             connection.execute(text(f"ALTER TABLE run DROP COLUMN {column}"))
         connection.execute(text("ALTER TABLE run_owner DROP COLUMN renewal"))
         for name in filters:

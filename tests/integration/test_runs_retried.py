@@ -128,8 +128,8 @@ class World:
 
 
 @pytest.fixture
-def world(bench: Bench, setup: Setup, tmp_path: Path, children: ForkServer) -> Iterator[World]:
-    yield World(bench, setup, tmp_path, children)
+def world(bench: Bench, setup: Setup, tmp_path: Path, children: ForkServer) -> World:
+    return World(bench, setup, tmp_path, children)
 
 
 @pytest.fixture

@@ -73,10 +73,10 @@ def lease_of(lease: str, mark: str) -> str:
 def test_runs_are_listed_newest_first_in_local_time_with_its_offset(capsys: pytest.CaptureFixture[str]) -> None:
     answer = Answer(capsys, "runs", "list")
     assert [re.split(r"  +", line) for line in answer.lines] == [
-        ["RUN", "WORKFLOW", "STATE", "STARTED", "TOOK"],
-        [THIRD, "customer_feedback", "succeeded", "2026-03-02 12:00:08+07", "2.10s"],
-        [SECOND, "customer_feedback", "refused", "2026-03-02 12:00:07+07", "0.80s"],
-        [RUN, "customer_feedback", "succeeded", "2026-03-02 12:00:05+07", "2.10s"],
+        ["RUN", "WORKFLOW", "STATE", "TRIGGER", "STARTED", "TOOK"],
+        [THIRD, "customer_feedback", "succeeded", "manual", "2026-03-02 12:00:08+07", "2.10s"],
+        [SECOND, "customer_feedback", "refused", "manual", "2026-03-02 12:00:07+07", "0.80s"],
+        [RUN, "customer_feedback", "succeeded", "manual", "2026-03-02 12:00:05+07", "2.10s"],
     ]
 
 

@@ -111,10 +111,10 @@ def show(
     from orchestrator.cli.display.json_output import print_json
     from orchestrator.cli.display.run_view import RunStory, print_story
 
+    if following:
+        _follow(run, everything=everything, as_json=as_json)
     with ledger_reader() as reader:
         record = _record(reader, run)
-        if following:
-            _follow(reader, record, everything=everything, as_json=as_json)
         story = RunStory.read(reader, record)
     if as_json:
         print_json(story)
@@ -122,15 +122,20 @@ def show(
         print_story(story, everything=everything, outputs=outputs)
 
 
-def _follow(reader: LedgerReader, record: RunRecord, *, everything: bool, as_json: bool) -> NoReturn:
+def _follow(run: str, *, everything: bool, as_json: bool) -> NoReturn:
     """Raises typer.Exit with the exit code of the run."""
     import time
 
     from orchestrator.cli import failures
-    from orchestrator.cli.display.runs.follow import LineTeller, follow, tell_as_json
+    from orchestrator.cli.connect import open_store
+    from orchestrator.cli.display.runs.follow import LineTeller, SignsOfLife, follow, tell_as_json
+    from orchestrator.settings import load_settings
 
-    tell = tell_as_json if as_json else LineTeller(record.started_at, everything=everything)
-    ended = follow(reader, record.run_id, tell, sleep=time.sleep)
+    with open_store() as ledger:
+        record = _record(ledger, run)
+        tell = tell_as_json if as_json else LineTeller(record.started_at, everything=everything)
+        life = SignsOfLife(ledger, load_settings().dead_after, failures.note, time.monotonic)
+        ended = follow(ledger, record.run_id, tell, sleep=time.sleep, quiet=life)
     if ended.state in RESUMABLE:
         failures.note(
             f"{ended.run_id} is {ended.state.value}: `orchestrator runs resume {ended.run_id}` goes on with it"

@@ -28,6 +28,12 @@ from orchestrator.ledger.types import RunFilter
 TRIGGER_PROOF = "prove"
 """The trigger of proofs, which are runs that nobody wanted for what they do."""
 
+TRIGGER_SWEEP, SWEEP_AGENT = "sweep", "orchestrator"
+"""What the ledger says started the run of a sweep, and for whom sweeps are made."""
+
+TRIGGER_CALL = "call"
+"""What started a run that is a call."""
+
 CUT_OFF = "cut_off"
 
 ORDER = Order(run, "started_at", "run_id")
@@ -61,10 +67,11 @@ def _parts(wanted: RunFilter) -> Iterator[Part]:
     else:
         yield _part(wanted, {}, [BY_ITSELF, *_hidden(wanted)])
     if wanted.everything:
-        rest = _equal(wanted, "agent", "trigger", "state")
-        yield _part(wanted, {}, [OF_TASK, _NO_TASK, *rest])
-        for each in RunState if wanted.state is None else (wanted.state,):
-            yield _part(wanted, {"workflow": SWEEP_WORKFLOW, "state": each.value}, _equal(wanted, "agent", "trigger"))
+        if wanted.trigger in (None, TRIGGER_CALL):
+            yield _part(wanted, {}, [OF_TASK, _NO_TASK, *_equal(wanted, "agent", "state")])
+        if wanted.trigger in (None, TRIGGER_SWEEP) and wanted.agent in (None, SWEEP_AGENT):
+            for each in RunState if wanted.state is None else (wanted.state,):
+                yield _part(wanted, {"workflow": SWEEP_WORKFLOW, "state": each.value}, [])
 
 
 _NO_PROOF = unindexed(run.c.trigger) != TRIGGER_PROOF

@@ -13,11 +13,13 @@ from orchestrator.cli.display.run_view import DUTIES
 from orchestrator.cli.display.terminal import lasting
 from orchestrator.cli.display.timeline import words
 from orchestrator.ledger.states import RunState
+from orchestrator.runs.processes import certainly_gone
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from orchestrator.ledger.types import EventRecord, LedgerReader, RunRecord
+    from orchestrator.ledger.writing.store import Ledger
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.2, 2.0
 """Seconds between two looks at the ledger: short while much happens."""
@@ -51,6 +53,44 @@ def follow(
             quiet(run)
         pause = SHORTEST_PAUSE if events else min(pause * 1.5, LONGEST_PAUSE)
         sleep(pause)
+
+
+@dataclass(slots=True)
+class SignsOfLife:
+    """Says once that the process that drives a run is dead: somebody must then close what it left.
+
+    It is, where that can be seen from here, or where it has given no sign of life for `dead_after` seconds.
+    """
+
+    ledger: Ledger
+    dead_after: float
+    say: Callable[[str], None]
+    now: Callable[[], float]
+    _said: bool = False
+    _beat: tuple[str, int] = ("", 0)
+    _since: float = 0.0
+
+    def __call__(self, run: RunRecord) -> None:
+        """To be called where nothing new is on record."""
+        if self._said or not self._dead(run.run_id):
+            return
+        again = self.ledger.run(run.run_id)
+        if again is not None and again.state is RunState.RUNNING:  # else it has ended, and its process after it
+            self._said = True
+            self.say(
+                f"the process that drives {run.run_id} has ended without a word: `orchestrator leases sweep` closes "
+                "what it left, as services and other runs do"
+            )
+
+    def _dead(self, run_id: str) -> bool:
+        owner = self.ledger.runners.owner(run_id)
+        process = next((each for each in self.ledger.runners.all() if each.runner_id == owner), None)
+        if process is None or process.gone or certainly_gone(process.process):
+            return True
+        beat = (process.runner_id, process.beat)
+        if beat != self._beat:
+            self._beat, self._since = beat, self.now()
+        return self.now() - self._since > self.dead_after
 
 
 def tell_as_json(event: EventRecord) -> None:
