@@ -359,3 +359,53 @@ def test_a_retry_and_its_run_tell_of_each_other(simple: World) -> None:
     table = simple.command("runs", "list").stdout
     assert f"of {run_id}" in table
     assert f"by {retry_id}" in table
+
+
+ITEMS = """
+version: 1
+name: retried_items
+agent: tester
+steps:
+  list:
+    action: postgres.query
+    grants: { db: { kind: database, connection: support, role: feedback-read } }
+    with: { sql: "SELECT n FROM generate_series(1, 4) n" }
+    outputs: [rows]
+  each:
+    for_each: "LIST"
+    action: exec
+    grants: { db: { kind: database, connection: support, role: feedback-read } }
+    with:
+      command: [/bin/sh, -c, 'echo "$0" >> MARKS; test "$0" != 3 || test -e OK && echo "n$0"', "${{ item.n }}"]
+      paths: { write: [FOLDER] }
+    outputs: [stdout]
+"""
+
+
+@pytest.mark.parametrize(
+    ("listed", "again"),
+    [
+        ("${{ steps.list.output.rows }}", ["3"]),
+        ("${{ run.id == '' ? [] : steps.list.output.rows }}", ["1", "2", "3", "4"]),
+    ],
+)
+def test_of_a_list_the_items_are_taken_over_that_succeeded_if_they_can_only_be_the_same(
+    simple: World, listed: str, again: list[str]
+) -> None:
+    text = ITEMS.replace("LIST", listed).replace("MARKS", str(simple.marks)).replace("OK", str(simple.ok))
+    simple.file.write_text(text.replace("FOLDER", str(simple.folder)))
+    simple.bench.install(load_text(simple.file.read_text(), filename="flow.yaml", actions=catalog).workflow)
+    run_id, retry_id = simple.failed(), new_run_id()
+    assert simple.marked() == ["1", "2", "3", "4"]
+    simple.ok.touch()
+    answer = simple.retry(run_id, "--run-id", retry_id, "--json")
+    assert answer.returncode == 0, answer.stderr
+    assert simple.marked() == ["1", "2", "3", "4", *again]
+    told = json.loads(answer.stdout.splitlines()[-1])
+    assert told["outputs"]["each"] == {"items": [{"stdout": f"n{n}\n"} for n in range(1, 5)]}
+    assert set(told["steps"]) == {"list", "each"}
+    with open_ledger(simple.setup.ledger_url, clock=SystemClock()) as ledger:
+        issued = [each for each in ledger.leases(LeaseFilter(run=retry_id)) if each.grant == "db"]
+    assert [each.step for each in issued] == ["each"] * len(again)
+    simple.run(retry_id)
+    assert simple.bench.logins() == []

@@ -84,6 +84,9 @@ _WORDS: Mapping[str, Callable[[JsonObject], str]] = {
     "run.started": _started,
     "run.finished": lambda data: _with_reason(f"{data['state']}, exit code {data['exit_code']}", data.get("reason")),
     "run.taken_over": lambda data: _with_reason(f"by {data['runner']}", data.get("reason")),
+    "run.notified": lambda data: _with_reason(
+        f"{data['to']} {'could not be told' if data.get('error') else 'was told of the end'}", data.get("error")
+    ),
     "run.resumed": lambda data: _with_reason(f"by {data['runner']}", data.get("reason")),
     "attempt.started": lambda data: f"{_step(data)} {data['action']}",
     "decision": _decision,

@@ -10,23 +10,38 @@ from orchestrator.ledger.reading.queries import SWEEP_WORKFLOW, TRIGGER_PROOF
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import RunRecord, StepRecord
 from orchestrator.planning.graph import dependencies, execution_order
+from orchestrator.step_names import declared_step
+from orchestrator.workflow.cel.template import references_in
 from orchestrator.workflow.models.steps import Step
 from orchestrator.workflow.models.workflow import Workflow
 
 
 def counted(steps: Iterable[StepRecord], then: Workflow, now: Workflow) -> tuple[str, ...]:
-    """The steps that are not carried out again, in the order of declaration.
+    """The steps that are not carried out again, in the order of declaration, each with its items.
 
     They have succeeded, are declared as they were, and so is everything that they need. What failed runs again, also
-    where that was tolerated, and so does what needs it.
+    where that was tolerated, and so does what needs it. Of a step for each item of a list the items count that have
+    succeeded, where the list can only be the same.
     """
-    succeeded = {each.step for each in steps if each.state is StepState.SUCCEEDED}
+    succeeded = [each.step for each in steps if each.state is StepState.SUCCEEDED]
     waits = dependencies(now)
     taken: set[str] = set()
+    same: set[str] = set()
     for step in execution_order(waits):
-        if step in succeeded and waits[step] <= taken and _declared(then, step) == _declared(now, step):
-            taken.add(step)
-    return tuple(step for step in now.steps if step in taken)
+        if waits[step] <= taken and _declared(then, step) == _declared(now, step):
+            same.add(step)
+            if step in succeeded:
+                taken.add(step)
+    listed = {step for step in same - taken if not _lists_by_the_run(now.steps[step])}
+    items = [name for name in succeeded if declared_step(name) != name and declared_step(name) in listed]
+    return (*(step for step in now.steps if step in taken), *items)
+
+
+def _lists_by_the_run(step: Step) -> bool:
+    """Whether the items of a step follow from which run it is."""
+    texts = step.for_each if isinstance(step.for_each, list) else [step.for_each]
+    found = (each for text in texts for each in references_in(text))
+    return any(each.path[0] == "run" for each in found)
 
 
 def _declared(workflow: Workflow, step: str) -> JsonObject | None:

@@ -176,9 +176,12 @@ def _inputs(
 
 def _told(record: RunRecord, request: RunRequest) -> str:
     """`run X goes on from Y; taken over: a, b; carried out: c`."""
-    taken = [end.step for end in request.retry.taken]
+    taken = [end.step for end in request.retry.taken if end.step in request.loaded.workflow.steps]
+    items = len(request.retry.taken) - len(taken)
+    more = f" and {items} item{'' if items == 1 else 's'} of others" if items else ""
     rest = [step for step in request.loaded.workflow.steps if step not in taken]
     return (
         f"run {request.run_id} goes on from {record.run_id}; "
-        f"taken over: {', '.join(taken) or 'nothing'}; carried out: {', '.join(rest) or 'nothing'}"
+        f"taken over: {', '.join(taken) or ('' if items else 'nothing')}{more}; "
+        f"carried out: {', '.join(rest) or 'nothing'}"
     )

@@ -118,13 +118,14 @@ class StepRunner:
         instances = [instance_of(step_id, index) for index in range(len(items))]
         self.progress.items.update(zip(instances, items, strict=True))
         goes_on = step.continue_on_error or self.progress.request.loaded.workflow.on_failure == "continue"
-        states = await drive(
+        found = await drive(
             Graph(dependencies=dict.fromkeys(instances, frozenset()), on_failure="continue" if goes_on else "cancel"),
             self.carry_out,
             self.skip,
             parallel=min(step.max_parallel, self.services.max_parallel),
             already={each: self.progress.states[each] for each in instances if each in self.progress.states},
         )
+        states = {each: found[each] for each in instances}  # in the order of the list, whichever ended first
         if StepState.WAITING in states.values():
             return StepState.WAITING
         result = together(step_id, step, states, self.progress, limit_bytes=self.services.max_output_bytes)

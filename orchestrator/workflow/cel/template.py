@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from orchestrator.errors import InvalidExpression
 from orchestrator.workflow.cel.syntax import (
@@ -160,3 +161,16 @@ def asked_for(cel: str) -> frozenset[str]:
         for index in range(len(found) - 2)
         if found[index].group() == "has" and found[index + 1].group() == "("
     )
+
+
+def references_in(value: Any) -> Iterator[Reference]:
+    """What all expressions in a value refer to; maps and lists are walked. Raises InvalidExpression."""
+    if isinstance(value, str):
+        for expression in parse_template(value).expressions:
+            yield from references(expression.cel)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from references_in(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from references_in(item)
