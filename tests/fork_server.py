@@ -24,20 +24,18 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from importlib import import_module
 from pathlib import Path
+from pkgutil import walk_packages
 from types import TracebackType
 from typing import IO, Any, Self
 
+import orchestrator
 from orchestrator.clock import SystemClock
 from orchestrator.ledger.opening import open_ledger
 
 FAULTS = Path(__file__).with_name("faults")
-IMPORTED_LATE = (
-    *("httpx", "hvac", "pglast", "psycopg", "ruamel.yaml", "uvicorn", "orchestrator.runs.engines.dbos"),
-    *(
-        "orchestrator.cli.main",
-        *(f"orchestrator.cli.commands.{name}" for name in ("run", "runs", "leases", "services.queue")),
-    ),
-)
+IMPORTED_LATE = ("httpx", "hvac", "pglast", "psycopg", "ruamel.yaml", "uvicorn")
+NEVER_IMPORTED = ("orchestrator.cli.entry", "orchestrator.cli.__main__")
+"""The first lines of a process, which it has to run itself."""
 STATUS = struct.Struct("i")
 """How a process ended, as the pipe brings it: what waitpid(2) gives."""
 
@@ -158,7 +156,7 @@ def serve(asking: socket.socket) -> None:
     crash_child = import_module("crash_child")
     for name in crash_child.catalog.names():
         crash_child.catalog.params_of(name)
-    for module in IMPORTED_LATE:
+    for module in (*IMPORTED_LATE, *of_ours()):
         import_module(module)
     with tempfile.TemporaryDirectory() as directory:  # imports what makes the tables, too
         open_ledger(f"sqlite:///{directory}/ledger.db", clock=SystemClock()).close()
@@ -190,6 +188,12 @@ def serve(asking: socket.socket) -> None:
             asking.send(str(pid).encode())
     for pid in alive:
         os.kill(pid, signal.SIGKILL)
+
+
+def of_ours() -> list[str]:
+    """Every module of the package, whatever a command imports of it when it is first needed."""
+    found = (module.name for module in walk_packages(orchestrator.__path__, "orchestrator."))
+    return [name for name in found if name not in NEVER_IMPORTED and ".migrations." not in name]
 
 
 def tell_ended(alive: dict[int, int]) -> None:
