@@ -9,11 +9,10 @@ LOCK   := requirements
 JOBS   ?= 5
 FAULTS ?= 300
 
-# Tests are handed out one by one in the order of the folders, the slow ones first and those of milliseconds last: so
-# all workers end at the same time. A worker still sees the tests of a file in their order, one after another. Five
-# keep two cores busy: a test of the slow folders waits for servers half of its time and more, and three of them left a
-# quarter of the processor time over.
-SPREAD := --dist load --maxschedchunk 1
+# Tests are handed out by the file, in the order of the folders, the slow ones first and those of milliseconds last: so
+# all workers end at the same time, and what the tests of a file share is made once, not once in each worker. Five keep
+# two cores busy: a test of the slow folders waits for servers half of its time and more.
+SPREAD := --dist loadfile --no-loadscope-reorder
 
 # The tests start hundreds of processes: each would compile every module anew.
 unexport PYTHONDONTWRITEBYTECODE
