@@ -33,6 +33,7 @@ from orchestrator.clock import SystemClock
 from orchestrator.ledger.opening import open_ledger
 
 FAULTS = Path(__file__).with_name("faults")
+LAUNCHER = Path(__file__).with_name("forked_command.py")
 IMPORTED_LATE = ("httpx", "hvac", "pglast", "psycopg", "ruamel.yaml", "uvicorn")
 NEVER_IMPORTED = ("orchestrator.cli.entry", "orchestrator.cli.__main__")
 """The first lines of a process, which it has to run itself."""
@@ -94,13 +95,16 @@ class ForkServer(AbstractContextManager["ForkServer"]):
     def __init__(self, directory: Path) -> None:
         self._written = directory / "stdout", directory / "stderr"
         self._turn = threading.Lock()
+        self._folder = tempfile.TemporaryDirectory(prefix="forks-")  # short: the path of a socket has 107 bytes at most
+        self._address = f"{self._folder.name}/asking"
 
     def __enter__(self) -> Self:
         self._asking, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._server = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()]
-            )
+        with theirs, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
+            door.bind(self._address)
+            door.listen()
+            given = [theirs.fileno(), door.fileno()]
+            self._server = subprocess.Popen([sys.executable, __file__, *map(str, given)], pass_fds=given)
         return self
 
     def __exit__(
@@ -108,6 +112,7 @@ class ForkServer(AbstractContextManager["ForkServer"]):
     ) -> None:
         self._asking.close()
         self._server.wait()
+        self._folder.cleanup()
 
     def run(self, given: dict[str, Any], *, seconds: int = 90) -> int:
         """How a crash child ended: its exit code, or the negative number of its signal (-14 where it took too long).
@@ -138,19 +143,32 @@ class ForkServer(AbstractContextManager["ForkServer"]):
         finally:
             os.close(writing)
 
+    def start_on(self, *words: str, environment: Mapping[str, str], streams: tuple[int, int, int]) -> Forked:
+        """`orchestrator WORDS` with these descriptors as its standard input, output and error."""
+        asked = {"words": words, "environment": dict(environment), "seconds": 0}
+        return self._forked(asked, streams[1], streams[2], None, input=streams[0])
+
+    @property
+    def command_line(self) -> list[str]:
+        """What runs `orchestrator` with the words that follow, for those who start a program by themselves."""
+        return [sys.executable, "-I", "-S", str(LAUNCHER), self._address]
+
     def _ended(self, asked: dict[str, Any]) -> int:
         with self._written[0].open("wb") as output, self._written[1].open("wb") as errors:
             return self._forked(asked, output.fileno(), errors.fileno(), None).wait()
 
-    def _forked(self, asked: dict[str, Any], output: int, errors: int, stdout: IO[str] | None) -> Forked:
+    def _forked(
+        self, asked: dict[str, Any], output: int, errors: int, stdout: IO[str] | None, *, input: int | None = None
+    ) -> Forked:
         ended, ending = os.pipe()
-        with self._turn:
-            socket.send_fds(self._asking, [json.dumps(asked).encode()], [output, errors, ending])
+        with self._turn, open(os.devnull) as nothing:
+            given = [nothing.fileno() if input is None else input, output, errors, ending]
+            socket.send_fds(self._asking, [json.dumps(asked).encode()], given)
             os.close(ending)
             return Forked(int(self._asking.recv(20)), ended, stdout)
 
 
-def serve(asking: socket.socket) -> None:
+def serve(asking: socket.socket, door: socket.socket) -> None:
     """Fork for each message, and say of each that ended how it did."""
     sys.path.insert(0, str(FAULTS))
     crash_child = import_module("crash_child")
@@ -167,25 +185,37 @@ def serve(asking: socket.socket) -> None:
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
     alive: dict[int, int] = {}
-    while True:
-        ready, _, _ = select.select([asking, wake], [], [])
+
+    def answer(asked: socket.socket) -> bool:
+        """Fork if there is a message, and say the process's number."""
+        message, descriptors, _, _ = socket.recv_fds(asked, 1 << 20, 4)
+        if not message:
+            return False
+        *streams, ending = descriptors
+        pid = os.fork()
+        if pid == 0:
+            ours = {asking.fileno(), door.fileno(), asked.fileno(), wake, waker, ending, *alive.values()}
+            for descriptor in ours:
+                os.close(descriptor)
+            be(json.loads(message), streams, crash_child)
+        for descriptor in streams:
+            os.close(descriptor)
+        alive[pid] = ending
+        with suppress(BrokenPipeError):
+            asked.send(str(pid).encode())
+        return True
+
+    goes_on = True
+    while goes_on:
+        ready, _, _ = select.select([asking, door, wake], [], [])
         if wake in ready:
             os.read(wake, 512)
             tell_ended(alive)
+        if door in ready:
+            with door.accept()[0] as asked:
+                answer(asked)
         if asking in ready:
-            message, descriptors, _, _ = socket.recv_fds(asking, 1 << 20, 3)
-            if not message:
-                break
-            output, errors, ending = descriptors
-            pid = os.fork()
-            if pid == 0:
-                for descriptor in (asking.detach(), wake, waker, ending, *alive.values()):
-                    os.close(descriptor)
-                be(json.loads(message), output, errors, crash_child)
-            os.close(output)
-            os.close(errors)
-            alive[pid] = ending
-            asking.send(str(pid).encode())
+            goes_on = answer(asking)
     for pid in alive:
         os.kill(pid, signal.SIGKILL)
 
@@ -205,15 +235,16 @@ def tell_ended(alive: dict[int, int]) -> None:
                 os.close(pipe)
 
 
-def be(asked: dict[str, Any], output: int, errors: int, crash_child: Any) -> None:
+def be(asked: dict[str, Any], streams: list[int], crash_child: Any) -> None:
     """The process that was asked for; returns never."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.alarm(asked["seconds"])
-    for number, descriptor in enumerate((os.open(os.devnull, os.O_RDONLY), output, errors)):
+    for number, descriptor in enumerate(streams):
         os.dup2(descriptor, number)
         if descriptor > 2:
             os.close(descriptor)
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
     sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)  # the old ones know what they wrote to at first
     sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
     try:
@@ -241,4 +272,4 @@ def leave(code: int) -> None:
 
 
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve(socket.socket(fileno=int(sys.argv[1])), socket.socket(fileno=int(sys.argv[2])))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from apis import Apis, Process
 from bench import Bench
 from desks import TASK, loaded_task
 from escaped import holds_secret
+from fork_server import ForkServer
 from mcp.client.client import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
@@ -44,17 +44,18 @@ def policy(directory: Path, rules: str) -> dict[str, str]:
 class Stdio:
     """`orchestrator mcp` on a bench's servers."""
 
-    def __init__(self, bench: Bench, text: str = TASK) -> None:
+    def __init__(self, bench: Bench, children: ForkServer, text: str = TASK) -> None:
         bench.install(loaded_task(text).workflow)
         self.bench = bench
+        self.children = children
         self.file = bench.directory / "desk.yaml"
         self.file.write_text(text)
         self.log = bench.directory / "stderr"
         self.more: dict[str, str] = {}
 
     def words(self, *options: str) -> list[str]:
-        given = ("--input", "customer=1234", "--agent", "complaint-agent")
-        return [sys.executable, "-m", "orchestrator.cli", "mcp", str(self.file), *given, *options]
+        """What follows `orchestrator`."""
+        return ["mcp", str(self.file), "--input", "customer=1234", "--agent", "complaint-agent", *options]
 
     def environment(self) -> dict[str, str]:
         ledger_url = self.bench.config().ledger_url
@@ -67,7 +68,7 @@ class Stdio:
 
     @asynccontextmanager
     async def client(self, mode: str, *options: str) -> AsyncIterator[Client]:
-        command, *arguments = self.words(*options)
+        command, *arguments = [*self.children.command_line, *self.words(*options)]
         server = StdioServerParameters(command=command, args=arguments, env=self.environment())
         with self.log.open("a") as errors:
             async with Client(stdio_client(server, errlog=errors), mode=mode) as client:  # type: ignore[arg-type]

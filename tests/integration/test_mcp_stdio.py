@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import getpass
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from bench import ROOT, Bench
 from escaped import holds_secret
+from fork_server import ForkServer
 from mcp.shared.exceptions import MCPError
 from mcp_clients import APPROVAL, DENIAL, META, MODES, Stdio, done, policy, refused, words
 from waiting import wait_for
@@ -27,8 +29,8 @@ SLEEPING = "SELECT pid FROM pg_stat_activity WHERE usename LIKE 'orc\\_pause%' A
 
 
 @pytest.fixture
-def stdio(bench: Bench) -> Iterator[Stdio]:
-    yield Stdio(bench)
+def stdio(bench: Bench, children: ForkServer) -> Iterator[Stdio]:
+    yield Stdio(bench, children)
     bench.assert_nothing_left()
 
 
@@ -147,11 +149,8 @@ async def test_who_waits_for_an_approval_asks_again_by_calling_again(stdio: Stdi
 
 
 async def approve(stdio: Stdio, token: str, approval: str) -> subprocess.CompletedProcess[str]:
-    words = [*stdio.words()[:3], "approvals", "approve", approval]
     environment = {**stdio.environment(), "VAULT_TOKEN": token}
-    return await asyncio.to_thread(
-        lambda: subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    )
+    return await asyncio.to_thread(stdio.children.command, "approvals", "approve", approval, environment=environment)
 
 
 async def test_a_cancelled_request_ends_its_call_at_once(stdio: Stdio, mode: str) -> None:
@@ -211,19 +210,18 @@ class ByHand:
 
     def __init__(self, stdio: Stdio, *options: str) -> None:
         self.errors = (stdio.bench.directory / "stderr-by-hand").open("wb+")
-        self.process = subprocess.Popen(
-            stdio.words(*options),
-            env=stdio.environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
+        (input, writing), (reading, output) = os.pipe(), os.pipe()
+        self.stdin, self.stdout = os.fdopen(writing, "wb"), os.fdopen(reading, "rb")
+        self.process = stdio.children.start_on(
+            *stdio.words(*options), environment=stdio.environment(), streams=(input, output, self.errors.fileno())
         )
+        os.close(input)
+        os.close(output)
 
     def write(self, method: str, params: dict[str, Any], number: int | None = None) -> None:
         message = {"jsonrpc": "2.0", "method": method, "params": params, **({} if number is None else {"id": number})}
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(message).encode() + b"\n")
-        self.process.stdin.flush()
+        self.stdin.write(json.dumps(message).encode() + b"\n")
+        self.stdin.flush()
 
     def begin(self) -> None:
         info = {"name": "by hand", "version": "1"}
@@ -232,19 +230,16 @@ class ByHand:
         self.write("notifications/initialized", {})
 
     def line(self) -> bytes:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline()
+        return self.stdout.readline()
 
     def end(self) -> bytes:
         """What it still writes when its input has ended, and what it has told the log."""
         if self.errors.closed:
             return b""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
         with suppress(BrokenPipeError):
-            self.process.stdin.close()
-        rest = self.process.stdout.read()
-        self.process.stdout.close()
+            self.stdin.close()
+        rest = self.stdout.read()
+        self.stdout.close()
         self.process.wait(60)
         self.errors.seek(0)
         with self.errors:
@@ -284,8 +279,7 @@ def test_nothing_but_the_protocol_and_no_secret_comes_out(stdio: Stdio, by_hand:
         came += line
     client.write("tools/call", {"name": ["no", "name"]}, 9)
     assert json.loads(client.line())["error"]["code"] == -32602
-    assert client.process.stdin is not None
-    client.process.stdin.write(b"no JSON\n")
+    client.stdin.write(b"no JSON\n")
     client.write("ping", {}, 10)
     assert json.loads(client.line())["id"] == 10
     rest = client.end()
@@ -336,9 +330,7 @@ def test_what_a_killed_one_left_the_next_one_closes(stdio: Stdio, by_hand: Calla
 
 def test_what_is_wrong_is_said_before_a_client_is_answered(stdio: Stdio) -> None:
     def said(words: list[str]) -> tuple[int, str]:
-        ended = subprocess.run(
-            words, env=stdio.environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
-        )
+        ended = stdio.children.command(*words, environment=stdio.environment())
         assert ended.stdout == ""
         return ended.returncode, ended.stderr
 
@@ -353,7 +345,8 @@ def test_what_is_wrong_is_said_before_a_client_is_answered(stdio: Stdio) -> None
 
 def test_the_scripted_agent_of_the_documentation_is_denied_and_adapts(stdio: Stdio) -> None:
     stdio.more = policy(stdio.bench.directory, DENIAL)
-    script = [sys.executable, str(ROOT / "docs" / "examples" / "scripted_agent.py"), *stdio.words()]
+    command = [sys.executable, "-m", "orchestrator.cli", *stdio.words()]  # a process that nobody has forked
+    script = [sys.executable, str(ROOT / "docs" / "examples" / "scripted_agent.py"), *command]
     ended = subprocess.run(script, env=stdio.environment(), capture_output=True, text=True, timeout=90, check=False)
     assert ended.returncode == 0, ended.stderr
     said = ended.stdout.splitlines()
