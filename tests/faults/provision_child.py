@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from orchestrator.provision.service import load_workflows, open_provisioning
 from orchestrator.provision.vault.admin import VaultAdmin
 from orchestrator.secret import Secret
 from orchestrator.vault.config import TokenAuth, VaultConfig
+from orchestrator.workflow.models.workflow import Workflow
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,7 +39,7 @@ class Fatal:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def apply(given: Mapping[str, Any], fatal: Fatal) -> None:
+def apply(given: Mapping[str, Any], workflows: Sequence[Workflow], fatal: Fatal) -> None:
     write, statements, committed = VaultAdmin.write, Installation.statements, DatabaseSide.apply
 
     def fatal_write(self: VaultAdmin, path: str, payload: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def apply(given: Mapping[str, Any], fatal: Fatal) -> None:
     with open_provisioning(
         VaultConfig(given["vault"], TokenAuth(Secret(given["token"]))),
         {"support": Secret(given["dsn"])},
-        workflows=load_workflows(ROOT / "workflows"),
+        workflows=workflows,
         declarations=ROOT / "vault",
         endpoints=given["endpoints"],
     ) as work:
@@ -70,11 +71,12 @@ def apply(given: Mapping[str, Any], fatal: Fatal) -> None:
 
 
 def main() -> None:
+    workflows = load_workflows(ROOT / "workflows")
     for line in sys.stdin:
         given = json.loads(line)
         child = os.fork()
         if child == 0:
-            apply(given, Fatal(given["kind"], given["number"]))
+            apply(given, workflows, Fatal(given["kind"], given["number"]))
             os._exit(0)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
