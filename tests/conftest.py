@@ -162,6 +162,7 @@ def own_bench(
 def children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     """Runs `faults/crash_child.py`: a runner in a process of its own, which dies where it is told to; or a command."""
     with ForkServer(tmp_path_factory.mktemp("children")) as server:
+        ForkServer.of_session = server
         yield server
 
 

@@ -26,9 +26,9 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import walk_packages
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, ClassVar, Self
 
-import orchestrator
+import orchestrator as package
 from orchestrator.clock import SystemClock
 from orchestrator.ledger.opening import open_ledger
 
@@ -92,6 +92,9 @@ class Forked:
 class ForkServer(AbstractContextManager["ForkServer"]):
     """Runs `faults/crash_child.py` with one JSON object, or the command line with its words, again and again."""
 
+    of_session: ClassVar[ForkServer]
+    """That of the fixture `children`, which all tests with servers have."""
+
     def __init__(self, directory: Path) -> None:
         self._written = directory / "stdout", directory / "stderr"
         self._turn = threading.Lock()
@@ -148,7 +151,6 @@ class ForkServer(AbstractContextManager["ForkServer"]):
         asked = {"words": words, "environment": dict(environment), "seconds": 0}
         return self._forked(asked, streams[1], streams[2], None, input=streams[0])
 
-    @property
     def command_line(self) -> list[str]:
         """What runs `orchestrator` with the words that follow, for those who start a program by themselves."""
         return [sys.executable, "-I", "-S", str(LAUNCHER), self._address]
@@ -220,9 +222,14 @@ def serve(asking: socket.socket, door: socket.socket) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+def orchestrator() -> list[str]:
+    """What runs `orchestrator` with the words that follow, where a test is not about how a process begins or dies."""
+    return ForkServer.of_session.command_line()
+
+
 def of_ours() -> list[str]:
     """Every module of the package, whatever a command imports of it when it is first needed."""
-    found = (module.name for module in walk_packages(orchestrator.__path__, "orchestrator."))
+    found = (module.name for module in walk_packages(package.__path__, "orchestrator."))
     return [name for name in found if name not in NEVER_IMPORTED and ".migrations." not in name]
 
 
@@ -252,6 +259,7 @@ def be(asked: dict[str, Any], streams: list[int], crash_child: Any) -> None:
             sys.exit(asyncio.run(crash_child.main(asked["given"])))
         os.environ.clear()
         os.environ.update(asked["environment"])
+        os.chdir(asked.get("folder", "."))
         sys.argv = ["orchestrator", *asked["words"]]
         import_module("orchestrator.cli.entry").run()
     except SystemExit as end:

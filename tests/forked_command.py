@@ -1,8 +1,8 @@
 """`orchestrator WORDS` as a program that others may start, though the process that runs it is one of the fork server's.
 
-It hands on its standard streams and its environment, passes signals on, and ends as that process does. Only SIGKILL is
-not passed on: who sends that has to be told of the process itself (`ForkServer.start`). Started with `python -I -S`, so
-that it is there in a hundredth of the time that the command itself takes.
+It hands on its standard streams, its environment and its folder, passes signals on, and ends as that process does. Only
+SIGKILL is not passed on: who sends that has to be told of the process itself (`ForkServer.start`). Started with
+`python -I -S`, so that it is there in a fraction of the time that the command itself takes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def main(address: str, words: list[str]) -> None:
     ended, ending = os.pipe()
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asking:
         asking.connect(address)
-        asked = {"words": words, "environment": dict(os.environ), "seconds": 0}
+        asked = {"words": words, "environment": dict(os.environ), "folder": os.getcwd(), "seconds": 0}
         socket.send_fds(asking, [json.dumps(asked).encode()], [0, 1, 2, ending])
         pid = int(asking.recv(20))
     for number in (signal.SIGINT, signal.SIGTERM):

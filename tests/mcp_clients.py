@@ -68,7 +68,7 @@ class Stdio:
 
     @asynccontextmanager
     async def client(self, mode: str, *options: str) -> AsyncIterator[Client]:
-        command, *arguments = [*self.children.command_line, *self.words(*options)]
+        command, *arguments = [*self.children.command_line(), *self.words(*options)]
         server = StdioServerParameters(command=command, args=arguments, env=self.environment())
         with self.log.open("a") as errors:
             async with Client(stdio_client(server, errlog=errors), mode=mode) as client:  # type: ignore[arg-type]

@@ -6,14 +6,15 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
+from fork_server import ForkServer
 
 from orchestrator.devstack.openbao import OpenBao
 from orchestrator.devstack.postgres import Postgres
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _watched(nothing_escapes: None) -> None:
-    """Search what all of these tests write for secrets that escaped."""
+def _watched(nothing_escapes: None, children: ForkServer) -> None:
+    """Search what all of these tests write for secrets that escaped; commands can be forked in any of them."""
 
 
 @pytest.fixture(scope="session")

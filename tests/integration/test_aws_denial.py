@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from aws_accounts import ISSUER, Account, aws_server, transit_key
 from aws_server import EXTERNAL_ID, AwsServer
 from bench import Bench, surroundings
 from botocore.exceptions import ClientError
+from fork_server import orchestrator
 
 from orchestrator.devstack.session import admin_environment
 from orchestrator.provision.aws import denial as denying
@@ -76,7 +76,7 @@ def command(account: Account, *more: str) -> subprocess.CompletedProcess[str]:
     file = account.bench.directory / "issuers.yaml"
     file.write_text(yaml.safe_dump({"issuers": {ISSUER: account.declared.model_dump(exclude_none=True)}}))
     return subprocess.run(
-        [sys.executable, "-m", "orchestrator.cli", "issuers", "deny", str(file), ISSUER, "reporter", *more],
+        [*orchestrator(), "issuers", "deny", str(file), ISSUER, "reporter", *more],
         capture_output=True,
         text=True,
         env={**surroundings(), **admin_environment(account.bench.provisioned)},
@@ -169,7 +169,7 @@ def test_cutting_an_agent_off_names_the_sessions_that_only_time_ends(account: Ac
     account.changes = {}
     assert account.run().exit_code == 0
     done = subprocess.run(
-        [sys.executable, "-m", "orchestrator.cli", "agents", "revoke", "reader"],
+        [*orchestrator(), "agents", "revoke", "reader"],
         capture_output=True,
         text=True,
         env=account.bench.environment(),

@@ -8,7 +8,6 @@ import logging
 import pickle
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -20,6 +19,7 @@ import pytest
 from bench import Bench, Setup
 from dbos import DBOS, DBOSClient, SetWorkflowID
 from dbos._serialization import DBOSPortableJSON
+from fork_server import orchestrator
 from psycopg import sql
 
 from orchestrator.clock import SystemClock
@@ -395,7 +395,7 @@ def test_a_worker_lives_on_beside_planted_entries_and_carries_out_what_is_queued
         "ORCHESTRATOR_LEDGER_URL": setup.ledger_url,
     }
     (bench.directory / "job.yaml").write_text(JOB)
-    command = [sys.executable, "-m", "orchestrator.cli"]
+    command = orchestrator()
 
     def carried_out(run_id: str) -> None:
         add = [*command, "queue", "add", str(bench.directory / "job.yaml"), "--run-id", run_id]

@@ -7,7 +7,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 import yaml
 from aws_server import ACCOUNT, REGION, AwsServer
 from bench import ROOT, Bench, surroundings
+from fork_server import orchestrator
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.devstack.session import admin_environment
@@ -94,7 +94,7 @@ def test_the_recipe_works_as_it_stands(bench: Bench, aws: AwsServer, tmp_path: P
         words = words[: words.index("<")] if "<" in words else words
         assert words[0] == "orchestrator"
         return subprocess.run(
-            [sys.executable, "-m", "orchestrator.cli", *words[1:]],
+            [*orchestrator(), *words[1:]],
             cwd=folder,
             input=given,
             env={**surroundings(), **environment},
@@ -125,8 +125,6 @@ def test_the_recipe_works_as_it_stands(bench: Bench, aws: AwsServer, tmp_path: P
 
 def test_the_command_for_emergencies_is_one_that_there_is() -> None:
     words = shlex.split(COMMANDS[-1])
-    done = subprocess.run(
-        [sys.executable, "-m", "orchestrator.cli", *words[1:3], "--help"], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*orchestrator(), *words[1:3], "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert all(option in done.stdout for option in ("FILE", "NAME", "ROLE", "--agent", "--lift"))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-import sys
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -14,6 +13,7 @@ import psycopg
 import pytest
 from bench import Bench
 from ephemeral import assert_useless, created, swept, working
+from fork_server import orchestrator
 
 from orchestrator.assembly import open_services
 from orchestrator.clock import SystemClock
@@ -290,7 +290,7 @@ def test_the_step_key_is_read_from_the_name() -> None:
 class TestCommand:
     def command(self, bench: Bench, *arguments: str) -> subprocess.CompletedProcess[str]:
         environment = bench.environment()
-        command: Sequence[str] = [sys.executable, "-m", "orchestrator.cli", *arguments]
+        command = [*orchestrator(), *arguments]
         return subprocess.run(
             command, env={**environment, "ORCHESTRATOR_POLICY": "allow-all"}, capture_output=True, text=True
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-import sys
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
@@ -13,6 +12,7 @@ import hvac
 import hvac.exceptions
 import pytest
 from bench import Bench
+from fork_server import orchestrator
 from waiting import wait_for
 
 from orchestrator.assembly import open_services
@@ -179,7 +179,7 @@ class TestCommand:
     def sweep(self, bench: Bench, *options: str) -> subprocess.CompletedProcess[str]:
         environment = bench.environment()
         return subprocess.run(
-            [sys.executable, "-m", "orchestrator.cli", "leases", "sweep", *options],
+            [*orchestrator(), "leases", "sweep", *options],
             env={**environment, "ORCHESTRATOR_POLICY": "allow-all"},
             capture_output=True,
             text=True,

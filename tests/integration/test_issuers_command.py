@@ -6,18 +6,16 @@ import json
 import subprocess
 from typing import Any
 
+import fork_server
 from oauth import OAuth, public_jwk
 
 from orchestrator.errors import ExitCode
 
-ORCHESTRATOR = "import sys; from orchestrator.cli.entry import run; sys.exit(run())"
-
 
 def orchestrator(oauth: OAuth, *words: str, **more: str) -> tuple[int, str, str]:
-    import sys
 
     done = subprocess.run(
-        [sys.executable, "-c", ORCHESTRATOR, "issuers", *words],
+        [*fork_server.orchestrator(), "issuers", *words],
         env=oauth.bench.environment(**more),
         capture_output=True,
         text=True,

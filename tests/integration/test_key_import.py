@@ -9,7 +9,6 @@ import json
 import secrets
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import yaml
 from bench import Bench, surroundings
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from fork_server import orchestrator
 
 from orchestrator.devstack.session import admin_environment
 
@@ -50,7 +50,7 @@ class Admin:
 
     def run(self, *arguments: str, given: str | bytes = "") -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(
-            [sys.executable, "-m", "orchestrator.cli", "provision", *arguments],
+            [*orchestrator(), "provision", *arguments],
             input=given.encode() if isinstance(given, str) else given,
             capture_output=True,
             env={**surroundings(), **admin_environment(self.bench.provisioned)},

@@ -6,7 +6,6 @@ import asyncio
 import json
 import socket
 import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ import hvac.exceptions
 import pytest
 from app_server import served
 from database_servers import Authority, encrypted, listening, pump
+from fork_server import orchestrator
 from oauth import ALICE, FILES, KEYS, MAIL, READ, SECRET, SUPPORT, OAuth, escaped_tokens
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -439,7 +439,7 @@ def test_prove_tells_what_a_token_is_not_good_for(oauth_bench: OAuth, tmp_path: 
     environment = oauth_bench.bench.environment(
         ORCHESTRATOR_ISSUERS=str(oauth_bench.file), ORCHESTRATOR_POLICY="allow-all"
     )
-    command = [sys.executable, "-m", "orchestrator.cli", "prove", str(file), "--json"]
+    command = [*orchestrator(), "prove", str(file), "--json"]
     proven = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert proven.returncode == ExitCode.DONE, proven.stderr
     [grant] = [each for each in json.loads(proven.stdout)["grants"] if each["grant"] == "api"]

@@ -6,7 +6,6 @@ import asyncio
 import json
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -22,6 +21,7 @@ import hvac.exceptions
 import psycopg
 import pytest
 from bench import Bench, surroundings
+from fork_server import orchestrator
 from waiting import wait_for
 
 from orchestrator.assembly import open_services
@@ -391,7 +391,7 @@ def served(bench: Bench, **variables: str) -> Iterator[Callable[[], int]]:
     words = ["serve", str(folder), "--listen", "127.0.0.1:0", "--log-format", "json"]
     with log.open("wb") as written:
         process = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.cli", *words],
+            [*orchestrator(), *words],
             env={**surroundings(), **without_login, "ORCHESTRATOR_POLICY": "allow-all", **variables},
             stdout=subprocess.DEVNULL,
             stderr=written,

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from bench import Bench
 from escaped import holds_secret
+from fork_server import orchestrator
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from test_serve import Served, served  # noqa: F401 -- a fixture
@@ -128,7 +129,8 @@ def run(
         "ORCHESTRATOR_POLICY": "allow-all",
         **variables,
     }
-    command = [sys.executable, *(start or ("-m", "orchestrator.cli")), "run", str(path), "--json", *arguments]
+    program = [sys.executable, *start] if start else orchestrator()
+    command = [*program, "run", str(path), "--json", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
@@ -280,7 +282,7 @@ def test_a_worker_sends_spans_of_what_was_queued(bench: Bench, collector: Collec
         "OTEL_BSP_SCHEDULE_DELAY": "100",
         **collector.environment,
     }
-    command = [sys.executable, "-m", "orchestrator.cli"]
+    command = orchestrator()
     subprocess.run([*command, "queue", "add", str(path), "--run-id", "queued"], env=environment, check=True)
     with (bench.directory / "worker.log").open("wb") as log:
         worker = subprocess.Popen([*command, "worker", "--no-listen"], env=environment, stderr=log)

@@ -6,7 +6,6 @@ import asyncio
 import json
 import ssl
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -25,6 +24,7 @@ from bench import Bench, surroundings
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from fork_server import orchestrator
 from joserfc import jwt
 from joserfc.jwk import ECKey
 
@@ -481,7 +481,7 @@ def command(bench: Bench, **variables: str) -> subprocess.CompletedProcess[str]:
         "ORCHESTRATOR_POLICY": "allow-all",
         **variables,
     }
-    words = [sys.executable, "-m", "orchestrator.cli", "run", str(file)]
+    words = [*orchestrator(), "run", str(file)]
     return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
 
 
