@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -106,7 +107,9 @@ class AwsServer:
         from botocore.config import Config
         from botocore.session import Session
 
-        return Session().create_client(
+        session = Session()
+        session.register_component("data_loader", _descriptions())
+        return session.create_client(
             service,
             region_name=REGION,
             endpoint_url=self.endpoint,
@@ -157,6 +160,14 @@ class AwsServer:
             s3.create_bucket(Bucket=bucket)
             for customer in ("42", "43"):
                 s3.put_object(Bucket=bucket, Key=f"{customer}/may.csv", Body=f"{bucket} of {customer}".encode())
+
+
+@cache
+def _descriptions() -> Any:
+    """botocore's files that describe AWS, each of which is read once: that takes longer than anything asked here."""
+    from botocore.loaders import create_loader
+
+    return create_loader()
 
 
 def _policy(actions: list[str], resources: list[str]) -> str:
