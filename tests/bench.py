@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,16 @@ from orchestrator.runs.engines.types import EngineName
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import RunOutcome, RunRequest
 from orchestrator.workflow.inputs import bind_inputs
-from orchestrator.workflow.loader import load, load_text
+from orchestrator.workflow.loader import load_text
 from orchestrator.workflow.models.workflow import Workflow
 
 ROOT = Path(__file__).parents[1]
+
+
+@cache
+def samples() -> tuple[Workflow, ...]:
+    """The sample workflows, read once in a process."""
+    return tuple(load_workflows(ROOT / "workflows"))
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,7 @@ class Bench:
         with open_provisioning(
             self.provisioned.admin_config(),
             {"support": self.info.support_dsn},
-            workflows=load_workflows(ROOT / "workflows") if workflows is None else workflows,
+            workflows=samples() if workflows is None else workflows,
             declarations=self.declarations,
             endpoints=self.info.endpoints,
             token_issuer=self.info.issuer_url,
@@ -115,8 +122,7 @@ class Bench:
 
     def sample_grant(self, step: str) -> CompiledGrant:
         """What provisioning installed for a step of the sample workflow."""
-        loaded = load(ROOT / "workflows" / "customer_feedback.yaml", actions=catalog)
-        declared = loaded.workflow.steps[step]
+        declared = next(each for each in samples() if each.name == "customer_feedback").steps[step]
         grant = declared.grants["db"]
         assert isinstance(grant, DatabaseGrant)
         made = compiled(grant, step_timeout=declared.timeout)

@@ -13,6 +13,7 @@ import signal
 import socket
 import struct
 import sys
+from contextlib import suppress
 
 
 def main(address: str, words: list[str]) -> None:
@@ -28,7 +29,8 @@ def main(address: str, words: list[str]) -> None:
         os.close(descriptor)
     code = os.waitstatus_to_exitcode(struct.unpack("i", os.read(ended, 4))[0])
     if code < 0:
-        signal.signal(-code, signal.SIG_DFL)
+        with suppress(OSError):  # of SIGKILL, which nobody catches
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     os._exit(code)
 

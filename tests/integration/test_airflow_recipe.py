@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 import psycopg
 import pytest
 from bench import ROOT, Bench
+from fork_server import orchestrator
 from waiting import wait_for
 
 from orchestrator.actions.catalog import catalog
@@ -100,7 +102,7 @@ def command_on_path(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     folder = tmp_path / "bin"
     folder.mkdir()
     program = folder / "orchestrator"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m orchestrator.cli "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(orchestrator())} "$@"\n')
     program.chmod(0o755)
     for name in os.environ:
         if name.startswith(("ORCHESTRATOR_", "VAULT_")):

@@ -11,7 +11,7 @@ from typing import Any
 import hvac
 import hvac.exceptions
 import pytest
-from bench import ROOT, Bench
+from bench import ROOT, Bench, samples
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.devstack.stack import DevStack
@@ -26,8 +26,8 @@ Act = Callable[[Bench], Any]
 
 
 @contextmanager
-def provisioning(bench: Bench, *, prune: bool = False, workflows: Path = ROOT / "workflows") -> Iterator[Provisioning]:
-    with bench.provisioning(load_workflows(workflows), prune=prune) as work:
+def provisioning(bench: Bench, *, prune: bool = False, workflows: Path | None = None) -> Iterator[Provisioning]:
+    with bench.provisioning(None if workflows is None else load_workflows(workflows), prune=prune) as work:
         yield work
 
 
@@ -233,7 +233,7 @@ def test_an_interrupted_apply_converges_when_it_is_done_again(tmp_path: Path) ->
             with open_provisioning(
                 config,
                 {"support": info.support_dsn},
-                workflows=load_workflows(ROOT / "workflows"),
+                workflows=samples(),
                 declarations=ROOT / "vault",
                 endpoints=info.endpoints,
             ) as work:
@@ -354,7 +354,7 @@ NARROWER
 def test_narrower_forms_come_and_go_without_touching_the_whole(bench: Bench) -> None:
     def flow(narrower: str = "") -> list[Workflow]:
         text = NARROWED.replace("NARROWER", narrower)
-        return [*load_workflows(ROOT / "workflows"), load_text(text, filename="flow.yaml", actions=catalog).workflow]
+        return [*samples(), load_text(text, filename="flow.yaml", actions=catalog).workflow]
 
     def forms(workflows: Sequence[Workflow]) -> dict[str | None, CompiledGrant]:
         grant = workflows[-1].steps["work"].grants["db"]
