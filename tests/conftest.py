@@ -25,7 +25,6 @@ import oauth
 import psycopg
 import pytest
 from bench import LEDGER_FILES, SETUPS, Bench, Setup, prepare
-from clusters import Copied
 from escaped import escaped_secrets, holds_secret
 from fork_server import ForkServer
 from hypothesis import settings
@@ -51,15 +50,6 @@ def pytest_collection_finish() -> None:
     """Leave out the tests themselves, whenever garbage is looked for from here on."""
     gc.freeze()
     gc.enable()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_initdb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Servers that are not durable begin as copies of the first."""
-    initialise = Copied(Postgres._initialise, tmp_path_factory.mktemp("cluster"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Postgres, "_initialise", lambda server: initialise(server))
-        yield
 
 
 @pytest.fixture(scope="session")
