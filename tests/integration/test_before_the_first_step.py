@@ -6,11 +6,11 @@ import io
 import json
 import os
 import subprocess
-import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import pytest
 from bench import Bench
 
@@ -20,7 +20,6 @@ from orchestrator.ledger.events import Decided, LeaseRequested
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.policy.engines.rego.engine import PolicySource, RegoEngine
 
-COMMAND = [sys.executable, "-c", "from orchestrator.cli.entry import run; run()"]
 HEAD = """version: 1
 name: invoices
 agent: tester
@@ -322,10 +321,10 @@ class TestManyFiles:
     )
     def test_the_standard_input_is_a_file_too(self, given: str, code: int, bench: Bench, tmp_path: Path) -> None:
         ran = subprocess.run(
-            [*COMMAND, "validate", "-"],
+            [*fork_server.orchestrator(), "validate", "-"],
             input=given,
             cwd=tmp_path,
-            env={**bench.environment(), "PYTHONPATH": os.pathsep.join(sys.path)},
+            env=bench.environment(),
             capture_output=True,
             text=True,
             check=False,
@@ -341,9 +340,9 @@ class TestManyFiles:
         (folder / "c.yaml").write_text(text_of("action: exec, outputs: [nope], with: { command: [/bin/true] }"))
         environment = {**bench.environment(), "ORCHESTRATOR_AUTH_TOKEN": bench.info.root_token.reveal()}
         ran = subprocess.run(
-            [*COMMAND, "provision", "plan", "--workflows", str(folder)],
+            [*fork_server.orchestrator(), "provision", "plan", "--workflows", str(folder)],
             cwd=tmp_path,
-            env={**environment, "PYTHONPATH": os.pathsep.join(sys.path)},
+            env=environment,
             capture_output=True,
             text=True,
             check=False,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from bench import Bench
+from fork_server import orchestrator
 
 from orchestrator.actions import confinement
 from orchestrator.actions.confinement import Confinement, available_parts
@@ -66,7 +67,7 @@ def test_the_command_line_shows_it_and_the_environment_chooses(bench: Bench) -> 
     }
 
     def command(*arguments: str, **more: str) -> Any:
-        program = [sys.executable, "-m", "orchestrator.cli", *arguments, "--json"]
+        program = [*orchestrator(), *arguments, "--json"]
         done = subprocess.run(program, env={**environment, **more}, capture_output=True, text=True, cwd=bench.directory)
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 
+import fork_server
 import pytest
 from bench import ROOT, Bench
 from waiting import wait_for
@@ -42,9 +43,10 @@ steps:
 def orchestrator(
     bench: Bench, *arguments: str, shell: str = "", **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own; `shell` is what a shell does with its streams."""
+    """The command; with `shell`, what a shell does with its streams, in a process of its own from the start."""
+    program = ["/bin/sh", "-c", f'exec "$@" {shell}', "sh", *COMMAND] if shell else fork_server.orchestrator()
     return subprocess.run(
-        ["/bin/sh", "-c", f'exec "$@" {shell}', "sh", *COMMAND, *arguments],
+        [*program, *arguments],
         cwd=bench.directory,
         env=surroundings(bench, **environment),
         capture_output=True,
