@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any
 
 import pytest
 from bench import Bench
-from fork_server import orchestrator
 
 from orchestrator.actions.confinement import Confinement
 from orchestrator.actions.process.private_folders import memory_folder, private_folder, temporary_folder
@@ -143,7 +143,7 @@ def test_a_process_of_the_command_line_knows_what_its_environment_told_it(bench:
     workflow = tmp_path / "reads.yaml"
     workflow.write_text(PRINTS.format(script=f"cat {file}"))
     done = subprocess.run(
-        [*orchestrator(), "run", str(workflow), "--json"],
+        [sys.executable, "-m", "orchestrator.cli", "run", str(workflow), "--json"],
         env={
             **environment,
             "ORCHESTRATOR_AUTH_SECRET_ID_FILE": str(file),
