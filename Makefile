@@ -17,7 +17,7 @@ SPREAD := --dist loadfile --no-loadscope-reorder
 # The tests start hundreds of processes: each would compile every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-mail test lint types contracts unit faults format lock audit sbom clean
+.PHONY: demo demo-mail test lint types contracts unit faults format reference docs lock audit sbom clean
 
 demo: $(STAMP)
 	$(BIN)/orchestrator demo
@@ -46,6 +46,14 @@ faults: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The reference pages, from the code.
+reference: $(STAMP)
+	$(BIN)/python -m tools.reference
+
+# The site, in `site/`, without a network: dead links and anchors are errors.
+docs: reference
+	$(BIN)/mkdocs build --strict
 
 # Everything that is installed is locked, with the hash of each file that may be; this project itself is built by what is
 # locked, too.

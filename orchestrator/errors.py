@@ -13,6 +13,7 @@ class ExitCode(IntEnum):
     """What the process answers to its scheduler."""
 
     DONE = 0
+    """Done, and every credential is confirmed gone."""
     DEFECT = 1
     """Something that nobody foresaw: a defect of the orchestrator."""
     INVALID = 2
@@ -20,6 +21,7 @@ class ExitCode(IntEnum):
     REFUSED = 3
     """A policy or Vault refused a grant."""
     STEP_FAILED = 4
+    """A step failed, or a check found that something is not as it should be."""
     UNREACHABLE = 5
     """A service that the run needs did not answer."""
     UNCONFIRMED = 6
@@ -27,7 +29,9 @@ class ExitCode(IntEnum):
     WAITING = 7
     """Nothing is open, and the rest waits until somebody has approved it."""
     INTERRUPTED = 130
+    """Ended by SIGINT, or by `runs cancel`, after revoking."""
     TERMINATED = 143
+    """Ended by SIGTERM, after revoking."""
 
 
 class OrchestratorError(Exception):

@@ -90,20 +90,31 @@ class Settings(BaseSettings):
     )
 
     vault_addr: HttpAddress | None = Field(default=None, validation_alias=_or_vaults("VAULT_ADDR", "vault_addr"))
+    """Where Vault is. On another machine it is `https`, unless `vault_plain_http` says otherwise."""
     vault_namespace: str | None = Field(default=None, validation_alias=_or_vaults("VAULT_NAMESPACE", "vault_namespace"))
+    """The namespace of Vault that everything is in, where it has such."""
     vault_cacert: Path | None = Field(default=None, validation_alias=_or_vaults("VAULT_CACERT", "vault_cacert"))
+    """A file of certificates in PEM: the authorities that are trusted with Vault's, instead of the system's."""
     vault_plain_http: bool = False
     """Whether Vault may be spoken to without TLS on another machine: who can listen there reads every secret."""
     auth_method: Method | None = None
     """None: the first of approle, token and token file for which something is set."""
     auth_role_id: str | None = None
+    """Of an AppRole login; `provision apply` says it."""
     auth_secret_id: SecretStr | None = None
+    """Of an AppRole login. A file is better: other processes of the user can read variables."""
     auth_secret_id_file: Path | None = None
+    """The file that holds the secret id; read at each login, so that it may be replaced."""
     auth_token: SecretStr | None = Field(default=None, validation_alias=_or_vaults("VAULT_TOKEN", "auth_token"))
+    """A token of Vault's, instead of a login."""
     auth_token_file: Path | None = None
+    """The file that holds a token, such as the sink of a Vault Agent."""
     auth_role: str | None = None
+    """The role of a Kubernetes or JWT login."""
     auth_jwt_file: Path | None = None
+    """The file that holds the JWT of such a login; for Kubernetes the pod's own, where none is named."""
     auth_mount: str | None = None
+    """The mount path of the auth method; by default that method's name."""
 
     endpoints: dict[str, Address] = Field(default_factory=dict)
     """Addresses of services and databases without any secret, by the name that workflows use."""
@@ -118,7 +129,9 @@ class Settings(BaseSettings):
     engine: Literal["local", "dbos"] = "local"
     """How runs are driven."""
     policy: str = "rego"
+    """The engine that decides: `rego`, `opa`, `authzen`, `allow-all`, or that of an extension."""
     policy_path: Path = Field(default_factory=default_policies)
+    """The folder of the policies; by default `orchestrator/policies` in the user's folder for configuration."""
     policy_options: dict[str, str] = Field(default_factory=dict)
     """What the engine is told that asks a service, such as `url`; see docs/policies.md."""
     notify: dict[str, SecretStr] = Field(default_factory=dict)
@@ -144,7 +157,9 @@ class Settings(BaseSettings):
     sweep_interval: Annotated[float, Field(ge=1)] = 900.0
     """Seconds between two sweeps of expired logins by `serve` and `worker`."""
     max_output_bytes: Annotated[int, Field(gt=0)] = 1 << 20
+    """Bytes of JSON that the kept output of a step may have."""
     max_parallel: Annotated[int, Field(gt=0)] = 8
+    """How many steps of a run may be under way at once."""
     connection_runs: dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
     """How many queued runs may use a connection at once, over all workers, by connection."""
     connection_leases: dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
@@ -152,6 +167,7 @@ class Settings(BaseSettings):
     confinement: Confinement = Confinement.BEST
     """Whether programs of `exec` and `python` steps are confined: `required`, `best` or `off`."""
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
+    """The least that is logged; `debug` shows where errors come from, too."""
     provision_databases: dict[str, SecretStr] = Field(default_factory=dict)
     """DSNs of the administrators' logins, by connection; only `provision` uses them."""
     catalog_databases: dict[str, SecretStr] = Field(default_factory=dict)

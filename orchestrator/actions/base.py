@@ -53,6 +53,9 @@ class Params(BaseModel):
     output_types: ClassVar[Mapping[str, OutputType]] = {}
     """What is known of the output's keys; `validate` holds expressions against it. The others may be anything."""
 
+    output_descriptions: ClassVar[Mapping[str, str]] = {}
+    """What each key of the output is, for the reference; `*` where the output may be anything."""
+
     fixed: ClassVar[frozenset[str]] = frozenset()
     """Parameters that say what is done, or are read as a language (SQL, a program's name): nothing that an agent
     chooses when it calls a tool may be in them. All others take such values as data."""

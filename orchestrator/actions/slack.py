@@ -58,6 +58,11 @@ class PostMessageParams(Params):
     """A message, where it goes, and the bot token that sends it; lengths and formats are Slack's to judge."""
 
     output_types: ClassVar[Mapping[str, OutputType]] = {"ok": "bool", "channel": "string", "ts": "string"}
+    output_descriptions: ClassVar[Mapping[str, str]] = {
+        "ok": "Always true: anything else fails the step.",
+        "channel": "The id of the channel.",
+        "ts": "The message's timestamp, which is its id in the channel; for `thread_ts`.",
+    }
 
     token: Annotated[str, GrantRef("secret", "dynamic", "oauth2"), Field(pattern=r"^[^.]+\.[^.]+$")] = Field(
         description="`grant.field` that holds the bot token."

@@ -36,6 +36,11 @@ class CallParams(Params):
     """One operation, by AWS's own names, and its parameters, which are data."""
 
     output_types: ClassVar[Mapping[str, OutputType]] = {"status": "int", "request_id": "string", "result": "map"}
+    output_descriptions: ClassVar[Mapping[str, str]] = {
+        "status": "The HTTP status of the answer.",
+        "request_id": "AWS's own id of the request, for its logs and support.",
+        "result": "What the operation gives, by the names of AWS's API reference.",
+    }
     fixed: ClassVar[frozenset[str]] = frozenset({"service", "operation", "region", "endpoint"})
     endpoints: ClassVar[frozenset[str]] = frozenset({"endpoint"})
 

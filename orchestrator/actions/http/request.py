@@ -47,15 +47,24 @@ class RequestParams(Params):
     """One request. Header and query values are fixed by the workflow; a credential comes from `bearer` or `auth`."""
 
     output_types: ClassVar[Mapping[str, OutputType]] = {"status": "int", "headers": "map"}
+    output_descriptions: ClassVar[Mapping[str, str]] = {
+        "status": "The status of the answer.",
+        "headers": "Those of its headers that may be shown, by their names in lower case.",
+        "body": "Its body: JSON where the answer says that it is that, else text.",
+    }
     fixed: ClassVar[frozenset[str]] = frozenset(
         {"method", "body", "follow_redirects", "redirect_origins", "auth", "ca", "certificate"}
     )
     literal: ClassVar[frozenset[str]] = frozenset({"auth", "certificate"})
     urls: ClassVar[frozenset[str]] = frozenset({"url"})
 
-    method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] = "GET"
+    method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] = Field(
+        default="GET", description="What is asked."
+    )
     url: Annotated[str, AfterValidator(_url)] = Field(description="An absolute http or https URL.")
-    headers: Annotated[dict[str, str], AfterValidator(_headers)] = Field(default_factory=dict)
+    headers: Annotated[dict[str, str], AfterValidator(_headers)] = Field(
+        default_factory=dict, description="Headers of the request; none that holds a credential."
+    )
     query: dict[str, Scalar | list[Scalar]] = Field(default_factory=dict, description="Added to the URL's own query.")
     json_: Json = Field(default=None, alias="json", description="A JSON body.")
     form: dict[str, Scalar] | None = Field(default=None, description="A form body (x-www-form-urlencoded).")

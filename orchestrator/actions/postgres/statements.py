@@ -29,6 +29,11 @@ _INFLOW_OF_JSON, _INFLOW_BESIDE = 2, 1 << 20
 
 class _Statement(Params):
     output_types: ClassVar[Mapping[str, OutputType]] = {"rows": "maps", "row_count": "int", "columns": "list"}
+    output_descriptions: ClassVar[Mapping[str, str]] = {
+        "rows": "What came back: a map of column to value for each row.",
+        "row_count": "How many rows came back, or were written.",
+        "columns": "The names of the columns, in the statement's order.",
+    }
     fixed: ClassVar[frozenset[str]] = frozenset({"sql", "server_messages"})
 
     sql: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")] = Field(

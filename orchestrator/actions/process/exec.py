@@ -60,6 +60,11 @@ class ExecParams(ConfinedParams):
     """A program, and where it finds the step's credentials: in variables, or in files that only it can read."""
 
     output_types: ClassVar[Mapping[str, OutputType]] = {"exit_code": "int", "stdout": "string"}
+    output_descriptions: ClassVar[Mapping[str, str]] = {
+        "exit_code": "The exit status of the program: 0, since any other fails the step.",
+        "stdout": "What it wrote to its standard output, as text.",
+        "json": "What it wrote there, read as JSON.",
+    }
     fixed: ClassVar[frozenset[str]] = ConfinedParams.fixed | {"command", "cwd"}
 
     command: Annotated[list[Text], Field(min_length=1)] = Field(
@@ -75,7 +80,9 @@ class ExecParams(ConfinedParams):
         "to; another PATH needs a program with its full path. What makes a program load or start something else (LD_*, "
         "PYTHON*, ENV, ...) is refused.",
     )
-    credentials: ExecCredentials = Field(default_factory=ExecCredentials)
+    credentials: ExecCredentials = Field(
+        default_factory=ExecCredentials, description="Which credentials the program finds, and where."
+    )
     cwd: LocalPath | None = Field(
         default=None,
         description="Where it is started, and what it may read; a relative path begins in the folder of the workflow's "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,9 @@ class PythonParams(ConfinedParams):
     """A function by the name under which it is imported, its arguments, and where its module is looked for."""
 
     takes_new_credentials: ClassVar[bool] = True
+    output_descriptions: ClassVar[Mapping[str, str]] = {
+        "*": "What the function returns, as JSON. Where `outputs` names keys of it, that is a dictionary with these.",
+    }
     fixed: ClassVar[frozenset[str]] = ConfinedParams.fixed | {"callable", "path"}
 
     callable: Annotated[str, Field(pattern=rf"^{_IDENTIFIER}(\.{_IDENTIFIER})*:{_IDENTIFIER}(\.{_IDENTIFIER})*$")] = (

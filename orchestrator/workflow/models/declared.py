@@ -39,8 +39,8 @@ class Part(BaseModel):
 class Declared(Part):
     """The type of a value and its bounds."""
 
-    type: Literal["string", "integer", "number", "boolean"] = "string"
-    description: str = ""
+    type: Literal["string", "integer", "number", "boolean"] = Field(default="string", description="What it is.")
+    description: str = Field(default="", description="What it is for; agents and people read it.")
     default: Any = Field(
         default=None, description="Used when the value is not given. Without it the value is required."
     )
@@ -84,7 +84,9 @@ class Declared(Part):
 class Input(Declared):
     """One typed input of a workflow, given with `run --input name=value`, or by whoever opens a task."""
 
-    type: Literal["string", "integer", "number", "boolean", "array", "object"] = "string"  # type: ignore[assignment]
+    type: Literal["string", "integer", "number", "boolean", "array", "object"] = Field(  # type: ignore[assignment]
+        default="string", description="What it is."
+    )
     secret: bool = Field(
         default=False, description="Never shown, logged or recorded; may only be passed on whole, never computed with."
     )

@@ -42,7 +42,7 @@ class Step(Part):
     """One node of the workflow: an action, what it is given, and the credentials it may hold meanwhile."""
 
     action: str = Field(description="What to do, such as `postgres.query`.")
-    description: str = ""
+    description: str = Field(default="", description="What it is for, for people.")
     with_: dict[str, Any] = Field(
         default_factory=dict,
         validation_alias=AliasChoices("with"),

@@ -81,9 +81,9 @@ class Workflow(Part):
     Each step, and each call of a tool, has only the credentials that it names.
     """
 
-    version: Literal[1]
-    name: Name
-    description: str = ""
+    version: Literal[1] = Field(description="The version of the language: 1.")
+    name: Name = Field(description="What the workflow is called; no two of a folder have the same.")
+    description: str = Field(default="", description="What it is for, for people.")
     agent: Annotated[str, Field(max_length=128)] = Field(
         default="",
         description="The identity the workflow acts for; policies see it and tokens carry it as `sub`. With `tools` "
@@ -92,7 +92,9 @@ class Workflow(Part):
     context: dict[Name, Scalar] = Field(
         default_factory=dict, description="The task's context, for policies; may use `${{ inputs.* }}`."
     )
-    inputs: dict[Name, Input] = Field(default_factory=dict)
+    inputs: dict[Name, Input] = Field(
+        default_factory=dict, description="What is given to a run, or to a task, by name."
+    )
     schedule: Schedule | None = None
     on_failure: Literal["continue", "cancel"] = Field(
         default="continue", description="Whether steps that do not depend on a failed one go on or are cancelled."
