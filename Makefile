@@ -53,7 +53,7 @@ reference: $(STAMP)
 
 # The site, in `site/`, without a network: dead links and anchors are errors.
 docs: reference
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # Everything that is installed is locked, with the hash of each file that may be; this project itself is built by what is
 # locked, too.

@@ -100,11 +100,11 @@ class Settings(BaseSettings):
     auth_method: Method | None = None
     """None: the first of approle, token and token file for which something is set."""
     auth_role_id: str | None = None
-    """Of an AppRole login; `provision apply` says it."""
+    """Of an AppRole login: what Vault has at `auth/approle/role/orchestrator-runtime/role-id`."""
     auth_secret_id: SecretStr | None = None
     """Of an AppRole login. A file is better: other processes of the user can read variables."""
     auth_secret_id_file: Path | None = None
-    """The file that holds the secret id; read at each login, so that it may be replaced."""
+    """The file that holds the secret id, read when the process starts."""
     auth_token: SecretStr | None = Field(default=None, validation_alias=_or_vaults("VAULT_TOKEN", "auth_token"))
     """A token of Vault's, instead of a login."""
     auth_token_file: Path | None = None

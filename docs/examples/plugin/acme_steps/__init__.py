@@ -1,0 +1,1 @@
+"""Steps and policies of Acme's."""
