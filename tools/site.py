@@ -1,8 +1,8 @@
-"""What the site makes of links that leave `docs/`: a hook of MkDocs (https://www.mkdocs.org/user-guide/configuration/#hooks).
+"""What the site makes of links that leave `docs/`: a hook of MkDocs (its user guide, under Configuration, `hooks`).
 
-A page links to files of the repository as the forge needs it (`../workflows/policies`). On the site each of these is a page
-of its own below `repository/`: Markdown as it is, any other file as a block of code, a folder as the list of what is in it.
-What is nowhere stays as it is written, and is a dead link for MkDocs, which `--strict` makes an error.
+A page links to files of the repository as the forge needs it (`../workflows/policies`). On the site each of these is a
+page of its own below `repository/`: Markdown as it is, any other file as a block of code, a folder as a list of what it
+holds. What is nowhere stays as it is written, and is a dead link for MkDocs, which `--strict` makes an error.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ def rewritten(text: str, uri: str) -> str:
 
 def linked(text: str, origin: str) -> set[str]:
     """The files and folders of the repository that a text at `origin` links to, as paths below its root."""
-    found = (resolved(link[2], origin) for is_code, part in _parts(text) if not is_code for link in _LINK.finditer(part))
+    found = (
+        resolved(link[2], origin) for is_code, part in _parts(text) if not is_code for link in _LINK.finditer(part)
+    )
     return {path for path in found if path is not None and (ROOT / path).exists()}
 
 
