@@ -119,6 +119,8 @@ def test_python_is_python(block: Block) -> None:
 def test_rego_is_rego(block: Block, tmp_path: Path) -> None:
     text = block.text if "package " in block.text else f"package orchestrator\n\nimport rego.v1\n\n{block.text}"
     (tmp_path / "shown.rego").write_text(text)
+    if "package orchestrator\n" not in text:
+        (tmp_path / "other.rego").write_text('package orchestrator\n\ndecision := {"allow": false}\n')
     RegoEngine.from_directory(tmp_path)
 
 
