@@ -15,7 +15,7 @@ from bench import ROOT
 from tools import site
 from tools.reference.markdown import slug
 
-BUILT = ("docs", "orchestrator", "workflows", "vault", "deploy", "benchmarks", "tools")
+BUILT = ("docs", "orchestrator", "workflows", "vault", "deploy", "benchmarks", "tools", "tests")
 
 
 def build(root: Path, to: Path) -> subprocess.CompletedProcess[str]:
@@ -79,6 +79,7 @@ def test_a_dead_link_or_anchor_fails_the_build(copied: Path, tmp_path: Path, wri
         page.write(f"\n{written}\n")
     ended = build(copied, tmp_path / "site")
     assert ended.returncode != 0
+    assert "Aborted with 1 warnings" in ended.stdout + ended.stderr
     assert said in ended.stdout + ended.stderr
 
 
