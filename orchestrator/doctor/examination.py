@@ -9,14 +9,14 @@ from orchestrator.doctor.endpoints import endpoints
 from orchestrator.doctor.findings import Finding, Mark, fault, fault_of, not_seen
 from orchestrator.doctor.ledger import AREA as LEDGER
 from orchestrator.doctor.ledger import ledger
-from orchestrator.doctor.login import AREA as LOGIN
-from orchestrator.doctor.login import login
 from orchestrator.doctor.machine import confinement, extras, home_token
 from orchestrator.doctor.policies import AREA as POLICIES
 from orchestrator.doctor.policies import policies
 from orchestrator.doctor.subject import Subject
-from orchestrator.doctor.vault import AREA as VAULT
-from orchestrator.doctor.vault import vault
+from orchestrator.doctor.vault.login import AREA as LOGIN
+from orchestrator.doctor.vault.login import login
+from orchestrator.doctor.vault.server import AREA as VAULT
+from orchestrator.doctor.vault.server import vault
 from orchestrator.doctor.workflows import lacks
 from orchestrator.errors import ExitCode, OrchestratorError, Unreachable
 

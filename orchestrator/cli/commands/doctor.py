@@ -106,7 +106,7 @@ def _issued(settings: Settings, loaded: Sequence[LoadedWorkflow]) -> list[Findin
     from orchestrator.cli import interruption
     from orchestrator.cli.connect import redactor, runner_config
     from orchestrator.doctor.findings import fault_of
-    from orchestrator.doctor.issuing import AREA, issued
+    from orchestrator.doctor.vault.issuing import AREA, issued
 
     async def go() -> list[Finding]:
         async with interruptible_services(runner_config(settings), redactor=redactor()) as (services, interruptions):

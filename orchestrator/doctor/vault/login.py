@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from orchestrator.doctor.findings import Finding, fault, fault_of, fine, not_seen, warning
-from orchestrator.doctor.installed import installed
-from orchestrator.doctor.rights import AREA as RIGHTS
-from orchestrator.doctor.rights import TOO_MUCH, too_much
 from orchestrator.doctor.subject import Subject
+from orchestrator.doctor.vault.installed import installed
+from orchestrator.doctor.vault.rights import AREA as RIGHTS
+from orchestrator.doctor.vault.rights import TOO_MUCH, too_much
 from orchestrator.errors import ExitCode, OrchestratorError
 from orchestrator.vault.config import TokenAuth, TokenFileAuth, VaultConfig
 from orchestrator.vault.faults import VaultRefused
