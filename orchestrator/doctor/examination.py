@@ -33,7 +33,8 @@ async def examine(subject: Subject) -> list[Finding]:
         endpoints(subject),
     )
     here = [*extras(subject), confinement(subject.confinement), *home_token(subject.home_token)]
-    return [*lacks(subject.workflows, subject.endpoints), *(each for found in at_once for each in found), *here]
+    missing = lacks(subject.workflows, subject.endpoints, subject.destinations)
+    return [*missing, *(each for found in at_once for each in found), *here]
 
 
 async def _vault(subject: Subject) -> list[Finding]:

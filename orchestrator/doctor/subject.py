@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +29,8 @@ class Subject:
     remember: Callable[[Secret], None]
     endpoints: Mapping[str, str] = field(default_factory=dict)
     primaries: Mapping[str, str] = field(default_factory=dict)
+    destinations: Collection[str] = ()
+    """Whom the settings know how to tell something."""
     workflows: Sequence[LoadedWorkflow] = ()
     engine: str = "local"
     confinement: Confinement = Confinement.BEST

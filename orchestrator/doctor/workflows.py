@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.actions.catalog import catalog
@@ -34,17 +34,19 @@ def read(given: Iterable[Path]) -> tuple[list[LoadedWorkflow], list[Finding]]:
     return loaded, [_finding(problem) for problem in problems]
 
 
-def lacks(workflows: Iterable[LoadedWorkflow], endpoints: Mapping[str, str]) -> Iterator[Finding]:
+def lacks(
+    workflows: Iterable[LoadedWorkflow], endpoints: Mapping[str, str], destinations: Collection[str]
+) -> Iterator[Finding]:
     """What a run of each would lack before its first step."""
     missing = False
     told = tuple(workflows)
     for loaded in told:
-        for problem in lacking(loaded, endpoints, never=none_for_certain):
+        for problem in lacking(loaded, endpoints, never=none_for_certain, destinations=destinations):
             missing = True
             yield _finding(problem)
     if told and not missing:
         names = ", ".join(sorted({loaded.workflow.name for loaded in told}))
-        yield fine(AREA, f"valid, with every endpoint that they name: {names}")
+        yield fine(AREA, f"valid, with every endpoint and destination that they name: {names}")
 
 
 def _finding(problem: Problem) -> Finding:

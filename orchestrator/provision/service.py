@@ -40,6 +40,19 @@ class Drift:
     notes: Sequence[str]
 
 
+@dataclass(frozen=True, slots=True)
+class RuntimeLogin:
+    """The AppRole that the runtime logs in by. A role id is no secret: it is of no use without a secret id."""
+
+    name: str
+    role_id: str
+
+    @property
+    def secret_id_path(self) -> str:
+        """Where Vault makes a secret id for it."""
+        return f"auth/approle/role/{self.name}/secret-id"
+
+
 class Provisioning:
     """Desired against actual, for one Vault and the databases of its connections."""
 
@@ -57,6 +70,11 @@ class Provisioning:
         self._objects = objects
         self._runtime = runtime
         self._prune = prune
+
+    def runtime_login(self) -> RuntimeLogin | None:
+        """What the runtime needs to know in order to log in, as soon as it is installed."""
+        found = self._admin.read(f"auth/approle/role/{self._runtime.name}/role-id") or {}
+        return RuntimeLogin(self._runtime.name, str(found["role_id"])) if "role_id" in found else None
 
     def plan(self) -> list[Change]:
         """What `apply` would do; changes nothing."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -27,6 +28,7 @@ from waiting import wait_for
 
 from orchestrator.cli.main import main
 from orchestrator.devstack.ports import free_port
+from orchestrator.devstack.session import admin_environment
 from orchestrator.devstack.stack import DevStack
 
 WORKFLOW = ROOT / "workflows" / "customer_feedback.yaml"
@@ -531,3 +533,47 @@ def port_of(url: str) -> tuple[str, int]:
     parts = urlsplit(url)
     assert parts.port is not None
     return str(parts.hostname), parts.port
+
+
+def test_what_apply_tells_is_enough_to_log_in_and_the_doctor_agrees(bench: Bench, tmp_path: Path) -> None:
+    admin = {
+        **admin_environment(bench.provisioned),
+        "ORCHESTRATOR_AUTH_ROLE_ID": None,
+        "ORCHESTRATOR_AUTH_SECRET_ID": None,
+        "ORCHESTRATOR_AUTH_METHOD": None,
+    }
+    where = ("--workflows", str(ROOT / "workflows"), "--declarations", str(bench.declarations))
+    code, out, err = orchestrator(bench, "provision", "apply", *where, **admin)
+    assert code == 0, err
+    told = dict(re.findall(r"export (ORCHESTRATOR_\w+)=(\S+)", out))
+    made = re.search(r"vault write -f -wrap-ttl=5m -field=wrapping_token (\S+)", out)
+    assert made is not None
+    wrapped = bench.vault.write(made[1], wrap_ttl="5m")["wrap_info"]["token"]
+    secret_id = bench.vault.sys.unwrap(wrapped)["data"]["secret_id"]
+    assert secret_id not in out
+    file = tmp_path / "secret-id"
+    file.write_text(secret_id)
+    report = doctor(
+        bench,
+        str(WORKFLOW),
+        ORCHESTRATOR_AUTH_ROLE_ID=told["ORCHESTRATOR_AUTH_ROLE_ID"],
+        ORCHESTRATOR_AUTH_SECRET_ID=None,
+        ORCHESTRATOR_AUTH_SECRET_ID_FILE=str(file),
+    )
+    assert report.code == 0, report.text
+    assert report.of("login", "fine")
+    code, out, err = orchestrator(bench, "provision", "apply", *where, "--json", **admin)
+    assert json.loads(out)["runtime"] == {
+        "name": "orchestrator-runtime",
+        "role_id": told["ORCHESTRATOR_AUTH_ROLE_ID"],
+        "secret_id_path": made[1],
+    }
+
+
+def test_who_is_told_of_ends_must_be_in_the_settings(bench: Bench) -> None:
+    file = bench.directory / "told.yaml"
+    file.write_text(WORKFLOW.read_text() + "\nnotify: [{ to: oncall }]\n")
+    report = doctor(bench, str(file))
+    assert any("the settings know no destination `oncall`" in said for said in report.of("workflows"))
+    hook = "https://chat.example/hooks/secret"
+    assert doctor(bench, str(file), ORCHESTRATOR_NOTIFY__ONCALL=hook).of("workflows") == []

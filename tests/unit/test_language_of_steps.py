@@ -177,6 +177,7 @@ def test_who_is_told_must_be_known_where_that_is_looked_at() -> None:
         (
             4,
             "the settings know no destination `on-duty`",
-            "set `on-duty` under [notify] in the file that ORCHESTRATOR_CONFIG names to the URL of a webhook",
+            "set `on-duty` under [notify] in the file that ORCHESTRATOR_CONFIG names to the URL of a webhook: no shell "
+            "exports such a variable",
         ),
     ]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli.vault_login import vault_config
+from orchestrator.cli.vault_login import admin_config, vault_config
 from orchestrator.errors import UsageError
 from orchestrator.settings import Settings, load_settings
 from orchestrator.vault.config import AppRoleAuth, JwtAuth, KubernetesAuth, TokenAuth, TokenFileAuth
@@ -303,13 +303,20 @@ def test_logging_in_by_role_comes_before_a_token(monkeypatch: pytest.MonkeyPatch
     assert (auth.role_id, auth.secret_id.reveal(), auth.mount) == ("role", PASSWORD, "approle")
 
 
-def test_the_token_file_of_vaults_own_command_is_the_last_resort(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_of_a_person_is_taken_for_what_a_person_does_and_else_only_where_that_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     settings = load(monkeypatch, VAULT_ADDR="https://v")
     with pytest.raises(UsageError, match="not known how to log in") as caught:
         vault_config(settings)
     assert "ORCHESTRATOR_AUTH_ROLE_ID" in (caught.value.hint or "")
     (Path.home() / ".vault-token").write_text(PASSWORD)
-    assert vault_config(settings).auth == TokenFileAuth(Path.home() / ".vault-token")
+    with pytest.raises(UsageError, match="not known how to log in") as caught:
+        vault_config(settings)
+    assert ".vault-token is not used, unless ORCHESTRATOR_AUTH_METHOD=token-file says so" in (caught.value.hint or "")
+    theirs = TokenFileAuth(Path.home() / ".vault-token")
+    assert admin_config(settings).auth == theirs
+    assert vault_config(load(monkeypatch, ORCHESTRATOR_AUTH_METHOD="token-file")).auth == theirs
 
 
 def test_a_token_file_that_is_named_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,7 @@ def _subject(settings: Settings, loaded: Sequence[LoadedWorkflow]) -> Subject:
         remember=redactor().add,
         endpoints=settings.endpoints,
         primaries=settings.primaries,
+        destinations=settings.notify,
         workflows=loaded,
         engine=settings.engine,
         confinement=settings.confinement,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from orchestrator.provision.change import Change
+    from orchestrator.provision.service import RuntimeLogin
 
 app = typer.Typer(
     help="For an admin: install in Vault what the workflows declare.",
@@ -60,13 +61,14 @@ def apply(
     prune: Prune = False,
     as_json: options.Json = False,
 ) -> None:
-    """Install what is declared; doing it again changes nothing."""
+    """Install what is declared, and say how the runtime logs in; doing it again changes nothing."""
     from orchestrator.cli.connect import provisioning
 
     with provisioning(workflows, declarations, prune=prune) as work:
         preview = work.preview()
         work.apply(preview.changes)
-    show(preview.changes, notes=preview.notes, as_json=as_json, done=True)
+        login = work.runtime_login()
+    show(preview.changes, notes=preview.notes, as_json=as_json, done=True, login=login)
 
 
 @app.command("check")
@@ -136,13 +138,18 @@ def show(
     notes: Sequence[str] = (),
     as_json: bool,
     done: bool = False,
+    login: RuntimeLogin | None = None,
     screen: Console | None = None,
 ) -> None:
-    """The changes as a diff with a count, or as JSON."""
+    """The changes as a diff with a count, and how the runtime logs in where that is given; or as JSON."""
     if as_json:
         from orchestrator.cli.display.json_output import print_json
 
-        print_json({"applied": done, "changes": [_json(change) for change in changes], "notes": list(notes)})
+        told = {"applied": done, "changes": [_json(change) for change in changes], "notes": list(notes)}
+        if login is not None:
+            runtime = {"name": login.name, "role_id": login.role_id, "secret_id_path": login.secret_id_path}
+            told["runtime"] = runtime
+        print_json(told)
         return
     from orchestrator.cli.display.terminal import console
 
@@ -160,6 +167,20 @@ def show(
     for note in notes:
         screen.print(f"note: {note}", soft_wrap=True)
     screen.print(", ".join(parts) or "nothing to change: what is declared is installed")
+    if login is not None:
+        screen.print(_how_to_log_in(login), markup=False, highlight=False, soft_wrap=True)
+
+
+def _how_to_log_in(login: RuntimeLogin) -> str:
+    """For whoever sets the runtime up. A secret id is made by a person and comes wrapped; it is never shown here."""
+    return f"""
+The runtime logs in as the AppRole {login.name}:
+  export ORCHESTRATOR_AUTH_ROLE_ID={login.role_id}
+  export ORCHESTRATOR_AUTH_SECRET_ID_FILE=/run/secrets/secret-id
+A secret id for that file, wrapped so that nobody sees it on its way (`bao` does the same):
+  vault write -f -wrap-ttl=5m -field=wrapping_token {login.secret_id_path}
+  VAULT_TOKEN=<that wrapping token> vault unwrap -field=secret_id > /run/secrets/secret-id    # where the runtime is
+Then `orchestrator doctor workflows` says whether all is there."""
 
 
 _DIFF = {"+": "green", "-": "red", "~": "yellow", "!": "magenta", "<": "cyan"}
