@@ -3,6 +3,29 @@
 For each step of a declared workflow the orchestrator asks Vault (or OpenBao) for just-in-time,
 time-bound, minimal credentials, hands them to that step alone, revokes them when the step ends
 and records the whole chain.
+
+    from orchestrator import load_workflow, plan, run_workflow
+
+    outcome = run_workflow("workflows/customer_feedback.yaml", {"limit": 5})
+    outcome.check()
 """
 
-__version__ = "0.1.0"
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.version import __version__
+
+if TYPE_CHECKING:
+    from orchestrator.embedding import load_workflow, plan, run_workflow, run_workflow_async
+
+__all__ = ["__version__", "load_workflow", "plan", "run_workflow", "run_workflow_async"]
+
+
+def __getattr__(name: str) -> Any:
+    """What is offered to programs is imported when it is asked for: the command line needs none of it (PEP 562)."""
+    if name in __all__:
+        from orchestrator import embedding
+
+        return getattr(embedding, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

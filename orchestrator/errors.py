@@ -158,6 +158,18 @@ class VaultUnreachable(Unreachable):
     """Vault refused the connection, is sealed, is a standby, or kept failing until the deadline."""
 
 
+class RunFailed(OrchestratorError):
+    """A run did not succeed: `state` says how it ended, and `exit_code` what the command line would have answered."""
+
+    def __init__(self, run_id: str, state: str, exit_code: ExitCode, reason: str) -> None:
+        super().__init__(
+            f"run {run_id} {state}" + (f": {reason}" if reason else ""), hint=f"`orchestrator runs show {run_id}`"
+        )
+        self.run_id = run_id
+        self.state = state
+        self.exit_code = exit_code
+
+
 class StepFailed(OrchestratorError):
     """The action of a step failed.
 

@@ -52,7 +52,7 @@ def misused(error: typer.TyperException, *, as_json: bool) -> int:
 
 def unexpected(error: BaseException, *, as_json: bool) -> int:
     """Report a defect: one line, and the traceback with ORCHESTRATOR_DEBUG=1; both without issued secrets."""
-    from orchestrator.cli.connect import redactor
+    from orchestrator.configured.services import redactor
 
     redact = redactor().redact
     text = " ".join(redact(str(error)).split())[:300]

@@ -11,11 +11,11 @@ from typing import Annotated
 
 import typer
 
-from orchestrator import __version__
 from orchestrator.cli import failures
 from orchestrator.cli.interruption import interruptible, received
 from orchestrator.environment import NOT_READ, PREFIX, unknown_variables
 from orchestrator.errors import ExitCode, OrchestratorError
+from orchestrator.version import __version__
 
 _EPILOG = """\
 \b

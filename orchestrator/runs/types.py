@@ -16,7 +16,7 @@ from orchestrator.approvals.slack import SlackApprovals
 from orchestrator.clock import Clock
 from orchestrator.credentials.broker import Broker
 from orchestrator.credentials.run_leases import RunLeases
-from orchestrator.errors import ExitCode, OrchestratorError
+from orchestrator.errors import ExitCode, OrchestratorError, RunFailed
 from orchestrator.grants.scope import Scope
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.coordination.agents import AgentStore
@@ -298,3 +298,8 @@ class RunOutcome:
     outputs: Mapping[str, JsonObject] = field(default_factory=dict)
     """What is kept of the steps that gave something."""
     unconfirmed: tuple[LeaseRecord, ...] = ()
+
+    def check(self) -> None:
+        """Raise RunFailed unless all of it is done, and every credential confirmed gone."""
+        if self.exit_code is not ExitCode.DONE:
+            raise RunFailed(self.run_id, self.state.value, self.exit_code, self.reason)

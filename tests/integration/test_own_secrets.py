@@ -16,7 +16,7 @@ from bench import Bench
 
 from orchestrator.actions.confinement import Confinement
 from orchestrator.actions.process.private_folders import memory_folder, private_folder, temporary_folder
-from orchestrator.cli.connect import runner_config
+from orchestrator.configured.services import runner_config
 from orchestrator.devstack.session import runtime_environment
 from orchestrator.errors import ExitCode, OutputRefused
 from orchestrator.redaction.own_secrets import OwnSecrets, secrets_in

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli.vault_login import admin_config, vault_config
+from orchestrator.configured.vault_login import admin_config, vault_config
 from orchestrator.errors import UsageError
 from orchestrator.settings import Settings, load_settings
 from orchestrator.vault.config import AppRoleAuth, JwtAuth, KubernetesAuth, TokenAuth, TokenFileAuth

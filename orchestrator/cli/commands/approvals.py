@@ -100,7 +100,8 @@ def deny(
 def _vote(approval_id: str, verdict: Verdict, comment: str, token_file: Path | None, *, as_json: bool) -> None:
     from orchestrator.approvals.people import owner_of
     from orchestrator.cli import interruption
-    from orchestrator.cli.connect import connected_services, redactor
+    from orchestrator.cli.connect import connected_services
+    from orchestrator.configured.services import redactor
 
     token = _own_token(token_file)
     redactor().add(token)

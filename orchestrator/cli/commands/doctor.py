@@ -72,8 +72,9 @@ def _findings(given: Sequence[Path], *, issue: bool) -> list[Finding]:
 
 
 def _subject(settings: Settings, loaded: Sequence[LoadedWorkflow]) -> Subject:
-    from orchestrator.cli.connect import log_to_stderr, policy_engine, redactor
-    from orchestrator.cli.vault_login import home_token
+    from orchestrator.cli.connect import log_to_stderr
+    from orchestrator.configured.services import policy_engine, redactor
+    from orchestrator.configured.vault_login import home_token
     from orchestrator.doctor.subject import Subject
 
     log_to_stderr("error")  # what is found is said once, in the report
@@ -94,7 +95,7 @@ def _subject(settings: Settings, loaded: Sequence[LoadedWorkflow]) -> Subject:
 
 
 def _vault(settings: Settings) -> VaultConfig | OrchestratorError:
-    from orchestrator.cli.vault_login import vault_config
+    from orchestrator.configured.vault_login import vault_config
 
     try:
         return vault_config(settings)
@@ -105,7 +106,7 @@ def _vault(settings: Settings) -> VaultConfig | OrchestratorError:
 def _issued(settings: Settings, loaded: Sequence[LoadedWorkflow]) -> list[Finding]:
     from orchestrator.assembly import interruptible_services
     from orchestrator.cli import interruption
-    from orchestrator.cli.connect import redactor, runner_config
+    from orchestrator.configured.services import redactor, runner_config
     from orchestrator.doctor.findings import fault_of
     from orchestrator.doctor.vault.issuing import AREA, issued
 
@@ -122,9 +123,9 @@ def _issued(settings: Settings, loaded: Sequence[LoadedWorkflow]) -> list[Findin
 def _print(found: Sequence[Finding]) -> None:
     from rich.text import Text
 
-    from orchestrator.cli.connect import redactor
     from orchestrator.cli.display.printable import one_line
     from orchestrator.cli.display.terminal import console
+    from orchestrator.configured.services import redactor
     from orchestrator.doctor.findings import Mark
 
     marks = {
@@ -146,8 +147,8 @@ def _print(found: Sequence[Finding]) -> None:
 def _print_json(found: Sequence[Finding], *, strict: bool) -> None:
     import json
 
-    from orchestrator.cli.connect import redactor
     from orchestrator.cli.display.json_output import print_json
+    from orchestrator.configured.services import redactor
     from orchestrator.doctor.findings import exit_code
 
     sound = exit_code(found, strict=strict) is ExitCode.DONE

@@ -74,7 +74,7 @@ def keys(
     Needs a login at Vault that may read the keys. After a rotation the old versions are among them.
     """
     from orchestrator.cli.display.json_output import print_json
-    from orchestrator.cli.vault_login import vault_config
+    from orchestrator.configured.vault_login import vault_config
     from orchestrator.issuers.declared import load_issuers
     from orchestrator.issuers.oauth2 import OAuth2Server
     from orchestrator.provision.service import admin_token

@@ -93,7 +93,8 @@ def _prove(
 ) -> Proof:
     from orchestrator.assembly import interruptible_services
     from orchestrator.cli import interruption
-    from orchestrator.cli.connect import log_to_stderr, redactor, runner_config
+    from orchestrator.cli.connect import log_to_stderr
+    from orchestrator.configured.services import redactor, runner_config
     from orchestrator.proof.examine import Examination
     from orchestrator.proof.service import Prover
     from orchestrator.settings import load_settings

@@ -149,8 +149,9 @@ def _carry_out(
     no_wait: bool,
 ) -> RunOutcome:
     from orchestrator.cli import interruption
-    from orchestrator.cli.connect import log_to_stderr, redactor, runner_config
+    from orchestrator.cli.connect import log_to_stderr
     from orchestrator.cli.tracing import traced
+    from orchestrator.configured.services import redactor, runner_config
     from orchestrator.settings import load_settings
     from orchestrator.telemetry.observed_ledger import both, only
 

@@ -166,10 +166,10 @@ def plan(
     """
     from orchestrator.actions.catalog import action, catalog
     from orchestrator.cli import failures, interruption
-    from orchestrator.cli.connect import policy_engine
     from orchestrator.cli.display.json_output import print_json
     from orchestrator.cli.display.plan_view import plan_json, print_plan
     from orchestrator.cli.dry_run import decided
+    from orchestrator.configured.services import policy_engine
     from orchestrator.planning.aws_actions import NOT_LOOKED_UP, looks_nothing_up
     from orchestrator.planning.plan import build
     from orchestrator.planning.readiness import certainly_false, lacking

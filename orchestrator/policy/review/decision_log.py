@@ -13,12 +13,12 @@ from datetime import UTC
 from types import NoneType
 from typing import Any
 
-from orchestrator import __version__
 from orchestrator.errors import UsageError
 from orchestrator.jsontypes import JsonObject
 from orchestrator.policy.engines.rego.engine import RegoEngine
 from orchestrator.policy.engines.rego.problems import reason_of
 from orchestrator.policy.review.recorded import RecordedDecision
+from orchestrator.version import __version__
 
 MASK_RULE = "data.system.log.mask"
 """The rule of OPA that names what is taken out of an event; its `input` is the event."""

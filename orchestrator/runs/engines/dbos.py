@@ -27,7 +27,6 @@ from psycopg import OperationalError
 from sqlalchemy import Engine, event
 from sqlalchemy.exc import SQLAlchemyError
 
-from orchestrator import __version__
 from orchestrator.errors import FenceLost, LedgerError
 from orchestrator.ledger.faults import ledger_error
 from orchestrator.ledger.location import Location
@@ -38,6 +37,7 @@ from orchestrator.ledger.writing.transaction import FIRST_FENCE
 from orchestrator.runs.engines.dbos_rows import OURS, constrain, refuse_pickle
 from orchestrator.runs.engines.references import UnknownError, decode, encode
 from orchestrator.runs.engines.types import Walk
+from orchestrator.version import __version__
 
 log = logging.getLogger(__name__)
 

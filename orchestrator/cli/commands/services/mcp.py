@@ -46,8 +46,9 @@ def mcp(
         raise options.missing_extra("MCP", error, "mcp") from error
     from orchestrator.actions.catalog import catalog
     from orchestrator.cli import interruption
-    from orchestrator.cli.connect import log_to_stderr, redactor, runner_config
+    from orchestrator.cli.connect import log_to_stderr
     from orchestrator.cli.tracing import traced
+    from orchestrator.configured.services import redactor, runner_config
     from orchestrator.errors import UsageError
     from orchestrator.settings import load_settings
     from orchestrator.workflow.inputs import bind_inputs

@@ -166,8 +166,9 @@ def _serve(
     api: ApiConfig | None = None,
 ) -> None:
     from orchestrator.cli import interruption
-    from orchestrator.cli.connect import log_to_stderr, redactor, runner_config
+    from orchestrator.cli.connect import log_to_stderr
     from orchestrator.cli.tracing import traced
+    from orchestrator.configured.services import redactor, runner_config
     from orchestrator.server import serve as service
     from orchestrator.settings import load_settings
 

@@ -65,7 +65,7 @@ def _feedback() -> int:
 def _agents(provisioned: Provisioned) -> bool:
     """Show what two agents can do; whether each of those who can refuse them has."""
     from orchestrator.cli import interruption
-    from orchestrator.cli.connect import redactor
+    from orchestrator.configured.services import redactor
     from orchestrator.devstack.agents import attempts
     from orchestrator.devstack.session import runner_config
     from orchestrator.policy.opening import open_engine
@@ -104,7 +104,7 @@ def _mail() -> int:
 
 def _story(servers: MailServers) -> Story:
     from orchestrator.cli import interruption
-    from orchestrator.cli.connect import redactor
+    from orchestrator.configured.services import redactor
     from orchestrator.devstack.mail_agent.script import story
     from orchestrator.devstack.session import runner_config
     from orchestrator.policy.opening import open_engine

@@ -1,0 +1,1 @@
+"""What the settings come to: a login at Vault, a policy engine, and the services of a process."""
