@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.version import __version__
 
 if TYPE_CHECKING:
-    from orchestrator.embedding import load_workflow, plan, run_workflow, run_workflow_async
+    from orchestrator.configured.embedding import load_workflow, plan, run_workflow, run_workflow_async
 
 __all__ = ["__version__", "load_workflow", "plan", "run_workflow", "run_workflow_async"]
 
@@ -25,7 +25,7 @@ __all__ = ["__version__", "load_workflow", "plan", "run_workflow", "run_workflow
 def __getattr__(name: str) -> Any:
     """What is offered to programs is imported when it is asked for: the command line needs none of it (PEP 562)."""
     if name in __all__:
-        from orchestrator import embedding
+        from orchestrator.configured import embedding
 
         return getattr(embedding, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
