@@ -24,7 +24,9 @@ from orchestrator.actions.http.transfer import Incoming, Outgoing, redirected
 from orchestrator.errors import StepFailed
 from orchestrator.grants.credential import Credential
 from orchestrator.network.charsets import known_character_sets
+from orchestrator.runs.outcomes import retry_delay
 from orchestrator.secret import Secret
+from orchestrator.workflow.models.steps import Retry
 
 TOKEN = "canary-token.7f3a9-xyz"
 
@@ -99,13 +101,74 @@ async def test_json_that_is_none_is_refused(service: Service, body: bytes) -> No
     assert (await failure(url=f"{service.url}/")).kind == "output"
 
 
-async def test_an_unexpected_status_is_an_error_without_the_body_or_the_query(service: Service) -> None:
-    service.answers("/gone", status=410, body=b"private details")
+async def test_an_unexpected_status_is_an_error_without_a_page_for_browsers_and_without_the_query(
+    service: Service,
+) -> None:
+    service.answers("/gone", status=410, body=b"<h1>private details</h1>", content_type="text/html")
     error = await failure(url=f"{service.url}/gone?key=private")
     assert (error.kind, error.message) == ("http_status", f"GET {service.url}/gone answered 410")
     assert (await request(url=f"{service.url}/gone", expect=[410]))["status"] == 410
     service.answers("/ok")
     assert (await failure(url=f"{service.url}/ok", expect=[410])).kind == "http_status"
+
+
+@pytest.mark.parametrize(
+    ("media", "body", "said"),
+    [
+        (
+            "application/problem+json",
+            b'{"title": "Gone", "detail": "no such order", "x": "y"}',
+            "Gone; no such order",
+        ),
+        ("application/json", b'{"error": {"message": "bad id", "code": 7}}', "bad id"),
+        (
+            "application/json",
+            b'{"error": "invalid_scope", "error_description": "not yours"}',
+            "invalid_scope; not yours",
+        ),
+        ("application/json", b'{"errors": ["one", {"message": "two"}, "three", "four"]}', "one; two; three"),
+        ("application/json; charset=utf-8", b'["first", "second"]', "first; second"),
+        ("application/json", '{"message": "zwei\\nZeilen \\u001b[31m größer"}'.encode(), "zwei Zeilen [31m größer"),
+        ("application/json", b'{"message": "not json', ""),
+        ("application/json", b'{"rows": [1, 2]}', ""),
+        ("application/json", b"[" * 100_000, ""),
+        ("application/json", b'{"error": {"error": {"error": {"error": "deep"}}}}', ""),
+        ("text/plain", b"  no such\r\n order \x00\xff ", "no such order \N{REPLACEMENT CHARACTER}"),
+        ("text/plain", b"x" * 5000, "x" * 299 + "\N{HORIZONTAL ELLIPSIS}"),
+        ("text/html", b"<p>no</p>", ""),
+        ("application/octet-stream", b"no", ""),
+        ("application/json", json.dumps({"message": f"the token {TOKEN} is wrong"}).encode(), "the token *** is wrong"),
+        ("text/plain", f"you sent {TOKEN}".encode(), "you sent ***"),
+    ],
+)
+async def test_what_the_body_says_is_wrong_is_in_the_message(
+    service: Service, media: str, body: bytes, said: str
+) -> None:
+    service.answers("/", status=422, body=body, content_type=media)
+    error = await failure(method="POST", url=f"{service.url}/", bearer="api")
+    assert error.message == f"POST {service.url}/ answered 422" + (f": {said}" if said else "")
+
+
+async def test_a_secret_that_the_bound_would_cut_is_taken_out_before(service: Service) -> None:
+    for place in range(285, 300):
+        service.answers("/", status=400, body=b"y" * place + TOKEN.encode(), content_type="text/plain")
+        message = (await failure(url=f"{service.url}/", bearer="api")).message
+        assert "canary" not in message
+        assert "y" * place + "***"[: max(0, 299 - place)] in message
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+async def test_a_service_that_is_not_available_may_be_asked_again(service: Service, status: int) -> None:
+    service.answers("/", status=status, body=b"upstream is away", content_type="text/plain")
+    error = await failure(url=f"{service.url}/")
+    assert (error.kind, error.retry_after) == ("unavailable", None)
+    assert error.message.endswith(f"answered {status}: upstream is away")
+    service.answers("/later", status=status, retry_after="3")
+    later = await failure(url=f"{service.url}/later")
+    assert (later.kind, later.retry_after) == ("rate_limited" if status == 503 else "unavailable", 3.0)
+    assert retry_delay(Retry(), 1, error, 0.0) == 1.0
+    assert retry_delay(Retry(), 1, later, 0.0) == 3.0
+    assert retry_delay(Retry(), 1, StepFailed("no", kind="http_status"), 0.0) is None
 
 
 async def test_a_refused_token_is_told_with_the_services_error_code(service: Service) -> None:
@@ -126,7 +189,7 @@ async def test_rate_limits_say_how_long_to_wait_in_seconds_or_as_a_date(service:
     assert date.retry_after is not None
     assert 3000 < date.retry_after <= 3600
     silent, broken = await failure(url=f"{service.url}/silent"), await failure(url=f"{service.url}/broken")
-    assert (silent.kind, silent.retry_after, broken.kind) == ("rate_limited", None, "http_status")
+    assert (silent.kind, silent.retry_after, broken.kind) == ("rate_limited", None, "unavailable")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn
@@ -18,6 +18,11 @@ from orchestrator.network.origins import origin, parse
 
 SHOWN_HEADERS = ("content-type", "location", "retry-after", "x-request-id")
 _AUTH_ERROR = re.compile(r'\berror="?([A-Za-z0-9_.-]{1,64})\b')
+_UNAVAILABLE = frozenset({502, 503, 504})
+_SAID = 300
+"""Characters of a body that a message has at most."""
+
+_TOLD_IN = ("title", "detail", "error", "error_description", "message", "errors", "reason", "description")
 _CHARSET = re.compile(r'charset="?([\w.:-]+)', re.IGNORECASE)
 
 
@@ -51,19 +56,38 @@ def body_of(response: Incoming) -> JsonValue:
     return response.body.decode(character_set(charset.group(1)) if charset else "utf-8", errors="replace")
 
 
-def check_status(response: Incoming, method: str, expect: Collection[int] | None, *, now: datetime) -> None:
-    """Raise StepFailed `rate_limited` or `http_status` unless the status is expected (default: any 2xx)."""
+def check_status(
+    response: Incoming,
+    method: str,
+    expect: Collection[int] | None,
+    *,
+    now: datetime,
+    redact: Callable[[str], str],
+) -> None:
+    """Raise StepFailed unless the status is expected (default: any 2xx): `rate_limited` (429, and 503 with a wish to be
+    asked later), `unavailable` (502, 503, 504), else `http_status`.
+
+    The message has the beginning of what the body says, after `redact`.
+    """
     status = response.status
     if status in expect if expect is not None else 200 <= status < 300:
         return
     wait = retry_after(response.headers, now=now)
     where = f"{method} {origin(response.url)}{parse(response.url).path}"
+    because = f": {said}" if (said := _said(response, redact)) else ""
     if status == 429 or (status == 503 and wait is not None):
         raise StepFailed(
-            f"{where} answered {status}: too many requests",
+            f"{where} answered {status}: too many requests" + (f" ({said})" if said else ""),
             kind="rate_limited",
             retry_after=wait,
             hint="retry with `retry: { on: [rate_limited] }`, or run less often",
+        )
+    if status in _UNAVAILABLE:
+        raise StepFailed(
+            f"{where} answered {status}{because}",
+            kind="unavailable",
+            retry_after=wait,
+            hint="the service is not available now; a step with `retry` tries again",
         )
     told = ""
     if status in (401, 403) and (match := _AUTH_ERROR.search(response.headers.get("www-authenticate", ""))):
@@ -73,7 +97,39 @@ def check_status(response: Incoming, method: str, expect: Collection[int] | None
         if status in (401, 403)
         else "name the status in `expect` if it is what you want"
     )
-    raise StepFailed(f"{where} answered {status}{told}", kind="http_status", retry_after=wait, hint=hint)
+    raise StepFailed(f"{where} answered {status}{told}{because}", kind="http_status", retry_after=wait, hint=hint)
+
+
+def _said(response: Incoming, redact: Callable[[str], str]) -> str:
+    """What the body says is wrong, on one line: members of JSON that are meant for that, or the beginning of a text.
+
+    Nothing of a page for browsers, nor of what is no text.
+    """
+    media = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media == "application/json" or media.endswith("+json"):
+        try:
+            text = "; ".join(_reasons(json.loads(response.body), depth=3))
+        except (ValueError, RecursionError):
+            return ""
+    elif media == "text/plain":
+        text = response.body[: 4 * _SAID].decode("utf-8", errors="replace")
+    else:
+        return ""
+    line = " ".join("".join(each if each.isprintable() else " " for each in redact(text)).split())
+    return line if len(line) <= _SAID else line[: _SAID - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def _reasons(value: JsonValue, *, depth: int) -> Iterator[str]:
+    """The texts of an error's members: those of RFC 9457, of OAuth (RFC 6749, 5.2), and what others call them."""
+    if isinstance(value, str):
+        yield value
+    elif depth and isinstance(value, list):
+        for each in value[:3]:
+            yield from _reasons(each, depth=depth - 1)
+    elif depth and isinstance(value, dict):
+        for name in _TOLD_IN:
+            if name in value:
+                yield from _reasons(value[name], depth=depth - 1)
 
 
 def retry_after(headers: Mapping[str, Any], *, now: datetime) -> float | None:

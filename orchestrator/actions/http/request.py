@@ -19,7 +19,7 @@ from orchestrator.actions.http.answer import check_status, output_of
 from orchestrator.actions.http.auth import HEADER_NAME, KINDS, SET_BY_US, Auth, private_of
 from orchestrator.actions.http.transfer import MAX_REDIRECTS, Incoming, Outgoing, transfer
 from orchestrator.actions.http.trust import Authorities, authorities, trusting
-from orchestrator.actions.references import credential_of, redactor_for, within_deadline
+from orchestrator.actions.references import credential_of, redacted, redactor_for, within_deadline
 from orchestrator.errors import StepFailed
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.network.origins import is_confidential, origin, parse
@@ -146,7 +146,8 @@ class Request:
     """Output: `{"status", "headers", "body"}`; the body is JSON where the response says so, else text.
 
     Neither proxies nor credentials are taken from the environment. Certificates are checked against the
-    system's authorities, or those of `ca`. Kinds: `connection`, `timeout`, `http_status`, `rate_limited`, `output`.
+    system's authorities, or those of `ca`. Kinds: `connection`, `timeout`, `http_status`, `rate_limited`,
+    `unavailable`, `output`.
     """
 
     summary: ClassVar[str] = "Send an HTTP request."
@@ -180,7 +181,13 @@ class Request:
         request = _outgoing(params, context)
         async with within_deadline(context, origin(params.url)):
             response = await _exchange(request, params, context)
-        check_status(response, params.method, params.expect, now=datetime.now(UTC))
+        check_status(
+            response,
+            params.method,
+            params.expect,
+            now=datetime.now(UTC),
+            redact=lambda text: redacted(context, text),
+        )
         return output_of(response, request.private)
 
 

@@ -33,9 +33,21 @@ class Retry(Part):
     )
     on: list[
         Literal[
-            "any", "error", "timeout", "connection", "rate_limited", "http_status", "exit_status", "database", "output"
+            "any",
+            "error",
+            "timeout",
+            "connection",
+            "rate_limited",
+            "unavailable",
+            "http_status",
+            "exit_status",
+            "database",
+            "output",
         ]
-    ] = Field(default=["timeout", "connection", "rate_limited"], description="Kinds of error that are tried again.")
+    ] = Field(
+        default=["timeout", "connection", "rate_limited", "unavailable"],
+        description="Kinds of error that are tried again.",
+    )
 
 
 class Step(Part):
