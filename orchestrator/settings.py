@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -74,6 +74,23 @@ def _confidential(value: str) -> str:
     if not is_confidential(_http(value)):
         raise ValueError("a token is not sent over plain http, except to this machine itself; use https")
     return value.rstrip("/") + "/"
+
+
+class _FromFile(TomlConfigSettingsSource):
+    """The settings file. Relative paths in it begin in its folder."""
+
+    def __init__(self, settings_cls: type[BaseSettings], file: Path) -> None:
+        super().__init__(settings_cls, file)
+        self._folder = file.absolute().parent
+
+    def __call__(self) -> dict[str, Any]:
+        """What it says, by the names of the settings."""
+        return {name: self._placed(name, value) for name, value in super().__call__().items()}
+
+    def _placed(self, name: str, value: Any) -> Any:
+        field = self.settings_cls.model_fields.get(name.lower().removeprefix(PREFIX.lower()))
+        of_path = field is not None and Path in (field.annotation, *get_args(field.annotation))
+        return str(self._folder / value) if of_path and isinstance(value, str) else value
 
 
 class Settings(BaseSettings):
@@ -205,7 +222,7 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment, then the TOML file. No `.env` is read: what a folder contains must not choose a Vault."""
         file = config_file()
-        from_file = (TomlConfigSettingsSource(settings_cls, file),) if file else ()
+        from_file = (_FromFile(settings_cls, file),) if file else ()
         return (init_settings, env_settings, *from_file)
 
     def ledger_location(self) -> str:

@@ -27,10 +27,48 @@ def register(app: typer.Typer) -> None:
 
 
 def init(
-    path: Annotated[Path, typer.Argument(metavar="[PATH]", help="The file to write.")] = Path("workflow.yaml"),
+    path: Annotated[
+        Path, typer.Argument(metavar="[PATH]", help="A file (*.yaml) for one workflow, or a new folder for a project.")
+    ] = Path("workflow.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file if there is one.")] = False,
+    connection: Annotated[
+        str, typer.Option(metavar="NAME", help="Of a project: what its database is called in workflows and settings.")
+    ] = "main",
+    table: Annotated[
+        str, typer.Option(metavar="SCHEMA.NAME", help="Of a project: a table that is there, whose rows are counted.")
+    ] = "public.my_table",
+    agent: Annotated[str, typer.Option(metavar="NAME", help="Of a project: who the work is done for.")] = "my-agent",
+    address: Annotated[
+        str, typer.Option(metavar="URL", help="Of a project: the database's address, without credentials.")
+    ] = "postgresql://localhost:5432/main",
+    vault: Annotated[str, typer.Option(metavar="URL", help="Of a project: Vault's address.")] = "http://127.0.0.1:8200",
+    as_json: options.Json = False,
 ) -> None:
-    """Write a commented workflow to start from."""
+    """Write a workflow to start from, or a whole project.
+
+    A project has a workflow, policies with their tests, what an admin declares, settings, and a README with the
+    commands in their order.
+    """
+    if path.suffix in (".yaml", ".yml"):
+        _init_file(path, force=force)
+        return
+    if force:
+        raise UsageError("--force is for a file; a project needs a new or an empty folder")
+    from orchestrator.projects.project import Project, write_project
+
+    name = path.resolve().name
+    project = Project(name=name, connection=connection, table=table, agent=agent, address=address, vault=vault)
+    files = write_project(path, project)
+    if as_json:
+        from orchestrator.cli.display.json_output import print_json
+
+        print_json({"project": str(path), "files": [str(file) for file in files]})
+        return
+    sys.stdout.write("".join(f"{file}\n" for file in files))
+    sys.stdout.write(f"next: cd {path}, and what its README.md says\n")
+
+
+def _init_file(path: Path, *, force: bool) -> None:
     from orchestrator.workflow.starter import STARTER
 
     try:

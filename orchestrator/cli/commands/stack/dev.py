@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.projects.packaged import repository
+
 if TYPE_CHECKING:
     from orchestrator.devstack.mail_agent.servers import MailServers
     from orchestrator.devstack.provisioned import Provisioned
 
-ROOT = Path(__file__).parents[4]
+ROOT = repository()
 SAMPLE = "workflows/customer_feedback.yaml"
 
 
