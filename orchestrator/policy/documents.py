@@ -31,7 +31,10 @@ class _Workflow(TypedDict):
 
 class _Run(TypedDict):
     id: Annotated[str, Field(description="The run's id; `(planned)` in a dry run.")]
-    trigger: Annotated[str, Field(description="What started it: `manual`, `cron`, ...")]
+    trigger: Annotated[
+        str,
+        Field(description="What started it: `manual`, `cron`, ...; `retry` where it goes on from a run that failed."),
+    ]
     reason: Annotated[str, Field(description="Why, in the words of whoever started it; may be empty.")]
     inputs: Annotated[dict[str, Any], Field(description="The workflow's inputs; a secret one is `***`.")]
 
