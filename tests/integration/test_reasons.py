@@ -127,13 +127,16 @@ class TestQueue:
                 "run_by_time",
                 "run_by_state",
                 "run_owner_wanted",
+                "run_by_trigger",
+                "run_by_agent",
+                "run_by_retry_of",
             ):
                 connection.execute(text(f"DROP INDEX {index}"))
             connection.execute(text("ALTER TABLE run_owner DROP COLUMN renewal"))
             connection.execute(
                 text("CREATE INDEX run_owner_to_cancel ON run_owner (runner_id) WHERE cancel IS NOT NULL")
             )
-            for name in ("task", "deadline", "idle"):
+            for name in ("task", "deadline", "idle", "retry_of"):
                 connection.execute(text(f"ALTER TABLE run DROP COLUMN {name}"))
             connection.execute(text("CREATE INDEX run_by_time ON run (started_at, run_id)"))
             connection.execute(text("CREATE INDEX run_by_state ON run (state, started_at, run_id)"))
