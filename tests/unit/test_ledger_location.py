@@ -67,6 +67,11 @@ def test_the_password_goes_to_nobody_who_only_answers_at_the_address(url: str, s
         "sqlite://",
         "sqlite:///:memory:",
         "",
+        "nonsense",
+        "postgresql:/ann:hunter2@db/history",
+        "postgres:ann:hunter2@db/history.db",
+        "host=db password=hunter2 dbname=a/b",
+        "dbname = /x password = hunter2",
     ],
 )
 def test_what_is_no_ledger_is_refused_without_showing_the_password(url: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.configured.vault_login import admin_config, vault_config
+from orchestrator.environment import NAMES, PREFIX, TABLES, how_to_set, unknown_variables
 from orchestrator.errors import UsageError
 from orchestrator.settings import Settings, load_settings
 from orchestrator.vault.config import AppRoleAuth, JwtAuth, KubernetesAuth, TokenAuth, TokenFileAuth
@@ -356,3 +357,55 @@ def test_the_default_ledger_is_in_a_folder_that_only_its_owner_reads(monkeypatch
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     settings = load(monkeypatch, ORCHESTRATOR_LEDGER_URL="sqlite:////elsewhere/l.db")
     assert settings.ledger_location() == "sqlite:////elsewhere/l.db"
+
+
+def test_every_setting_is_known_as_a_variable_and_no_other() -> None:
+    fields = Settings.model_fields
+    tables = {name for name, field in fields.items() if str(field.annotation).startswith("dict[")}
+    assert {f"{PREFIX}{name.upper()}" for name in tables} == TABLES
+    read_elsewhere = {f"{PREFIX}CONFIG", f"{PREFIX}DEBUG"}
+    assert {f"{PREFIX}{name.upper()}" for name in set(fields) - tables} | read_elsewhere == NAMES
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("ORCHESTRATOR_PLICY", "ORCHESTRATOR_POLICY"),
+        ("ORCHESTRATOR_ENDPOINT__SUPPORT", "ORCHESTRATOR_ENDPOINTS__SUPPORT"),
+        ("ORCHESTRATOR_LEDGER", None),
+        ("ORCHESTRATOR_ENDPOINTS__", None),
+        ("orchestrator_whatever", None),
+    ],
+)
+def test_what_nobody_reads_is_found_with_what_may_be_meant(name: str, near: str | None) -> None:
+    ((found, meant),) = unknown_variables([name])
+    assert found == name
+    assert near is None or meant == near
+
+
+def test_what_is_read_is_not_unknown_in_either_case() -> None:
+    known = [
+        "ORCHESTRATOR_GRACE",
+        "orchestrator_grace",
+        "ORCHESTRATOR_ENDPOINTS__A-B",
+        "ORCHESTRATOR_ENDPOINTS",
+        "PATH",
+    ]
+    assert list(unknown_variables(known)) == []
+
+
+@pytest.mark.parametrize("name", ["support", "legacy_db", "a1"])
+def test_a_part_that_a_shell_can_export_is_told_as_a_variable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert how_to_set("endpoints", name) == f"set ORCHESTRATOR_ENDPOINTS__{name.upper()}"
+    loaded = load(monkeypatch, **{f"ORCHESTRATOR_ENDPOINTS__{name.upper()}": "https://x.example"})
+    assert dict(loaded.endpoints) == {name: "https://x.example"}
+
+
+@pytest.mark.parametrize("name", ["legacy-db", "Legacy", "a__b", "a.b", "_a"])
+def test_a_part_that_no_variable_can_name_is_told_as_a_line_of_the_file(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert how_to_set("endpoints", name).startswith(f"set `{name}` under [endpoints] in the file")
+    (tmp_path / "settings.toml").write_text(f'[endpoints]\n"{name}" = "https://x.example"\n')
+    loaded = load(monkeypatch, ORCHESTRATOR_CONFIG=str(tmp_path / "settings.toml"))
+    assert dict(loaded.endpoints) == {name: "https://x.example"}

@@ -201,7 +201,9 @@ class Reader:
             with streaming.execute(queries.events_of(run_id)) as stored:
                 broken = first_break(run_id, (StoredEvent(**row) for row in stored.mappings()), head)
         if run is None and broken is None:
-            raise UnknownRun(f"no run {run_id} is in this ledger", hint="See `history` for the runs that it holds.")
+            raise UnknownRun(
+                f"no run {run_id} is in this ledger", hint="`orchestrator runs list` shows those that are."
+            )
         return broken
 
     def examine(self, run_id: str) -> Examined:

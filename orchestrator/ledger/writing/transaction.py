@@ -302,4 +302,4 @@ def _chained(run_id: str, head: Head, entries: Sequence[Entry]) -> tuple[list[Ro
 
 
 def _unknown(run_id: str) -> UnknownRun:
-    return UnknownRun(f"no run {run_id} is in this ledger", hint="See `history` for the runs that it holds.")
+    return UnknownRun(f"no run {run_id} is in this ledger", hint="`orchestrator runs list` shows those that are.")
