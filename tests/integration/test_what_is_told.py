@@ -1,4 +1,4 @@
-"""What a command tells of settings that nobody reads, of logins that may too much, and of ledgers that it can only read."""
+"""What a command tells of settings that nobody reads, logins that may too much, and ledgers that it can only read."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ import psycopg
 import pytest
 from bench import ROOT, Bench
 
+from orchestrator.actions.catalog import catalog
 from orchestrator.cli.main import main
 from orchestrator.clock import SystemClock
 from orchestrator.devstack.session import admin_environment
 from orchestrator.ledger.opening import open_ledger
+from orchestrator.workflow.loader import load_text
 
 ECHO = """version: 1
 name: says
@@ -56,6 +58,7 @@ def reads(bench: Bench) -> str:
         "    grants: { db: { kind: database, connection: support, role: feedback-read } }\n"
         "    with: { sql: SELECT 1 AS one }\n"
     )
+    bench.install(load_text(file.read_text(), filename=str(file), actions=catalog).workflow)
     return str(file)
 
 
@@ -148,7 +151,7 @@ class TestLedgersThatCanOnlyBeRead:
         with read_only(bench.directory / "disk", file) as disk:
             url = f"sqlite:///{disk}/ledger.db"
             listed = orchestrator(bench, "runs", "list", "--json", ORCHESTRATOR_LEDGER_URL=url)
-            assert [each["run"] for each in json.loads(listed[1])] == [run], listed[2]
+            assert [each["run_id"] for each in json.loads(listed[1])] == [run], listed[2]
             for command in (("runs", "show", run), ("runs", "verify", run), ("leases", "list")):
                 code, _, err = orchestrator(bench, *command, ORCHESTRATOR_LEDGER_URL=url)
                 assert (code, err) == (0, "")
@@ -190,7 +193,7 @@ class TestLedgersThatCanOnlyBeRead:
             code, out, err = orchestrator(bench, "runs", "list", "--json", ORCHESTRATOR_LEDGER_URL=url)
         held.close()
         assert code == 0, err
-        assert {each["run"] for each in json.loads(out)} == {run, newer}
+        assert {each["run_id"] for each in json.loads(out)} == {run, newer}
 
     def test_one_of_another_version_is_not_read(self, copied: tuple[Path, str], bench: Bench) -> None:
         file, _ = copied
