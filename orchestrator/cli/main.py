@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli import failures
+from orchestrator.cli import failures, options
 from orchestrator.cli.interruption import interruptible, received
 from orchestrator.environment import NOT_READ, PREFIX, unknown_variables
 from orchestrator.errors import ExitCode, OrchestratorError
@@ -130,6 +130,11 @@ def _answer(arguments: Sequence[str] | None) -> int:
         if isinstance(end.__context__, BrokenPipeError):
             return _reader_went_away()  # Typer ends the process when it meets one
         raise
+    except ModuleNotFoundError as error:
+        if (extra := options.extra_of(error, given)) is None:
+            return failures.unexpected(error, as_json=as_json)
+        missing = options.missing_extra(f"`orchestrator {given[0]}`", error, extra)
+        return failures.expected(missing, as_json=as_json)
     except OSError as error:
         if error.errno not in _NOT_WRITTEN:
             return failures.unexpected(error, as_json=as_json)

