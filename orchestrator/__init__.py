@@ -12,11 +12,14 @@ and records the whole chain.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from orchestrator.version import __version__
 
+TYPE_CHECKING = False
+"""As type checkers have it; `typing` would take longer to import than a signal may wait for the command line."""
+
 if TYPE_CHECKING:
+    from typing import Any
+
     from orchestrator.configured.embedding import load_workflow, plan, run_workflow, run_workflow_async
 
 __all__ = ["__version__", "load_workflow", "plan", "run_workflow", "run_workflow_async"]

@@ -12,6 +12,7 @@ searched for them (`nothing_escapes`).
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import shutil
 import threading
@@ -50,6 +51,17 @@ def pytest_collection_finish() -> None:
     """Leave out the tests themselves, whenever garbage is looked for from here on."""
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """A command that is run in this process says how much is logged, and where: for itself, not for the next test."""
+    root = logging.getLogger()
+    level, before = root.level, list(root.handlers)
+    yield
+    root.setLevel(level)
+    for handler in [each for each in root.handlers if each not in before and type(each) is logging.StreamHandler]:
+        root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

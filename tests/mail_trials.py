@@ -166,7 +166,7 @@ async def seen(world: World, attempt: Awaitable[object]) -> tuple[str, str]:
     except tuple(REFUSALS) as error:
         return next(REFUSALS[each] for each in type(error).mro() if each in REFUSALS), "broker"
     except StepFailed as error:
-        return error.message.rpartition(" answered ")[2].partition(" ")[0], "mail service"
+        return error.message.rpartition(" answered ")[2][:3], "mail service"
     except Refused as error:
         if error.by == "issuer":
             return " ".join(error.message.partition(" answered ")[2].partition(":")[0].split()[:2]), "issuer"

@@ -44,6 +44,8 @@ class RunStarted:
     steps: tuple[str, ...]
     directory: str = ""
     """Where the workflow's file was, absolute; its relative paths begin there."""
+    notify: JsonObject = field(default_factory=dict)
+    """Who is to be told how it ended, by the name of the destination: `on_failure`, `on_success` or `always`."""
     not_looked_for: tuple[str, ...] = ()
     """Secret inputs that are too short or too common to be recognised in an output."""
     reason: str = ""

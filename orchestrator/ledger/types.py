@@ -356,7 +356,7 @@ class LedgerReader(Protocol):
         ...
 
     def events(
-        self, run_id: str, *, lease_id: str | None = None, kind: str | None = None, after: int = 0
+        self, run_id: str, *, lease_id: str | None = None, kind: str | None = None, after: int | None = None
     ) -> Sequence[EventRecord]:
         """In order of their sequence number, from the one `after` this; of one lease, or kind, only if it is given."""
         ...

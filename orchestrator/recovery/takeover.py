@@ -15,11 +15,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from pydantic import ValidationError
+
 from orchestrator.actions.process.private_folders import remove_left_behind
 from orchestrator.errors import FenceLost, OrchestratorError
 from orchestrator.jsontypes import JsonValue
 from orchestrator.ledger.coordination.runners import RunnerRecord
-from orchestrator.ledger.events import Event, LeaseRevoking, RunFinished, RunNotified, RunTakenOver
+from orchestrator.ledger.events import Event, LeaseRevoking, RunFinished, RunNotified, RunStarted, RunTakenOver
 from orchestrator.ledger.lease import OPEN, LeaseState
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LeaseFilter, LeaseRecord, RunRecord
@@ -28,8 +30,8 @@ from orchestrator.recovery.closing_pass import Leftover, RunToClose, close_pass
 from orchestrator.recovery.dead_runs import Cut, Decision, GoesOn, Verdict, cut_short, decide, ending, is_left
 from orchestrator.runs.enforcement.notices import RunEnd, tell_of_end
 from orchestrator.runs.processes import certainly_gone
-from orchestrator.runs.recorded_workflow import recorded_workflow
 from orchestrator.runs.types import Services, TakenRun
+from orchestrator.workflow.models.workflow import Message
 
 log = logging.getLogger(__name__)
 
@@ -355,23 +357,31 @@ async def close_runs(
 
 
 async def _told_of(services: Services, record: RunRecord, events: Sequence[Event]) -> tuple[RunNotified, ...]:
-    """What came of telling those whom its workflow names, if these events end the run: nobody else is left to do so."""
+    """What came of telling those whom its workflow names, if these events end the run: nobody else is left to do so.
+
+    By the record alone: the workflow is not read here, which may be what the process died of.
+    """
     finished = next((event for event in events if isinstance(event, RunFinished)), None)
     if finished is None or record.task is not None:
         return ()
+    first = services.reader.events(record.run_id, kind=RunStarted.kind)
+    wanted = first[0].data.get("notify") if first else None
     try:
-        workflow = recorded_workflow(services.heartbeat.store, record.digest, record.workflow).workflow
-        states = {each.step: each.state for each in services.reader.steps(record.run_id)}
-    except OrchestratorError:
+        named = wanted.items() if isinstance(wanted, Mapping) else ()
+        messages = [Message.model_validate({"to": name, "when": when}) for name, when in named]
+    except ValidationError:  # what somebody has written into the ledger keeps nothing from being closed
         return ()
+    if not messages:
+        return ()
+    states = {each.step: each.state for each in services.reader.steps(record.run_id)}
     end = RunEnd(
         run_id=record.run_id,
-        workflow=workflow.name,
-        agent=workflow.agent,
+        workflow=record.workflow,
+        agent=record.agent,
         trigger=record.trigger,
         state=finished.state,
         exit_code=finished.exit_code,
         reason=finished.reason,
-        failed=[name for name in workflow.steps if states.get(name) in (StepState.FAILED, StepState.REFUSED)],
+        failed=[step for step in record.steps if states.get(step) in (StepState.FAILED, StepState.REFUSED)],
     )
-    return await tell_of_end(services.notifier, workflow.notify, end)
+    return await tell_of_end(services.notifier, messages, end)

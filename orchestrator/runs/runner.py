@@ -30,7 +30,7 @@ from orchestrator.redaction.forms import recognisable
 from orchestrator.redaction.redactor import redact_exception
 from orchestrator.runs.calls import on_record
 from orchestrator.runs.enforcement.agreement import withdraw
-from orchestrator.runs.enforcement.notices import RunEnd, tell_of_end
+from orchestrator.runs.enforcement.notices import RunEnd, destinations, tell_of_end
 from orchestrator.runs.enforcement.preparation import prepare
 from orchestrator.runs.engines.types import Walk
 from orchestrator.runs.graph_walk import Graph
@@ -80,6 +80,7 @@ class Runner:
             inputs=progress.public_inputs,
             steps=tuple(loaded.workflow.steps),
             directory=loaded.directory,
+            notify=destinations(loaded.workflow.notify),
             not_looked_for=_not_looked_for(request),
             reason=request.reason,
             retry_of=request.retry.of,

@@ -683,7 +683,7 @@ def back_to_r0005(url: str) -> None:
             connection.execute(text("DROP FUNCTION note_lease_origin"))
         connection.execute(text("DROP TABLE lease_origin"))
         connection.execute(text("ALTER TABLE runner DROP COLUMN recovered_by"))
-        for column in ("tries", "reason"):
+        for column in ("tries", "reason", "directory"):
             connection.execute(text(f"ALTER TABLE queued_run DROP COLUMN {column}"))
         for table in ("fire", "approval", "approval_vote", "request_seen", "agent_block", "gate"):
             connection.execute(text(f"DROP TABLE {table}"))

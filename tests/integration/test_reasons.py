@@ -118,7 +118,8 @@ class TestQueue:
         with engine.begin() as connection:
             columns = [row[1] for row in connection.execute(text("PRAGMA table_info(queued_run)"))]
             assert "reason" in columns
-            connection.execute(text("ALTER TABLE queued_run DROP COLUMN reason"))
+            for column in ("reason", "directory"):
+                connection.execute(text(f"ALTER TABLE queued_run DROP COLUMN {column}"))
             for index in (
                 "run_by_task",
                 "run_of_task_by_time",

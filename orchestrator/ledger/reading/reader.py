@@ -176,7 +176,7 @@ class Reader:
             return {state: counted.get(state.value, 0) for state in sorted(OPEN)}
 
     def events(
-        self, run_id: str, *, lease_id: str | None = None, kind: str | None = None, after: int = 0
+        self, run_id: str, *, lease_id: str | None = None, kind: str | None = None, after: int | None = None
     ) -> Sequence[EventRecord]:
         """In order of their sequence number, from the one `after` this; of one lease, or kind, only if it is given."""
         with self._reading() as connection:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from orchestrator.errors import OrchestratorError, PolicyDenied
-from orchestrator.jsontypes import JsonObject
+from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.events import Notified, RunNotified
 from orchestrator.ledger.states import RunState
 from orchestrator.network.webhooks import Webhooks
@@ -91,6 +91,14 @@ class RunEnd:
             "reason": self.reason,
             "failed": list(self.failed),
         }
+
+
+def destinations(messages: Iterable[Message]) -> dict[str, JsonValue]:
+    """Who is to be told of which ends, as the record of a run has it; one who is named twice is named once."""
+    found: dict[str, JsonValue] = {}
+    for each in messages:
+        found[each.to] = each.when if found.get(each.to, each.when) == each.when else "always"
+    return found
 
 
 async def tell_of_end(notifier: Webhooks, messages: Iterable[Message], end: RunEnd) -> tuple[RunNotified, ...]:
