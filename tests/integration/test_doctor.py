@@ -267,6 +267,16 @@ class TestLogin:
         assert doctor(bench, str(WORKFLOW)).code == 0
         assert set(bench.vault.list("auth/token/accessors")["data"]["keys"]) <= before
 
+    def test_nor_is_a_steps_token_left_of_a_login_that_stays(self, bench: Bench) -> None:
+        """What hangs from a token that is only given to us does not go with it."""
+        given = bench.vault.auth.token.create(policies=["orchestrator-runtime"], no_default_policy=True, ttl="5m")[
+            "auth"
+        ]
+        before = set(bench.vault.list("auth/token/accessors")["data"]["keys"])
+        assert doctor(bench, str(WORKFLOW), VAULT_TOKEN=given["client_token"], **self.TOKEN).code == 0
+        assert set(bench.vault.list("auth/token/accessors")["data"]["keys"]) <= before
+        bench.vault.auth.token.revoke_accessor(given["accessor"])
+
 
 class TestProvisioned:
     def away(self, bench: Bench, path: str) -> Report:
