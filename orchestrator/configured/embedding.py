@@ -129,25 +129,15 @@ def _request(
     trigger: str,
     reason: str,
 ) -> RunRequest:
-    from orchestrator.errors import UsageError
-    from orchestrator.ledger.ids import RUN_ID, new_run_id
+    from orchestrator.ledger.ids import chosen_run_id, new_run_id
     from orchestrator.runs.types import RunRequest
     from orchestrator.workflow.inputs import bind_inputs
 
     loaded = _loaded(workflow)
-    if loaded.workflow.is_task:
-        raise UsageError(
-            f"`{loaded.workflow.name}` declares tools, which an agent calls while a task is open: it is not run",
-            hint="`orchestrator.client` opens tasks",
-        )
-    if run_id is not None and not RUN_ID.fullmatch(run_id):
-        raise UsageError(
-            "a run's id has letters, digits and `_-.:+~@=`, begins with a letter or a digit, and has 500 characters at "
-            "most",
-            hint="leave `run_id` out: then one is made",
-        )
+    loaded.refuse_tools("`orchestrator.client` opens tasks")
+    chosen = new_run_id() if run_id is None else chosen_run_id(run_id, "`run_id`")
     bound = bind_inputs(loaded.workflow, dict(inputs or {}))
-    return RunRequest(run_id=run_id or new_run_id(), loaded=loaded, inputs=bound, trigger=trigger, reason=reason)
+    return RunRequest(run_id=chosen, loaded=loaded, inputs=bound, trigger=trigger, reason=reason)
 
 
 def _of(request: RunRequest, observe: Observe | None) -> Observe | None:

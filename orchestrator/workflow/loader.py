@@ -51,6 +51,14 @@ class LoadedWorkflow:
         """When it is to be run by itself."""
         return self.workflow.schedule
 
+    def refuse_tools(self, hint: str) -> None:
+        """Raise UsageError for what is not run: its tools are called while a task is open."""
+        if self.workflow.is_task:
+            raise UsageError(
+                f"`{self.workflow.name}` declares tools, which an agent calls while a task is open: it is not run",
+                hint=hint,
+            )
+
     def source(self) -> Source:
         """The text with what the YAML parser says of it; read again, unless it was the last that was read."""
         return _source(self.text, self.filename)

@@ -111,7 +111,6 @@ def request_for(
 ) -> RunRequest:
     """What is to be run. With `placeholders` inputs that are not given are left out instead of refused."""
     from orchestrator.actions.catalog import catalog
-    from orchestrator.errors import UsageError
     from orchestrator.ledger.ids import new_run_id
     from orchestrator.runs.types import RunRequest
     from orchestrator.workflow.inputs import bind_inputs
@@ -119,11 +118,8 @@ def request_for(
 
     chosen = options.chosen_run_id(run_id)
     loaded = load(file, actions=catalog)
-    if loaded.workflow.is_task and not placeholders:
-        raise UsageError(
-            f"`{loaded.workflow.name}` declares tools, which an agent calls while a task is open: it is not run",
-            hint="`orchestrator plan FILE` shows what each of them allows",
-        )
+    if not placeholders:
+        loaded.refuse_tools("`orchestrator plan FILE` shows what each of them allows")
     options.refuse_secrets_among_arguments(loaded.workflow, pairs)
     bound = bind_inputs(loaded.workflow, given, from_text=True, partial=placeholders)
     return RunRequest(run_id=chosen or new_run_id(), loaded=loaded, inputs=bound, trigger=trigger, reason=reason)

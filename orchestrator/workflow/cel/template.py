@@ -165,12 +165,18 @@ def asked_for(cel: str) -> frozenset[str]:
 
 def references_in(value: Any) -> Iterator[Reference]:
     """What all expressions in a value refer to; maps and lists are walked. Raises InvalidExpression."""
-    if isinstance(value, str):
-        for expression in parse_template(value).expressions:
+    for text in texts_in(value):
+        for expression in parse_template(text).expressions:
             yield from references(expression.cel)
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Every text in a value; maps, but for their keys, and lists are walked."""
+    if isinstance(value, str):
+        yield value
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from references_in(item)
+            yield from texts_in(item)
     elif isinstance(value, list):
         for item in value:
-            yield from references_in(item)
+            yield from texts_in(item)
