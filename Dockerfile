@@ -8,6 +8,8 @@ RUN /opt/orchestrator/bin/pip install --no-cache-dir --require-hashes -r require
  && /opt/build/bin/pip install --no-cache-dir --require-hashes -r requirements/build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY orchestrator ./orchestrator
+COPY vault ./vault
+COPY workflows ./workflows
 RUN /opt/build/bin/pip wheel --no-build-isolation --no-deps --wheel-dir dist . \
  && /opt/orchestrator/bin/pip install --no-cache-dir --no-deps dist/*.whl
 

@@ -58,6 +58,7 @@ docs: reference
 # Everything that is installed is locked, with the hash of each file that may be; this project itself is built by what is
 # locked, too.
 $(STAMP): pyproject.toml $(LOCK)/build.txt $(LOCK)/dev.txt
+	@echo 'installing what is locked into $(VENV); the first time that takes a minute or so ...'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --require-hashes -r $(LOCK)/build.txt -r $(LOCK)/dev.txt
 	$(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .

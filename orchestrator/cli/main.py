@@ -38,7 +38,8 @@ BROKEN_PIPE = 141
 """What a shell calls a program that SIGPIPE ended: the reader went away."""
 
 COMMANDS: Mapping[str, tuple[str, ...]] = {
-    "workflow": ("init", "validate", "plan", "schema"),
+    "stack.init": ("init",),
+    "workflow": ("validate", "plan", "schema"),
     "run": ("run",),
     "prove": ("prove",),
     "services.serve": ("serve", "worker"),

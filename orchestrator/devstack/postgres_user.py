@@ -24,7 +24,7 @@ def binary(name: str) -> Path:
         raise UsageError(
             "the embedded servers are not installed", hint="pip install 'credential-orchestrator[dev-stack]'"
         )
-    return Path(spec.origin).parent / "pginstall" / "bin" / name
+    return Path(spec.origin).resolve().parent / "pginstall" / "bin" / name  # links may lie where only we may look
 
 
 def server_user() -> str | None:

@@ -19,12 +19,11 @@ from orchestrator.devstack.openbao import OpenBao
 from orchestrator.devstack.postgres import Postgres
 from orchestrator.devstack.sample_services import SampleServices, SlackBot
 from orchestrator.devstack.sampledb import DATABASE, create_sample_database
-from orchestrator.projects.packaged import repository
+from orchestrator.samples import samples
 from orchestrator.secret import Secret
 
 TOKEN_KEY = "orchestrator-token"  # noqa: S105 -- the name of a key
 AUDIENCE = "translation-api"
-SAMPLE_DATA = repository() / "workflows" / "data" / "customer_feedback.csv"
 
 _JWKS_POLICY = f'path "transit/keys/{TOKEN_KEY}" {{ capabilities = ["read"] }}'
 
@@ -73,7 +72,8 @@ class StackInfo:
 @contextmanager
 def furnished(vault: VaultAdmin, postgres: PostgresAdmin, directory: Path) -> Iterator[StackInfo]:
     """Fill two empty servers with the sample data and secrets, and run the sample services beside them."""
-    create_sample_database(postgres.dsn(), postgres.dsn(DATABASE), SAMPLE_DATA)
+    messages = samples() / "workflows" / "data" / "customer_feedback.csv"
+    create_sample_database(postgres.dsn(), postgres.dsn(DATABASE), messages)
     slack_token = Secret(f"xoxb-{secrets.randbelow(10**12):012d}-{secrets.token_hex(12)}")
     admin_token = Secret(secrets.token_hex(16))
     _install_keys_and_secrets(vault, slack_token)

@@ -12,6 +12,7 @@ from orchestrator.errors import UsageError
 from orchestrator.grants.fields import Duration, Name
 from orchestrator.issuers.declared import Issuers
 from orchestrator.provision.certificates import CertificateRoles
+from orchestrator.samples import runtime_policy
 
 Identifier = Annotated[str, Field(min_length=1, max_length=63)]
 """A name in PostgreSQL, of at most 63 bytes; the driver quotes it."""
@@ -52,10 +53,11 @@ class TransitKey(_Model):
 
 
 class Runtime(_Model):
-    """The AppRole of the runtime identity, and the file with its policy."""
+    """The AppRole of the runtime identity, and the file with its policy, below the folder of the declarations."""
 
     name: Name = "orchestrator-runtime"
-    policy: Path
+    policy: Path | None = None
+    """None: the one that comes with this version."""
     token_ttl: Duration = 3600
     """Longer than the longest step: what hangs from a token ends with it."""
     token_max_ttl: Duration = 86400
@@ -100,12 +102,21 @@ def load_declarations(folder: Path) -> tuple[Declarations, str]:
     file = folder / "declarations.yaml"
     try:
         declarations = Declarations.model_validate(YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8")))
-        policy = (folder / declarations.runtime.policy).read_text(encoding="utf-8")
+        named = declarations.runtime.policy
+        policy = runtime_policy() if named is None else (folder / named).read_text(encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
+        raise UsageError(
+            f"{error.filename} cannot be read: {error.strerror}", hint=_what_to_write(file, Path(error.filename))
+        ) from error
     except YAMLError as error:
         raise UsageError(f"{file} is not valid YAML: {error}") from error
     except ValidationError as error:
         found = "\n".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
         raise UsageError(f"{file} is not valid:\n{found}") from error
     return declarations, policy
+
+
+def _what_to_write(declarations: Path, missing: Path) -> str:
+    if missing == declarations:
+        return "name its folder with --declarations; `orchestrator init FOLDER` writes one to start from"
+    return f"leave `policy` of `runtime` out in {declarations} for the policy that comes with this version"

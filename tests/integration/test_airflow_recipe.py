@@ -32,6 +32,7 @@ from orchestrator.workflow.loader import load_text
 DOCUMENT = (ROOT / "docs" / "scheduling.md").read_text()
 RECIPE = re.findall(r"^```python\n(.*?)^```$", DOCUMENT.partition("\n## Airflow\n")[2], re.MULTILINE | re.DOTALL)
 IN_DOCUMENT = "/etc/orchestrator/workflows/customer_feedback.yaml"
+SETTINGS_IN_DOCUMENT = "/etc/orchestrator/settings.toml"
 CONTEXT = {"dag.dag_id": "support", "task.task_id": "customer_feedback", "run_id": "manual__2026-06-01T07:00:00+00:00"}
 """What Airflow's template context has of one task, whatever the number of the try."""
 
@@ -92,7 +93,9 @@ def recipe(monkeypatch: pytest.MonkeyPatch, workflow: Path) -> dict[str, Any]:
         vars(sys.modules[name]).update(contents)
     for block in RECIPE:
         assert IN_DOCUMENT in block
-        exec(compile(block.replace(IN_DOCUMENT, str(workflow)), "docs/scheduling.md", "exec"), {})
+        assert SETTINGS_IN_DOCUMENT in block
+        text = block.replace(IN_DOCUMENT, str(workflow)).replace(SETTINGS_IN_DOCUMENT, os.environ["TEST_SETTINGS"])
+        exec(compile(text, "docs/scheduling.md", "exec"), {})
     return made
 
 
@@ -109,7 +112,13 @@ def command_on_path(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             monkeypatch.delenv(name)
     for name, value in runtime_environment(bench.provisioned, bench.directory).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("ORCHESTRATOR_POLICY_PATH", str(ROOT / "workflows" / "policies"))
+    monkeypatch.delenv("ORCHESTRATOR_POLICY_PATH")
+    settings = tmp_path / "settings.toml"
+    settings.write_text(f'policy_path = "{ROOT / "workflows" / "policies"}"\n')
+    monkeypatch.setenv("TEST_SETTINGS", str(settings))
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "home")
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     yield
     bench.sql("TRUNCATE feedback_translation")
@@ -147,7 +156,8 @@ def test_the_shell_command_is_the_same_run_as_it_has_the_same_id(bench: Bench, m
     made = recipe(monkeypatch, ROOT / "workflows" / "customer_feedback.yaml")
     command = made["bash"].rendered(made["bash"].given["bash_command"])
     for _ in range(2):
-        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+        environment = {**os.environ, **made["bash"].given["env"]} if made["bash"].given["append_env"] else {}
+        done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=120)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     with open_ledger(bench.config().ledger_url, clock=SystemClock()) as ledger:
         (run,) = ledger.runs(workflow="customer_feedback", limit=10)

@@ -12,9 +12,11 @@ from psycopg import sql
 from orchestrator.devstack.admin import VaultAdmin
 from orchestrator.devstack.postgres import Postgres
 from orchestrator.devstack.sampledb import DATABASE, create_sample_database, sample_rows
-from orchestrator.devstack.stack import SAMPLE_DATA, StackInfo
+from orchestrator.devstack.stack import StackInfo
+from orchestrator.samples import samples
 from orchestrator.secret import Secret
 
+SAMPLE_DATA = samples() / "workflows" / "data" / "customer_feedback.csv"
 _TABLES = ["customer_feedback", "employee", "feedback_translation", "mail_category", "payment_card", "ticket"]
 
 

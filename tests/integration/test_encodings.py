@@ -9,12 +9,11 @@ from typing import Any
 
 import psycopg
 import pytest
-from bench import Bench, prepare
+from bench import ROOT, Bench, prepare
 from test_proof import prove
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.devstack.postgres import Postgres
-from orchestrator.devstack.sampledb import _SCHEMA
 from orchestrator.devstack.stack import DevStack
 from orchestrator.errors import ExitCode, LedgerError, ProvisionError
 from orchestrator.inference.workflows import open_catalogs
@@ -24,6 +23,7 @@ from orchestrator.runs.types import RunOutcome
 from orchestrator.secret import Secret
 from orchestrator.workflow.loader import load_text
 
+SCHEMA = (ROOT / "workflows" / "data" / "schema.sql").read_text()
 SETUP = """
 CREATE TABLE person (id int PRIMARY KEY, "grün" text, name text, body jsonb);
 INSERT INTO person VALUES (1, 'wie Gras', 'Zoë', '{"ü": "ö"}'), (2, 'blau', 'Bob', NULL);
@@ -77,7 +77,7 @@ def encoded(
             )
         dsn = info.support_dsn.reveal().replace("/support", "/encoded", 1)
         with psycopg.connect(dsn, client_encoding="UTF8") as session:
-            session.execute("\n".join(line for line in _SCHEMA.splitlines() if not line.startswith("CREATE ROLE")))
+            session.execute("\n".join(line for line in SCHEMA.splitlines() if not line.startswith("CREATE ROLE")))
             session.execute("REVOKE ALL ON DATABASE encoded FROM PUBLIC")
             session.execute(SETUP)
         there = replace(

@@ -22,8 +22,8 @@ from orchestrator.ledger.lease import LeaseState
 from orchestrator.planning.requests import bind, scopes_of
 from orchestrator.policy.engines.rego.engine import RegoEngine
 from orchestrator.redaction.redactor import Redactor
+from orchestrator.starter.workflow import STARTER
 from orchestrator.workflow.loader import load_text
-from orchestrator.workflow.starter import STARTER
 
 POLICY = RegoEngine.from_directory(ROOT / "workflows" / "policies")
 ENRICH = (ROOT / "workflows" / "enrich_feedback.yaml").read_text()

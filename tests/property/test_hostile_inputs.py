@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.workflow.starter import STARTER
+from orchestrator.starter.workflow import STARTER
 
 INPUTS = int(os.environ.get("ORCHESTRATOR_TEST_HOSTILE", "300"))
 """In all: a third each of YAML, CEL and SQL."""

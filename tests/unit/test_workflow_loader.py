@@ -14,11 +14,11 @@ from ruamel.yaml import YAML
 from orchestrator.actions.catalog import catalog
 from orchestrator.errors import UsageError
 from orchestrator.secret import Secret
+from orchestrator.starter.workflow import STARTER
 from orchestrator.workflow.inputs import bind_inputs, public_inputs
 from orchestrator.workflow.loader import LoadedWorkflow, load, load_text
 from orchestrator.workflow.problems import InvalidWorkflow, Problem
 from orchestrator.workflow.schema import json_schema
-from orchestrator.workflow.starter import STARTER
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = sorted((ROOT / "workflows").glob("*.yaml"))

@@ -1,4 +1,4 @@
-"""`orchestrator validate`, `plan`, `schema` and `init`: everything about a workflow that needs no server."""
+"""`orchestrator validate`, `plan` and `schema`: everything about a workflow that needs no server."""
 
 from __future__ import annotations
 
@@ -22,63 +22,8 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (init, validate, plan, schema):
+    for command in (validate, plan, schema):
         app.command(command.__name__)(command)
-
-
-def init(
-    path: Annotated[
-        Path, typer.Argument(metavar="[PATH]", help="A file (*.yaml) for one workflow, or a new folder for a project.")
-    ] = Path("workflow.yaml"),
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the file if there is one.")] = False,
-    connection: Annotated[
-        str, typer.Option(metavar="NAME", help="Of a project: what its database is called in workflows and settings.")
-    ] = "main",
-    table: Annotated[
-        str, typer.Option(metavar="SCHEMA.NAME", help="Of a project: a table that is there, whose rows are counted.")
-    ] = "public.my_table",
-    agent: Annotated[str, typer.Option(metavar="NAME", help="Of a project: who the work is done for.")] = "my-agent",
-    address: Annotated[
-        str, typer.Option(metavar="URL", help="Of a project: the database's address, without credentials.")
-    ] = "postgresql://localhost:5432/main",
-    vault: Annotated[str, typer.Option(metavar="URL", help="Of a project: Vault's address.")] = "http://127.0.0.1:8200",
-    as_json: options.Json = False,
-) -> None:
-    """Write a workflow to start from, or a whole project.
-
-    A project has a workflow, policies with their tests, what an admin declares, settings, and a README with the
-    commands in their order.
-    """
-    if path.suffix in (".yaml", ".yml"):
-        _init_file(path, force=force)
-        return
-    if force:
-        raise UsageError("--force is for a file; a project needs a new or an empty folder")
-    from orchestrator.projects.project import Project, write_project
-
-    name = path.resolve().name
-    project = Project(name=name, connection=connection, table=table, agent=agent, address=address, vault=vault)
-    files = write_project(path, project)
-    if as_json:
-        from orchestrator.cli.display.json_output import print_json
-
-        print_json({"project": str(path), "files": [str(file) for file in files]})
-        return
-    sys.stdout.write("".join(f"{file}\n" for file in files))
-    sys.stdout.write(f"next: cd {path}, and what its README.md says\n")
-
-
-def _init_file(path: Path, *, force: bool) -> None:
-    from orchestrator.workflow.starter import STARTER
-
-    try:
-        with path.open("w" if force else "x", encoding="utf-8") as file:
-            file.write(STARTER)
-    except FileExistsError:
-        raise UsageError(f"{path} is there already", hint="--force overwrites it") from None
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
-    sys.stdout.write(f"{path} written; next: orchestrator validate {path}\n")
 
 
 def schema(

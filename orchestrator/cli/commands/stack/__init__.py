@@ -1,1 +1,1 @@
-"""Trying it: servers of one's own, and what the product does on them."""
+"""Getting started: something to start from, servers of one's own, and what the product does on them."""

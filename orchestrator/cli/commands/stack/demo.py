@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.commands.stack.dev import ROOT, SAMPLE, say
+from orchestrator.cli.commands.stack.dev import SAMPLE, require_servers, say
 
 if TYPE_CHECKING:
     from orchestrator.devstack.agents import Attempt
@@ -36,23 +36,26 @@ def demo(
     ] = Sample.FEEDBACK,
 ) -> None:
     """Run a sample on real servers, show what was issued and who refused the rest, and stop everything."""
+    require_servers(mail=sample is Sample.MAIL)
     raise typer.Exit(_mail() if sample is Sample.MAIL else _feedback())
 
 
 def _feedback() -> int:
     from orchestrator.devstack.session import run_command, runtime_environment, temporary_stack, what_is_left
+    from orchestrator.samples import samples
 
+    root = samples()
     say("starting OpenBao, PostgreSQL and the sample services ...")
-    with temporary_stack(ROOT, None) as provisioned:
+    with temporary_stack(root, None) as provisioned:
         say(f"installed {len(provisioned.changes)} things that the workflows declare (orchestrator provision apply)\n")
         environment = runtime_environment(provisioned, provisioned.info.directory)
         say(f"$ orchestrator run {SAMPLE}")
-        code = run_command(["run", SAMPLE], environment, folder=ROOT)
+        code = run_command(["run", SAMPLE], environment, folder=root)
         say("\n$ orchestrator leases list")
-        run_command(["leases", "list"], environment, folder=ROOT)
+        run_command(["leases", "list"], environment, folder=root)
         say("\nThe same workflow may not post elsewhere: the policy says so before anything is issued.")
         say(f"$ orchestrator run {SAMPLE} --input channel='#general'")
-        refused = run_command(["run", SAMPLE, "--input", "channel=#general"], environment, folder=ROOT)
+        refused = run_command(["run", SAMPLE, "--input", "channel=#general"], environment, folder=root)
         say(f"exit code {refused}\n\nAgents call tools while a task is open. Who refuses what they may not do:")
         as_expected = _agents(provisioned)
         say("\nWhat the servers say now:")
@@ -84,11 +87,13 @@ def _mail() -> int:
     from orchestrator.devstack.mail_agent.script import REFUSALS
     from orchestrator.devstack.mail_agent.servers import mail_servers
     from orchestrator.devstack.session import temporary_stack, what_is_left
+    from orchestrator.samples import samples
 
+    root = samples()
     say("starting OpenBao, PostgreSQL, the sample services, an authorization server and a mail service ...\n")
     with (
-        temporary_stack(ROOT, None) as provisioned,
-        mail_servers(provisioned, ROOT / "vault", provisioned.info.directory) as servers,
+        temporary_stack(root, None) as provisioned,
+        mail_servers(provisioned, root / "vault", provisioned.info.directory) as servers,
     ):
         told = _story(servers)
         _show(told.attempts)

