@@ -15,7 +15,11 @@ def variables(names: Iterable[str]) -> Iterator[Finding]:
     given = sorted(names)
     unknown = dict(unknown_variables(given))
     for name, near in unknown.items():
-        meant = f"did you mean {near}? else unset it" if near else "unset it: see the settings in the README"
+        meant = (
+            f"did you mean {near}? else unset it"
+            if near
+            else "unset it: `docs/reference/settings.md` lists those that there are"
+        )
         yield warning(AREA, f"{name} is no setting, and nothing reads it", meant)
     for name in given:
         if name not in unknown and unset_by_shells(name):

@@ -22,16 +22,12 @@ import pytest
 from bench import ROOT, surroundings
 from ruamel.yaml import YAML
 
-from orchestrator.cli.failures import DEFECT
 from orchestrator.devstack.provisioned import RUNTIME, Provisioned
 from orchestrator.devstack.session import admin_environment, runtime_environment, what_is_left
 from orchestrator.devstack.stack import DevStack
-from orchestrator.environment import PREFIX, default_policies
-from orchestrator.errors import ExitCode
 from orchestrator.provision.service import new_secret_id
 from orchestrator.provision.vault.admin import VaultAdmin
 from orchestrator.secret import Secret
-from orchestrator.settings import Settings
 
 README = (ROOT / "README.md").read_text()
 
@@ -251,78 +247,6 @@ def rows_of(heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
 
-def test_the_exit_codes_are_those_of_the_program() -> None:
-    written = {int(number) for code, *_ in rows_of("code") for number in code.split(",")}
-    assert written == {int(code) for code in ExitCode} | {DEFECT}
-
-
-def names_of(cell: str) -> list[str]:
-    """The variables of a cell; `..._NAME` has the prefix of the one before it."""
-    names = re.findall(r"`([A-Z_.]+)`", cell)
-    return [re.sub(r"^\.\.\._", f"{PREFIX}AUTH_", name) for name in names]
-
-
-def variables_of(name: str) -> set[str]:
-    """The variables from which a setting is read."""
-    alias: Any = Settings.model_fields[name].validation_alias
-    table = Settings.model_fields[name].annotation
-    own = f"{PREFIX}{name.upper()}" + ("__NAME" if getattr(table, "__origin__", None) is dict else "")
-    return {own, *(str(choice) for choice in alias.choices)} if alias else {own}
-
-
-def test_the_settings_are_those_of_the_program() -> None:
-    written = {name for cell, *_ in rows_of("variable") for name in names_of(cell)}
-    for name in Settings.model_fields:
-        assert written & variables_of(name), f"the README does not say what {name} is"
-    known = {variable for name in Settings.model_fields for variable in variables_of(name)}
-    assert written <= known, "the README names settings that there are not"
-
-
-def test_the_defaults_are_those_of_the_program() -> None:
-    said = {name: cells[-1] for cell, *cells in rows_of("variable") for name in names_of(cell)}
-    for name in ("policy", "grace", "settle", "max_parallel", "log_level"):
-        default = Settings.model_fields[name].default
-        words = f"{default:g}" if isinstance(default, float) else str(default)
-        assert f"`{words}`" in said[f"{PREFIX}{name.upper()}"], name
-    home = said[f"{PREFIX}POLICY_PATH"].split("`")[3]
-    assert Path(home).expanduser() == default_policies()
-    assert Settings.model_fields["max_output_bytes"].default == 1024 * 1024
-    assert "1 MiB" in said[f"{PREFIX}MAX_OUTPUT_BYTES"]
-
-
-def test_the_settings_file_takes_the_same_names_without_the_prefix(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in os.environ:
-        if name.startswith(("ORCHESTRATOR_", "VAULT_")):
-            monkeypatch.delenv(name)
-    written = {name for cell, *_ in rows_of("variable") for name in names_of(cell)}
-    for variable in sorted(written):
-        name, _, part = variable.removeprefix(PREFIX).lower().partition("__")
-        field = "auth_token" if name == "vault_token" else name
-        fitting = {
-            "auth_method": '"jwt"',
-            "engine": '"dbos"',
-            "log_level": '"debug"',
-            "grace": "5",
-            "settle": "5",
-            "confirm": '"vault"',
-            "vault_plain_http": "true",
-            "connection_leases": "2",
-            "connection_runs": "2",
-            "sweep_interval": "5",
-            "policy_on_error": '"deny"',
-            "dead_after": "5",
-            "confinement": '"required"',
-        }
-        value = fitting.get(field, "7" if field.startswith("max_") else '"https://value.test"')
-        file = tmp_path / "orchestrator.toml"
-        needed = f"[endpoints]\n{part} = {value}\n" if name == "primaries" else ""  # a primary is one of an endpoint
-        file.write_text(f"{needed}[{name}]\n{part} = {value}\n" if part else f"{name} = {value}\n")
-        monkeypatch.setenv("ORCHESTRATOR_CONFIG", str(file))
-        assert getattr(Settings(), field) != Settings.model_fields[field].default, variable
-
-
 def test_the_commands_are_those_of_the_program() -> None:
     from typer.main import get_command
 
@@ -333,7 +257,7 @@ def test_the_commands_are_those_of_the_program() -> None:
     for name, command in group.commands.items():
         real |= {f"{name} {sub}" for sub in command.commands} if hasattr(command, "commands") else {name}
     written = set()
-    for cell, *_ in rows_of("command"):
+    for _, cell in rows_of("for"):
         noun = ""
         for words in re.findall(r"`([^`]+)`", cell):
             first, *rest = [word for word in words.split() if word.islower()]

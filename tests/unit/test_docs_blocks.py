@@ -29,7 +29,10 @@ RUN = {
     "docs/write-a-policy.md",
     "docs/production.md",
 }
-"""Pages whose commands are run, but where a mark says why not: test_readme, test_contributing, test_docs_guides, test_wheel."""
+"""Pages whose commands are run, but where a mark says why not.
+
+By test_readme, test_contributing, test_docs_guides and test_wheel.
+"""
 
 LEFT_OUT = {"README.md": "inputs: { limit: { type: integer } }\n"}
 """What a page that shows the heart of a workflow leaves out of it."""

@@ -409,3 +409,55 @@ def test_a_part_that_no_variable_can_name_is_told_as_a_line_of_the_file(
     (tmp_path / "settings.toml").write_text(f'[endpoints]\n"{name}" = "https://x.example"\n')
     loaded = load(monkeypatch, ORCHESTRATOR_CONFIG=str(tmp_path / "settings.toml"))
     assert dict(loaded.endpoints) == {name: "https://x.example"}
+
+
+FITTING = {
+    "auth_method": '"jwt"',
+    "engine": '"dbos"',
+    "log_level": '"debug"',
+    "grace": "5",
+    "settle": "5",
+    "confirm": '"vault"',
+    "vault_plain_http": "true",
+    "connection_leases": "2",
+    "connection_runs": "2",
+    "sweep_interval": "5",
+    "policy_on_error": '"deny"',
+    "dead_after": "5",
+    "confinement": '"required"',
+    **dict.fromkeys(("max_output_bytes", "max_parallel", "max_takeovers"), "7"),
+}
+"""A value other than the default, where not any text is one."""
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_the_settings_file_takes_each_setting_by_its_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = FITTING.get(name, '"https://value.test"')
+    table = Settings.model_fields[name].annotation
+    needed = f"[endpoints]\nmain = {value}\n" if name == "primaries" else ""  # a primary is one of an endpoint
+    file = tmp_path / "settings.toml"
+    is_table = getattr(table, "__origin__", None) is dict
+    file.write_text(f"{needed}[{name}]\nmain = {value}\n" if is_table else f"{name} = {value}\n")
+    monkeypatch.setenv("ORCHESTRATOR_CONFIG", str(file))
+    assert getattr(load_settings(), name) != Settings.model_fields[name].get_default(call_default_factory=True)
+
+
+def test_relative_paths_of_the_settings_file_begin_in_its_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "work" / "etc").mkdir()
+    (tmp_path / "work" / "etc" / "o.toml").write_text(
+        'policy_path = "rules"\nissuers = "/abs/issuers.yaml"\nauth_secret_id_file = "../secret"\n'
+        'vault_cacert = "ca.pem"\nledger_url = "sqlite:///relative.db"\n'
+    )
+    monkeypatch.setenv("ORCHESTRATOR_CONFIG", "etc/o.toml")
+    settings, folder = load_settings(), tmp_path / "work" / "etc"
+    assert settings.policy_path == folder / "rules"
+    assert settings.issuers == Path("/abs/issuers.yaml")
+    assert settings.auth_secret_id_file == folder / ".." / "secret"
+    assert settings.vault_cacert == folder / "ca.pem"
+    assert settings.ledger_location() == "sqlite:///relative.db"
+    monkeypatch.setenv("ORCHESTRATOR_POLICY_PATH", "mine")
+    assert load_settings().policy_path == Path("mine")
