@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from orchestrator.grants.models import DatabaseGrant
 from orchestrator.grants.privileges import ALL_COLUMNS, Privilege, digest, merge
 from orchestrator.grants.sql.parsing import TooLargeSql, UnreadableSql, parse
-from orchestrator.inference.steps import StepSql, database_grants, sql_of
+from orchestrator.inference.steps import database_grants, sql_of
 from orchestrator.workflow.loader import LoadedWorkflow
 from orchestrator.workflow.models.steps import Step
 from orchestrator.workflow.problems import Problem
@@ -28,9 +28,7 @@ def coverage(loaded: LoadedWorkflow) -> Iterator[Problem]:
         name, grant = named
         declared = merge(each.privilege() for each in grant.privileges)
         needs = certain(statement.text, placeholders=statement.placeholders)
-        if needs is None:
-            if too_large := _too_large(statement):
-                yield loaded.problem(loaded.place(step_id, "with", "sql"), too_large.message, too_large.hint or "")
+        if needs is None:  # `readable` says so
             continue
         place = loaded.place(step_id, "grants", name, "privileges")
         for privilege in missing(declared, needs.privileges):
@@ -61,6 +59,20 @@ def coverage(loaded: LoadedWorkflow) -> Iterator[Problem]:
                 "take it out, unless a view, a function, a trigger or a row policy uses it as the step",
                 warning=True,
             )
+
+
+def readable(loaded: LoadedWorkflow) -> Iterator[Problem]:
+    """SQL that PostgreSQL's own parser refuses, or that it is not given."""
+    for step_id, step in loaded.workflow.parts.items():
+        statement = sql_of(step)
+        if statement is None or statement.text is None:
+            continue
+        try:
+            parse(statement.text, placeholders=statement.placeholders)
+        except TooLargeSql as error:
+            yield loaded.problem(loaded.place(step_id, "with", "sql"), error.message, error.hint or "")
+        except UnreadableSql as error:
+            yield loaded.problem(loaded.place(step_id, "with", "sql"), error.message, "psql says the same")
 
 
 def wildcards(loaded: LoadedWorkflow) -> Iterator[Problem]:
@@ -98,16 +110,6 @@ def shared_scopes(loaded: LoadedWorkflow) -> Iterator[Problem]:
                 "give each step only what its own SQL needs",
                 warning=True,
             )
-
-
-def _too_large(statement: StepSql) -> TooLargeSql | None:
-    try:
-        parse(statement.text or "", placeholders=statement.placeholders)
-    except TooLargeSql as error:
-        return error
-    except UnreadableSql:
-        return None
-    return None
 
 
 def _compiled_grant(step: Step) -> tuple[str, DatabaseGrant] | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from orchestrator.grants.fields import format_duration
 from orchestrator.grants.models import TokenGrant
 from orchestrator.planning.aws_actions import actions_of_aws
-from orchestrator.planning.coverage import coverage, shared_scopes, wildcards
+from orchestrator.planning.coverage import coverage, readable, shared_scopes, wildcards
 from orchestrator.planning.readiness import login_is_clear
 from orchestrator.workflow.cel.template import texts_in
 from orchestrator.workflow.loader import LoadedWorkflow
@@ -126,6 +126,7 @@ _RULES: tuple[Rule, ...] = (
     _one_key_signs_for_two_audiences,
     _a_standing_secret_is_handed_over,
     actions_of_aws,
+    readable,
     coverage,
     wildcards,
     shared_scopes,

@@ -116,6 +116,7 @@ def command_on_path(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     settings = tmp_path / "settings.toml"
     settings.write_text(f'policy_path = "{ROOT / "workflows" / "policies"}"\n')
     monkeypatch.setenv("TEST_SETTINGS", str(settings))
+    monkeypatch.setenv("ORCHESTRATOR_CONFIG", str(tmp_path / "none.toml"))  # the recipe says where they are
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path / "home")

@@ -8,6 +8,7 @@ import pytest
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.planning.coverage import coverage
+from orchestrator.planning.lint import lint
 from orchestrator.workflow.loader import load_text
 
 
@@ -104,3 +105,29 @@ def test_a_table_in_a_with_that_nothing_carries_out_is_not_said_to_be_needed() -
     assert said(deleting, first, action="postgres.execute") == [
         "error: the SQL needs `delete on other`, which the grant `db` does not declare"
     ]
+
+
+@pytest.mark.parametrize(
+    ("sql", "parameters", "told"),
+    [
+        ("SELEC id FROM t", None, 'syntax error at or near "SELEC"'),
+        ("SELECT order, id FROM t", None, 'syntax error at or near ","'),
+        ("SELECT id\nFROM t\nWHER id = 1", None, 'syntax error at or near "id", in its line 3'),
+        ("SELECT id FROM t LIMI %(most)s", "{ most: 1 }", 'syntax error at or near "%(most)s"'),
+        ("SELECT id FROM t LIMI %s", "[1]", 'syntax error at or near "%s"'),
+        ("SELECT id FROM t WHERE (id", None, "syntax error at end of input"),
+        ("SELECT 'open", None, 'unterminated quoted string at or near "\'open"'),
+    ],
+)
+def test_sql_that_cannot_be_parsed_is_an_error_with_the_word_and_the_line(
+    sql: str, parameters: str | None, told: str
+) -> None:
+    more = "" if parameters is None else f", parameters: {parameters}"
+    text = (
+        "version: 1\nname: w\nagent: a\nsteps:\n  one:\n    action: postgres.query\n    grants:\n"
+        f"      db: {{ kind: database, connection: c, privileges: [{BASKET}] }}\n"
+        f"    with: {{ sql: {json.dumps(sql)}{more} }}\n"
+    )
+    (problem,) = lint(load_text(text, filename="w.yaml", actions=catalog))
+    assert (problem.severity, problem.message) == ("error", f"the SQL cannot be parsed: {told}")
+    assert problem.line == 9

@@ -6,7 +6,7 @@ Only bounded texts pass. The bounds are counted over the tokens of PostgreSQL's 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -92,14 +92,29 @@ def parse(sql: str, *, placeholders: bool = False) -> tuple[ast.RawStmt, ...]:
 
     if len(sql) > MAX_CHARACTERS:
         raise _too_large(f"{len(sql)} characters", MAX_CHARACTERS)
-    text = with_parameters(sql) if placeholders else sql
+    text, names = _numbered(sql) if placeholders else (sql, {})
     try:
         check_bounds(text)
         parsed: tuple[ast.RawStmt, ...] = parse_sql(text)
     except (Error, ValueError, RecursionError) as error:
         said = str(error.args[0]) if error.args and not isinstance(error, UnicodeError) else type(error).__name__
-        raise UnreadableSql(f"the SQL cannot be parsed: {said}", hint="try it with psql") from None
+        said = _with_names(said, names)
+        where = _line_of(text, error.args[1] if len(error.args) > 1 else None)
+        raise UnreadableSql(f"the SQL cannot be parsed: {said}{where}", hint="try it with psql") from None
     return parsed
+
+
+def _with_names(said: str, names: Mapping[str, int]) -> str:
+    """What the parser says, with psycopg's placeholders where it has seen `$n`."""
+    written = {f'"${number}"': '"%s"' if name.startswith("#") else f'"%({name})s"' for name, number in names.items()}
+    return re.sub(r'"\$\d+"', lambda match: written.get(match[0], match[0]), said)
+
+
+def _line_of(text: str, position: object) -> str:
+    """In which line of several a character is, which the parser names by its number from 0."""
+    if not isinstance(position, int) or "\n" not in text.strip():
+        return ""
+    return f", in its line {text.count(chr(10), 0, position) + 1}"
 
 
 def check_bounds(text: str) -> None:
