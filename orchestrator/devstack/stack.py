@@ -19,7 +19,7 @@ from orchestrator.devstack.openbao import OpenBao
 from orchestrator.devstack.postgres import Postgres
 from orchestrator.devstack.sample_services import SampleServices, SlackBot
 from orchestrator.devstack.sampledb import DATABASE, create_sample_database
-from orchestrator.samples import samples
+from orchestrator.samples.place import samples
 from orchestrator.secret import Secret
 
 TOKEN_KEY = "orchestrator-token"  # noqa: S105 -- the name of a key

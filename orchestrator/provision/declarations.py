@@ -12,7 +12,7 @@ from orchestrator.errors import UsageError
 from orchestrator.grants.fields import Duration, Name
 from orchestrator.issuers.declared import Issuers
 from orchestrator.provision.certificates import CertificateRoles
-from orchestrator.samples import runtime_policy
+from orchestrator.samples.place import runtime_policy
 
 Identifier = Annotated[str, Field(min_length=1, max_length=63)]
 """A name in PostgreSQL, of at most 63 bytes; the driver quotes it."""

@@ -17,7 +17,7 @@ from orchestrator.environment import PREFIX
 from orchestrator.errors import UsageError
 from orchestrator.grants.privileges import check_identifier, parse_qualified, qualified
 from orchestrator.policy.authoring.starter import write_starter
-from orchestrator.samples import runtime_policy
+from orchestrator.samples.place import runtime_policy
 
 _TEXTS = Path(__file__).with_name("files")
 _PLACE = re.compile(r"@(\w+)@")

@@ -13,7 +13,7 @@ from orchestrator.devstack.admin import VaultAdmin
 from orchestrator.devstack.postgres import Postgres
 from orchestrator.devstack.sampledb import DATABASE, create_sample_database, sample_rows
 from orchestrator.devstack.stack import StackInfo
-from orchestrator.samples import samples
+from orchestrator.samples.place import samples
 from orchestrator.secret import Secret
 
 SAMPLE_DATA = samples() / "workflows" / "data" / "customer_feedback.csv"

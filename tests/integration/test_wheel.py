@@ -47,10 +47,10 @@ def test_the_program_is_the_wheels_and_the_extras_are_not_there(installed: Insta
 def test_the_wheel_holds_the_samples_of_the_checkout_as_they_are_there(wheel: Path, folder: str) -> None:
     listed = subprocess.run(["git", "ls-files", folder], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     with zipfile.ZipFile(wheel) as archive:
-        held = {name for name in archive.namelist() if name.startswith(f"orchestrator/sample_files/{folder}/")}
-        assert {f"orchestrator/sample_files/{name}" for name in listed.split()} == held
+        held = {name for name in archive.namelist() if name.startswith(f"orchestrator/samples/{folder}/")}
+        assert {f"orchestrator/samples/{name}" for name in listed.split()} == held
         for name in held:
-            assert archive.read(name) == (ROOT / name.removeprefix("orchestrator/sample_files/")).read_bytes()
+            assert archive.read(name) == (ROOT / name.removeprefix("orchestrator/samples/")).read_bytes()
 
 
 EXTRAS = {

@@ -23,7 +23,7 @@ from orchestrator.planning.lint import lint
 from orchestrator.policy.authoring.checking import check_folder
 from orchestrator.policy.authoring.testing import run_tests
 from orchestrator.provision.declarations import load_declarations
-from orchestrator.samples import runtime_policy
+from orchestrator.samples.place import runtime_policy
 from orchestrator.settings import load_settings
 from orchestrator.starter.project import Choices, write_project
 from orchestrator.workflow.loader import load

@@ -42,7 +42,7 @@ def demo(
 
 def _feedback() -> int:
     from orchestrator.devstack.session import run_command, runtime_environment, temporary_stack, what_is_left
-    from orchestrator.samples import samples
+    from orchestrator.samples.place import samples
 
     root = samples()
     say("starting OpenBao, PostgreSQL and the sample services ...")
@@ -87,7 +87,7 @@ def _mail() -> int:
     from orchestrator.devstack.mail_agent.script import REFUSALS
     from orchestrator.devstack.mail_agent.servers import mail_servers
     from orchestrator.devstack.session import temporary_stack, what_is_left
-    from orchestrator.samples import samples
+    from orchestrator.samples.place import samples
 
     root = samples()
     say("starting OpenBao, PostgreSQL, the sample services, an authorization server and a mail service ...\n")

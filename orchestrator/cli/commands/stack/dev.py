@@ -39,7 +39,7 @@ def dev(
     """
     require_servers(mail=mail)
     from orchestrator.devstack.session import run_until_stopped, temporary_stack, write_environment
-    from orchestrator.samples import samples
+    from orchestrator.samples.place import samples
 
     with ExitStack() as stack:
         provisioned = stack.enter_context(temporary_stack(samples(), directory))
@@ -52,7 +52,7 @@ def dev(
 
 def _mail_servers(provisioned: Provisioned) -> AbstractContextManager[MailServers]:
     from orchestrator.devstack.mail_agent.servers import mail_servers
-    from orchestrator.samples import samples
+    from orchestrator.samples.place import samples
 
     return mail_servers(provisioned, samples() / "vault", provisioned.info.directory)
 
@@ -87,7 +87,7 @@ As the admin, in a third: set -a; . {shlex.quote(str(admin))}; set +a; orchestra
 
 def _from_here(name: str) -> str:
     """A sample as it is named in the working directory: in a checkout by its place, elsewhere by its whole path."""
-    from orchestrator.samples import samples
+    from orchestrator.samples.place import samples
 
     return name if samples() == Path.cwd() else str(samples() / name)
 
