@@ -1,4 +1,4 @@
-"""JSON, as a type."""
+"""JSON, as a type, and how its values and their number are written in a text."""
 
 from __future__ import annotations
 
@@ -14,3 +14,8 @@ def text_of(value: str | bool | int | float) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(value)
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """`1 step`, `0 steps`, `1,200 steps`; `plural` where that is not the noun with an `s`."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

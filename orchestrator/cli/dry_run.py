@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from orchestrator.cli.display.plan_view import PlanView, StepView
-from orchestrator.policy.admission import admission, before_evaluation
+from orchestrator.policy.asking import decisions
 from orchestrator.policy.types import ConnectedEngine, Decision, PolicyEngine, PolicyRequest
 from orchestrator.workflow.models.steps import When
 from orchestrator.workflow.models.tools import Tool
@@ -60,6 +60,16 @@ class PlannedStep(Protocol):
         """What the policy is asked, without a time."""
         ...
 
+    @property
+    def items(self) -> Sequence[PolicyRequest]:
+        """What it is asked for each item of a list that is known; empty where there is none."""
+        ...
+
+    @property
+    def unasked(self) -> int:
+        """How many items there are beyond these."""
+        ...
+
 
 class Plan(Protocol):
     """A plan, in the order in which the steps may run."""
@@ -81,26 +91,22 @@ async def decided(plan: Plan, engine: PolicyEngine, *, ask: bool = True) -> Plan
             digest=first.workflow_digest,
             agent=first.agent,
             inputs=first.inputs,
-            steps=[_step(step, await _decision(step, engine) if asked else None) for step in plan.steps],
+            steps=[
+                _step(step, await decisions(engine, step.request, step.items) if asked else ()) for step in plan.steps
+            ],
         )
     finally:
         if isinstance(engine, ConnectedEngine):
             await engine.aclose()
 
 
-async def _decision(step: PlannedStep, engine: PolicyEngine) -> Decision:
-    request = step.request
-    admitted = await admission(engine, before_evaluation(request, request.grants))
-    return await engine.decide(request) if admitted is None or admitted.allow else admitted
-
-
-def _step(step: PlannedStep, decision: Decision | None) -> StepView:
+def _step(step: PlannedStep, said: Sequence[Decision]) -> StepView:
     request = step.request
     return StepView(
         step=request.step,
         action=request.action,
         does=request.action_view,
-        partial=request.action_view.get("partial") is True,
+        partial=step.unasked > 0 or any(each.action_view.get("partial") is True for each in step.items or (request,)),
         needs=step.needs,
         condition=step.condition,
         timeout=step.timeout,
@@ -110,5 +116,7 @@ def _step(step: PlannedStep, decision: Decision | None) -> StepView:
         max_parallel=step.max_parallel,
         tool=step.tool,
         scopes=request.grants,
-        decision=decision,
+        decision=next((each for each in said if not each.allow), said[0] if said else None),
+        items=said if len(said) == len(step.items) else (),
+        unasked=step.unasked,
     )

@@ -7,6 +7,7 @@ from orchestrator.doctor.findings import Finding, fault_of, fine, not_seen, warn
 from orchestrator.doctor.subject import Subject
 from orchestrator.errors import OrchestratorError
 from orchestrator.planning.plan import build
+from orchestrator.policy.asking import decisions
 from orchestrator.policy.types import ConnectedEngine, PolicyEngine
 from orchestrator.workflow.inputs import bind_inputs
 from orchestrator.workflow.loader import LoadedWorkflow
@@ -51,8 +52,9 @@ async def _asked(engine: PolicyEngine, loaded: LoadedWorkflow, subject: Subject)
         ]
     found: list[Finding] = []
     for step in planned.steps:
-        decision = await engine.decide(step.request)
-        if not decision.allow:
+        said = await decisions(engine, step.request, step.items)
+        decision = next((each for each in said if not each.allow), None)
+        if decision is not None:
             found.append(
                 warning(
                     AREA,

@@ -72,7 +72,7 @@ def test_a_plan_is_a_tree_of_exact_scopes() -> None:
         "    ├── after read",
         "    ├── if size(steps.read.output.rows) > 0",
         "    ├── does channel #support",
-        "    ├── grant bot: secret secret/data/slack/support-bot [token], 2m  secret/data/slack/support-bot",
+        "    ├── grant bot: secret secret/data/slack/support-bot [token], 2m",
         "    └── policy allowed so far, decided at run time",
         "2 steps, 2 credentials; nothing was asked of Vault",
     ]
@@ -135,6 +135,8 @@ class Planned:
     for_each: str | int | None = None
     max_parallel: int = 1
     tool: None = None
+    items: tuple[PolicyRequest, ...] = ()
+    unasked: int = 0
 
 
 @dataclass(frozen=True)

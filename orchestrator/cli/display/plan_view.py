@@ -10,7 +10,7 @@ from orchestrator.cli.display.run_view import inputs_words
 from orchestrator.cli.display.terminal import console
 from orchestrator.grants.fields import format_duration
 from orchestrator.grants.scope import Scope
-from orchestrator.jsontypes import JsonObject, JsonValue
+from orchestrator.jsontypes import JsonObject, JsonValue, counted
 from orchestrator.policy.types import Decision
 from orchestrator.workflow.models.steps import When
 from orchestrator.workflow.models.tools import Tool
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
     from rich.tree import Tree
+
+_ITEMS_SHOWN = 5
+"""Of how many items that the policy denies the places are told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +46,11 @@ class StepView:
     """What an agent chooses and how often, where it is the call of a tool."""
     scopes: Sequence[Scope]
     decision: Decision | None
-    """None: the policy was not asked."""
+    """None: the policy was not asked. Where it was asked about items, the first denial of them if there is one."""
+    items: Sequence[Decision] = ()
+    """What it said to each item of a list that is known, in their order."""
+    unasked: int = 0
+    """How many items there are beyond these."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +88,8 @@ def print_plan(plan: PlanView, screen: Console | None = None) -> None:
         _add_step(tree, step, plan.agent)
     screen.print(tree)
     grants = sum(len(step.scopes) for step in plan.steps)
-    kind = "tools" if any(step.tool for step in plan.steps) else "steps"
-    words = [f"{len(plan.steps)} {kind}", f"{grants} credentials"]
+    kind = "tool" if any(step.tool for step in plan.steps) else "step"
+    words = [counted(len(plan.steps), kind), counted(grants, "credential")]
     words += [f"{len(plan.denied)} DENIED"] if plan.denied else []
     whom = "Vault" if plan.asked else "Vault, and nothing of the policy"
     screen.print(f"{', '.join(words)}; nothing was asked of {whom}")
@@ -108,16 +115,22 @@ def _add_step(tree: Tree, step: StepView, agent: str) -> None:
         for name, words in _tool_words(step.tool):
             branch.add(Text.assemble((f"{name} ", "dim"), words))
     for scope in step.scopes:
-        branch.add(
-            Text.assemble(("grant ", "dim"), f"{scope.name}: {scope.describe()}", (f"  {scope.resource}", "dim"))
-        )
+        branch.add(Text.assemble(("grant ", "dim"), *_grant_words(scope)))
     branch.add(_policy(step, agent))
+
+
+def _grant_words(scope: Scope) -> Iterator[str | tuple[str, str]]:
+    """What it opens, and where it comes from, unless that is said already."""
+    told = scope.describe()
+    yield f"{scope.name}: {told}"
+    if scope.resource not in told:
+        yield f"  {scope.resource}", "dim"
 
 
 def _items_words(step: StepView) -> str:
     if step.for_each is None:
         return ""
-    items = f"of {step.for_each} items" if isinstance(step.for_each, int) else f"item of {step.for_each}"
+    items = f"of {counted(step.for_each, 'item')}" if isinstance(step.for_each, int) else f"item of {step.for_each}"
     return f"{items}, {step.max_parallel} at a time, each with credentials of its own"
 
 
@@ -125,7 +138,7 @@ def _tool_words(tool: Tool) -> Iterator[tuple[str, str]]:
     """What an agent chooses when it calls it, and how often it may."""
     for name, argument in tool.call.items():
         yield "chooses", f"{name}: {bounds_words(argument)}"
-    limits = [f"{tool.max_calls} calls a task"] if tool.max_calls else []
+    limits = [f"{counted(tool.max_calls, 'call')} a task"] if tool.max_calls else []
     limits += [f"{tool.max_open} at a time"] if tool.max_open else []
     if limits:
         yield "at most", ", ".join(limits)
@@ -140,9 +153,22 @@ def _policy(step: StepView, agent: str) -> Text:
     if decision is None:
         return Text.assemble(("policy ", "dim"), ("not asked: it is a service, and --ask-policy asks it", "yellow"))
     if decision.allow:
-        later = "allowed so far, decided at run time" if step.partial else "allowed"
+        asked = f" for {counted(len(step.items), 'item')}" if step.items else ""
+        more = f" and {step.unasked} more" if step.unasked else ""
+        later = f"allowed{asked} so far,{more} decided at run time" if step.partial else f"allowed{asked}"
         return Text.assemble(("policy ", "dim"), (later, "green"))
-    return Text.assemble(("policy ", "dim"), ("DENIED: " + "; ".join(decision.reasons), "red"))
+    return Text.assemble(("policy ", "dim"), (f"DENIED{_which(step)}: " + "; ".join(decision.reasons), "red"))
+
+
+def _which(step: StepView) -> str:
+    """The items that are denied, by their places from 0."""
+    if not step.items:
+        return ""
+    denied = [index for index, each in enumerate(step.items) if not each.allow]
+    shown = ", ".join(map(str, denied[:_ITEMS_SHOWN]))
+    more = f" and {len(denied) - _ITEMS_SHOWN} more" if len(denied) > _ITEMS_SHOWN else ""
+    word = "item" if len(denied) == 1 else "items"
+    return f" for {word} {shown}{more} of {len(step.items) + step.unasked}"
 
 
 def does_words(step: StepView) -> str:
@@ -181,10 +207,19 @@ def plan_json(plan: PlanView) -> Mapping[str, object]:
                 **({} if step.tool is None else {"tool": _tool_json(step.tool)}),
                 "grants": [scope.as_json() for scope in step.scopes],
                 "decision": _decision_json(step.decision, at_run_time=step.partial),
+                **({} if not step.items else {"items": _items_json(step)}),
             }
             for step in plan.steps
         ],
     }
+
+
+def _items_json(step: StepView) -> Mapping[str, object]:
+    """How many items the policy was asked about and how many not, and which it denies."""
+    denied = [
+        {"index": index, "reasons": decision.reasons} for index, decision in enumerate(step.items) if not decision.allow
+    ]
+    return {"asked": len(step.items), "unasked": step.unasked, "denied": denied}
 
 
 def _tool_json(tool: Tool) -> Mapping[str, object]:
