@@ -130,7 +130,7 @@ class StepContext:
     brings credentials that are issued anew; None if no grant of the step may be. `own` knows the orchestrator's own
     secrets, to take them out of what comes from outside. `confinement` are the parts of PARTS
     (`orchestrator.actions.confinement`) that programs of the step are held to. `recipient` is who waits for the
-    credential of a tool that hands it over.
+    credential of a tool that hands it over. `kept` are the keys of the output that the step keeps; None: all.
     """
 
     run_id: str
@@ -146,6 +146,7 @@ class StepContext:
     own: Redactor = field(default_factory=Redactor)
     confinement: tuple[str, ...] = field(default_factory=available_parts)
     recipient: Recipient | None = None
+    kept: tuple[str, ...] | None = None
 
     def remaining(self) -> float:
         """Seconds until the deadline, never below a tenth of one."""

@@ -20,9 +20,11 @@ from pydantic import ValidationError
 
 from orchestrator.actions.base import StepContext
 from orchestrator.actions.handover import Handover
+from orchestrator.actions.output import check_output
 from orchestrator.actions.process.exec import Exec, ExecParams
-from orchestrator.errors import StepFailed
+from orchestrator.errors import OutputRefused, StepFailed
 from orchestrator.grants.credential import Credential
+from orchestrator.redaction.redactor import Redactor
 from orchestrator.secret import Secret
 
 CANARY = "canary-pw-4711-%/+"
@@ -245,6 +247,46 @@ async def test_output_that_is_not_json_is_refused_when_json_was_promised() -> No
     with pytest.raises(StepFailed, match="not JSON") as caught:
         await run(command=["echo", "{"], output="json")
     assert caught.value.kind == "output"
+
+
+BINARY = python(r"import os; os.write(1, b'caf\xe9 \x00\xff')")
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+async def test_output_that_is_no_text_is_refused_and_says_where_it_stops_being_one(form: str) -> None:
+    with pytest.raises(StepFailed, match=r"\(7 bytes\) is not UTF-8, first at byte 3") as caught:
+        await run(command=BINARY, output=form)
+    assert (caught.value.kind, "`output: base64`" in str(caught.value.hint)) == ("output", True)
+
+
+async def test_binary_output_is_kept_byte_by_byte_in_base64() -> None:
+    output = await run(command=BINARY, output="base64")
+    assert output == {"exit_code": 0, "base64": "Y2Fm6SAA/w=="}
+    assert await run(command=BINARY, output="none") == {"exit_code": 0}
+
+
+async def test_a_secret_in_binary_output_is_found_in_base64_wherever_it_begins() -> None:
+    for before in range(3):
+        code = f"import os; os.write(1, b'\\xff' * {before} + {CANARY!r}.encode() + b'\\x00')"
+        output = await run(command=python(code), output="base64")
+        with pytest.raises(OutputRefused, match="base64 contains a secret"):
+            check_output(output, redactor=Redactor([Secret(CANARY)]), limit_bytes=1000)
+
+
+async def test_output_that_nobody_keeps_may_be_anything_and_is_searched_for_secrets_all_the_same() -> None:
+    code = f"import os; os.write(1, b'\\xff' + {CANARY!r}.encode() + b'\\xff')"
+    output = await Exec().run(ExecParams(command=python(code)), replace(context(), kept=("exit_code",)))
+    with pytest.raises(OutputRefused, match="stdout contains a secret"):
+        check_output(output, redactor=Redactor([Secret(CANARY)]), limit_bytes=1000)
+    with pytest.raises(StepFailed, match="not UTF-8"):
+        await Exec().run(ExecParams(command=python(code)), replace(context(), kept=("exit_code", "stdout")))
+
+
+async def test_json_may_begin_with_a_byte_order_mark_and_is_utf_8() -> None:
+    marked = r"import os; os.write(1, '\ufeff{\"a\": \"ü\"}'.encode('{}'))"
+    assert (await run(command=python(marked.replace("{}", "utf-8")), output="json"))["json"] == {"a": "ü"}
+    with pytest.raises(StepFailed, match="not UTF-8"):
+        await run(command=python(marked.replace("{}", "utf-16-le")), output="json")
 
 
 async def test_endless_output_is_stopped_at_the_limit() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import shutil
 import socket
@@ -25,6 +26,7 @@ from orchestrator.errors import StepFailed
 from orchestrator.grants.credential import Credential
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.secret import Secret
+from orchestrator.workflow.expressions import evaluate
 
 CANARY = "canary-pw-4711-%/+"
 SETUP = f"""
@@ -143,12 +145,18 @@ async def test_no_rows_still_name_the_columns(endpoint: str) -> None:
 @pytest.mark.parametrize(
     ("expression", "expected"),
     [
-        ("12.50::numeric", 12.5),
-        ("15::numeric", 15),
-        ("0.1::numeric", 0.1),
+        ("12.50::numeric", "12.50"),
+        ("15::numeric", "15"),
+        ("15.00::numeric(9, 2)", "15.00"),
+        ("0.1::numeric", "0.1"),
+        ("(SELECT sum(n) FROM (VALUES (1::int8), (2)) AS v(n))", "3"),
+        ("1e-7::numeric", "0.0000001"),
         ("12345678901234567890.123::numeric", "12345678901234567890.123"),
         ("123456789012345678901234567890::numeric", "123456789012345678901234567890"),
         ("'NaN'::numeric", "NaN"),
+        ("'-Infinity'::numeric", "-Infinity"),
+        ("9007199254740993::int8", 9007199254740993),
+        ("9007199254740993::numeric", "9007199254740993"),
         ("'-Infinity'::float8", "-Infinity"),
         ("'NaN'::float4", "NaN"),
         ("1.5::float8", 1.5),
@@ -168,11 +176,14 @@ async def test_no_rows_still_name_the_columns(endpoint: str) -> None:
         ("'[1.5]'::json", [1.5]),
         ("'6f2c2f1e-0000-4000-8000-000000000001'::uuid", "6f2c2f1e-0000-4000-8000-000000000001"),
         ("ARRAY['x', NULL, 'y,z']", ["x", None, "y,z"]),
-        ("ARRAY[[1,2],[3,4]]::numeric[]", [[1, 2], [3, 4]]),
+        ("ARRAY[[1,2.50],[3,NULL]]::numeric[]", [["1", "2.50"], ["3", None]]),
         ("ARRAY['2024-02-29 10:30'::timestamp]", ["2024-02-29T10:30:00"]),
         ("int4range(1, 5)", "[1,5)"),
         ("'10.0.0.0/8'::cidr", "10.0.0.0/8"),
         ("row(1, 'a')", "(1,a)"),
+        ("row(0.10, 'NaN'::numeric)", "(0.10,NaN)"),
+        ("numrange(0.10, 2)", "[0.10,2)"),
+        ('\'{"n": 12345678901234567890, "x": 0.10}\'::jsonb', {"n": 12345678901234567890, "x": 0.1}),
         ("'1.50'::money::text", "$1.50"),
         ("'a'::\"char\"", "a"),
     ],
@@ -181,6 +192,31 @@ async def test_every_type_becomes_json(endpoint: str, expression: str, expected:
     output = await query(endpoint, f"SELECT {expression} AS value")
     assert output["rows"] == [{"value": expected}]
     assert check_output(output, redactor=Redactor(), limit_bytes=10_000) == output
+
+
+async def test_what_a_step_reads_is_the_same_number_for_the_next_one(endpoint: str) -> None:
+    """No digit is lost between two steps: not in the output, not in an expression, not as a parameter."""
+    exact = ("0.10", "12345678901234567890.123", "NaN")
+    sql = "SELECT %(a)s::numeric AS a, %(b)s::numeric AS b, %(c)s::numeric AS c, 9223372036854775806::int8 AS n"
+    read = await query(endpoint, sql, dict(zip("abc", exact, strict=True)))
+    (row,) = json.loads(json.dumps(read["rows"]))
+    given = evaluate(
+        {
+            **{name: f"${{{{ steps.read.output.rows[0].{name} }}}}" for name in "abc"},
+            "n": "${{ steps.read.output.rows[0].n + 1 }}",
+            "list": "${{ steps.read.output.rows.map(row, row.b) }}",
+        },
+        {"steps": {"read": {"output": {"rows": [row]}}}},
+    )
+    again = await query(
+        endpoint,
+        f"{sql.replace('9223372036854775806::int8', '%(n)s')}, %(list)s::numeric[] AS list, "
+        "%(a)s = 0.1::numeric AS same",
+        given,
+    )
+    assert again["rows"] == [
+        {**dict(zip("abc", exact, strict=True)), "n": 9223372036854775807, "list": [exact[1]], "same": True}
+    ]
 
 
 OWN_TYPES = """
@@ -217,11 +253,12 @@ def own_types(endpoint: str) -> str:
         ("ARRAY[[1], [2]]::cents[]", [[1], [2]]),
         ("ARRAY['{1,2}', '{3}']::pair[]", [[1, 2], [3]]),
         ("'{1,2}'::pair", [1, 2]),
-        ("ARRAY[0.5, 12345678901234567890.5]::amount[]", [0.5, "12345678901234567890.5"]),
+        ("ARRAY[0.5, 12345678901234567890.5]::amount[]", ["0.5", "12345678901234567890.5"]),
         ("ARRAY[ROW(1, 'a, \"b\"'), NULL]::spot[]", ['(1,"a, ""b""")', None]),
         ("ARRAY['[1,2)', 'empty']::span[]", ["[1,2)", "empty"]),
         ("ARRAY[1, 2]::int[]", [1, 2]),
-        ("ARRAY[ARRAY[0.5], ARRAY[1.5]]::numeric[]", [[0.5], [1.5]]),
+        ("ARRAY[ARRAY[0.5], ARRAY[1.5]]::numeric[]", [["0.5"], ["1.5"]]),
+        ("1.50::amount", "1.50"),
         ("ARRAY['(1,1),(0,0)'::box, '(3,3),(2,2)'::box]", ["(1,1),(0,0)", "(3,3),(2,2)"]),
     ],
 )
@@ -246,7 +283,7 @@ async def test_a_list_of_numbers_may_have_whole_ones_and_others(
     sql = "SELECT array_agg(n::text) AS n, pg_typeof(%(n)s)::text AS kind FROM unnest(%(n)s) n"
     assert (await query(endpoint, sql, {"n": numbers}))["rows"] == [{"n": expected, "kind": "numeric[]"}]
     nested = await query(endpoint, "SELECT %(n)s AS n", {"n": [[1, 2.5], [3, 4]]})
-    assert nested["rows"] == [{"n": [[1, 2.5], [3, 4]]}]
+    assert nested["rows"] == [{"n": [["1", "2.5"], ["3", "4"]]}]
 
 
 @pytest.mark.parametrize("mixed", [[1, True], [1, "a"], [0.5, False]])

@@ -1,6 +1,7 @@
 """PostgreSQL values as JSON, from the text that the server sends (PostgreSQL manual, chapter 8).
 
-Working on the text keeps what Python's types cannot hold: `infinity` as a date, years BC, 24:00.
+Working on the text keeps what Python's types cannot hold: `infinity` as a date, years BC, 24:00. A `numeric` is always
+its text, so that neither its scale nor a digit is lost, and its JSON type does not depend on its value.
 Import it inside `run`: it needs psycopg.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable, Iterator
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 
 from psycopg import AsyncConnection
@@ -20,21 +21,7 @@ from psycopg.types.json import Jsonb
 SESSION = {"datestyle": "ISO, MDY", "intervalstyle": "iso_8601", "bytea_output": "hex", "extra_float_digits": "1"}
 """Session settings that the texts depend on."""
 
-_EXACT_INTEGER = 2**53
 _SHORT_OFFSET = re.compile(r"([+-]\d\d)$")
-
-
-def decimal_to_json(text: str) -> int | float | str:
-    """A number where a double holds it exactly as written (`12.50` is 12.5), else the text, as for `NaN`."""
-    try:
-        value = Decimal(text)
-    except InvalidOperation:
-        return text
-    if not value.is_finite():
-        return text
-    if "." not in text:
-        return int(value) if abs(value) <= _EXACT_INTEGER else text
-    return float(text) if Decimal(repr(float(text))) == value else text
 
 
 def float_to_json(text: str) -> float | str:
@@ -57,11 +44,10 @@ def bytea_to_json(text: str) -> str:
 _SPANS = ("int4", "int8", "num", "date", "ts", "tstz")
 _RANGES = tuple(f"{span}{kind}" for span in _SPANS for kind in ("range", "multirange"))
 _CONVERSIONS: dict[Callable[[str], Any], tuple[str, ...]] = {
-    decimal_to_json: ("numeric",),
     float_to_json: ("float4", "float8"),
     timestamp_to_json: ("timestamp", "timestamptz", "timetz"),
     bytea_to_json: ("bytea",),
-    str: ("date", "time", "interval", "uuid", "inet", "cidr", "record", *_RANGES),
+    str: ("numeric", "date", "time", "interval", "uuid", "inet", "cidr", "record", *_RANGES),
 }
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -59,11 +60,12 @@ class ExecCredentials(Params):
 class ExecParams(ConfinedParams):
     """A program, and where it finds the step's credentials: in variables, or in files that only it can read."""
 
-    output_types: ClassVar[Mapping[str, OutputType]] = {"exit_code": "int", "stdout": "string"}
+    output_types: ClassVar[Mapping[str, OutputType]] = {"exit_code": "int", "stdout": "string", "base64": "string"}
     output_descriptions: ClassVar[Mapping[str, str]] = {
         "exit_code": "The exit status of the program: 0, since any other fails the step.",
         "stdout": "What it wrote to its standard output, as text.",
         "json": "What it wrote there, read as JSON.",
+        "base64": "What it wrote there, whatever bytes they are, in base64.",
     }
     fixed: ClassVar[frozenset[str]] = ConfinedParams.fixed | {"command", "cwd"}
 
@@ -88,7 +90,10 @@ class ExecParams(ConfinedParams):
         description="Where it is started, and what it may read; a relative path begins in the folder of the workflow's "
         "file. Default: a fresh private folder, removed afterwards.",
     )
-    output: Literal["text", "json", "none"] = Field(default="text", description="What the standard output is.")
+    output: Literal["text", "json", "base64", "none"] = Field(
+        default="text",
+        description="What the standard output is: `text` and `json` are UTF-8, `base64` keeps bytes as they are.",
+    )
     max_bytes: Annotated[int, Field(gt=0)] = Field(default=5_000_000, description="The longest standard output.")
 
     @model_validator(mode="after")
@@ -105,8 +110,8 @@ class ExecParams(ConfinedParams):
     @classmethod
     def output_keys(cls, given: Mapping[str, Any]) -> frozenset[str]:
         """`exit_code`, and what `output` says that the standard output is."""
-        contents = {"text": {"stdout"}, "json": {"json"}, "none": set[str]()}
-        return frozenset({"exit_code"} | contents.get(str(given.get("output", "text")), {"stdout", "json"}))
+        key = {"text": {"stdout"}, "json": {"json"}, "base64": {"base64"}, "none": set[str]()}
+        return frozenset({"exit_code"} | key.get(str(given.get("output", "text")), {"stdout", "json", "base64"}))
 
     def implied(self) -> tuple[Path, ...]:
         """Where it works."""
@@ -132,7 +137,10 @@ class ExecParams(ConfinedParams):
 
 
 class Exec:
-    """Output: `{"exit_code": 0}` with `stdout` (text) or `json` (parsed). Kinds: `exit_status`, `timeout`, `output`."""
+    """Output: `{"exit_code": 0}` with `stdout` (text), `json` (parsed) or `base64`.
+
+    Kinds: `exit_status`, `timeout`, `output`.
+    """
 
     summary: ClassVar[str] = "Run a program without a shell, in an empty environment."
     params: ClassVar[type[Params]] = ExecParams
@@ -179,7 +187,7 @@ class Exec:
             finished = await run_process(command)
         if finished.exit_code != 0:
             raise failure(finished, context)
-        return _output(finished, params.output)
+        return _output(finished, params.output, context.kept)
 
 
 def content_of(context: StepContext, reference: str) -> Secret:
@@ -226,16 +234,37 @@ def _stdin(value: Json) -> bytes:
     return (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).encode()
 
 
-def _output(finished: Finished, form: str) -> JsonValue:
+def _output(finished: Finished, form: str, kept: Sequence[str] | None) -> JsonValue:
     output: dict[str, JsonValue] = {"exit_code": finished.exit_code}
-    if form == "text":
-        output["stdout"] = finished.stdout.decode(errors="replace")
+    if form == "text" and kept is not None and "stdout" not in kept:
+        output["stdout"] = finished.stdout.decode(errors="replace")  # nobody sees it, but it is searched for secrets
+    elif form == "text":
+        output["stdout"] = _text(finished.stdout)
     elif form == "json":
-        try:
-            output["json"] = json.loads(finished.stdout)
-        except (ValueError, RecursionError):
-            raise OutputRefused(
-                f"the command's standard output ({len(finished.stdout)} bytes) is not JSON",
-                hint="write nothing but one JSON document to stdout, or set `output: text`",
-            ) from None
+        output["json"] = _json(finished.stdout)
+    elif form == "base64":
+        output["base64"] = base64.b64encode(finished.stdout).decode()
     return output
+
+
+def _text(stdout: bytes) -> str:
+    try:
+        return stdout.decode()
+    except UnicodeDecodeError as error:
+        raise OutputRefused(
+            f"the command's standard output ({len(stdout)} bytes) is not UTF-8, first at byte {error.start}",
+            hint="set `output: base64` where it is binary, or `output: none`; else let the program write UTF-8",
+        ) from None
+
+
+def _json(stdout: bytes) -> JsonValue:
+    """RFC 8259: in UTF-8 (section 8.1), where a byte order mark may be ignored."""
+    text = _text(stdout).removeprefix("\ufeff")
+    try:
+        value: JsonValue = json.loads(text)
+    except (ValueError, RecursionError):
+        raise OutputRefused(
+            f"the command's standard output ({len(stdout)} bytes) is not JSON",
+            hint="write nothing but one JSON document to stdout, or set `output: text`",
+        ) from None
+    return value

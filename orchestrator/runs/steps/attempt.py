@@ -351,6 +351,7 @@ class StepAttempt:
             own=self.services.own_secrets.redactor,
             confinement=confinement,
             recipient=self._recipient,
+            kept=tuple(self._step.outputs),
         )
 
     async def _record(self, *events: Event) -> None:
