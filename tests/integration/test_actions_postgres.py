@@ -397,7 +397,7 @@ async def test_exactly_the_limit_is_allowed(endpoint: str) -> None:
 
 async def test_two_columns_of_one_name_are_refused_before_one_is_lost(endpoint: str) -> None:
     error = await failure(query(endpoint, "SELECT 1 AS a, 2 AS a"))
-    assert (error.kind, error.message) == ("output", "the statement returns several columns named a")
+    assert (error.kind, error.message) == ("output", "the statement returns several columns named `a`")
 
 
 async def test_a_list_is_inserted_in_one_transaction_with_shared_parameters(

@@ -134,6 +134,24 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     (Q, {"sql": "SELECT %()s", "parameters": {"a": 1}}, "is no placeholder"),
     (Q, {"sql": "SELECT %(a)d", "parameters": {"a": 1}}, "`%(a)d` is no placeholder"),
     (Q, {"sql": "SELECT title LIKE '50%' FROM ticket", "parameters": {"a": 1}}, "is no placeholder"),
+    *(
+        (name, {"sql": sql}, f"several columns named {twice}")
+        for name in (Q, E)
+        for sql, twice in {
+            "SELECT t.id, s.id FROM ticket t, scratch s": "`id`",
+            "SELECT id, title AS id, title, price AS title FROM ticket": "`id`, `title`",
+            "SELECT count(*), count(title) FROM ticket": "`count`",
+            "SELECT 1, title || 'x', title IS NULL FROM ticket": "`?column?`",
+            "SELECT *, 1 AS one, 2 AS one FROM scratch": "`one`",
+            "SELECT id::text, id FROM ticket": "`id`",
+            "SELECT '1'::int, '2'::int4": "`int4`",
+            "SELECT coalesce(id, 1), coalesce(id, 2) FROM ticket": "`coalesce`",
+            "SELECT id AS a, id AS a FROM ticket UNION SELECT 1 AS b, 2 AS c": "`a`",
+            "WITH t AS (SELECT 1 AS a) SELECT a, a FROM t ORDER BY 1": "`a`",
+        }.items()
+    ),
+    (E, {"sql": "INSERT INTO scratch VALUES (6001) RETURNING id, id"}, "several columns named `id`"),
+    (E, {"sql": "UPDATE ticket SET title = 'y' RETURNING title, upper(title) AS title"}, "named `title`"),
     (E, {"sql": "DELETE FROM scratch WHERE id = %s", "each": [{"id": 1}]}, "by its place"),
     (E, {"sql": "DELETE FROM scratch WHERE id = %(id)s", "each": [{"id": 1}, {"n": 2}]}, "which neither this object"),
     (E, {"sql": "DELETE FROM scratch WHERE id = %(id)s", "parameters": {"n": 1}, "each": [{}]}, "which neither this"),
@@ -163,6 +181,12 @@ def test_a_step_neither_begins_nor_ends_a_transaction(name: str, sql: str) -> No
 
 
 RIGHT: list[tuple[str, dict[str, Any]]] = [
+    (Q, {"sql": "SELECT t.id, s.id AS other, count(*), count(title) AS titles FROM ticket t, scratch s GROUP BY 1, 2"}),
+    (Q, {"sql": "SELECT (SELECT 1 AS a), (SELECT 2 AS b), 3"}),
+    (Q, {"sql": "SELECT nullif(1, 2), 3, CASE WHEN true THEN 1 END, now()::date, current_date, id::text FROM ticket"}),
+    (Q, {"sql": "SELECT 1 AS a, 2 AS b UNION SELECT 3 AS a, 4 AS a"}),
+    (Q, {"sql": "SELECT a FROM (SELECT 1 AS a, 2 AS b, 3 AS b) t"}),
+    (E, {"sql": "INSERT INTO scratch SELECT id FROM (SELECT 1 AS id) t RETURNING id"}),
     (Q, {"sql": "SELECT 1"}),
     (Q, {"sql": "SELECT 1;"}),
     (Q, {"sql": "VALUES (1), (2)"}),
@@ -258,8 +282,8 @@ class TestRowsThatComeBack:
             assert admin.execute("SELECT count(*) FROM scratch WHERE id >= 5000").fetchone() == (0,)
 
     async def test_two_columns_of_one_name_take_everything_back(self, server: str) -> None:
-        with pytest.raises(StepFailed, match="several columns named id"):
-            await carry_out(server, E, {"sql": "INSERT INTO scratch VALUES (6000) RETURNING id, id"})
+        with pytest.raises(StepFailed, match="several columns named `id`"):
+            await carry_out(server, E, {"sql": "INSERT INTO scratch VALUES (6000) RETURNING id, scratch.*"})
         with psycopg.connect(server, user="postgres") as admin:
             assert admin.execute("SELECT count(*) FROM scratch WHERE id = 6000").fetchone() == (0,)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.actions.base import Finding
+from orchestrator.grants.sql.columns import repeated_columns
 from orchestrator.grants.sql.commands import Why, command_of
 from orchestrator.grants.sql.parsing import UnreadableSql, parse
 from orchestrator.grants.sql.placeholders import Placeholders, placeholders
@@ -17,6 +18,7 @@ Unfit = Callable[[Sequence["ast.RawStmt"]], Why | None]
 """Why an action cannot carry these statements out, or None."""
 
 _SQL = ("with", "sql")
+NAME_THEM = "a row is a map of column to value: name each of them by AS, or return one of them"
 
 
 def statement_findings(given: Mapping[str, Any], unfit: Unfit) -> Iterator[Finding]:
@@ -33,8 +35,17 @@ def statement_findings(given: Mapping[str, Any], unfit: Unfit) -> Iterator[Findi
         yield _SQL, "the SQL has placeholders, and the step gives no `parameters`", "add `parameters: { NAME: VALUE }`"
         return
     statements = parsed(given)
-    if statements is not None and (why := unfit(statements)) is not None:
+    if statements is None:
+        return
+    if (why := unfit(statements)) is not None:
         yield _SQL, *why
+    elif names := repeated_columns(statements[0]):
+        yield _SQL, several_named(names), NAME_THEM
+
+
+def several_named(names: Iterable[str]) -> str:
+    """That columns have these names more than once, so that a row cannot be a map of column to value."""
+    return f"the statement returns several columns named {', '.join(f'`{name}`' for name in names)}"
 
 
 def returns_rows(given: Mapping[str, Any]) -> bool | None:

@@ -11,7 +11,14 @@ from pydantic import Field, model_validator
 from pydantic import JsonValue as Json
 
 from orchestrator.actions.base import Finding, GrantRef, OutputType, Params, StepContext
-from orchestrator.actions.postgres.checks import against_parameters, parsed, returns_rows, statement_findings
+from orchestrator.actions.postgres.checks import (
+    NAME_THEM,
+    against_parameters,
+    parsed,
+    returns_rows,
+    several_named,
+    statement_findings,
+)
 from orchestrator.actions.postgres.session import MAX_INFLOW, check_strings, transaction
 from orchestrator.errors import StepFailed
 from orchestrator.grants.sql.commands import unfit_to_execute, unfit_to_query
@@ -70,7 +77,7 @@ class QueryParams(_Statement):
 
     @classmethod
     def certainly_wrong(cls, step: Mapping[str, Any]) -> Iterator[Finding]:
-        """What is no query, and placeholders without a parameter."""
+        """What is no query, placeholders without a parameter, and columns of one name."""
         yield from statement_findings(_given(step), unfit_to_query)
 
 
@@ -277,11 +284,7 @@ def _inflow(limits: _Statement) -> int:
 def _columns(cursor: psycopg.AsyncCursor[tuple[Any, ...]] | psycopg.AsyncServerCursor[tuple[Any, ...]]) -> list[str]:
     columns = [column.name for column in cursor.description or ()]
     if twice := sorted({name for name in columns if columns.count(name) > 1}):
-        raise StepFailed(
-            f"the statement returns several columns named {', '.join(twice)}",
-            kind="output",
-            hint="name them with AS",
-        )
+        raise StepFailed(several_named(twice), kind="output", hint=NAME_THEM)
     return columns
 
 
