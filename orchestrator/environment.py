@@ -115,15 +115,25 @@ def unset_by_shells(name: str) -> bool:
     return name.upper().startswith(PREFIX) and _EXPORTED.fullmatch(name) is None
 
 
-def how_to_set(table: str, name: str, what: str = "") -> str:
-    """What to do so that a table of the settings (`endpoints`) has a part; `what` is its value, as in `to a DSN`.
+def setting_of(table: str, name: str) -> str:
+    """Where a part of a table of the settings is: its variable, or its place in the file where no shell exports one.
 
-    A shell cannot export a name with a hyphen, and names of variables know no case: such a part goes into the file.
+    A shell cannot export a name with a hyphen, and names of variables know no case.
     """
+    if _can_be_a_variable(name):
+        return f"{PREFIX}{table.upper()}__{name.upper()}"
+    return f"`{name}` under [{table}] in the file that {PREFIX}CONFIG names"
+
+
+def how_to_set(table: str, name: str, what: str = "") -> str:
+    """What to do so that a table of the settings (`endpoints`) has a part; `what` is its value, as in `to a DSN`."""
     to = f" {what}" if what else ""
-    if re.fullmatch(r"[a-z0-9]+(?:_[a-z0-9]+)*", name):
-        return f"set {PREFIX}{table.upper()}__{name.upper()}{to}"
-    return f"set `{name}` under [{table}] in the file that {PREFIX}CONFIG names{to}: no shell exports such a variable"
+    why = "" if _can_be_a_variable(name) else ": no shell exports such a variable"
+    return f"set {setting_of(table, name)}{to}{why}"
+
+
+def _can_be_a_variable(name: str) -> bool:
+    return re.fullmatch(r"[a-z0-9]+(?:_[a-z0-9]+)*", name) is not None
 
 
 def config_file() -> Path | None:

@@ -30,7 +30,16 @@ from pydantic_settings import (
 )
 
 from orchestrator.actions.confinement import Confinement
-from orchestrator.environment import PREFIX, config_file, default_ledger, default_policies, has_password, is_http
+from orchestrator.environment import (
+    PREFIX,
+    TABLES,
+    config_file,
+    default_ledger,
+    default_policies,
+    has_password,
+    is_http,
+    setting_of,
+)
 from orchestrator.errors import UsageError
 from orchestrator.network.origins import is_confidential
 from orchestrator.network.postgres import problem_of
@@ -250,6 +259,9 @@ def load_settings() -> Settings:
 
 def _variable(location: tuple[int | str, ...]) -> str:
     """The variable that a setting is read from: `('endpoints', 'support')` is ORCHESTRATOR_ENDPOINTS__SUPPORT."""
+    table = str(location[0]).upper().removeprefix(PREFIX)
+    if len(location) == 2 and PREFIX + table in TABLES:
+        return setting_of(table.lower(), str(location[1]))
     first, *rest = (str(part).upper() for part in location)
     if first not in {"VAULT_ADDR", "VAULT_NAMESPACE", "VAULT_CACERT", "VAULT_TOKEN"}:
         first = PREFIX + first.removeprefix(PREFIX)

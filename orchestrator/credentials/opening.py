@@ -17,6 +17,7 @@ from typing import Any
 from orchestrator.credentials.parts import BrokerParts
 from orchestrator.credentials.refusals import not_issued, unseen
 from orchestrator.credentials.types import STEP_TOKEN_KIND, Attempt, Issued, IssueRequest, LeaseHandle, LeasesOfRun
+from orchestrator.environment import setting_of
 from orchestrator.errors import GrantRefused, NoPlace, OrchestratorError
 from orchestrator.grants.credential import Credential
 from orchestrator.grants.policy_names import token_role_name
@@ -142,7 +143,7 @@ class Opening:
                 grant=scope.name,
                 path=scope.resource,
                 by="orchestrator",
-                hint=f"raise the step's timeout, or ORCHESTRATOR_CONNECTION_LEASES__{error.connection.upper()}",
+                hint=f"raise the step's timeout, or {setting_of('connection_leases', error.connection)}",
             )
         with suppress(TimeoutError):
             async with asyncio.timeout(PLACE_SECONDS):

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from orchestrator.environment import how_to_set
 from orchestrator.errors import Unreachable
 from orchestrator.jsontypes import JsonObject
 from orchestrator.secret import Secret
@@ -39,7 +40,7 @@ class Webhooks:
         if url is None:
             raise Unreachable(
                 f"the settings know no destination `{to}`",
-                hint=f"set ORCHESTRATOR_NOTIFY__{to.upper().replace('-', '_')} to the URL of a webhook",
+                hint=how_to_set("notify", to, "to the URL of a webhook"),
             )
         problem = "no answer in time"
         try:

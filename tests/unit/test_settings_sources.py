@@ -1,13 +1,17 @@
 """What the process is told from outside, and how it is told that something is wrong."""
 
+import re
 import stat
 from pathlib import Path
 
 import pytest
 
+import orchestrator
 from orchestrator.configured.vault_login import admin_config, vault_config
 from orchestrator.environment import NAMES, PREFIX, TABLES, how_to_set, unknown_variables
-from orchestrator.errors import UsageError
+from orchestrator.errors import Unreachable, UsageError
+from orchestrator.network.webhooks import Webhooks
+from orchestrator.provision.database.administrator import setting as administrator_of
 from orchestrator.settings import Settings, load_settings
 from orchestrator.vault.config import AppRoleAuth, JwtAuth, KubernetesAuth, TokenAuth, TokenFileAuth
 
@@ -461,3 +465,26 @@ def test_relative_paths_of_the_settings_file_begin_in_its_folder(
     assert settings.ledger_location() == "sqlite:///relative.db"
     monkeypatch.setenv("ORCHESTRATOR_POLICY_PATH", "mine")
     assert load_settings().policy_path == Path("mine")
+
+
+async def test_whoever_is_lacking_a_part_tells_where_it_can_be_set(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    in_the_file = "`on-call` under [{}] in the file that ORCHESTRATOR_CONFIG names"
+    with pytest.raises(Unreachable) as lost:
+        await Webhooks().deliver("on-call", "text", {})
+    assert str(lost.value.hint).startswith(f"set {in_the_file.format('notify')} to the URL of a webhook")
+    assert administrator_of("on-call") == in_the_file.format("provision_databases")
+    assert administrator_of("support") == "ORCHESTRATOR_PROVISION_DATABASES__SUPPORT"
+    (tmp_path / "settings.toml").write_text('[endpoints]\non-call = "postgresql://u:canary@h/d"\n')
+    with pytest.raises(UsageError, match="contains a password") as wrong:
+        load(monkeypatch, ORCHESTRATOR_CONFIG=str(tmp_path / "settings.toml"))
+    assert wrong.value.message.startswith(f"{in_the_file.format('endpoints')}: ")
+
+
+def test_only_one_place_makes_the_name_of_a_variable_for_a_part() -> None:
+    """What upper-cases a name by itself tells variables that no shell exports; `devstack` has names of its own."""
+    package = Path(orchestrator.__file__).parent
+    made = re.compile(rf"(?:{'|'.join(sorted(table.removeprefix(PREFIX) for table in TABLES))})__\{{")
+    files = [file for file in package.rglob("*.py") if "devstack" not in file.parts]
+    assert [str(file) for file in files if made.search(file.read_text())] == []

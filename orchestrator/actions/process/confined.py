@@ -12,6 +12,7 @@ from pydantic import Field
 
 from orchestrator.actions.base import LocalPath, Params, StepContext
 from orchestrator.actions.process.rules import Reach
+from orchestrator.environment import how_to_set
 from orchestrator.errors import StepFailed
 from orchestrator.jsontypes import JsonObject, JsonValue
 
@@ -63,7 +64,7 @@ class ConfinedParams(Params):
             raise StepFailed(
                 f"`connect` names {', '.join(f'`{name}`' for name in unknown)}, and there is no such endpoint",
                 kind="parameters",
-                hint=f"there is: {', '.join(sorted(endpoints)) or 'none'}; ORCHESTRATOR_ENDPOINTS__NAME sets one",
+                hint=f"there is: {', '.join(sorted(endpoints)) or 'none'}; {how_to_set('endpoints', unknown[0])}",
             )
         names = [*self.connect, *(name for name in connections if name in endpoints)]
         return tuple(sorted({port for name in names for port in ports_of(endpoints[name])}))

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator
 import psycopg
 from psycopg import sql
 
-from orchestrator.environment import how_to_set
+from orchestrator.environment import how_to_set, setting_of
 from orchestrator.errors import ProvisionError, UsageError
 from orchestrator.network.postgres import protected, refusal_hint, why
 from orchestrator.secret import Secret
@@ -31,8 +31,8 @@ _REASONS = {
 
 
 def setting(name: str) -> str:
-    """The variable with the administrator's DSN of a connection."""
-    return f"ORCHESTRATOR_PROVISION_DATABASES__{name.upper()}"
+    """Where the administrator's DSN of a connection is."""
+    return setting_of("provision_databases", name)
 
 
 def connected(name: str, dsn: Secret) -> psycopg.Connection:
