@@ -281,8 +281,12 @@ class RunProgress:
             "run": run,
             "workflow": loaded.variables,
             "endpoints": dict(endpoints),
-            "steps": dict(self.results),
+            "steps": self._results_of_steps(),
         }
+
+    def _results_of_steps(self) -> dict[str, JsonObject]:
+        """Without those of items, which no expression can name and of which there may be thousands."""
+        return {name: self.results[name] for name in self.request.loaded.workflow.steps if name in self.results}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

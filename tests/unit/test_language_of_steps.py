@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from orchestrator.actions.catalog import action, catalog
 from orchestrator.errors import InvalidExpression
+from orchestrator.ledger.states import StepState
 from orchestrator.planning.graph import dependencies
 from orchestrator.planning.plan import build
 from orchestrator.planning.readiness import certainly_false, lacking
+from orchestrator.runs.types import RunProgress, RunRequest
 from orchestrator.workflow.expressions import evaluate
 from orchestrator.workflow.inputs import bind_inputs
 from orchestrator.workflow.loader import LoadedWorkflow, load_text
@@ -181,3 +183,17 @@ def test_who_is_told_must_be_known_where_that_is_looked_at() -> None:
             "exports such a variable",
         ),
     ]
+
+
+def test_expressions_see_how_steps_ended_and_not_how_each_item_did() -> None:
+    """No name of the language is that of an item, and thousands of results would be copied for each of them."""
+    loaded = read(step("first") + step("s", "    for_each: [a, b, c]\n") + step("last"))
+    request = RunRequest(run_id="r", loaded=loaded, inputs={})
+    progress = RunProgress(request=request, leases=cast(Any, None), context={}, public_inputs={})
+    progress.items.update({"s[0]": "a", "s[1]": "b", "s[2]": "c"})
+    for name in ("first", "s[0]", "s[1]"):
+        progress.ended(name, StepState.SUCCEEDED, {"stdout": name})
+    seen = progress.expression_context({}, "s[2]", 1)
+    assert (seen["item"], seen["step"]["index"]) == ("c", 2)
+    assert seen["steps"] == {"first": {"state": "succeeded", "output": {"stdout": "first"}, "error": ""}}
+    assert evaluate("${{ size(steps) }}", seen) == 1
