@@ -136,7 +136,8 @@ class NoPlace(OrchestratorError):
     """As many leases of a connection are open, over all processes, as may be: it is tried again."""
 
     def __init__(self, connection: str, most: int) -> None:
-        super().__init__(f"{most} leases of `{connection}` are open, and no more may be")
+        held = f"1 lease of `{connection}` is" if most == 1 else f"{most} leases of `{connection}` are"
+        super().__init__(f"{held} open, and no more may be")
         self.connection = connection
         self.most = most
 

@@ -19,3 +19,8 @@ def text_of(value: str | bool | int | float) -> str:
 def counted(number: int, noun: str, plural: str = "") -> str:
     """`1 step`, `0 steps`, `1,200 steps`; `plural` where that is not the noun with an `s`."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def being(number: int, noun: str, plural: str = "") -> str:
+    """`1 step is`, `2 steps are`."""
+    return f"{counted(number, noun, plural)} {'is' if number == 1 else 'are'}"

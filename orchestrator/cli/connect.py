@@ -125,3 +125,5 @@ def log_to_stderr(level: str, kind: LogFormat = LogFormat.TEXT) -> None:
     if level == "info":  # what libraries tell of themselves is for those who look for faults
         for library in ("alembic", "uvicorn", "httpx", "mcp"):
             logging.getLogger(library).setLevel(logging.WARNING)
+    elif level == "debug":
+        logging.getLogger("asyncio").setLevel(logging.INFO)  # which selector it uses tells nobody anything

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 DEFECT = int(ExitCode.DEFECT)
 """The exit code of an error that nobody foresaw."""
 
+_ONLY_HELP = "NoArgsIsHelpError"
+"""What Typer raises where a command is missing, with the whole help as its message; it is in no public module."""
+
 
 def say(message: str, hint: str | None = None) -> None:
     """`error: ...` and `hint: ...` on standard error."""
@@ -40,7 +43,10 @@ def expected(error: OrchestratorError, *, as_json: bool) -> int:
 
 
 def misused(error: typer.TyperException, *, as_json: bool) -> int:
-    """Report a command line that cannot be understood."""
+    """Report a command line that cannot be understood; of one without a command, what there is."""
+    if type(error).__name__ == _ONLY_HELP:
+        sys.stderr.write(error.format_message() + "\n")
+        return int(ExitCode.INVALID)
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "orchestrator"
     message, hint = error.format_message(), f"see `{command} --help`"

@@ -41,12 +41,15 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """One line a record, whatever is in its message; a traceback is set in, and none of its lines looks like one."""
+    """One line a record, whatever is in its message; a traceback is set in, and none of its lines looks like one.
+
+    The time is that of this machine, with its offset from UTC.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, and the traceback below it."""
         record.message = one_line(record.getMessage())
-        record.asctime = self.formatTime(record)
+        record.asctime = datetime.fromtimestamp(record.created).astimezone().isoformat(" ", "milliseconds")
         lines = [one_line(self.formatMessage(record))]
         if record.exc_info and not record.exc_text:
             record.exc_text = self.formatException(record.exc_info)

@@ -10,9 +10,11 @@ from importlib import import_module
 from typing import Annotated
 
 import typer
+from typer.main import get_command
 
 from orchestrator.cli import failures, options
 from orchestrator.cli.interruption import interruptible, received
+from orchestrator.cli.value_names import named
 from orchestrator.environment import NOT_READ, PREFIX, unknown_variables
 from orchestrator.errors import ExitCode, OrchestratorError
 from orchestrator.version import __version__
@@ -116,8 +118,8 @@ def _answer(arguments: Sequence[str] | None) -> int:
     _write_what_can_be_written()
     _say_what_is_not_read()
     try:
-        app = command_line(given[0] if given else "")
-        answer = app(args=given, prog_name="orchestrator", standalone_mode=False)
+        command = named(get_command(command_line(given[0] if given else "")))
+        answer = command(args=given, prog_name="orchestrator", standalone_mode=False)
         sys.stdout.flush()
     except OrchestratorError as error:
         return failures.expected(error, as_json=as_json)

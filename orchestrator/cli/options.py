@@ -52,6 +52,9 @@ NoWait = Annotated[
 Inputs = Annotated[
     list[str] | None, typer.Option("--input", "-i", metavar="NAME=VALUE", help="One input; may be given again.")
 ]
+SecretInputsFile = Annotated[
+    Path | None, typer.Option("--inputs", metavar="FILE", help="A JSON or YAML file with the secret inputs.")
+]
 InputsFile = Annotated[
     Path | None, typer.Option("--inputs", metavar="FILE", help="A JSON or YAML file with inputs; --input wins over it.")
 ]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
+from orchestrator.jsontypes import being
 from orchestrator.proof.comparison import Comparison
 from orchestrator.proof.forbidden import Trial, Verdict
 from orchestrator.proof.holdings import Share
@@ -77,6 +79,10 @@ class Proof:
     workflow: str
     digest: str
     run_id: str
+    agent: str
+    """Whose credentials they are."""
+    made: datetime
+    """When, in UTC."""
     grants: tuple[GrantProof, ...] = field(default=())
     unconfirmed: int = 0
     """Leases whose revocation is not confirmed yet."""
@@ -92,14 +98,26 @@ class Proof:
             "workflow": self.workflow,
             "digest": self.digest,
             "run": self.run_id,
+            "agent": self.agent,
+            "made": self.made.isoformat(timespec="seconds"),
             "holds": self.holds,
             "unconfirmed": self.unconfirmed,
             "grants": [each.as_json() for each in self.grants],
         }
 
 
+def proven_words(proof: Proof) -> str:
+    """How many of the credentials that could be held to anything, or were not issued, were proven."""
+    examined = [grant for grant in proof.grants if grant.examined or grant.refused]
+    if examined:
+        return f"{sum(grant.holds for grant in examined)} of {len(examined)} proven"
+    return "nothing to prove: " + (
+        "there is nothing to hold these credentials to" if proof.grants else "no step has a credential"
+    )
+
+
 def revoked_words(proof: Proof) -> str:
     """What became of the credentials that were examined."""
     if proof.unconfirmed:
-        return f"{proof.unconfirmed} revocations are not confirmed yet"
+        return f"{being(proof.unconfirmed, 'revocation')} not confirmed yet"
     return "everything issued was revoked"

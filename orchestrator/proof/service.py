@@ -96,6 +96,8 @@ class Prover:
             workflow=workflow.name,
             digest=request.loaded.digest,
             run_id=request.run_id,
+            agent=started.agent,
+            made=self.services.clock.now(),
             grants=tuple(found),
             unconfirmed=len(left),
         )

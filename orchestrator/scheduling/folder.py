@@ -73,7 +73,7 @@ class WorkflowFolder:
         self, path: Path | None, actions: ActionCatalog, *, endpoints: Mapping[str, str] | None = None
     ) -> None:
         """None as path: there is nothing to schedule. Of `endpoints` that runs will lack a file's log line warns."""
-        self._path = path
+        self.path = path
         self._actions = actions
         self._endpoints = endpoints
         self._files: dict[str, _File] = {}
@@ -111,10 +111,10 @@ class WorkflowFolder:
 
     def _stamps(self) -> dict[str, Stamp]:
         stamps: dict[str, Stamp] = {}
-        if self._path is None:
+        if self.path is None:
             return stamps
         try:
-            with os.scandir(self._path) as entries:
+            with os.scandir(self.path) as entries:
                 for entry in entries:
                     if entry.name.endswith(SUFFIXES) and not entry.name.startswith("."):
                         try:
@@ -127,14 +127,14 @@ class WorkflowFolder:
                         stamps[entry.path] = (status.st_mtime_ns, status.st_size, status.st_ino)
         except OSError as error:
             raise UsageError(
-                f"the folder {self._path} cannot be read: {error.strerror}", hint="name the folder with the workflows"
+                f"the folder {self.path} cannot be read: {error.strerror}", hint="name the folder with the workflows"
             ) from error
         return stamps
 
     def _load(self, path: str, stamp: Stamp, known: _File | None) -> _File:
         before = known or _File(stamp)
         try:
-            loaded = load(Path(path), actions=self._actions, within=self._path)
+            loaded = load(Path(path), actions=self._actions, within=self.path)
         except InvalidWorkflow as error:  # what is in the file is not for the log
             return self._invalid(path, stamp, before, f"{error.places}; `orchestrator validate` shows them")
         except UsageError as error:

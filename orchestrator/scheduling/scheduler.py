@@ -9,6 +9,7 @@ from datetime import datetime
 from functools import partial
 
 from orchestrator.errors import LedgerError, UsageError
+from orchestrator.jsontypes import counted
 from orchestrator.scheduling.entry import Entry, SchedulerContext
 from orchestrator.scheduling.folder import Catalogue, WorkflowFolder
 from orchestrator.scheduling.state import remember_from
@@ -62,7 +63,9 @@ class Scheduler:
         """Schedule until cancelled. Raises UsageError if the folder cannot be read at the start."""
         await self._reload()
         self.loaded = True
-        log.info("%d workflows are scheduled", len(self._entries))
+        if self._folder.path is not None:
+            timed = sum(each.known.schedule is not None for each in self._entries.values())
+            log.info("%s in %s, %d with a schedule", counted(len(self._entries), "workflow"), self._folder.path, timed)
         next_look = self._context.services.clock.monotonic()
         while True:
             clock = self._context.services.clock

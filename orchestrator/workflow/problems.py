@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from typing import Literal
 
 from orchestrator.errors import UsageError
-from orchestrator.jsontypes import JsonObject
+from orchestrator.jsontypes import JsonObject, counted
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -64,8 +64,7 @@ class InvalidWorkflow(UsageError):
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(sorted(problems)[:MAX_PROBLEMS])
-        count = len(self.problems)
-        self._end = f"{count} {'problem' if count == 1 else 'problems'} found; nothing was run"
+        self._end = f"{counted(len(self.problems), 'problem')} found; nothing was run"
         super().__init__("\n".join((*(problem.said() for problem in self.problems), self._end)))
 
     @property

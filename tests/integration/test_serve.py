@@ -365,7 +365,7 @@ def test_without_vault_it_is_alive_but_not_ready(served: Served) -> None:
     served.environment["VAULT_ADDR"] = "http://127.0.0.1:9"
     served.environment["ORCHESTRATOR_VAULT_ADDR"] = "http://127.0.0.1:9"
     served.start()
-    wait_for(lambda: [one for one in served.records() if "workflows are scheduled" in one["message"]], "the start")
+    wait_for(lambda: [one for one in served.records() if "with a schedule" in one["message"]], "the start")
     ready = served.get("/readyz")
     assert (ready.status_code, ready.json()["vault"], ready.json()["ledger"]) == (503, "unreachable", "ok")
     assert served.get("/healthz").status_code == 200

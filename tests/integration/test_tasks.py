@@ -279,7 +279,7 @@ async def test_budgets_hold_over_all_processes(provisioned: Bench) -> None:
         first = await handed(desk, task.task_id, "login", "k1")
         await handed(elsewhere, task.task_id, "login", "k2")
         for where in (desk, elsewhere):
-            with pytest.raises(BudgetSpent, match="2 of the 2 calls of `login`"):
+            with pytest.raises(BudgetSpent, match="as many calls of `login` are open"):
                 await where.call(AGENT, task.task_id, "login", {}, "k3")
         assert len(provisioned.logins()) == 2
         assert await desk.give_back(AGENT, first.lease.lease_id)
@@ -305,7 +305,7 @@ async def test_an_agent_holds_no_more_than_it_may(provisioned: Bench) -> None:
         tasks = [(await desk.open(limited, "complaint_desk", {"customer": 1234})).task_id for _ in range(3)]
         first = await handed(desk, tasks[0], "login", "k1", limited)
         await handed(elsewhere, tasks[1], "ticket", "k1", limited)
-        with pytest.raises(BudgetSpent, match="2 of the 2 calls that `complaint-agent` may have open"):
+        with pytest.raises(BudgetSpent, match="`complaint-agent` has as many calls open as it may at once: 2"):
             await elsewhere.call(limited, tasks[2], "read", {}, "k1")
         assert await elsewhere.give_back(limited, first.lease.lease_id)
         assert (await elsewhere.call(limited, tasks[2], "read", {}, "k1")).state is CallState.DONE
@@ -323,7 +323,7 @@ async def test_who_finds_no_place_at_the_database_waits_for_one(provisioned: Ben
             return [event for event in provisioned.events if isinstance(event, AttemptWaits)]
 
         await eventually(told, "it to be told")
-        assert told()[0].reason == "1 leases of `support` are open, and no more may be"
+        assert told()[0].reason == "1 lease of `support` is open, and no more may be"
         assert provisioned.logins() == [got.lease.subject]
         assert await desk.give_back(AGENT, got.lease.lease_id)
         done = await waiting

@@ -306,7 +306,7 @@ class Asks:
 def planned() -> Any:
     class Step:
         needs, condition, timeout, attempts, tool, request = (), None, 30, 1, None, QUERY
-        when, for_each, max_parallel = "on_success", None, 1
+        when, for_each, max_parallel, items, unasked = "on_success", None, 1, (), 0
 
     class Plan:
         steps = (Step(),)

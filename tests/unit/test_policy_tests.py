@@ -139,7 +139,7 @@ def test_tests_are_chosen_by_their_full_name(tmp_path: Path) -> None:
     assert len(report(tmp_path, tests, pattern="orchestrator_test").outcomes) == 3
     assert [outcome.case.line for outcome in report(tmp_path, tests, pattern="_a").outcomes] == [5, 9]
     assert [outcome.case.line for outcome in report(tmp_path, tests, pattern="test_a$").outcomes] == [5]
-    with pytest.raises(UsageError, match="none of the 3 tests"):
+    with pytest.raises(UsageError, match="none of the tests"):
         report(tmp_path, tests, pattern="nothing")
     with pytest.raises(UsageError, match="no regular expression"):
         report(tmp_path, tests, pattern="(")

@@ -10,7 +10,7 @@ from orchestrator.actions.catalog import catalog
 from orchestrator.errors import UsageError
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import RunRecord, StepRecord
-from orchestrator.recovery.retries.choice import counted, refuse_what_has_no_retry
+from orchestrator.recovery.retries.choice import counted_steps, refuse_what_has_no_retry
 from orchestrator.workflow.loader import load_text
 from orchestrator.workflow.models.workflow import Workflow
 
@@ -38,7 +38,7 @@ def workflow(*changes: tuple[str, str]) -> Workflow:
 
 def chosen(states: dict[str, StepState], *changes: tuple[str, str]) -> str:
     records = [StepRecord("run_1", step, state, 1, "exec", None, None, "", None) for step, state in states.items()]
-    return "".join(counted(records, workflow(), workflow(*changes)))
+    return "".join(counted_steps(records, workflow(), workflow(*changes)))
 
 
 @pytest.mark.parametrize("state", [each for each in StepState if each is not StepState.SUCCEEDED])

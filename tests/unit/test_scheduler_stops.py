@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from datetime import datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from orchestrator.actions.catalog import catalog
 from orchestrator.clock import SystemClock
 from orchestrator.errors import LedgerError
+from orchestrator.ledger.coordination.schedules import open_schedules
 from orchestrator.scheduling import scheduler as module
+from orchestrator.scheduling.folder import WorkflowFolder
 from orchestrator.scheduling.scheduler import Scheduler
 
 
@@ -74,3 +79,48 @@ async def test_a_workflow_that_rests_after_a_failure_is_tried_again(monkeypatch:
             scheduler._wake.clear()
             scheduler._start_due(clock.now())
             await scheduler._sleep()
+
+
+SCHEDULED = (
+    "version: 1\nname: {}\nagent: a\nschedule: {{ every: 1h }}\n"
+    "steps: {{ s: {{ action: exec, with: {{ command: [/bin/true] }} }} }}\n"
+)
+BY_HAND = SCHEDULED.replace("schedule: {{ every: 1h }}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ((SCHEDULED.format("a"), BY_HAND.format("b")), "2 workflows in {}, 1 with a schedule"),
+        ((BY_HAND.format("b"),), "1 workflow in {}, 0 with a schedule"),
+        ((), "0 workflows in {}, 0 with a schedule"),
+        (None, None),
+    ],
+)
+async def test_the_start_tells_how_many_workflows_there_are_and_how_many_have_a_schedule(
+    files: tuple[str, ...] | None, said: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker has no folder, and says nothing of one."""
+    caplog.set_level(logging.INFO)
+    flows = tmp_path / "flows"
+    flows.mkdir()
+    for number, text in enumerate(files or ()):
+        (flows / f"{number}.yaml").write_text(text)
+    with open_schedules(f"sqlite:///{tmp_path / 'ledger.db'}") as store:
+        context: Any = SimpleNamespace(
+            services=SimpleNamespace(clock=SystemClock()),
+            store=store,
+            metrics=SimpleNamespace(loaded=lambda workflows, invalid: None),
+            launcher=SimpleNamespace(drop_waiting=lambda: None),
+        )
+        scheduler = Scheduler(context, WorkflowFolder(None if files is None else flows, catalog))
+        running = asyncio.create_task(scheduler.run())
+        async with asyncio.timeout(10):
+            while not scheduler.loaded:
+                await asyncio.sleep(0)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        await scheduler.stop()
+    told = [each.message for each in caplog.records if each.name == "orchestrator.scheduling.scheduler"]
+    assert told == ([] if said is None else [said.format(flows)])

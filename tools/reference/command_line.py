@@ -9,6 +9,7 @@ from typing import Any
 from typer.main import get_command
 
 from orchestrator.cli.main import command_line
+from orchestrator.cli.value_names import named
 from tools.reference.markdown import code, page, prose, table
 
 _HEAD = """\
@@ -18,20 +19,10 @@ What `orchestrator COMMAND --help` says. `--json` is there where a script reads;
 same for all commands.
 """
 
-_WORDS = {
-    "str": "TEXT",
-    "int": "NUMBER",
-    "int range": "NUMBER",
-    "float": "NUMBER",
-    "float range": "NUMBER",
-    "Path": "FILE",
-}
-"""What Python's types are called."""
-
 
 def text() -> str:
     """The page."""
-    root: Any = get_command(command_line())
+    root: Any = named(get_command(command_line()))
     return page(_HEAD, *_commands(root, "orchestrator"))
 
 
@@ -58,28 +49,24 @@ def _command(command: Any, name: str) -> str:
         code(usage),
         "\n\n".join(prose(part) for part in re.split(r"\n\s*\n", _dedented(command.help or ""))),
         table(("argument", "meaning"), [(code(_argument(each)), prose(each.help or "")) for each in arguments]),
-        table(("option", "value", "default", "meaning"), [_option(command, each) for each in options]),
+        table(("option", "value", "default", "meaning"), [_option(each) for each in options]),
     )
 
 
 def _argument(argument: Any) -> str:
     """Its name, in brackets where it may be left out."""
-    name = argument.display_name_raw.strip("[]").removesuffix("...")
-    shown = name if argument.nargs == 1 else f"{name}..."
-    return shown if argument.required else f"[{shown}]"
+    return argument.metavar if argument.required else f"[{argument.metavar}]"
 
 
-def _option(command: Any, option: Any) -> tuple[str, ...]:
+def _option(option: Any) -> tuple[str, ...]:
     names = ", ".join(code(each) for each in (*option.opts, *option.secondary_opts))
-    return names, _value(command, option), _default(option), prose(option.help or "")
+    return names, _value(option), _default(option), prose(option.help or "")
 
 
-def _value(command: Any, option: Any) -> str:
+def _value(option: Any) -> str:
     if option.is_flag:
         return ""
-    kind = option.metavar or option.display_type(_context(command)).strip("<>")
-    inner = kind.removeprefix("list[").removesuffix("]") if option.multiple else kind
-    return code(_WORDS.get(inner, inner)) + (", repeatable" if option.multiple else "")
+    return code(option.metavar) + (", repeatable" if option.multiple else "")
 
 
 def _default(option: Any) -> str:
@@ -87,10 +74,6 @@ def _default(option: Any) -> str:
         return "required" if option.required else ""
     value = getattr(option.default, "value", option.default)
     return code(str(value))
-
-
-def _context(command: Any) -> Any:
-    return command.make_context(command.name, [], resilient_parsing=True)
 
 
 def _dedented(words: str) -> str:

@@ -154,7 +154,8 @@ def _is_duration(part: Schema) -> bool:
 
 
 def _bound(key: str, value: Any) -> str:
-    return _BOUNDS[key].format(code(value) if key == "pattern" else value)
+    words = _BOUNDS[key].format(code(value) if key == "pattern" else value)
+    return words.removesuffix("s") if value == 1 and words.endswith("characters") else words
 
 
 def _json(value: Any) -> str:

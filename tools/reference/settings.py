@@ -19,13 +19,22 @@ No file of the working directory is read. Where a setting is a table, a part of 
 of the file is an error.
 """
 
+_BESIDE = f"""\
+Beside these:
+
+- `{PREFIX}CONFIG` names the file.
+- `{PREFIX}DEBUG=1` prints the traceback of a defect, without issued secrets; it changes nothing that is logged.
+- The endpoint `slack` (`{PREFIX}ENDPOINTS__SLACK`) takes the place of Slack's own address for `slack.post_message`, as
+  for a proxy or a test; for the buttons of approvals that is `{PREFIX}SLACK_API`.
+"""
+
 
 def text() -> str:
     """The page."""
     schema = Settings.model_json_schema(by_alias=False)
     definitions = schema.get("$defs", {})
     rows = [_row(name, part, definitions) for name, part in schema["properties"].items()]
-    return page(_HEAD, table(("variable", "key of the file", "type", "default", "meaning"), rows))
+    return page(_HEAD, table(("variable", "key of the file", "type", "default", "meaning"), rows), _BESIDE)
 
 
 def variables(name: str) -> list[str]:

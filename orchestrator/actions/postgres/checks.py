@@ -10,6 +10,7 @@ from orchestrator.grants.sql.columns import repeated_columns
 from orchestrator.grants.sql.commands import Why, command_of
 from orchestrator.grants.sql.parsing import UnreadableSql, parse
 from orchestrator.grants.sql.placeholders import Placeholders, placeholders
+from orchestrator.jsontypes import counted
 
 if TYPE_CHECKING:
     from pglast import ast
@@ -113,7 +114,7 @@ def _by_position(found: Placeholders, parameters: list[Any]) -> Iterator[Finding
     elif found.count != len(parameters):
         yield (
             ("with", "parameters"),
-            f"the SQL has {found.count} placeholders (`%s`), and there are {len(parameters)} parameters",
+            f"the SQL has {counted(found.count, 'placeholder')} (`%s`), and {counted(len(parameters), 'parameter')}",
             "give one for each, in their order",
         )
 

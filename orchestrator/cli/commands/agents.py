@@ -13,6 +13,7 @@ import typer
 
 from orchestrator.cli import options
 from orchestrator.errors import ExitCode, UsageError
+from orchestrator.jsontypes import counted
 from orchestrator.ledger.states import TaskState
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ def revoke(
         print_json({"agent": name, "until": until, "ended": ended, "confirmed": confirmed, "left": left})
     else:
         told = f"{name} is cut off{f' until {local(until)}' if until else ''}"
-        console().print(f"{told}: {_counted(ended)} ended; {left}")
+        console().print(f"{told}: {_words(ended)} ended; {left}")
     if replaced is not None:
         failures.note(f"it was cut off before, {_block_words(replaced)}; that is replaced")
     elif not known:
@@ -216,9 +217,9 @@ class Stands:
     cut_off: Block | None
 
 
-def _counted(ended: Mapping[str, int]) -> str:
+def _words(ended: Mapping[str, int]) -> str:
     """`1 task and 2 runs`."""
-    return " and ".join(f"{count} {what[:-1] if count == 1 else what}" for what, count in ended.items())
+    return " and ".join(counted(count, what[:-1]) for what, count in ended.items())
 
 
 def _block_of(ledger: Ledger, name: str, now: datetime) -> Block | None:

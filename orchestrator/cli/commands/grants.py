@@ -12,6 +12,7 @@ import typer
 
 from orchestrator.cli import options
 from orchestrator.errors import ExitCode, UsageError
+from orchestrator.jsontypes import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -171,7 +172,7 @@ def _asking(steps: int) -> AbstractContextManager[object]:
 
     if not sys.stderr.isatty():
         return nullcontext()
-    return console(sys.stderr).status(f"asking the database about {_counted(steps, 'step')}")
+    return console(sys.stderr).status(f"asking the database about {counted(steps, 'step')}")
 
 
 def _write(file: Path, loaded: LoadedWorkflow, needs: Sequence[StepNeeds], *, replace_role: bool) -> list[StepNeeds]:
@@ -246,9 +247,9 @@ def _summary(needs: Sequence[StepNeeds], written: Sequence[StepNeeds], *, writin
     if not needs:
         return "no step runs SQL of the workflow"
     right = sum(need in written or (not need.differs and need.role is None) for need in needs)
-    found = f"{right:,} of {_counted(len(needs), 'grant')} {'is' if len(needs) == 1 else 'are'} as inferred"
+    found = f"{right:,} of {counted(len(needs), 'grant')} {'is' if len(needs) == 1 else 'are'} as inferred"
     if writing:
-        return f"{_counted(len(written), 'grant')} written; {found}"
+        return f"{counted(len(written), 'grant')} written; {found}"
     return f"{found}; --write puts into the file what is" if any(need.differs for need in needs) else found
 
 
@@ -271,7 +272,3 @@ def _state(need: StepNeeds, written: bool) -> tuple[str, str]:
     if need.differs:
         return "differs", "red"
     return ("as inferred", "green") if need.found.complete else ("as declared, which cannot be checked whole", "yellow")
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -11,6 +11,7 @@ import typer
 from orchestrator.cli import options
 from orchestrator.cli.display.printable import clean, one_line
 from orchestrator.errors import ExitCode, UsageError
+from orchestrator.jsontypes import counted
 
 if TYPE_CHECKING:
     from orchestrator.ledger.types import DecisionFilter
@@ -74,7 +75,7 @@ def check(path: Folder = None, as_json: options.Json = False) -> None:
         problems = [problem.as_json() for problem in folder.problems]
         print_json({"valid": not problems, "files": list(folder.files), "problems": problems})
     elif not folder.problems:
-        sys.stdout.write(f"{one_line(str(folder.path))}: valid ({_count(len(folder.files), 'file')})\n")
+        sys.stdout.write(f"{one_line(str(folder.path))}: valid ({counted(len(folder.files), 'file')})\n")
     else:
         _show(folder)
     if folder.problems:
@@ -263,8 +264,8 @@ def decisions(
         done = 0
         for done in send(events, post, token_file=token_file, ca_file=ca_file):
             if sys.stderr.isatty():
-                sys.stderr.write(f"{done} decisions sent\r")
-    sys.stderr.write(f"{_count(done, 'decision')} sent\n")
+                sys.stderr.write(f"{counted(done, 'decision')} sent\r")
+    sys.stderr.write(f"{counted(done, 'decision')} sent\n")
 
 
 def _which(since: str | None, until: str | None, workflow: str | None, run: str | None) -> DecisionFilter:
@@ -293,7 +294,7 @@ def _folder(path: Path | None) -> Path:
 def _show(folder: CheckedFolder) -> None:
     for problem in folder.problems:
         sys.stderr.write(clean(_words(problem)) + "\n")
-    sys.stderr.write(f"{_count(len(folder.problems), 'problem')} found\n")
+    sys.stderr.write(f"{counted(len(folder.problems), 'problem')} found\n")
 
 
 def _words(problem: PolicyProblem) -> str:
@@ -314,7 +315,7 @@ def _print_report(report: Report, *, verbose: bool, coverage: bool) -> None:
             sys.stdout.write(f"{one_line(file.file)}: {counts}{missed}\n")
         sys.stdout.write(f"covered in all: {_percent(report.percent)}\n")
     counts = ", ".join(f"{report.count(state)} {state}" for state in State if report.count(state))
-    sys.stdout.write(f"{_count(len(report.outcomes), 'test')}: {counts}\n")
+    sys.stdout.write(f"{counted(len(report.outcomes), 'test')}: {counts}\n")
 
 
 def _line(outcome: Outcome) -> str:
@@ -326,7 +327,3 @@ def _line(outcome: Outcome) -> str:
 def _percent(value: float) -> str:
     """Never rounded up: 100 means every line."""
     return f"{int(value * 10) / 10:g} %"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

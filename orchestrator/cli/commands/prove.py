@@ -65,6 +65,8 @@ def prove(
         print_json(proof.as_json())
     else:
         show(proof)
+    if html is not None:
+        sys.stderr.write(f"the report is in {one_line(str(html))}\n")
     if not proof.holds:
         raise typer.Exit(int(ExitCode.REFUSED))
     if proof.unconfirmed:
@@ -120,7 +122,7 @@ def show(proof: Proof, screen: Console | None = None) -> None:
     from rich.text import Text
 
     from orchestrator.cli.display.terminal import console
-    from orchestrator.proof.report import revoked_words
+    from orchestrator.proof.report import proven_words, revoked_words
 
     screen = screen or console(sys.stdout)
     for grant in proof.grants:
@@ -129,9 +131,7 @@ def show(proof: Proof, screen: Console | None = None) -> None:
         screen.print(f"  {grant.declared}", markup=False, soft_wrap=True)
         for line in _lines(grant):
             screen.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
-    examined = [grant for grant in proof.grants if grant.examined or grant.refused]
-    proven = sum(grant.holds for grant in examined)
-    screen.print(f"{proven} of {len(examined)} proven; recorded as {proof.run_id}, {revoked_words(proof)}")
+    screen.print(f"{proven_words(proof)}; recorded as {proof.run_id}, {revoked_words(proof)}")
 
 
 def _mark(grant: GrantProof) -> tuple[str, str]:

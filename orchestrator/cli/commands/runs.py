@@ -13,6 +13,7 @@ import typer
 from orchestrator.cli import options
 from orchestrator.cli.lookup import completion
 from orchestrator.errors import ExitCode, UnknownRun, UsageError
+from orchestrator.jsontypes import counted
 from orchestrator.ledger.states import RESUMABLE, IdKind, RunState
 
 if TYPE_CHECKING:
@@ -184,15 +185,15 @@ def verify(
         about = f"{run}: the history is" if run is not None else f"{_counted(checked, tasks)}: all histories are"
         console().print(f"{about} whole, and the tables say the same")
     elif run is None:
-        console().print(f"{_counted(checked, tasks)}: {len(wrong)} are not as they were recorded", style="red")
+        console().print(f"{_counted(checked, tasks)}: {len(wrong)} not as recorded", style="red")
     if wrong:
         raise typer.Exit(int(ExitCode.STEP_FAILED))
 
 
 def _counted(histories: int, tasks: int) -> str:
     """Calls are runs, and tasks are told apart from them."""
-    runs = f"{histories - tasks} runs"
-    return runs if not tasks else f"{runs} and {tasks} {'task' if tasks == 1 else 'tasks'}"
+    runs = counted(histories - tasks, "run")
+    return runs if not tasks else f"{runs} and {counted(tasks, 'task')}"
 
 
 def _examined_json(found: Examined) -> dict[str, object]:
@@ -212,7 +213,7 @@ def _told(found: Examined) -> Iterator[str]:
 @app.command("resume")
 def resume(
     run: options.RunId,
-    inputs_file: options.InputsFile = None,
+    inputs_file: options.SecretInputsFile = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something went wrong.")] = False,
     as_json: options.Json = False,
     grace: options.Grace = None,

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from orchestrator.jsontypes import counted
 from orchestrator.ledger.events import (
     WHOLE_RUN,
     ApprovalRequested,
@@ -73,7 +74,7 @@ class ItemCount:
         """`12 items, 2 failed, 3 under way`; empty for a step that has none."""
         if not self.ended and not self.under_way:
             return ""
-        parts = [f"{self.ended} item{'' if self.ended == 1 else 's'}"]
+        parts = [counted(self.ended, "item")]
         parts += [f"{self.failed} failed"] if self.failed else []
         parts += [f"{len(self.under_way)} under way"] if self.under_way else []
         return ", ".join(parts)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from orchestrator.jsontypes import JsonObject
+from orchestrator.jsontypes import JsonObject, counted
 from orchestrator.policy.review.replay import DECISIVE, Change, Group, Replayed
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def print_replay(counts: Mapping[Change, int], groups: Sequence[Group]) -> None:
             screen.print(Text.assemble(("  now    ", "dim"), after.strip()))
     asked = sum(counts.values())
     words = [f"{count} {change.value}" for change, count in counts.items() if count and change is not Change.NONE]
-    screen.print(f"{asked} decisions asked again: {', '.join(words) or 'none changes'}")
+    screen.print(f"{counted(asked, 'decision')} asked again: {', '.join(words) or 'none changes'}")
 
 
 def _said(decision: Decision | None) -> JsonObject | None:

@@ -18,7 +18,7 @@ from orchestrator.cli.display.terminal import (
     took,
 )
 from orchestrator.cli.display.timeline import words
-from orchestrator.jsontypes import JsonObject
+from orchestrator.jsontypes import JsonObject, counted
 from orchestrator.ledger.types import EventRecord, LeaseFilter, LeaseRecord, LedgerReader, RunRecord, StepRecord
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _section(screen: Console, title: str, content: RenderableType) -> None:
 def _run_facts(story: RunStory) -> list[tuple[str, str]]:
     run = story.run
     code = "" if run.exit_code is None else f", exit code {run.exit_code}"
-    whole = f"{len(story.events)} events, hash chain whole"
+    whole = f"{counted(len(story.events), 'event')}, hash chain whole"
     return [
         ("run", run.run_id),
         ("workflow", f"{run.workflow}  {_short(run.digest)}"),

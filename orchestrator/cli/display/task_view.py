@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.cli.display.run_view import caller_facts, inputs_words
 from orchestrator.cli.display.terminal import console, facts, lease_words, local, table, took
-from orchestrator.jsontypes import JsonObject
+from orchestrator.jsontypes import JsonObject, counted
 from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.states import RunState, TaskState
 from orchestrator.ledger.task_events import TaskClosed
@@ -140,7 +140,7 @@ def _facts(story: TaskStory, now: datetime) -> list[tuple[str, str]]:
         ("reason", task.reason),
         (
             "history",
-            f"{len(story.events)} events, hash chain whole"
+            f"{counted(len(story.events), 'event')}, hash chain whole"
             if story.broken is None
             else f"BROKEN from event {story.broken} on",
         ),

@@ -70,7 +70,7 @@ def check_call(task_id: str, task: Row, calls: Sequence[Row], limits: CallLimits
     under_way = sum(int(each["calls"] or 0) for each in of_tool if each["state"] in UNDER_WAY)
     if limits.max_open is not None and under_way >= limits.max_open:
         raise BudgetSpent(
-            f"{under_way} of the {limits.max_open} calls of `{tool}` that may be open at once are",
+            f"as many calls of `{tool}` are open as may be at once in a task: {limits.max_open}",
             hint="wait for one to end, or give a credential back",
         )
 
@@ -79,7 +79,7 @@ def check_agent(agent: str, under_way: int, most: int) -> None:
     """Raise BudgetSpent where as many calls of the agent go on as may."""
     if under_way >= most:
         raise BudgetSpent(
-            f"{under_way} of the {most} calls that `{agent}` may have open at once are",
+            f"`{agent}` has as many calls open as it may at once: {most}",
             hint="wait for one to end, or give a credential back",
         )
 

@@ -95,7 +95,7 @@ def _chosen(folder: CheckedFolder, pattern: str) -> list[Case]:
         raise UsageError(f"--run: is no regular expression: {error}") from error
     cases = [case for case in folder.cases if wanted.search(case.name)]
     if not cases:
-        raise UsageError(f"none of the {len(folder.cases)} tests of {folder.path} is called like `{pattern}`")
+        raise UsageError(f"none of the tests of {folder.path} is called like `{pattern}`")
     return cases
 
 

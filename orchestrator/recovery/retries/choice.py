@@ -16,7 +16,7 @@ from orchestrator.workflow.models.steps import Step
 from orchestrator.workflow.models.workflow import Workflow
 
 
-def counted(steps: Iterable[StepRecord], then: Workflow, now: Workflow) -> tuple[str, ...]:
+def counted_steps(steps: Iterable[StepRecord], then: Workflow, now: Workflow) -> tuple[str, ...]:
     """The steps that are not carried out again, in the order of declaration, each with its items.
 
     They have succeeded, are declared as they were, and so is everything that they need. What failed runs again, also

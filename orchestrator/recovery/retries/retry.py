@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from orchestrator.errors import NotAsRecorded, RunExists, UnknownRun, UsageError
-from orchestrator.jsontypes import JsonValue
+from orchestrator.jsontypes import JsonValue, counted
 from orchestrator.ledger.events import RunStarted, StepFinished
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LedgerReader, RunRecord
 from orchestrator.recovery.dead_runs import as_recorded
 from orchestrator.recovery.resumption import resume, run_once
-from orchestrator.recovery.retries.choice import counted, refuse_what_has_no_retry
+from orchestrator.recovery.retries.choice import counted_steps, refuse_what_has_no_retry
 from orchestrator.runs.triggers import TRIGGER_RETRY
 from orchestrator.runs.types import Interruption, Retry, RunOutcome, RunRequest, Services
 from orchestrator.secret import Secret
@@ -112,7 +112,7 @@ def _request(services: Services, wanted: WantedRetry, record: RunRecord) -> RunR
     loaded = wanted.mended or recorded
     _refuse_another_workflow(record, loaded)
     steps = {each.step: each for each in services.reader.steps(record.run_id)}
-    taken = counted(steps.values(), recorded.workflow, loaded.workflow)
+    taken = counted_steps(steps.values(), recorded.workflow, loaded.workflow)
     started = services.reader.events(record.run_id, kind=RunStarted.kind)[0].data
     return RunRequest(
         run_id=wanted.run_id,
@@ -178,7 +178,7 @@ def _told(record: RunRecord, request: RunRequest) -> str:
     """`run X goes on from Y; taken over: a, b; carried out: c`."""
     taken = [end.step for end in request.retry.taken if end.step in request.loaded.workflow.steps]
     items = len(request.retry.taken) - len(taken)
-    more = f" and {items} item{'' if items == 1 else 's'} of others" if items else ""
+    more = f" and {counted(items, 'item')} of others" if items else ""
     rest = [step for step in request.loaded.workflow.steps if step not in taken]
     return (
         f"run {request.run_id} goes on from {record.run_id}; "

@@ -14,6 +14,7 @@ from orchestrator.errors import PolicyDenied
 from orchestrator.grants.narrowing import NarrowerColumns, narrow
 from orchestrator.grants.privileges import Privilege, digest
 from orchestrator.grants.scope import Scope
+from orchestrator.jsontypes import counted
 from orchestrator.policy.obligations import Obligations
 from orchestrator.policy.types import Decision, PolicyRequest
 from orchestrator.workflow.models.tools import HAND_OVER
@@ -63,8 +64,8 @@ def _held_to_rows(request: PolicyRequest, demanded: Obligations, params: Params)
     held = params.held_to_rows(demanded.max_rows)
     if held is None:
         raise PolicyDenied(
-            f"step `{request.step_name}`: the policy allows {demanded.max_rows} rows at most, and the action "
-            f"`{request.action}` cannot be held to that",
+            f"step `{request.step_name}`: the policy allows {counted(demanded.max_rows, 'row')} at most, and "
+            f"the action `{request.action}` cannot be held to that",
             hint="read with `postgres.query`, or ask the owner of the policy",
         )
     return held

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.errors import InvalidExpression, OrchestratorError, StepFailed
-from orchestrator.jsontypes import JsonObject, JsonValue
+from orchestrator.jsontypes import JsonObject, JsonValue, counted
 from orchestrator.ledger.states import StepState
 from orchestrator.runs.outcomes import most_telling, state_after
 from orchestrator.runs.steps.attempt import AttemptResult
@@ -49,7 +49,7 @@ def together(
         output = {ITEMS: results}
         if (size := len(json.dumps(output, ensure_ascii=False).encode())) > limit_bytes:
             too_large = StepFailed(
-                f"step `{step_id}`: what is kept of its {len(states)} items has {size} bytes, and may have "
+                f"step `{step_id}`: what is kept of its {counted(len(states), 'item')} has {size} bytes, and may have "
                 f"{limit_bytes}",
                 kind="output",
                 hint="keep less in `outputs`, or write results to where the next step reads them",
@@ -69,6 +69,6 @@ def _of_all(step_id: str, errors: Mapping[str, OrchestratorError], number: int) 
     if name == step_id:
         return errors[name]
     error = errors[name]
-    error.message = f"{len(errors)} of {number} items of step `{step_id}` failed; `{name}`: {error.message}"
+    error.message = f"{len(errors)} of {counted(number, 'item')} of step `{step_id}` failed; `{name}`: {error.message}"
     error.args = (error.message,)
     return error

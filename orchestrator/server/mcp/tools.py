@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mcp_types import Tool
 
+from orchestrator.jsontypes import counted
 from orchestrator.workflow.models import tools
 from orchestrator.workflow.models.workflow import Workflow
 from orchestrator.workflow.tools.arguments import arguments_schema
@@ -37,7 +38,7 @@ def offered(workflow: Workflow, *, hand_over: bool) -> dict[str, Tool]:
 
 def _description(tool: tools.Tool) -> str:
     limits = [
-        *([f"{tool.max_calls} calls in a task"] if tool.max_calls is not None else []),
+        *([f"{counted(tool.max_calls, 'call')} in a task"] if tool.max_calls is not None else []),
         *([f"{tool.max_open} at the same time"] if tool.max_open is not None else []),
     ]
     return tool.description + (f"\nAt most {', '.join(limits)}." if limits else "")

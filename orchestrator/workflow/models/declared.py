@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic_core import SchemaError
 
+from orchestrator.jsontypes import counted
+
 Scalar = str | int | float | bool | None
 
 WORDS = {
@@ -133,7 +135,7 @@ def wrong_value(declared: Declared, value: Any) -> str:
 
 def _wrong_text(declared: Declared, value: str) -> str:
     if declared.max_length is not None and len(value) > declared.max_length:
-        return f"it has {len(value)} characters, and may have {declared.max_length}"
+        return f"it has {counted(len(value), 'character')}, and may have {declared.max_length}"
     if declared.pattern is not None:
         try:
             _matcher(declared.pattern).validate_python(value)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.errors import UsageError
-from orchestrator.jsontypes import JsonObject, JsonValue
+from orchestrator.jsontypes import JsonObject, JsonValue, counted
 from orchestrator.workflow.models.declared import WORDS, Argument, wrong_value
 from orchestrator.workflow.models.tools import Tool
 from orchestrator.workflow.problems import suggestion
@@ -58,8 +58,8 @@ def bounds_words(declared: Argument) -> str:
     low, high = declared.minimum, declared.maximum
     if low is not None or high is not None:
         words.append(" ".join([f"from {low}"] * (low is not None) + [f"to {high}"] * (high is not None)))
-    if declared.type == "string" and declared.enum is None:
-        words.append(f"at most {declared.max_length} characters")
+    if declared.type == "string" and declared.enum is None and declared.max_length is not None:
+        words.append(f"at most {counted(declared.max_length, 'character')}")
     if declared.pattern is not None:
         words.append(f"matching {declared.pattern}")
     if not declared.required:

@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from orchestrator.jsontypes import JsonObject
+from orchestrator.jsontypes import JsonObject, counted
 from orchestrator.policy.documents import MAX_ANSWER_BYTES, decision_from
 from orchestrator.policy.engines.services.authzen_messages import (
     Evaluation,
@@ -133,7 +133,8 @@ class AuthzenEngine:
             ]
             answers = Evaluations(evaluations=each)
         if len(answers.evaluations) != len(to_ask.resources):
-            raise Unanswered(f"it answered {len(answers.evaluations)} of {len(to_ask.resources)} evaluations")
+            wanted = counted(len(to_ask.resources), "evaluation")
+            raise Unanswered(f"it answered {len(answers.evaluations)} of {wanted}")
         return answers
 
     async def _post(self, url: str, body: JsonObject, identifier: str) -> JsonObject:
