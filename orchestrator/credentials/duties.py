@@ -29,7 +29,7 @@ from orchestrator.errors import Unreachable
 from orchestrator.grants.policy_names import BrokerDuty, duty_policy_name, duty_role_name
 from orchestrator.grants.scope import Scope
 from orchestrator.ledger.ids import new_step_key
-from orchestrator.network.postgres import STRINGS, protected, refusal_hint, without_settings
+from orchestrator.network.postgres import STRINGS, protected, refusal_hint, why, without_settings
 from orchestrator.network.postgres_settings import Answer, beginning
 
 if TYPE_CHECKING:
@@ -148,6 +148,7 @@ class DatabaseDuties:
         self, duty: BrokerDuty, attempt: Attempt, connection: str, deadline: float, run: LeasesOfRun | None = None
     ) -> AsyncIterator[psycopg.AsyncConnection]:
         import psycopg
+        from psycopg.conninfo import make_conninfo
 
         endpoint = self.primaries.get(connection) or self.endpoints.get(connection)
         if endpoint is None:
@@ -188,8 +189,10 @@ class DatabaseDuties:
             except psycopg.Error as error:
                 if unknown_login(error, login["username"].reveal()):
                     raise not_known(duty, connection) from None
+                own_words = make_conninfo(password=login["password"].reveal())
+                said = error.diag.message_primary or why(error, own_words)
                 raise Unreachable(
-                    f"the orchestrator's own {duty} in `{connection}` failed: {type(error).__name__}",
+                    f"the orchestrator's own {duty} in `{connection}` failed: {said}",
                     hint=refusal_hint(error)
                     or "is the database up, and is it provisioned? run `orchestrator provision check`",
                 ) from None

@@ -10,7 +10,7 @@ from orchestrator.credentials.types import LeaseHandle
 from orchestrator.errors import GrantRefused, OrchestratorError, Refused, Unreachable, VaultUnreachable
 from orchestrator.grants.scope import Scope
 from orchestrator.ledger.events import LeaseDenied, LeaseEvent, LeaseFailed, LeaseRevoking
-from orchestrator.vault.faults import Outcome, VaultUnavailable
+from orchestrator.vault.faults import Outcome, VaultRefused, VaultUnavailable, is_login
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,14 @@ def not_issued(lease_id: str, scope: Scope, where: str, error: OrchestratorError
 
 
 def _refused(scope: Scope, where: str, by: str, error: OrchestratorError) -> GrantRefused:
+    if isinstance(error, VaultRefused) and is_login(error.path):
+        return GrantRefused(
+            f"{where} was not asked for, since the orchestrator could not log in: {error.message}",
+            grant=scope.name,
+            path=error.path,
+            by=by,
+            hint=error.hint,
+        )
     return GrantRefused(
         f"{where} was refused by {by}: {error.message}", grant=scope.name, path=scope.resource, by=by, hint=error.hint
     )

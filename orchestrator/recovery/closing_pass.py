@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from orchestrator.credentials.closing import ask_databases, close_lease, suspects_of
@@ -44,11 +44,24 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """What became of one left-over lease; `confirmed` is False if it has to be tried again later."""
+    """What became of one left-over lease; `confirmed` is False if it has to be tried again later.
+
+    `detail` says it in words, `state` is how the lease stands now where that is known.
+    """
 
     lease: LeaseRecord
     confirmed: bool
     detail: str
+    state: LeaseState | None = None
+
+
+_BECAME: Mapping[LeaseState, str] = {
+    LeaseState.REVOKED: "revoked, and confirmed gone",
+    LeaseState.EXPIRED: "it had expired",
+    LeaseState.ENDED: "let go of: nothing can revoke it, and it is valid for as long as it is anyway",
+    LeaseState.REVOKING: "its revocation has begun, and nobody has confirmed its end yet",
+}
+"""What an end that is recorded means, where it is no error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +125,9 @@ class _Key:
         return [
             Leftover(lease, False, self.untried or "its database is yet to be asked")
             if (end := last.get(lease.lease_id)) is None
-            else Leftover(lease, end.to not in OPEN, getattr(end, "error", "") or end.kind)
+            else Leftover(
+                lease, end.to not in OPEN, getattr(end, "error", "") or _BECAME.get(end.to, end.to.value), end.to
+            )
             for lease in self.ordered
         ]
 

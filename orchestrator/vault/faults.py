@@ -147,9 +147,21 @@ def deleted_version(body: object, path: str) -> tuple[str, str] | None:
     return f"version {version} of the secret `{path}` was deleted at {when}", f"undelete it (`{undelete}`), or {again}"
 
 
+def is_no_namespace(errors: str) -> bool:
+    """Whether Vault says that the namespace is not there, and so nothing of the path."""
+    return "namespace not found" in errors
+
+
+def is_login(path: str) -> bool:
+    """Whether it is a request by which the orchestrator logs in."""
+    return path in _LOGIN or _LOGIN_PATH.match(path) is not None
+
+
 def hint_for(status: int, errors: str, path: str) -> str | None:
     """What a person can do about this answer."""
-    if status in (400, 403) and (path in _LOGIN or _LOGIN_PATH.match(path)):
+    if is_no_namespace(errors):
+        return "Vault has no such namespace: is VAULT_NAMESPACE right?"
+    if status in (400, 403) and is_login(path):
         return f"Vault did not let the orchestrator log in (`{path}`); check ORCHESTRATOR_AUTH_* and the role's bounds"
     if status == 403:
         return (

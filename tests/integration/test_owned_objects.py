@@ -133,7 +133,8 @@ class TestInAnotherDatabase:
         assert not again.confirmed
         assert "another database (second)" in again.detail
         in_database(bench, "second", f'DROP OWNED BY "{work.login}"')
-        assert [each.confirmed for each in close(bench)] == [True]
+        (gone,) = close(bench)
+        assert (gone.confirmed, gone.state, gone.detail) == (True, LeaseState.REVOKED, "revoked, and confirmed gone")
         assert {lease.state for lease in bench.history(work.outcome.run_id)} == {LeaseState.REVOKED}
         bench.assert_nothing_left()
 

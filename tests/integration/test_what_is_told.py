@@ -28,6 +28,7 @@ name: says
 agent: tester
 steps: { say: { action: exec, with: { command: [/bin/true] } } }
 """
+PASSWORD = "canary-7c1e-secret"
 NO_LOGIN: dict[str, str | None] = {
     "ORCHESTRATOR_AUTH_METHOD": None,
     "ORCHESTRATOR_AUTH_ROLE_ID": None,
@@ -135,6 +136,59 @@ class TestLogins:
         assert code == 0, err
         assert "nothing to change" in out
         (bench.directory / ".vault-token").unlink()
+
+
+class TestWhatCannotBeAsked:
+    def test_a_sweep_that_could_not_look_never_says_that_nothing_is_left(self, bench: Bench) -> None:
+        away = {"ORCHESTRATOR_ENDPOINTS__SUPPORT": "postgresql://127.0.0.1:9/support"}
+        code, out, _ = orchestrator(bench, "leases", "sweep", **away)
+        assert (code, out.splitlines()) == (
+            6,
+            [
+                "no lease is left on record, but:",
+                "support: the orchestrator's own sweep in `support` failed: Connection refused",
+            ],
+        )
+        assert orchestrator(bench, "leases", "sweep")[:2] == (0, "nothing is left over\n")
+
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"VAULT_NAMESPACE": "nowhere"}, "hint: Vault has no such namespace: is VAULT_NAMESPACE right?"),
+            ({"ORCHESTRATOR_AUTH_SECRET_ID": PASSWORD}, "hint: Vault did not let the orchestrator log in"),
+        ],
+        ids=["namespace", "secret id"],
+    )
+    def test_a_login_that_fails_is_told_as_one_and_not_as_a_refusal_of_the_first_grant(
+        self, bench: Bench, changes: dict[str, str], said: str
+    ) -> None:
+        code, out, err = orchestrator(bench, "run", "--quiet", reads(bench), **changes)
+        assert code == 3
+        assert "was not asked for, since the orchestrator could not log in: Vault answered 40" in err
+        assert "asked for: auth/approle/login" in err
+        assert said in err
+        assert "nothing is mounted" not in err
+        assert PASSWORD not in out + err
+        assert bench.logins() == []
+
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"VAULT_TOKEN": PASSWORD}, "is the administrator's token (VAULT_TOKEN, or ~/.vault-token) valid"),
+            ({"VAULT_NAMESPACE": "nowhere"}, "Vault has no such namespace: is VAULT_NAMESPACE right?"),
+        ],
+        ids=["token", "namespace"],
+    )
+    def test_provisioning_with_another_token_or_namespace_is_no_hint_to_provision(
+        self, bench: Bench, changes: dict[str, str], said: str
+    ) -> None:
+        admin = {**admin_environment(bench.provisioned), **NO_LOGIN, **changes}
+        where = ("--workflows", str(ROOT / "workflows"), "--declarations", str(bench.declarations))
+        code, out, err = orchestrator(bench, "provision", "plan", *where, **admin)
+        assert (code, out) == (3, "")
+        assert said in err
+        assert "provision plan" not in err
+        assert PASSWORD not in err
 
 
 class TestLedgersThatCanOnlyBeRead:

@@ -3,9 +3,11 @@
 import io
 from datetime import UTC, datetime
 
+import pytest
 from cli_samples import DENIED, REFUSED, RUN, SUCCEEDED, UNCONFIRMED, VAULT_SAID, timed
 from rich.console import Console
 
+from orchestrator.cli.commands.leases import _now as now_of
 from orchestrator.cli.display.board import Board
 from orchestrator.cli.display.summary import outcome_json, print_summary, problems
 from orchestrator.errors import ExitCode, GrantRefused, OrchestratorError, PolicyDenied, StepFailed
@@ -13,6 +15,7 @@ from orchestrator.ledger.events import Event
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LeaseRecord
+from orchestrator.recovery.closing_pass import Leftover
 from orchestrator.runs.types import RunOutcome
 
 NOW = datetime(2026, 3, 2, 5, tzinfo=UTC)
@@ -129,3 +132,17 @@ def test_programs_are_told_the_same() -> None:
             "hint": "run `provision check`",
         },
     }
+
+
+@pytest.mark.parametrize(
+    ("confirmed", "state", "now"),
+    [
+        (True, LeaseState.REVOKED, "gone"),
+        (True, LeaseState.EXPIRED, "gone"),
+        (True, LeaseState.ENDED, "ended"),
+        (False, LeaseState.REVOKING, "left"),
+        (False, None, "left"),
+    ],
+)
+def test_what_nothing_can_revoke_is_never_called_gone(confirmed: bool, state: LeaseState | None, now: str) -> None:
+    assert now_of(Leftover(LEASE, confirmed, "words", state)) == now

@@ -158,19 +158,19 @@ def _show_closed(found: Sequence[Leftover], *, as_json: bool) -> None:
     if as_json:
         print_json(found)
     else:
-        _print_closed(found)
+        _print_closed(found, none="nothing is left over")
     if not all(item.confirmed for item in found):
         raise typer.Exit(int(ExitCode.UNCONFIRMED))
 
 
-def _print_closed(found: Sequence[Leftover]) -> None:
+def _print_closed(found: Sequence[Leftover], *, none: str) -> None:
     from orchestrator.cli.display.terminal import console, table
 
     rows = [
         (
             item.lease.lease_id,
             f"{item.lease.step}.{item.lease.grant}",
-            "gone" if item.confirmed else "left",
+            _now(item),
             item.detail,
         )
         for item in found
@@ -178,7 +178,14 @@ def _print_closed(found: Sequence[Leftover]) -> None:
     if rows:
         console().print(table(("LEASE", "GRANT", "NOW", "DETAIL"), rows, fold=("GRANT", "DETAIL")))
     else:
-        console().print("nothing is left over")
+        console().print(none)
+
+
+def _now(item: Leftover) -> str:
+    """What nothing can revoke has ended for its step, and is not gone."""
+    if not item.confirmed:
+        return "left"
+    return "ended" if item.state is LeaseState.ENDED else "gone"
 
 
 def _show_swept(swept: Swept, *, as_json: bool) -> None:
@@ -196,7 +203,8 @@ def _print_swept(swept: Swept) -> None:
     from orchestrator.cli.display.terminal import console, table
 
     screen = console()
-    _print_closed(swept.leases)
+    # What could not be looked at may have something left: nobody is told that there is nothing.
+    _print_closed(swept.leases, none="nothing is left over" if swept.clean else "no lease is left on record, but:")
     for found in swept.orphans:
         for login in found.dropped:
             screen.print(f"{found.connection}: {login} had expired, and is dropped")
