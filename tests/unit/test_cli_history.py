@@ -15,6 +15,7 @@ from orchestrator.cli.main import main
 from orchestrator.ledger.events import Event, LeaseRevoked, LeaseRevoking
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.opening import open_ledger
+from orchestrator.runs.processes import describe_self
 
 SECOND = RUN[:-1] + "T"
 THIRD = RUN[:-1] + "V"
@@ -291,3 +292,28 @@ def test_a_time_that_is_none_is_an_error(capsys: pytest.CaptureFixture[str]) -> 
     answer = Answer(capsys, "leases", "list", "--since", "yesterday")
     assert answer.code == 2
     assert "'yesterday' is not a time" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("alive", "said"),
+    [
+        (True, "asked its process to cancel it; `orchestrator runs show run_1` tells when it has ended"),
+        (False, "its process has ended; `orchestrator leases sweep` cancels it and closes what it left"),
+    ],
+)
+def test_who_cancels_a_run_is_told_whether_its_process_can_hear_it(
+    alive: bool, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = describe_self()
+    driver = own if alive else json.dumps({**json.loads(own), "start": "1"})  # another process had this id once
+
+    async def begun() -> None:
+        async with open_ledger(str(tmp_path / "running.db"), clock=Ticking()) as ledger:
+            ledger.runners.register("driver", driver)
+            assert ledger.runners.own("run_1", "driver", digest="d", text="")
+            await ledger.begin_run("run_1", SUCCEEDED[0])
+
+    asyncio.run(begun())
+    monkeypatch.setenv("ORCHESTRATOR_LEDGER_URL", str(tmp_path / "running.db"))
+    answer = Answer(capsys, "runs", "cancel", "run_1")
+    assert (answer.code, " ".join(answer.lines)) == (0, f"run_1: {said}")

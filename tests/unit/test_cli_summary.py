@@ -105,7 +105,7 @@ def test_a_failed_step_says_why() -> None:
 
 def test_what_is_not_confirmed_gone_is_listed_by_id() -> None:
     text = problems(outcome(ExitCode.UNCONFIRMED, unconfirmed=True), board(UNCONFIRMED))
-    assert "warning: 1 credentials are not confirmed gone yet" in text
+    assert "warning: 1 credential is not confirmed gone yet" in text
     assert "lease_aaaaaaaaaaaaaaaaaaaa read.db orc_read-k3v9w2m7q4xa_Xy12: the database did not answer" in text
     assert "leases sweep" in text
 

@@ -10,7 +10,7 @@ from orchestrator.cli.display.board import Board
 from orchestrator.cli.display.printable import clean, one_line
 from orchestrator.cli.display.terminal import console, table, took
 from orchestrator.errors import GrantRefused, LedgerError, OrchestratorError, Refused
-from orchestrator.jsontypes import JsonObject
+from orchestrator.jsontypes import JsonObject, being
 from orchestrator.ledger.states import RunState
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def _block(step: str, error: OrchestratorError, board: Board) -> str:
 def _unconfirmed(outcome: RunOutcome) -> Iterator[str]:
     if not outcome.unconfirmed:
         return
-    yield f"warning: {len(outcome.unconfirmed)} credentials are not confirmed gone yet"
+    yield f"warning: {being(len(outcome.unconfirmed), 'credential')} not confirmed gone yet"
     for lease in outcome.unconfirmed:
         subject = f" {lease.subject}" if lease.subject else ""
         yield f"  {lease.lease_id} {lease.step}.{lease.grant}{subject}: {one_line(lease.reason or lease.state.value)}"
