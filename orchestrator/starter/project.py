@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from orchestrator.environment import PREFIX
+from orchestrator.environment import setting_of
 from orchestrator.errors import UsageError
 from orchestrator.grants.privileges import check_identifier, parse_qualified, qualified
 from orchestrator.policy.authoring.starter import write_starter
@@ -22,7 +22,7 @@ from orchestrator.samples.place import runtime_policy
 _TEXTS = Path(__file__).with_name("files")
 _PLACE = re.compile(r"@(\w+)@")
 _AGENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_CONNECTION = re.compile(r"[a-z][a-z0-9_]{0,40}")
+_CONNECTION = re.compile(r"(?=.{1,40}\Z)[a-z][a-z0-9]*(?:_[a-z0-9]+)*")
 """What is a name of a connection, a part of a shell's variable, and a bare key of TOML and YAML."""
 
 WORKFLOW = "workflows/first_run.yaml"
@@ -116,7 +116,7 @@ def _filled(choices: Choices) -> Mapping[str, str]:
     """What stands in the places of the texts. A string of JSON is one in YAML, in TOML and in Rego, too."""
     schema, name = choices.table
     table = qualified(schema, name)
-    variable = f"{PREFIX}PROVISION_DATABASES__{choices.connection.upper()}"
+    variable = setting_of("provision_databases", choices.connection)
     place = choices.database.partition("://")[2].rpartition("@")[2]
     admin = shlex.quote(f"postgresql://ADMIN:PASSWORD@{place}")
     return {

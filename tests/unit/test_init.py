@@ -192,7 +192,7 @@ WRONG = {
     "--table": ["", "a.b.c", "orders;drop", '"a${{b"', "x" * 64],
     "--columns": ["", "id,,name", "id,id", "*", "a\nb", "${{ inputs.limit }}"],
     "--agent": ["", "a: b", 'a"', "-a", "x" * 65],
-    "--connection": ["", "My Shop", "shop-db", "1st", "x" * 60],
+    "--connection": ["", "My Shop", "shop-db", "1st", "x" * 60, "a__b", "a_"],
     "--database": ["db.example/app", "postgresql://u:not-shown@db.example/app", "mysql://db.example/app"],
     "--vault": ["vault.example", "ftp://vault.example", "https://u:not-shown@vault.example"],
 }
