@@ -51,6 +51,19 @@ def unfolded(text: str) -> list[str]:
     return [] if plain == text else [plain]
 
 
+def unbroken(line: str) -> str:
+    """A line as it is where several are taken for one text: without white space, colours and what is not seen."""
+    plain = _ANSI.sub("", line) if "\x1b" in line else line
+    if not plain.isascii():
+        plain = _INVISIBLE.sub("", plain)
+    return "".join(plain.split())
+
+
+def is_dumped(line: str) -> bool:
+    """Whether it is a line of `xxd` or `hexdump -C`."""
+    return _DUMP.match(line) is not None
+
+
 def readings(text: str) -> Iterator[str]:
     """The text with what can be told of single characters: entities of HTML, octal escapes, UTF-16 read as bytes."""
     if "&" in text and ";" in text and (plain := html.unescape(text)) != text:

@@ -107,6 +107,13 @@ class Redactor:
             text = self._forms.pattern().sub(MASK, text)
         return MASK if self.find(text) else text
 
+    def unfinished(self, text: str) -> int:
+        """How many characters at the end of the text may be the beginning of a secret whose rest is yet to come.
+
+        Of the literal forms, white space left out: the text must have none either.
+        """
+        return self._forms.unfinished(text)
+
     def contains(self, value: JsonValue) -> bool:
         """Whether any string, key or number of a JSON value contains a secret."""
         texts = list(_texts(value))
@@ -125,6 +132,8 @@ _FOLDABLE, _FEW = 12, 4
 where one word follows another."""
 _FOLDABLE_BYTES = 8
 """Characters of a secret that is looked for among decoded bytes."""
+_BEGINNING = 4
+"""Characters of the beginning by which a form is looked for at the end of a text."""
 _LAYERS = 2
 """Encodings, one within the other, that are taken off."""
 
@@ -137,8 +146,10 @@ class _Forms:
         self._needles: dict[str, Needle] = {}
         self._texts: list[str] = []
         self._wrapping: list[str] = []
+        self._unbroken: list[str] = []
         self._foldable: list[str] = []
         self._raw: list[str] = []
+        self._beginnings: set[str] = set()
         self._spelled: re.Pattern[str] | None = None
 
     def add(self, value: str, made: tuple[Needle, ...] = ()) -> None:
@@ -161,6 +172,8 @@ class _Forms:
 
     def _add_hidden(self, value: str, made: tuple[Needle, ...]) -> None:
         texts = {"".join(needle.text.split()) for needle in made}
+        self._beginnings |= {text[:length] for text in texts for length in range(1, min(_BEGINNING, len(text)))}
+        self._unbroken += texts
         self._foldable += [text for text in texts if len(text) >= _FOLDABLE and len(set(text)) > _FEW]
         if len(value) >= _FOLDABLE_BYTES:
             raw, wide = value.encode("utf-8", "surrogatepass"), value.encode("utf-16-le", "surrogatepass")
@@ -197,6 +210,19 @@ class _Forms:
             if any(map(text.__contains__, self._raw)) or any(map(text.__contains__, self._texts)):
                 return True
         return False
+
+    def unfinished(self, text: str) -> int:
+        """How many characters at the end of a text without white space are the beginning of any, and not all of it."""
+        longest = max((n for n in range(1, _BEGINNING) if text[-n:] in self._beginnings), default=0)
+        for form in tuple(self._unbroken):
+            start = max(0, len(text) - len(form) + 1)
+            begin = form[:_BEGINNING]
+            while (start := text.find(begin, start)) >= 0:
+                if form.startswith(text[start:]):
+                    longest = max(longest, len(text) - start)
+                    break
+                start += 1
+        return min(longest, len(text))
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Where the literal forms are, from left to right; they may overlap."""
