@@ -78,6 +78,8 @@ class RunnerConfig:
     notify: Mapping[str, Secret] = field(default_factory=dict)
     own_secrets: tuple[Secret, ...] = ()
     """Further secrets that this process was told, which no output may hold."""
+    printed: Callable[[str, int, bytes], None] | None = None
+    """Told what programs of steps write, where somebody follows the only run of this process."""
     clock: Clock = field(default_factory=SystemClock)
 
 
@@ -144,6 +146,7 @@ async def open_services(
                 max_takeovers=config.max_takeovers,
                 confinement=config.confinement,
                 notifier=Webhooks(config.notify),
+                printed=config.printed,
             )
     finally:
         given_back = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
@@ -31,6 +31,9 @@ Finding = tuple[tuple[str | int, ...], str, str]
 
 LITERAL: JsonDict = {"$comment": "no expressions"}
 """Marks, in a JSON Schema, a model in which no expression may be."""
+
+Printed = Callable[[int, bytes], None]
+"""Told what a program writes as it does, secrets and all: the descriptor (1 or 2) and the bytes, none at its end."""
 
 _REFERENCE = re.compile(r"[a-z][a-z0-9_-]{0,62}\.[^.\s]+")
 
@@ -131,6 +134,7 @@ class StepContext:
     secrets, to take them out of what comes from outside. `confinement` are the parts of PARTS
     (`orchestrator.actions.confinement`) that programs of the step are held to. `recipient` is who waits for the
     credential of a tool that hands it over. `kept` are the keys of the output that the step keeps; None: all.
+    `printed` is told what programs of the step write, where somebody follows it.
     """
 
     run_id: str
@@ -147,6 +151,7 @@ class StepContext:
     confinement: tuple[str, ...] = field(default_factory=available_parts)
     recipient: Recipient | None = None
     kept: tuple[str, ...] | None = None
+    printed: Printed | None = None
 
     def remaining(self) -> float:
         """Seconds until the deadline, never below a tenth of one."""

@@ -90,6 +90,8 @@ class Services:
     """Seconds without a sign of life after which a process is taken for dead that nobody can see to be gone."""
     confinement: Confinement = Confinement.BEST
     """Whether programs of steps are confined."""
+    printed: Callable[[str, int, bytes], None] | None = None
+    """Told what programs of steps write: the step, and what `orchestrator.actions.base.Printed` is told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

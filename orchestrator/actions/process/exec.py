@@ -182,6 +182,7 @@ class Exec:
             started=partial(_take_anew, params, context.handover) if context.handover else None,
             confinement=context.confinement,
             reach=params.reach(context),
+            printed=context.printed,
         )
         async with within_deadline(context, "the command"):
             finished = await run_process(command)

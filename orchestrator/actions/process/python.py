@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field, PrivateAttr
 from pydantic import JsonValue as Json
 
-from orchestrator.actions.base import LocalPath, Params, StepContext
+from orchestrator.actions.base import LocalPath, Params, Printed, StepContext
 from orchestrator.actions.handover import Handover
 from orchestrator.actions.process.confined import ConfinedParams
 from orchestrator.actions.process.exec import FileRef, Variable, content_of, failure, seems_confined, whole
@@ -125,10 +125,17 @@ class Python:
             started=partial(_take_anew, params, context.handover) if context.handover else None,
             confinement=context.confinement,
             reach=_with_interpreter(params.reach(context)),
+            printed=None if context.printed is None else partial(_what_it_prints, context.printed),
         )
         async with within_deadline(context, "the function"):
             finished = await run_process(command)
         return _result(finished, params, context)
+
+
+def _what_it_prints(printed: Printed, descriptor: int, data: bytes) -> None:
+    """The function's own words; the other stream is the answer."""
+    if descriptor == 2:
+        printed(descriptor, data)
 
 
 def _with_interpreter(reach: Reach) -> Reach:

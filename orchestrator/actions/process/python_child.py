@@ -33,6 +33,7 @@ def main() -> None:
     nowhere = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nowhere, 0)
     os.close(nowhere)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # somebody may follow what it prints
     answer = _answer(request)
     sys.stdout.flush()
     with open(answers, "wb") as stream:

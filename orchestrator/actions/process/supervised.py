@@ -13,6 +13,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from orchestrator.actions.base import Printed
 from orchestrator.actions.process import supervisor
 from orchestrator.actions.process.private_folders import (
     PrivateFolder,
@@ -45,7 +46,7 @@ class Command:
     Its environment is `environment` and `secrets`, for each of `files` the path of a private file with that content,
     and TMPDIR, a fresh private folder; nothing else. `directory` None: that folder. `max_bytes` bounds its stdout.
     `started` is called once it runs, with what can still be brought to it; its stdin stays open then. `confinement`
-    are the parts that hold it to the system's folders, to itself, and to `reach`.
+    are the parts that hold it to the system's folders, to itself, and to `reach`. `printed` is told what it writes.
     """
 
     arguments: Sequence[str]
@@ -59,6 +60,7 @@ class Command:
     started: Callable[[Running], None] | None = None
     confinement: Sequence[str] = ()
     reach: Reach = field(default_factory=Reach)
+    printed: Printed | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +76,18 @@ class Finished:
 class _Pipes(asyncio.SubprocessProtocol):
     """Collects output within bounds; what is too much is read and thrown away until the end."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, printed: Printed | None = None) -> None:
         loop = asyncio.get_running_loop()
         self.stdout, self.stderr = bytearray(), bytearray()
         self.stderr_cut = False
         self.too_much: asyncio.Future[None] = loop.create_future()
         self.exited: asyncio.Future[None] = loop.create_future()
         self.closed: asyncio.Future[None] = loop.create_future()
-        self._max_bytes = max_bytes
+        self._max_bytes, self._printed = max_bytes, printed
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
+        if self._printed is not None:
+            self._printed(fd, data)
         if fd == 2:
             self.stderr += data
             if len(self.stderr) > 2 * _STDERR_KEPT:
@@ -94,6 +98,13 @@ class _Pipes(asyncio.SubprocessProtocol):
                 self.too_much.set_result(None)
         else:
             self.stdout += data
+
+    def end_printed(self) -> None:
+        """Nothing more is told, whoever still has the other end of a pipe."""
+        if (printed := self._printed) is not None:
+            self._printed = None
+            printed(1, b"")
+            printed(2, b"")
 
     def process_exited(self) -> None:
         self.exited.set_result(None)
@@ -223,7 +234,7 @@ async def _supervised(order: bytes, command: Command, files: Mapping[str, str], 
     line: asyncio.WriteTransport | None = None
     process: asyncio.SubprocessTransport | None = None
     listening: asyncio.ReadTransport | None = None
-    pipes, report = _Pipes(command.max_bytes), _Report()
+    pipes, report = _Pipes(command.max_bytes, command.printed), _Report()
     try:
         line, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, os.fdopen(control, "wb", buffering=0))
         process, _ = await loop.subprocess_exec(
@@ -258,6 +269,7 @@ async def _supervised(order: bytes, command: Command, files: Mapping[str, str], 
             line.abort()
         if process is not None:
             await _uninterrupted(_stop(process, pipes))
+        pipes.end_printed()
         if listening is not None:
             listening.close()
         for fd in (status, control_end, status_end):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,7 @@ from orchestrator.cli import options
 if TYPE_CHECKING:
     from orchestrator.assembly import RunnerConfig
     from orchestrator.cli.display.live import View
+    from orchestrator.cli.display.runs.output import StepOutput
     from orchestrator.jsontypes import JsonObject
     from orchestrator.runs.engines.types import EngineName
     from orchestrator.runs.types import RunOutcome, RunRequest
@@ -37,6 +39,9 @@ def run(
     reason: options.Reason = "",
     engine: options.Engine = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something went wrong.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Show what programs of steps write, as they do, without secrets.")
+    ] = False,
     as_json: options.Json = False,
     grace: options.Grace = None,
     no_wait: options.NoWait = False,
@@ -62,6 +67,7 @@ def run(
         no_wait=no_wait,
         quiet=quiet,
         as_json=as_json,
+        follow=follow,
     )
 
 
@@ -91,10 +97,14 @@ def carry_out(
     no_wait: bool = False,
     quiet: bool,
     as_json: bool,
+    follow: bool = False,
 ) -> None:
-    """Show a run while it is carried out, and end with its exit code."""
-    with _view(quiet=quiet, as_json=as_json) as view:
-        outcome = _carry_out(work, view, run_id, engine, grace, no_wait=no_wait)
+    """Show a run while it is carried out, and end with its exit code. `follow`: with what its programs write."""
+    with ExitStack() as stack:
+        view = _view(quiet=quiet, as_json=as_json)
+        output = _followed(view, stack) if follow else None
+        stack.enter_context(view)
+        outcome = _carry_out(work, view, run_id, engine, grace, no_wait=no_wait, output=output)
     _conclude(outcome, view, quiet=quiet, as_json=as_json)
     raise typer.Exit(int(outcome.exit_code))
 
@@ -135,6 +145,19 @@ def _view(*, quiet: bool, as_json: bool) -> View:
     return PlainLines(quiet=quiet)
 
 
+def _followed(view: View, stack: ExitStack) -> StepOutput:
+    """What is told what programs write, until the stack is closed: in order with the lines of the view."""
+    from orchestrator.cli.display.live import LiveTable, PlainLines
+    from orchestrator.cli.display.runs.output import StepOutput, writing_to
+    from orchestrator.configured.services import redactor
+
+    tell = view.line if isinstance(view, LiveTable) else writing_to(sys.stderr)
+    output = stack.enter_context(StepOutput(redactor(), tell))
+    if isinstance(view, PlainLines):
+        view.outlet = output
+    return output
+
+
 def _carry_out(
     work: Callable[..., Coroutine[Any, Any, RunOutcome]],
     view: View,
@@ -143,6 +166,7 @@ def _carry_out(
     grace: float | None,
     *,
     no_wait: bool,
+    output: StepOutput | None = None,
 ) -> RunOutcome:
     from orchestrator.cli import interruption
     from orchestrator.cli.connect import log_to_stderr
@@ -155,6 +179,8 @@ def _carry_out(
     log_to_stderr(settings.log_level)
     # Kept until every thread has ended: the policy engine must end in this one.
     config = replace(runner_config(settings, engine=engine, grace=grace), parks=no_wait)
+    if output is not None:
+        config = replace(config, printed=output.printed)
     with traced() as spans:
         observer = both(only(run_id, view.observe), spans)
         return interruption.run(lambda: work(config, redactor=redactor(), observer=observer, notice=view.notice))

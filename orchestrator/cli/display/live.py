@@ -60,6 +60,14 @@ class View(Protocol):
         ...
 
 
+class Lines(Protocol):
+    """Where lines go."""
+
+    def line(self, text: str) -> None:
+        """One more. Never fails, whoever reads."""
+        ...
+
+
 @dataclass(slots=True)
 class Outlet:
     """Lines for a stream, until its reader goes away."""
@@ -84,7 +92,7 @@ class PlainLines:
 
     quiet: bool = False
     board: Board = field(default_factory=Board)
-    outlet: Outlet = field(default_factory=lambda: Outlet(sys.stderr))
+    outlet: Lines = field(default_factory=lambda: Outlet(sys.stderr))
 
     def __enter__(self) -> PlainLines:
         return self
@@ -206,6 +214,11 @@ class LiveTable:
         """A line above the table."""
         with suppress(OSError):
             self.screen.print(clean(text), style="yellow")
+
+    def line(self, text: str) -> None:
+        """A line above the table as it is."""
+        with suppress(OSError):
+            self.screen.print(clean(text))
 
     def table(self) -> Table:
         """The table as it stands now."""

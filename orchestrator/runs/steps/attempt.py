@@ -352,6 +352,7 @@ class StepAttempt:
             confinement=confinement,
             recipient=self._recipient,
             kept=tuple(self._step.outputs),
+            printed=None if self.services.printed is None else partial(self.services.printed, self.step_id),
         )
 
     async def _record(self, *events: Event) -> None:
