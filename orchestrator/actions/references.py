@@ -77,8 +77,13 @@ async def within_deadline(context: StepContext, what: str) -> AsyncIterator[None
         async with asyncio.timeout(context.remaining()):
             yield
     except TimeoutError:
-        raise StepFailed(
-            f"{what} took longer than the step may",
-            kind="timeout",
-            hint="raise `timeout` of the step, or do less in it",
-        ) from None
+        raise too_long(what) from None
+
+
+def too_long(what: str) -> StepFailed:
+    """The error of something that was stopped at the step's deadline."""
+    return StepFailed(
+        f"{what} took longer than the step may",
+        kind="timeout",
+        hint="raise `timeout` of the step, or do less in it",
+    )

@@ -175,7 +175,7 @@ def test_of_a_line_without_an_end_whole_words_are_told_after_a_pause_and_the_res
     assert stream.feed(b"counting rows: q7w") == []
     assert stream.pause() == ["counting rows:"]
     assert stream.pause() == []
-    assert stream.feed(b"x\n") == ["q7wx"]
+    assert stream.feed(b"!\n") == ["q7w!"]
     assert stream.feed(b"last words") + stream.pause() + stream.end() == ["last", "words"]
 
 

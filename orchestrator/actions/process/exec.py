@@ -6,7 +6,9 @@ import asyncio
 import base64
 import json
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -19,12 +21,21 @@ from orchestrator.actions.handover import Handover
 from orchestrator.actions.process.confined import ConfinedParams
 from orchestrator.actions.process.loader_variables import refused_variables
 from orchestrator.actions.process.programs import Program, check_unchanged, resolve_program
-from orchestrator.actions.process.supervised import DECLARE, SAFE_PATH, Command, Finished, Running, run_process
+from orchestrator.actions.process.supervised import (
+    DECLARE,
+    SAFE_PATH,
+    Command,
+    Finished,
+    Running,
+    Written,
+    run_process,
+)
 from orchestrator.actions.references import (
     credential_of,
     postgres_environment,
     redacted,
     secret_of,
+    too_long,
     within_deadline,
 )
 from orchestrator.errors import OutputRefused, StepFailed
@@ -32,7 +43,10 @@ from orchestrator.grants.credential import Credential
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.secret import Secret
 
-_STDERR_SHOWN = 2000
+_STDOUT_SHOWN, _STDERR_SHOWN = 1000, 2000
+"""Characters of the end of each that the error of a step has."""
+_SEARCHED = 128 * 1024
+"""Bytes of the end of each that are searched for secrets, to tell the end of that."""
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 KINDS = ("database", "secret", "dynamic", "token", "oauth2", "aws", "certificate")
@@ -184,11 +198,12 @@ class Exec:
             reach=params.reach(context),
             printed=context.printed,
         )
-        async with within_deadline(context, "the command"):
-            finished = await run_process(command)
-        if finished.exit_code != 0:
-            raise failure(finished, context)
-        return _output(finished, params.output, context.kept)
+        written = Written()
+        async with telling_what_was_written(written, context, "the command"):
+            finished = await run_process(command, written)
+            if finished.exit_code != 0:
+                raise failure(finished, written, context)
+            return _output(finished, params.output, context.kept)
 
 
 def content_of(context: StepContext, reference: str) -> Secret:
@@ -210,18 +225,57 @@ def _take_anew(params: ExecParams, handover: Handover, running: Running) -> None
     handover.take(receive)
 
 
-def failure(finished: Finished, context: StepContext) -> StepFailed:
-    """The error for a command that did not end with exit code 0, with the redacted end of its stderr."""
+def failure(finished: Finished, written: Written, context: StepContext) -> StepFailed:
+    """The error for a command that did not end with exit code 0, without what it wrote."""
     code = finished.exit_code
     how = f"ended with exit code {code}" if code > 0 else f"was killed by signal {-code}"
-    text = finished.stderr.decode(errors="replace")
-    shown = redacted(context, text, begins_anywhere=finished.stderr_cut).strip()[-_STDERR_SHOWN:]
     hint = "read what the program says; its environment is empty except for what the step declares"
-    return StepFailed(
-        f"the command {how}" + (f"; the end of its stderr:\n{shown}" if shown else ""),
-        kind="exit_status",
-        hint=f"{hint}. {DECLARE}" if context.confinement and seems_confined(text) else hint,
-    )
+    confined = context.confinement and seems_confined(written.stderr.decode(errors="replace"))
+    return StepFailed(f"the command {how}", kind="exit_status", hint=f"{hint}. {DECLARE}" if confined else hint)
+
+
+@asynccontextmanager
+async def telling_what_was_written(
+    written: Written, context: StepContext, what: str, *, stdout: bool = True
+) -> AsyncIterator[None]:
+    """Hold the block to the step's deadline, and add to its error the redacted end of what the command wrote.
+
+    `stdout`: also that of its standard output; else all that it prints is in its standard error.
+    """
+    try:
+        async with within_deadline(context, what):
+            yield
+        return
+    except asyncio.CancelledError:
+        if time.monotonic() < context.deadline:
+            raise
+        failed: StepFailed = too_long(what)  # whoever stops the action at the deadline was quicker
+    except StepFailed as error:
+        failed = error
+    failed.message += _ends(written, context, stdout=stdout)
+    failed.args = (failed.message,)
+    raise failed
+
+
+def _ends(written: Written, context: StepContext, *, stdout: bool) -> str:
+    """`; the end of its stdout:` and `the end of its stderr:`, each where there is any."""
+    parts = []
+    if stdout and (shown := _end(written.stdout, context, _STDOUT_SHOWN)):
+        parts.append(f"the end of its stdout:\n{shown}")
+    if shown := _end(written.stderr, context, _STDERR_SHOWN, cut=written.stderr_cut):
+        parts.append(f"the end of {'its stderr' if stdout else 'what it printed'}:\n{shown}")
+    return f"; {chr(10).join(parts)}" if parts else ""
+
+
+def _end(data: bytearray, context: StepContext, most: int, *, cut: bool = False) -> str:
+    """The last lines, of so many characters together; of a longer line its end."""
+    cut = cut or len(data) > _SEARCHED
+    text = bytes(data[-_SEARCHED:]).decode(errors="replace")
+    text = redacted(context, text, begins_anywhere=cut).strip()
+    if len(text) <= most:
+        return text
+    last, _, lines = text[-most:].partition("\n")
+    return lines if lines.strip() else last
 
 
 def seems_confined(text: str) -> bool:

@@ -17,11 +17,27 @@ from pydantic import JsonValue as Json
 from orchestrator.actions.base import LocalPath, Params, Printed, StepContext
 from orchestrator.actions.handover import Handover
 from orchestrator.actions.process.confined import ConfinedParams
-from orchestrator.actions.process.exec import FileRef, Variable, content_of, failure, seems_confined, whole
+from orchestrator.actions.process.exec import (
+    FileRef,
+    Variable,
+    content_of,
+    failure,
+    seems_confined,
+    telling_what_was_written,
+    whole,
+)
 from orchestrator.actions.process.python_modules import ModuleFile, find_modules
 from orchestrator.actions.process.rules import Reach, virtual_environment
-from orchestrator.actions.process.supervised import DECLARE, SAFE_PATH, Command, Finished, Running, run_process
-from orchestrator.actions.references import postgres_environment, redacted, within_deadline
+from orchestrator.actions.process.supervised import (
+    DECLARE,
+    SAFE_PATH,
+    Command,
+    Finished,
+    Running,
+    Written,
+    run_process,
+)
+from orchestrator.actions.references import postgres_environment, redacted
 from orchestrator.errors import OutputRefused, StepFailed
 from orchestrator.grants.credential import Credential
 from orchestrator.jsontypes import JsonObject, JsonValue
@@ -127,9 +143,9 @@ class Python:
             reach=_with_interpreter(params.reach(context)),
             printed=None if context.printed is None else partial(_what_it_prints, context.printed),
         )
-        async with within_deadline(context, "the function"):
-            finished = await run_process(command)
-        return _result(finished, params, context)
+        written = Written()
+        async with telling_what_was_written(written, context, "the function", stdout=False):
+            return _result(await run_process(command, written), written, params, context)
 
 
 def _what_it_prints(printed: Printed, descriptor: int, data: bytes) -> None:
@@ -190,9 +206,9 @@ def _take_anew(params: PythonParams, handover: Handover, running: Running) -> No
     handover.take(receive)
 
 
-def _result(finished: Finished, params: PythonParams, context: StepContext) -> JsonValue:
+def _result(finished: Finished, written: Written, params: PythonParams, context: StepContext) -> JsonValue:
     if finished.exit_code != 0:
-        raise failure(finished, context)
+        raise failure(finished, written, context)
     try:
         answer = json.loads(finished.stdout)
     except ValueError:

@@ -31,6 +31,7 @@ GRACE = 2.0
 """Seconds between SIGTERM and SIGKILL."""
 _STOP_LIMIT = GRACE + 10.0
 _STDERR_KEPT = 64 * 1024
+"""Bytes of the end of its standard error that are kept at least."""
 DECLARE = (
     "The step is confined: files beyond the system's and its own are declared in `paths: {read: [...], write: [...]}`, "
     "endpoints that it connects to in `connect: [...]`."
@@ -63,23 +64,29 @@ class Command:
     printed: Printed | None = None
 
 
+@dataclass(slots=True)
+class Written:
+    """What a command has written until now: its standard output, and the end of its standard error."""
+
+    stdout: bytearray = field(default_factory=bytearray, repr=False)
+    stderr: bytearray = field(default_factory=bytearray, repr=False)
+    stderr_cut: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """How it ended: an exit code, negative for the signal that killed it. `stderr` is the end of it."""
+    """How it ended: an exit code, negative for the signal that killed it, and its standard output."""
 
     exit_code: int
     stdout: bytes = field(repr=False)
-    stderr: bytes = field(repr=False)
-    stderr_cut: bool = False
 
 
 class _Pipes(asyncio.SubprocessProtocol):
     """Collects output within bounds; what is too much is read and thrown away until the end."""
 
-    def __init__(self, max_bytes: int, printed: Printed | None = None) -> None:
+    def __init__(self, max_bytes: int, written: Written, printed: Printed | None) -> None:
         loop = asyncio.get_running_loop()
-        self.stdout, self.stderr = bytearray(), bytearray()
-        self.stderr_cut = False
+        self.written = written
         self.too_much: asyncio.Future[None] = loop.create_future()
         self.exited: asyncio.Future[None] = loop.create_future()
         self.closed: asyncio.Future[None] = loop.create_future()
@@ -88,16 +95,17 @@ class _Pipes(asyncio.SubprocessProtocol):
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         if self._printed is not None:
             self._printed(fd, data)
+        written = self.written
         if fd == 2:
-            self.stderr += data
-            if len(self.stderr) > 2 * _STDERR_KEPT:
-                del self.stderr[:-_STDERR_KEPT]
-                self.stderr_cut = True
-        elif len(self.stdout) + len(data) > self._max_bytes:
+            written.stderr += data
+            if len(written.stderr) > 2 * _STDERR_KEPT:
+                del written.stderr[:-_STDERR_KEPT]
+                written.stderr_cut = True
+        elif len(written.stdout) + len(data) > self._max_bytes:
             if not self.too_much.done():
                 self.too_much.set_result(None)
         else:
-            self.stdout += data
+            written.stdout += data
 
     def end_printed(self) -> None:
         """Nothing more is told, whoever still has the other end of a pipe."""
@@ -178,8 +186,10 @@ class Running:
             raise StepFailed(f"a new credential could not be written to its file: {os.strerror(number)}")
 
 
-async def run_process(command: Command) -> Finished:
+async def run_process(command: Command, written: Written | None = None) -> Finished:
     """Run to the end. Raises StepFailed `error` (cannot start, cannot be stopped) or `output` (too much stdout).
+
+    `written` has what it wrote, also where this raises.
 
     Cancellation stops it: SIGTERM to all its processes, SIGKILL two seconds later, and only when all are
     confirmed dead does the cancellation go on.
@@ -216,7 +226,7 @@ async def run_process(command: Command) -> Finished:
             ),
         }
         locks = [folder.lock for folder in private]
-        return await _supervised(json.dumps(order).encode() + b"\n", command, files, locks)
+        return await _supervised(json.dumps(order).encode() + b"\n", command, written or Written(), files, locks)
 
 
 def _folder(parent: Path, stack: ExitStack) -> PrivateFolder:
@@ -226,7 +236,9 @@ def _folder(parent: Path, stack: ExitStack) -> PrivateFolder:
     return folder
 
 
-async def _supervised(order: bytes, command: Command, files: Mapping[str, str], locks: Sequence[int]) -> Finished:
+async def _supervised(
+    order: bytes, command: Command, written: Written, files: Mapping[str, str], locks: Sequence[int]
+) -> Finished:
     """`locks` are kept by the supervisor, too: what it uses is nobody's only when it is gone as well."""
     loop = asyncio.get_running_loop()
     control_end, control = os.pipe()
@@ -234,7 +246,7 @@ async def _supervised(order: bytes, command: Command, files: Mapping[str, str], 
     line: asyncio.WriteTransport | None = None
     process: asyncio.SubprocessTransport | None = None
     listening: asyncio.ReadTransport | None = None
-    pipes, report = _Pipes(command.max_bytes, command.printed), _Report()
+    pipes, report = _Pipes(command.max_bytes, written, command.printed), _Report()
     try:
         line, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, os.fdopen(control, "wb", buffering=0))
         process, _ = await loop.subprocess_exec(
@@ -334,4 +346,4 @@ def _finished(report: Mapping[str, int], pipes: _Pipes, command: Command) -> Fin
             hint="its supervisor was killed; other processes that the command had begun may live",
         )
     code = report["exit"] if "exit" in report else -report["signal"]
-    return Finished(code, bytes(pipes.stdout), bytes(pipes.stderr), pipes.stderr_cut)
+    return Finished(code, bytes(pipes.written.stdout))
