@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.cli.display.printable import clean, one_line
+from orchestrator.cli.streams import write_nowhere
 from orchestrator.errors import ExitCode, OrchestratorError
 
 if TYPE_CHECKING:
@@ -83,4 +84,8 @@ def _object(kind: str, message: str, hint: str | None, code: int) -> None:
     from orchestrator.cli.display.json_output import json_line
 
     error = {"kind": kind, "message": message, "hint": hint, "exit_code": int(code)}
-    sys.stdout.write(json_line({"error": error}) + "\n")
+    try:
+        sys.stdout.write(json_line({"error": error}) + "\n")
+        sys.stdout.flush()
+    except OSError:  # it was said on the standard error, and the code says it
+        write_nowhere(sys.stdout)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
-from orchestrator.cli import failures, options
+from orchestrator.cli import failures, options, streams
 from orchestrator.cli.interruption import interruptible, received
 from orchestrator.cli.value_names import named
 from orchestrator.environment import NOT_READ, PREFIX, unknown_variables
@@ -32,9 +31,6 @@ Exit codes:
   130, 143  interrupted by SIGINT (or runs cancel), SIGTERM, after revoking
   1         a defect of the orchestrator
 """
-
-_NOT_WRITTEN = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO))
-"""Why a file or a terminal behind the standard output takes nothing more."""
 
 BROKEN_PIPE = 141
 """What a shell calls a program that SIGPIPE ended: the reader went away."""
@@ -115,12 +111,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _answer(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in given
-    _write_what_can_be_written()
+    streams.prepare()
     _say_what_is_not_read()
     try:
         command = named(get_command(command_line(given[0] if given else "")))
         answer = command(args=given, prog_name="orchestrator", standalone_mode=False)
-        sys.stdout.flush()
+        return _written(answer if isinstance(answer, int) else 0)
     except OrchestratorError as error:
         return failures.expected(error, as_json=as_json)
     except typer.TyperException as error:
@@ -139,25 +135,30 @@ def _answer(arguments: Sequence[str] | None) -> int:
         missing = options.missing_extra(f"`orchestrator {given[0]}`", error, extra)
         return failures.expected(missing, as_json=as_json)
     except OSError as error:
-        if error.errno not in _NOT_WRITTEN:
+        if error.errno not in streams.NOT_WRITTEN:
             return failures.unexpected(error, as_json=as_json)
-        failures.say(f"what was to be said cannot be written: {error.strerror}", "is the disk full?")
-        _write_nowhere()
-        return int(ExitCode.UNREACHABLE)
+        return _not_written(error)
     except Exception as error:  # noqa: BLE001 -- reported as the defect it is, and the process ends
         if received() is not None:  # a library has made another error of the interruption
             return int(ExitCode.INTERRUPTED)
         return failures.unexpected(error, as_json=as_json)
-    return answer if isinstance(answer, int) else 0
 
 
-def _write_what_can_be_written() -> None:
-    """A terminal that cannot show a character gets a question mark instead of a crash; what is closed takes all."""
-    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 -- for the rest of the process
-    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        if reconfigure := getattr(stream, "reconfigure", None):
-            reconfigure(errors="replace")
+def _written(code: int) -> int:
+    """The code of a command whose output is written to the end; of one that failed its own code in any case."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        if not code:
+            raise
+        streams.write_nowhere(sys.stdout)
+    return code
+
+
+def _not_written(error: OSError) -> int:
+    failures.say(f"what was to be said cannot be written: {error.strerror}", "is the disk full?")
+    streams.write_nowhere(sys.stdout)
+    return int(ExitCode.UNREACHABLE)
 
 
 def _say_what_is_not_read() -> None:
@@ -170,11 +171,5 @@ def _say_what_is_not_read() -> None:
 
 
 def _reader_went_away() -> int:
-    _write_nowhere()
+    streams.write_nowhere(sys.stdout)
     return BROKEN_PIPE
-
-
-def _write_nowhere() -> None:
-    """Python would complain again when it flushes at exit: give it somewhere to write to."""
-    if sys.__stdout__ is not None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())

@@ -128,6 +128,7 @@ def recorded_outcome(services: Services, record: RunRecord) -> RunOutcome:
         reason=record.reason,
         steps={step.step: step.state for step in steps},
         errors=errors,
+        tolerated=frozenset(errors) if record.state is RunState.SUCCEEDED else frozenset(),
         outputs={step.step: step.outputs for step in steps if isinstance(step.outputs, dict)},
         unconfirmed=tuple(services.reader.leases(LeaseFilter(run=record.run_id, states=OPEN))),
     )

@@ -241,12 +241,10 @@ class Runner:
         states: dict[str, StepState],
         cut_short: Ending | None,
     ) -> RunOutcome:
-        tolerated = progress.request.loaded.workflow.steps
-        counted = {
-            step: error
-            for step, error in progress.errors.items()
-            if step in tolerated and not tolerated[step].continue_on_error
-        }
+        declared = progress.request.loaded.workflow.steps
+        of_steps = {step: error for step, error in progress.errors.items() if step in declared}
+        tolerated = frozenset(step for step in of_steps if declared[step].continue_on_error)
+        counted = {step: error for step, error in of_steps.items() if step not in tolerated}
         journal = progress.leases.journal
         try:
             await progress.leases.confirm()
@@ -266,6 +264,7 @@ class Runner:
             reason=reason,
             steps=states,
             errors=progress.errors,
+            tolerated=tolerated,
             outputs=progress.outputs,
             unconfirmed=unconfirmed,
         )

@@ -301,6 +301,8 @@ class RunOutcome:
     reason: str = ""
     steps: Mapping[str, StepState] = field(default_factory=dict)
     errors: Mapping[str, OrchestratorError] = field(default_factory=dict)
+    tolerated: frozenset[str] = frozenset()
+    """The steps among these whose failure the workflow tolerates (`continue_on_error`)."""
     outputs: Mapping[str, JsonObject] = field(default_factory=dict)
     """What is kept of the steps that gave something."""
     unconfirmed: tuple[LeaseRecord, ...] = ()

@@ -37,9 +37,9 @@ def lines(events: list[Event], *, quiet: bool = False) -> list[str]:
 
 def test_before_anything_begins_every_step_is_waiting() -> None:
     assert shown([STARTED]) == (
-        "STEP    ACTION  STATE    TOOK  CREDENTIALS\n"
-        "read            waiting     -\n"
-        "notify          waiting     -\n"
+        "STEP    ACTION  STATE       TOOK  CREDENTIALS\n"
+        "read            waiting        -\n"
+        "notify          waiting        -\n"
     )  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def of_items(*what: str) -> list[Event]:
 
 def test_a_step_for_each_item_is_one_line_that_counts_them() -> None:
     assert shown([STARTED, *of_items("+0", "+1", "-0", "+2", "!1")]).splitlines()[1] == (
-        "read    postgres.query  running  1.90s  2 items, 1 failed, 1 under way"
+        "read    postgres.query  running    1.90s  2 items, 1 failed, 1 under way"
     )
     over = [*of_items("+0", "-0"), StepFinished(step="read", state=StepState.SUCCEEDED)]
     assert shown([STARTED, *over]).splitlines()[1].endswith("1 item")
@@ -68,9 +68,9 @@ def test_a_step_for_each_item_is_one_line_that_counts_them() -> None:
 
 def test_a_step_at_work_shows_the_credentials_it_holds() -> None:
     assert shown([STARTED, *READ]) == (
-        "STEP    ACTION          STATE     TOOK  CREDENTIALS\n"
-        "read    postgres.query  running  1.90s  ● step  ● db\n"
-        "notify                  waiting      -\n"
+        "STEP    ACTION          STATE       TOOK  CREDENTIALS\n"
+        "read    postgres.query  running    1.90s  ● step  ● db\n"
+        "notify                  waiting        -\n"
     )
 
 
@@ -84,9 +84,9 @@ def test_a_run_that_worked_shows_what_is_gone_and_what_only_ended() -> None:
 
 def test_a_refused_grant_is_crossed_out_and_its_dependents_are_skipped() -> None:
     assert shown(REFUSED) == (
-        "STEP    ACTION          STATE     TOOK  CREDENTIALS\n"
-        "read    postgres.query  refused  0.50s  ✗ db\n"
-        "notify                  skipped      -\n"
+        "STEP    ACTION          STATE       TOOK  CREDENTIALS\n"
+        "read    postgres.query  refused    0.50s  ✗ db\n"
+        "notify                  skipped        -\n"
     )
 
 

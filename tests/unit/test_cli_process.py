@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cli.display import terminal
+
 COMMAND = [sys.executable, "-c", "import sys; from orchestrator.cli.main import main; sys.exit(main())"]
 
 FEEDBACK = """version: 1
@@ -278,12 +280,13 @@ def test_a_reader_who_goes_away_is_no_defect(tmp_path: Path) -> None:
     assert shown.returncode == 141
 
 
-def test_a_terminal_without_unicode_gets_question_marks_instead_of_a_crash(tmp_path: Path) -> None:
-    code = "import sys; from orchestrator.cli import main; main._write_what_can_be_written(); print('\u25d0')"
+def test_a_terminal_without_unicode_gets_other_marks_and_question_marks_instead_of_a_crash() -> None:
+    marks = "".join(terminal.LEASE_MARKS.values())
+    code = f"from orchestrator.cli import streams; streams.prepare(); print('{marks} h\u00e9')"
     shown = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}
     )
-    assert shown.stdout == "?\n"
+    assert shown.stdout == ".*~++oxx h?\n"
 
 
 def test_each_module_registers_the_commands_that_the_program_looks_for_in_it() -> None:

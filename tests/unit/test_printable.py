@@ -130,6 +130,7 @@ def test_errors_and_the_last_words_on_a_run_show_it(text: str, capsys: pytest.Ca
     lease = SimpleNamespace(lease_id="lease_a", step="read", grant="db", subject="", reason=text)
     outcome = SimpleNamespace(
         errors={"read": StepFailed(text, hint=text)},
+        tolerated=frozenset(),
         unconfirmed=[lease],
         reason=text,
         state=RunState.FAILED,

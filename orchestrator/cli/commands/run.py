@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli import options
+from orchestrator.cli import options, streams
 
 if TYPE_CHECKING:
     from orchestrator.assembly import RunnerConfig
@@ -68,6 +69,7 @@ def run(
         quiet=quiet,
         as_json=as_json,
         follow=follow,
+        actions={name: step.action for name, step in request.loaded.workflow.steps.items()},
     )
 
 
@@ -98,15 +100,25 @@ def carry_out(
     quiet: bool,
     as_json: bool,
     follow: bool = False,
+    actions: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Show a run while it is carried out, and end with its exit code. `follow`: with what its programs write."""
+    """Show a run while it is carried out, and end with its exit code.
+
+    `follow`: with what its programs write. `actions` are those of its steps, as far as they are known before.
+    """
     with ExitStack() as stack:
-        view = _view(quiet=quiet, as_json=as_json)
+        view = _view(actions, quiet=quiet, as_json=as_json)
         output = _followed(view, stack) if follow else None
         stack.enter_context(view)
         outcome = _carry_out(work, view, run_id, engine, grace, no_wait=no_wait, output=output)
-    _conclude(outcome, view, quiet=quiet, as_json=as_json)
-    raise typer.Exit(int(outcome.exit_code))
+    code = int(outcome.exit_code)
+    try:
+        _conclude(outcome, view, quiet=quiet)
+    except OSError as error:  # the run has ended: its own code says more, and a reader may go when he likes
+        if not code and not isinstance(error, BrokenPipeError):
+            raise
+        streams.write_nowhere(sys.stdout)
+    raise typer.Exit(code)
 
 
 def request_for(
@@ -135,13 +147,13 @@ def request_for(
     return RunRequest(run_id=chosen or new_run_id(), loaded=loaded, inputs=bound, trigger=trigger, reason=reason)
 
 
-def _view(*, quiet: bool, as_json: bool) -> View:
+def _view(actions: Mapping[str, str], *, quiet: bool, as_json: bool) -> View:
     from orchestrator.cli.display.live import JsonLines, LiveTable, PlainLines
 
     if as_json:
         return JsonLines()
     if sys.stdout.isatty() and not quiet:
-        return LiveTable()
+        return LiveTable(actions=actions)
     return PlainLines(quiet=quiet)
 
 
@@ -186,14 +198,20 @@ def _carry_out(
         return interruption.run(lambda: work(config, redactor=redactor(), observer=observer, notice=view.notice))
 
 
-def _conclude(outcome: RunOutcome, view: View, *, quiet: bool, as_json: bool) -> None:
+def _conclude(outcome: RunOutcome, view: View, *, quiet: bool) -> None:
+    """The last word. Raises OSError where it cannot be written, after what stands on the standard error."""
     from orchestrator.cli.display.json_output import json_line
-    from orchestrator.cli.display.live import LiveTable, Outlet
+    from orchestrator.cli.display.live import JsonLines, LiveTable, Outlet
     from orchestrator.cli.display.summary import outcome_json, print_summary, problems
 
-    if as_json:
-        Outlet(sys.stdout).line(json_line(outcome_json(outcome, view.board)))
-    elif not quiet:
-        print_summary(outcome, view.board, steps=not isinstance(view, LiveTable))
-    if text := problems(outcome, view.board):
-        Outlet(sys.stderr).line(text.rstrip("\n"))
+    try:
+        if isinstance(view, JsonLines):
+            view.outlet.line(json_line(outcome_json(outcome, view.board)))
+            if view.outlet.error is not None:
+                raise view.outlet.error
+        elif not quiet:
+            print_summary(outcome, view.board, steps=not isinstance(view, LiveTable))
+            sys.stdout.flush()
+    finally:
+        if text := problems(outcome, view.board, quiet=quiet):
+            Outlet(sys.stderr).line(text.rstrip("\n"))

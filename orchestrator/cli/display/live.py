@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 
 from orchestrator.cli.display.board import Board, StepLine
 from orchestrator.cli.display.printable import clean, one_line
-from orchestrator.cli.display.terminal import LEASE_MARKS, console, style_of, took
+from orchestrator.cli.display.runs.steps_table import NOT_BEGUN, Row, drawn, fitted
+from orchestrator.cli.display.terminal import LEASE_MARKS, console, took
 from orchestrator.cli.display.timeline import not_looked_for
 from orchestrator.ledger.events import (
     ApprovalEnded,
@@ -39,9 +40,8 @@ from orchestrator.ledger.events import (
 )
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.live import Live
-    from rich.table import Table
 
 
 class View(Protocol):
@@ -70,10 +70,12 @@ class Lines(Protocol):
 
 @dataclass(slots=True)
 class Outlet:
-    """Lines for a stream, until its reader goes away."""
+    """Lines for a stream, until its reader goes away or the disk is full."""
 
     stream: TextIO
     broken: bool = False
+    error: OSError | None = None
+    """Why nothing more is taken, where that is known."""
 
     def line(self, text: str) -> None:
         """Write one line at once."""
@@ -82,8 +84,8 @@ class Outlet:
         try:
             self.stream.write(text + "\n")
             self.stream.flush()
-        except (BrokenPipeError, ValueError):
-            self.broken = True
+        except (OSError, ValueError) as error:
+            self.broken, self.error = True, error if isinstance(error, OSError) else None
 
 
 @dataclass(slots=True)
@@ -188,6 +190,9 @@ class LiveTable:
     board: Board = field(default_factory=Board)
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     screen: Console = field(default_factory=console)
+    actions: Mapping[str, str] = field(default_factory=dict)
+    """Of the steps that have not begun, where that is known."""
+    _over: bool = False
     _live: Live | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -199,6 +204,7 @@ class LiveTable:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._over = True  # the last time all of it is drawn, however long it is
         if self._live is not None:
             with suppress(OSError):
                 self._live.stop()
@@ -220,24 +226,21 @@ class LiveTable:
         with suppress(OSError):
             self.screen.print(clean(text))
 
-    def table(self) -> Table:
-        """The table as it stands now."""
-        from rich.table import Table
-        from rich.text import Text
-
-        made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        for heading in ("STEP", "ACTION", "STATE"):
-            made.add_column(heading, no_wrap=True)
-        made.add_column("TOOK", justify="right", no_wrap=True)
-        made.add_column("CREDENTIALS", overflow="fold")
+    def table(self) -> RenderableType:
+        """The table as it stands now, as high and as wide as the screen."""
         with self._lock:
-            for name, step in self.board.steps.items():
-                state = step.state.value if step.state else "waiting"
-                tries = f" #{step.attempt}" if step.attempt > 1 else ""
-                tries += f", again at {_clock_time(step.retry_at)}" if step.retry_at else ""
-                span = took(step.started, step.finished or self.now()) if step.started else "-"
-                made.add_row(name, step.action, Text(state + tries, style_of(state)), span, _leases(step))
-        return made
+            rows = [self._row(name, step) for name, step in self.board.steps.items()]
+        size = self.screen.size
+        most = size.height - 2 if self.screen.is_terminal and not self._over else len(rows) + 2
+        return drawn(fitted(rows, most), size.width)
+
+    def _row(self, name: str, step: StepLine) -> Row:
+        state = step.state.value if step.state else NOT_BEGUN
+        tries = f" #{step.attempt}" if step.attempt > 1 else ""
+        tries += f", again at {_clock_time(step.retry_at)}" if step.retry_at else ""
+        span = took(step.started, step.finished or self.now()) if step.started else "-"
+        action = step.action or self.actions.get(name, "")
+        return Row(name, action, state + tries, span, _leases(step), state=state)
 
 
 def _clock_time(moment: datetime) -> str:

@@ -34,9 +34,17 @@ def print_summary(outcome: RunOutcome, board: Board, *, steps: bool, screen: Con
         screen.print(f"credentials: {board.count().words()}")
 
 
-def problems(outcome: RunOutcome, board: Board) -> str:
-    """What went wrong, for standard error: who refused what, which step failed, what is not confirmed gone."""
-    blocks = [*(_block(step, error, board) for step, error in outcome.errors.items()), *_unconfirmed(outcome)]
+def problems(outcome: RunOutcome, board: Board, *, quiet: bool = False) -> str:
+    """What went wrong, for standard error: who refused what, which step failed, what is not confirmed gone.
+
+    `quiet`: not what the workflow tolerates.
+    """
+    blocks = [
+        _block(step, error, board, tolerated=step in outcome.tolerated)
+        for step, error in outcome.errors.items()
+        if not quiet or step not in outcome.tolerated
+    ]
+    blocks += _unconfirmed(outcome)
     if outcome.state is RunState.WAITING:
         goes_on = f"`orchestrator runs resume {outcome.run_id}` goes on with it, and so does a service that began it"
         blocks.append(f"note: {outcome.reason}\n  hint: {goes_on}")
@@ -45,7 +53,7 @@ def problems(outcome: RunOutcome, board: Board) -> str:
     return "".join(f"{clean(block)}\n" for block in blocks)
 
 
-def _block(step: str, error: OrchestratorError, board: Board) -> str:
+def _block(step: str, error: OrchestratorError, board: Board, *, tolerated: bool = False) -> str:
     line = board.steps.get(step)
     reasons: tuple[str, ...]
     denials = line.denials if line else ()
@@ -61,7 +69,8 @@ def _block(step: str, error: OrchestratorError, board: Board) -> str:
             first, reasons = "the run failed" if of_no_step else f"step `{step}` failed", (error.message,)
     path = f"asked for: {error.path}" if isinstance(error, GrantRefused) else ""
     hint = f"hint: {error.hint}" if error.hint else ""
-    return "\n".join([f"error: {first}", *(textwrap.indent(text, "  ") for text in (*reasons, path, hint) if text)])
+    first = f"warning: {first}, and the run went on" if tolerated else f"error: {first}"
+    return "\n".join([first, *(textwrap.indent(text, "  ") for text in (*reasons, path, hint) if text)])
 
 
 def _unconfirmed(outcome: RunOutcome) -> Iterator[str]:
@@ -94,8 +103,10 @@ def outcome_json(outcome: RunOutcome, board: Board) -> JsonObject:
         },
         "unconfirmed": [lease.lease_id for lease in outcome.unconfirmed],
     }
-    if outcome.errors:
-        step, error = next(iter(outcome.errors.items()))
+    if tolerated := [step for step in outcome.errors if step in outcome.tolerated]:
+        answer["tolerated"] = tolerated
+    if counted := {step: error for step, error in outcome.errors.items() if step not in outcome.tolerated}:
+        step, error = next(iter(counted.items()))
         answer["error"] = {
             "kind": type(error).__name__,
             "step": step,
