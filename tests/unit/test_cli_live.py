@@ -124,6 +124,25 @@ def test_plain_lines_tell_refusals_and_what_is_not_gone(events: list[Event], tol
     assert told in "\n".join(lines(events))
 
 
+def test_why_a_step_was_refused_is_said_once() -> None:
+    for events, reason in ((REFUSED, "permission denied"), (DENIED, "the policy denied it")):
+        told = [line.split(f" {RUN} ")[1] for line in lines(events)]
+        assert "read: refused" in told
+        assert len([line for line in told if reason in line]) == (events is REFUSED)
+
+
+def test_what_steps_do_is_shown_before_they_begin_where_it_is_known() -> None:
+    screen = Console(record=True, width=100, file=io.StringIO())
+    view = LiveTable(screen=screen, actions={"read": "postgres.query", "notify": "slack.post_message"})
+    for moment in timed([STARTED]):
+        view.observe(*moment)
+    screen.print(view.table())
+    assert [line.split() for line in screen.export_text().splitlines()][1:] == [
+        ["read", "postgres.query", "waiting", "-"],
+        ["notify", "slack.post_message", "waiting", "-"],
+    ]
+
+
 def test_what_cannot_be_looked_for_in_outputs_is_said_where_it_is_issued_and_in_the_history() -> None:
     said = "`pin`, `stage` too short or too common to be looked for in outputs"
     events: list[Event] = [

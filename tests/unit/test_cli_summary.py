@@ -1,6 +1,7 @@
 """The last word on a run: for the person, for standard error, and for programs."""
 
 import io
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -146,3 +147,20 @@ def test_programs_are_told_the_same() -> None:
 )
 def test_what_nothing_can_revoke_is_never_called_gone(confirmed: bool, state: LeaseState | None, now: str) -> None:
     assert now_of(Leftover(LEASE, confirmed, "words", state)) == now
+
+
+def test_a_failure_that_the_workflow_tolerates_is_a_warning_and_no_error_of_the_run() -> None:
+    failed = StepFailed("exit code 3", hint="look")
+    ended = replace(outcome(ExitCode.DONE), errors={"read": failed}, tolerated=frozenset({"read"}))
+    assert problems(ended, board(SUCCEEDED)) == (
+        "warning: step `read` failed, and the run went on\n  exit code 3\n  hint: look\n"
+    )
+    assert problems(ended, board(SUCCEEDED), quiet=True) == ""
+    told = outcome_json(ended, board(SUCCEEDED))
+    assert told["tolerated"] == ["read"]
+    assert "error" not in told
+    both = replace(ended, errors={"read": failed, "notify": StepFailed("no more")}, exit_code=ExitCode.STEP_FAILED)
+    assert problems(both, board(SUCCEEDED), quiet=True) == "error: step `notify` failed\n  no more\n"
+    error = outcome_json(both, board(SUCCEEDED))["error"]
+    assert isinstance(error, dict)
+    assert error["step"] == "notify"

@@ -101,11 +101,11 @@ class _Pipes(asyncio.SubprocessProtocol):
             if len(written.stderr) > 2 * _STDERR_KEPT:
                 del written.stderr[:-_STDERR_KEPT]
                 written.stderr_cut = True
-        elif len(written.stdout) + len(data) > self._max_bytes:
-            if not self.too_much.done():
+        elif not self.too_much.done():
+            room = self._max_bytes - len(written.stdout)
+            written.stdout += data[:room]
+            if len(data) > room:
                 self.too_much.set_result(None)
-        else:
-            written.stdout += data
 
     def end_printed(self) -> None:
         """Nothing more is told, whoever still has the other end of a pipe."""

@@ -38,6 +38,8 @@ from orchestrator.ledger.events import (
     RunStarted,
     StepFinished,
 )
+from orchestrator.ledger.states import StepState
+from orchestrator.step_names import declared_step
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -145,11 +147,19 @@ class PlainLines:
             case LeaseRevocationFailed():
                 return f"{self._grant(event.lease_id)} not confirmed gone yet: {event.error}"
             case StepFinished():
-                return f"{event.step}: {event.state.value}" + (f": {event.reason}" if event.reason else "")
+                reason = "" if self._has_said(event) else event.reason
+                return f"{event.step}: {event.state.value}" + (f": {reason}" if reason else "")
             case RunFinished():
                 return f"{event.state.value}, exit code {event.exit_code}"
             case _:
                 return ""
+
+    def _has_said(self, event: StepFinished) -> bool:
+        """Whether a line before said why the step was refused."""
+        step = self.board.steps.get(declared_step(event.step))
+        if step is None or event.state is not StepState.REFUSED:
+            return False
+        return bool(step.denials) or any(lease.reason == event.reason for lease in step.leases_now())
 
     def _grant(self, lease_id: str) -> str:
         found = self.board.lease_of(lease_id)
