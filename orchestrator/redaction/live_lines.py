@@ -45,7 +45,8 @@ class _Line:
 
     def left(self) -> list[str]:
         """What is still to be told."""
-        return [] if self.told > len(self.text) else [self.text[self.told :]]
+        left = self.text[self.told :]
+        return [] if self.told and not left.strip() else [left]
 
     def mask(self, instead: str = MASK) -> None:
         """Put another text in its place, of which what was told stays as it was."""

@@ -175,6 +175,71 @@ class TestWhoReadsIt:
         assert "defect" not in ran.stderr
         assert "Exception ignored" not in ran.stderr
 
+    @pytest.mark.parametrize("fails", [False, True])
+    def test_a_run_ends_with_its_own_code_whoever_reads(self, fails: bool, bench: Bench) -> None:
+        text = READ.replace("SELECT 1", "SELECT 1/0" if fails else "SELECT 1")
+        (bench.directory / "w.yaml").write_text(text)
+        bench.install(load_text(text, filename="w.yaml", actions=catalog).workflow)
+        reading, writing = os.pipe()
+        os.close(reading)
+        with open("/dev/full", "w") as full, open(os.devnull, "r+") as nothing:
+            gone = writing
+            for more, out, err in (
+                ([], nothing.fileno(), full.fileno()),
+                (["--json"], nothing.fileno(), gone),
+                ([], gone, gone),
+                (["--json", "--follow"], gone, full.fileno()),
+                *([(["--quiet"], full.fileno(), full.fileno())]),
+                *([([], full.fileno(), full.fileno()), (["--json"], full.fileno(), gone)] if fails else []),
+            ):
+                process = fork_server.ForkServer.of_session.start_on(
+                    "run",
+                    str(bench.directory / "w.yaml"),
+                    *more,
+                    environment=surroundings(bench),
+                    streams=(nothing.fileno(), out, err),
+                )
+                assert process.wait(60) == (4 if fails else 0), more
+        os.close(writing)
+        bench.assert_nothing_left()
+
+    def test_what_cannot_be_said_on_the_standard_error_changes_no_code_and_leaves_no_traceback(
+        self, bench: Bench
+    ) -> None:
+        (bench.directory / "w.yaml").write_text(ECHO)
+        for words, code in (
+            (["validate", "w.yaml"], 0),
+            (["validate", "gone.yaml"], 2),
+            (["runs", "show", "nobody", "--json"], 2),
+            (["leases", "list"], 0),
+            (["plan", "gone.yaml"], 2),
+            (["no-such-command"], 2),
+        ):
+            ran = orchestrator(bench, *words, shell="2> /dev/full")
+            assert ran.returncode == code, words
+            assert "Traceback" not in ran.stdout
+
+    def test_an_object_that_cannot_be_written_changes_no_code_either(self, bench: Bench) -> None:
+        ran = orchestrator(bench, "runs", "show", "nobody", "--json", shell="> /dev/full")
+        assert ran.returncode == 2
+        assert "Traceback" not in ran.stderr
+        assert "Exception ignored" not in ran.stderr
+        assert "no run nobody" in ran.stderr
+
+    def test_a_tolerated_failure_is_a_warning_and_nothing_for_those_who_want_quiet(self, bench: Bench) -> None:
+        text = ECHO.replace(", key: { type: string, secret: true }", "").replace(
+            '[/bin/echo, "${{ inputs.m }}"] }', "[/bin/false] }, continue_on_error: true"
+        )
+        (bench.directory / "w.yaml").write_text(text)
+        ran = orchestrator(bench, "run", "w.yaml")
+        assert ran.returncode == 0
+        assert "warning: step `say` failed, and the run went on" in ran.stderr
+        assert "error:" not in ran.stderr
+        again = orchestrator(bench, "run", "w.yaml", "--quiet")
+        assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+        told = json.loads(orchestrator(bench, "run", "w.yaml", "--json").stdout.splitlines()[-1])
+        assert (told["tolerated"], "error" in told) == (["say"], False)
+
 
 class TestAnIdGivenAgain:
     @pytest.fixture
