@@ -9,7 +9,7 @@ import pytest
 from bench import Bench
 from test_actions_http import serving
 
-from orchestrator.cli.display.live import PlainLines
+from orchestrator.cli.display.runs.live import PlainLines
 from orchestrator.clock import SystemClock
 from orchestrator.errors import ExitCode
 from orchestrator.ledger.events import AttemptFinished, AttemptStarted

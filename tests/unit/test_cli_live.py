@@ -11,7 +11,7 @@ from cli_samples import DENIED, READ, REFUSED, RUN, START, STARTED, SUCCEEDED, U
 from rich.console import Console
 
 from orchestrator.cli.display.board import Board
-from orchestrator.cli.display.live import JsonLines, LiveTable, Outlet, PlainLines
+from orchestrator.cli.display.runs.live import JsonLines, LiveTable, Outlet, PlainLines
 from orchestrator.cli.display.timeline import words
 from orchestrator.ledger.events import AttemptStarted, Event, LeaseIssued, RunStarted, StepFinished
 from orchestrator.ledger.states import StepState

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from orchestrator.cli import failures
 from orchestrator.cli.display import listing, terminal
 from orchestrator.cli.display.board import Board
-from orchestrator.cli.display.live import LiveTable, Outlet, PlainLines
 from orchestrator.cli.display.printable import clean, one_line
+from orchestrator.cli.display.runs.live import LiveTable, Outlet, PlainLines
 from orchestrator.cli.display.summary import problems
 from orchestrator.cli.log_format import LogFormat, formatter
 from orchestrator.cli.main import main

@@ -16,7 +16,7 @@ from orchestrator.cli import options, streams
 
 if TYPE_CHECKING:
     from orchestrator.assembly import RunnerConfig
-    from orchestrator.cli.display.live import View
+    from orchestrator.cli.display.runs.live import View
     from orchestrator.cli.display.runs.output import StepOutput
     from orchestrator.jsontypes import JsonObject
     from orchestrator.runs.engines.types import EngineName
@@ -148,7 +148,7 @@ def request_for(
 
 
 def _view(actions: Mapping[str, str], *, quiet: bool, as_json: bool) -> View:
-    from orchestrator.cli.display.live import JsonLines, LiveTable, PlainLines
+    from orchestrator.cli.display.runs.live import JsonLines, LiveTable, PlainLines
 
     if as_json:
         return JsonLines()
@@ -159,7 +159,7 @@ def _view(actions: Mapping[str, str], *, quiet: bool, as_json: bool) -> View:
 
 def _followed(view: View, stack: ExitStack) -> StepOutput:
     """What is told what programs write, until the stack is closed: in order with the lines of the view."""
-    from orchestrator.cli.display.live import LiveTable, PlainLines
+    from orchestrator.cli.display.runs.live import LiveTable, PlainLines
     from orchestrator.cli.display.runs.output import StepOutput, writing_to
     from orchestrator.configured.services import redactor
 
@@ -201,7 +201,7 @@ def _carry_out(
 def _conclude(outcome: RunOutcome, view: View, *, quiet: bool) -> None:
     """The last word. Raises OSError where it cannot be written, after what stands on the standard error."""
     from orchestrator.cli.display.json_output import json_line
-    from orchestrator.cli.display.live import JsonLines, LiveTable, Outlet
+    from orchestrator.cli.display.runs.live import JsonLines, LiveTable, Outlet
     from orchestrator.cli.display.summary import outcome_json, print_summary, problems
 
     try:

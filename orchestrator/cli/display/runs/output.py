@@ -168,7 +168,7 @@ def writing_to(stream: TextIO) -> Callable[[str], None]:
     try:
         descriptor, encoding = stream.fileno(), stream.encoding
     except (OSError, ValueError, AttributeError):
-        from orchestrator.cli.display.live import Outlet
+        from orchestrator.cli.display.runs.live import Outlet
 
         return Outlet(stream).line
     broken = False
