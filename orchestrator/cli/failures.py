@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.cli.display.printable import clean, one_line
-from orchestrator.cli.streams import write_nowhere
+from orchestrator.cli.display.streams import write_nowhere
 from orchestrator.errors import ExitCode, OrchestratorError
 
 if TYPE_CHECKING:

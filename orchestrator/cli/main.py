@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
-from orchestrator.cli import failures, options, streams
+from orchestrator.cli import failures, options
+from orchestrator.cli.display import streams
 from orchestrator.cli.interruption import interruptible, received
 from orchestrator.cli.value_names import named
 from orchestrator.environment import NOT_READ, PREFIX, unknown_variables

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli import options, streams
+from orchestrator.cli import options
+from orchestrator.cli.display import streams
 
 if TYPE_CHECKING:
     from orchestrator.assembly import RunnerConfig
