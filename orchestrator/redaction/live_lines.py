@@ -20,6 +20,8 @@ from orchestrator.redaction.redactor import MASK, SHORTEST, Redactor
 
 LONGEST_LINE = 16_384
 """Characters after which a line that does not end is broken."""
+_SEARCHED_ALONE = 12
+"""Lines at the end of what is held from each of which on it is searched."""
 _ENCODED = 16
 """Characters of the shortest word that may be something encoded."""
 _GOING_ON = 4096
@@ -132,12 +134,18 @@ class LiveLines:
         newest = self._held[-1]
         if (alone := self._redactor.redact(newest.text)) != newest.text:
             newest.mask(alone)
-        if len(self._held) > 1 and self._redactor.find(together := "\n".join(line.text for line in self._held)):
-            if any(line.told for line in self._held):
-                for line in self._held:
-                    line.mask()
-            else:
-                self._held = [_Line(text) for text in self._redactor.redact(together).split("\n")]
+        # The fewest lines first: what stands before something encoded shifts it, and is none of it.
+        for start in sorted({0, *range(max(0, len(self._held) - _SEARCHED_ALONE), len(self._held) - 1)}, reverse=True):
+            if self._redactor.find(together := "\n".join(line.text for line in self._held[start:])):
+                self._mask(start, together)
+
+    def _mask(self, start: int, together: str) -> None:
+        lines = self._held[start:]
+        if any(line.told for line in lines):
+            for line in lines:
+                line.mask()
+        else:
+            self._held[start:] = [_Line(text) for text in self._redactor.redact(together).split("\n")]
 
     def _first_held(self) -> int:
         """The first line that has to wait for what follows."""

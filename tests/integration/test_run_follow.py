@@ -272,7 +272,7 @@ def test_the_error_of_a_failed_step_has_the_end_of_what_it_wrote(
 
 
 def test_the_end_of_much_output_begins_with_a_line_and_holds_no_secret_that_is_cut(secret: str, bench: Bench) -> None:
-    script = 'i=0; while [ $i -lt 60 ]; do echo "$i $T and more"; i=$((i+1)); done; exit 3'
+    script = 'i=0; while [ $i -lt 60 ]; do echo "at $i $T and more"; i=$((i+1)); done; exit 3'
     text = f"""version: 1
 name: cuts
 agent: tester
@@ -286,8 +286,8 @@ steps:
 """
     message = bench.run(text).errors["w"].message
     shown = message.partition("the end of its stdout:\n")[2].splitlines()
-    assert shown[-1] == "59 *** and more"
-    assert all(re.fullmatch(r"\d+ \*\*\* and more", line) for line in shown)
+    assert shown[-1] == "at 59 *** and more"
+    assert all(re.fullmatch(r"at \d+ \*\*\* and more", line) for line in shown)
     assert len(message) < 1200
 
 
