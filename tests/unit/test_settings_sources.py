@@ -409,7 +409,8 @@ def test_a_part_that_a_shell_can_export_is_told_as_a_variable(name: str, monkeyp
 def test_a_part_that_no_variable_can_name_is_told_as_a_line_of_the_file(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert how_to_set("endpoints", name).startswith(f"set `{name}` under [endpoints] in the file")
+    in_the_file = f"`{name}` under [endpoints] in the file that ORCHESTRATOR_CONFIG names"
+    assert how_to_set("endpoints", name, "to it") == f"set {in_the_file} to it: no shell exports such a variable"
     (tmp_path / "settings.toml").write_text(f'[endpoints]\n"{name}" = "https://x.example"\n')
     loaded = load(monkeypatch, ORCHESTRATOR_CONFIG=str(tmp_path / "settings.toml"))
     assert dict(loaded.endpoints) == {name: "https://x.example"}
