@@ -202,7 +202,6 @@ class LiveTable:
     screen: Console = field(default_factory=console)
     actions: Mapping[str, str] = field(default_factory=dict)
     """Of the steps that have not begun, where that is known."""
-    _over: bool = False
     _live: Live | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -214,7 +213,6 @@ class LiveTable:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._over = True  # the last time all of it is drawn, however long it is
         if self._live is not None:
             with suppress(OSError):
                 self._live.stop()
@@ -241,7 +239,9 @@ class LiveTable:
         with self._lock:
             rows = [self._row(name, step) for name, step in self.board.steps.items()]
         size = self.screen.size
-        most = size.height - 2 if self.screen.is_terminal and not self._over else len(rows) + 2
+        # The last time, when there is no more drawing over it, all of it is drawn however long it is.
+        changes = self._live is not None and self._live.vertical_overflow != "visible"
+        most = size.height - 2 if changes else len(rows)
         return drawn(fitted(rows, most), size.width)
 
     def _row(self, name: str, step: StepLine) -> Row:
