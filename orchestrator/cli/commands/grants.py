@@ -161,7 +161,7 @@ def _of_workflow(
                 "steps": [{**need.as_json(), "written": need in written} for need in needs],
             }
         )
-    else:
+    elif needs or not problems:
         show(needs, written=written, writing=write)
     return needs, problems
 
