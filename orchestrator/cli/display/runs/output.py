@@ -165,12 +165,7 @@ def writing_to(stream: TextIO) -> Callable[[str], None]:
 
     Past the stream's own buffer: where it is stuck, this process can still end.
     """
-    try:
-        descriptor, encoding = stream.fileno(), stream.encoding
-    except (OSError, ValueError, AttributeError):
-        from orchestrator.cli.display.runs.live import Outlet
-
-        return Outlet(stream).line
+    descriptor, encoding = stream.fileno(), stream.encoding
     broken = False
 
     def write(line: str) -> None:
