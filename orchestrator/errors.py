@@ -28,6 +28,8 @@ class ExitCode(IntEnum):
     """The work is done, but a revocation is not confirmed yet."""
     WAITING = 7
     """Nothing is open, and the rest waits until somebody has approved it."""
+    HUNG_UP = 129
+    """Ended by SIGHUP, as its terminal was closed, after revoking."""
     INTERRUPTED = 130
     """Ended by SIGINT, or by `runs cancel`, after revoking."""
     TERMINATED = 143

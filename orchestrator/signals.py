@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM while something is held that has to be given back first."""
+"""SIGINT, SIGTERM and SIGHUP while something is held that has to be given back first."""
 
 from __future__ import annotations
 
@@ -14,26 +14,37 @@ from orchestrator.errors import ExitCode, Interrupted
 
 T = TypeVar("T")
 
-EXIT_CODES = {signal.SIGINT: ExitCode.INTERRUPTED, signal.SIGTERM: ExitCode.TERMINATED}
+EXIT_CODES = {
+    signal.SIGINT: ExitCode.INTERRUPTED,
+    signal.SIGTERM: ExitCode.TERMINATED,
+    signal.SIGHUP: ExitCode.HUNG_UP,
+}
+
+
+def heeded() -> tuple[signal.Signals, ...]:
+    """Those that end the work: SIGHUP does not where whoever began the process has it ignored (`nohup`)."""
+    return tuple(
+        number for number in EXIT_CODES if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+    )
 
 
 @contextmanager
 def handled(on_signal: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """While inside `on_signal` is called, in the event loop, for each of both signals; who had them before gets
+    """While inside `on_signal` is called, in the event loop, for each of the signals; who had them before gets
     them back.
 
     The loop's own way to a handler is a byte in the pipe that wakes it, and is lost where that is full of other
     wakings: here the byte only wakes, and what is to be called is queued by a handler that runs in any case.
     """
     loop = asyncio.get_running_loop()
-    before = {number: signal.getsignal(number) for number in EXIT_CODES}
+    before = {number: signal.getsignal(number) for number in heeded()}
 
     def queue(number: int, frame: FrameType | None) -> None:
         with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(on_signal, signal.Signals(number))
 
     with _blocked():  # in between the loop would have one that calls nothing
-        for number in EXIT_CODES:
+        for number in before:
             loop.add_signal_handler(number, _nothing)
             signal.signal(number, queue)
             signal.siginterrupt(number, False)

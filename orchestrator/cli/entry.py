@@ -9,7 +9,7 @@ environment from the first moment.
 """
 
 import sys
-from _signal import SIGINT, SIGTERM, signal  # type: ignore[import-not-found]  # `signal` without its enums: quick
+from _signal import SIG_IGN, SIGHUP, SIGINT, SIGTERM, getsignal, signal  # type: ignore[import-not-found]  # `signal` without its enums: quick
 from os import _exit
 
 
@@ -17,8 +17,9 @@ def _end_with_the_signals_code(number: int, frame: object) -> None:
     _exit(128 + number)
 
 
-signal(SIGINT, _end_with_the_signals_code)
-signal(SIGTERM, _end_with_the_signals_code)
+_HEEDED = [number for number in (SIGINT, SIGTERM, SIGHUP) if number != SIGHUP or getsignal(number) != SIG_IGN]
+for _number in _HEEDED:
+    signal(_number, _end_with_the_signals_code)
 
 
 def run() -> None:
@@ -29,6 +30,6 @@ def run() -> None:
     from orchestrator.cli.main import main
 
     code = main()
-    for number in (SIGINT, SIGTERM):
+    for number in _HEEDED:
         signal(number, lambda number, frame: _exit(code))
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""What SIGINT and SIGTERM do while a command works, wherever it is.
+"""What SIGINT, SIGTERM and SIGHUP do while a command works, wherever it is.
 
 They raise KeyboardInterrupt, so that whatever is open is closed on the way out; the services of a run take the
 signals over while they hold anything (`orchestrator.signals`). KeyboardInterrupt may come out anywhere, also where
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_HANDLED = (signal.SIGINT, signal.SIGTERM)
+_HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _received: list[int] = []
 
 
@@ -40,7 +40,9 @@ def interruptible() -> Iterator[None]:
         return
     _received.clear()
     complain = sys.unraisablehook
-    before = {number: signal.signal(number, _interrupt) for number in _HANDLED}
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # by `nohup`: it is to go on without its terminal
+    heeded = [number for number in _HANDLED if number != signal.SIGHUP or not ignored]
+    before = {number: signal.signal(number, _interrupt) for number in heeded}
     sys.unraisablehook = _unless_interrupted(complain)
     try:
         yield

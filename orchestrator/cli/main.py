@@ -30,6 +30,7 @@ Exit codes:
   6         done, but a revocation is not confirmed yet
   7         the rest waits for somebody's approval; nothing is open meanwhile
   130, 143  interrupted by SIGINT (or runs cancel), SIGTERM, after revoking
+  129       its terminal was closed (SIGHUP); after revoking
   1         a defect of the orchestrator
 """
 

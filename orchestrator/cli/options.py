@@ -49,6 +49,9 @@ Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; poli
 NoWait = Annotated[
     bool, typer.Option("--no-wait", help="Where somebody has to agree first, end with 7 instead of waiting.")
 ]
+Follow = Annotated[
+    bool, typer.Option("--follow", help="Show what programs of steps write, as they do, without secrets.")
+]
 Inputs = Annotated[
     list[str] | None, typer.Option("--input", "-i", metavar="NAME=VALUE", help="One input; may be given again.")
 ]

@@ -66,9 +66,9 @@ def run_workflow(
 ) -> RunOutcome:
     """Run a workflow to its end, and say how it came out: `outcome.check()` raises where it did not succeed.
 
-    A `run_id` that is in the ledger already is gone on with, or its outcome told. In the main thread SIGINT and SIGTERM
-    end the run while it goes on, after it has revoked what it holds, as they do on the command line. Cannot be called
-    where an event loop runs: there is `run_workflow_async`.
+    A `run_id` that is in the ledger already is gone on with, or its outcome told. In the main thread SIGINT, SIGTERM
+    and SIGHUP end the run while it goes on, after it has revoked what it holds, as they do on the command line. Cannot
+    be called where an event loop runs: there is `run_workflow_async`.
 
     Raises InvalidWorkflow and UsageError before anything is run, LedgerError where nothing can be recorded.
     """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -32,6 +34,7 @@ steps:
     timeout: {timeout}
 """
 SLEEP = "SELECT pg_sleep(60)"
+IN_ITS_STEP = "SELECT pid FROM pg_stat_activity WHERE usename LIKE 'orc\\_%' AND wait_event = 'PgSleep'"
 
 
 @pytest.fixture
@@ -48,21 +51,26 @@ def slow_role(bench: Bench) -> Iterator[str]:
     vault.write("database/config/support", allowed_roles=allowed)
 
 
-def start(bench: Bench, text: str, name: str) -> subprocess.Popen[str]:
+def prepared(bench: Bench, text: str, name: str) -> Path:
     from orchestrator.actions.catalog import catalog
     from orchestrator.workflow.loader import load_text
 
     bench.install(load_text(text, filename="test.yaml", actions=catalog).workflow)
     file = bench.directory / f"{name}.yaml"
     file.write_text(text)
-    environment = {
-        **bench.environment(),
-        "ORCHESTRATOR_POLICY": "allow-all",
-    }
+    return file
+
+
+def environment(bench: Bench) -> dict[str, str]:
+    return {**bench.environment(), "ORCHESTRATOR_POLICY": "allow-all"}
+
+
+def start(bench: Bench, text: str, name: str, *before: str) -> subprocess.Popen[str]:
+    file = prepared(bench, text, name)
     with (bench.directory / "stdout").open("w") as stdout, (bench.directory / "stderr").open("w") as stderr:
         return subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.cli", "run", str(file)],
-            env=environment,
+            [*before, sys.executable, "-m", "orchestrator.cli", "run", str(file)],
+            env=environment(bench),
             stdout=stdout,
             stderr=stderr,
             text=True,
@@ -77,17 +85,41 @@ def lease_states(directory: Path) -> set[LeaseState]:
         return {lease.state for lease in leases}
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_in_the_middle_of_a_step_revokes_before_it_ends(
     bench: Bench, number: signal.Signals, code: int
 ) -> None:
     process = start(bench, WORKFLOW.format(name="mid_step", role="feedback-read", sql=SLEEP, timeout="60s"), "mid")
-    active = "SELECT pid FROM pg_stat_activity WHERE usename LIKE 'orc\\_%' AND wait_event = 'PgSleep'"
-    wait_for(lambda: bench.sql(active), "the step to query")
+    wait_for(lambda: bench.sql(IN_ITS_STEP), "the step to query")
     process.send_signal(number)
     assert process.wait(30) == code
     bench.assert_nothing_left()
     assert lease_states(bench.directory) == {LeaseState.REVOKED}
+
+
+def test_a_terminal_that_is_closed_ends_the_run_after_revoking(bench: Bench) -> None:
+    file = prepared(bench, WORKFLOW.format(name="on_screen", role="feedback-read", sql=SLEEP, timeout="60s"), "screen")
+    process, terminal = pty.fork()
+    if process == 0:
+        os.execve(sys.executable, [sys.executable, "-m", "orchestrator.cli", "run", str(file)], environment(bench))
+    try:
+        wait_for(lambda: bench.sql(IN_ITS_STEP), "the step to query")
+    finally:
+        os.close(terminal)
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == 129
+    bench.assert_nothing_left()
+    assert lease_states(bench.directory) == {LeaseState.REVOKED}
+
+
+def test_a_run_that_was_begun_with_nohup_goes_on_without_its_terminal(bench: Bench) -> None:
+    sql = "SELECT pg_sleep(1)"
+    text = WORKFLOW.format(name="unattended", role="feedback-read", sql=sql, timeout="60s")
+    process = start(bench, text, "nohup", "nohup")
+    wait_for(lambda: bench.sql(IN_ITS_STEP), "the step to query")
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(30) == 0
+    bench.assert_nothing_left()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -118,7 +118,7 @@ def test_a_signal_at_any_moment_ends_a_command_with_its_code_and_nothing_left(be
     assert undisturbed == 0, said
     moments = random.Random(f"{SEED} {name}")
     for turn in range(ROUNDS):
-        number, code = ((signal.SIGINT, 130), (signal.SIGTERM, 143))[turn % 2]
+        number, code = ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129))[turn % 3]
         process = signalled.start(name)
         after = moments.uniform(0, lasts) if moments.random() < 0.8 else moments.uniform(0, 0.05)
         time.sleep(after)

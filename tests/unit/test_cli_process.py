@@ -49,6 +49,7 @@ def test_help_names_every_command_and_every_exit_code() -> None:
         "provision",
         "dev",
         "130, 143",
+        "129",
     ):
         assert word in shown.stdout
     assert "\x1b" not in shown.stdout
@@ -282,7 +283,7 @@ def test_a_reader_who_goes_away_is_no_defect(tmp_path: Path) -> None:
 
 def test_a_terminal_without_unicode_gets_other_marks_and_question_marks_instead_of_a_crash() -> None:
     marks = "".join(terminal.LEASE_MARKS.values())
-    code = f"from orchestrator.cli import streams; streams.prepare(); print('{marks} h\u00e9')"
+    code = f"from orchestrator.cli.display import streams; streams.prepare(); print('{marks} h\u00e9')"
     shown = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}
     )

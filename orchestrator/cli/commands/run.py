@@ -41,9 +41,7 @@ def run(
     reason: options.Reason = "",
     engine: options.Engine = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something went wrong.")] = False,
-    follow: Annotated[
-        bool, typer.Option("--follow", help="Show what programs of steps write, as they do, without secrets.")
-    ] = False,
+    follow: options.Follow = False,
     as_json: options.Json = False,
     grace: options.Grace = None,
     no_wait: options.NoWait = False,

@@ -219,6 +219,7 @@ def resume(
     as_json: options.Json = False,
     grace: options.Grace = None,
     no_wait: options.NoWait = False,
+    follow: options.Follow = False,
 ) -> None:
     """Go on with a run that was interrupted or waits: finished steps are not run again. Secret inputs are needed."""
     from orchestrator.assembly import resume_run
@@ -233,6 +234,7 @@ def resume(
         as_json=as_json,
         grace=grace,
         no_wait=no_wait,
+        follow=follow,
     )
 
 
@@ -255,6 +257,7 @@ def retry(
     as_json: options.Json = False,
     grace: options.Grace = None,
     no_wait: options.NoWait = False,
+    follow: options.Follow = False,
 ) -> None:
     """Go on from a run that failed, in a run of its own: what succeeded there is taken over, the rest carried out.
 
@@ -279,7 +282,16 @@ def retry(
     def work(config: RunnerConfig, *, notice: Callable[[str], None], **how: Any) -> Coroutine[Any, Any, RunOutcome]:
         return retry_run(config, wanted, notice=notice, say=_unsaid if quiet else notice, **how)
 
-    carry_out(work, run_id=wanted.run_id, engine=engine, grace=grace, no_wait=no_wait, quiet=quiet, as_json=as_json)
+    carry_out(
+        work,
+        run_id=wanted.run_id,
+        engine=engine,
+        grace=grace,
+        no_wait=no_wait,
+        quiet=quiet,
+        as_json=as_json,
+        follow=follow,
+    )
 
 
 def _unsaid(text: str) -> None:
