@@ -203,6 +203,10 @@ def test_lines_come_in_order_with_those_of_the_run_and_without_follow_there_are_
     assert main(["run", str(file), "--follow", "--quiet"]) == 4
     err = capfd.readouterr().err
     assert err.startswith("one | first\none | last\nerror: step `one` failed")
+    assert main(["run", str(file), "--quiet", "--run-id", "failed-1"]) == 4
+    capfd.readouterr()
+    assert main(["runs", "retry", "failed-1", "--follow", "--quiet"]) == 4
+    assert capfd.readouterr().err.startswith("one | first\none | last\nerror: step `one` failed")
 
 
 @pytest.mark.parametrize("pipe", ["unread", "closed"])
