@@ -34,6 +34,8 @@ class Screen:
 
     def __init__(self, descriptor: int) -> None:
         self.lines = [""]
+        self.frames: list[list[str]] = []
+        """What was on it each time when something had been written."""
         self._row = self._column = 0
         self._reading = threading.Thread(target=self._read, args=(descriptor,), daemon=True)
         self._reading.start()
@@ -51,6 +53,7 @@ class Screen:
             text, rest = text[:whole], text[whole:]
             for number, word, home, feed, char in WORD.findall(text):
                 self._take(number, word, home, feed, char)
+            self.frames.append([line.rstrip() for line in self.lines[-HEIGHT:]])
 
     def _take(self, number: str, word: str, home: str, feed: str, char: str) -> None:
         if home:
@@ -74,9 +77,9 @@ class Screen:
         if self._row == len(self.lines):
             self.lines.append("")
 
-    def seen(self) -> list[str]:
-        """The lines that are on it now."""
-        return [line.rstrip() for line in list(self.lines)[-HEIGHT:]]
+    def once(self, shown: re.Pattern[str]) -> list[str] | None:
+        """The lines that were on it when they were such."""
+        return next((frame for frame in list(self.frames) if shown.search("\n".join(frame))), None)
 
     def all(self) -> list[str]:
         self._reading.join(10)
@@ -108,7 +111,7 @@ def test_a_small_screen_shows_what_works_with_its_state_and_time_and_keeps_no_st
     screen = Screen(ours)
     # Drawn anew line by line: what is looked at is whole when it has its last line, and the line above that.
     shown = re.compile(r"STEP .*\nstep_\S+ +running +\d.*\n3 succeeded, \d+ waiting$", re.DOTALL)
-    seen = wait_for(lambda: found if shown.search("\n".join(found := screen.seen())) else None, "a step to work", 30)
+    seen = wait_for(lambda: screen.once(shown), "a step to work", 90)
     assert [line.split() for line in seen if line.startswith("STEP")] == [["STEP", "STATE", "TOOK", "CREDENTIALS"]]
     assert len([line for line in seen if re.fullmatch(r"step_\S+… +running +[\d.]+s", line)]) == 1
     assert re.fullmatch(r"3 succeeded, \d+ waiting", seen[-1])
