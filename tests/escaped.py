@@ -14,14 +14,15 @@ _TOKENS = [
     re.compile(pattern)
     for pattern in (
         rb"s\.(?<![A-Za-z0-9_]s\.)[A-Za-z0-9]{24}\b",
-        rb"hv[bs]\.[A-Za-z0-9_-]{24,}",
+        rb"hv[bs]\.(?<![A-Za-z0-9]{21}hv[bs]\.)[A-Za-z0-9_-]{24,}",
         rb"eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{20,}",
         rb"xoxb-[A-Za-z0-9-]{10,}",
         rb"FwoGZX[0-9a-f]{100}",
     )
 ]
 """A token of OpenBao, one of HashiCorp's Vault, a signed JWT, a Slack bot token, a session of the tests' AWS. Each
-begins with letters, which makes looking for them quick."""
+begins with letters, which makes looking for them quick. An id of 24 letters in a namespace, `...hvs.W5aZZh`, with the
+next column of a file behind it, is none."""
 
 _OF_PASSWORDS = bytes(each in PASSWORD_LETTERS.encode() for each in range(256))
 """For `translate`: the letters of passwords become 1, all others 0."""

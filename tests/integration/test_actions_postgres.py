@@ -11,6 +11,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -20,7 +21,7 @@ from pydantic import ValidationError
 
 from orchestrator.actions.base import StepContext
 from orchestrator.actions.output import check_output
-from orchestrator.actions.postgres.statements import Execute, ExecuteParams, Query, QueryParams
+from orchestrator.actions.postgres.statements import Execute, ExecuteParams, Query, QueryParams, cursor_of_the_server
 from orchestrator.devstack.postgres_user import server_user
 from orchestrator.errors import StepFailed
 from orchestrator.grants.credential import Credential
@@ -548,3 +549,15 @@ def test_the_view_shows_the_verbs_and_not_the_statement() -> None:
 def test_each_needs_parameters_by_name() -> None:
     with pytest.raises(ValidationError, match="by name"):
         ExecuteParams(sql="x", parameters=[1], each=[{}])
+
+
+async def test_the_cursor_is_closed_also_where_the_connection_breaks_while_it_closes_it(
+    admin: psycopg.Connection[Any], endpoint: str
+) -> None:
+    connection = await psycopg.AsyncConnection.connect(endpoint, user="reader", password=CANARY)
+    with suppress(psycopg.OperationalError):  # the connection's end is told by whoever uses it next
+        async with cursor_of_the_server(connection) as cursor:
+            await cursor.execute("SELECT * FROM feedback")
+            admin.execute("SELECT pg_terminate_backend(%s, 5000)", [connection.info.backend_pid])
+    assert cursor.closed
+    await connection.close()

@@ -11,12 +11,14 @@ from escaped import PASSWORD_LETTERS, escaped_secrets, holds_secret
 SECRETS = {
     "password": (PASSWORD_LETTERS * 5).encode(),
     "token": b"s." + b"a1B2" * 6,
+    "token of HashiCorp's Vault": b"hvs.CAESI" + b"a1B2" * 6,
     "jwt": b"eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJub2JvZHkifQ." + b"c2ln" * 6,
     "slack": b"xoxb-0123456789",
 }
 HARMLESS = {
     "a shorter password": PASSWORD_LETTERS.encode() * 4 + b"QXZ",
     "a name that ends in s": b"columns." + b"a1B2" * 6,
+    "an id in a namespace, and the next column": b"a1B2" * 5 + b"ahvs.W5aZZhread-nji4brhuqnsp2026",
     "a longer word": b"s." + b"a1B2" * 6 + b"x",
     "two parts": b"eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJub2JvZHkifQ",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
@@ -143,11 +144,26 @@ class Query:
                 max_inflow=_inflow(params),
                 server_messages=params.server_messages,
             ) as connection,
-            connection.cursor(name="step") as cursor,
+            cursor_of_the_server(connection) as cursor,
         ):
             await cursor.execute(params.sql, _bound(params.parameters))
             result = await _fetch(connection, cursor, params)
         return {"rows": result.rows, "row_count": len(result.rows), "columns": result.columns}
+
+
+@asynccontextmanager
+async def cursor_of_the_server(
+    connection: psycopg.AsyncConnection[tuple[Any, ...]],
+) -> AsyncIterator[psycopg.AsyncServerCursor[tuple[Any, ...]]]:
+    """One that is closed however the connection ends: psycopg leaves it open where that breaks while it closes it."""
+    import psycopg
+
+    cursor = connection.cursor(name="step")
+    try:
+        async with cursor:
+            yield cursor
+    finally:
+        await psycopg.AsyncCursor.close(cursor)  # asks the server nothing
 
 
 class Execute:
