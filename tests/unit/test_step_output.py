@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -103,3 +104,20 @@ def test_the_end_does_not_wait_for_ever_for_a_screen_that_takes_nothing(
     with followed(screen) as shown:
         shown.printed("a", 1, b"one\ntwo\n")
     assert screen.lines == []
+
+
+class Slow(Redactor):
+    """Takes its time over each line, as on a machine that has much else to do."""
+
+    def redact(self, text: str) -> str:
+        time.sleep(0.02)
+        return super().redact(text)
+
+
+def test_whoever_looks_for_secrets_slowly_is_waited_for_at_the_end(
+    screen: Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "PATIENCE", 0.05)
+    with StepOutput(Slow([Secret(SECRET)]), screen.tell) as shown:
+        shown.printed("a", 1, b"words\n" * 40)
+    assert screen.lines == ["a | words"] * 40

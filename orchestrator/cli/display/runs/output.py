@@ -59,7 +59,8 @@ class StepOutput:
     _streams: dict[Stream, tuple[LiveLines, float]] = field(default_factory=dict)
     _thread: threading.Thread | None = None
     _closed: bool = False
-    _progress: int = 0
+    _telling: float | None = None
+    """Since when the line is being told that is."""
 
     def __enter__(self) -> StepOutput:
         self._thread = threading.Thread(target=self._work, name="output of steps", daemon=True)
@@ -73,9 +74,9 @@ class StepOutput:
             self._changed.notify()
         assert self._thread is not None
         while self._thread.is_alive():
-            before = self._progress
-            self._thread.join(PATIENCE)
-            if self._progress == before:
+            self._thread.join(PATIENCE / 10)
+            since = self._telling  # of how long it takes to look for secrets nobody has to lose patience: it is bounded
+            if since is not None and self.now() - since >= PATIENCE:
                 break
         with self._changed:
             self._queue.clear()
@@ -152,8 +153,9 @@ class StepOutput:
 
     def _say(self, lines: Iterable[str]) -> None:
         for line in lines:
+            self._telling = self.now()
             self.tell(line)
-            self._progress += 1
+            self._telling = None
 
 
 def _named(stream: Stream, lines: Iterable[str]) -> list[str]:
