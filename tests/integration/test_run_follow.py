@@ -300,3 +300,27 @@ def test_a_function_that_raises_tells_what_it_printed(bench: Bench, tmp_path: Pa
     step = f'w: {{ action: python, with: {{ callable: "raises:call", path: [{tmp_path}] }} }}'
     message = bench.run(quick(step), install=False).errors["w"].message
     assert message == "`raises:call` raised ValueError: no more; the end of what it printed:\nhalf way"
+
+
+PRINTS_AND_WAITS = """
+import os, time
+
+
+def call(folder):
+    print("at work")
+    while not os.path.exists(folder + "/go"):
+        time.sleep(0.02)
+"""
+
+
+def test_what_a_function_prints_is_seen_line_by_line_while_it_works(here: Path, children: ForkServer) -> None:
+    (here / "prints.py").write_text(PRINTS_AND_WAITS)
+    (here / "w.yaml").write_text(quick("work:" + CALL.replace("FOLDER", str(here)), name="at_work"))
+    with (here / "said").open("wb") as log:
+        words = ("run", str(here / "w.yaml"), "--follow", "--quiet")
+        run = children.start(*words, environment=dict(os.environ), log=log)
+        try:
+            wait_for(lambda: b"work | at work\n" in (here / "said").read_bytes(), "the line that it has printed", 30)
+        finally:
+            (here / "go").touch()
+        assert run.wait(60) == 0
