@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -208,3 +209,9 @@ def default_ledger() -> str:
             hint=f"say with {PREFIX}LEDGER_URL where the history is to be kept",
         ) from error
     return f"sqlite:///{folder / 'ledger.db'}"
+
+
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """Those that end the work. SIGHUP does not where whoever began the process has it ignored (`nohup`)."""
+    hangup = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+    return (signal.SIGINT, signal.SIGTERM, *hangup)

@@ -58,20 +58,22 @@ def _without_password(value: str) -> str:
     return value
 
 
-def _http(value: str) -> str:
+def http_address(value: str) -> str:
+    """The address, without a slash at its end. Raises ValueError, which never shows a password."""
     if not is_http(value):
         raise ValueError("an address begins with https:// or http://")
     return _without_password(value).rstrip("/")
 
 
-def _endpoint(value: str) -> str:
+def endpoint_address(value: str) -> str:
+    """The address as it is. Raises ValueError, which never shows a password."""
     if problem := problem_of(_without_password(value)):
         raise ValueError(problem)
     return value
 
 
-Address = Annotated[str, AfterValidator(_endpoint)]
-HttpAddress = Annotated[str, AfterValidator(_http)]
+Address = Annotated[str, AfterValidator(endpoint_address)]
+HttpAddress = Annotated[str, AfterValidator(http_address)]
 
 
 def _or_vaults(name: str, field: str) -> AliasChoices:
@@ -80,7 +82,7 @@ def _or_vaults(name: str, field: str) -> AliasChoices:
 
 
 def _confidential(value: str) -> str:
-    if not is_confidential(_http(value)):
+    if not is_confidential(http_address(value)):
         raise ValueError("a token is not sent over plain http, except to this machine itself; use https")
     return value.rstrip("/") + "/"
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, TypeVar
 
+from orchestrator.environment import ending_signals
 from orchestrator.errors import ExitCode, Interrupted
 
 T = TypeVar("T")
@@ -21,13 +22,6 @@ EXIT_CODES = {
 }
 
 
-def heeded() -> tuple[signal.Signals, ...]:
-    """Those that end the work: SIGHUP does not where whoever began the process has it ignored (`nohup`)."""
-    return tuple(
-        number for number in EXIT_CODES if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
-    )
-
-
 @contextmanager
 def handled(on_signal: Callable[[signal.Signals], None]) -> Iterator[None]:
     """While inside `on_signal` is called, in the event loop, for each of the signals; who had them before gets
@@ -37,7 +31,7 @@ def handled(on_signal: Callable[[signal.Signals], None]) -> Iterator[None]:
     wakings: here the byte only wakes, and what is to be called is queued by a handler that runs in any case.
     """
     loop = asyncio.get_running_loop()
-    before = {number: signal.getsignal(number) for number in heeded()}
+    before = {number: signal.getsignal(number) for number in ending_signals()}
 
     def queue(number: int, frame: FrameType | None) -> None:
         with suppress(RuntimeError):  # the loop is closed

@@ -17,13 +17,14 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from orchestrator.environment import ending_signals
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Mapping
 
 T = TypeVar("T")
 
-_HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _received: list[int] = []
 
 
@@ -40,9 +41,7 @@ def interruptible() -> Iterator[None]:
         return
     _received.clear()
     complain = sys.unraisablehook
-    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # by `nohup`: it is to go on without its terminal
-    heeded = [number for number in _HANDLED if number != signal.SIGHUP or not ignored]
-    before = {number: signal.signal(number, _interrupt) for number in heeded}
+    before = {number: signal.signal(number, _interrupt) for number in ending_signals()}
     sys.unraisablehook = _unless_interrupted(complain)
     try:
         yield

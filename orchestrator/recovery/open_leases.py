@@ -20,17 +20,13 @@ from orchestrator.ledger.events import LeaseRevoked
 from orchestrator.ledger.states import RunState
 from orchestrator.ledger.types import LeaseRecord, LedgerReader
 from orchestrator.recovery.closing_pass import CLOSING_SECONDS, Leftover, RunToClose, close_pass
-from orchestrator.runs.processes import certainly_gone
+from orchestrator.runs.processes import has_ended
 from orchestrator.runs.types import Services
 
 
 def left_over(reader: LedgerReader, runners: RunnerStore | None = None) -> list[LeaseRecord]:
     """Every lease that is not over although its run is, newest first; with `runners` also those of dead processes."""
-    dead = (
-        ()
-        if runners is None
-        else [each.runner_id for each in runners.all() if each.gone or certainly_gone(each.process)]
-    )
+    dead = () if runners is None else [each.runner_id for each in runners.all() if has_ended(each)]
     return list(reader.leases_of_ended_runs(dead=dead))
 
 

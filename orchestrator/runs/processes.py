@@ -12,6 +12,21 @@ import os
 import secrets
 import socket
 from pathlib import Path
+from typing import Protocol
+
+
+class Recorded(Protocol):
+    """A process that is on record."""
+
+    @property
+    def process(self) -> str:
+        """How it described itself."""
+        ...
+
+    @property
+    def gone(self) -> bool:
+        """Whether it has been declared dead."""
+        ...
 
 
 def new_runner_id() -> str:
@@ -31,6 +46,11 @@ def describe_self() -> str:
         },
         sort_keys=True,
     )
+
+
+def has_ended(recorded: Recorded) -> bool:
+    """Whether a process on record is known to have ended; another machine's may have without being seen."""
+    return recorded.gone or certainly_gone(recorded.process)
 
 
 def certainly_gone(process: str) -> bool:

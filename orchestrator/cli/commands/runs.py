@@ -18,7 +18,6 @@ from orchestrator.ledger.states import RESUMABLE, IdKind, RunState
 
 if TYPE_CHECKING:
     from orchestrator.assembly import RunnerConfig
-    from orchestrator.ledger.coordination.runners import RunnerStore
     from orchestrator.ledger.types import Examined, LedgerReader, RunRecord
     from orchestrator.recovery.retries.retry import WantedRetry
     from orchestrator.runs.types import RunOutcome
@@ -333,6 +332,7 @@ def cancel(
     from orchestrator.cli.display.terminal import console
     from orchestrator.clock import SystemClock
     from orchestrator.recovery.waiting import cancel_waiting
+    from orchestrator.runs.processes import has_ended
 
     with open_store() as ledger:
         record = _record(ledger, run)
@@ -345,19 +345,11 @@ def cancel(
             raise UsageError(f"run {run} has ended already: {record.state.value}")
         if not ledger.runners.request_cancel(run, reason):
             raise UsageError(f"nobody drives run {run}", hint="`orchestrator leases sweep` closes what it left")
-        gone = _is_gone(ledger.runners, run)
+        driver = ledger.runners.driver(run)
     words = f"asked its process to cancel it; `orchestrator runs show {run}` tells when it has ended"
-    if gone:
+    if driver is None or has_ended(driver):
         words = "its process has ended; `orchestrator leases sweep` cancels it and closes what it left"
     console().print(f"{run}: {words}")
-
-
-def _is_gone(runners: RunnerStore, run: str) -> bool:
-    """Whether the process that drives a run has certainly ended; another machine's may have without being seen."""
-    from orchestrator.runs.processes import certainly_gone
-
-    owner = runners.owner(run)
-    return all(each.gone or certainly_gone(each.process) for each in runners.all() if each.runner_id == owner)
 
 
 def _whole(run: str) -> str:

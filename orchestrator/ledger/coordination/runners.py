@@ -183,6 +183,11 @@ class RunnerStore:
             row = connection.execute(select(run_owner.c.runner_id).where(run_owner.c.run_id == run_id)).first()
             return None if row is None else str(row[0])
 
+    def driver(self, run_id: str) -> RunnerRecord | None:
+        """That process, where it is still entered."""
+        owner = self.owner(run_id)
+        return next((each for each in self.all() if each.runner_id == owner), None)
+
     def cancellation(self, run_id: str) -> str | None:
         """Why somebody wants the run cancelled, or None."""
         with self._reading() as connection:

@@ -106,22 +106,16 @@ def _choices(given: dict[str, str]) -> Choices:
 
 def _address(option: str, text: str, *, of_postgresql: bool) -> str:
     """The address, held to what a setting of its kind is held to. Raises UsageError, which never shows a password."""
-    from orchestrator.environment import has_password, is_http
-    from orchestrator.network.postgres import SCHEMES, problem_of
+    from orchestrator.network.postgres import SCHEMES
+    from orchestrator.settings import endpoint_address, http_address
 
-    if has_password(text):
-        raise UsageError(
-            f"{option}: this address contains a password", hint="leave it out: logins are never in a project's files"
-        )
-    if not of_postgresql:
-        if not is_http(text):
-            raise UsageError(f"{option}: an address begins with https:// or http://")
-        return text.rstrip("/")
-    if not text.startswith(SCHEMES):
+    try:
+        address = endpoint_address(text) if of_postgresql else http_address(text)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None
+    if of_postgresql and not address.startswith(SCHEMES):
         raise UsageError(f"{option}: the address of a database begins with postgresql://")
-    if problem := problem_of(text):
-        raise UsageError(f"{option}: {problem}")
-    return text
+    return address
 
 
 def _told(path: Path, files: list[str], steps: list[str], *, as_json: bool, edit: list[str] | None = None) -> None:

@@ -13,7 +13,7 @@ from orchestrator.cli.display.run_view import DUTIES
 from orchestrator.cli.display.terminal import lasting
 from orchestrator.cli.display.timeline import words
 from orchestrator.ledger.states import RunState
-from orchestrator.runs.processes import certainly_gone
+from orchestrator.runs.processes import has_ended
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -83,9 +83,8 @@ class SignsOfLife:
             )
 
     def _dead(self, run_id: str) -> bool:
-        owner = self.ledger.runners.owner(run_id)
-        process = next((each for each in self.ledger.runners.all() if each.runner_id == owner), None)
-        if process is None or process.gone or certainly_gone(process.process):
+        process = self.ledger.runners.driver(run_id)
+        if process is None or has_ended(process):
             return True
         beat = (process.runner_id, process.beat)
         if beat != self._beat:
