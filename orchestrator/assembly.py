@@ -30,8 +30,6 @@ from orchestrator.recovery.resumption import resume, run_once
 from orchestrator.recovery.retries.retry import WantedRetry, retry_once
 from orchestrator.redaction.own_secrets import OwnSecrets, secrets_in
 from orchestrator.redaction.redactor import Redactor
-from orchestrator.runs.engines.opening import open_engine
-from orchestrator.runs.engines.types import EngineName
 from orchestrator.runs.heartbeat import Heartbeat
 from orchestrator.runs.types import Interruption, RunOutcome, RunRequest, Services
 from orchestrator.runs.waiting_time import WaitingTime
@@ -57,7 +55,6 @@ class RunnerConfig:
     vault: VaultConfig
     ledger_url: str
     policy: PolicyEngine
-    engine: EngineName = "local"
     endpoints: Mapping[str, str] = field(default_factory=dict)
     primaries: Mapping[str, str] = field(default_factory=dict)
     token_issuer: str | None = None
@@ -71,6 +68,10 @@ class RunnerConfig:
     dead_after: float = 15.0
     max_takeovers: int = 3
     confinement: Confinement = Confinement.BEST
+    role: str = "run"
+    """What this process is, for people who look at those on a ledger."""
+    max_runs: int | None = None
+    """How many runs it carries out at once, for the same."""
     parks: bool = False
     keeps: bool = False
     """Whether the session that asks a database whether logins are gone is kept for a while: for services."""
@@ -91,7 +92,7 @@ async def open_services(
     await asyncio.to_thread(remove_left_behind)
     ledger = open_ledger(config.ledger_url, clock=config.clock)
     writer = ObservedLedger(ledger, observer, config.clock) if observer else ledger
-    heartbeat = Heartbeat(ledger.runners)
+    heartbeat = Heartbeat(ledger.runners, role=config.role, max_runs=config.max_runs, clock=config.clock)
     told = (*config.own_secrets, *config.notify.values(), *secrets_in(config.ledger_url))
     own_secrets = OwnSecrets(redactor, standing=lambda: (*told, *standing_secrets(config.vault)))
     vault = VaultSession(
@@ -111,12 +112,7 @@ async def open_services(
         places=config.connection_leases,
     )
     try:
-        async with (
-            open_engine(
-                config.engine, ledger_url=config.ledger_url, reader=ledger, runner_id=heartbeat.runner_id
-            ) as engine,
-            AsyncExitStack() as stack,
-        ):
+        async with AsyncExitStack() as stack:
             own = DatabaseDuties(broker, config.endpoints, config.primaries)
             duties: Duties = await stack.enter_async_context(keeping(own, writer, heartbeat)) if config.keeps else own
             yield Services(
@@ -136,7 +132,6 @@ async def open_services(
                 approvals=ApprovalDesk(ledger.approvals, vault, config.clock),
                 parks=config.parks,
                 slack=config.slack,
-                engine=engine,
                 waiting_time=WaitingTime(config.clock, ledger, vault),
                 max_output_bytes=config.max_output_bytes,
                 max_parallel=config.max_parallel,

@@ -154,8 +154,6 @@ class Settings(BaseSettings):
     """The file whose `issuers` are those that are not Vault, usually vault/declarations.yaml; None: there are none."""
     ledger_url: SecretStr | None = None
     """None: an SQLite file in the user's state folder."""
-    engine: Literal["local", "dbos"] = "local"
-    """How runs are driven."""
     policy: str = "rego"
     """The engine that decides: `rego`, `opa`, `authzen`, `allow-all`, or that of an extension."""
     policy_path: Path = Field(default_factory=default_policies)
@@ -188,8 +186,8 @@ class Settings(BaseSettings):
     """Bytes of JSON that the kept output of a step may have."""
     max_parallel: Annotated[int, Field(gt=0)] = 8
     """How many steps of a run may be under way at once."""
-    connection_runs: dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
-    """How many queued runs may use a connection at once, over all workers, by connection."""
+    queue: bool = False
+    """Whether `serve` puts what is scheduled into the shared queue, for workers, instead of running it itself."""
     connection_leases: dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
     """How many leases of a connection steps and calls may have open at once, over all processes, by connection."""
     confinement: Confinement = Confinement.BEST

@@ -36,7 +36,6 @@ from orchestrator.provision.declarations import load_declarations
 from orchestrator.provision.service import Provisioning, compiled_grants, load_workflows, open_provisioning
 from orchestrator.provision.vault.step_policies import step_access
 from orchestrator.redaction.redactor import Redactor
-from orchestrator.runs.engines.types import EngineName
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import RunOutcome, RunRequest
 from orchestrator.workflow.inputs import bind_inputs
@@ -54,16 +53,15 @@ def samples() -> tuple[Workflow, ...]:
 
 @dataclass(frozen=True)
 class Setup:
-    """What drives a run, and where its ledger is."""
+    """Where the ledger of a test is."""
 
-    engine: EngineName
     ledger_url: str
 
 
 LEDGER_FILES = (LEDGER, "setup.db")
 """Of a test on the shared stack: they are there, and empty, when it begins."""
 
-SETUPS = ("local-sqlite", "local-postgresql", "dbos-postgresql")
+SETUPS = ("sqlite", "postgresql")
 
 
 def surroundings() -> dict[str, str]:
@@ -162,14 +160,14 @@ class Bench:
 
     @contextmanager
     def setup(self, name: str) -> Iterator[Setup]:
-        """One of SETUPS with a ledger of its own, which is dropped at the end."""
-        engine: EngineName = "dbos" if name.startswith("dbos") else "local"
-        if name.endswith("sqlite"):
-            yield Setup(engine, f"sqlite:///{self.directory / LEDGER_FILES[1]}")
+        """One of SETUPS, or `queue`, PostgreSQL with DBOS's tables, with a ledger that is dropped at the end."""
+        if name == "sqlite":
+            yield Setup(f"sqlite:///{self.directory / LEDGER_FILES[1]}")
             return
         server = self.info.support_dsn.reveal()
-        self.sql(f"CREATE DATABASE setup_ledger TEMPLATE {ledger_databases.template(server, engine)}")
-        yield Setup(engine, server.replace("/support", "/setup_ledger", 1))
+        template = ledger_databases.template(server, queue=name == "queue")
+        self.sql(f"CREATE DATABASE setup_ledger TEMPLATE {template}")
+        yield Setup(server.replace("/support", "/setup_ledger", 1))
         self.sql("DROP DATABASE setup_ledger WITH (FORCE)")
 
     def logins(self) -> list[str]:

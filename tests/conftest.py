@@ -155,7 +155,7 @@ def bench(prepared: Bench, tmp_path: Path, empty_ledger: Path) -> Iterator[Bench
 
 @pytest.fixture(params=SETUPS)
 def setup(bench: Bench, request: pytest.FixtureRequest) -> Iterator[Setup]:
-    """Every engine on every ledger that it works with."""
+    """A ledger of the test's own, of each kind."""
     with bench.setup(request.param) as setup:
         yield setup
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,12 +28,6 @@ OfRun = Annotated[str | None, typer.Option(help="Only of this run.", autocomplet
 OfTask = Annotated[str | None, typer.Option(help="Only of the calls in this task.", autocompletion=completion.task_ids)]
 OfWorkflow = Annotated[
     str | None, typer.Option(help="Only of this workflow.", autocompletion=completion.workflow_names)
-]
-Engine = Annotated[
-    Literal["local", "dbos"] | None,
-    typer.Option(
-        help="What drives the runs; `dbos` needs a ledger in PostgreSQL. Default: ORCHESTRATOR_ENGINE, or local."
-    ),
 ]
 WorkflowFile = Annotated[Path, typer.Argument(metavar="FILE", help="The workflow, a YAML file.")]
 Grace = Annotated[

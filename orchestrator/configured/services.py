@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from orchestrator.issuers.declared import DeclaredIssuer
     from orchestrator.policy.types import PolicyEngine
     from orchestrator.redaction.redactor import Redactor
-    from orchestrator.runs.engines.types import EngineName
     from orchestrator.secret import Secret
     from orchestrator.settings import Settings
 
@@ -43,8 +42,8 @@ def policy_engine(settings: Settings) -> PolicyEngine:
     return engine
 
 
-def runner_config(settings: Settings, *, engine: EngineName | None = None, grace: float | None = None) -> RunnerConfig:
-    """Everything a runner is told from outside; `engine` and `grace`, in seconds, win over the settings."""
+def runner_config(settings: Settings, *, grace: float | None = None) -> RunnerConfig:
+    """Everything a runner is told from outside; `grace`, in seconds, wins over the settings."""
     from orchestrator.assembly import RunnerConfig
     from orchestrator.configured.vault_login import vault_config
     from orchestrator.credentials.types import Confirm
@@ -54,7 +53,6 @@ def runner_config(settings: Settings, *, engine: EngineName | None = None, grace
         vault=vault_config(settings),
         ledger_url=settings.ledger_location(),
         policy=policy_engine(settings),
-        engine=engine or settings.engine,
         endpoints=settings.endpoints,
         primaries=settings.primaries,
         token_issuer=settings.token_issuer,

@@ -56,8 +56,8 @@ def extras(subject: Subject, installed: Callable[[str], bool] = is_there) -> Ite
 def _needed(subject: Subject) -> dict[str, str]:
     """Extras, and what they are for."""
     needed: dict[str, str] = {}
-    if subject.engine == "dbos":
-        needed["dbos"] = "ORCHESTRATOR_ENGINE=dbos"
+    if subject.queue:
+        needed["dbos"] = "the shared queue (ORCHESTRATOR_QUEUE)"
     if subject.traces:
         needed["otel"] = "sending traces"
     for loaded in subject.workflows:

@@ -32,7 +32,7 @@ class Subject:
     destinations: Collection[str] = ()
     """Whom the settings know how to tell something."""
     workflows: Sequence[LoadedWorkflow] = ()
-    engine: str = "local"
+    queue: bool = False
     confinement: Confinement = Confinement.BEST
     home_token: Path | None = None
     """The file that `vault login` writes, where it is there."""

@@ -122,6 +122,11 @@ def of_a_service(services: Services, record: RunRecord) -> bool:
     return record.trigger in SERVICE_TRIGGERS or services.queue.holds(record.run_id)
 
 
+def goes_on_here(services: Services, record: RunRecord) -> bool:
+    """Whether any service goes on with the run by itself. What came through the queue goes back there."""
+    return record.trigger in SERVICE_TRIGGERS and not services.queue.holds(record.run_id)
+
+
 def is_left(services: Services, record: RunRecord, goes_on: GoesOn) -> bool:
     """Whether a running run stays as it is, for a service to go on with."""
     return _as_it_stands(services, record) is None and not goes_on(record) and of_a_service(services, record)

@@ -41,6 +41,9 @@ _REVOKE_SECONDS = 10.0
 _LOOK_SECONDS = 0.25
 """Between two looks at processes that may be dead."""
 
+_SOMEBODY = "that had it"
+"""For the process of a run that is nobody's by now."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovered:
@@ -112,6 +115,19 @@ class Recovery:
             found += await self.once()
         return found
 
+    async def one(self, run_id: str) -> Recovered | None:
+        """Go on with one run that this process drives by now, and that another one had before; None if it lost it."""
+        try:
+            run = await self._take(run_id, _SOMEBODY, at_once=True)
+            if run is None:
+                return None
+            closed = await close_runs(self.services, [run])
+        except FenceLost:
+            return None
+        if run_id not in closed:
+            return None
+        return await self._conclude(run, closed[run_id], owner=self.services.heartbeat.runner_id)
+
     def undecided(self, runner_id: str) -> bool:
         """Whether a process may yet turn out to be dead, or is just being recovered by another one."""
         beats = self._seen.get(runner_id)
@@ -136,8 +152,6 @@ class Recovery:
                 self._fences.pop(run.record.run_id, None)  # somebody else has taken it from us
         for dead in found.dead:
             await asyncio.to_thread(self._bury, dead, tokens_gone=tokens[dead] is not None)
-        if runs:
-            await self.services.engine.settle()
         return [each for each in recovered if each is not None]
 
     async def _close(
@@ -238,7 +252,8 @@ class Recovery:
         record = self.services.reader.run(run_id)
         if record is None or record.state is not RunState.RUNNING:
             return False
-        return not is_left(self.services, record, self.goes_on) or self._has_open(run_id, at_once=at_once)
+        left = is_left(self.services, record, self.goes_on)
+        return not left or self.services.queue.holds(run_id) or self._has_open(run_id, at_once=at_once)
 
     def _has_open(self, run_id: str, *, at_once: bool) -> bool:
         """Whether something of a run that is left to a service is to be closed, or has no end on record."""
@@ -256,7 +271,8 @@ class Recovery:
         decision = decide(services, record, dead, self.goes_on, self.secrets.get(run_id))
         leases = self._leases(run_id, only_due=decision.verdict is Verdict.LEAVE and not at_once)
         cut = cut_short(services.reader, run_id)
-        if decision.verdict is Verdict.LEAVE and not leases and not cut.unfinished:
+        handed_out = services.queue.holds(run_id)
+        if decision.verdict is Verdict.LEAVE and not leases and not cut.unfinished and not handed_out:
             return None
         return OpenRun(record=record, dead=dead, fence=fence, leases=tuple(leases), decision=decision, cut=cut)
 
@@ -276,8 +292,13 @@ class Recovery:
                 return None
         return len(accessors)
 
-    async def _conclude(self, run: OpenRun, leases: Sequence[Leftover]) -> Recovered | None:
-        """Record what becomes of the run; None if somebody else has taken it from us."""
+    async def _conclude(
+        self, run: OpenRun, leases: Sequence[Leftover], *, owner: str | None = None
+    ) -> Recovered | None:
+        """Record what becomes of the run; None if somebody else has taken it from us.
+
+        `owner` is who is said to drive it, by default the dead process.
+        """
         services, store, run_id = self.services, self.services.heartbeat.store, run.record.run_id
         goes_on = run.decision.verdict is Verdict.GO_ON
         try:
@@ -289,10 +310,14 @@ class Recovery:
             return None
         if run.decision.verdict is not Verdict.LEAVE:
             self._fences.pop(run_id, None)
+        elif all(each.confirmed for each in leases) and await asyncio.to_thread(services.queue.holds, run_id):
+            # From here on it is whoever's the queue hands it to; an end is recorded for it where it is to be cancelled.
+            await asyncio.to_thread(lambda: store.release(run_id, dead=run.dead))
+            self._fences.pop(run_id, None)
         resumable = None
         if goes_on and run.decision.request is not None:
             runner_id = services.heartbeat.runner_id
-            if not await asyncio.to_thread(store.take, run_id, runner_id, dead=run.dead):
+            if not await asyncio.to_thread(store.take, run_id, runner_id, dead=owner or run.dead):
                 return None
             steps = await asyncio.to_thread(services.reader.steps, run_id)
             resumable = TakenRun(request=run.decision.request, fence=run.fence, steps=tuple(steps))
@@ -307,8 +332,7 @@ class Recovery:
         )
 
     def _bury(self, dead: RunnerRecord, *, tokens_gone: bool) -> None:
-        """Give back what it had claimed of the queue, and forget it if nothing of it is left."""
-        self.services.queue.release(dead.runner_id)
+        """Forget it if nothing of it is left: what the queue had given to it is then handed out again."""
         if tokens_gone:
             self.services.heartbeat.store.bury(dead.runner_id, self.services.heartbeat.runner_id)
 

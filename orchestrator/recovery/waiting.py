@@ -11,7 +11,7 @@ from orchestrator.ledger.coordination.approvals import ApprovalStore
 from orchestrator.ledger.events import Event, RunFinished, StepFinished
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LedgerReader, LedgerWriter
-from orchestrator.recovery.dead_runs import of_a_service
+from orchestrator.recovery.dead_runs import goes_on_here
 from orchestrator.recovery.reopen import reopen
 from orchestrator.runs.types import Services, TakenRun
 
@@ -29,7 +29,7 @@ async def decided_runs(services: Services) -> list[TakenRun]:
         record = await asyncio.to_thread(services.reader.run, run_id)
         if record is None or record.state is not RunState.WAITING:
             continue
-        if not await asyncio.to_thread(of_a_service, services, record):
+        if not await asyncio.to_thread(goes_on_here, services, record):
             continue
         try:
             taken.append(await reopen(services, record, {}))
@@ -38,6 +38,12 @@ async def decided_runs(services: Services) -> list[TakenRun]:
         except OrchestratorError as error:
             log.error("run %s cannot be resumed: %s", run_id, error.message, extra={"run": run_id})
     return taken
+
+
+def decided_in_queue(services: Services) -> list[str]:
+    """The runs that came through the queue and waited, and of which something is decided. Raises LedgerError."""
+    decided = services.approvals.store.decided_runs(services.clock.now())
+    return [run_id for run_id in decided if services.queue.holds(run_id)]
 
 
 async def cancel_waiting(

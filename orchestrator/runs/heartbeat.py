@@ -15,13 +15,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from orchestrator.clock import Clock, SystemClock
 from orchestrator.errors import LedgerError
 from orchestrator.ledger.coordination.runners import Pulse, RunnerStore
 from orchestrator.runs.processes import describe_self, new_runner_id
 
 log = logging.getLogger(__name__)
 
-BEAT_SECONDS = 1.0
+BEAT_SECONDS = 2.0
+"""Between two signs of life. Who is silent for `dead_after` seconds has missed several."""
 
 Cancel = Callable[[str], None]
 """Called in the event loop with the reason."""
@@ -33,10 +35,24 @@ Renew = Callable[[str], None]
 class Heartbeat:
     """Beats from a thread of its own, so that a busy event loop is not taken for a dead one."""
 
-    def __init__(self, store: RunnerStore, *, runner_id: str | None = None, seconds: float = BEAT_SECONDS) -> None:
+    def __init__(
+        self,
+        store: RunnerStore,
+        *,
+        runner_id: str | None = None,
+        seconds: float = BEAT_SECONDS,
+        role: str = "run",
+        max_runs: int | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """`role` and `max_runs` are what people see of a process: what it is, and how many runs it carries out."""
         self.store = store
         self.runner_id = runner_id or new_runner_id()
+        self.is_lost = False
+        """Whether others have taken this process for dead: what it begins from then on is nobody's."""
         self._seconds = seconds
+        self._described = describe_self(role, max_runs)
+        self._clock = clock or SystemClock()
         self._runs: dict[str, Cancel] = {}
         self._renew: Renew | None = None
         self._over = threading.Event()
@@ -61,7 +77,7 @@ class Heartbeat:
         """Enter this process in the ledger and start to beat, once. Raises LedgerError."""
         with self._entering:
             if self._thread is None:
-                self.store.register(self.runner_id, describe_self())
+                self.store.register(self.runner_id, self._described, self._clock.now())
                 self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
                 self._thread.start()
 
@@ -108,7 +124,7 @@ class Heartbeat:
     def _beat(self) -> None:
         while not self._over.wait(self._seconds):
             try:
-                pulse = self.store.beat(self.runner_id)
+                pulse = self.store.beat(self.runner_id, self._clock.now())
             except LedgerError as error:
                 log.warning("no sign of life could be given: %s", error.message)
                 continue
@@ -116,6 +132,7 @@ class Heartbeat:
 
     def _obey(self, pulse: Pulse) -> None:
         if not pulse.alive:
+            self.is_lost = True
             self._tell(
                 [(run, "another process took this one for dead and went on with its runs") for run in self._runs]
             )

@@ -34,10 +34,12 @@ def new_runner_id() -> str:
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def describe_self() -> str:
+def describe_self(role: str = "run", max_runs: int | None = None) -> str:
     """This process, as JSON text for the ledger."""
     return json.dumps(
         {
+            "role": role,
+            "max_runs": max_runs,
             "host": socket.gethostname(),
             "boot": _read(Path("/proc/sys/kernel/random/boot_id")),
             "namespace": _namespace(),

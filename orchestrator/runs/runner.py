@@ -32,8 +32,7 @@ from orchestrator.runs.calls import on_record
 from orchestrator.runs.enforcement.agreement import withdraw
 from orchestrator.runs.enforcement.notices import RunEnd, destinations, tell_of_end
 from orchestrator.runs.enforcement.preparation import prepare
-from orchestrator.runs.engines.types import Walk
-from orchestrator.runs.graph_walk import Graph
+from orchestrator.runs.graph_walk import Graph, drive
 from orchestrator.runs.outcomes import Ending, ending
 from orchestrator.runs.steps.step_runner import StepRunner
 from orchestrator.runs.types import Interruption, RunOutcome, RunProgress, RunRequest, Services, TakenRun
@@ -155,7 +154,7 @@ class Runner:
                 task.cancel()
 
         with self.services.heartbeat.watched(progress.request.run_id, cancel):
-            walked = await self._walk(progress, interruption, cancel, cancelled=cancelled)
+            walked = await self._walk(progress, interruption, cancelled=cancelled)
             outcome, _ = await completed(self._finish_whatever(progress, *walked))
             return outcome
 
@@ -186,7 +185,7 @@ class Runner:
         return RunState.FAILED, defect.exit_code, f"{defect.message}; {defect.hint}"
 
     async def _walk(
-        self, progress: RunProgress, interruption: Interruption, cancel: Callable[[str], None], *, cancelled: bool
+        self, progress: RunProgress, interruption: Interruption, *, cancelled: bool
     ) -> tuple[dict[str, StepState], Ending | None]:
         """The states of the steps, and how the run ended if it was cut short."""
         workflow = progress.request.loaded.workflow
@@ -197,30 +196,33 @@ class Runner:
             when={name: step.when for name, step in workflow.steps.items() if step.when != "on_success"},
         )
         steps = self._steps(progress)
-        walk = Walk(
-            run_id=progress.request.run_id,
-            fence=progress.fence,
-            cancel=cancel,
-            graph=graph,
-            call=steps.carry_out,
-            skip=steps.skip,
-            parallel=self.services.max_parallel,
-            grace=self.services.grace,
-            already={step: state for step, state in progress.states.items() if step in workflow.steps},
-        )
+        already = {step: state for step, state in progress.states.items() if step in workflow.steps}
+
+        async def abandon() -> None:
+            for step in graph.dependencies:
+                if step not in already:
+                    await steps.skip(step, StepState.CANCELLED, "the run was cancelled")
+
         if workflow.timeout is not None:
             progress.deadline = self.services.clock.monotonic() + workflow.timeout
         try:
             async with asyncio.timeout(workflow.timeout) as limit:
                 if cancelled:
-                    await walk.abandon()
+                    await abandon()
                     raise asyncio.CancelledError
                 if "run.started" in progress.request.loaded.text:
                     progress.started = await asyncio.to_thread(self._began, progress.request.run_id)
                 if (wrong := await self._prepare(progress)) is not None:
-                    await walk.abandon()
+                    await abandon()
                     return progress.states, (RunState.FAILED, wrong.exit_code, wrong.message)
-                states = await self.services.engine.drive(walk)
+                states = await drive(
+                    graph,
+                    steps.carry_out,
+                    steps.skip,
+                    parallel=self.services.max_parallel,
+                    already=already,
+                    grace=self.services.grace,
+                )
         except asyncio.CancelledError as error:
             if not is_cancelled():
                 return progress.states, self._defect(progress, error)

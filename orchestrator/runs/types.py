@@ -32,8 +32,6 @@ from orchestrator.redaction.forms import recognisable
 from orchestrator.redaction.own_secrets import OwnSecrets
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.calls import Call
-from orchestrator.runs.engines.local import LocalEngine
-from orchestrator.runs.engines.types import Engine
 from orchestrator.runs.heartbeat import Heartbeat
 from orchestrator.runs.waiting_time import WaitingTime
 from orchestrator.secret import Secret
@@ -71,7 +69,6 @@ class Services:
     """Delivers what policies want others to be told."""
     own_secrets: OwnSecrets = field(default_factory=lambda: OwnSecrets(Redactor()))
     """Knows the orchestrator's own secrets, which no output may hold."""
-    engine: Engine = field(default_factory=LocalEngine)
     parks: bool = False
     """Whether a run that waits for approval is left to be resumed by whoever finds that it can go on."""
     max_output_bytes: int = 1 << 20

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
+from typing import TYPE_CHECKING
 
 from orchestrator.errors import ExitCode, LedgerError, OrchestratorError, UsageError
+from orchestrator.ledger.coordination.queue import QueuedRun
 from orchestrator.ledger.coordination.schedules import ScheduleState, ScheduleStates
 from orchestrator.ledger.states import RunState
+from orchestrator.queue.lanes import limits_of
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.triggers import SERVICE_TRIGGERS, TRIGGER_REQUEST, TRIGGER_SCHEDULE
 from orchestrator.runs.types import RunRequest, Services
@@ -19,13 +23,20 @@ from orchestrator.scheduling.fires import Fire, requested
 from orchestrator.scheduling.folder import KnownWorkflow
 from orchestrator.scheduling.launcher import Launched, Launcher
 from orchestrator.scheduling.overlap import QUEUE_LIMIT, Decision, Verdict, admit, due, next_due
+from orchestrator.scheduling.queue.asking import queued
 from orchestrator.scheduling.state import StateChange, change_state
 from orchestrator.telemetry.metrics import Metrics
 from orchestrator.workflow.inputs import bind_inputs
 
+if TYPE_CHECKING:
+    from orchestrator.queue.shared import SharedQueue
+
 log = logging.getLogger(__name__)
 
 _INSTANT = timedelta(microseconds=1)
+
+_END_LOOK_SECONDS = 0.5
+"""Between two looks whether runs at workers have ended that another one replaces."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +47,8 @@ class SchedulerContext:
     store: ScheduleStates
     launcher: Launcher
     metrics: Metrics
+    shared: SharedQueue | None = None
+    """Where what is due is put, for workers to carry out; None: it is run by this process."""
 
 
 @dataclass(slots=True, eq=False)
@@ -145,10 +158,31 @@ class Entry:
         for launched in ending:
             launched.cancel(ExitCode.TERMINATED, f"replaced by the run {successor}")
         await self.context.launcher.wait(ending)
+        if self.context.shared is not None:
+            await self._end_at_workers(self.context.shared, f"replaced by the run {successor}")
         if await self._going_on():
             self._skipped(Decision(fire, Verdict.SKIP, "overlap"))  # another process runs it
         else:
             await self._start(fire)
+
+    async def _end_at_workers(self, shared: SharedQueue, reason: str) -> None:
+        """Take out what no worker has begun, have the rest cancelled, and wait until all it held is given back."""
+        services = self.context.services
+        for each in await self._put_in():
+            await asyncio.to_thread(shared.remove, each.run_id)
+        asked: set[str] = set()
+        until = services.clock.monotonic() + services.grace + services.dead_after
+        while services.clock.monotonic() < until:
+            found = await asyncio.to_thread(
+                partial(services.reader.runs, workflow=self.name, state=RunState.RUNNING, limit=100)
+            )
+            going_on = {run.run_id for run in found if run.trigger in SERVICE_TRIGGERS}
+            if not going_on:
+                return
+            for run_id in going_on - asked:
+                await asyncio.to_thread(services.heartbeat.store.request_cancel, run_id, reason)
+            asked |= going_on
+            await asyncio.sleep(_END_LOOK_SECONDS)
 
     async def _start(self, fire: Fire) -> None:
         """Start the run of a fire, unless the ledger has it already. Raises LedgerError."""
@@ -171,7 +205,9 @@ class Entry:
         self._skipped(Decision(fire, Verdict.SKIP, "taken"))
 
     async def _begun(self, fire: Fire, request: RunRequest) -> bool:
-        """Start the run and see it begin; False if its id is taken. Raises LedgerError."""
+        """Start the run and see it begin, or put it into the queue; False if its id is taken. Raises LedgerError."""
+        if self.context.shared is not None:
+            return await self._queued(self.context.shared, fire, request)
         launched = self.context.launcher.launch(Runner(self.context.services), request)
         self.running[launched] = fire
         launched.task.add_done_callback(lambda _: self.running.pop(launched))
@@ -186,9 +222,27 @@ class Entry:
             log.error("%s cannot be run: %s", self.name, error.message)
             self._skipped(Decision(fire, Verdict.SKIP, "refused"))
         else:
-            lag = (self.context.services.clock.now() - fire.due).total_seconds()
-            self.context.metrics.started(self.name, max(0.0, lag))
+            self._started(fire)
         return True
+
+    async def _queued(self, shared: SharedQueue, fire: Fire, request: RunRequest) -> bool:
+        """Put the run into the queue, once over all processes that come to its time; False if its id is taken."""
+        services = self.context.services
+        try:
+            entry = queued(request, services.clock.now())
+        except UsageError as error:
+            log.error("%s cannot be queued: %s", self.name, error.message)
+            self._skipped(Decision(fire, Verdict.SKIP, "inputs"))
+            return True
+        limits = limits_of(request.loaded.workflow)
+        added = await asyncio.to_thread(lambda: shared.add(entry, workflow=request.loaded.text, limits=limits))
+        if added:
+            self._started(fire)
+        return added or await asyncio.to_thread(services.queue.holds, request.run_id)
+
+    def _started(self, fire: Fire) -> None:
+        lag = (self.context.services.clock.now() - fire.due).total_seconds()
+        self.context.metrics.started(self.name, max(0.0, lag))
 
     async def _going_on(self) -> int:
         """How many runs of this workflow go on that a scheduler started, here or in another process."""
@@ -196,7 +250,14 @@ class Entry:
         for state in (RunState.RUNNING, RunState.WAITING):  # one that waits for somebody to agree has not ended
             found = await asyncio.to_thread(partial(reader.runs, workflow=self.name, state=state, limit=100))
             ours |= {run.run_id for run in found if run.trigger in SERVICE_TRIGGERS}
-        return len(ours)
+        return len(ours | {each.run_id for each in await self._put_in()})
+
+    async def _put_in(self) -> Sequence[QueuedRun]:
+        """The runs that a scheduler has put into the queue and that no worker has begun."""
+        if self.context.shared is None:
+            return ()
+        found = await asyncio.to_thread(self.context.services.queue.of, self.name)
+        return [each for each in found if each.trigger in SERVICE_TRIGGERS]
 
     def _skipped(self, decision: Decision) -> None:
         self.context.metrics.skipped(self.name, decision.reason)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from orchestrator.errors import Defect, ExitCode, OrchestratorError
-from orchestrator.ledger.events import Event, RunFinished, RunStarted
+from orchestrator.ledger.events import AttemptFinished, AttemptWaits, Event, LeaseRequested, RunFinished, RunStarted
 from orchestrator.ledger.states import RunState
 from orchestrator.redaction.redactor import Redactor, redact_exception
 from orchestrator.runs.runner import Runner
@@ -52,10 +54,26 @@ class Launched:
 
 
 class Launcher:
-    """Starts runs and knows those that have not ended. Belongs to one event loop."""
+    """Starts runs and knows those that have not ended. Belongs to one event loop.
+
+    At most `max_runs` go on at once. One that waits until others have given leases back takes nobody's place: what
+    needs another database goes on beside it. When it has its leases it goes on at once, even if that is one too many,
+    since what it holds others wait for.
+    """
 
     def __init__(self, *, max_runs: int, redactor: Redactor) -> None:
-        self._slots = asyncio.Semaphore(max_runs)
+        self._max_runs = max_runs
+        self._placed: set[Launched] = set()
+        self._queue: deque[asyncio.Future[None]] = deque()
+        self._turns: set[asyncio.Future[None]] = set()
+        """Turns that have come and are not taken yet."""
+        self._waiting: dict[str, set[str]] = {}
+        self.taken = 0
+        """How many places are taken. This and the next two may be read from any thread."""
+        self.waiting = 0
+        """How many runs wait for leases of a connection of which as many are open as may be."""
+        self.held_up: frozenset[str] = frozenset()
+        """The workflows of these."""
         self._redactor = redactor
         self._launched: dict[str, Launched] = {}
         self.unconfirmed: set[str] = set()
@@ -67,6 +85,11 @@ class Launcher:
     def active(self) -> tuple[Launched, ...]:
         """The runs that have not ended, those included that wait for a place."""
         return tuple(self._launched.values())
+
+    @property
+    def room(self) -> int:
+        """How many more runs may begin now; negative where it is too many already."""
+        return self._max_runs - self.taken
 
     def launch(self, runner: Runner, request: RunRequest, taken: TakenRun | None = None) -> Launched:
         """Run as soon as there is a place, or go on with a run that was taken over. Raises nothing: see `Launched`."""
@@ -95,6 +118,26 @@ class Launcher:
             self.unended.discard(run_id)
             if launched is not None:
                 launched.over = True
+        if launched is not None:
+            self._observe_waiting(run_id, event)
+
+    def _observe_waiting(self, run_id: str, event: Event) -> None:
+        """An attempt waits from its event on until its leases are asked for, or it has ended without them."""
+        waiting = self._waiting.get(run_id, set())
+        if isinstance(event, AttemptWaits):
+            self._waiting[run_id] = waiting | {f"{event.step} {event.attempt}"}
+            self._count()
+            self._let_in()
+        elif isinstance(event, LeaseRequested | AttemptFinished) and waiting:
+            waiting.discard(f"{event.step} {event.attempt}")
+            if not waiting:
+                self._waiting.pop(run_id)
+                self._count()
+
+    def _count(self) -> None:
+        waiting = [launched for launched in self._placed if launched.run_id in self._waiting]
+        self.waiting, self.held_up = len(waiting), frozenset(launched.workflow for launched in waiting)
+        self.taken = len(self._placed) - self.waiting + len(self._turns)
 
     async def wait(self, launched: Iterable[Launched], *, seconds: float | None = None) -> bool:
         """Wait for these runs to end; whether they have."""
@@ -109,7 +152,7 @@ class Launcher:
 
     async def _carry_out(self, runner: Runner, request: RunRequest, launched: Launched, taken: TakenRun | None) -> None:
         try:
-            async with self._slots:
+            async with self._place(launched):
                 launched.placed = True
                 outcome = (
                     await runner.run(request, launched.interruption)
@@ -128,6 +171,41 @@ class Launcher:
                 launched.begun.set_exception(Defect(f"unexpected {redact_exception(error, self._redactor)}"))
             return
         self._conclude(outcome, launched.workflow)
+
+    @asynccontextmanager
+    async def _place(self, launched: Launched) -> AsyncIterator[None]:
+        """While inside, the run has a place. Those that wait for one get theirs in the order in which they came."""
+        if self._queue or self.room <= 0:
+            turn = asyncio.get_running_loop().create_future()
+            self._queue.append(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn in self._queue:
+                    self._queue.remove(turn)
+                self._turns.discard(turn)
+                self._count()
+                self._let_in()  # where the turn had come, it is the next one's
+                raise
+            self._turns.discard(turn)
+        self._placed.add(launched)
+        self._count()
+        try:
+            yield
+        finally:
+            self._placed.discard(launched)
+            self._waiting.pop(launched.run_id, None)
+            self._count()
+            self._let_in()
+
+    def _let_in(self) -> None:
+        """Give the places that are free to those that wait, oldest first."""
+        while self._queue and self.room > 0:
+            turn = self._queue.popleft()
+            if not turn.done():
+                self._turns.add(turn)
+                self._count()
+                turn.set_result(None)
 
     def _conclude(self, outcome: RunOutcome, workflow: str) -> None:
         self.unconfirmed |= {lease.lease_id for lease in outcome.unconfirmed}

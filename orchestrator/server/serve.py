@@ -10,7 +10,7 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,12 +23,12 @@ from orchestrator.errors import ExitCode, UsageError
 from orchestrator.ledger.coordination.schedules import open_schedules
 from orchestrator.ledger.events import Event
 from orchestrator.ledger.lease import OPEN
+from orchestrator.queue.opening import check_ledger, shared_queue
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.types import Services
 from orchestrator.scheduling.entry import SchedulerContext
 from orchestrator.scheduling.folder import WorkflowFolder
 from orchestrator.scheduling.launcher import Launcher
-from orchestrator.scheduling.queue import claiming
 from orchestrator.scheduling.scheduler import Scheduler
 from orchestrator.server.descriptors import raise_descriptor_limit
 from orchestrator.server.maintenance import Maintenance, maintained
@@ -42,12 +42,14 @@ from orchestrator.telemetry.observed_ledger import Observer, both
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
 
+    from orchestrator.queue.shared import SharedQueue
     from orchestrator.server.api.service import Api, ApiConfig
+    from orchestrator.workflow.loader import LoadedWorkflow
 
 log = logging.getLogger(__name__)
 
-CLAIM_SECONDS = 0.5
-"""Between two looks into the queue."""
+LOST_SECONDS = 1.0
+"""Between two looks whether others have taken this process for dead."""
 
 SWEEP_SECONDS = 900.0
 """Between two sweeps of expired logins: they are of no use to anybody, and each look is itself on record."""
@@ -59,9 +61,10 @@ Hooks = Callable[[Services], Sequence[Maintenance]]
 class ServeConfig:
     """What the scheduler is told from outside. `drain` in seconds; `listen` is `HOST:PORT` or None.
 
-    Without a folder nothing is scheduled; with `queue` runs of the shared queue are carried out, no more at
-    once for each connection than `connection_runs` says, over all workers. `sweep_interval` is in seconds, and
-    one for all processes on a ledger. With `approvals` the listener also takes them. `api` answers agents.
+    Without a folder nothing is scheduled. With `queue` what is due is put into the shared queue; with `works` runs of
+    that queue are carried out, those of `offered` also where another program asks for them by their name.
+    `sweep_interval` is in seconds, and one for all processes on a ledger. With `approvals` the listener also takes
+    them. `api` answers agents.
     """
 
     folder: Path | None
@@ -70,7 +73,8 @@ class ServeConfig:
     listen: str | None = "127.0.0.1:9464"
     approvals: bool = False
     queue: bool = False
-    connection_runs: Mapping[str, int] = field(default_factory=dict)
+    works: bool = False
+    offered: Path | None = None
     sweep_interval: float = SWEEP_SECONDS
     api: ApiConfig | None = None
 
@@ -81,6 +85,8 @@ class _Stop:
 
     drain: asyncio.Event = field(default_factory=asyncio.Event)
     now: asyncio.Event = field(default_factory=asyncio.Event)
+    lost: bool = False
+    """It is not a signal: others have taken this process for dead."""
     code: ExitCode = ExitCode.TERMINATED
 
 
@@ -99,6 +105,19 @@ async def serve(
     cancelled. UNCONFIRMED: a revocation is not confirmed. Raises UsageError and LedgerError if it cannot begin.
     """
     raise_descriptor_limit()
+    if config.queue or config.works:
+        check_ledger(runner.ledger_url)
+    while True:
+        code = await _served(runner, config, redactor=redactor, observer=observer, maintenance=maintenance)
+        if code is not None:
+            return code
+        log.warning("others had taken this process for dead; it begins anew, under another name")
+
+
+async def _served(
+    runner: RunnerConfig, config: ServeConfig, *, redactor: Redactor, observer: Observer | None, maintenance: Hooks
+) -> ExitCode | None:
+    """Until a signal comes; None where others have taken this process for dead."""
     bound, metrics = _observed(config.listen)
     api_bound = config.api.bound() if config.api else None
     launcher = Launcher(max_runs=config.max_runs, redactor=redactor)
@@ -116,13 +135,27 @@ async def serve(
                 open_services(runner, redactor=redactor, observer=everybody) as services,
                 AsyncExitStack() as stack,
             ):
-                context = SchedulerContext(services=services, store=store, launcher=launcher, metrics=metrics)
+                shared = _shared(stack, runner, config, services)
+                context = SchedulerContext(
+                    services=services,
+                    store=store,
+                    launcher=launcher,
+                    metrics=metrics,
+                    shared=shared if config.queue else None,
+                )
                 folder = WorkflowFolder(config.folder, catalog, endpoints=services.endpoints)
                 scheduler = Scheduler(context, folder)
                 api = await stack.enter_async_context(_api(config.api, api_bound, services, folder))
                 hooks = [
-                    *upkeep(services, launcher, metrics, sweep_interval=config.sweep_interval),
-                    *_queue(services, launcher, config),
+                    *upkeep(
+                        services,
+                        launcher,
+                        metrics,
+                        sweep_interval=config.sweep_interval,
+                        wake=shared.wake if shared is not None else None,
+                    ),
+                    *await _working(stack, runner, config, services, shared, launcher, stop),
+                    (LOST_SECONDS, _lost(services, stop)),
                     *maintenance(services),
                     *(api.hooks() if api else ()),
                 ]
@@ -139,7 +172,7 @@ async def serve(
                     maintained(hooks, metrics),
                 ):
                     cut_short = await _until_drained(scheduler, launcher, api, stop, config.drain)
-                return _ended(services, launcher, stop, cut_short=cut_short)
+                return None if stop.lost else _ended(services, launcher, stop, cut_short=cut_short)
     finally:
         for each in (bound, api_bound):
             if each is not None:
@@ -212,11 +245,54 @@ def _ended(services: Services, launcher: Launcher, stop: _Stop, *, cut_short: bo
     return stop.code if cut_short else ExitCode.DONE
 
 
-def _queue(services: Services, launcher: Launcher, config: ServeConfig) -> Sequence[Maintenance]:
-    if not config.queue:
+def _shared(stack: AsyncExitStack, runner: RunnerConfig, config: ServeConfig, services: Services) -> SharedQueue | None:
+    if not (config.queue or config.works):
+        return None
+    return stack.enter_context(shared_queue(runner.ledger_url, services.queue))
+
+
+async def _working(
+    stack: AsyncExitStack,
+    runner: RunnerConfig,
+    config: ServeConfig,
+    services: Services,
+    shared: SharedQueue | None,
+    launcher: Launcher,
+    stop: _Stop,
+) -> Sequence[Maintenance]:
+    if shared is None or not config.works:
         return ()
-    claim = claiming(services, launcher, config.connection_runs, max_runs=config.max_runs)
-    return [(CLAIM_SECONDS, claim)]
+    from orchestrator.server.working import working
+
+    offered = WorkflowFolder(config.offered, catalog, endpoints=services.endpoints)
+
+    def find(name: str) -> LoadedWorkflow | None:
+        known = offered.read().workflows.get(name)
+        return None if known is None else known.load()
+
+    return await stack.enter_async_context(
+        working(
+            services,
+            shared,
+            launcher,
+            ledger_url=runner.ledger_url,
+            max_runs=config.max_runs,
+            offered=find,
+            stopped=stop.drain.is_set,
+        )
+    )
+
+
+def _lost(services: Services, stop: _Stop) -> Callable[[], Awaitable[None]]:
+    """See that others have taken this process for dead: its runs are theirs, and it has to begin anew."""
+
+    async def lost() -> None:
+        if services.heartbeat.is_lost and not stop.drain.is_set():
+            stop.lost = True
+            stop.now.set()
+            stop.drain.set()
+
+    return lost
 
 
 def _observed(address: str | None) -> tuple[socket.socket | None, Metrics]:

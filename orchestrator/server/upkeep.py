@@ -10,13 +10,13 @@ from orchestrator.actions.process.private_folders import remove_left_behind
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.policy.watched import WatchedPolicies
 from orchestrator.recovery.backoff import is_due
-from orchestrator.recovery.dead_runs import Verdict, of_a_service
+from orchestrator.recovery.dead_runs import Verdict, goes_on_here
 from orchestrator.recovery.irrevocable import close_irrevocable
 from orchestrator.recovery.open_leases import close_left_over, left_over
 from orchestrator.recovery.orphans import sweep_at, sweep_once
 from orchestrator.recovery.takeover import Recovery
 from orchestrator.recovery.unended import end_run
-from orchestrator.recovery.waiting import decided_runs
+from orchestrator.recovery.waiting import decided_in_queue, decided_runs
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import Services
 from orchestrator.scheduling.launcher import Launcher
@@ -47,14 +47,20 @@ RENEWAL_SECONDS = 5.0
 """How long renewing it may take."""
 
 
-def upkeep(services: Services, launcher: Launcher, metrics: Metrics, *, sweep_interval: float) -> Sequence[Maintenance]:
-    """The work with the seconds between two rounds of it."""
+def upkeep(
+    services: Services,
+    launcher: Launcher,
+    metrics: Metrics,
+    *,
+    sweep_interval: float,
+    wake: Callable[[str], None] | None = None,
+) -> Sequence[Maintenance]:
+    """The work with the seconds between two rounds of it. `wake` has the shared queue hand a run out."""
     return [
         (RECOVERY_SECONDS, _recovery(services, launcher, metrics)),
         (RECOVERY_SECONDS, _unended(services, launcher)),
-        (RECOVERY_SECONDS, _decided(services, launcher)),
+        (RECOVERY_SECONDS, _decided(services, launcher, wake)),
         (LEFTOVER_SECONDS, _leftovers(services)),
-        (LEFTOVER_SECONDS, services.engine.settle),
         (sweep_interval, _orphans(services, sweep_interval)),
         (IRREVOCABLE_SECONDS, _irrevocable(services, metrics)),
         (IDENTITY_SECONDS, _identity(services)),
@@ -65,7 +71,7 @@ def upkeep(services: Services, launcher: Launcher, metrics: Metrics, *, sweep_in
 
 def _recovery(services: Services, launcher: Launcher, metrics: Metrics) -> Callable[[], Awaitable[None]]:
     """Close what dead processes left, go on with what services had started, and end the rest as interrupted."""
-    recovery = Recovery(services, goes_on=lambda record: of_a_service(services, record))
+    recovery = Recovery(services, goes_on=lambda record: goes_on_here(services, record))
 
     async def recover() -> None:
         for found in await recovery.once():
@@ -81,10 +87,15 @@ def _recovery(services: Services, launcher: Launcher, metrics: Metrics) -> Calla
     return recover
 
 
-def _decided(services: Services, launcher: Launcher) -> Callable[[], Awaitable[None]]:
+def _decided(
+    services: Services, launcher: Launcher, wake: Callable[[str], None] | None
+) -> Callable[[], Awaitable[None]]:
     """Go on with runs that waited for somebody to agree, when that is decided."""
 
     async def decided() -> None:
+        if wake is not None:
+            for run_id in await asyncio.to_thread(decided_in_queue, services):
+                await asyncio.to_thread(wake, run_id)
         for taken in await decided_runs(services):
             run_id = taken.request.run_id
             log.info("run %s goes on: its approval is decided", run_id, extra={"run": run_id})

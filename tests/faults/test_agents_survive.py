@@ -62,7 +62,7 @@ class RoundRobin:
 
 @pytest.fixture
 def apis(bench: Bench, children: ForkServer) -> Iterator[Apis]:
-    with bench.setup("local-postgresql") as setup:
+    with bench.setup("postgresql") as setup:
         with apis_on(bench, children, setup.ledger_url) as found:
             found.put(TASK.replace("max_calls: 3", "max_calls: 30"))
             for _ in range(PROCESSES):

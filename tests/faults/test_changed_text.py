@@ -67,7 +67,7 @@ def change_what_a_step_gave(team: Team) -> None:
 
 def each(*changes: Callable[[Team], None]) -> pytest.MarkDecorator:
     """Every change, and the first one on both kinds of ledger."""
-    cases = [("local-sqlite", change) for change in changes] + [("local-postgresql", changes[0])]
+    cases = [("sqlite", change) for change in changes] + [("postgresql", changes[0])]
     return pytest.mark.parametrize(("setup", "change"), cases, indirect=["setup"])
 
 

@@ -126,7 +126,7 @@ POINTS = [
     for setup in SETUPS
     for (before, after), scenarios in SCENARIOS.items()
     # Inside DBOS, and on PostgreSQL, every transition once: what the others vary, neither of them sees.
-    for scenario in (scenarios if setup == "local-sqlite" else scenarios[:1])
+    for scenario in (scenarios if setup == "sqlite" else scenarios[:1])
     for when in ("before", "after")
 ]
 
@@ -168,7 +168,6 @@ class Victim:
             "role_id": provisioned.role_id,
             "secret_id": provisioned.secret_id.reveal(),
             "ledger": self.setup.ledger_url,
-            "engine": self.setup.engine,
             "endpoints": self.bench.info.endpoints,
             "issuer": self.bench.info.issuer_url,
             "workflow": text,

@@ -166,7 +166,7 @@ class Storm:
         return command
 
 
-@pytest.mark.parametrize("setup", ["local-sqlite", "local-postgresql"], indirect=True)
+@pytest.mark.parametrize("setup", ["sqlite", "postgresql"], indirect=True)
 def test_nothing_is_left_and_nothing_is_done_twice(bench: Bench, setup: Setup, children: ForkServer) -> None:
     print(f"ORCHESTRATOR_TEST_SEED={SEED} ORCHESTRATOR_TEST_KILLS={KILLS}")
     bench.install(load_text(FLOW, filename="storm.yaml", actions=catalog).workflow)

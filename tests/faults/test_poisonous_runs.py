@@ -29,7 +29,7 @@ from orchestrator.scheduling.launcher import Launcher
 from orchestrator.scheduling.queue import claiming, enqueue
 from orchestrator.workflow.loader import load_text
 
-pytestmark = pytest.mark.parametrize("setup", ["local-sqlite"], indirect=True)
+pytestmark = pytest.mark.parametrize("setup", ["sqlite"], indirect=True)
 
 POISON = """
 import os, signal

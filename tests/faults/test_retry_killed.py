@@ -65,7 +65,6 @@ class Failed:
             "role_id": self.bench.provisioned.role_id,
             "secret_id": self.bench.provisioned.secret_id.reveal(),
             "ledger": self.setup.ledger_url,
-            "engine": self.setup.engine,
             "endpoints": self.bench.info.endpoints,
             "issuer": self.bench.info.issuer_url,
             "workflow": self.text,
@@ -99,7 +98,7 @@ EVERYWHERE = [("run.started", ""), ("lease.issued", "database")]
 CRASHES = [
     pytest.param(setup, kind, grant_kind, when, id=f"{setup}-{kind}-{grant_kind or 'any'}-{when}")
     for setup in SETUPS
-    for kind, grant_kind in (POINTS if setup == "local-sqlite" else EVERYWHERE)
+    for kind, grant_kind in (POINTS if setup == "sqlite" else EVERYWHERE)
     for when in ("before", "after")
 ]
 

@@ -52,6 +52,11 @@ steps:
 ONCE_SLOW = "[/bin/sh, -c, 'echo work >> {marks}; if [ $(grep -c work {marks}) = 1 ]; then sleep 50; fi']"
 
 
+in_queue = pytest.mark.parametrize("setup", ["queue"], indirect=True)
+one_ledger = pytest.mark.parametrize("setup", ["sqlite"], indirect=True)
+both_ledgers = pytest.mark.parametrize("setup", ["sqlite", "postgresql"], indirect=True)
+
+
 @dataclass
 class Team:
     """Processes of the orchestrator on one ledger, and what can be asked about them."""
@@ -83,7 +88,6 @@ class Team:
             **self.bench.environment(),
             "ORCHESTRATOR_POLICY": "allow-all",
             "ORCHESTRATOR_LEDGER_URL": self.ledger_url,
-            "ORCHESTRATOR_ENGINE": self.setup.engine,
             "ORCHESTRATOR_DEAD_AFTER": "4",
         }
 
@@ -135,10 +139,8 @@ class Team:
     def at_work(self) -> bool:
         return bool(self.bench.logins_of_steps()) and self.marks.exists() and "work" in self.marks.read_text()
 
-    def in_dbos(self) -> dict[str, str] | None:
-        """What DBOS says of its workflows, or None without it."""
-        if self.setup.engine != "dbos":
-            return None
+    def in_dbos(self) -> dict[str, str]:
+        """What DBOS says of its workflows."""
         with psycopg.connect(self.ledger_url) as session:
             query = "SELECT workflow_uuid, status FROM orchestrator_dbos.workflow_status"
             return {str(workflow): str(status) for workflow, status in session.execute(query)}
@@ -154,6 +156,7 @@ def team(bench: Bench, setup: Setup, tmp_path: Path, children: ForkServer) -> It
         yield team
 
 
+@in_queue
 def test_a_living_worker_finishes_the_run_of_a_killed_one(team: Team) -> None:
     run_id = queued(team.ledger_url, team.flow())
     team.worker()
@@ -169,9 +172,10 @@ def test_a_living_worker_finishes_the_run_of_a_killed_one(team: Team) -> None:
     assert team.marks.read_text().split() == ["first", "work", "work", "last"]
     assert team.bench.logins_of_steps() == []
     assert {lease.state for lease in team.leases(run_id)} <= FINAL
-    assert team.in_dbos() in (None, {run_id: "CANCELLED", f"{run_id}#2": "SUCCESS"})
+    wait_for(lambda: team.in_dbos() == {run_id: "SUCCESS"}, "DBOS to have the end")
 
 
+@in_queue
 def test_a_worker_that_was_stopped_can_do_nothing_more_under_its_old_fence(team: Team) -> None:
     run_id = queued(team.ledger_url, team.flow())
     team.worker()
@@ -190,7 +194,7 @@ def test_a_worker_that_was_stopped_can_do_nothing_more_under_its_old_fence(team:
     assert len(events(team, run_id)) == history, "nothing was written under the old fence"
     assert team.marks.read_text().split() == ["first", "work", "work", "last"]
     assert team.bench.logins_of_steps() == []
-    assert team.in_dbos() in (None, {run_id: "CANCELLED", f"{run_id}#2": "SUCCESS"})
+    wait_for(lambda: team.in_dbos() == {run_id: "SUCCESS"}, "DBOS to have the end")
 
 
 def events(team: Team, run_id: str) -> list[Any]:
@@ -198,12 +202,8 @@ def events(team: Team, run_id: str) -> list[Any]:
         return list(ledger.events(run_id))
 
 
-one_engine = pytest.mark.parametrize("setup", ["local-sqlite"], indirect=True)
-both_engines = pytest.mark.parametrize("setup", ["local-sqlite", "dbos-postgresql"], indirect=True)
-
-
 class TestOneShot:
-    @both_engines
+    @both_ledgers
     def test_a_killed_run_is_gone_on_with_under_its_id_and_then_only_told(self, team: Team) -> None:
         path, run_id = team.flow(), new_run_id()
         victim = team.start("run", str(path), "--run-id", run_id)
@@ -219,7 +219,7 @@ class TestOneShot:
         assert team.bench.logins_of_steps() == []
         assert {lease.state for lease in team.leases(run_id)} <= FINAL
 
-    @both_engines
+    @both_ledgers
     def test_a_step_that_must_not_be_repeated_fails_the_run(self, team: Team) -> None:
         path, run_id = team.flow(step="on_crash: fail"), new_run_id()
         victim = team.start("run", str(path), "--run-id", run_id)
@@ -232,7 +232,7 @@ class TestOneShot:
         assert team.marks.read_text().split() == ["first", "work"]
         assert team.bench.logins_of_steps() == []
 
-    @one_engine
+    @one_ledger
     def test_any_later_run_closes_what_a_dead_process_left(self, team: Team) -> None:
         path, run_id = team.flow(), new_run_id()
         victim = team.start("run", str(path), "--run-id", run_id)
@@ -262,7 +262,7 @@ class TestOneShot:
         assert team.command("runs", "resume", run_id).returncode == 0
         assert team.marks.read_text().split().count("first") == 3, "one of each run"
 
-    @one_engine
+    @one_ledger
     def test_quiet_says_nothing_of_other_runs(self, team: Team) -> None:
         path, run_ids = team.flow(), [new_run_id(), new_run_id()]
         for run_id in run_ids:
@@ -276,7 +276,7 @@ class TestOneShot:
         assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
         assert {team.ended(run_id).state for run_id in run_ids} == {RunState.INTERRUPTED}  # type: ignore[union-attr]
 
-    @one_engine
+    @one_ledger
     def test_json_tells_of_its_own_run_only(self, team: Team) -> None:
         path, run_id = team.flow(), new_run_id()
         victim = team.start("run", str(path), "--run-id", run_id)
@@ -289,7 +289,7 @@ class TestOneShot:
         assert len({line["run"] for line in lines}) == 1
         assert run_id not in other.stdout
 
-    @both_engines
+    @both_ledgers
     def test_a_run_that_is_killed_again_and_again_is_interrupted_each_time_and_finished_at_last(
         self, team: Team
     ) -> None:
@@ -316,7 +316,7 @@ class TestOneShot:
         ended = [(e.data["step"], e.data["attempt"]) for e in events(team, run_id) if e.kind == "attempt.finished"]
         assert len(ended) == len(set(ended))
 
-    @one_engine
+    @in_queue
     def test_a_worker_ends_the_run_of_a_dead_command_and_does_not_go_on_with_it(self, team: Team) -> None:
         path, run_id = team.flow(), new_run_id()
         victim = team.start("run", str(path), "--run-id", run_id)
@@ -331,7 +331,7 @@ class TestOneShot:
         )
         assert team.marks.read_text().split() == ["first", "work"]
 
-    @one_engine
+    @in_queue
     def test_a_command_closes_what_a_worker_left_and_leaves_the_run_to_another_worker(self, team: Team) -> None:
         run_id = queued(team.ledger_url, team.flow())
         victim = team.worker()
@@ -354,7 +354,7 @@ class TestOneShot:
         assert record.state is RunState.SUCCEEDED
         assert team.marks.read_text().split().count("work") == 2
 
-    @one_engine
+    @one_ledger
     def test_without_its_secret_input_a_run_stays_resumable(self, team: Team) -> None:
         path, run_id = team.flow(top="inputs: { key: { type: string, secret: true } }"), new_run_id()
         given = team.bench.directory / "inputs.json"
@@ -371,7 +371,7 @@ class TestOneShot:
         assert team.command("runs", "resume", run_id, "--inputs", str(given)).returncode == 0
         assert team.bench.logins_of_steps() == []
 
-    @one_engine
+    @one_ledger
     def test_a_run_of_a_living_process_is_not_taken(self, team: Team) -> None:
         path, run_id = team.flow(), new_run_id()
         living = team.start("run", str(path), "--run-id", run_id)
@@ -387,7 +387,7 @@ class TestOneShot:
         assert (record.state, record.reason) == (RunState.CANCELLED, "not needed")
         assert team.bench.logins_of_steps() == []
 
-    @one_engine
+    @one_ledger
     def test_a_run_id_of_another_workflow_is_refused(self, team: Team) -> None:
         run_id = new_run_id()
         assert team.command("run", str(team.flow("one", sql="SELECT 1")), "--run-id", run_id).returncode == 0
@@ -395,7 +395,7 @@ class TestOneShot:
         assert other.returncode == 2
         assert "another workflow" in other.stderr
 
-    @one_engine
+    @one_ledger
     def test_a_single_lease_can_be_taken_back_under_a_running_step(self, team: Team) -> None:
         path, run_id = team.flow(), new_run_id()
         living = team.start("run", str(path), "--run-id", run_id)
@@ -407,6 +407,7 @@ class TestOneShot:
         assert living.wait(30) == 143
 
 
+@in_queue
 def test_limits_hold_over_all_workers(team: Team) -> None:
     path = team.flow("limited", top="max_runs: 1", sql="SELECT pg_sleep(0.3)")
     runs = [queued(team.ledger_url, path) for _ in range(4)]
@@ -427,7 +428,7 @@ def test_limits_hold_over_all_workers(team: Team) -> None:
     assert team.marks.read_text().split().count("last") == 4
 
 
-@pytest.mark.parametrize("setup", ["local-sqlite", "local-postgresql"], indirect=True)
+@in_queue
 def test_asking_twice_for_the_same_run_adds_it_once(team: Team) -> None:
     path, run_id = team.flow("twice", sql="SELECT 1"), new_run_id()
     answers = [team.command("queue", "add", str(path), "--run-id", run_id, "--json") for _ in range(2)]

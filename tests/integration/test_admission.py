@@ -220,11 +220,11 @@ async def test_a_plan_tells_what_the_first_question_would_be_answered(rule: str,
     assert reason in step.decision.reasons[0]
 
 
-@pytest.mark.parametrize("setup", ["local-postgresql", "dbos-postgresql"])
+@pytest.mark.parametrize("setup", ["postgresql"])
 def test_every_engine_and_ledger_asks_first(bench: Bench, setup: str) -> None:
     with bench.setup(setup) as chosen:
         text = workflow("context", name="admission_engines", more=OTHERS)
-        outcome = run(bench, text, SAMPLE, engine=chosen.engine, ledger_url=chosen.ledger_url)
+        outcome = run(bench, text, SAMPLE, ledger_url=chosen.ledger_url)
     assert outcome.exit_code is ExitCode.REFUSED
     assert outcome.steps == {"work": StepState.REFUSED, "after": StepState.SKIPPED, "beside": StepState.REFUSED}
     assert "not known to this policy" in outcome.reason

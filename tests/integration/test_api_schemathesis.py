@@ -101,7 +101,7 @@ types.values = ["complaint_desk"]
 
 @pytest.fixture
 def apis(bench: Bench, children: ForkServer) -> Iterator[Apis]:
-    with bench.setup("local-postgresql") as setup:
+    with bench.setup("postgresql") as setup:
         with apis_on(bench, children, setup.ledger_url) as found:
             found.put(TYPE)
             found.agents.write_text(found.agents.read_text() + SERVICES)

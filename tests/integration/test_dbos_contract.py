@@ -28,7 +28,7 @@ from orchestrator.runs.engines.dbos import SCHEMA, DbosEngine, workflow_id
 from orchestrator.runs.engines.types import Walk
 from orchestrator.runs.graph_walk import Graph
 
-pytestmark = pytest.mark.parametrize("setup", ["dbos-postgresql"], indirect=True)
+pytestmark = pytest.mark.parametrize("setup", ["postgresql"], indirect=True)
 
 OK = StepState.SUCCEEDED
 

@@ -34,7 +34,7 @@ from orchestrator.runs.engines.dbos import APPLICATION_VERSION, SCHEMA, WORKFLOW
 from orchestrator.runs.engines.types import Walk
 from orchestrator.runs.graph_walk import Graph
 
-pytestmark = pytest.mark.parametrize("setup", ["dbos-postgresql"], indirect=True)
+pytestmark = pytest.mark.parametrize("setup", ["postgresql"], indirect=True)
 
 OK = StepState.SUCCEEDED
 INTERNAL = "_dbos_internal_queue"

@@ -110,7 +110,7 @@ ENDS = ("attempt.started", "lease.issued", "lease.revoking", "lease.revoked", "s
 @pytest.mark.parametrize("kind", ENDS)
 def test_a_run_whose_ledger_was_away_is_ended_as_soon_as_it_is_back(bench: Bench, setup: Setup, kind: str) -> None:
     async def go() -> None:
-        how: Any = {"engine": setup.engine, "ledger_url": setup.ledger_url}
+        how: Any = {"ledger_url": setup.ledger_url}
         async with opened(bench, of_kind(kind), LedgerError("away"), **how) as (services, launcher):
             launched = launcher.launch(Runner(services), request(bench, text_of("away")))
             assert await launcher.wait([launched], seconds=60)
@@ -238,7 +238,7 @@ def test_a_worker_that_leaves_gives_back_what_it_had_claimed_and_never_begun(
     bench: Bench, setup: Setup, leaves: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As it does where a signal comes between the claim and the beginning."""
-    how: Any = {"engine": setup.engine, "ledger_url": setup.ledger_url}
+    how: Any = {"ledger_url": setup.ledger_url}
 
     async def never(self: Runner, request: RunRequest, taken: Any = None) -> None:
         await asyncio.Event().wait()

@@ -38,7 +38,7 @@ def served(bench: Bench, children: ForkServer) -> Any:
         yield served
 
 
-@pytest.mark.parametrize("setup", ["local-sqlite", "local-postgresql"], indirect=True)
+@pytest.mark.parametrize("setup", ["sqlite", "postgresql"], indirect=True)
 def test_all_processes_find_the_same_id_for_a_time_and_another_for_every_other(setup: Setup) -> None:
     def asked(_: int) -> str:
         with open_ledger(setup.ledger_url, clock=SystemClock()) as ledger:

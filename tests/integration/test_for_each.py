@@ -263,13 +263,13 @@ def test_each_item_sees_only_the_rows_that_are_its_own(bench: Bench) -> None:
     bench.assert_nothing_left()
 
 
-@pytest.mark.parametrize("setup", ["local-sqlite", "local-postgresql", "dbos-postgresql"], indirect=True)
+@pytest.mark.parametrize("setup", ["sqlite", "postgresql"], indirect=True)
 def test_an_interrupted_list_goes_on_with_the_items_that_are_left(bench: Bench, setup: Setup, tmp_path: Path) -> None:
     file = tmp_path / "items.yaml"
     slow = "SELECT pg_sleep(CASE WHEN %(n)s::int = 2 THEN 4 ELSE 0 END), %(n)s::int AS n"
     file.write_text(workflow(str(list(range(6))), sql=slow))
     environment = bench.environment(
-        ORCHESTRATOR_POLICY="allow-all", ORCHESTRATOR_LEDGER_URL=setup.ledger_url, ORCHESTRATOR_ENGINE=setup.engine
+        ORCHESTRATOR_POLICY="allow-all", ORCHESTRATOR_LEDGER_URL=setup.ledger_url
     )
     command = [sys.executable, "-m", "orchestrator.cli"]
     with (tmp_path / "out").open("w") as out:

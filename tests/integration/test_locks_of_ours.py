@@ -120,7 +120,7 @@ def test_a_login_that_holds_every_lock_it_can_holds_up_neither_provisioning_nor_
 def test_it_holds_up_no_ledger_in_a_database_that_it_may_enter(bench: Bench) -> None:
     """Every login may connect to every database of its server, unless somebody has taken that from PUBLIC."""
     clock = SystemClock()
-    with bench.setup("local-postgresql") as setup:
+    with bench.setup("postgresql") as setup:
         holds = HOLDS.format(keys=GUESSED).replace("session.", "ledger.")
         dsn = bench.info.support_endpoint.replace("/support", "/setup_ledger", 1)
         with (
@@ -147,7 +147,7 @@ def test_it_holds_up_no_ledger_in_a_database_that_it_may_enter(bench: Bench) -> 
 
 def test_whoever_claims_excludes_every_other_and_a_limit_holds(bench: Bench) -> None:
     clock = SystemClock()
-    with bench.setup("local-postgresql") as setup, open_ledger(setup.ledger_url, clock=clock) as ledger:
+    with bench.setup("postgresql") as setup, open_ledger(setup.ledger_url, clock=clock) as ledger:
         one = QueuedRun(
             run_id="r",
             workflow="w",
@@ -175,7 +175,7 @@ def test_whoever_claims_excludes_every_other_and_a_limit_holds(bench: Bench) -> 
 
 def test_several_processes_make_one_ledger_at_the_same_time(bench: Bench) -> None:
     clock = SystemClock()
-    with bench.setup("local-postgresql") as setup:
+    with bench.setup("postgresql") as setup:
         start = threading.Barrier(6)
 
         def make(_: int) -> int:

@@ -25,7 +25,7 @@ from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.writing.store import Ledger
 
-pytestmark = pytest.mark.parametrize("setup", ["local-sqlite", "local-postgresql"], indirect=True)
+pytestmark = pytest.mark.parametrize("setup", ["sqlite", "postgresql"], indirect=True)
 
 STARTED = RunStarted(workflow="w", digest="d", agent="a", trigger="manual", inputs={}, steps=("read", "wait", "last"))
 INTERRUPTED = RunFinished(state=RunState.INTERRUPTED, exit_code=130, reason="the process dead is gone")

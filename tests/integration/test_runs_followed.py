@@ -56,7 +56,6 @@ class Followed:
             **self.bench.environment(),
             "ORCHESTRATOR_POLICY": "allow-all",
             "ORCHESTRATOR_LEDGER_URL": self.setup.ledger_url,
-            "ORCHESTRATOR_ENGINE": self.setup.engine,
             "ORCHESTRATOR_DEAD_AFTER": "4",
         }
         self.processes.append(self.children.start(*words, environment=environment))
@@ -87,7 +86,7 @@ def followed(bench: Bench, setup: Setup, tmp_path: Path, children: ForkServer) -
 
 @pytest.fixture
 def simple(bench: Bench, tmp_path: Path, children: ForkServer) -> Iterator[Followed]:
-    with bench.setup("local-sqlite") as setup:
+    with bench.setup("sqlite") as setup:
         yield from _followed(bench, setup, tmp_path, children)
 
 

@@ -98,7 +98,6 @@ class World:
             **self.bench.environment(),
             "ORCHESTRATOR_POLICY": "allow-all",
             "ORCHESTRATOR_LEDGER_URL": self.setup.ledger_url,
-            "ORCHESTRATOR_ENGINE": self.setup.engine,
             **more,
         }
         return self.children.command(*words, environment=environment)
@@ -135,7 +134,7 @@ def world(bench: Bench, setup: Setup, tmp_path: Path, children: ForkServer) -> W
 @pytest.fixture
 def simple(bench: Bench, tmp_path: Path, children: ForkServer) -> Iterator[World]:
     """The same on one machine with a file."""
-    with bench.setup("local-sqlite") as setup:
+    with bench.setup("sqlite") as setup:
         yield World(bench, setup, tmp_path, children)
 
 
@@ -201,7 +200,6 @@ def test_of_two_processes_that_retry_a_run_at_once_one_does(world: World) -> Non
         **world.bench.environment(),
         "ORCHESTRATOR_POLICY": "allow-all",
         "ORCHESTRATOR_LEDGER_URL": world.setup.ledger_url,
-        "ORCHESTRATOR_ENGINE": world.setup.engine,
     }
     both = [world.children.start("runs", "retry", run_id, environment=how) for _ in range(2)]
     said = [each.communicate(timeout=60)[0] for each in both]

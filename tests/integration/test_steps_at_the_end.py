@@ -134,7 +134,6 @@ class Started:
         self.environment = bench.environment(
             ORCHESTRATOR_POLICY="allow-all",
             ORCHESTRATOR_LEDGER_URL=setup.ledger_url,
-            ORCHESTRATOR_ENGINE=setup.engine,
             ORCHESTRATOR_GRACE="15",
         )
         self.out = folder / "out"
@@ -169,7 +168,7 @@ class Started:
         )
 
 
-@pytest.mark.parametrize("setup", ["local-sqlite", "local-postgresql", "dbos-postgresql"], indirect=True)
+@pytest.mark.parametrize("setup", ["sqlite", "postgresql"], indirect=True)
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "runs cancel"])
 def test_after_a_cancellation_they_run_with_credentials_of_their_own(
     bench: Bench, setup: Setup, how: str, tmp_path: Path
@@ -198,7 +197,7 @@ def test_after_a_cancellation_they_run_with_credentials_of_their_own(
     bench.assert_nothing_left()
 
 
-@pytest.mark.parametrize("setup", ["local-sqlite"], indirect=True)
+@pytest.mark.parametrize("setup", ["sqlite"], indirect=True)
 def test_after_a_kill_they_run_when_the_run_is_gone_on_with(bench: Bench, setup: Setup, tmp_path: Path) -> None:
     text = workflow(SLEEP).replace("  work:\n", "  work:\n    on_crash: fail\n")
     started = Started(bench, setup, tmp_path, text)
@@ -216,7 +215,7 @@ def test_after_a_kill_they_run_when_the_run_is_gone_on_with(bench: Bench, setup:
     bench.assert_nothing_left()
 
 
-@pytest.mark.parametrize("setup", ["local-sqlite"], indirect=True)
+@pytest.mark.parametrize("setup", ["sqlite"], indirect=True)
 def test_killed_in_a_step_at_the_end_it_is_carried_out_again(bench: Bench, setup: Setup, tmp_path: Path) -> None:
     started = Started(bench, setup, tmp_path, workflow("SELECT 1/0", tidy=SLEEP))
     started.wait_until_it_works()

@@ -398,7 +398,7 @@ def test_what_an_action_raises_ends_its_step_on_every_engine_and_ledger(
     bench: Bench, setup: Setup, exception: str
 ) -> None:
     make = {**EXCEPTIONS, **WORSE}[exception]
-    how: Any = {"engine": setup.engine, "ledger_url": setup.ledger_url, "max_parallel": 1}
+    how: Any = {"ledger_url": setup.ledger_url, "max_parallel": 1}
     outcome, _ = asyncio.run(run(bench, loaded(bench), POINTS["the action later"], make, **how))
     assert (outcome.state, outcome.exit_code) == (RunState.FAILED, ExitCode.STEP_FAILED)
     assert outcome.steps["other"] is StepState.SUCCEEDED
@@ -687,7 +687,7 @@ def test_the_first_row_of_an_empty_result_fails_the_step_that_asks_for_it(
 ) -> None:
     parts = {"context": "", "grant": BY_HAND, "condition": "", "value": "1", **changes}
     workflow = loaded(bench, EMPTY.format(**parts))
-    how: Any = {"engine": setup.engine, "ledger_url": setup.ledger_url}
+    how: Any = {"ledger_url": setup.ledger_url}
     outcome, _ = asyncio.run(run(bench, workflow, lambda services, make: services, ValueError, **how))
     assert (outcome.state, outcome.exit_code) == (RunState.FAILED, ExitCode.STEP_FAILED)
     assert outcome.steps == {

@@ -87,7 +87,7 @@ def _subject(settings: Settings, loaded: Sequence[LoadedWorkflow]) -> Subject:
         primaries=settings.primaries,
         destinations=settings.notify,
         workflows=loaded,
-        engine=settings.engine,
+        queue=settings.queue,
         confinement=settings.confinement,
         home_token=home_token(),
         traces=bool(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")),

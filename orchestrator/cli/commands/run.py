@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from orchestrator.cli.display.runs.live import View
     from orchestrator.cli.display.runs.output import StepOutput
     from orchestrator.jsontypes import JsonObject
-    from orchestrator.runs.engines.types import EngineName
     from orchestrator.runs.types import RunOutcome, RunRequest
 
 
@@ -39,7 +38,6 @@ def run(
     ] = None,
     trigger: Annotated[str, typer.Option(help="What started it: manual, cron, ...; policies see it.")] = "manual",
     reason: options.Reason = "",
-    engine: options.Engine = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something went wrong.")] = False,
     follow: options.Follow = False,
     as_json: options.Json = False,
@@ -62,7 +60,6 @@ def run(
     carry_out(
         work,
         run_id=request.run_id,
-        engine=engine,
         grace=grace,
         no_wait=no_wait,
         quiet=quiet,
@@ -93,7 +90,6 @@ def carry_out(
     work: Callable[..., Coroutine[Any, Any, RunOutcome]],
     *,
     run_id: str,
-    engine: EngineName | None = None,
     grace: float | None = None,
     no_wait: bool = False,
     quiet: bool,
@@ -109,7 +105,7 @@ def carry_out(
         view = _view(actions, quiet=quiet, as_json=as_json)
         output = _followed(view, stack) if follow else None
         stack.enter_context(view)
-        outcome = _carry_out(work, view, run_id, engine, grace, no_wait=no_wait, output=output)
+        outcome = _carry_out(work, view, run_id, grace, no_wait=no_wait, output=output)
     code = int(outcome.exit_code)
     try:
         _conclude(outcome, view, quiet=quiet)
@@ -173,7 +169,6 @@ def _carry_out(
     work: Callable[..., Coroutine[Any, Any, RunOutcome]],
     view: View,
     run_id: str,
-    engine: EngineName | None,
     grace: float | None,
     *,
     no_wait: bool,
@@ -189,7 +184,7 @@ def _carry_out(
     settings = load_settings()
     log_to_stderr(settings.log_level)
     # Kept until every thread has ended: the policy engine must end in this one.
-    config = replace(runner_config(settings, engine=engine, grace=grace), parks=no_wait)
+    config = replace(runner_config(settings, grace=grace), parks=no_wait)
     if output is not None:
         config = replace(config, printed=output.printed)
     with traced() as spans:

@@ -251,7 +251,6 @@ def retry(
         typer.Option("--run-id", help="The retry's id. Given again, it is gone on with, or its outcome told."),
     ] = None,
     reason: options.Reason = "",
-    engine: options.Engine = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something went wrong.")] = False,
     as_json: options.Json = False,
     grace: options.Grace = None,
@@ -284,7 +283,6 @@ def retry(
     carry_out(
         work,
         run_id=wanted.run_id,
-        engine=engine,
         grace=grace,
         no_wait=no_wait,
         quiet=quiet,

@@ -1,151 +1,165 @@
-"""Runs that wait for a worker, shared by all workers on one ledger.
+"""What was asked of the shared queue: each run that is to be carried out, until it has ended.
 
-A worker claims the oldest run that the limits leave room for; claiming is one transaction that
-excludes every other, so that a limit holds over all workers. Synchronous and safe for threads;
-every method may raise LedgerError.
+Which of them is next, and who carries it out, is not said here but by what holds the queue
+(`orchestrator.queue`). Synchronous and safe for threads; every method may raise LedgerError.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, Engine, RowMapping, Select, Update, delete, insert, select, update
+from sqlalchemy import Connection, Engine, RowMapping, delete, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.jsontypes import JsonObject
+from orchestrator.ledger.coordination.runners import INSERT, keep_text
 from orchestrator.ledger.faults import ledger_error
 from orchestrator.ledger.states import RunState
 from orchestrator.ledger.storage.codec import canonical_json
-from orchestrator.ledger.storage.connect import BEGIN, ONLY_ONE
-from orchestrator.ledger.storage.tables import queued_run, run, workflow_text
+from orchestrator.ledger.storage.connect import BEGIN
+from orchestrator.ledger.storage.tables import queue_pause, queued_run, run
 from orchestrator.ledger.storage.times import text_to_time, time_to_text
 
 _GOES_ON = (RunState.RUNNING.value, RunState.WAITING.value)
-"""A run that waits for somebody to agree is still one of the queue's, and takes nobody's place."""
+"""A run that waits for somebody to agree is still one of the queue's."""
 
-LOOK_AHEAD = 200
-"""How many waiting runs are looked at for one that the limits leave room for."""
+CLEARED_AT_ONCE = 1000
+"""How many runs that have ended are taken out in one transaction."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueuedRun:
-    """A run that is to be carried out. `connections` are those that its grants name; `max_runs` 0 is no limit."""
+    """A run that is to be carried out, as it was asked for."""
 
     run_id: str
     workflow: str
     digest: str
     inputs: JsonObject
     trigger: str
-    connections: tuple[str, ...]
-    max_runs: int
     queued_at: datetime
-    claimed_by: str | None = None
     tries: int = 0
-    """How often it was claimed and not begun, a claim that holds now included."""
+    """How often a worker has taken it in hand and not begun it, one that does so now included."""
     reason: str = ""
     """Why, in the words of whoever queued it."""
     directory: str = ""
     """Where the workflow's file was."""
+    retry_of: str = ""
+    """The failed run that it goes on from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """That no run of a workflow begins, or none at all where its name is empty."""
+
+    workflow: str
+    by: str
+    reason: str
+    at: datetime
 
 
 class RunQueue:
-    """The table `queued_run` of a ledger."""
+    """The tables `queued_run` and `queue_pause` of a ledger."""
 
     def __init__(self, engine: Engine, label: str) -> None:
         self._engine = engine
         self._label = label
 
-    def add(self, queued: QueuedRun, *, workflow: str) -> bool:
-        """Enter a run with the text of its workflow; False if its id is in the queue or in the ledger already."""
+    def add(
+        self, queued: QueuedRun, *, workflow: str, along: Callable[[Connection], None] = lambda connection: None
+    ) -> bool:
+        """Enter a run with the text of its workflow; False if its id is in the queue or in the ledger already.
+
+        `along` writes what belongs to it in the same transaction.
+        """
         with self._writing() as connection:
-            for table in (queued_run, run):
-                if connection.execute(select(table.c.run_id).where(table.c.run_id == queued.run_id)).first():
-                    return False
-            known = select(workflow_text.c.digest).where(workflow_text.c.digest == queued.digest)
-            if connection.execute(known).first() is None:
-                connection.execute(insert(workflow_text).values(digest=queued.digest, text=workflow))
-            connection.execute(
-                insert(queued_run).values(
-                    run_id=queued.run_id,
-                    workflow=queued.workflow,
-                    digest=queued.digest,
-                    inputs=canonical_json(queued.inputs),
-                    trigger=queued.trigger,
-                    connections=canonical_json(list(queued.connections)),
-                    max_runs=queued.max_runs,
-                    queued_at=time_to_text(queued.queued_at),
-                    reason=queued.reason,
-                    directory=queued.directory,
-                )
+            if connection.execute(select(run.c.run_id).where(run.c.run_id == queued.run_id)).first():
+                return False
+            entry = INSERT[connection.dialect.name](queued_run).values(
+                run_id=queued.run_id,
+                workflow=queued.workflow,
+                digest=queued.digest,
+                inputs=canonical_json(queued.inputs),
+                trigger=queued.trigger,
+                queued_at=time_to_text(queued.queued_at),
+                tries=queued.tries,
+                reason=queued.reason,
+                directory=queued.directory,
+                retry_of=queued.retry_of,
             )
+            entered = entry.on_conflict_do_nothing().returning(queued_run.c.run_id)
+            if connection.execute(entered).first() is None:
+                return False
+            keep_text(connection, queued.digest, workflow)
+            along(connection)
             return True
 
-    def claim(self, runner_id: str, limits: Mapping[str, int], *, besides: Collection[str] = ()) -> QueuedRun | None:
-        """Claim the oldest run that there is room for, and count the try before anybody looks into the run.
-
-        `limits` are runs at once by connection, over all workers; `besides` are runs that the worker leaves alone.
-        """
+    def tried(self, run_id: str) -> QueuedRun | None:
+        """The run, once it is counted that somebody takes it in hand; None where nobody has asked for it."""
         with self._writing() as connection:
-            self._clear(connection)
-            taken = [_queued(row) for row in connection.execute(_rows(claimed=True).where(_DRIVEN)).mappings()]
-            workflows = Counter(each.workflow for each in taken)
-            connections = Counter(name for each in taken for name in each.connections)
-            waits = _rows(claimed=False).where(queued_run.c.run_id.not_in(besides)) if besides else _rows(claimed=False)
-            for row in connection.execute(waits.limit(LOOK_AHEAD)).mappings():
-                waiting = _queued(row)
-                if waiting.max_runs and workflows[waiting.workflow] >= waiting.max_runs:
-                    continue
-                if any(name in limits and connections[name] >= limits[name] for name in waiting.connections):
-                    continue
-                this = queued_run.c.run_id == waiting.run_id
-                tries = waiting.tries + 1
-                connection.execute(update(queued_run).where(this).values(claimed_by=runner_id, tries=tries))
-                return replace(waiting, claimed_by=runner_id, tries=tries)
-            return None
+            this = queued_run.c.run_id == run_id
+            connection.execute(update(queued_run).where(this).values(tries=queued_run.c.tries + 1))
+            row = connection.execute(select(queued_run).where(this)).mappings().first()
+            return None if row is None else _queued(row)
 
-    def release(self, runner_id: str, *, run_id: str | None = None, tried: bool = True) -> int:
-        """Give back what a worker claimed and never begun, all of it or one run; how many there were.
-
-        Not `tried`: the worker has had no time for it, which is nothing that speaks against the run.
-        """
+    def untried(self, run_id: str) -> None:
+        """Take a try back: whoever counted it has had no time for the run, which is nothing that speaks against it."""
         with self._writing() as connection:
-            given_back = giving_back(runner_id, tried=tried)
-            if run_id is not None:
-                given_back = given_back.where(queued_run.c.run_id == run_id)
-            return connection.execute(given_back).rowcount
+            this = (queued_run.c.run_id == run_id) & (queued_run.c.tries > 0)
+            connection.execute(update(queued_run).where(this).values(tries=queued_run.c.tries - 1))
 
-    def remove(self, run_id: str) -> bool:
-        """Take a run out that nobody has claimed; False if there is none."""
+    def remove(self, run_ids: Collection[str], *, along: Callable[[Connection], None] = lambda connection: None) -> int:
+        """Take runs out, and do in the same transaction what `along` does; how many there were."""
         with self._writing() as connection:
-            waiting = (queued_run.c.run_id == run_id) & queued_run.c.claimed_by.is_(None)
-            return connection.execute(delete(queued_run).where(waiting)).rowcount == 1
+            removed = connection.execute(delete(queued_run).where(queued_run.c.run_id.in_(run_ids))).rowcount
+            along(connection)
+            return removed
+
+    def clear(self) -> int:
+        """Take out what has ended, no more than CLEARED_AT_ONCE; how many there were."""
+        ended = select(run.c.run_id).where(run.c.run_id == queued_run.c.run_id, run.c.state.not_in(_GOES_ON))
+        with self._writing() as connection:
+            some = select(queued_run.c.run_id).where(ended.exists()).limit(CLEARED_AT_ONCE)
+            return connection.execute(delete(queued_run).where(queued_run.c.run_id.in_(some))).rowcount
+
+    def pause(self, workflow: str, *, by: str, reason: str, at: datetime) -> None:
+        """Let no run of a workflow begin from now on, or of none at all where the name is empty."""
+        values = {"by": by, "reason": reason, "at": time_to_text(at)}
+        with self._writing() as connection:
+            entry = INSERT[connection.dialect.name](queue_pause).values(workflow=workflow, **values)
+            connection.execute(entry.on_conflict_do_update(index_elements=["workflow"], set_=values))
+
+    def resume(self, workflow: str) -> bool:
+        """Take that back; False where it was not paused."""
+        with self._writing() as connection:
+            return connection.execute(delete(queue_pause).where(queue_pause.c.workflow == workflow)).rowcount == 1
+
+    def pauses(self) -> Sequence[Pause]:
+        """What is paused: the whole queue has the empty name, and comes first."""
+        with self._connection(begin="BEGIN") as connection:
+            rows = connection.execute(select(queue_pause).order_by(queue_pause.c.workflow)).mappings()
+            return [Pause(row["workflow"], row["by"], row["reason"], text_to_time(row["at"])) for row in rows]
+
+    def get(self, run_id: str) -> QueuedRun | None:
+        """A run as it was asked for."""
+        with self._connection(begin="BEGIN") as connection:
+            row = connection.execute(select(queued_run).where(queued_run.c.run_id == run_id)).mappings().first()
+            return None if row is None else _queued(row)
 
     def holds(self, run_id: str) -> bool:
         """Whether a run came through the queue and has not ended, as far as the queue knows."""
-        with self._connection(begin="BEGIN") as connection:
-            return (
-                connection.execute(select(queued_run.c.run_id).where(queued_run.c.run_id == run_id)).first() is not None
-            )
+        return self.get(run_id) is not None
 
-    def all(self) -> Sequence[QueuedRun]:
-        """Every run that waits or goes on, oldest first."""
+    def of(self, workflow: str) -> Sequence[QueuedRun]:
+        """The runs of a workflow that have not begun, oldest first."""
         with self._connection(begin="BEGIN") as connection:
-            ended = select(run.c.run_id).where(run.c.state.not_in(_GOES_ON))
-            query = select(queued_run).where(queued_run.c.run_id.not_in(ended))
+            begun = select(run.c.run_id).where(run.c.run_id == queued_run.c.run_id)
+            query = select(queued_run).where(queued_run.c.workflow == workflow, ~begun.exists())
             rows = connection.execute(query.order_by(queued_run.c.queued_at, queued_run.c.run_id)).mappings()
             return [_queued(row) for row in rows]
-
-    def _clear(self, connection: Connection) -> None:
-        """Take out what has ended."""
-        if connection.dialect.name == "postgresql":
-            connection.execute(ONLY_ONE)
-        ended = select(run.c.run_id).where(run.c.state.not_in(_GOES_ON))
-        connection.execute(delete(queued_run).where(queued_run.c.run_id.in_(ended)))
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
@@ -161,21 +175,6 @@ class RunQueue:
             raise ledger_error(error, self._label) from error
 
 
-_DRIVEN = queued_run.c.run_id.not_in(select(run.c.run_id).where(run.c.state == RunState.WAITING.value))
-
-
-def giving_back(runner_id: str, *, tried: bool) -> Update:
-    """The statement that gives back what a worker claimed and never begun."""
-    theirs = (queued_run.c.claimed_by == runner_id) & queued_run.c.run_id.not_in(select(run.c.run_id))
-    tries = queued_run.c.tries - (0 if tried else 1)
-    return update(queued_run).where(theirs).values(claimed_by=None, tries=tries)
-
-
-def _rows(*, claimed: bool) -> Select[tuple[object, ...]]:
-    condition = queued_run.c.claimed_by.is_not(None) if claimed else queued_run.c.claimed_by.is_(None)
-    return select(queued_run).where(condition).order_by(queued_run.c.queued_at, queued_run.c.run_id)
-
-
 def _queued(row: RowMapping) -> QueuedRun:
     return QueuedRun(
         run_id=row["run_id"],
@@ -183,11 +182,9 @@ def _queued(row: RowMapping) -> QueuedRun:
         digest=row["digest"],
         inputs=json.loads(row["inputs"]),
         trigger=row["trigger"],
-        connections=tuple(json.loads(row["connections"])),
-        max_runs=row["max_runs"],
         queued_at=text_to_time(row["queued_at"]),
-        claimed_by=row["claimed_by"],
         tries=row["tries"],
         reason=row["reason"],
         directory=row["directory"],
+        retry_of=row["retry_of"],
     )

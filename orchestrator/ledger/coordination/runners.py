@@ -6,17 +6,16 @@ happened to a run is in its events.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Select, and_, delete, insert, select, update
+from sqlalchemy import Connection, Engine, Select, and_, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
-from orchestrator.ledger.coordination.queue import giving_back
 from orchestrator.ledger.faults import ledger_error
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.reading.newest_first import unindexed
@@ -31,19 +30,22 @@ from orchestrator.ledger.storage.tables import (
     runner_token,
     workflow_text,
 )
-from orchestrator.ledger.storage.times import time_to_text
+from orchestrator.ledger.storage.times import text_to_time, time_to_text
 
-_INSERT: dict[str, Any] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
+INSERT: dict[str, Any] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
+"""How rows are inserted that may be there, by dialect."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunnerRecord:
-    """A process. `process` is what `orchestrator.runs.process` says of it; `beat` grows while it lives."""
+    """A process. `process` is what `orchestrator.runs.processes` says of it; `beat` grows while it lives."""
 
     runner_id: str
     process: str
     beat: int
     gone: bool
+    beat_at: datetime | None = None
+    """When it last gave a sign of life, by its own clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +67,18 @@ class RunnerStore:
         self._engine = engine
         self._label = label
 
-    def register(self, runner_id: str, process: str) -> None:
-        """Enter a process."""
+    def register(self, runner_id: str, process: str, at: datetime | None = None) -> None:
+        """Enter a process. `at` is now, by its own clock."""
+        entry = {"runner_id": runner_id, "process": process, "beat_at": _moment(at)}
         with self._writing() as connection:
-            connection.execute(insert(runner).values(runner_id=runner_id, process=process, beat=0, gone=0))
+            connection.execute(insert(runner).values(beat=0, gone=0, **entry))
 
-    def beat(self, runner_id: str) -> Pulse:
-        """Give a sign of life and learn what others want."""
+    def beat(self, runner_id: str, at: datetime | None = None) -> Pulse:
+        """Give a sign of life and learn what others want. `at` is now, by its own clock."""
         with self._writing() as connection:
             mine = (runner.c.runner_id == runner_id) & (runner.c.gone == 0)
-            if connection.execute(update(runner).where(mine).values(beat=runner.c.beat + 1)).rowcount != 1:
+            lives = update(runner).where(mine).values(beat=runner.c.beat + 1, beat_at=_moment(at))
+            if connection.execute(lives).rowcount != 1:
                 return Pulse(alive=False)
             wanted = [row._mapping for row in connection.execute(_wanted(runner_id))]
             return Pulse(
@@ -84,12 +88,8 @@ class RunnerStore:
             )
 
     def retire(self, runner_id: str, *, clean: bool = True) -> None:
-        """Take a process out that ended. Where it leaves an unfinished run, or is not `clean`, it stays as gone.
-
-        What it had claimed of the queue and never begun is given back: that it had no time speaks against no run.
-        """
+        """Take a process out that ended. Where it leaves an unfinished run, or is not `clean`, it stays as gone."""
         with self._writing() as connection:
-            connection.execute(giving_back(runner_id, tried=False))
             if not clean or connection.execute(_unfinished(runner_id)).first() is not None:
                 connection.execute(update(runner).where(runner.c.runner_id == runner_id).values(gone=1))
                 return
@@ -110,7 +110,13 @@ class RunnerStore:
         """Every process that is entered, dead ones with unfinished runs included."""
         with self._reading() as connection:
             return [
-                RunnerRecord(str(row.runner_id), str(row.process), int(row.beat), bool(row.gone))
+                RunnerRecord(
+                    str(row.runner_id),
+                    str(row.process),
+                    int(row.beat),
+                    bool(row.gone),
+                    text_to_time(row.beat_at) if row.beat_at else None,
+                )
                 for row in connection.execute(select(runner).order_by(runner.c.runner_id))
             ]
 
@@ -164,7 +170,7 @@ class RunnerStore:
             if connection.execute(select(run.c.run_id).where(run.c.run_id == run_id)).first() is not None:
                 return False
             if text is not None:
-                _keep_text(connection, digest, text)
+                keep_text(connection, digest, text)
             if owner is None:
                 connection.execute(insert(run_owner).values(run_id=run_id, runner_id=runner_id))
             else:
@@ -176,6 +182,30 @@ class RunnerStore:
         with self._writing() as connection:
             theirs = (run_owner.c.run_id == run_id) & (run_owner.c.runner_id == dead)
             return connection.execute(update(run_owner).where(theirs).values(runner_id=runner_id)).rowcount == 1
+
+    def release(self, run_id: str, *, dead: str) -> bool:
+        """Let a run of a dead process be nobody's, for whoever it is handed to; False where another one has it."""
+        with self._writing() as connection:
+            theirs = (run_owner.c.run_id == run_id) & (run_owner.c.runner_id == dead) & run_owner.c.cancel.is_(None)
+            return connection.execute(delete(run_owner).where(theirs)).rowcount == 1
+
+    def adopt(self, run_id: str, runner_id: str) -> bool:
+        """Become the one who drives a run that is nobody's; False where it is somebody's."""
+        with self._writing() as connection:
+            entry = INSERT[connection.dialect.name](run_owner).values(run_id=run_id, runner_id=runner_id)
+            entered = entry.on_conflict_do_nothing().returning(run_owner.c.run_id)
+            return connection.execute(entered).first() is not None
+
+    def driven(self) -> Mapping[str, int]:
+        """How many runs that have not ended each process drives."""
+        with self._reading() as connection:
+            query = (
+                select(run_owner.c.runner_id, func.count())
+                .join(run, run.c.run_id == run_owner.c.run_id)
+                .where(IS_RUNNING)
+                .group_by(run_owner.c.runner_id)
+            )
+            return {str(row[0]): int(row[1]) for row in connection.execute(query)}
 
     def owner(self, run_id: str) -> str | None:
         """The process that drives a run, or drove it."""
@@ -226,7 +256,7 @@ class RunnerStore:
         this = and_(*(fire.c[name] == value for name, value in key.items()))
         with self._writing() as connection:
             connection.execute(
-                _INSERT[connection.dialect.name](fire).values(run_id=drawn, **key).on_conflict_do_nothing()
+                INSERT[connection.dialect.name](fire).values(run_id=drawn, **key).on_conflict_do_nothing()
             )
             if instead_of is not None:
                 connection.execute(update(fire).where(this, fire.c.run_id == instead_of).values(run_id=drawn))
@@ -235,7 +265,7 @@ class RunnerStore:
     def keep_text(self, digest: str, text: str) -> None:
         """Keep the text of a workflow that is about to be used."""
         with self._writing() as connection:
-            _keep_text(connection, digest, text)
+            keep_text(connection, digest, text)
 
     def text(self, digest: str) -> str | None:
         """The text of a workflow that was run."""
@@ -262,12 +292,16 @@ class RunnerStore:
             raise ledger_error(error, self._label) from error
 
 
-def _keep_text(connection: Connection, digest: str, text: str) -> None:
-    """Another process may be about to keep the same."""
+def keep_text(connection: Connection, digest: str, text: str) -> None:
+    """Keep the text of a workflow; another process may be about to keep the same."""
     known = select(workflow_text.c.digest).where(workflow_text.c.digest == digest)
     if connection.execute(known).first() is None:
-        values = _INSERT[connection.dialect.name](workflow_text).values(digest=digest, text=text)
+        values = INSERT[connection.dialect.name](workflow_text).values(digest=digest, text=text)
         connection.execute(values.on_conflict_do_nothing())
+
+
+def _moment(at: datetime | None) -> str:
+    return "" if at is None else time_to_text(at)
 
 
 def _gone(runner_id: str) -> Any:

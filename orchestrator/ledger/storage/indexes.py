@@ -51,6 +51,7 @@ INDEXES = (
     _index(run_owner, "run_owner_by_runner", "runner_id", "run_id"),
     _index(run_owner, "run_owner_wanted", "runner_id", where=IS_WANTED),
     _index(queued_run, "queued_run_by_time", "queued_at", "run_id"),
+    _index(queued_run, "queued_run_by_workflow", "workflow", "queued_at", "run_id"),
     _index(approval, "approval_by_state", "state", "asked_at", "approval_id"),
     _index(approval, "approval_by_run", "run_id", "step", "subject"),
     _index(lease, "lease_by_time", "requested_at", "lease_id"),

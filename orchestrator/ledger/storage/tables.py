@@ -178,9 +178,11 @@ runner = Table(
     Column("beat", BigInteger, nullable=False),
     Column("gone", Integer, nullable=False),
     Column("recovered_by", TEXT),
+    Column("beat_at", TEXT, nullable=False, server_default=""),
     sqlite_with_rowid=False,
 )
 """One row a process that runs workflows. `beat` grows while it lives; `gone` is 1 once others may take its runs.
+`beat_at` is when it last did so by its own clock, for people: nothing follows from it.
 
 `recovered_by` is the one process that closes what a dead one left. It holds while that process lives.
 """
@@ -246,19 +248,28 @@ queued_run = Table(
     Column("digest", TEXT, nullable=False),
     Column("inputs", TEXT, nullable=False),
     Column("trigger", TEXT, nullable=False),
-    Column("connections", TEXT, nullable=False),
-    Column("max_runs", Integer, nullable=False),
     Column("queued_at", TEXT, nullable=False),
-    Column("claimed_by", TEXT),
     Column("tries", Integer, nullable=False, server_default="0"),
     Column("reason", TEXT, nullable=False, server_default=""),
     Column("directory", TEXT, nullable=False, server_default=""),
+    Column("retry_of", TEXT, nullable=False, server_default=""),
     sqlite_with_rowid=False,
 )
-"""Runs that wait for a worker, and those that one has claimed until they end. `max_runs` 0: as many as there are.
+"""What was asked of the shared queue, until it has ended: which run is next, and who has it, is said elsewhere.
 
-`tries` counts the claims that did not come to the run's beginning: its worker died, or could not load it.
+`tries` counts how often a worker took it in hand and did not begin it: it died, or could not load it.
 """
+
+queue_pause = Table(
+    "queue_pause",
+    metadata,
+    Column("workflow", TEXT, primary_key=True),
+    Column("by", TEXT, nullable=False),
+    Column("reason", TEXT, nullable=False),
+    Column("at", TEXT, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""The workflows of which no run begins that waits in the shared queue; of none at all where the name is empty."""
 
 approval = Table(
     "approval",

@@ -19,6 +19,7 @@ from orchestrator.ledger.types import LedgerReader, RunRecord
 from orchestrator.recovery.dead_runs import as_recorded
 from orchestrator.recovery.resumption import resume, run_once
 from orchestrator.recovery.retries.choice import counted_steps, refuse_what_has_no_retry
+from orchestrator.runs.recorded_workflow import recorded_workflow
 from orchestrator.runs.triggers import TRIGGER_RETRY
 from orchestrator.runs.types import Interruption, Retry, RunOutcome, RunRequest, Services
 from orchestrator.secret import Secret
@@ -57,8 +58,7 @@ async def retry_once(
     begun = await asyncio.to_thread(services.reader.run, wanted.run_id)
     if begun is not None:
         return await _again(services, wanted, begun, interruption, others)
-    refuse_what_has_no_retry(record)
-    await asyncio.to_thread(_refuse_a_second, services.reader, record)
+    await asyncio.to_thread(refuse_retry, services.reader, record)
     request = await asyncio.to_thread(_request, services, wanted, record)
     say(_told(record, request))
     try:
@@ -66,6 +66,33 @@ async def retry_once(
     except RunExists:
         await asyncio.to_thread(_refuse_a_second, services.reader, record)
         raise
+
+
+def request_of_retry(services: Services, of: str, run_id: str, *, reason: str) -> RunRequest:
+    """What is carried out where the retry was put into the queue. Raises NotAsRecorded, UsageError, InvalidWorkflow."""
+    record = services.reader.run(of)
+    if record is None:
+        raise NotAsRecorded(f"the run {of} that it goes on from is not in the ledger")
+    if not record.steps:  # nobody could begin it: there is nothing to go on from
+        started = services.reader.events(of, kind=RunStarted.kind)[0].data
+        loaded = recorded_workflow(
+            services.heartbeat.store, record.digest, record.workflow, directory=str(started.get("directory", ""))
+        )
+        return RunRequest(
+            run_id=run_id,
+            loaded=loaded,
+            inputs=bind_inputs(loaded.workflow, record.inputs),
+            trigger=TRIGGER_RETRY,
+            reason=reason,
+            retry=Retry(of=of, original=of),
+        )
+    return _request(services, WantedRetry(of=of, run_id=run_id, given={}, reason=reason), record)
+
+
+def refuse_retry(reader: LedgerReader, record: RunRecord) -> None:
+    """Raise UsageError where a run has no retry, or has one already."""
+    refuse_what_has_no_retry(record)
+    _refuse_a_second(reader, record)
 
 
 async def _again(

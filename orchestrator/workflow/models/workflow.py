@@ -66,6 +66,13 @@ class Schedule(Part):
         return self
 
 
+class RateLimit(Part):
+    """How many runs may begin within a span of time."""
+
+    runs: Annotated[int, Field(ge=1)] = Field(description="How many runs.")
+    per: Duration = Field(description="In how long a time, such as `1m`; any span of that length counts.")
+
+
 class Message(Part):
     """Who is told how a run ended: a webhook of the settings gets one message."""
 
@@ -103,6 +110,9 @@ class Workflow(Part):
     timeout: Duration | None = Field(default=None, description="How long the whole run may take.")
     max_runs: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="How many queued runs of the workflow may go on at once, over all workers."
+    )
+    rate_limit: RateLimit | None = Field(
+        default=None, description="How many queued runs of the workflow may begin in how long a time, over all workers."
     )
     steps: dict[StepId, Step] = Field(default_factory=dict, description="What is done, each when what it needs is.")
     tools: dict[StepId, Tool] = Field(default_factory=dict, description="What an agent may do while a task is open.")

@@ -18,7 +18,7 @@ from orchestrator.workflow.tools.urls import BY_THE_AGENT, misplaced
 
 D = TypeVar("D", bound=Declared)
 
-OF_STEPS = ("agent", "schedule", "on_failure", "notify", "timeout", "max_runs")
+OF_STEPS = ("agent", "schedule", "on_failure", "notify", "timeout", "max_runs", "rate_limit")
 """Keys that say something of runs, and nothing of tasks."""
 
 

@@ -14,10 +14,13 @@ from orchestrator.cli.log_format import LogFormat
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
-    from orchestrator.runs.engines.types import EngineName
     from orchestrator.server.api.service import ApiConfig, Door
 
 WorkflowFolder = Annotated[Path, typer.Argument(metavar="[FOLDER]", help="The folder with the workflows.")]
+OfferedFolder = Annotated[
+    Path | None,
+    typer.Argument(metavar="[FOLDER]", help="The workflows that other programs may ask for by their name."),
+]
 FOLDER = Path("workflows")
 
 
@@ -75,15 +78,15 @@ def serve(
     mcp: Mcp = False,
     mcp_hand_over: McpHandOver = False,
     log_format: LogFormats = LogFormat.TEXT,
-    engine: options.Engine = None,
     grace: options.Grace = None,
 ) -> None:
     """Run the workflows of a folder when their schedules say so, and go on where other processes died.
 
-    Changed files are loaded again. With --api agents open the tasks that files of the folder declare (`tools`), and
-    call their tools there; with --mcp as the tools of an MCP server. SIGTERM and SIGINT end it: nothing new is
-    started, and what runs may end within --drain seconds; then, or at a second signal, it is cancelled and revokes
-    what it holds. The exit code is 0 if nothing had to be cancelled.
+    With ORCHESTRATOR_QUEUE=true they are put into the shared queue instead, for workers. Changed files are loaded
+    again. With --api agents open the tasks that files of the folder declare (`tools`), and call their tools there;
+    with --mcp as the tools of an MCP server. SIGTERM and SIGINT end it: nothing new is started, and what runs may end
+    within --drain seconds; then, or at a second signal, it is cancelled and revokes what it holds. The exit code is 0
+    if nothing had to be cancelled.
     """
     if api is None and (mcp or mcp_hand_over):
         raise UsageError("--mcp and --mcp-hand-over need --api", hint="they say what is answered at that address")
@@ -93,10 +96,10 @@ def serve(
         drain,
         None if no_listen else listen,
         log_format,
-        engine,
         grace,
         approvals=approvals,
-        queue=False,
+        works=False,
+        offered=None,
         api=_api(api, agents, api_cert, api_key, api_client_ca, api_url, _doors(mcp or mcp_hand_over, mcp_hand_over)),
     )
 
@@ -134,21 +137,30 @@ def _api(
 
 
 def worker(
+    folder: OfferedFolder = None,
     max_runs: MaxRuns = 8,
     drain: Drain = 60.0,
     listen: Listen = "127.0.0.1:9465",
     no_listen: NoListen = False,
     approvals: Approvals = False,
     log_format: LogFormats = LogFormat.TEXT,
-    engine: options.Engine = None,
     grace: options.Grace = None,
 ) -> None:
     """Carry out queued runs (`orchestrator queue add`), and go on where other processes died.
 
-    Any number of workers share a ledger in PostgreSQL. Signals and exit codes are those of `serve`.
+    Any number of workers share a ledger in PostgreSQL. With a FOLDER other programs may ask for its workflows by name
+    (see docs/workers.md). Signals and exit codes are those of `serve`.
     """
     _serve(
-        None, max_runs, drain, None if no_listen else listen, log_format, engine, grace, approvals=approvals, queue=True
+        None,
+        max_runs,
+        drain,
+        None if no_listen else listen,
+        log_format,
+        grace,
+        approvals=approvals,
+        works=True,
+        offered=folder,
     )
 
 
@@ -158,11 +170,11 @@ def _serve(
     drain: float,
     listen: str | None,
     log_format: LogFormat,
-    engine: EngineName | None,
     grace: float | None,
     *,
     approvals: bool,
-    queue: bool,
+    works: bool,
+    offered: Path | None,
     api: ApiConfig | None = None,
 ) -> None:
     from orchestrator.cli import interruption
@@ -181,13 +193,20 @@ def _serve(
         drain=drain,
         listen=listen,
         approvals=approvals,
-        queue=queue,
-        connection_runs=settings.connection_runs,
+        queue=settings.queue and not works,
+        works=works,
+        offered=offered,
         sweep_interval=settings.sweep_interval,
         api=api,
     )
     # Kept until every thread has ended: the policy engine must end in this one.
-    runner = replace(runner_config(settings, engine=engine, grace=grace), parks=True, keeps=api is not None)
+    runner = replace(
+        runner_config(settings, grace=grace),
+        parks=True,
+        keeps=api is not None,
+        role="worker" if works else "serve",
+        max_runs=max_runs,
+    )
     with traced() as spans:
         code = interruption.run(lambda: service.serve(runner, config, redactor=redactor(), observer=spans))
     raise typer.Exit(int(code))

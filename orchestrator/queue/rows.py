@@ -21,7 +21,7 @@ from orchestrator.ledger.storage.connect import ONLY_ONE
 log = logging.getLogger(__name__)
 
 OURS = "orchestrator_references"
-"""What our rows say of how they are encoded: `orchestrator.runs.engines.references`."""
+"""What our rows say of how they are encoded: `orchestrator.queue.references`."""
 
 _PORTABLE = _serialization.DBOSPortableJSON.name()
 """What DBOS's own functions in the database, and its clients in other languages, write: JSON."""

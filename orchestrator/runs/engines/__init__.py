@@ -1,1 +1,0 @@
-"""How a run is driven from step to step: by this process alone, or inside DBOS Transact."""

@@ -1,0 +1,1 @@
+"""Runs that are put into the shared queue, and a worker's carrying them out."""
