@@ -268,9 +268,7 @@ def test_an_interrupted_list_goes_on_with_the_items_that_are_left(bench: Bench, 
     file = tmp_path / "items.yaml"
     slow = "SELECT pg_sleep(CASE WHEN %(n)s::int = 2 THEN 4 ELSE 0 END), %(n)s::int AS n"
     file.write_text(workflow(str(list(range(6))), sql=slow))
-    environment = bench.environment(
-        ORCHESTRATOR_POLICY="allow-all", ORCHESTRATOR_LEDGER_URL=setup.ledger_url
-    )
+    environment = bench.environment(ORCHESTRATOR_POLICY="allow-all", ORCHESTRATOR_LEDGER_URL=setup.ledger_url)
     command = [sys.executable, "-m", "orchestrator.cli"]
     with (tmp_path / "out").open("w") as out:
         killed = subprocess.Popen(

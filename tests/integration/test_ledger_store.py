@@ -683,11 +683,26 @@ def back_to_r0005(url: str) -> None:
             connection.execute(text("DROP FUNCTION note_lease_origin"))
         connection.execute(text("DROP TABLE lease_origin"))
         connection.execute(text("ALTER TABLE runner DROP COLUMN recovered_by"))
-        for column in ("tries", "reason", "directory"):
+        connection.execute(text("ALTER TABLE runner DROP COLUMN beat_at"))
+        connection.execute(text("DROP INDEX queued_run_by_workflow"))
+        for column in ("tries", "reason", "directory", "retry_of"):
             connection.execute(text(f"ALTER TABLE queued_run DROP COLUMN {column}"))
-        for table in ("fire", "approval", "approval_vote", "request_seen", "agent_block", "gate"):
+        for column in (
+            "connections TEXT NOT NULL DEFAULT ''",
+            "max_runs INTEGER NOT NULL DEFAULT 0",
+            "claimed_by TEXT",
+        ):
+            connection.execute(text(f"ALTER TABLE queued_run ADD COLUMN {column}"))
+        for table in ("fire", "approval", "approval_vote", "request_seen", "agent_block", "gate", "queue_pause"):
             connection.execute(text(f"DROP TABLE {table}"))
-        kept = {"run_owner_by_runner", "queued_run_by_time", "lease_by_time", "lease_by_run", "lease_origin_by_all"}
+        kept = {
+            "run_owner_by_runner",
+            "queued_run_by_time",
+            "queued_run_by_workflow",
+            "lease_by_time",
+            "lease_by_run",
+            "lease_origin_by_all",
+        }
         for index in INDEXES:
             if index.name not in kept and not str(index.name).startswith("approval_"):
                 connection.execute(text(f"DROP INDEX {index.name}"))
