@@ -173,23 +173,26 @@ class SharedQueue:
                 self._client._sys_db.run_migrations()
                 self._client._sys_db.create_application_version(FORMAT)
                 constrain(self._database, SCHEMA)
+                self._register(Limits())  # that other programs put runs into
                 self._prepared = True
 
     def _open_lane(self, limits: Limits) -> None:
         """Have the DBOS queue with these limits, which workers look into within about a second."""
         self.prepare()
-        if limits in self._lanes:
-            return
+        if limits not in self._lanes:
+            with self._told():
+                self._register(limits)
+
+    def _register(self, limits: Limits) -> None:
         rate: Any = None if limits.begun is None else {"limit": limits.begun, "period": float(limits.seconds)}
-        with self._told():
-            self._client.register_queue(
-                limits.lane,
-                worker_concurrency=MOST,
-                partition_concurrency=limits.most,
-                partition_worker_concurrency=limits.in_one_worker,
-                partition_limiter=rate,
-                polling_interval_sec=POLL_SECONDS,
-            )
+        self._client.register_queue(
+            limits.lane,
+            worker_concurrency=MOST,
+            partition_concurrency=limits.most,
+            partition_worker_concurrency=limits.in_one_worker,
+            partition_limiter=rate,
+            polling_interval_sec=POLL_SECONDS,
+        )
         self._lanes.add(limits)
 
     def _enqueue(self, connection: Connection, queued: QueuedRun, limits: Limits, priority: int, delay: float) -> None:

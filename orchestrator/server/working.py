@@ -48,15 +48,16 @@ class WorkerRoom(Room):
 
     def left(self) -> int:
         """How many more runs may begin: what waits for leases of a busy connection takes no place."""
-        if self.stopped() or "" in self._pauses():
+        if self.stopped() or "" in self.paused():
             return 0
         return self.max_runs - max(self.launcher.taken, len(self.active()) - self.launcher.waiting)
 
     def is_closed(self, workflow: str) -> bool:
         """Whether runs of the workflow wait here already for a connection: another one would only join them."""
-        return workflow in self.launcher.held_up or workflow in self._pauses()
+        return workflow in self.launcher.held_up or workflow in self.paused()
 
-    def _pauses(self) -> frozenset[str]:
+    def paused(self) -> frozenset[str]:
+        """The workflows of which no run begins; the empty name stands for all, also where it cannot be known."""
         now = time.monotonic()
         if now >= self._known_until:
             try:
@@ -85,7 +86,7 @@ async def working(
     room = WorkerRoom(launcher, services.queue, max_runs, stopped)
     await asyncio.to_thread(services.heartbeat.enter)  # whoever has runs must be seen to live
     await asyncio.to_thread(shared.prepare)
-    carrier = Carrier(services, shared, launcher, offered)
+    carrier = Carrier(services, shared, launcher, offered, room.paused)
     executor = Executor(locate(ledger_url), worker=services.heartbeat.runner_id, room=room, carry=carrier.carry)
     room.active = lambda: executor.active
     await executor.launch()

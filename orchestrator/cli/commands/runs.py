@@ -19,6 +19,7 @@ from orchestrator.ledger.states import RESUMABLE, IdKind, RunState
 if TYPE_CHECKING:
     from orchestrator.assembly import RunnerConfig
     from orchestrator.ledger.types import Examined, LedgerReader, RunRecord
+    from orchestrator.ledger.writing.store import Ledger
     from orchestrator.recovery.retries.retry import WantedRetry
     from orchestrator.runs.types import RunOutcome
     from orchestrator.workflow.loader import LoadedWorkflow
@@ -333,6 +334,10 @@ def cancel(
     from orchestrator.runs.processes import has_ended
 
     with open_store() as ledger:
+        if ledger.run(run) is None and ledger.queue.holds(run):
+            _take_out(ledger, run)
+            console().print(f"{run} is taken out of the queue: nothing of it had begun")
+            return
         record = _record(ledger, run)
         run = record.run_id
         if record.state is RunState.WAITING:
@@ -344,10 +349,22 @@ def cancel(
         if not ledger.runners.request_cancel(run, reason):
             raise UsageError(f"nobody drives run {run}", hint="`orchestrator leases sweep` closes what it left")
         driver = ledger.runners.driver(run)
+        queued = ledger.queue.holds(run)
     words = f"asked its process to cancel it; `orchestrator runs show {run}` tells when it has ended"
     if driver is None or has_ended(driver):
         words = "its process has ended; `orchestrator leases sweep` cancels it and closes what it left"
+        if queued:
+            words = "its worker has ended; the next one that has it in hand cancels it and closes what is left"
     console().print(f"{run}: {words}")
+
+
+def _take_out(ledger: Ledger, run: str) -> None:
+    from orchestrator.cli.connect import ledger_url
+    from orchestrator.queue.opening import shared_queue
+
+    with shared_queue(ledger_url(), ledger.queue) as shared:
+        if not shared.remove(run):
+            raise UsageError(f"a worker is about to begin run {run}", hint="try again")
 
 
 def _whole(run: str) -> str:

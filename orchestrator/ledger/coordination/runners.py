@@ -36,6 +36,10 @@ INSERT: dict[str, Any] = {"postgresql": postgresql.insert, "sqlite": sqlite.inse
 """How rows are inserted that may be there, by dialect."""
 
 
+NOBODY = ""
+"""Who drives a run that was given up by a recovery and is for whoever the queue hands it to."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunnerRecord:
     """A process. `process` is what `orchestrator.runs.processes` says of it; `beat` grows while it lives."""
@@ -185,16 +189,11 @@ class RunnerStore:
 
     def release(self, run_id: str, *, dead: str) -> bool:
         """Let a run of a dead process be nobody's, for whoever it is handed to; False where another one has it."""
-        with self._writing() as connection:
-            theirs = (run_owner.c.run_id == run_id) & (run_owner.c.runner_id == dead) & run_owner.c.cancel.is_(None)
-            return connection.execute(delete(run_owner).where(theirs)).rowcount == 1
+        return self.take(run_id, NOBODY, dead=dead)
 
     def adopt(self, run_id: str, runner_id: str) -> bool:
         """Become the one who drives a run that is nobody's; False where it is somebody's."""
-        with self._writing() as connection:
-            entry = INSERT[connection.dialect.name](run_owner).values(run_id=run_id, runner_id=runner_id)
-            entered = entry.on_conflict_do_nothing().returning(run_owner.c.run_id)
-            return connection.execute(entered).first() is not None
+        return self.take(run_id, runner_id, dead=NOBODY)
 
     def driven(self) -> Mapping[str, int]:
         """How many runs that have not ended each process drives."""
@@ -211,7 +210,7 @@ class RunnerStore:
         """The process that drives a run, or drove it."""
         with self._reading() as connection:
             row = connection.execute(select(run_owner.c.runner_id).where(run_owner.c.run_id == run_id)).first()
-            return None if row is None else str(row[0])
+            return None if row is None or row[0] == NOBODY else str(row[0])
 
     def driver(self, run_id: str) -> RunnerRecord | None:
         """That process, where it is still entered."""

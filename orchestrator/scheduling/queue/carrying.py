@@ -52,6 +52,9 @@ APPROVAL_LOOK = timedelta(hours=1)
 ELSEWHERE_LOOK = timedelta(seconds=5)
 """After how long a run is looked at again that a process drives to which the queue did not hand it."""
 
+PAUSED_LOOK = timedelta(seconds=2)
+"""After how long a run is looked at again that DBOS has handed out although its workflow is paused."""
+
 END_LOOK_SECONDS = 1.0
 """Between two looks for the end of a run whose task is over, but not its record."""
 
@@ -71,6 +74,8 @@ class Carrier:
     shared: SharedQueue
     launcher: Launcher
     offered: Offered
+    paused: Callable[[], frozenset[str]] = frozenset
+    """The workflows of which no run begins; the empty name stands for all."""
 
     async def carry(self, run_id: str, asked: Asked) -> str:
         """How the run has ended. Raises GivenBack where it has not: then it was given back to the queue.
@@ -93,6 +98,9 @@ class Carrier:
         queued = await asyncio.to_thread(services.queue.tried, run_id)
         if queued is None:
             queued = await self._asked_by_others(run_id, asked)
+        if {"", queued.workflow} & await asyncio.to_thread(self.paused):
+            await asyncio.to_thread(services.queue.untried, run_id)
+            await self._hand_back(run_id, queued.workflow, None, services.clock.now() + PAUSED_LOOK)
         limit = services.max_takeovers
         if queued.tries > limit + 1:
             return await self._give_up(

@@ -152,6 +152,7 @@ def retry(
     from orchestrator.ledger.ids import new_run_id
     from orchestrator.queue.lanes import limits_of
     from orchestrator.recovery.retries.retry import refuse_retry
+    from orchestrator.runs.recorded_workflow import recorded_text
     from orchestrator.runs.triggers import TRIGGER_RETRY
     from orchestrator.workflow.loader import load_text
 
@@ -162,11 +163,7 @@ def retry(
         if record is None:
             raise UnknownRun(f"no run {run} is in the ledger", hint="`orchestrator runs list` shows those that are")
         refuse_retry(ledger, record)
-        text = ledger.runners.text(record.digest)
-        if text is None:
-            raise UsageError(
-                f"the text of the workflow of {record.run_id} is not in the ledger", hint="begin a new run"
-            )
+        text = recorded_text(ledger.runners, record.digest)
         workflow = load_text(text, filename=f"{record.workflow} in the ledger", actions=catalog).workflow
         if any(declared.secret for declared in workflow.inputs.values()):
             raise UsageError(
