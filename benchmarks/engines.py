@@ -1,10 +1,10 @@
-"""What an engine itself costs for each step: no credentials, steps that do nothing, one after another.
+"""What driving a step itself costs, here and elsewhere: no credentials, steps that do nothing, one after another.
 
     python benchmarks/engines.py [--steps 200] [--rounds 3] [--with prefect,airflow]
 
-Ours drives the whole attempt (decision, events, hash chain, two durable commits a step) on SQLite, on
-PostgreSQL, and inside DBOS on PostgreSQL; `DBOS bare` is a workflow of bare asynchronous steps. All
-take turns against one embedded PostgreSQL, and the table has the median of the rounds. Prefect (a flow in
+Ours is the whole attempt (decision, events, hash chain, two durable commits a step) with a ledger in SQLite and in
+PostgreSQL; `DBOS bare` is a workflow of bare asynchronous steps. All take turns against one embedded PostgreSQL,
+and the table has the median of the rounds. Prefect (a flow in
 process, with its ephemeral server, which is told of each task but not waited for) and Airflow (`dag.test()`)
 are installed for it into temporary environments of their own, which takes minutes, and measured once; a
 figure that cannot be taken is printed with the reason.
@@ -34,7 +34,6 @@ from orchestrator.jsontypes import JsonObject
 from orchestrator.ledger.ids import new_run_id
 from orchestrator.policy.engines.allow_all import AllowAllEngine
 from orchestrator.redaction.redactor import Redactor
-from orchestrator.runs.engines.types import EngineName
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import RunRequest
 from orchestrator.secret import Secret
@@ -87,7 +86,7 @@ if __name__ == "__main__":
 
 
 class Nothing:
-    """An action that does nothing, so that only the engine is measured."""
+    """An action that does nothing, so that only what drives it is measured."""
 
     summary = "does nothing"
     params = Params
@@ -116,16 +115,14 @@ def workflow(steps: int) -> LoadedWorkflow:
     return load_text("\n".join(lines), filename="bench.yaml", actions=Catalog())
 
 
-async def ours(engine: EngineName, ledger_url: str, loaded: LoadedWorkflow) -> float:
-    """Seconds for the whole run, without opening the engine."""
+async def ours(ledger_url: str, loaded: LoadedWorkflow) -> float:
+    """Seconds for the whole run, without opening the ledger."""
     config = RunnerConfig(
         vault=VaultConfig("http://127.0.0.1:1", TokenAuth(Secret("never used"))),
         ledger_url=ledger_url,
         policy=AllowAllEngine(),
-        engine=engine,
     )
     async with open_services(config, redactor=Redactor()) as services:
-        await services.engine.settle()  # DBOS is launched by this
         runner = Runner(replace(services, action=lambda name: Nothing()))
         begin = time.perf_counter()
         outcome = await runner.run(RunRequest(run_id=new_run_id(), loaded=loaded, inputs={}))
@@ -179,9 +176,8 @@ def here(folder: Path, steps: int, rounds: int) -> list[Figure]:
     with Postgres(folder / "postgres") as server:
         url = server.dsn().reveal()
         measured: dict[str, Callable[[], float]] = {
-            "ours, local, SQLite": lambda: asyncio.run(ours("local", f"sqlite:///{folder / 'ledger.db'}", loaded)),
-            "ours, local, PostgreSQL": lambda: asyncio.run(ours("local", url, loaded)),
-            "ours, DBOS, PostgreSQL": lambda: asyncio.run(ours("dbos", url, loaded)),
+            "ours, SQLite": lambda: asyncio.run(ours(f"sqlite:///{folder / 'ledger.db'}", loaded)),
+            "ours, PostgreSQL": lambda: asyncio.run(ours(url, loaded)),
             "DBOS bare, PostgreSQL": lambda: asyncio.run(bare(url, steps)),
         }
         taken: dict[str, list[float]] = {name: [] for name in measured}

@@ -88,6 +88,11 @@ TABLES = frozenset(
 )
 """Those that hold parts with names of their own: `ORCHESTRATOR_ENDPOINTS__SUPPORT`, or all of them as a JSON object."""
 
+REMOVED = {
+    f"{PREFIX}ENGINE": "unset it: every process walks its own runs, and a queue spreads runs over workers",
+}
+"""Variables that earlier versions read, and what to do now."""
+
 _OF_TESTS = f"{PREFIX}TEST_"
 """What the tests of this project are told."""
 
@@ -107,7 +112,7 @@ def unknown_variables(names: Iterable[str]) -> Iterator[tuple[str, str | None]]:
         if table in TABLES and part:
             continue
         near = get_close_matches(table if parts else told, sorted(NAMES | TABLES), n=1, cutoff=0.8)
-        yield name, f"{near[0]}{parts}{part}" if near else None
+        yield name, f"{near[0]}{parts}{part}" if near and told not in REMOVED else None
 
 
 def unset_by_shells(name: str) -> bool:

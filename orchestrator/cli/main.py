@@ -15,7 +15,7 @@ from orchestrator.cli import failures, options
 from orchestrator.cli.display import streams
 from orchestrator.cli.interruption import interruptible, received
 from orchestrator.cli.value_names import named
-from orchestrator.environment import NOT_READ, PREFIX, unknown_variables
+from orchestrator.environment import NOT_READ, PREFIX, REMOVED, unknown_variables
 from orchestrator.errors import ExitCode, OrchestratorError
 from orchestrator.version import __version__
 
@@ -166,8 +166,8 @@ def _not_written(error: OSError) -> int:
 def _say_what_is_not_read() -> None:
     """Who misspells a variable, or has settings in the working directory without naming them, believes them read."""
     for name, near in unknown_variables(sorted(os.environ)):
-        meant = f"; did you mean {near}?" if near else ""
-        failures.note(f"{name} is no setting of the orchestrator: nothing reads it{meant}")
+        meant = f"did you mean {near}?" if near else REMOVED.get(name.upper(), "")
+        failures.note(f"{name} is no setting of the orchestrator: nothing reads it{meant and f'; {meant}'}")
     if os.path.isfile(NOT_READ) and not os.environ.get(f"{PREFIX}CONFIG"):
         failures.note(f"{NOT_READ} in this folder is not read: only ORCHESTRATOR_CONFIG says which file is")
 

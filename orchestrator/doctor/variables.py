@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from orchestrator.doctor.findings import Finding, fine, warning
-from orchestrator.environment import unknown_variables, unset_by_shells
+from orchestrator.environment import REMOVED, unknown_variables, unset_by_shells
 
 AREA = "settings"
 
@@ -18,7 +18,7 @@ def variables(names: Iterable[str]) -> Iterator[Finding]:
         meant = (
             f"did you mean {near}? else unset it"
             if near
-            else "unset it: `docs/reference/settings.md` lists those that there are"
+            else REMOVED.get(name.upper(), "unset it: `docs/reference/settings.md` lists those that there are")
         )
         yield warning(AREA, f"{name} is no setting, and nothing reads it", meant)
     for name in given:

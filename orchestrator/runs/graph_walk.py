@@ -1,7 +1,7 @@
 """Walking the graph of a workflow: which step may start, which is skipped, when the walk ends.
 
-Nothing here knows what a step does. The same walk serves every engine: it is given a coroutine
-function that carries out one step, and answers how each step ended.
+Nothing here knows what a step does. The walk is given a coroutine function that carries out one step, and
+answers how each step ended.
 """
 
 from __future__ import annotations

@@ -101,7 +101,6 @@ def config_of(given: dict[str, Any]) -> RunnerConfig:
     return RunnerConfig(
         vault=VaultConfig(given["vault"], auth),
         ledger_url=given["ledger"],
-        engine=given.get("engine", "local"),
         policy=AllowAllEngine(),
         endpoints=given["endpoints"],
         token_issuer=given["issuer"],

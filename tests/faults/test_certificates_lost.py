@@ -70,7 +70,6 @@ def child(bench: Bench, children: ForkServer, address: str, do: str, run_id: str
             "role_id": provisioned.role_id,
             "secret_id": provisioned.secret_id.reveal(),
             "ledger": bench.config().ledger_url,
-            "engine": "local",
             "endpoints": bench.info.endpoints,
             "issuer": bench.info.issuer_url,
             "workflow": text,

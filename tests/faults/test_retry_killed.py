@@ -93,7 +93,7 @@ POINTS = [
     ("run.finished", ""),
 ]
 EVERYWHERE = [("run.started", ""), ("lease.issued", "database")]
-"""Inside DBOS, and on PostgreSQL: what the others vary, neither of them sees."""
+"""On PostgreSQL: what the others vary, it does not see."""
 
 CRASHES = [
     pytest.param(setup, kind, grant_kind, when, id=f"{setup}-{kind}-{grant_kind or 'any'}-{when}")

@@ -336,7 +336,7 @@ decision := {"allow": false, "reasons": ["by the wrong one"]} if input.approvals
 
 
 @pytest.mark.parametrize("name", SETUPS)
-def test_it_is_the_same_with_each_engine_and_ledger(bench: Bench, people: People, name: str) -> None:
+def test_it_is_the_same_with_each_ledger(bench: Bench, people: People, name: str) -> None:
     with bench.setup(name) as setup:
         how = {"ledger_url": setup.ledger_url, "policy": policy()}
         outcome = bench.run(workflow("each"), parks=True, run_id="each", **how)

@@ -15,6 +15,8 @@ from bench import Bench, Setup
 from dbos import DBOS, DBOSClient, SetWorkflowID
 from dbos import error as dbos_error
 from dbos._serialization import DBOSPortableJSON
+from orchestrator.runs.engines.dbos import SCHEMA, DbosEngine, workflow_id
+from orchestrator.runs.engines.types import Walk
 
 from orchestrator.clock import SystemClock
 from orchestrator.errors import LedgerError
@@ -24,8 +26,6 @@ from orchestrator.ledger.location import locate
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.states import StepState
 from orchestrator.ledger.writing.store import Ledger
-from orchestrator.runs.engines.dbos import SCHEMA, DbosEngine, workflow_id
-from orchestrator.runs.engines.types import Walk
 from orchestrator.runs.graph_walk import Graph
 
 pytestmark = pytest.mark.parametrize("setup", ["postgresql"], indirect=True)

@@ -20,6 +20,8 @@ from bench import Bench, Setup
 from dbos import DBOS, DBOSClient, SetWorkflowID
 from dbos._serialization import DBOSPortableJSON
 from fork_server import orchestrator
+from orchestrator.runs.engines.dbos import APPLICATION_VERSION, SCHEMA, WORKFLOW, DbosEngine
+from orchestrator.runs.engines.types import Walk
 from psycopg import sql
 
 from orchestrator.clock import SystemClock
@@ -29,9 +31,7 @@ from orchestrator.ledger.location import locate
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.writing.store import Ledger
-from orchestrator.runs.engines import dbos_rows
-from orchestrator.runs.engines.dbos import APPLICATION_VERSION, SCHEMA, WORKFLOW, DbosEngine
-from orchestrator.runs.engines.types import Walk
+from orchestrator.queue import rows as dbos_rows
 from orchestrator.runs.graph_walk import Graph
 
 pytestmark = pytest.mark.parametrize("setup", ["postgresql"], indirect=True)

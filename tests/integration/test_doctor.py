@@ -548,6 +548,11 @@ class TestSettings:
         assert report.code == 0
         assert doctor(bench, "--strict", ORCHESTRATOR_PLICY="foo").code == 4
 
+    def test_a_variable_that_was_removed(self, bench: Bench) -> None:
+        (said,) = doctor(bench, ORCHESTRATOR_ENGINE="dbos").of("settings", "warning")
+        assert "ORCHESTRATOR_ENGINE is no setting" in said
+        assert "unset it: every process walks its own runs" in said
+
     def test_a_name_with_a_hyphen(self, bench: Bench) -> None:
         address = bench.info.endpoints["support"]
         report = doctor(bench, **{"ORCHESTRATOR_ENDPOINTS__LEGACY-DB": address})
@@ -583,7 +588,7 @@ class TestSettings:
 
 @pytest.mark.parametrize(
     ("package", "extra", "changes"),
-    [("dbos", "dbos", {"ORCHESTRATOR_ENGINE": "dbos"}), ("prometheus_client", "serve", {})],
+    [("prometheus_client", "serve", {})],
 )
 def test_an_extra_that_is_not_installed(
     package: str, extra: str, changes: dict[str, str], bench: Bench, monkeypatch: pytest.MonkeyPatch

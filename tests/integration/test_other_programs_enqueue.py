@@ -64,7 +64,9 @@ class Offering(Crew):
         client = DBOSClient(system_database_url=self.ledger_url, dbos_system_schema="orchestrator_dbos")
         try:
             handle = client.retrieve_workflow(run_id)
-            wait_for(lambda: handle.get_status().status in ("SUCCESS", "ERROR", "CANCELLED"), f"the end of {run_id}", 40)
+            wait_for(
+                lambda: handle.get_status().status in ("SUCCESS", "ERROR", "CANCELLED"), f"the end of {run_id}", 40
+            )
             return handle.get_result()
         finally:
             client.destroy()
@@ -98,7 +100,11 @@ def test_what_the_folder_does_not_offer_is_refused_and_nothing_else_is(crew: Off
     unknown = crew.enqueue("other", workflow_id="one")
     wrong = crew.enqueue("greet", {"mark": {"no": "text SECRET-IN-AN-INPUT"}}, workflow_id="two")
     nameless = crew.enqueue("greet", workflow_id="an id with spaces")
-    for run_id, words in ((unknown, "no workflow `other` is offered"), (wrong, "its inputs do not fit"), (nameless, "id")):
+    for run_id, words in (
+        (unknown, "no workflow `other` is offered"),
+        (wrong, "its inputs do not fit"),
+        (nameless, "id"),
+    ):
         with pytest.raises(Exception, match=words) as refused:
             crew.result(run_id)
         assert "SECRET-IN-AN-INPUT" not in str(refused.value)

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
@@ -93,15 +92,14 @@ def test_a_pooler_that_connects_as_another_user_is_refused(new_database: str, tm
             session.execute("DROP ROLE of_a_step")
 
 
-@pytest.mark.parametrize("engine", ["local", "dbos"])
-def test_a_ledger_may_be_behind_a_pooler_of_sessions(bench: Bench, tmp_path: Path, engine: Any) -> None:
+def test_a_ledger_may_be_behind_a_pooler_of_sessions(bench: Bench, tmp_path: Path) -> None:
     bench.sql("CREATE DATABASE pooled_ledger")
     dsn = bench.info.support_dsn.reveal().replace("/support", "/pooled_ledger", 1)
     try:
         with pgbouncer(dsn, tmp_path / "pooler") as pooler:
             given = psycopg.conninfo.conninfo_to_dict(dsn)
             url = f"postgresql://{given['user']}:{given['password']}@127.0.0.1:{pooler.port}/pooled_ledger"
-            outcome = bench.run(reads("SELECT 1 AS one"), ledger_url=url, engine=engine)
+            outcome = bench.run(reads("SELECT 1 AS one"), ledger_url=url)
             assert outcome.exit_code is ExitCode.DONE
             with psycopg.connect(dsn) as session:
                 assert session.execute("SELECT count(*) FROM run WHERE state = 'succeeded'").fetchone() == (1,)

@@ -74,6 +74,14 @@ class TestVariables:
             "did you mean ORCHESTRATOR_POLICY_PATH?"
         ]
 
+    def test_what_to_do_is_told_of_one_that_was_removed(self, bench: Bench) -> None:
+        code, _, err = orchestrator(bench, "runs", "list", ORCHESTRATOR_ENGINE="dbos")
+        assert code == 0, err
+        assert [line for line in err.splitlines() if "is no setting" in line] == [
+            "hint: ORCHESTRATOR_ENGINE is no setting of the orchestrator: nothing reads it; "
+            "unset it: every process walks its own runs, and a queue spreads runs over workers"
+        ]
+
     def test_none_is_told_where_all_are_known(self, bench: Bench) -> None:
         assert "is no setting" not in orchestrator(bench, "runs", "list")[2]
 

@@ -27,6 +27,8 @@ from orchestrator.ledger.types import LeaseFilter, LedgerReader
 from orchestrator.policy.types import Decision, PolicyRequest
 from orchestrator.recovery.open_leases import close_left_over, left_over
 from orchestrator.redaction.redactor import Redactor
+from orchestrator.runs import graph_walk, runner
+from orchestrator.runs.graph_walk import CallStep, Graph
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import RunOutcome, RunRequest, Services
 from orchestrator.secret import Secret
@@ -394,9 +396,7 @@ def test_an_exception_while_credentials_are_taken_back_keeps_no_other_from_being
 
 
 @pytest.mark.parametrize("exception", {**EXCEPTIONS, **WORSE})
-def test_what_an_action_raises_ends_its_step_on_every_engine_and_ledger(
-    bench: Bench, setup: Setup, exception: str
-) -> None:
+def test_what_an_action_raises_ends_its_step_on_every_ledger(bench: Bench, setup: Setup, exception: str) -> None:
     make = {**EXCEPTIONS, **WORSE}[exception]
     how: Any = {"ledger_url": setup.ledger_url, "max_parallel": 1}
     outcome, _ = asyncio.run(run(bench, loaded(bench), POINTS["the action later"], make, **how))
@@ -406,21 +406,21 @@ def test_what_an_action_raises_ends_its_step_on_every_engine_and_ledger(
 
 
 @pytest.mark.parametrize("exception", EXCEPTIONS)
-def test_an_exception_in_the_walk_ends_the_run_as_a_defect(bench: Bench, exception: str) -> None:
+def test_an_exception_in_the_walk_ends_the_run_as_a_defect(
+    bench: Bench, exception: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def sabotage(services: Services, make: Callable[[], BaseException]) -> Services:
-        class Engine:
-            async def drive(self, walk: Any) -> Any:
-                async def call(step: str) -> StepState:
-                    state = await walk.call(step)
-                    if step == "other":
-                        raise make()
-                    return state
+        async def drive(graph: Graph, call: CallStep, *arguments: Any, **options: Any) -> dict[str, StepState]:
+            async def raising(step: str) -> StepState:
+                state = await call(step)
+                if step == "other":
+                    raise make()
+                return state
 
-                return await walk.go(call)
+            return await graph_walk.drive(graph, raising, *arguments, **options)
 
-            async def settle(self) -> None: ...
-
-        return replace(services, engine=Engine())
+        monkeypatch.setattr(runner, "drive", drive)
+        return services
 
     outcome, _ = asyncio.run(run(bench, loaded(bench), sabotage, EXCEPTIONS[exception], max_parallel=1))
     if exception == "CancelledError":  # a step's task that was cancelled is a cancelled step, whoever did it

@@ -8,7 +8,7 @@ import pytest
 
 import orchestrator
 from orchestrator.configured.vault_login import admin_config, vault_config
-from orchestrator.environment import NAMES, PREFIX, TABLES, how_to_set, unknown_variables
+from orchestrator.environment import NAMES, PREFIX, REMOVED, TABLES, how_to_set, unknown_variables
 from orchestrator.errors import Unreachable, UsageError
 from orchestrator.network.webhooks import Webhooks
 from orchestrator.provision.database.administrator import setting as administrator_of
@@ -128,7 +128,7 @@ def test_a_named_file_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPa
         'policy = "allow-all"\n',
         'policy_path = "evil"\n',
         'vault_addr = "http://127.0.0.1:1"\n[auth]\n',
-        'engine = "dbos"\n[endpoints]\nsupport = "postgresql://evil/x"\n',
+        'grace = 1\n[endpoints]\nsupport = "postgresql://evil/x"\n',
         "this is no TOML\n",
     ],
 )
@@ -387,6 +387,12 @@ def test_what_nobody_reads_is_found_with_what_may_be_meant(name: str, near: str 
     assert near is None or meant == near
 
 
+@pytest.mark.parametrize("name", ["ORCHESTRATOR_ENGINE", "orchestrator_engine"])
+def test_for_what_was_removed_no_other_setting_is_proposed(name: str) -> None:
+    assert list(unknown_variables([name])) == [(name, None)]
+    assert not REMOVED.keys() & (NAMES | TABLES)
+
+
 def test_what_is_read_is_not_unknown_in_either_case() -> None:
     known = [
         "ORCHESTRATOR_GRACE",
@@ -418,14 +424,13 @@ def test_a_part_that_no_variable_can_name_is_told_as_a_line_of_the_file(
 
 FITTING = {
     "auth_method": '"jwt"',
-    "engine": '"dbos"',
     "log_level": '"debug"',
     "grace": "5",
     "settle": "5",
     "confirm": '"vault"',
+    "queue": "true",
     "vault_plain_http": "true",
     "connection_leases": "2",
-    "connection_runs": "2",
     "sweep_interval": "5",
     "policy_on_error": '"deny"',
     "dead_after": "5",
