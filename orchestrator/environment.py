@@ -90,6 +90,7 @@ TABLES = frozenset(
 
 REMOVED = {
     f"{PREFIX}ENGINE": "unset it: every process walks its own runs, and a queue spreads runs over workers",
+    f"{PREFIX}CONNECTION_RUNS": "unset it: ORCHESTRATOR_CONNECTION_LEASES limits the leases of a connection",
 }
 """Variables that earlier versions read, and what to do now."""
 

@@ -12,7 +12,8 @@ from orchestrator.queue.opening import shared_queue
 def template(server: str, *, queue: bool = False) -> str:
     """The name of a database with all the tables of a ledger, and with `queue` those of DBOS, to copy.
 
-    Making them takes longer than most runs. Who asks first makes it; nobody can connect to it afterwards, as a copy asks for.
+    Making them takes longer than most runs. Who asks first makes it; nobody can connect to it afterwards, as a copy
+    asks for.
 
     `server` is the URL of any of its databases, as its superuser.
     """

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from bench import SETUPS, Bench
+from bench import Bench
 
 from orchestrator.actions.catalog import action, catalog
 from orchestrator.cli.dry_run import decided

@@ -31,8 +31,18 @@ def test_of_an_error_only_its_kind_is_kept(message: str) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    ["hvs.secret", b"hvs.secret", {"password": "hvs.secret"}, {"args": ("hvs.secret",), "kwargs": {}}]
-    + [{"args": (), "kwargs": {"a": "hvs.secret"}}, ["hvs.secret"], 17, None, True, object()],
+    [
+        "hvs.secret",
+        b"hvs.secret",
+        {"password": "hvs.secret"},
+        {"args": ("hvs.secret",), "kwargs": {}},
+        {"args": (), "kwargs": {"a": "hvs.secret"}},
+        ["hvs.secret"],
+        17,
+        None,
+        True,
+        object(),
+    ],
 )
 def test_anything_else_is_refused_without_being_shown(data: Any) -> None:
     with pytest.raises(TypeError) as refused:
