@@ -29,7 +29,7 @@ FLOW = """
 version: 1
 name: due
 agent: tester
-schedule: {{ every: 1s, overlap: {overlap} }}
+schedule: {{ every: {every}, overlap: {overlap} }}
 steps:
   mark:
     action: exec
@@ -43,8 +43,8 @@ class Schedulers(Team):
 
     seen: ClassVar[set[str]] = set()
 
-    def put(self, *, overlap: str, command: str = "true") -> None:
-        text = FLOW.format(overlap=overlap, command=command)
+    def put(self, *, overlap: str, command: str = "true", every: str = "1s") -> None:
+        text = FLOW.format(overlap=overlap, command=command, every=every)
         self.bench.install(load_text(text, filename="due.yaml", actions=catalog).workflow)
         folder = self.bench.directory / "workflows"
         folder.mkdir()
@@ -126,7 +126,7 @@ def test_what_waits_in_the_queue_counts_as_going_on(team: Schedulers) -> None:
 
 
 def test_a_run_at_a_worker_is_replaced_by_the_next_one(team: Schedulers) -> None:
-    team.put(overlap="replace", command="sleep 45")
+    team.put(overlap="replace", command="sleep 45", every="8s")
     team.worker()
     team.scheduler()
     ended = wait_for(lambda: team.runs(RunState.CANCELLED), "the first to be cancelled", 60)
