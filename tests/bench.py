@@ -56,6 +56,8 @@ class Setup:
     """Where the ledger of a test is."""
 
     ledger_url: str
+    queue: bool = False
+    """Whether DBOS's tables are there, too."""
 
 
 LEDGER_FILES = (LEDGER, "setup.db")
@@ -167,7 +169,7 @@ class Bench:
         server = self.info.support_dsn.reveal()
         template = ledger_databases.template(server, queue=name == "queue")
         self.sql(f"CREATE DATABASE setup_ledger TEMPLATE {template}")
-        yield Setup(server.replace("/support", "/setup_ledger", 1))
+        yield Setup(server.replace("/support", "/setup_ledger", 1), queue=name == "queue")
         self.sql("DROP DATABASE setup_ledger WITH (FORCE)")
 
     def logins(self) -> list[str]:

@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -23,8 +23,10 @@ from orchestrator.credentials.duties import DatabaseDuties
 from orchestrator.credentials.issuers.oauth2.refreshing import KeptToken
 from orchestrator.issuers.declared import load_issuers
 from orchestrator.ledger.events import Event, RunStarted
+from orchestrator.ledger.states import RunState
 from orchestrator.ledger.types import LedgerWriter
 from orchestrator.policy.engines.allow_all import AllowAllEngine
+from orchestrator.queue.opening import shared_queue
 from orchestrator.recovery.open_leases import close_left_over, left_over
 from orchestrator.recovery.resumption import run_once
 from orchestrator.recovery.retries.retry import WantedRetry, retry_once
@@ -32,7 +34,12 @@ from orchestrator.recovery.takeover import Recovery
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import Interruption, RunRequest, Services
+from orchestrator.scheduling.launcher import Launcher
 from orchestrator.secret import Secret
+from orchestrator.server.maintenance import maintained
+from orchestrator.server.upkeep import upkeep
+from orchestrator.server.working import working
+from orchestrator.telemetry.metrics import Metrics
 from orchestrator.vault.config import AppRoleAuth, VaultConfig
 from orchestrator.workflow.inputs import bind_inputs
 from orchestrator.workflow.loader import load_text
@@ -40,8 +47,9 @@ from orchestrator.workflow.loader import load_text
 
 @dataclass
 class FatalLedger:
-    """Writes through, and dies before or after the commit of the n-th event that is wanted."""
+    """Writes through, and dies before or after the commit of the n-th event of a run that is wanted."""
 
+    run: str
     ledger: LedgerWriter
     kind: str
     grant_kind: str
@@ -50,7 +58,7 @@ class FatalLedger:
     kinds: dict[str, str]
 
     async def begin_run(self, run_id: str, started: RunStarted, also: Sequence[Event] = ()) -> int:
-        fatal = self._wanted(started)
+        fatal = run_id == self.run and self._wanted(started)
         if fatal and self.when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         fence = await self.ledger.begin_run(run_id, started, also)
@@ -62,12 +70,15 @@ class FatalLedger:
         return await self.ledger.take_over(run_id, ended=ended)
 
     async def append(self, run_id: str, fence: int, events: Sequence[Event]) -> None:
-        fatal = any(self._wanted(event) for event in events)
+        fatal = run_id == self.run and any(self._wanted(event) for event in events)
         if fatal and self.when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         await self.ledger.append(run_id, fence, events)
         if fatal:
             os.kill(os.getpid(), signal.SIGKILL)
+
+    async def request(self, run_id: str, fence: int, events: Sequence[Event], places: Mapping[str, int]) -> None:
+        await self.ledger.request(run_id, fence, events, places)
 
     async def aclose(self) -> None:
         await self.ledger.aclose()
@@ -112,7 +123,9 @@ def config_of(given: dict[str, Any]) -> RunnerConfig:
     )
 
 
-async def work(services: Services, given: dict[str, Any]) -> int:
+async def work(services: Services, given: dict[str, Any], launcher: Launcher) -> int:
+    if given["do"] == "work":
+        return await work_off(services, given, launcher)
     if given["do"] == "recover":
         for found in await Recovery(services, goes_on=lambda record: True).until_decided():
             if found.resumable is not None:
@@ -127,6 +140,30 @@ async def work(services: Services, given: dict[str, Any]) -> int:
     return int((await run_once(services, request, Interruption())).exit_code)
 
 
+async def work_off(services: Services, given: dict[str, Any], launcher: Launcher) -> int:
+    """Be a worker of the shared queue until the run has ended."""
+    with shared_queue(given["ledger"], services.queue) as shared:
+        over = asyncio.Event()
+        async with working(
+            services,
+            shared,
+            launcher,
+            ledger_url=given["ledger"],
+            max_runs=2,
+            offered=lambda name: None,
+            stopped=over.is_set,
+        ) as hooks:
+            everything = [*upkeep(services, launcher, Metrics(), sweep_interval=900, wake=shared.wake), *hooks]
+            async with maintained(everything, Metrics()):
+                while (run := services.reader.run(given["run"])) is None or run.state is RunState.RUNNING:
+                    await asyncio.sleep(0.05)
+                while shared.standing([given["run"]])[0].status == "PENDING":
+                    await asyncio.sleep(0.05)
+                over.set()
+        await close_left_over(services, left_over(services.reader))
+    return 0
+
+
 def unsaid(text: str) -> None:
     """Nobody listens."""
 
@@ -139,15 +176,19 @@ async def dies(*anything: Any) -> bool:
 async def main(given: dict[str, Any]) -> int:
     if given.get("dies_before_storing"):
         KeptToken.give_back = dies  # type: ignore[method-assign]
-    async with open_services(config_of(given), redactor=Redactor()) as services:
+    redactor = Redactor()
+    launcher = Launcher(max_runs=2, redactor=redactor)
+    async with open_services(
+        config_of(given), redactor=redactor, observer=lambda run, time, event: launcher.observe(run, event)
+    ) as services:
         point = given.get("point")
         if point is None:
-            return await work(services, given)
-        fatal = FatalLedger(services.ledger, point["kind"], point["grant_kind"], point["when"], point["count"], {})
+            return await work(services, given, launcher)
+        fatal = FatalLedger(given["run"], services.ledger, point["kind"], point["grant_kind"], point["when"], point["count"], {})
         broker = replace(services.broker, ledger=fatal)
         inner = replace(broker, duties=None)
         broker = replace(broker, duties=DatabaseDuties(inner, services.endpoints))
-        return await work(replace(services, ledger=fatal, broker=broker), given)
+        return await work(replace(services, ledger=fatal, broker=broker), given, launcher)
 
 
 if __name__ == "__main__":

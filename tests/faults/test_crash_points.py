@@ -15,6 +15,7 @@ import pytest
 from bench import SETUPS, Bench, Setup
 from fork_server import ForkServer
 from proxy import Answer, DropAnswer, Proxy
+from queued import put, shared
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.clock import SystemClock
@@ -123,9 +124,9 @@ POINTS = [
         id=f"{setup}-{before or 'nothing'}-{after}-{scenario.grant_kind}{scenario.count if scenario.count > 1 else ''}"
         f"{'-in-recovery' if scenario.in_recovery else ''}-{when}",
     )
-    for setup in SETUPS
+    for setup in (*SETUPS, "queue")
     for (before, after), scenarios in SCENARIOS.items()
-    # Inside DBOS, and on PostgreSQL, every transition once: what the others vary, neither of them sees.
+    # On PostgreSQL, and through the queue, every transition once: what the others vary, neither of them sees.
     for scenario in (scenarios if setup == "sqlite" else scenarios[:1])
     for when in ("before", "after")
 ]
@@ -178,6 +179,23 @@ class Victim:
         }
         return self.children.run(given)
 
+    @property
+    def queued(self) -> bool:
+        """Whether the run comes through the shared queue, and those that drive it are its workers."""
+        return self.setup.queue
+
+    def put(self, text: str) -> None:
+        with shared(self.setup.ledger_url) as queue:
+            put(queue, load_text(text, filename="crash.yaml", actions=catalog), run_id=self.run_id)
+
+    def run(self, text: str, **how: Any) -> int:
+        if self.queued:
+            self.put(text)
+        return self.child("work" if self.queued else "run", text=text, **how)
+
+    def recover(self, **how: Any) -> int:
+        return self.child("work" if self.queued else "recover", **how)
+
     def record(self) -> tuple[RunRecord, list[StepRecord], set[LeaseState]]:
         with open_ledger(self.setup.ledger_url, clock=SystemClock()) as ledger:
             assert ledger.verify(self.run_id) is None
@@ -208,14 +226,14 @@ def kill(victim: Victim, scenario: Scenario, when: str) -> None:
         first = {"kind": "lease.issued", "grant_kind": scenario.grant_kind, "when": "after", "count": 1}
         if scenario.fault == "no accessor":
             first["when"] = "before"
-        assert victim.child("run", point=first, text=text) == -9
+        assert victim.run(text, point=first) == -9
         if scenario.fault == "no accessor":  # nothing tells that the token above it is gone
             # Refused and not unreachable, which would be waited for.
             victim.proxy.fail(Answer(400), times=1000, when=lambda line: "/revoke-accessor" in line)
-        assert victim.child("recover", point=point, later=scenario.kind == "lease.expired") == -9
+        assert victim.recover(point=point, later=scenario.kind == "lease.expired") == -9
     else:
         grace = {"grace": 1.0} if scenario.fault == "stuck" else {}
-        assert victim.child("run", point=point, text=text, **grace) == -9
+        assert victim.run(text, point=point, **grace) == -9
     victim.proxy.heal()
 
 
@@ -223,9 +241,9 @@ def kill(victim: Victim, scenario: Scenario, when: str) -> None:
 def test_nothing_is_left_after_a_crash(victim: Victim, scenario: Scenario, when: str) -> None:
     kill(victim, scenario, when)
     recorded = {step.step for step in victim.record()[1] if step.finished_at is not None}
-    assert victim.child("recover") == 0
+    assert victim.recover() == 0
     if not victim.record()[2] <= FINAL:
-        victim.child("recover", later=True)  # an answer that was lost is only final when Vault has ended the request
+        victim.recover(later=True)  # an answer that was lost is only final when Vault has ended the request
     assert victim.bench.logins() == []
     assert victim.bench.sessions() == []
     record, steps, leases = victim.record()
