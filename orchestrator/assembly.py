@@ -18,6 +18,7 @@ from orchestrator.approvals.slack import SlackApprovals
 from orchestrator.clock import Clock, SystemClock
 from orchestrator.credentials.broker import Broker
 from orchestrator.credentials.duties import DatabaseDuties
+from orchestrator.credentials.governor.governor import Coordination, Governor
 from orchestrator.credentials.types import Confirm, Duties, Issuer
 from orchestrator.errors import ExitCode
 from orchestrator.jsontypes import JsonValue
@@ -31,18 +32,20 @@ from orchestrator.recovery.retries.retry import WantedRetry, retry_once
 from orchestrator.redaction.own_secrets import OwnSecrets, secrets_in
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.heartbeat import Heartbeat
+from orchestrator.runs.processes import certainly_gone
 from orchestrator.runs.types import Interruption, RunOutcome, RunRequest, Services
 from orchestrator.runs.waiting_time import WaitingTime
 from orchestrator.secret import Secret
 from orchestrator.signals import Interruptions, handled
 from orchestrator.tasks.kept_sweeps import keeping
-from orchestrator.telemetry.observed_ledger import ObservedLedger, Observer
+from orchestrator.telemetry.observed_ledger import ObservedLedger, Observer, both
 from orchestrator.vault.config import VaultConfig
 from orchestrator.vault.login_request import standing_secrets
 from orchestrator.vault.session import VaultSession
 
 if TYPE_CHECKING:
     from orchestrator.issuers.declared import DeclaredIssuer
+    from orchestrator.ledger.writing.store import Ledger
 
 _GIVE_BACK_SECONDS = 5.0
 """How long giving the runtime's own token back may take at the very end."""
@@ -91,8 +94,11 @@ async def open_services(
     """The services of this process. Leaving the context gives the runtime's Vault token back."""
     await asyncio.to_thread(remove_left_behind)
     ledger = open_ledger(config.ledger_url, clock=config.clock)
-    writer = ObservedLedger(ledger, observer, config.clock) if observer else ledger
     heartbeat = Heartbeat(ledger.runners, role=config.role, max_runs=config.max_runs, clock=config.clock)
+    governor = _governor(config, ledger, heartbeat)
+    if governor is not None:
+        observer = both(governor.recorded, observer)
+    writer = ObservedLedger(ledger, observer, config.clock) if observer else ledger
     told = (*config.own_secrets, *config.notify.values(), *secrets_in(config.ledger_url))
     own_secrets = OwnSecrets(redactor, standing=lambda: (*told, *standing_secrets(config.vault)))
     vault = VaultSession(
@@ -109,7 +115,7 @@ async def open_services(
         issuers=config.issuers,
         is_closed=partial(_is_closed, ledger),
         confirm=config.confirm,
-        places=config.connection_leases,
+        governor=governor,
     )
     try:
         async with AsyncExitStack() as stack:
@@ -252,6 +258,20 @@ async def interruptible_services(
         async with open_services(config, redactor=redactor, observer=observer) as services:
             stack.enter_context(handled(interruptions))
             yield services, interruptions
+
+
+def _governor(config: RunnerConfig, ledger: Ledger, heartbeat: Heartbeat) -> Governor | None:
+    if not config.connection_leases:
+        return None
+    coordination = Coordination(
+        places=ledger.places,
+        runners=ledger.runners,
+        runner_id=heartbeat.runner_id,
+        enter=heartbeat.enter,
+        certainly_gone=certainly_gone,
+        dead_after=config.dead_after,
+    )
+    return Governor(config.connection_leases, coordination, config.clock)
 
 
 def _is_closed(reader: LedgerReader, lease_id: str) -> bool:

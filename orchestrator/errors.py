@@ -134,16 +134,6 @@ class NotRenewed(Refused):
         super().__init__(message, by="orchestrator", hint=hint)
 
 
-class NoPlace(OrchestratorError):
-    """As many leases of a connection are open, over all processes, as may be: it is tried again."""
-
-    def __init__(self, connection: str, most: int) -> None:
-        held = f"1 lease of `{connection}` is" if most == 1 else f"{most} leases of `{connection}` are"
-        super().__init__(f"{held} open, and no more may be")
-        self.connection = connection
-        self.most = most
-
-
 class AgentBlocked(Refused):
     """The agent is cut off: `orchestrator agents revoke`."""
 

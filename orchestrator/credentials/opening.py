@@ -7,33 +7,34 @@ never abandoned: whoever closes waits for its answer, and what came is held by t
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
+from orchestrator.credentials.governor.governor import LOOK_SECONDS
 from orchestrator.credentials.parts import BrokerParts
 from orchestrator.credentials.refusals import not_issued, unseen
 from orchestrator.credentials.types import STEP_TOKEN_KIND, Attempt, Issued, IssueRequest, LeaseHandle, LeasesOfRun
 from orchestrator.environment import setting_of
-from orchestrator.errors import GrantRefused, NoPlace, OrchestratorError
+from orchestrator.errors import GrantRefused, LedgerError, OrchestratorError
 from orchestrator.grants.credential import Credential
 from orchestrator.grants.policy_names import token_role_name
 from orchestrator.grants.scope import STEP_TOKEN_MARGIN, Scope
-from orchestrator.ledger.events import AttemptWaits, Event, LeaseIssued, LeaseRequested, LeaseRevoking
+from orchestrator.ledger.events import Event, LeaseIssued, LeaseRequested, LeaseRevoking
 from orchestrator.ledger.ids import carries, new_lease_id
+from orchestrator.ledger.places import Blocked, PlacesWanted
 from orchestrator.redaction.forms import recognisable
 from orchestrator.secret import Secret
 from orchestrator.vault.faults import Outcome, VaultUnavailable
 from orchestrator.vault.session import StepToken
 
+log = logging.getLogger(__name__)
+
 STEP_TOKEN_GRANT = "(step token)"  # noqa: S105 -- how the ledger names the child token among the grants
 
-
-PLACE_SECONDS = 0.2
-"""Between two looks for a place, where as many leases of a connection are open as may be."""
 
 _CLOCK_SECONDS = 2
 """By how much Vault's clock may differ from ours, and how long it took until its answer was here."""
@@ -74,7 +75,6 @@ class Opening:
         self._keep = keep
         self._token_scope = _token_scope(broker, attempt)
         self._in_flight: dict[str, Scope] = {}
-        self._waits = False
 
     async def record(self) -> None:
         """Have on record what there is to record of an attempt without credentials. Raises LedgerError."""
@@ -107,47 +107,70 @@ class Opening:
         return credentials
 
     async def _intend(self, *intents: LeaseRequested) -> None:
-        """Have the intents on record, as soon as their connections have places for them.
+        """Have the intents on record, as soon as the connections have places for all of their leases at once.
 
         Raises GrantRefused where they have none before the attempt has to end.
         """
-        named = {scope.connection for scope in self.attempt.scopes if not scope.name.startswith("(")}
-        places = {name: most for name, most in self.broker.places.items() if name in named}
-        if not places:
+        governor = self.broker.governor
+        wanted = None if governor is None else governor.wanted(self.attempt)
+        if governor is None or wanted is None:
             await self.run.journal.append(*self.unrecorded, *intents)
             self.unrecorded = ()
             return
-        while True:
+        self._refuse_what_never_fits(wanted)
+        await governor.enter()
+        if (blocked := await self._request(wanted, intents)) is None:
+            return
+        with governor.waiting((self.attempt.run_id, self.attempt.step, self.attempt.number)) as turn:
             try:
-                await self.run.journal.request(places, *self.unrecorded, *intents)
-            except NoPlace as error:
-                await self._wait_for_place(error)
-            else:
-                self.unrecorded = ()
-                return
+                while blocked is not None:
+                    left = self.attempt.deadline - self.broker.clock.monotonic() - LOOK_SECONDS
+                    if not await turn.come(self.stop, left):
+                        raise self._no_place(blocked)
+                    blocked = await self._request(replace(wanted, known=True), intents)
+            except BaseException:
+                await self._leave_line()
+                raise
 
-    async def _wait_for_place(self, error: NoPlace) -> None:
+    async def _request(self, wanted: PlacesWanted, intents: Sequence[LeaseRequested]) -> Blocked | None:
+        blocked = await self.run.journal.request(wanted, self.unrecorded, intents)
+        self.unrecorded = ()
+        return blocked
+
+    def _refuse_what_never_fits(self, wanted: PlacesWanted) -> None:
+        for name, leases in wanted.leases.items():
+            if leases > (most := wanted.limits[name]):
+                scope = self._of_connection(name)
+                raise GrantRefused(
+                    f"{self.where(scope)}: the step wants {leases} leases of `{name}` at once, and no more than {most} "
+                    "may be open",
+                    grant=scope.name,
+                    path=scope.resource,
+                    by="orchestrator",
+                    hint=f"part the step, or raise {setting_of('connection_leases', name)}",
+                )
+
+    def _no_place(self, blocked: Blocked) -> GrantRefused:
+        scope = self._of_connection(blocked.connection)
+        return GrantRefused(
+            f"{self.where(scope)}: {blocked.reason}, for as long as the step may take",
+            grant=scope.name,
+            path=scope.resource,
+            by="orchestrator",
+            hint=f"raise the step's timeout, or {setting_of('connection_leases', blocked.connection)}; "
+            "`orchestrator leases list --state waiting` shows who waits",
+        )
+
+    def _of_connection(self, name: str) -> Scope:
+        return next(scope for scope in self.attempt.scopes if scope.connection == name)
+
+    async def _leave_line(self) -> None:
+        """Where it cannot be recorded it is with the end of the run, which cannot be recorded now either."""
         attempt = self.attempt
-        if not self._waits:
-            self._waits = True
-            waits = AttemptWaits(
-                step=attempt.step, attempt=attempt.number, connection=error.connection, reason=error.message
-            )
-            await self.run.journal.append(*self.unrecorded, waits)
-            self.unrecorded = ()
-        left = attempt.deadline - self.broker.clock.monotonic()
-        if left <= PLACE_SECONDS or self.stop.is_set():
-            scope = next(each for each in attempt.scopes if each.connection == error.connection)
-            raise GrantRefused(
-                f"{self.where(scope)}: {error.message}, for as long as the step may take",
-                grant=scope.name,
-                path=scope.resource,
-                by="orchestrator",
-                hint=f"raise the step's timeout, or {setting_of('connection_leases', error.connection)}",
-            )
-        with suppress(TimeoutError):
-            async with asyncio.timeout(PLACE_SECONDS):
-                await self.stop.wait()
+        try:
+            await self.broker.ledger.leave_line(attempt.run_id, attempt.step, attempt.number)
+        except LedgerError as error:
+            log.warning("step %s of run %s waits still, on record: %s", attempt.step, attempt.run_id, error.message)
 
     async def issue(
         self, lease_id: str, scope: Scope, token: StepToken, *, version: int, deadline: float | None = None

@@ -14,6 +14,7 @@ from orchestrator.secret import Secret
 from orchestrator.vault.session import VaultSession
 
 if TYPE_CHECKING:
+    from orchestrator.credentials.governor.governor import Governor
     from orchestrator.issuers.declared import DeclaredIssuer
 
 
@@ -35,8 +36,8 @@ class BrokerParts:
     duties: Duties | None = None
     confirm: Mapping[str, Confirm] = field(default_factory=dict)
     """By connection; the database where nothing is said."""
-    places: Mapping[str, int] = field(default_factory=dict)
-    """How many leases of a connection may be open at once, over all processes, where that is limited."""
+    governor: Governor | None = None
+    """Bounds how many leases of a connection are open at once, over all processes; None where none is limited."""
 
     def confirmed_by(self, handle: LeaseHandle, step_key: str) -> Confirm:
         """Whose word it takes that this lease is gone. A database can only be asked for names with the step key."""

@@ -9,12 +9,14 @@ for durably is durable before what was deferred.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Sequence
 from functools import partial
+from typing import TypeVar
 
-from orchestrator.errors import LedgerError, NoPlace
-from orchestrator.ledger.events import Event, LeaseEvent
+from orchestrator.errors import LedgerError
+from orchestrator.ledger.events import Event, LeaseEvent, LeaseRequested
 from orchestrator.ledger.lease import FINAL
+from orchestrator.ledger.places import Blocked, PlacesWanted
 from orchestrator.ledger.types import LedgerWriter
 
 DEFER_SECONDS = 0.1
@@ -22,6 +24,9 @@ DEFER_SECONDS = 0.1
 
 SOON_SECONDS = 0.002
 """The same for the end of a step: until a step that waits for it has begun, and hardly longer than a commit takes."""
+
+
+T = TypeVar("T")
 
 
 class Journal:
@@ -75,14 +80,19 @@ class Journal:
         else:
             await self._certainly(self._ledger.append(self.run_id, self.fence, events))
 
-    async def request(self, places: Mapping[str, int], *events: Event) -> None:
-        """Commit what was deferred, and then these if the connections have places for the leases among them.
+    async def request(
+        self, wanted: PlacesWanted, prelude: Sequence[Event], intents: Sequence[LeaseRequested]
+    ) -> Blocked | None:
+        """Commit what was deferred, then the prelude, and the intents if the attempt may have its places now.
 
-        Raises NoPlace as well as `append` does; then none of these is recorded.
+        None then, else why not: it waits in line. Raises as `append` does.
         """
         await self.flush()
-        await self._certainly(self._ledger.request(self.run_id, self.fence, events, places))
-        self._note(events)
+        asking = self._ledger.request(self.run_id, self.fence, wanted, prelude, intents)
+        blocked = await self._certainly(asking)
+        if blocked is None:
+            self._note(intents)
+        return blocked
 
     def defer(self, *events: Event, within: float = DEFER_SECONDS) -> None:
         """Have these committed with what comes next, or by themselves after so many seconds.
@@ -133,12 +143,10 @@ class Journal:
         task.add_done_callback(self._writing.discard)
         return task
 
-    async def _certainly(self, writing: Awaitable[None]) -> None:
+    async def _certainly(self, writing: Awaitable[T]) -> T:
         """Have it written; where that failed, or its outcome is not known, more may be open than is known here."""
         try:
-            await writing
-        except NoPlace:  # nothing was recorded, for certain
-            raise
+            return await writing
         except BaseException:
             self.in_doubt = True
             raise

@@ -12,7 +12,8 @@ from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.states import IdKind, RunState, StepState, TaskEnd, TaskState
 
 if TYPE_CHECKING:
-    from orchestrator.ledger.events import Decided, Event, RunResumed, RunStarted
+    from orchestrator.ledger.events import Decided, Event, LeaseRequested, RunResumed, RunStarted
+    from orchestrator.ledger.places import Blocked, Places, PlacesWanted
     from orchestrator.ledger.task_events import TaskCalled, TaskClosed, TaskOpened
 
 
@@ -253,11 +254,17 @@ class LedgerWriter(Protocol):
         """
         ...
 
-    async def request(self, run_id: str, fence: int, events: Sequence[Event], places: Mapping[str, int]) -> None:
-        """As `append`, if after it no more leases are open than `places` says, by connection, over all processes.
+    async def request(
+        self, run_id: str, fence: int, wanted: PlacesWanted, prelude: Sequence[Event], intents: Sequence[LeaseRequested]
+    ) -> Blocked | None:
+        """As `append`, if the attempt may have its places now, by the line over all processes: None then.
 
-        Raises NoPlace as well, and records nothing then.
+        If not, it is in line from now on, and only `prelude` and the event that it waits are recorded, if they are new.
         """
+        ...
+
+    async def leave_line(self, run_id: str, step: str, attempt: int) -> None:
+        """An attempt waits for places no longer."""
         ...
 
     async def take_over(self, run_id: str, *, ended: bool = False) -> int:
@@ -349,6 +356,10 @@ class LedgerReader(Protocol):
 
     def leases_of_ended_runs(self, *, dead: Collection[str] = ()) -> Sequence[LeaseRecord]:
         """The open leases of ended runs, newest first; also of the runs that the processes `dead` (ids) drive."""
+        ...
+
+    def places(self, now: datetime) -> Places:
+        """What is held of connections, by leases that are not over by this time, and the attempts that wait."""
         ...
 
     def open_lease_counts(self) -> Mapping[LeaseState, int]:

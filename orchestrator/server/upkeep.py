@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 from orchestrator.actions.process.private_folders import remove_left_behind
+from orchestrator.credentials.governor.governor import Governor
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.policy.watched import WatchedPolicies
 from orchestrator.recovery.backoff import is_due
@@ -21,12 +22,15 @@ from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import Services
 from orchestrator.scheduling.launcher import Launcher
 from orchestrator.server.maintenance import Maintenance
-from orchestrator.telemetry.metrics import Metrics
+from orchestrator.telemetry.metrics import Metrics, figures
 
 log = logging.getLogger(__name__)
 
 SAMPLE_SECONDS = 15.0
 """Between two counts of the leases that are not confirmed gone."""
+
+PLACES_SECONDS = 5.0
+"""Between two counts of who holds and who waits for places of connections: attempts wait for seconds, not for hours."""
 
 RECOVERY_SECONDS = 1.0
 """Between two looks for dead processes."""
@@ -66,6 +70,7 @@ def upkeep(
         (IDENTITY_SECONDS, _identity(services)),
         (POLICY_SECONDS, _policies(services, metrics)),
         (SAMPLE_SECONDS, _pending_leases(services, metrics)),
+        *([(PLACES_SECONDS, _places(services, governor, metrics))] if (governor := services.broker.governor) else []),
     ]
 
 
@@ -169,3 +174,11 @@ def _pending_leases(services: Services, metrics: Metrics) -> Callable[[], Awaita
         metrics.pending(counts[LeaseState.REVOKING])
 
     return pending_leases
+
+
+def _places(services: Services, governor: Governor, metrics: Metrics) -> Callable[[], Awaitable[None]]:
+    async def places() -> None:
+        now = services.clock.now()
+        metrics.places(figures(await asyncio.to_thread(services.reader.places, now), governor.limits, now))
+
+    return places

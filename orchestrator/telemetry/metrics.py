@@ -2,9 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from orchestrator.ledger.events import Event
+from orchestrator.ledger.places import Places
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionFigures:
+    """Of a connection: how many leases may be open and hold a place, how many attempts wait, and the longest since."""
+
+    connection: str
+    limit: int
+    held: int
+    waiting: int
+    longest_seconds: float
+
+
+def figures(places: Places, limits: Mapping[str, int], now: datetime) -> list[ConnectionFigures]:
+    """Those of each connection that has a limit."""
+    found = []
+    for name, limit in sorted(limits.items()):
+        since = [each.since for each in places.line if name in each.leases]
+        longest = max(((now - each).total_seconds() for each in since), default=0.0)
+        found.append(ConnectionFigures(name, limit, places.held.get(name, 0), len(since), max(0.0, longest)))
+    return found
 
 
 class Metrics:
@@ -27,6 +51,9 @@ class Metrics:
 
     def pending(self, leases: int) -> None:
         """So many leases of the ledger are being revoked and not confirmed gone."""
+
+    def places(self, figures: Sequence[ConnectionFigures]) -> None:
+        """How it stands with each connection whose open leases are limited, over all processes."""
 
     def irrevocable(self, leases: int) -> None:
         """So many leases Vault has given up revoking."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from orchestrator.clock import Clock
-from orchestrator.ledger.events import Event, RunResumed, RunStarted
+from orchestrator.ledger.events import Event, LeaseRequested, RunResumed, RunStarted
+from orchestrator.ledger.places import Blocked, PlacesWanted
 from orchestrator.ledger.task_events import TaskCalled, TaskClosed, TaskOpened
 from orchestrator.ledger.types import CallLimits, LedgerWriter
 
@@ -90,12 +91,23 @@ class ObservedLedger:
         for event in events:
             self._tell(run_id, now, event)
 
-    async def request(self, run_id: str, fence: int, events: Sequence[Event], places: Mapping[str, int]) -> None:
-        """As the ledger's; the observer is told as with `append`."""
-        await self.ledger.request(run_id, fence, events, places)
+    async def request(
+        self, run_id: str, fence: int, wanted: PlacesWanted, prelude: Sequence[Event], intents: Sequence[LeaseRequested]
+    ) -> Blocked | None:
+        """As the ledger's; the observer is told of what was recorded."""
+        blocked = await self.ledger.request(run_id, fence, wanted, prelude, intents)
+        if blocked is None:
+            recorded: tuple[Event, ...] = (*prelude, *intents)
+        else:
+            recorded = () if blocked.recorded is None else (*prelude, blocked.recorded)
         now = self.clock.now()
-        for event in events:
+        for event in recorded:
             self._tell(run_id, now, event)
+        return blocked
+
+    async def leave_line(self, run_id: str, step: str, attempt: int) -> None:
+        """As the ledger's; nobody is told."""
+        await self.ledger.leave_line(run_id, step, attempt)
 
     async def aclose(self) -> None:
         """Close the ledger."""

@@ -5,6 +5,7 @@ Labels are names of workflows, states, kinds of grant and reasons: never inputs,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -26,7 +27,7 @@ from orchestrator.ledger.events import (
     RunStarted,
 )
 from orchestrator.ledger.states import RunState
-from orchestrator.telemetry.metrics import Metrics
+from orchestrator.telemetry.metrics import ConnectionFigures, Metrics
 
 _RUN_SECONDS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200)
 _LAG_SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600)
@@ -77,6 +78,18 @@ class PrometheusMetrics(Metrics):
             "orchestrator_leases_open", "Leases that runs of this process hold.", ["kind"], registry=self.registry
         )
         self._pending = self._gauge("leases_pending", "Leases whose revocation is not confirmed, in the whole ledger.")
+        self._limit = self._by_connection(
+            "connection_leases_limit", "How many leases of a connection may be open at once, over all processes."
+        )
+        self._held = self._by_connection(
+            "connection_leases", "Leases that hold a place of a limited connection, in the whole ledger."
+        )
+        self._waiting = self._by_connection(
+            "connection_attempts_waiting", "Attempts that wait for a place, in the whole ledger."
+        )
+        self._longest = self._by_connection(
+            "connection_longest_wait_seconds", "How long the attempt that waits longest for a place has waited."
+        )
         self._irrevocable = self._gauge("leases_irrevocable", "Leases that Vault has given up revoking.")
         self._orphans = self._counter("orphans_swept", "Logins dropped that no lease covered.", "connection")
         self._workflows = self._gauge("workflows_loaded", "Workflows of the folder.")
@@ -131,6 +144,14 @@ class PrometheusMetrics(Metrics):
         """Sets `orchestrator_leases_pending`."""
         self._pending.set(leases)
 
+    def places(self, figures: Sequence[ConnectionFigures]) -> None:
+        """Sets the four `orchestrator_connection_...` of each connection with a limit."""
+        for each in figures:
+            self._limit.labels(each.connection).set(each.limit)
+            self._held.labels(each.connection).set(each.held)
+            self._waiting.labels(each.connection).set(each.waiting)
+            self._longest.labels(each.connection).set(each.longest_seconds)
+
     def irrevocable(self, leases: int) -> None:
         """Sets `orchestrator_leases_irrevocable`."""
         self._irrevocable.set(leases)
@@ -160,6 +181,9 @@ class PrometheusMetrics(Metrics):
 
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
         return Counter(f"orchestrator_{name}", help_text, labels, registry=self.registry)
+
+    def _by_connection(self, name: str, help_text: str) -> Gauge:
+        return Gauge(f"orchestrator_{name}", help_text, ["connection"], registry=self.registry)
 
     def _gauge(self, name: str, help_text: str) -> Gauge:
         return Gauge(f"orchestrator_{name}", help_text, registry=self.registry)

@@ -24,6 +24,7 @@ from orchestrator.ledger.storage.tables import (
     IS_RUNNING,
     IS_WANTED,
     fire,
+    lease_waiter,
     run,
     run_owner,
     runner,
@@ -314,7 +315,7 @@ def _lives(connection: Connection, runner_id: str) -> bool:
 
 
 def _take_out(connection: Connection, runner_id: str) -> None:
-    for table in (run_owner, runner_token, runner):
+    for table in (lease_waiter, run_owner, runner_token, runner):
         connection.execute(delete(table).where(table.c.runner_id == runner_id))
 
 

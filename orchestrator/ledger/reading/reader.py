@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from orchestrator.errors import LedgerError, UnknownRun
 from orchestrator.ledger.faults import ledger_error
 from orchestrator.ledger.lease import OPEN, LeaseState
+from orchestrator.ledger.places import Places
 from orchestrator.ledger.reading import examination, lease_queries, queries
 from orchestrator.ledger.reading.decisions import decisions
 from orchestrator.ledger.reading.lease_search import newest_leases
@@ -20,6 +21,7 @@ from orchestrator.ledger.reading.records import event_record, lease_record, run_
 from orchestrator.ledger.states import IdKind, RunState, TaskEnd, TaskState
 from orchestrator.ledger.storage.budgets import calls_by_state, is_idle
 from orchestrator.ledger.storage.chain import Head, StoredEvent, first_break, genesis
+from orchestrator.ledger.storage.places import moments, places_held, places_of, waiters
 from orchestrator.ledger.storage.times import time_to_text
 from orchestrator.ledger.types import (
     DecisionFilter,
@@ -167,6 +169,12 @@ class Reader:
         with self._reading() as connection:
             rows = connection.execute(lease_queries.leases_of_ended_runs(dead)).all()
             return [lease_record(row) for row in rows]
+
+    def places(self, now: datetime) -> Places:
+        """What is held of connections, by leases that are not over by this time, and the attempts that wait."""
+        with self._reading(snapshot=True) as connection:
+            held = connection.execute(places_held(connection.dialect.name), moments(now)).mappings().all()
+            return places_of(map(dict, held), map(dict, connection.execute(waiters()).mappings()))
 
     def open_lease_counts(self) -> Mapping[LeaseState, int]:
         """How many leases are in each open state. Reads what is open and nothing else."""

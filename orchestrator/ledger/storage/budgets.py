@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import JSON, BindParameter, ColumnElement, Select, cast, func, literal_column, select
+from sqlalchemy import BindParameter, Select, func, select
 
 from orchestrator.errors import BudgetSpent, TaskEnded
 from orchestrator.ledger.states import RunState, TaskState
-from orchestrator.ledger.storage.tables import IS_OPEN, IS_RUNNING, lease, run
+from orchestrator.ledger.storage.tables import IS_RUNNING, run
 from orchestrator.ledger.storage.times import text_to_time
 from orchestrator.ledger.types import CallLimits
 
@@ -32,16 +32,6 @@ def calls_by_state(task_id: str | BindParameter[str]) -> Select[tuple[object, ..
         func.max(run.c.finished_at).label("ended"),
     )
     return select(*counted).where(run.c.task == task_id, run.c.run_id != task_id).group_by(run.c.steps, run.c.state)
-
-
-def open_leases(connection: str | BindParameter[str], dialect: str) -> Select[int]:
-    """How many leases of a database are open that steps and calls have, and not those that look after them."""
-    if dialect == "sqlite":
-        named: ColumnElement[str] = func.json_extract(lease.c.scope, literal_column("'$.connection'"))
-    else:
-        named = func.json_extract_path_text(cast(lease.c.scope, JSON), literal_column("'connection'"))
-    steps_own = func.substr(lease.c.grant, literal_column("1"), literal_column("1")) != literal_column("'('")
-    return select(func.count()).select_from(lease).where(IS_OPEN, steps_own, named == connection)
 
 
 def open_calls(agent: str | BindParameter[str]) -> Select[int]:

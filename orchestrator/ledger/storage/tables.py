@@ -219,6 +219,27 @@ gate = Table(
 )
 """What several processes count at the same time is counted by one after the other: who counts locks the row."""
 
+lease_waiter = Table(
+    "lease_waiter",
+    metadata,
+    Column("run_id", TEXT, nullable=False),
+    Column("step", TEXT, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("connection", TEXT, nullable=False),
+    Column("leases", Integer, nullable=False),
+    Column("most", Integer, nullable=False),
+    Column("ticket", BigInteger, nullable=False),
+    Column("runner_id", TEXT, nullable=False),
+    Column("since", TEXT, nullable=False),
+    PrimaryKeyConstraint("run_id", "step", "attempt", "connection"),
+    sqlite_with_rowid=False,
+)
+"""The attempts that wait until a connection has room for so many `leases` of theirs, where `most` may be open.
+
+The rows of an attempt have one `ticket`. It is drawn while the gates of all its connections are locked, above every
+ticket that there is: so at each connection tickets are in the order of arrival, whatever the clocks say.
+"""
+
 agent_block = Table(
     "agent_block",
     metadata,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from orchestrator.ledger.events import LeaseRequested, RunStarted
+from orchestrator.ledger.events import AttemptWaits, RunStarted
+from orchestrator.ledger.places import Blocked, PlacesWanted
 from orchestrator.ledger.storage.chain import Head
+from orchestrator.ledger.storage.codec import event_to_text
+from orchestrator.ledger.storage.times import text_to_time
 from orchestrator.ledger.types import CallLimits
 from orchestrator.ledger.writing.transaction import FIRST_FENCE, Entry, Transaction
 
@@ -116,27 +118,67 @@ class Append:
 
 @dataclass(slots=True)
 class Request:
-    """Add events to a run, leases that are asked for among them, if their connections have places for these."""
+    """Add the intents of an attempt to its run if it gets its places; else the attempt is in line from now on.
+
+    The `prelude` is added in either case, unless it is in line already: then nothing is written.
+    """
 
     run_id: str
     fence: int
-    entries: Sequence[Entry]
-    places: Mapping[str, int]
+    wanted: PlacesWanted
+    prelude: Sequence[Entry]
+    intents: Sequence[Entry]
     task: str | None = field(default=None, init=False)
     head: Head | None = field(default=None, init=False)
+    blocked: Blocked | None = field(default=None, init=False)
+    """What came of it: None where it has its places."""
 
     @property
     def gates(self) -> Collection[str]:
         """Those of the connections."""
-        return [f"connection {name}" for name in self.places]
+        return [f"connection {name}" for name in self.wanted.leases]
 
     def execute(self, transaction: Transaction) -> int:
-        """Raises NoPlace, UnknownRun, FenceLost or IllegalTransition."""
-        events = [entry.event for entry in self.entries]
-        named = [event.scope.get("connection") for event in events if isinstance(event, LeaseRequested)]
-        transaction.check_places(self.places, Counter(str(name) for name in named if name is not None))
-        self.head = transaction.append(self.run_id, self.fence, self.entries)
+        """Raises UnknownRun, FenceLost or IllegalTransition."""
+        wanted, time = self.wanted, self.intents[0].time
+        key = (self.run_id, wanted.step, wanted.attempt)
+        places = transaction.places(text_to_time(time))
+        waits = any(each.key == key for each in places.line)
+        self.head, self.blocked = None, places.blocked(key, wanted, text_to_time(time))
+        if self.blocked is None:
+            self.head = transaction.append(self.run_id, self.fence, [*self.prelude, *self.intents])
+            if waits or wanted.known:
+                transaction.leave_line(*key)
+        elif not waits:
+            told = [] if wanted.known else [self._waits(self.blocked, time)]
+            self.head = transaction.append(self.run_id, self.fence, [*self.prelude, *told])
+            transaction.enter_line(self.run_id, wanted, time)
         return self.fence
+
+    def _waits(self, blocked: Blocked, time: str) -> Entry:
+        wanted = self.wanted
+        event = AttemptWaits(
+            step=wanted.step, attempt=wanted.attempt, connection=blocked.connection, reason=blocked.reason
+        )
+        self.blocked = replace(blocked, recorded=event)
+        return Entry(time, event, event_to_text(event))
+
+
+@dataclass(slots=True)
+class LeaveLine:
+    """An attempt waits for places no longer. Repeating it does no harm."""
+
+    run_id: str
+    step: str
+    attempt: int
+    task: str | None = field(default=None, init=False)
+    gates: Collection[str] = field(default=(), init=False)
+    head: Head | None = field(default=None, init=False)
+
+    def execute(self, transaction: Transaction) -> int:
+        """0: nothing is said of its run."""
+        transaction.leave_line(self.run_id, self.step, self.attempt)
+        return 0
 
 
 @dataclass(slots=True)

@@ -8,13 +8,36 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import BindParameter, Dialect, bindparam, insert, literal_column, null, select, update
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Dialect,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal_column,
+    null,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql import ClauseElement
 
 from orchestrator.ledger.states import RunState
-from orchestrator.ledger.storage.budgets import calls_by_state, open_calls, open_leases
-from orchestrator.ledger.storage.tables import LEASE_CHANGES, agent_block, event, gate, lease, run, run_owner, step
+from orchestrator.ledger.storage.budgets import calls_by_state, open_calls
+from orchestrator.ledger.storage.places import places_held, waiters
+from orchestrator.ledger.storage.tables import (
+    LEASE_CHANGES,
+    agent_block,
+    event,
+    gate,
+    lease,
+    lease_waiter,
+    run,
+    run_owner,
+    step,
+)
 
 RUN_CHANGES = ("state", "finished_at", "exit_code", "reason")
 STEP_CHANGES = ("state", "attempts", "step_key", "action", "started_at", "finished_at", "reason", "outputs")
@@ -41,8 +64,15 @@ class Statements:
     """The calls of a task by tool and state: how many, and when the last one began and ended."""
     make_gate: str
     lock_gate: str
-    open_leases: str
-    """How many leases of a connection are open."""
+    places_held: str
+    """How many places of each connection are held."""
+    waiters: str
+    """Who waits for places, in the order of the line."""
+    next_ticket: str
+    enter_line: str
+    leave_line: str
+    """Of one attempt, whatever it waits for."""
+    leave_line_of_run: str
     open_calls: str
     """How many calls of an agent go on."""
     raise_fence: str
@@ -79,6 +109,10 @@ def _compile(dialect: Dialect) -> Statements:
     name: BindParameter[str] = bindparam("name")
     driver: BindParameter[str] = bindparam("runner_id")
     this_run = run.c.run_id == key
+    zero: ColumnElement[int] = literal_column("0")
+    one: ColumnElement[int] = literal_column("1")
+    waits = lease_waiter.c.run_id == key
+    this_attempt = (lease_waiter.c.step == bindparam("step"), lease_waiter.c.attempt == bindparam("attempt"))
     known_head = (run.c.fence == bindparam("fence"), run.c.seq == bindparam("seq"), run.c.head == bindparam("head"))
     return Statements(
         begin="BEGIN IMMEDIATE" if dialect.name == "sqlite" else None,
@@ -94,7 +128,12 @@ def _compile(dialect: Dialect) -> Statements:
         count_calls=sql(calls_by_state(key)),
         make_gate=sql(inserting(gate).values(name=name).on_conflict_do_nothing()),
         lock_gate=sql(select(gate.c.name).where(gate.c.name == name).with_for_update()),
-        open_leases=sql(open_leases(name, dialect.name)),
+        places_held=sql(places_held(dialect.name)),
+        waiters=sql(waiters()),
+        next_ticket=sql(select(func.coalesce(func.max(lease_waiter.c.ticket), zero) + one)),
+        enter_line=sql(insert(lease_waiter)),
+        leave_line=sql(delete(lease_waiter).where(waits, *this_attempt)),
+        leave_line_of_run=sql(delete(lease_waiter).where(waits)),
         open_calls=sql(open_calls(name)),
         raise_fence=sql(update(run).where(this_run).values(fence=run.c.fence + literal_column("1"))),
         raise_fence_of_ended=sql(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -15,9 +15,10 @@ from orchestrator.ledger.coordination.agents import AgentStore
 from orchestrator.ledger.coordination.approvals import ApprovalStore
 from orchestrator.ledger.coordination.queue import RunQueue
 from orchestrator.ledger.coordination.runners import RunnerStore
-from orchestrator.ledger.events import Event, RunResumed, RunStarted
+from orchestrator.ledger.events import Event, LeaseRequested, RunResumed, RunStarted
 from orchestrator.ledger.faults import ledger_error
 from orchestrator.ledger.location import Location
+from orchestrator.ledger.places import Blocked, PlacesWanted
 from orchestrator.ledger.reading.reader import Reader
 from orchestrator.ledger.storage.codec import event_to_text
 from orchestrator.ledger.storage.times import time_to_text
@@ -25,7 +26,16 @@ from orchestrator.ledger.task_events import TaskCalled, TaskClosed, TaskOpened
 from orchestrator.ledger.types import CallLimits
 from orchestrator.ledger.writing.committer import Committer
 from orchestrator.ledger.writing.group_commit import GroupCommit
-from orchestrator.ledger.writing.jobs import Append, BeginCall, BeginRun, CloseTask, Request, Resume, TakeOver
+from orchestrator.ledger.writing.jobs import (
+    Append,
+    BeginCall,
+    BeginRun,
+    CloseTask,
+    LeaveLine,
+    Request,
+    Resume,
+    TakeOver,
+)
 from orchestrator.ledger.writing.rebuild import rebuild
 from orchestrator.ledger.writing.transaction import Entry
 
@@ -82,12 +92,22 @@ class Ledger(Reader):
         """
         await self._writer.submit(Append(run_id, fence, [self._entry(event) for event in events]))
 
-    async def request(self, run_id: str, fence: int, events: Sequence[Event], places: Mapping[str, int]) -> None:
-        """As `append`, if after it no more leases are open than `places` says, by connection, over all processes.
+    async def request(
+        self, run_id: str, fence: int, wanted: PlacesWanted, prelude: Sequence[Event], intents: Sequence[LeaseRequested]
+    ) -> Blocked | None:
+        """As `append`, if the attempt may have its places now, by the line over all processes: None then.
 
-        Raises NoPlace as well, and records nothing then.
+        If not, it is in line from now on, where it was not, and `prelude` is recorded, with the event that it waits
+        unless that is `known`. Raises as `append` does.
         """
-        await self._writer.submit(Request(run_id, fence, [self._entry(event) for event in events], places))
+        before, asked = ([self._entry(event) for event in part] for part in (prelude, intents))
+        job = Request(run_id, fence, wanted, before, asked)
+        await self._writer.submit(job)
+        return job.blocked
+
+    async def leave_line(self, run_id: str, step: str, attempt: int) -> None:
+        """An attempt waits for places no longer. Raises LedgerError."""
+        await self._writer.submit(LeaveLine(run_id, step, attempt))
 
     async def resume(self, run_id: str, resumed: RunResumed) -> int:
         """Make a run that was interrupted, or waits, run again, driven by `resumed.runner`; return its new fence.

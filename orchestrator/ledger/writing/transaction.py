@@ -10,14 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy.engine.interfaces import DBAPICursor
 
-from orchestrator.errors import AgentBlocked, FenceLost, IllegalTransition, LedgerError, NoPlace, RunExists, UnknownRun
+from orchestrator.errors import AgentBlocked, FenceLost, IllegalTransition, LedgerError, RunExists, UnknownRun
 from orchestrator.ledger.events import Event, RunStarted
+from orchestrator.ledger.places import Places, PlacesWanted
 from orchestrator.ledger.states import RESUMABLE, TaskState
 from orchestrator.ledger.storage.budgets import check_agent, check_call
 from orchestrator.ledger.storage.chain import Head, genesis, link
+from orchestrator.ledger.storage.places import moments, places_of
 from orchestrator.ledger.storage.projections import Row, RunRows, Stored, project
 from orchestrator.ledger.task_events import TaskClosed, TaskOpened
 from orchestrator.ledger.types import CallLimits
@@ -94,12 +97,31 @@ class Transaction:
             self._cursor.execute(self._sql.lock_gate, {"name": name})
             self._cursor.fetchall()
 
-    def check_places(self, places: Mapping[str, int], wanted: Mapping[str, int]) -> None:
-        """Raise NoPlace where with so many more leases a connection would have more than it may. Its gate is locked."""
+    def places(self, now: datetime) -> Places:
+        """What is held of connections, and who waits. It is exact, and stays so, where their gates are locked."""
         self.flush()
-        for connection, most in places.items():
-            if self._count(self._sql.open_leases, connection) + wanted.get(connection, 0) > most:
-                raise NoPlace(connection, most)
+        self._cursor.execute(self._sql.places_held, moments(now))
+        held = self._fetch()
+        self._cursor.execute(self._sql.waiters)
+        return places_of(held, self._fetch())
+
+    def enter_line(self, run_id: str, wanted: PlacesWanted, since: str) -> None:
+        """Put an attempt at the end of the line. The gates of its connections are locked.
+
+        It may be there, and not count, where its process was taken for dead.
+        """
+        attempt: Row = {"run_id": run_id, "step": wanted.step, "attempt": wanted.attempt}
+        self._execute(self._sql.leave_line, attempt)
+        self._cursor.execute(self._sql.next_ticket)
+        ((ticket,),) = self._cursor.fetchall()
+        place: Row = {"ticket": ticket, "runner_id": wanted.runner_id, "since": since}
+        for name, leases in wanted.leases.items():
+            wish: Row = {"connection": name, "leases": leases, "most": wanted.limits[name]}
+            self._execute(self._sql.enter_line, {**attempt, **place, **wish})
+
+    def leave_line(self, run_id: str, step: str, attempt: int) -> None:
+        """Take an attempt out of the line, after what is added to runs: who takes a run over locks both in that order."""
+        self._later(self._sql.leave_line, [{"run_id": run_id, "step": step, "attempt": attempt}])
 
     def begin_call(
         self, task_id: str, called: Entry, run_id: str, started: Entry, limits: CallLimits, runner_id: str
@@ -159,6 +181,7 @@ class Transaction:
         if self._execute(statement, {"run_id": run_id}) != 1:
             self._load(run_id)
             raise FenceLost(f"run {run_id} goes on", hint="Whoever drives it closes its leases.")
+        self._execute(self._sql.leave_line_of_run, {"run_id": run_id})
         return self._load(run_id).fence
 
     def resume(self, run_id: str, runner_id: str, entry: Entry) -> RunView:
@@ -171,6 +194,7 @@ class Transaction:
             raise FenceLost(f"run {run_id} goes on by now, or has ended", hint=f"see `orchestrator runs show {run_id}`")
         self._check_agent(str(view.rows.run["agent"]), entry.time)
         self._execute(self._sql.raise_fence, {"run_id": run_id})
+        self._execute(self._sql.leave_line_of_run, {"run_id": run_id})
         view.fence += 1
         self._extend_locked(run_id, view, [entry])
         self._execute(self._sql.own_run, {"run_id": run_id, "runner_id": runner_id})
@@ -195,6 +219,8 @@ class Transaction:
             sql.update_step,
             sql.insert_lease,
             sql.update_lease,
+            sql.leave_line,
+            sql.leave_line_of_run,
         )
         if not written:
             return
@@ -252,6 +278,8 @@ class Transaction:
         self._later(sql.insert_event, records)
         if changed.run:
             self._later(sql.update_run, [{"run_id": run_id, **changed.run}])
+            if changed.run["finished_at"] is not None:
+                self._later(sql.leave_line_of_run, [{"run_id": run_id}])
         for insert, update, known, rows in (
             (sql.insert_step, sql.update_step, before.steps, changed.steps),
             (sql.insert_lease, sql.update_lease, before.leases, changed.leases),

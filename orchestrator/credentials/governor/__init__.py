@@ -1,0 +1,1 @@
+"""How many leases of a connection may be open at once, over all processes: who waits, and whose turn it is."""
