@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,9 +16,25 @@ from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.states import IdKind
 
 if TYPE_CHECKING:
+    from orchestrator.ledger.places import Places
     from orchestrator.ledger.types import LeaseFilter, LeaseRecord, LedgerReader
     from orchestrator.recovery.closing_pass import Leftover
     from orchestrator.recovery.sweep import Swept
+
+
+class ListedState(StrEnum):
+    """What leases can be listed by: the states of a lease, and those who wait until there may be one."""
+
+    WAITING = "waiting"
+    REQUESTED = "requested"
+    DENIED = "denied"
+    FAILED = "failed"
+    ISSUED = "issued"
+    REVOKING = "revoking"
+    REVOKED = "revoked"
+    EXPIRED = "expired"
+    ENDED = "ended"
+
 
 app = typer.Typer(help="Who held which scope, when, and when it was gone.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -34,7 +51,13 @@ def list_leases(
     workflow: options.OfWorkflow = None,
     step: Annotated[str | None, typer.Option(help="Only of this step.")] = None,
     agent: Annotated[str | None, typer.Option(help="Only of this agent.")] = None,
-    state: Annotated[list[LeaseState] | None, typer.Option(help="Only in this state; may be given again.")] = None,
+    state: Annotated[
+        list[ListedState] | None,
+        typer.Option(
+            help="Only in this state; may be given again. `waiting`: the attempts that wait for a lease, "
+            "where those of its connection are limited."
+        ),
+    ] = None,
     resource: Annotated[str | None, typer.Option(help="Only where the Vault path begins so.")] = None,
     kind: Annotated[str | None, typer.Option(help="Only of this kind of grant, or step-token.")] = None,
     since: options.Since = None,
@@ -42,7 +65,7 @@ def list_leases(
     limit: options.Limit = 200,
     as_json: options.Json = False,
 ) -> None:
-    """List leases, newest first."""
+    """List leases, newest first; with `--state waiting` who waits for one, those first whose turn is next."""
     from orchestrator.cli.connect import ledger_reader
     from orchestrator.cli.display.json_output import print_json
     from orchestrator.cli.lookup.ids import whole_id
@@ -55,7 +78,7 @@ def list_leases(
         workflow=workflow,
         step=step,
         agent=agent,
-        states=frozenset(state) if state else None,
+        states=frozenset(LeaseState(each) for each in state if each != ListedState.WAITING) if state else None,
         resource=resource,
         grant_kind=kind,
         since=parse_moment(since, now=now) if since else None,
@@ -65,11 +88,32 @@ def list_leases(
     with ledger_reader() as reader:
         of_run = whole_id(reader, IdKind.RUN, run) if run is not None else None
         of_task = whole_id(reader, IdKind.TASK, task) if task is not None else None
-        found = reader.leases(replace(query, run=of_run, task=of_task))
+        query = replace(query, run=of_run, task=of_task)
+        if ListedState.WAITING in (state or ()):
+            _list_waiting(reader.places(now), query, as_json=as_json)
+            return
+        found = reader.leases(query)
     if as_json:
         print_json(found)
     else:
         _print_leases(found, query)
+
+
+def _list_waiting(places: Places, query: LeaseFilter, *, as_json: bool) -> None:
+    from orchestrator.cli.display.json_output import print_json
+    from orchestrator.cli.display.runs.waiting import print_waiting, waiting
+    from orchestrator.errors import UsageError
+
+    if query.states or query.resource is not None or query.grant_kind is not None:
+        raise UsageError(
+            "`--state waiting` lists attempts that have no lease yet: no other state, resource or kind goes with it",
+            hint="list these on their own: run, task, workflow, agent, step, since and until can be given with it",
+        )
+    rows = waiting(places, query)
+    if as_json:
+        print_json(rows)
+    else:
+        print_waiting(rows)
 
 
 _WHICH = "`orchestrator leases list` shows them; of an id four characters are enough, beside `lease_`"

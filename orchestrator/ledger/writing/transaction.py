@@ -120,7 +120,7 @@ class Transaction:
             self._execute(self._sql.enter_line, {**attempt, **place, **wish})
 
     def leave_line(self, run_id: str, step: str, attempt: int) -> None:
-        """Take an attempt out of the line, after what is added to runs: who takes a run over locks both in that order."""
+        """Take an attempt out of the line, after what is added to runs: taking a run over locks both so, too."""
         self._later(self._sql.leave_line, [{"run_id": run_id, "step": step, "attempt": attempt}])
 
     def begin_call(
