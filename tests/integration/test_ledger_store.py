@@ -693,7 +693,7 @@ def back_to_r0005(url: str) -> None:
             "claimed_by TEXT",
         ):
             connection.execute(text(f"ALTER TABLE queued_run ADD COLUMN {column}"))
-        for table in ("fire", "approval", "approval_vote", "request_seen", "agent_block", "gate", "queue_pause"):
+        for table in ("fire", "approval", "approval_vote", "request_seen", "agent_block", "gate", "queue_pause", "lease_waiter"):
             connection.execute(text(f"DROP TABLE {table}"))
         kept = {
             "run_owner_by_runner",
@@ -704,7 +704,7 @@ def back_to_r0005(url: str) -> None:
             "lease_origin_by_all",
         }
         for index in INDEXES:
-            if index.name not in kept and not str(index.name).startswith("approval_"):
+            if index.name not in kept and not str(index.name).startswith(("approval_", "lease_waiter_")):
                 connection.execute(text(f"DROP INDEX {index.name}"))
         for column in ("task", "deadline", "idle", "retry_of"):
             connection.execute(text(f"ALTER TABLE run DROP COLUMN {column}"))

@@ -19,15 +19,13 @@ from orchestrator.errors import (
     BudgetSpent,
     IllegalTransition,
     LedgerError,
-    NoPlace,
     OrchestratorError,
     TaskEnded,
     UnknownRun,
     UsageError,
 )
-from orchestrator.ledger.events import Decided, LeaseDenied, LeaseRequested, RunFinished, RunResumed, RunStarted
+from orchestrator.ledger.events import Decided, LeaseRequested, RunFinished, RunResumed, RunStarted
 from orchestrator.ledger.ids import call_id, new_task_id
-from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.location import locate
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.reading.queries import SWEEP_WORKFLOW
@@ -323,48 +321,6 @@ async def test_an_agent_has_one_budget_over_all_its_tasks_and_processes(url: str
         await end(ledgers[0], began[0])
         assert await attempt(100)
         assert not await attempt(101)
-        assert whole(ledgers[1])
-
-
-async def test_a_connection_has_so_many_places_over_all_processes(url: str, clock: HandClock) -> None:
-    """Of leases that steps and calls have; those that look after them are not held up by what they look after."""
-
-    def intent(lease_id: str, grant: str = "db", connection: str = "support") -> LeaseRequested:
-        return LeaseRequested(
-            lease_id=lease_id,
-            step="read",
-            attempt=1,
-            grant=grant,
-            grant_kind="database",
-            resource="x",
-            scope={"connection": connection},
-            ttl=60,
-        )
-
-    with ExitStack() as stack:
-        ledgers = [stack.enter_context(open_ledger(url, clock=clock)) for _ in range(4)]
-        alone = replace(called("k")[1], task="")
-        for number in range(24):
-            await ledgers[number % 4].begin_run(f"run_{number}", alone)
-
-        async def ask(number: int, *leases: LeaseRequested, most: int = 5) -> bool:
-            try:
-                await ledgers[number % 4].request(f"run_{number}", 1, leases, {"support": most})
-            except NoPlace as error:
-                assert (error.connection, error.most) == ("support", most)
-                return False
-            return True
-
-        got = await asyncio.gather(*(ask(number, intent(f"lease_{number}")) for number in range(20)))
-        assert sum(got) == 5
-        assert await ask(20, intent("lease_20", grant="(sweep)"), most=6)
-        assert not await ask(21, intent("lease_21a"), intent("lease_21b"), most=6), "it would be one too many"
-        assert await ask(21, intent("lease_21a"), most=6)
-        await ledgers[0].request("run_22", 1, [intent("lease_22", connection="other")], {"other": 1})
-        (first, *_) = [number for number, has in enumerate(got) if has]
-        await ledgers[0].append(f"run_{first}", 1, [LeaseDenied(lease_id=f"lease_{first}", reason="no")])
-        assert await ask(23, intent("lease_23"), most=6)
-        assert len(ledgers[0].leases(LeaseFilter(states=OPEN))) == 8
         assert whole(ledgers[1])
 
 

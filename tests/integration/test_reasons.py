@@ -141,7 +141,7 @@ class TestQueue:
                 connection.execute(text(f"ALTER TABLE run DROP COLUMN {name}"))
             connection.execute(text("CREATE INDEX run_by_time ON run (started_at, run_id)"))
             connection.execute(text("CREATE INDEX run_by_state ON run (state, started_at, run_id)"))
-            for table in ("approval_vote", "approval", "request_seen", "agent_block", "gate"):
+            for table in ("approval_vote", "approval", "request_seen", "agent_block", "gate", "lease_waiter"):
                 connection.execute(text(f"DROP TABLE {table}"))
             connection.execute(text("UPDATE alembic_version SET version_num = 'r0008'"))
         engine.dispose()

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from orchestrator.clock import SystemClock
-from orchestrator.errors import FenceLost, LedgerError, NoPlace
+from orchestrator.errors import FenceLost, LedgerError
 from orchestrator.ledger.events import (
     AttemptStarted,
     Event,
@@ -27,6 +27,7 @@ from orchestrator.ledger.events import (
 )
 from orchestrator.ledger.journal import Journal
 from orchestrator.ledger.opening import open_ledger
+from orchestrator.ledger.places import Blocked, PlacesWanted
 from orchestrator.ledger.types import LedgerWriter
 
 RUN = "run_1"
@@ -50,9 +51,11 @@ class Watched:
             raise LedgerError("away")
         await self.ledger.append(run_id, fence, events)
 
-    async def request(self, run_id: str, fence: int, events: Sequence[Event], places: Mapping[str, int]) -> None:
-        if not places:
-            raise NoPlace("support", 0)
+    async def request(
+        self, run_id: str, fence: int, wanted: PlacesWanted, prelude: Sequence[Event], intents: Sequence[LeaseRequested]
+    ) -> Blocked | None:
+        if wanted.limits["support"] == 0:
+            return Blocked("support", "it is full")
         raise LedgerError("whether it is there is not known")
 
     async def begin_run(self, run_id: str, started: RunStarted, also: Sequence[Event] = ()) -> int:
@@ -236,9 +239,9 @@ async def test_after_a_failure_nobody_is_sure_what_is_open(tmp_path: Path, defer
 
 async def test_a_request_whose_outcome_is_not_known_may_be_open(tmp_path: Path) -> None:
     async with journal(tmp_path) as (to, _, _):
-        with pytest.raises(NoPlace):
-            await to.request({}, requested("lease_1"))
+        full = PlacesWanted("s", 1, "runner-1", {"support": 1}, {"support": 0})
+        assert await to.request(full, (), [requested("lease_1")]) == Blocked("support", "it is full")
         assert to.nothing_open
         with pytest.raises(LedgerError):
-            await to.request({"support": 1}, requested("lease_1"))
+            await to.request(replace(full, limits={"support": 1}), (), [requested("lease_1")])
         assert not to.nothing_open

@@ -26,7 +26,7 @@ from orchestrator.secret import Secret
 from orchestrator.server.listener import bind
 from orchestrator.server.maintenance import maintained
 from orchestrator.telemetry.event_log import log_event
-from orchestrator.telemetry.metrics import Metrics
+from orchestrator.telemetry.metrics import ConnectionFigures, Metrics
 from orchestrator.telemetry.prometheus import PrometheusMetrics
 from orchestrator.workflow.loader import load_text
 
@@ -140,6 +140,7 @@ def test_figures_count_runs_and_leases_and_never_show_inputs_or_ids() -> None:
     metrics.event("run_1", NOON, LeaseRevoked(lease_id="lease_1", confirmed_by="vault"))
     metrics.event("run_1", NOON + timedelta(seconds=3), RunFinished(state=RunState.SUCCEEDED, exit_code=0))
     metrics.pending(2)
+    metrics.places([ConnectionFigures("support", 3, 2, 4, 1.5)])
     body, content_type = metrics.exposition()
     text = body.decode()
     for line in (
@@ -149,6 +150,10 @@ def test_figures_count_runs_and_leases_and_never_show_inputs_or_ids() -> None:
         'orchestrator_runs_total{state="succeeded",workflow="w"} 1.0',
         'orchestrator_run_duration_seconds_sum{workflow="w"} 3.0',
         "orchestrator_leases_pending 2.0",
+        'orchestrator_connection_leases_limit{connection="support"} 3.0',
+        'orchestrator_connection_leases{connection="support"} 2.0',
+        'orchestrator_connection_attempts_waiting{connection="support"} 4.0',
+        'orchestrator_connection_longest_wait_seconds{connection="support"} 1.5',
     ):
         assert line in text
     assert content_type.startswith("text/plain; version=0.0.4")
