@@ -39,6 +39,9 @@ TRANSITIONS: dict[LeaseState, frozenset[LeaseState]] = {
     LeaseState.ENDED: frozenset(),
 }
 
+VAULT_REVOKED = "revoked in Vault; its database is yet to be asked"
+"""The reason of a lease that is being revoked and of which only one of two witnesses has said that it is gone."""
+
 FINAL = frozenset(state for state, following in TRANSITIONS.items() if not following)
 OPEN = frozenset(TRANSITIONS) - FINAL
 

@@ -17,7 +17,9 @@ from orchestrator.ledger.events import (
     LeaseDenied,
     LeaseIssued,
     LeaseRequested,
+    LeaseRevocationFailed,
     LeaseRevoking,
+    LeaseVaultRevoked,
     RunFinished,
     RunResumed,
     RunStarted,
@@ -320,6 +322,20 @@ async def test_a_lease_without_an_answer_holds_its_place_as_long_as_it_may_live(
     clock.time += timedelta(seconds=2)
     held = {"support": 1} if asked_by == "a living process" else {}
     assert ledger.places(clock.now()).held == held
+
+
+async def test_what_vault_has_revoked_holds_no_place_unless_the_database_has_it_still(
+    ledger: Ledger, clock: HandClock
+) -> None:
+    await begin(ledger, "run_0")
+    assert await ask(ledger, "run_0") is None
+    issued = LeaseIssued(lease_id="run_0-0", ttl=60, expires_at=START + timedelta(seconds=60))
+    await ledger.append("run_0", 1, [issued, LeaseRevoking(lease_id="run_0-0", reason="the step has ended")])
+    assert ledger.places(clock.now()).held == {"support": 1}
+    await ledger.append("run_0", 1, [LeaseVaultRevoked(lease_id="run_0-0")])
+    assert ledger.places(clock.now()).held == {}
+    await ledger.append("run_0", 1, [LeaseRevocationFailed(lease_id="run_0-0", error="the login is there")])
+    assert ledger.places(clock.now()).held == {"support": 1}
 
 
 async def test_a_request_that_fails_leaves_nobody_in_line(ledger: Ledger, clock: HandClock) -> None:

@@ -21,7 +21,7 @@ from orchestrator.credentials.governor.silence import Silence
 from orchestrator.credentials.types import Attempt
 from orchestrator.errors import LedgerError
 from orchestrator.ledger.coordination.runners import RunnerStore
-from orchestrator.ledger.events import Event, LeaseEvent
+from orchestrator.ledger.events import Event, LeaseEvent, LeaseVaultRevoked
 from orchestrator.ledger.lease import FINAL
 from orchestrator.ledger.places import AttemptKey, Places, PlacesWanted
 
@@ -119,8 +119,9 @@ class Governor:
                 self._wake.set()
 
     def recorded(self, run_id: str, time: datetime, event: Event) -> None:
-        """Something is on record: where a lease was closed in this process, its place is free at once."""
-        if self._turns and isinstance(event, LeaseEvent) and event.to in FINAL:
+        """Something is on record: where this process gave a lease back, its place is free at once."""
+        given_back = isinstance(event, LeaseVaultRevoked) or (isinstance(event, LeaseEvent) and event.to in FINAL)
+        if self._turns and given_back:
             self._wake.set()
 
     async def _look_again(self) -> None:

@@ -22,6 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 
+from orchestrator.ledger.lease import VAULT_REVOKED
 from orchestrator.ledger.places import Places, Waiter
 from orchestrator.ledger.states import RunState
 from orchestrator.ledger.storage.tables import IS_OPEN, lease, lease_waiter, run, run_owner, runner
@@ -40,12 +41,16 @@ def places_held(dialect: str) -> Select[tuple[object, ...]]:
     """How many places of each connection are held by leases that steps and calls have, not by what looks after them.
 
     A lease holds its place from its request until it is closed, or certainly over by its TTL. One that Vault may yet
-    be asked for by a living process is never over.
+    be asked for by a living process is never over. What Vault has revoked holds none any more: the database is asked
+    only when the run is over, and a run of several steps would wait for itself until then. Should the database say
+    that the login is there all the same, the lease holds its place again.
     """
     steps_own = func.substr(lease.c.grant, literal_column("1"), literal_column("1")) != literal_column("'('")
     name = _connection(dialect)
     columns = (name.label("connection"), func.count().label("leases"))
-    return select(*columns).where(IS_OPEN, steps_own, name.is_not(None), _not_over(dialect)).group_by(name)
+    not_revoked = lease.c.reason != literal_column(f"'{VAULT_REVOKED}'")
+    held = (IS_OPEN, steps_own, name.is_not(None), not_revoked, _not_over(dialect))
+    return select(*columns).where(*held).group_by(name)
 
 
 def waiters() -> Select[tuple[object, ...]]:

@@ -42,7 +42,7 @@ from orchestrator.ledger.events import (
     RunTakenOver,
     StepFinished,
 )
-from orchestrator.ledger.lease import FINAL, LeaseState, check_transition
+from orchestrator.ledger.lease import FINAL, VAULT_REVOKED, LeaseState, check_transition
 from orchestrator.ledger.states import RESUMABLE, RunState, StepState, TaskState
 from orchestrator.ledger.storage.codec import canonical_json
 from orchestrator.ledger.storage.times import time_to_text
@@ -309,7 +309,7 @@ def _lease_changes(before: Row, event: LeaseEvent, time: str) -> Row:
                 "last_try_at": time,
             }
         case LeaseVaultRevoked():
-            return {"reason": "revoked in Vault; its database is yet to be asked"}
+            return {"reason": VAULT_REVOKED}
         case LeaseRevoked() | LeaseExpired():
             return {"reason": ""}
         case LeaseEnded():
