@@ -274,13 +274,15 @@ async def test_calls_of_agents_wait_in_the_same_line(bench: Bench) -> None:
         assert [each.state for each in await asyncio.gather(*calls)] == [CallState.DONE] * 4
         asked = {each.run_id: _asked(reader.events(each.run_id)) for each in waiting}
         assert sorted(asked, key=lambda run: asked[run]) == [each.run_id for each in waiting]
-        late = await desk.call(AGENT, task.task_id, "login", {}, "k9")
+        another = await desk.open(AGENT, "complaint_desk", {"customer": 1234})
+        late = await desk.call(AGENT, another.task_id, "login", {}, "k9")
         assert late.state is CallState.HANDED_OVER
         doomed = asyncio.create_task(elsewhere.call(AGENT, task.task_id, "read", {}, "k10"))
         await until(lambda: line(desk.services), "the call to wait")
         assert await desk.close(AGENT, task.task_id, "that is all")
         assert (await doomed).state is CallState.CANCELLED
         assert line(desk.services) == []
+        assert await desk.close(AGENT, another.task_id)
 
 
 def _asked(events: Sequence[Any]) -> Any:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from orchestrator.errors import FenceLost
 from orchestrator.ledger.events import (
@@ -25,9 +26,11 @@ from orchestrator.ledger.events import (
     RunStarted,
 )
 from orchestrator.ledger.lease import OPEN
+from orchestrator.ledger.location import locate
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.places import KEPT_AFTER, Blocked, PlacesWanted
 from orchestrator.ledger.states import RunState
+from orchestrator.ledger.storage.connect import connect
 from orchestrator.ledger.storage.places import ANSWER_MARGIN, EXPIRY_MARGIN
 from orchestrator.ledger.types import LeaseFilter
 from orchestrator.ledger.writing.store import Ledger
@@ -203,7 +206,16 @@ async def test_nobody_waits_under_a_fence_that_is_lost(ledger: Ledger, clock: Ha
     assert kinds(ledger, "run_1").count("attempt.waits") == 1
 
 
-async def test_who_gives_up_or_has_ended_is_out_of_line(ledger: Ledger, clock: HandClock) -> None:
+def rows(url: str) -> list[str]:
+    """The runs of all that is stored of the line, counted or not."""
+    engine = connect(locate(url))
+    with engine.connect() as connection:
+        found = [str(run) for run in connection.execute(text("SELECT run_id FROM lease_waiter")).scalars()]
+    engine.dispose()
+    return found
+
+
+async def test_who_gives_up_or_has_ended_is_out_of_line(ledger: Ledger, clock: HandClock, url: str) -> None:
     runs = ["run_1", "run_2", "run_3", "run_4"]
     await begin(ledger, "run_0", *runs)
     assert await ask(ledger, "run_0") is None
@@ -214,6 +226,7 @@ async def test_who_gives_up_or_has_ended_is_out_of_line(ledger: Ledger, clock: H
     await ledger.append("run_1", 1, [RunFinished(state=RunState.CANCELLED, exit_code=1)])
     await ledger.append("run_3", 1, [RunFinished(state=RunState.INTERRUPTED, exit_code=1)])
     assert line(ledger, clock) == ["run_4"]
+    assert rows(url) == ["run_4"], "nothing is left of the others"
     await ledger.resume("run_3", RunResumed(runner=HOST, reason="x"))
     assert line(ledger, clock) == ["run_4"], "what it waited for then is forgotten"
     await ledger.leave_line("run_4", "other", 1)
