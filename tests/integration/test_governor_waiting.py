@@ -287,3 +287,46 @@ async def test_calls_of_agents_wait_in_the_same_line(bench: Bench) -> None:
 
 def _asked(events: Sequence[Any]) -> Any:
     return next(each.time for each in events if each.kind == LeaseRequested.kind)
+
+
+LINGERS = """
+version: 1
+name: lingers
+agent: tester
+on_failure: continue
+steps:
+  work:
+    action: exec
+    grants: {{ db: {{ kind: database, connection: support, role: feedback-read }} }}
+    with: {{ command: ["true"] }}
+    timeout: 2s
+  linger:
+    action: exec
+    with: {{ command: [/bin/sh, -c, "{command}"], paths: {{ write: [{folder}] }} }}
+    timeout: 90s
+"""
+
+
+@both_ledgers
+async def test_who_gives_up_is_out_of_line_although_its_run_goes_on(world: World) -> None:
+    command = f"while [ ! -e {world.go} ]; do sleep 0.05; done"
+    text = LINGERS.format(command=command, folder=world.go.parent)
+    lingers = load_text(text, filename="flow.yaml", actions=catalog)
+    world.bench.install(lingers.workflow)
+    async with world.process() as one:
+        _, holding = start(one, world.holding("a", "support"))
+        await until(world.bench.logins_of_steps, "the login of the holder")
+        run_id, lingering = start(one, lingers)
+        await until(lambda: line(one) == [run_id], "the step to wait in line")
+        ended = (run_id, "work")
+        await until(
+            lambda: ended in [(run, each.step) for run, each in world.seen.events if isinstance(each, AttemptFinished)],
+            "the step to give up",
+        )
+        assert line(one) == []
+        record = one.reader.run(run_id)
+        assert record is not None
+        assert record.state is RunState.RUNNING
+        world.go.touch()
+        await succeeded(holding)
+        assert (await lingering).state is RunState.REFUSED
