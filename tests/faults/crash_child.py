@@ -184,7 +184,9 @@ async def main(given: dict[str, Any]) -> int:
         point = given.get("point")
         if point is None:
             return await work(services, given, launcher)
-        fatal = FatalLedger(given["run"], services.ledger, point["kind"], point["grant_kind"], point["when"], point["count"], {})
+        fatal = FatalLedger(
+            given["run"], services.ledger, point["kind"], point["grant_kind"], point["when"], point["count"], {}
+        )
         broker = replace(services.broker, ledger=fatal)
         inner = replace(broker, duties=None)
         broker = replace(broker, duties=DatabaseDuties(inner, services.endpoints))

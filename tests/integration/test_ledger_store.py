@@ -693,7 +693,16 @@ def back_to_r0005(url: str) -> None:
             "claimed_by TEXT",
         ):
             connection.execute(text(f"ALTER TABLE queued_run ADD COLUMN {column}"))
-        for table in ("fire", "approval", "approval_vote", "request_seen", "agent_block", "gate", "queue_pause", "lease_waiter"):
+        for table in (
+            "fire",
+            "approval",
+            "approval_vote",
+            "request_seen",
+            "agent_block",
+            "gate",
+            "queue_pause",
+            "lease_waiter",
+        ):
             connection.execute(text(f"DROP TABLE {table}"))
         kept = {
             "run_owner_by_runner",
