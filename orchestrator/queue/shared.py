@@ -146,6 +146,11 @@ class SharedQueue:
         with self._reading() as connection:
             return tables.counts(connection)
 
+    def waits_since(self) -> datetime | None:
+        """When the run was put in that waits longest for a worker."""
+        with self._reading() as connection:
+            return tables.waits_since(connection)
+
     def not_entered(self) -> Sequence[QueuedRun]:
         """What was asked of the queue and is not in DBOS."""
         with self._reading() as connection:

@@ -105,6 +105,13 @@ def counts(connection: Connection) -> dict[QueueState, int]:
     return {state: found.get(status, 0) for status, state in STATES.items()}
 
 
+def waits_since(connection: Connection) -> datetime | None:
+    """When the run was put in that waits longest for a worker."""
+    query = text(f"SELECT min(created_at) FROM {SCHEMA}.workflow_status WHERE status = 'ENQUEUED' AND name = :name")  # noqa: S608
+    found = connection.execute(query, {"name": WORKFLOW}).scalar()
+    return None if found is None else _moment(int(found))
+
+
 def hold(
     connection: Connection, run_id: str, worker: str, *, lane: str | None, workflow: str, until: datetime | None
 ) -> bool:

@@ -15,23 +15,20 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from pydantic import ValidationError
-
 from orchestrator.actions.process.private_folders import remove_left_behind
 from orchestrator.errors import FenceLost, OrchestratorError
 from orchestrator.jsontypes import JsonValue
 from orchestrator.ledger.coordination.runners import RunnerRecord
-from orchestrator.ledger.events import Event, LeaseRevoking, RunFinished, RunNotified, RunStarted, RunTakenOver
+from orchestrator.ledger.events import Event, LeaseRevoking, RunTakenOver
 from orchestrator.ledger.lease import OPEN, LeaseState
-from orchestrator.ledger.states import RunState, StepState
+from orchestrator.ledger.states import RunState
 from orchestrator.ledger.types import LeaseFilter, LeaseRecord, RunRecord
 from orchestrator.recovery.backoff import is_due
 from orchestrator.recovery.closing_pass import Leftover, RunToClose, close_pass
 from orchestrator.recovery.dead_runs import Cut, Decision, GoesOn, Verdict, cut_short, decide, ending, is_left
-from orchestrator.runs.enforcement.notices import RunEnd, tell_of_end
+from orchestrator.runs.enforcement.notices import tell_of_recorded_end
 from orchestrator.runs.processes import certainly_gone
 from orchestrator.runs.types import Services, TakenRun
-from orchestrator.workflow.models.workflow import Message
 
 log = logging.getLogger(__name__)
 
@@ -303,7 +300,7 @@ class Recovery:
         goes_on = run.decision.verdict is Verdict.GO_ON
         try:
             if events := ending(run.decision, run.cut):
-                events = [*await _told_of(services, run.record, events), *events]
+                events = [*await tell_of_recorded_end(services.notifier, services.reader, run.record, events), *events]
                 await services.ledger.append(run_id, run.fence, events)
         except FenceLost:
             self._fences.pop(run_id, None)
@@ -378,34 +375,3 @@ async def close_runs(
         if each.lease.run_id in closed:
             closed[each.lease.run_id].append(each)
     return closed
-
-
-async def _told_of(services: Services, record: RunRecord, events: Sequence[Event]) -> tuple[RunNotified, ...]:
-    """What came of telling those whom its workflow names, if these events end the run: nobody else is left to do so.
-
-    By the record alone: the workflow is not read here, which may be what the process died of.
-    """
-    finished = next((event for event in events if isinstance(event, RunFinished)), None)
-    if finished is None or record.task is not None:
-        return ()
-    first = services.reader.events(record.run_id, kind=RunStarted.kind)
-    wanted = first[0].data.get("notify") if first else None
-    try:
-        named = wanted.items() if isinstance(wanted, Mapping) else ()
-        messages = [Message.model_validate({"to": name, "when": when}) for name, when in named]
-    except ValidationError:  # what somebody has written into the ledger keeps nothing from being closed
-        return ()
-    if not messages:
-        return ()
-    states = {each.step: each.state for each in services.reader.steps(record.run_id)}
-    end = RunEnd(
-        run_id=record.run_id,
-        workflow=record.workflow,
-        agent=record.agent,
-        trigger=record.trigger,
-        state=finished.state,
-        exit_code=finished.exit_code,
-        reason=finished.reason,
-        failed=[step for step in record.steps if states.get(step) in (StepState.FAILED, StepState.REFUSED)],
-    )
-    return await tell_of_end(services.notifier, messages, end)

@@ -154,7 +154,7 @@ async def _served(
                         sweep_interval=config.sweep_interval,
                         wake=shared.wake if shared is not None else None,
                     ),
-                    *await _working(stack, runner, config, services, shared, launcher, stop),
+                    *await _working(stack, runner, config, services, shared, launcher, metrics, stop),
                     (LOST_SECONDS, _lost(services, stop)),
                     *maintenance(services),
                     *(api.hooks() if api else ()),
@@ -258,6 +258,7 @@ async def _working(
     services: Services,
     shared: SharedQueue | None,
     launcher: Launcher,
+    metrics: Metrics,
     stop: _Stop,
 ) -> Sequence[Maintenance]:
     if shared is None or not config.works:
@@ -279,6 +280,7 @@ async def _working(
             max_runs=config.max_runs,
             offered=find,
             stopped=stop.drain.is_set,
+            metrics=metrics,
         )
     )
 

@@ -21,6 +21,7 @@ from orchestrator.runs.types import Services
 from orchestrator.scheduling.launcher import Launcher
 from orchestrator.scheduling.queue.carrying import Carrier, Offered
 from orchestrator.server.maintenance import Maintenance
+from orchestrator.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,9 @@ SETTLE_SECONDS = 1.0
 
 TIDY_SECONDS = 60.0
 """Between two looks at what is over, and at what a version with another queue has left."""
+
+SAMPLE_SECONDS = 15.0
+"""Between two counts of the runs in the queue."""
 
 PAUSE_SECONDS = 0.2
 """How long it is taken as known what is paused."""
@@ -78,6 +82,7 @@ async def working(
     max_runs: int,
     offered: Offered,
     stopped: Callable[[], bool],
+    metrics: Metrics | None = None,
 ) -> AsyncIterator[Sequence[Maintenance]]:
     """Take runs out of the queue while the context is open. With it come the hooks that belong to it.
 
@@ -92,7 +97,11 @@ async def working(
     await executor.launch()
     settling = _Settling(services, shared, launcher, executor)
     try:
-        yield [(SETTLE_SECONDS, settling.once), (TIDY_SECONDS, _tidy(services, shared))]
+        yield [
+            (SETTLE_SECONDS, settling.settle),
+            (TIDY_SECONDS, _tidy(services, shared)),
+            (SAMPLE_SECONDS, _queued_runs(services, shared, metrics or Metrics())),
+        ]
     finally:
         await executor.aclose()
         await _give_back(services, shared)
@@ -111,7 +120,7 @@ class _Settling:
     executor: Executor
     _strange: frozenset[tuple[str, str]] = field(default=frozenset())
 
-    async def once(self) -> None:
+    async def settle(self) -> None:
         """Put back what a worker has that is not there any more, and end here what was cancelled in DBOS."""
         me = self.services.heartbeat.runner_id
         active = self.executor.active
@@ -139,6 +148,16 @@ async def _give_back(services: Services, shared: SharedQueue) -> None:
                 await asyncio.to_thread(shared.put_back, each)
     except LedgerError as error:
         log.warning("what this worker had not begun could not be given back: %s", error.message)
+
+
+def _queued_runs(services: Services, shared: SharedQueue, metrics: Metrics) -> Callable[[], Awaitable[None]]:
+    async def queued_runs() -> None:
+        counts = await asyncio.to_thread(shared.counts)
+        since = await asyncio.to_thread(shared.waits_since)
+        waited = 0.0 if since is None else (services.clock.now() - since).total_seconds()
+        metrics.queued({state.value: count for state, count in counts.items()}, max(0.0, waited))
+
+    return queued_runs
 
 
 def _tidy(services: Services, shared: SharedQueue) -> Callable[[], Awaitable[None]]:

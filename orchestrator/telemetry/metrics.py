@@ -55,6 +55,9 @@ class Metrics:
     def places(self, figures: Sequence[ConnectionFigures]) -> None:
         """How it stands with each connection whose open leases are limited, over all processes."""
 
+    def queued(self, runs: Mapping[str, int], oldest_seconds: float) -> None:
+        """How many runs of the shared queue are in each state, and since when the oldest one waits for a worker."""
+
     def irrevocable(self, leases: int) -> None:
         """So many leases Vault has given up revoking."""
 

@@ -5,7 +5,7 @@ Labels are names of workflows, states, kinds of grant and reasons: never inputs,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -90,6 +90,12 @@ class PrometheusMetrics(Metrics):
         self._longest = self._by_connection(
             "connection_longest_wait_seconds", "How long the attempt that waits longest for a place has waited."
         )
+        self._queued = Gauge(
+            "orchestrator_queue_runs", "Runs of the shared queue, by state.", ["state"], registry=self.registry
+        )
+        self._queue_wait = self._gauge(
+            "queue_longest_wait_seconds", "How long the run that waits longest for a worker has waited."
+        )
         self._irrevocable = self._gauge("leases_irrevocable", "Leases that Vault has given up revoking.")
         self._orphans = self._counter("orphans_swept", "Logins dropped that no lease covered.", "connection")
         self._workflows = self._gauge("workflows_loaded", "Workflows of the folder.")
@@ -151,6 +157,12 @@ class PrometheusMetrics(Metrics):
             self._held.labels(each.connection).set(each.held)
             self._waiting.labels(each.connection).set(each.waiting)
             self._longest.labels(each.connection).set(each.longest_seconds)
+
+    def queued(self, runs: Mapping[str, int], oldest_seconds: float) -> None:
+        """Sets `orchestrator_queue_runs` by state, and `orchestrator_queue_longest_wait_seconds`."""
+        for state, count in runs.items():
+            self._queued.labels(state).set(count)
+        self._queue_wait.set(oldest_seconds)
 
     def irrevocable(self, leases: int) -> None:
         """Sets `orchestrator_leases_irrevocable`."""

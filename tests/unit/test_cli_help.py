@@ -46,7 +46,7 @@ def test_the_help_names_values_as_people_do_and_tells_of_its_own_options_only(na
         ("orchestrator validate", "orchestrator validate [OPTIONS] FILE...", "  FILE...  Workflows, folders"),
         ("orchestrator serve", "orchestrator serve [OPTIONS] [FOLDER]", "  --max-runs NUMBER "),
         ("orchestrator runs show", "orchestrator runs show [OPTIONS] RUN", "  RUN  The id of the run"),
-        ("orchestrator worker", "orchestrator worker [OPTIONS]", "  --log-format text|json "),
+        ("orchestrator worker", "orchestrator worker [OPTIONS] [FOLDER]", "  --log-format text|json "),
         ("orchestrator prove", "orchestrator prove [OPTIONS] FILE", "  -s, --step TEXT "),
     ],
 )

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+from pydantic import ValidationError
 
 from orchestrator.errors import OrchestratorError, PolicyDenied
 from orchestrator.jsontypes import JsonObject, JsonValue
-from orchestrator.ledger.events import Notified, RunNotified
-from orchestrator.ledger.states import RunState
+from orchestrator.ledger.events import Event, Notified, RunFinished, RunNotified, RunStarted
+from orchestrator.ledger.states import RunState, StepState
+from orchestrator.ledger.types import LedgerReader, RunRecord
 from orchestrator.network.webhooks import Webhooks
 from orchestrator.policy.obligations import Notice
 from orchestrator.policy.types import Decision
@@ -128,3 +131,36 @@ def all_delivered(told: Iterable[Notified]) -> None:
             raise PolicyDenied(
                 f"step `{notice.step}`: the policy demands that `{notice.to}` is told first: {notice.error}"
             )
+
+
+async def tell_of_recorded_end(
+    notifier: Webhooks, reader: LedgerReader, record: RunRecord, events: Sequence[Event]
+) -> tuple[RunNotified, ...]:
+    """Tell those whom the workflow of a run names whose process died, if these events end it.
+
+    By the record alone: the workflow is not read here, which may be what the process died of.
+    """
+    finished = next((event for event in events if isinstance(event, RunFinished)), None)
+    if finished is None or record.task is not None:
+        return ()
+    first = reader.events(record.run_id, kind=RunStarted.kind)
+    wanted = first[0].data.get("notify") if first else None
+    try:
+        named = wanted.items() if isinstance(wanted, Mapping) else ()
+        messages = [Message.model_validate({"to": name, "when": when}) for name, when in named]
+    except ValidationError:  # what somebody has written into the ledger keeps nothing from being closed
+        return ()
+    if not messages:
+        return ()
+    states = {each.step: each.state for each in reader.steps(record.run_id)}
+    end = RunEnd(
+        run_id=record.run_id,
+        workflow=record.workflow,
+        agent=record.agent,
+        trigger=record.trigger,
+        state=finished.state,
+        exit_code=finished.exit_code,
+        reason=finished.reason,
+        failed=[step for step in record.steps if states.get(step) in (StepState.FAILED, StepState.REFUSED)],
+    )
+    return await tell_of_end(notifier, messages, end)

@@ -32,8 +32,8 @@ from orchestrator.queue.executor import Asked, GivenBack
 from orchestrator.queue.lanes import Limits, limits_of
 from orchestrator.queue.shared import SharedQueue
 from orchestrator.recovery.backoff import jitter_of, pause_after
-from orchestrator.recovery.handed_over import take_nobodys
 from orchestrator.recovery.reopen import reopen
+from orchestrator.recovery.resumption import take_nobodys
 from orchestrator.recovery.retries.retry import request_of_retry
 from orchestrator.recovery.unended import end_unbegun
 from orchestrator.runs.recorded_workflow import recorded_workflow
