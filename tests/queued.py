@@ -1,9 +1,10 @@
-"""Putting runs into the queue without a process of its own: starting one takes longer than what it would do."""
+"""Putting runs into the queue, and a worker of it, without a process of its own: starting one takes longer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,13 @@ from orchestrator.ledger.opening import open_ledger
 from orchestrator.queue.lanes import limits_of
 from orchestrator.queue.opening import shared_queue
 from orchestrator.queue.shared import SharedQueue
-from orchestrator.runs.types import RunRequest
+from orchestrator.runs.types import RunRequest, Services
+from orchestrator.scheduling.launcher import Launcher
 from orchestrator.scheduling.queue.asking import queued as queued_of
+from orchestrator.server.maintenance import maintained
+from orchestrator.server.upkeep import upkeep
+from orchestrator.server.working import working
+from orchestrator.telemetry.metrics import Metrics
 from orchestrator.workflow.inputs import bind_inputs
 from orchestrator.workflow.loader import LoadedWorkflow, load
 
@@ -31,13 +37,52 @@ def put(queue: SharedQueue, loaded: LoadedWorkflow, inputs: Mapping[str, Any] | 
     """Put a run in; its id. `how` are the arguments of `SharedQueue.add`, and `run_id`."""
     run_id = how.pop("run_id", None) or new_run_id()
     bound = bind_inputs(loaded.workflow, inputs or {})
-    request = RunRequest(run_id=run_id, loaded=loaded, inputs=bound, trigger="queue")
+    put_request(queue, RunRequest(run_id=run_id, loaded=loaded, inputs=bound, trigger="queue"), **how)
+    return run_id
+
+
+def put_request(queue: SharedQueue, request: RunRequest, **how: Any) -> None:
+    """Put in what was asked for."""
+    loaded = request.loaded
     entry = queued_of(request, SystemClock().now())
     assert queue.add(entry, workflow=loaded.text, limits=limits_of(loaded.workflow), **how)
-    return run_id
 
 
 def queued(ledger_url: str, path: Path) -> str:
     """What `queue add` does; the id of the run."""
     with shared(ledger_url) as queue:
         return put(queue, load(path, actions=catalog))
+
+
+@asynccontextmanager
+async def worker_in_process(
+    services: Services,
+    launcher: Launcher,
+    ledger_url: str,
+    *,
+    max_runs: int = 4,
+    offered: Callable[[str], LoadedWorkflow | None] = lambda name: None,
+) -> AsyncIterator[SharedQueue]:
+    """A worker while inside, with all that it does beside its runs. One after the other: a process has one DBOS.
+
+    `launcher` must be told of the services' events.
+    """
+    leaves = asyncio.Event()
+    metrics = Metrics()
+    with shared_queue(ledger_url, services.queue) as queue:
+        worker = working(
+            services,
+            queue,
+            launcher,
+            ledger_url=ledger_url,
+            max_runs=max_runs,
+            offered=offered,
+            stopped=leaves.is_set,
+        )
+        async with worker as hooks:
+            beside = upkeep(services, launcher, metrics, sweep_interval=900.0, wake=queue.wake)
+            async with maintained([*hooks, *beside], metrics):
+                yield queue
+                leaves.set()
+                launcher.drop_waiting()
+                await launcher.wait(launcher.active)

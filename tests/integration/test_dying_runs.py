@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 from bench import Bench, Setup
 from fork_server import ForkServer
+from queued import put_request, shared, worker_in_process
 from test_serve import Served, served_on
 from waiting import wait_for
 
@@ -25,11 +26,13 @@ from orchestrator.ledger.states import RunState
 from orchestrator.ledger.types import LeaseFilter
 from orchestrator.recovery.open_leases import close_left_over, left_over
 from orchestrator.recovery.unended import end_run
+from orchestrator.queue.shared import SharedQueue
+from orchestrator.queue.tables import QueueState
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import RunRequest, Services
 from orchestrator.scheduling.launcher import Launched, Launcher
-from orchestrator.scheduling.queue import claiming, enqueue
+from orchestrator.scheduling.queue.carrying import Carrier
 from orchestrator.workflow.inputs import bind_inputs
 from orchestrator.workflow.loader import load_text
 
@@ -176,20 +179,30 @@ def test_a_run_that_never_begins_frees_its_place_and_whoever_waits_for_it_is_tol
     asyncio.run(go())
 
 
-async def worked_off(services: Services, launcher: Launcher, run_id: str) -> RunState:
-    """What became of a queued run with a worker that looks again and again."""
-    claim = claiming(services, launcher, {"support": 1}, max_runs=2)
-    async with asyncio.timeout(60):
-        while True:
-            await claim()
-            await launcher.wait(launcher.active)
-            while launcher.active:
-                await asyncio.sleep(0)
-            run = services.reader.run(run_id)
-            if run is not None and run.state is not RunState.RUNNING:
-                return run.state
+in_queue = pytest.mark.parametrize("setup", ["queue"], indirect=True)
 
 
+async def until(condition: Callable[[], Any], what: str) -> Any:
+    return await asyncio.to_thread(wait_for, condition, what, 60)
+
+
+async def worked_off(services: Services, queue: SharedQueue, run_id: str) -> RunState:
+    """What becomes of a queued run. One that rests until it is tried again is handed out at once."""
+
+    def ended() -> RunState | None:
+        queue.wake(run_id)
+        run = services.reader.run(run_id)
+        return None if run is None or run.state is RunState.RUNNING else run.state
+
+    state: RunState = await until(ended, f"the end of {run_id}")
+    return state
+
+
+def of_queue(queue: SharedQueue) -> dict[str, QueueState]:
+    return {each.run_id: each.state for each in queue.list(set(QueueState))}
+
+
+@in_queue
 @pytest.mark.parametrize(
     ("text", "state"),
     [
@@ -200,61 +213,77 @@ async def worked_off(services: Services, launcher: Launcher, run_id: str) -> Run
     ids=["good", "empty", "contextual"],
 )
 @pytest.mark.parametrize("error", [LedgerError("away"), KeyError("x"), None], ids=["away", "odd", "well"])
-def test_a_worker_frees_the_slots_of_a_run_however_it_dies(
-    bench: Bench, text: str, state: RunState, error: Exception | None
+def test_a_worker_frees_the_place_of_a_run_however_it_dies(
+    bench: Bench, setup: Setup, text: str, state: RunState, error: Exception | None
 ) -> None:
+    """With `max_runs: 1` the second one begins only when the first one's place is free."""
+
     async def go() -> None:
         when = of_kind("run.started") if error else lambda event: False
-        async with opened(bench, when, error or Exception()) as (services, launcher):
+        async with (
+            opened(bench, when, error or Exception(), ledger_url=setup.ledger_url) as (services, launcher),
+            worker_in_process(services, launcher, setup.ledger_url) as queue,
+        ):
             first, second = request(bench, text), request(bench, text)
-            assert enqueue(services.queue, first, services.clock)
-            assert enqueue(services.queue, second, services.clock)
-            assert await worked_off(services, launcher, first.run_id) is state
-            assert await worked_off(services, launcher, second.run_id) is state
-            assert services.queue.all() == []
+            put_request(queue, first)
+            put_request(queue, second)
+            assert await worked_off(services, queue, first.run_id) is state
+            assert await worked_off(services, queue, second.run_id) is state
+            await until(lambda: of_queue(queue) == {}, "the places to be free")
+            assert [services.queue.holds(each.run_id) for each in (first, second)] == [False, False]
 
     asyncio.run(go())
 
 
-def test_a_run_that_cannot_even_be_read_from_the_queue_does_not_keep_its_slots(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+@in_queue
+def test_a_run_that_cannot_even_be_read_from_the_queue_does_not_keep_its_place(
+    bench: Bench, setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def go() -> None:
-        async with opened(bench, lambda event: False, Exception()) as (services, launcher):
-            queued = request(bench, text_of("unread"))
-            enqueue(services.queue, queued, services.clock)
-            claim = claiming(services, launcher, {}, max_runs=2)
-            with monkeypatch.context() as patched:
-                patched.setattr("orchestrator.scheduling.queue.recorded_workflow", lambda *given, **named: {}["no"])
-                await claim()
-            assert [each.claimed_by for each in services.queue.all()] == [None]
-            assert await worked_off(services, launcher, queued.run_id) is RunState.SUCCEEDED
+        async with opened(bench, lambda event: False, Exception(), ledger_url=setup.ledger_url) as (services, launcher):
+            unread = request(bench, text_of("unread"))
+            async with worker_in_process(services, launcher, setup.ledger_url) as queue:
+                with monkeypatch.context() as patched:
+                    patched.setattr(
+                        "orchestrator.scheduling.queue.carrying.recorded_workflow", lambda *given, **named: {}["no"]
+                    )
+                    put_request(queue, unread)
+                    await until(lambda: of_queue(queue) == {unread.run_id: QueueState.DELAYED}, "it to rest")
+                    assert queue.claimed() == []
+                assert await worked_off(services, queue, unread.run_id) is RunState.SUCCEEDED
 
     asyncio.run(go())
 
 
+@in_queue
 @pytest.mark.parametrize("leaves", ["nothing else", "a run that goes on", "a token that may live"])
-def test_a_worker_that_leaves_gives_back_what_it_had_claimed_and_never_begun(
-    bench: Bench, setup: Setup, leaves: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("where", ["before it is read", "while it waits for its turn"])
+def test_a_worker_that_leaves_gives_back_what_it_was_handed_and_never_began(
+    bench: Bench, setup: Setup, leaves: str, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As it does where a signal comes between the claim and the beginning."""
+    """As it does where a signal comes between the two."""
     how: Any = {"ledger_url": setup.ledger_url}
+    handed: list[str] = []
 
-    async def never(self: Runner, request: RunRequest, taken: Any = None) -> None:
-        await asyncio.Event().wait()
+    async def never(self: Carrier, run_id: str, asked: Any) -> str:
+        handed.append(run_id)
+        return str(await asyncio.Event().wait())
 
     async def go() -> None:
         async with opened(bench, lambda event: False, Exception(), **how) as (services, launcher):
             store, me = services.heartbeat.store, services.heartbeat.runner_id
-            queued = request(bench, text_of("claimed"))
-            enqueue(services.queue, queued, services.clock)
+            given = request(bench, text_of("handed"))
             with monkeypatch.context() as patched:
-                patched.setattr(Runner, "run", never)
-                await claiming(services, launcher, {}, max_runs=2)()
-                assert [each.claimed_by for each in services.queue.all()] == [me]
-                (launched,) = launcher.active
-                launched.task.cancel()
-                assert await launcher.wait([launched], seconds=20)
+                if where == "before it is read":
+                    patched.setattr(Carrier, "carry", never)
+                else:
+                    patched.setattr(Launcher, "room", 0)
+                async with worker_in_process(services, launcher, setup.ledger_url) as queue:
+                    put_request(queue, given)
+                    await until(lambda: handed or launcher.active, "the run to be handed out")
+                    assert [(each.run_id, each.worker) for each in queue.claimed()] == [(given.run_id, me)]
+            with shared(setup.ledger_url) as queue:
+                assert of_queue(queue) == {given.run_id: QueueState.WAITING}
             if leaves == "a run that goes on":
                 services.heartbeat.begin("goes-on", digest="d", text="t")
                 started = RunStarted(workflow="w", digest="d", agent="a", trigger="manual", inputs={}, steps=())
@@ -262,9 +291,11 @@ def test_a_worker_that_leaves_gives_back_what_it_had_claimed_and_never_begun(
             if leaves == "a token that may live":
                 store.retire(me, clean=False)
         async with opened(bench, lambda event: False, Exception(), **how) as (services, launcher):
-            [waiting] = services.queue.all()
-            assert (waiting.claimed_by, waiting.tries) == (None, 0)
-            assert await worked_off(services, launcher, queued.run_id) is RunState.SUCCEEDED
+            waiting = services.queue.get(given.run_id)
+            assert waiting is not None
+            assert waiting.tries == 0
+            async with worker_in_process(services, launcher, setup.ledger_url) as queue:
+                assert await worked_off(services, queue, given.run_id) is RunState.SUCCEEDED
 
     asyncio.run(go())
 
