@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,24 +14,24 @@ from typing import Any
 import pytest
 from bench import Bench, Setup
 from fork_server import ForkServer
-from queued import queued
+from queued import put_request, queued, worker_in_process
 from test_takeover import Team, events
 from waiting import wait_for
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.assembly import open_services
-from orchestrator.clock import SystemClock
 from orchestrator.ledger.lease import FINAL
-from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.states import RunState
-from orchestrator.ledger.types import LeaseFilter
+from orchestrator.ledger.types import LeaseFilter, RunRecord
+from orchestrator.queue.shared import SharedQueue
+from orchestrator.queue.tables import QueueState
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.types import RunRequest, Services
 from orchestrator.scheduling.launcher import Launcher
-from orchestrator.scheduling.queue import claiming, enqueue
-from orchestrator.workflow.loader import load_text
+from orchestrator.workflow.loader import digest_of, load_text
 
-pytestmark = pytest.mark.parametrize("setup", ["sqlite"], indirect=True)
+in_queue = pytest.mark.parametrize("setup", ["queue"], indirect=True)
+one_ledger = pytest.mark.parametrize("setup", ["sqlite"], indirect=True)
 
 POISON = """
 import os, signal
@@ -71,11 +73,12 @@ def team(bench: Bench, setup: Setup, tmp_path: Path, children: ForkServer) -> It
         yield team
 
 
+@in_queue
 def test_a_queued_run_that_ends_who_reads_it_is_failed_by_the_next_one_without_being_read(team: Victims) -> None:
     run_id = queued(team.ledger_url, team.flow("poison"))
-    behind = queued(team.ledger_url, team.flow("other", sql="SELECT 1"))
     for _ in range(2):
         assert team.poisoned().wait(60) == -9
+    behind = queued(team.ledger_url, team.flow("other", sql="SELECT 1"))
     last = team.poisoned()
     record = wait_for(lambda: team.ended(run_id), "the run to end")
     assert (record.state, record.workflow) == (RunState.FAILED, "poison")
@@ -85,6 +88,7 @@ def test_a_queued_run_that_ends_who_reads_it_is_failed_by_the_next_one_without_b
     assert "work" not in team.marks.read_text(), "of the other one"
 
 
+@in_queue
 def test_a_running_run_that_ends_who_goes_on_with_it_is_failed_once_its_leases_are_closed(team: Victims) -> None:
     run_id = queued(team.ledger_url, team.flow("poison"))
     first = team.worker()
@@ -106,6 +110,7 @@ def test_a_running_run_that_ends_who_goes_on_with_it_is_failed_once_its_leases_a
     assert "went on with this run" in shown.stdout
 
 
+@in_queue
 def test_machines_that_die_cost_a_run_nothing_until_there_were_too_many(team: Victims) -> None:
     run_id = queued(team.ledger_url, team.flow())
     victim = team.worker()
@@ -124,6 +129,7 @@ def test_machines_that_die_cost_a_run_nothing_until_there_were_too_many(team: Vi
     assert {lease.state for lease in team.leases(run_id)} <= FINAL
 
 
+@one_ledger
 def test_who_only_closes_what_is_open_is_not_counted_and_a_person_who_resumes_begins_anew(team: Victims) -> None:
     path = team.flow()
     command = ["run", str(path), "--run-id", "ours"]
@@ -148,100 +154,124 @@ steps:
 """
 
 
-class Ahead:
-    """A clock that a test sets forward."""
-
-    def __init__(self) -> None:
-        self._real, self.ahead = SystemClock(), 0.0
-
-    def now(self) -> Any:
-        return self._real.now()
-
-    def monotonic(self) -> float:
-        return self._real.monotonic() + self.ahead
+async def until(condition: Callable[[], Any], what: str) -> Any:
+    return await asyncio.to_thread(wait_for, condition, what, 60)
 
 
+@asynccontextmanager
+async def opened(bench: Bench, setup: Setup, **changes: Any) -> AsyncIterator[tuple[Services, Launcher]]:
+    launcher = Launcher(max_runs=4, redactor=Redactor())
+    async with open_services(
+        bench.config(ledger_url=setup.ledger_url, **changes),
+        redactor=Redactor(),
+        observer=lambda run, time, event: launcher.observe(run, event),
+    ) as services:
+        yield services, launcher
+
+
+@in_queue
 class TestWhatCannotBeLoaded:
     """An action that is only installed where the run was enqueued, or a text that does not load any more."""
 
-    def enqueued(self, services: Services, run_id: str, action: str) -> None:
+    def enqueued(self, queue: SharedQueue, run_id: str, action: str) -> None:
         loaded = load_text(UNKNOWN.format(name="w", action="exec"), filename="w.yaml", actions=catalog)
         text = UNKNOWN.format(name="w", action=action)
-        from orchestrator.workflow.loader import digest_of
+        given = replace(loaded, text=text, digest=digest_of(text))
+        put_request(queue, RunRequest(run_id=run_id, loaded=given, inputs={}, trigger="queue"))
 
-        request = RunRequest(
-            run_id=run_id, loaded=replace(loaded, text=text, digest=digest_of(text)), inputs={}, trigger="queue"
+    def states(self, queue: SharedQueue) -> dict[str, QueueState]:
+        return {each.run_id: each.state for each in queue.list(set(QueueState))}
+
+    def tries(self, services: Services, run_id: str) -> int:
+        queued = services.queue.get(run_id)
+        return 0 if queued is None else queued.tries
+
+    async def ended(self, services: Services, run_id: str) -> RunRecord:
+        def found() -> RunRecord | None:
+            run = services.reader.run(run_id)
+            return None if run is None or run.state is RunState.RUNNING else run
+
+        record: RunRecord = await until(found, f"the end of {run_id}")
+        return record
+
+    async def rests(self, services: Services, queue: SharedQueue, run_id: str, tries: int) -> None:
+        """It has been tried so often and waits until it is tried again: it has nobody's place."""
+        await until(
+            lambda: (self.tries(services, run_id), self.states(queue)[run_id]) == (tries, QueueState.DELAYED),
+            f"try {tries}",
         )
-        assert enqueue(services.queue, request, services.clock)
+        assert run_id not in {each.run_id for each in queue.claimed()}
+        assert services.reader.run(run_id) is None
 
     @pytest.mark.parametrize("action", ["foo.bar", "'exec', needs: [nowhere]", "]"])
     async def test_it_rests_and_holds_up_nobody_and_is_failed_after_as_many_tries_as_are_allowed(
         self, bench: Bench, setup: Setup, action: str
     ) -> None:
-        clock = Ahead()
-        config = bench.config(ledger_url=setup.ledger_url, clock=clock, max_takeovers=2)
-        async with open_services(config, redactor=Redactor()) as services:
-            launcher = Launcher(max_runs=4, redactor=Redactor())
-            look = claiming(services, launcher, {}, max_runs=4)
-            self.enqueued(services, "first", action)
+        async with (
+            opened(bench, setup, max_takeovers=2) as (services, launcher),
+            worker_in_process(services, launcher, setup.ledger_url) as queue,
+        ):
+            self.enqueued(queue, "first", action)
             for number in range(3):
-                self.enqueued(services, f"honest-{number}", "exec")
+                self.enqueued(queue, f"honest-{number}", "exec")
             for tried in (1, 2):
-                for _ in range(3):  # within its pause nobody looks at it again
-                    await look()
-                    await launcher.wait(launcher.active)
-                [waiting] = [each for each in services.queue.all() if each.run_id == "first"]
-                assert (waiting.tries, waiting.claimed_by) == (tried, None)
-                clock.ahead += 1000.0
-            for number in range(3):
-                run = services.reader.run(f"honest-{number}")
-                assert run is not None
-                assert run.state is RunState.SUCCEEDED
-            await look()
-            run = services.reader.run("first")
-            assert run is not None
+                await self.rests(services, queue, "first", tried)
+                for number in range(3):
+                    assert (await self.ended(services, f"honest-{number}")).state is RunState.SUCCEEDED
+                queue.wake("first")
+            run = await self.ended(services, "first")
             assert run.state is RunState.FAILED
             assert run.reason.startswith("tried 3 times: it cannot be carried out here")
-            assert services.queue.claim("somebody", {}) is None
+            await until(lambda: self.states(queue) == {"first": QueueState.DEAD}, "it to be given up")
+            queue.wake("first")
+            assert self.states(queue) == {"first": QueueState.DEAD}
             assert services.reader.verify("first") is None
 
+    async def test_it_is_tried_again_by_itself_when_its_pause_is_over(
+        self, bench: Bench, setup: Setup, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("orchestrator.scheduling.queue.carrying.pause_after", lambda *given: 0.5)
+        async with (
+            opened(bench, setup, max_takeovers=1) as (services, launcher),
+            worker_in_process(services, launcher, setup.ledger_url) as queue,
+        ):
+            self.enqueued(queue, "first", "foo.bar")
+            assert (await self.ended(services, "first")).reason.startswith("tried 2 times")
+
     async def test_one_of_an_agent_that_is_cut_off_is_ended(self, bench: Bench, setup: Setup) -> None:
-        async with open_services(bench.config(ledger_url=setup.ledger_url), redactor=Redactor()) as services:
-            launcher = Launcher(max_runs=4, redactor=Redactor())
-            look = claiming(services, launcher, {}, max_runs=4)
-            self.enqueued(services, "refused", "exec")
+        async with (
+            opened(bench, setup) as (services, launcher),
+            worker_in_process(services, launcher, setup.ledger_url) as queue,
+        ):
             services.agents.block("tester", until=None, by="root", reason="wild", now=services.clock.now())
-            for _ in range(2):
-                await look()
-                await launcher.wait(launcher.active)
-            run = services.reader.run("refused")
-            assert run is not None
+            self.enqueued(queue, "refused", "exec")
+            run = await self.ended(services, "refused")
             assert (run.state, run.reason) == (RunState.FAILED, "the agent `tester` is cut off")
-            assert services.queue.claim("somebody", {}) is None
+            await until(lambda: self.states(queue) == {}, "the queue to be empty")
             assert services.reader.leases(LeaseFilter(run="refused")) == []
             services.agents.restore("tester")
-            self.enqueued(services, "welcome", "exec")
-            await look()
-            await launcher.wait(launcher.active)
-            welcome = services.reader.run("welcome")
-            assert welcome is not None
-            assert welcome.state is RunState.SUCCEEDED
+            self.enqueued(queue, "welcome", "exec")
+            assert (await self.ended(services, "welcome")).state is RunState.SUCCEEDED
 
     async def test_tries_count_over_all_workers_and_one_who_can_load_it_carries_it_out(
         self, bench: Bench, setup: Setup, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        config = bench.config(ledger_url=setup.ledger_url, max_takeovers=3)
-        async with open_services(config, redactor=Redactor()) as one, open_services(config, redactor=Redactor()) as two:
-            launcher = Launcher(max_runs=4, redactor=Redactor())
-            self.enqueued(one, "wanted", "exec")
-            with monkeypatch.context() as patched:
-                patched.setattr("orchestrator.scheduling.queue.recorded_workflow", lambda *given: {}["no"])
-                await claiming(one, launcher, {}, max_runs=4)()
-                await claiming(two, launcher, {}, max_runs=4)()
-            assert [each.tries for each in two.queue.all()] == [2]
-            await claiming(two, launcher, {}, max_runs=4)()
-            await launcher.wait(launcher.active)
-            with open_ledger(setup.ledger_url, clock=SystemClock()) as ledger:
-                run = ledger.run("wanted")
-            assert run is not None
-            assert run.state is RunState.SUCCEEDED
+        with monkeypatch.context() as patched:
+            patched.setattr(
+                "orchestrator.scheduling.queue.carrying.recorded_workflow", lambda *given, **named: {}["no"]
+            )
+            for tried in (1, 2):
+                async with (
+                    opened(bench, setup, max_takeovers=3) as (services, launcher),
+                    worker_in_process(services, launcher, setup.ledger_url) as queue,
+                ):
+                    if tried == 1:
+                        self.enqueued(queue, "wanted", "exec")
+                    queue.wake("wanted")
+                    await self.rests(services, queue, "wanted", tried)
+        async with (
+            opened(bench, setup, max_takeovers=3) as (services, launcher),
+            worker_in_process(services, launcher, setup.ledger_url) as queue,
+        ):
+            queue.wake("wanted")
+            assert (await self.ended(services, "wanted")).state is RunState.SUCCEEDED

@@ -6,10 +6,12 @@ import asyncio
 from dataclasses import replace
 from typing import Any
 
+import psycopg
 import pytest
-from bench import Bench
+from alembic import command
+from bench import Bench, Setup
 from fork_server import ForkServer
-from sqlalchemy import create_engine, text
+from queued import put_request, shared, worker_in_process
 from test_serve import served_on
 from waiting import wait_for
 
@@ -22,13 +24,13 @@ from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.policy.engines.rego.engine import PolicySource, RegoEngine
+from orchestrator.queue.tables import QueueState
 from orchestrator.recovery.dead_runs import request_of
 from orchestrator.recovery.resumption import resume
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import Interruption, RunOutcome, RunRequest
 from orchestrator.scheduling.launcher import Launcher
-from orchestrator.scheduling.queue import claiming, enqueue
 from orchestrator.workflow.inputs import bind_inputs
 from orchestrator.workflow.loader import load_text
 
@@ -59,99 +61,88 @@ def request(bench: Bench, reason: str = WORDS, **more: Any) -> RunRequest:
     return RunRequest(run_id=new_run_id(), loaded=loaded, inputs=inputs, reason=reason, **more)
 
 
-def recorded(bench: Bench, run_id: str) -> tuple[list[str], list[str]]:
+def recorded(ledger_url: str, run_id: str) -> tuple[list[str], list[str]]:
     """The reason as the run's history has it: of its beginning, and of each question to the policy."""
-    with open_ledger(bench.config().ledger_url, clock=SystemClock()) as ledger:
+    with open_ledger(ledger_url, clock=SystemClock()) as ledger:
         assert ledger.verify(run_id) is None
         started = ledger.events(run_id, kind=RunStarted.kind)
         asked = ledger.events(run_id, kind=Decided.kind)
     return [str(each.data["reason"]) for each in started], [each.data["input"]["run"]["reason"] for each in asked]  # type: ignore[index,call-overload]
 
 
+def work(bench: Bench, ledger_url: str, run_id: str, rule: str = DEMANDING) -> None:
+    """A worker, and the run that it is handed."""
+
+    async def go() -> None:
+        launcher = Launcher(max_runs=1, redactor=Redactor())
+        async with (
+            open_services(
+                bench.config(policy=policy(rule), ledger_url=ledger_url),
+                redactor=Redactor(),
+                observer=lambda run, time, event: launcher.observe(run, event),
+            ) as services,
+            worker_in_process(services, launcher, ledger_url),
+        ):
+
+            def over() -> bool:
+                record = services.reader.run(run_id)
+                return record is not None and record.state is not RunState.RUNNING
+
+            await asyncio.to_thread(wait_for, over, "the run to end")
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("setup", ["queue"], indirect=True)
 class TestQueue:
-    def queue(self, bench: Bench, wanted: RunRequest) -> None:
-        clock = SystemClock()
-        with open_ledger(bench.config().ledger_url, clock=clock) as ledger:
-            assert enqueue(ledger.queue, wanted, clock)
+    def queue(self, setup: Setup, wanted: RunRequest) -> None:
+        with shared(setup.ledger_url) as queue:
+            put_request(queue, wanted)
 
-    def work(self, bench: Bench, run_id: str, rule: str = DEMANDING) -> None:
-        """One look of a worker into the queue, and the run that it finds there."""
-
-        async def go() -> None:
-            async with open_services(bench.config(policy=policy(rule)), redactor=Redactor()) as services:
-                launcher = Launcher(max_runs=1, redactor=Redactor())
-                await claiming(services, launcher, {}, max_runs=1)()
-                (launched,) = launcher.active
-                assert launched.run_id == run_id
-                await launched.task
-
-        asyncio.run(go())
-
-    def test_who_queues_a_run_says_why(self, bench: Bench) -> None:
+    def test_who_queues_a_run_says_why(self, bench: Bench, setup: Setup) -> None:
         wanted = request(bench, trigger="queue")
-        self.queue(bench, wanted)
-        with open_ledger(bench.config().ledger_url, clock=SystemClock()) as ledger:
-            assert [each.reason for each in ledger.queue.all()] == [WORDS]
-        self.work(bench, wanted.run_id)
-        assert recorded(bench, wanted.run_id) == ([WORDS], [WORDS])
-        with open_ledger(bench.config().ledger_url, clock=SystemClock()) as ledger:
+        self.queue(setup, wanted)
+        with shared(setup.ledger_url) as queue:
+            assert [each.reason for each in queue.list(set(QueueState))] == [WORDS]
+        work(bench, setup.ledger_url, wanted.run_id)
+        assert recorded(setup.ledger_url, wanted.run_id) == ([WORDS], [WORDS])
+        with open_ledger(setup.ledger_url, clock=SystemClock()) as ledger:
             record = ledger.run(wanted.run_id)
             assert record is not None
             assert record.state is RunState.SUCCEEDED
 
-    def test_one_that_is_claimed_still_has_it(self, bench: Bench) -> None:
-        self.queue(bench, wanted := request(bench, trigger="queue"))
-        with open_ledger(bench.config().ledger_url, clock=SystemClock()) as ledger:
-            claimed = ledger.queue.claim("worker", {})
-            assert claimed is not None
-            assert (claimed.run_id, claimed.reason) == (wanted.run_id, WORDS)
-            ledger.queue.release("worker")
-            again = ledger.queue.claim("other", {})
-            assert again is not None
-            assert again.reason == WORDS
+    def test_one_that_somebody_takes_in_hand_still_has_it(self, bench: Bench, setup: Setup) -> None:
+        self.queue(setup, wanted := request(bench, trigger="queue"))
+        with open_ledger(setup.ledger_url, clock=SystemClock()) as ledger:
+            for _ in range(2):
+                taken = ledger.queue.tried(wanted.run_id)
+                assert taken is not None
+                assert (taken.run_id, taken.reason, taken.tries) == (wanted.run_id, WORDS, 1)
+                ledger.queue.untried(wanted.run_id)
 
-    def test_a_run_that_was_queued_before_there_were_reasons_has_none(self, bench: Bench) -> None:
-        """Its row is as an earlier version wrote it, and the tables are as that version made them."""
-        wanted = request(bench, trigger="queue")
-        self.queue(bench, replace(wanted, reason=""))
-        engine = create_engine(bench.config().ledger_url)
-        with engine.begin() as connection:
-            columns = [row[1] for row in connection.execute(text("PRAGMA table_info(queued_run)"))]
-            assert "reason" in columns
-            for column in ("reason", "directory"):
-                connection.execute(text(f"ALTER TABLE queued_run DROP COLUMN {column}"))
-            for index in (
-                "run_by_task",
-                "run_of_task_by_time",
-                "task_by_agent",
-                "task_by_state",
-                "run_by_time",
-                "run_by_state",
-                "run_owner_wanted",
-                "run_by_trigger",
-                "run_by_agent",
-                "run_by_retry_of",
-            ):
-                connection.execute(text(f"DROP INDEX {index}"))
-            connection.execute(text("ALTER TABLE run_owner DROP COLUMN renewal"))
-            connection.execute(
-                text("CREATE INDEX run_owner_to_cancel ON run_owner (runner_id) WHERE cancel IS NOT NULL")
-            )
-            for name in ("task", "deadline", "idle", "retry_of"):
-                connection.execute(text(f"ALTER TABLE run DROP COLUMN {name}"))
-            connection.execute(text("CREATE INDEX run_by_time ON run (started_at, run_id)"))
-            connection.execute(text("CREATE INDEX run_by_state ON run (state, started_at, run_id)"))
-            for table in ("approval_vote", "approval", "request_seen", "agent_block", "gate", "lease_waiter"):
-                connection.execute(text(f"DROP TABLE {table}"))
-            connection.execute(text("UPDATE alembic_version SET version_num = 'r0008'"))
-        engine.dispose()
-        with open_ledger(bench.config().ledger_url, clock=SystemClock()) as ledger:
-            assert [(each.run_id, each.reason) for each in ledger.queue.all()] == [(wanted.run_id, "")]
-        self.work(bench, wanted.run_id)
-        assert recorded(bench, wanted.run_id) == ([""], [""])
-        with open_ledger(bench.config().ledger_url, clock=SystemClock()) as ledger:
-            (step,) = ledger.steps(wanted.run_id)
-            assert step.state is StepState.REFUSED
+
+def test_a_run_that_was_queued_before_there_were_reasons_has_none(
+    bench: Bench, new_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row is as an earlier version wrote it, in tables as that version made them."""
+    wanted = request(bench, trigger="queue")
+    upgrade = command.upgrade
+    with monkeypatch.context() as earlier:
+        earlier.setattr(command, "upgrade", lambda config, revision: upgrade(config, "r0008"))
+        open_ledger(new_database, clock=SystemClock()).close()
+    with psycopg.connect(new_database) as session:
+        loaded = wanted.loaded
+        session.execute("INSERT INTO workflow_text (digest, text) VALUES (%s, %s)", [loaded.digest, loaded.text])
+        session.execute(
+            "INSERT INTO queued_run (run_id, workflow, digest, inputs, trigger, connections, max_runs, queued_at) "
+            "VALUES (%s, 'reasoned', %s, '{}', 'queue', '[\"support\"]', 0, '2026-01-02T03:04:05.000000Z')",
+            [wanted.run_id, loaded.digest],
+        )
+    work(bench, new_database, wanted.run_id)
+    assert recorded(new_database, wanted.run_id) == ([""], [""])
+    with open_ledger(new_database, clock=SystemClock()) as ledger:
+        (step,) = ledger.steps(wanted.run_id)
+        assert step.state is StepState.REFUSED
 
 
 def test_a_schedule_says_why(bench: Bench, children: ForkServer) -> None:
@@ -165,8 +156,8 @@ def test_a_schedule_says_why(bench: Bench, children: ForkServer) -> None:
         served.start()
         (run, *_) = wait_for(lambda: served.runs("reasoned", RunState.SUCCEEDED), "a run with a reason")
         (silent, *_) = wait_for(lambda: served.runs("silent", RunState.REFUSED), "a run without one")
-        assert recorded(bench, run.run_id) == ([WORDS], [WORDS])
-        assert recorded(bench, silent.run_id) == ([""], [""])
+        assert recorded(bench.config().ledger_url, run.run_id) == ([WORDS], [WORDS])
+        assert recorded(bench.config().ledger_url, silent.run_id) == ([""], [""])
         assert "wants to know why" in silent.reason
         assert served.stop() == 0
 
@@ -193,7 +184,7 @@ class TestResumption:
                 return await resume(services, wanted.run_id, {}, Interruption())
 
         assert asyncio.run(again()).exit_code is ExitCode.DONE
-        started, asked = recorded(bench, wanted.run_id)
+        started, asked = recorded(bench.config().ledger_url, wanted.run_id)
         assert started == [WORDS]
         assert len(asked) == 2
         assert set(asked) == {WORDS}
