@@ -116,6 +116,15 @@ class SharedQueue:
         with self._told():
             self._client.set_workflow_delay(run_id, delay_seconds=0.0)
 
+    def enqueue_due(self) -> None:
+        """Have what waited for its time wait for a worker, when that has come.
+
+        DBOS does so itself, but under an advisory lock, which every login of the server can hold for as long as it
+        likes.
+        """
+        with self._told():
+            self._client._sys_db.transition_delayed_workflows()
+
     def put_back(self, run: Claimed) -> bool:
         """DBOS's own recovery of one run, which its dead worker had: it waits again, before those that came later.
 

@@ -121,7 +121,8 @@ class _Settling:
     _strange: frozenset[tuple[str, str]] = field(default=frozenset())
 
     async def settle(self) -> None:
-        """Put back what a worker has that is not there any more, and end here what was cancelled in DBOS."""
+        """Hand out what is due, put back what a worker has that is not there any more, end here what DBOS cancelled."""
+        await asyncio.to_thread(self.shared.enqueue_due)
         me = self.services.heartbeat.runner_id
         active = self.executor.active
         claimed = await asyncio.to_thread(self.shared.claimed)
