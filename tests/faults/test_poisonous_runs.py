@@ -124,7 +124,8 @@ def test_machines_that_die_cost_a_run_nothing_until_there_were_too_many(team: Vi
         victim = team.worker()
     record = wait_for(lambda: team.ended(run_id), "the run to end")
     assert record.state is RunState.FAILED
-    assert [e.data["goes_on"] for e in events(team, run_id) if e.kind == "run.taken_over"] == [True, True]
+    taken_over = [e.data["goes_on"] for e in events(team, run_id) if e.kind == "run.taken_over"]
+    assert taken_over.count(True) == 2, "who only closes what is open, and leaves it to the queue, does not count"
     assert team.command("leases", "sweep").returncode == 0
     assert {lease.state for lease in team.leases(run_id)} <= FINAL
 

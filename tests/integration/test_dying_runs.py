@@ -24,10 +24,10 @@ from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.states import RunState
 from orchestrator.ledger.types import LeaseFilter
-from orchestrator.recovery.open_leases import close_left_over, left_over
-from orchestrator.recovery.unended import end_run
 from orchestrator.queue.shared import SharedQueue
 from orchestrator.queue.tables import QueueState
+from orchestrator.recovery.open_leases import close_left_over, left_over
+from orchestrator.recovery.unended import end_run
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.runner import Runner
 from orchestrator.runs.types import RunRequest, Services

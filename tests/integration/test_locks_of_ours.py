@@ -2,28 +2,50 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import psycopg
 import pytest
-from bench import Bench
+from bench import Bench, Setup
+from queued import put, worker_in_process
+from waiting import wait_for
 
+from orchestrator.actions.catalog import catalog
+from orchestrator.assembly import open_services
 from orchestrator.clock import SystemClock
 from orchestrator.errors import ExitCode, ProvisionError
-from orchestrator.ledger.coordination.queue import QueuedRun
 from orchestrator.ledger.opening import open_ledger
+from orchestrator.ledger.states import RunState
 from orchestrator.provision.database import side as database_side
 from orchestrator.provision.database.side import _ONE_AT_A_TIME
+from orchestrator.queue.names import APPLICATION, SCHEMA
+from orchestrator.queue.opening import shared_queue
+from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.types import RunOutcome
+from orchestrator.scheduling.launcher import Launcher
+from orchestrator.workflow.loader import load_text
 
-GUESSED = (7266342850541213491, 0x6C_65_64_67_65_72, 0x71_75_65_75_65, 0x64_62_6F_73, *range(-50, 50))
-"""Keys that programs of this project have used, and small ones."""
+
+def of_dbos(job: str) -> int:
+    """The key of the lock under which one process at a time does this work, as DBOS makes it."""
+    name = f"dbos.background_job.{SCHEMA}.{APPLICATION}.{job}"
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+
+
+GUESSED = (
+    *(7266342850541213491, 0x6C_65_64_67_65_72, 0x71_75_65_75_65, 0x64_62_6F_73),
+    *(1234567890, of_dbos("background_jobs")),
+    *range(-50, 50),
+)
+"""Keys that programs of this project have used, those of DBOS, and small ones."""
 
 STEP = """
 version: 1
@@ -117,74 +139,56 @@ def test_a_login_that_holds_every_lock_it_can_holds_up_neither_provisioning_nor_
     bench.assert_nothing_left()
 
 
-def test_it_holds_up_no_ledger_in_a_database_that_it_may_enter(bench: Bench) -> None:
+JOB = """
+version: 1
+name: job
+agent: tester
+steps:
+  only: { action: exec, with: { command: [/bin/true] } }
+"""
+
+
+@pytest.mark.parametrize("setup", ["queue"], indirect=True)
+def test_it_holds_up_no_ledger_and_no_queue_in_a_database_that_it_may_enter(bench: Bench, setup: Setup) -> None:
     """Every login may connect to every database of its server, unless somebody has taken that from PUBLIC."""
-    clock = SystemClock()
-    with bench.setup("postgresql") as setup:
-        holds = HOLDS.format(keys=GUESSED).replace("session.", "ledger.")
-        dsn = bench.info.support_endpoint.replace("/support", "/setup_ledger", 1)
-        with (
-            at_work(bench, f"ledger = psycopg.connect('{dsn}'){holds}"),
-            open_ledger(setup.ledger_url, clock=clock) as ledger,  # makes all its tables
+    holds = HOLDS.format(keys=GUESSED).replace("session.", "ledger.")
+    dsn = bench.info.support_endpoint.replace("/support", "/setup_ledger", 1)
+    job = load_text(JOB, filename="job.yaml", actions=catalog)
+
+    async def carried_out() -> None:
+        launcher = Launcher(max_runs=4, redactor=Redactor())
+        async with (
+            open_services(
+                bench.config(ledger_url=setup.ledger_url),
+                redactor=Redactor(),
+                observer=lambda run, time, event: launcher.observe(run, event),
+            ) as services,
+            worker_in_process(services, launcher, setup.ledger_url) as queue,
         ):
-            assert ledger.queue.claim("worker", {}) is None
-            queued = QueuedRun(
-                run_id="r1",
-                workflow="w",
-                digest="d",
-                inputs={},
-                trigger="manual",
-                connections=(),
-                max_runs=0,
-                queued_at=clock.now(),
-            )
-            assert ledger.queue.add(queued, workflow="text")
-            claimed = ledger.queue.claim("worker", {})
-            assert claimed is not None
-            assert claimed.run_id == "r1"
+            runs = [put(queue, job), put(queue, job, delay=0.5)]
+
+            def ended() -> bool:
+                records = [services.reader.run(run_id) for run_id in runs]
+                return all(record is not None and record.state is RunState.SUCCEEDED for record in records)
+
+            await asyncio.to_thread(wait_for, ended, "what is put in now and what is put in for later", 30)
+
+    with at_work(bench, f"ledger = psycopg.connect('{dsn}'){holds}"):
+        asyncio.run(carried_out())
     bench.assert_nothing_left()
 
 
-def test_whoever_claims_excludes_every_other_and_a_limit_holds(bench: Bench) -> None:
+def test_several_processes_make_one_ledger_and_its_queue_at_the_same_time(new_database: str) -> None:
     clock = SystemClock()
-    with bench.setup("postgresql") as setup, open_ledger(setup.ledger_url, clock=clock) as ledger:
-        one = QueuedRun(
-            run_id="r",
-            workflow="w",
-            digest="d",
-            inputs={},
-            trigger="manual",
-            connections=("support",),
-            max_runs=0,
-            queued_at=clock.now(),
-        )
-        for number in range(24):
-            ledger.queue.add(replace(one, run_id=f"r{number}"), workflow="text")
-        start = threading.Barrier(8)
+    start = threading.Barrier(6)
 
-        def claim(worker: int) -> list[str]:
-            with open_ledger(setup.ledger_url, clock=clock) as own:
-                start.wait()
-                found = [own.queue.claim(f"worker-{worker}", {"support": 5}) for _ in range(4)]
-            return [each.run_id for each in found if each is not None]
+    def make(_: int) -> int:
+        start.wait()
+        with open_ledger(new_database, clock=clock) as ledger, shared_queue(new_database, ledger.queue) as queue:
+            return len(ledger.queue.pauses()) + sum(queue.counts().values())
 
-        with ThreadPoolExecutor(8) as pool:
-            claimed = [run_id for each in pool.map(claim, range(8)) for run_id in each]
-    assert len(claimed) == len(set(claimed)) == 5
-
-
-def test_several_processes_make_one_ledger_at_the_same_time(bench: Bench) -> None:
-    clock = SystemClock()
-    with bench.setup("postgresql") as setup:
-        start = threading.Barrier(6)
-
-        def make(_: int) -> int:
-            start.wait()
-            with open_ledger(setup.ledger_url, clock=clock) as ledger:
-                return len(ledger.queue.all())
-
-        with ThreadPoolExecutor(6) as pool:
-            assert list(pool.map(make, range(6))) == [0] * 6
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(make, range(6))) == [0] * 6
 
 
 @pytest.mark.parametrize("first_time", [True, False])
