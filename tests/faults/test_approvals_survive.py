@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench import Bench
+from bench import Bench, Setup
 from fork_server import Forked, ForkServer
 from waiting import wait_for
 
@@ -23,7 +23,7 @@ from orchestrator.assembly import open_services
 from orchestrator.clock import SystemClock
 from orchestrator.errors import ExitCode
 from orchestrator.ledger.coordination.approvals import ApprovalRecord
-from orchestrator.ledger.events import ApprovalRequested, ApprovalVoted, LeaseRequested
+from orchestrator.ledger.events import ApprovalRequested, ApprovalVoted, LeaseRequested, RunResumed
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.states import ApprovalState, RunState, StepState
 from orchestrator.ledger.types import RunRecord
@@ -67,6 +67,7 @@ class Office:
     """Processes of the orchestrator under a policy that wants approval, and somebody who may give it."""
 
     bench: Bench
+    ledger_url: str
     children: ForkServer
     processes: list[Forked] = field(default_factory=list)
 
@@ -87,6 +88,7 @@ class Office:
     def environment(self) -> dict[str, str]:
         return {
             **self.bench.environment(),
+            "ORCHESTRATOR_LEDGER_URL": self.ledger_url,
             "ORCHESTRATOR_POLICY_PATH": str(self.policies),
             "ORCHESTRATOR_DEAD_AFTER": "4",
         }
@@ -113,13 +115,11 @@ class Office:
         return found
 
     def requests(self, state: ApprovalState | None = None) -> list[ApprovalRecord]:
-        if not (self.bench.directory / "ledger.db").exists():
-            return []
-        with open_ledger(self.bench.config().ledger_url, clock=SystemClock()) as ledger:
+        with open_ledger(self.ledger_url, clock=SystemClock()) as ledger:
             return list(ledger.approvals.all(state=state))
 
     def run(self, run_id: str) -> RunRecord:
-        with open_ledger(self.bench.config().ledger_url, clock=SystemClock()) as ledger:
+        with open_ledger(self.ledger_url, clock=SystemClock()) as ledger:
             record = ledger.run(run_id)
             assert record is not None
             assert ledger.verify(run_id) is None
@@ -127,11 +127,11 @@ class Office:
             return record
 
     def states(self, run_id: str) -> dict[str, StepState]:
-        with open_ledger(self.bench.config().ledger_url, clock=SystemClock()) as ledger:
+        with open_ledger(self.ledger_url, clock=SystemClock()) as ledger:
             return {step.step: step.state for step in ledger.steps(run_id)}
 
     def events(self, run_id: str, kind: str) -> list[Any]:
-        with open_ledger(self.bench.config().ledger_url, clock=SystemClock()) as ledger:
+        with open_ledger(self.ledger_url, clock=SystemClock()) as ledger:
             return list(ledger.events(run_id, kind=kind))
 
     def close(self) -> None:
@@ -144,18 +144,23 @@ class Office:
 
 
 @pytest.fixture
-def office(bench: Bench, children: ForkServer) -> Iterator[Office]:
+def office(bench: Bench, setup: Setup, children: ForkServer) -> Iterator[Office]:
     bench.vault.sys.enable_auth_method("userpass")
     try:
-        with closing(Office(bench, children)) as made:
+        with closing(Office(bench, setup.ledger_url, children)) as made:
             yield made
     finally:
         bench.vault.sys.disable_auth_method("userpass")
 
 
+one_ledger = pytest.mark.parametrize("setup", ["sqlite"], indirect=True)
+in_queue = pytest.mark.parametrize("setup", ["queue"], indirect=True)
+
+
 DONE = {"before": StepState.SUCCEEDED, "work": StepState.SUCCEEDED, "after": StepState.SUCCEEDED}
 
 
+@one_ledger
 def test_a_run_that_does_not_wait_ends_with_its_own_code_and_is_resumed(office: Office) -> None:
     path = office.flow("parked")
     answer = office.command("run", str(path), "--run-id", "parked", "--no-wait", "--json")
@@ -177,6 +182,7 @@ def test_a_run_that_does_not_wait_ends_with_its_own_code_and_is_resumed(office: 
     office.bench.assert_nothing_left()
 
 
+@one_ledger
 def test_kill_9_while_it_waits_loses_nothing(office: Office) -> None:
     path = office.flow("killed")
     process = office.start("run", str(path), "--run-id", "killed")
@@ -193,6 +199,7 @@ def test_kill_9_while_it_waits_loses_nothing(office: Office) -> None:
     office.bench.assert_nothing_left()
 
 
+@one_ledger
 def test_a_signal_ends_the_waiting(office: Office) -> None:
     path = office.flow("interrupted")
     process = office.start("run", str(path), "--run-id", "interrupted")
@@ -205,6 +212,7 @@ def test_a_signal_ends_the_waiting(office: Office) -> None:
     office.bench.assert_nothing_left()
 
 
+@in_queue
 def test_a_service_has_its_place_free_while_a_run_waits_and_goes_on_after_a_restart(office: Office) -> None:
     folder = office.bench.directory / "served"
     folder.mkdir()
@@ -216,23 +224,25 @@ def test_a_service_has_its_place_free_while_a_run_waits_and_goes_on_after_a_rest
     path = office.flow("beside")
     queued = office.command("queue", "add", str(path), "--run-id", "beside")
     assert queued.returncode == 0
-    office.start("worker", "--no-listen", "--max-runs", "1")
+    worker = office.start("worker", "--no-listen", "--max-runs", "1")
     wait_for(lambda: len(office.requests(ApprovalState.OPEN)) == 2, "the run of the queue")
     wait_for(lambda: office.run("beside").state is RunState.WAITING, "the run of the queue that waits")
     office.bench.assert_nothing_left()
-    service.send_signal(signal.SIGTERM)
-    assert service.wait(60) == 0
+    for process in (service, worker):
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
     for each in office.requests(ApprovalState.OPEN):
         office.says("approve", each.approval_id)
     office.start("serve", str(folder), "--no-listen", "--max-runs", "1")
+    office.start("worker", "--no-listen", "--max-runs", "1")
     for run_id in (asked.run_id, "beside"):
         wait_for(lambda run_id=run_id: office.run(run_id).state is RunState.SUCCEEDED, f"the end of {run_id}")
         assert office.states(run_id) == DONE
-    answer = office.command("queue", "list", "--json")
-    assert json.loads(answer.stdout) == []
+    wait_for(lambda: json.loads(office.command("queue", "list", "--json").stdout) == [], "the queue to be empty")
     office.bench.assert_nothing_left()
 
 
+@in_queue
 @pytest.mark.parametrize(("word", "state"), [("deny", RunState.REFUSED), (None, RunState.REFUSED)])
 def test_a_worker_ends_what_is_refused_or_out_of_time(office: Office, word: str | None, state: RunState) -> None:
     if word is None:
@@ -248,6 +258,7 @@ def test_a_worker_ends_what_is_refused_or_out_of_time(office: Office, word: str 
     office.bench.assert_nothing_left()
 
 
+@one_ledger
 def test_a_run_that_waits_can_be_cancelled(office: Office) -> None:
     path = office.flow("cancelled")
     assert office.command("run", str(path), "--run-id", "cancelled", "--no-wait").returncode == ExitCode.WAITING
@@ -267,6 +278,7 @@ def test_a_run_that_waits_can_be_cancelled(office: Office) -> None:
     assert "withdrawn" in late.stderr
 
 
+@one_ledger
 def test_an_approval_that_is_too_old_is_asked_for_again(office: Office) -> None:
     office.demand(valid_for=2)
     path = office.flow("stale")
@@ -282,16 +294,19 @@ def test_an_approval_that_is_too_old_is_asked_for_again(office: Office) -> None:
     office.bench.assert_nothing_left()
 
 
+@one_ledger
 def test_of_two_processes_that_find_it_decided_one_goes_on(office: Office) -> None:
-    path = office.flow("raced")
-    assert office.command("queue", "add", str(path), "--run-id", "raced").returncode == 0
-    worker = office.start("worker", "--no-listen")
+    folder = office.bench.directory / "served"
+    folder.mkdir()
+    office.flow("raced", "schedule: { every: 24h, catch_up: none }", folder)
+    service = office.start("serve", str(folder), "--no-listen")
+    wait_for(lambda: office.command("schedules", "trigger", "raced").returncode == 0, "the service")
     (asked,) = wait_for(lambda: office.requests(ApprovalState.OPEN), "the request")
-    wait_for(lambda: office.run("raced").state is RunState.WAITING, "the run that waits")
-    worker.send_signal(signal.SIGTERM)
-    worker.wait(60)
+    wait_for(lambda: office.run(asked.run_id).state is RunState.WAITING, "the run that waits")
+    service.send_signal(signal.SIGTERM)
+    service.wait(60)
     office.says("approve", asked.approval_id)
-    config = office.bench.config(parks=True)
+    config = office.bench.config(ledger_url=office.ledger_url, parks=True)
 
     async def both() -> None:
         async with (
@@ -306,4 +321,19 @@ def test_of_two_processes_that_find_it_decided_one_goes_on(office: Office) -> No
                     assert outcome.state is RunState.SUCCEEDED
 
     asyncio.run(both())
+    assert office.states(asked.run_id) == DONE
+
+
+@in_queue
+def test_of_two_workers_that_find_it_decided_one_goes_on(office: Office) -> None:
+    assert office.command("queue", "add", str(office.flow("raced")), "--run-id", "raced").returncode == 0
+    for _ in range(2):
+        office.start("worker", "--no-listen")
+    (asked,) = wait_for(lambda: office.requests(ApprovalState.OPEN), "the request")
+    wait_for(lambda: office.run("raced").state is RunState.WAITING, "the run that waits")
+    office.says("approve", asked.approval_id)
+    wait_for(lambda: office.run("raced").state is RunState.SUCCEEDED, "the end")
     assert office.states("raced") == DONE
+    assert len(office.events("raced", RunResumed.kind)) == 1
+    wait_for(lambda: json.loads(office.command("queue", "list", "--json").stdout) == [], "the queue to be empty")
+    office.bench.assert_nothing_left()

@@ -64,6 +64,7 @@ def cut_off(team: Watched, run_id: str) -> None:
 
 
 @pytest.mark.parametrize("where", TIGHTENED)
+@pytest.mark.parametrize("setup", ["queue"], indirect=True)
 def test_a_worker_that_takes_over_asks_the_policy_of_now(team: Watched, where: str) -> None:
     run_id = queued(team.ledger_url, team.flow())
     victim = team.worker()
@@ -90,7 +91,7 @@ def test_who_resumes_a_run_asks_the_policy_of_now(team: Watched, where: str) -> 
     cut_off(team, "ours")
 
 
-@pytest.mark.parametrize("setup", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("setup", ["queue"], indirect=True)
 def test_a_worker_that_is_at_work_asks_the_policy_of_now_for_the_next_step(team: Watched) -> None:
     run_id = queued(team.ledger_url, team.flow(sql="SELECT pg_sleep(5)"))
     worker = team.worker()

@@ -65,13 +65,17 @@ def change_what_a_step_gave(team: Team) -> None:
     execute(team, "UPDATE step SET state = 'succeeded', outputs = '{\"stdout\": \"TAMPERED\"}' WHERE step = 'work'")
 
 
+in_queue = pytest.mark.parametrize("setup", ["queue"], indirect=True)
+
+
 def each(*changes: Callable[[Team], None]) -> pytest.MarkDecorator:
     """Every change, and the first one on both kinds of ledger."""
     cases = [("sqlite", change) for change in changes] + [("postgresql", changes[0])]
     return pytest.mark.parametrize(("setup", "change"), cases, indirect=["setup"])
 
 
-@each(take_away, change_in_place)
+@in_queue
+@pytest.mark.parametrize("change", [take_away, change_in_place])
 def test_a_queued_run_is_failed_at_once_and_those_behind_it_are_carried_out(
     team: Team, change: Callable[[Team], None]
 ) -> None:
@@ -87,7 +91,8 @@ def test_a_queued_run_is_failed_at_once_and_those_behind_it_are_carried_out(
     assert team.command("runs", "verify", run_id).returncode == 0
 
 
-@each(change_the_run_too, change_in_place, take_away, change_what_a_step_gave)
+@in_queue
+@pytest.mark.parametrize("change", [change_the_run_too, change_in_place, take_away, change_what_a_step_gave])
 def test_a_run_of_a_dead_worker_is_failed_once_its_leases_are_closed(
     team: Team, change: Callable[[Team], None]
 ) -> None:

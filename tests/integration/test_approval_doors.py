@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 
 import httpx
 import pytest
-from bench import Bench
+from bench import Bench, Setup
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
@@ -32,6 +32,8 @@ from orchestrator.ledger.coordination.approvals import ApprovalRecord
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.states import ApprovalState, RunState
 from orchestrator.workflow.loader import load_text
+
+pytestmark = pytest.mark.parametrize("setup", ["queue"], indirect=True)
 
 SIGNING_SECRET = "8f742231b10e8888abcd99yyyzzz85a5"
 """That of Slack's own documentation."""
@@ -91,6 +93,7 @@ class Doors:
     """A running worker with its listener, a person with a Vault token, and Slack."""
 
     bench: Bench
+    ledger_url: str
     slack: Slack
     children: ForkServer
     process: Forked | None = None
@@ -117,6 +120,7 @@ class Doors:
     def environment(self) -> dict[str, str]:
         return {
             **self.bench.environment(),
+            "ORCHESTRATOR_LEDGER_URL": self.ledger_url,
             "ORCHESTRATOR_POLICY_PATH": str(self.policies),
             "ORCHESTRATOR_SLACK_CHANNEL": "#approvals",
             "ORCHESTRATOR_SLACK_TOKEN_FILE": str(self.bot),
@@ -147,13 +151,11 @@ class Doors:
         return record
 
     def open_requests(self) -> list[ApprovalRecord]:
-        if not (self.bench.directory / "ledger.db").exists():
-            return []
-        with open_ledger(self.bench.config().ledger_url, clock=SystemClock()) as ledger:
+        with open_ledger(self.ledger_url, clock=SystemClock()) as ledger:
             return list(ledger.approvals.all(state=ApprovalState.OPEN))
 
     def state(self, record: ApprovalRecord) -> RunState:
-        with open_ledger(self.bench.config().ledger_url, clock=SystemClock()) as ledger:
+        with open_ledger(self.ledger_url, clock=SystemClock()) as ledger:
             found = ledger.run(record.run_id)
         assert found is not None
         return found.state
@@ -226,11 +228,11 @@ def import_signing_secret(bench: Bench) -> None:
 
 
 @pytest.fixture
-def doors(bench: Bench, children: ForkServer) -> Iterator[Doors]:
+def doors(bench: Bench, setup: Setup, children: ForkServer) -> Iterator[Doors]:
     vault = bench.vault
     vault.sys.enable_auth_method("userpass")
     import_signing_secret(bench)
-    made = Doors(bench, Slack(), children)
+    made = Doors(bench, setup.ledger_url, Slack(), children)
     try:
         yield made
     finally:

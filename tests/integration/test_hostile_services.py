@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from bench import Bench
+from bench import Bench, Setup
 from fork_server import Forked, ForkServer
 from queued import queued
 from test_hostile_workflows import HOSTILE, workflow
@@ -140,11 +140,13 @@ def test_a_scheduler_goes_on_with_the_others_whatever_workflows_ask_for(served: 
     served.bench.assert_nothing_left()
 
 
-def test_a_worker_goes_on_with_the_others_whatever_is_queued(served: Served) -> None:
+@pytest.mark.parametrize("setup", ["queue"], indirect=True)
+def test_a_worker_goes_on_with_the_others_whatever_is_queued(served: Served, setup: Setup) -> None:
+    served.environment["ORCHESTRATOR_LEDGER_URL"] = setup.ledger_url
     texts = {**hostile(), "wanted": WORKFLOW.format(name="wanted", schedule="{ every: 1h }", sql=QUICK)}
     for name, text in texts.items():
         path = installed(served, name, text, served.bench.directory)
-        queued(served.bench.config().ledger_url, path)
+        queued(setup.ledger_url, path)
     with served.log.open("ab") as log:
         words = ("worker", "--listen", "127.0.0.1:0", "--log-format", "json")
         served.process = served.children.start(*words, environment=served.environment, log=log)

@@ -93,10 +93,12 @@ class Served:
         address = wait_for(lambda: [one["address"] for one in self.records() if "address" in one], "the listener")
         return httpx.get(f"http://{address[-1]}{path}", trust_env=False, timeout=20)
 
+    @property
+    def ledger_url(self) -> str:
+        return self.environment["ORCHESTRATOR_LEDGER_URL"]
+
     def runs(self, workflow: str, state: RunState | None = None) -> list[RunRecord]:
-        if not (self.bench.directory / "ledger.db").exists():
-            return []
-        with open_ledger(self.bench.config().ledger_url, clock=SystemClock()) as ledger:
+        with open_ledger(self.ledger_url, clock=SystemClock()) as ledger:
             return list(ledger.runs(workflow=workflow, state=state, limit=1000))
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench import Bench
+from bench import Bench, Setup
 from escaped import holds_secret
 from fork_server import orchestrator
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -274,11 +274,13 @@ def test_the_scheduler_sends_spans_of_what_it_runs(served: Served, collector: Co
     assert {attributes(span)["trigger"] for span in collector.spans() if span.name == "run often"} == {"schedule"}
 
 
-def test_a_worker_sends_spans_of_what_was_queued(bench: Bench, collector: Collector) -> None:
+@pytest.mark.parametrize("setup", ["queue"], indirect=True)
+def test_a_worker_sends_spans_of_what_was_queued(bench: Bench, setup: Setup, collector: Collector) -> None:
     path = installed(bench)
     environment = {
         **bench.environment(),
         "ORCHESTRATOR_POLICY": "allow-all",
+        "ORCHESTRATOR_LEDGER_URL": setup.ledger_url,
         "OTEL_BSP_SCHEDULE_DELAY": "100",
         **collector.environment,
     }

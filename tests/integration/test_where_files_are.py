@@ -134,7 +134,7 @@ def test_who_goes_on_with_a_run_finds_them_too(bench: Bench, project: Path, tmp_
     right(bench, project, "r1", "manual")
 
 
-@pytest.mark.parametrize("setup", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("setup", ["queue"], indirect=True)
 def test_a_worker_finds_them_where_the_file_was_when_the_run_was_queued(
     bench: Bench, setup: Setup, project: Path
 ) -> None:
