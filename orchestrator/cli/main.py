@@ -47,7 +47,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "grants": ("grants",),
     "policy": ("policy",),
     "services.schedules": ("schedules",),
-    "services.queue": ("queue",),
+    "services.queue": ("queue", "workers"),
     "approvals": ("approvals",),
     "agents": ("agents",),
     "issuers": ("issuers",),

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    TIMESTAMP,
     BindParameter,
     ColumnElement,
     Select,
@@ -20,7 +21,6 @@ from sqlalchemy import (
     or_,
     select,
 )
-from sqlalchemy.dialects.postgresql import TIMESTAMP
 
 from orchestrator.ledger.lease import VAULT_REVOKED
 from orchestrator.ledger.places import Places, Waiter
