@@ -61,7 +61,6 @@ class Office:
             **self.bench.environment(),
             "ORCHESTRATOR_POLICY": "allow-all",
             "ORCHESTRATOR_LEDGER_URL": self.setup.ledger_url,
-            "ORCHESTRATOR_ENGINE": self.setup.engine,
             "ORCHESTRATOR_DEAD_AFTER": str(self.dead_after),
             "ORCHESTRATOR_CONNECTION_LEASES__SUPPORT": str(self.limit),
         }
@@ -148,8 +147,8 @@ def office(bench: Bench, setup: Setup, children: ForkServer) -> Iterator[Office]
         yield office
 
 
-both_ledgers = pytest.mark.parametrize("setup", ["local-sqlite", "local-postgresql"], indirect=True)
-one_ledger = pytest.mark.parametrize("setup", ["local-sqlite"], indirect=True)
+both_ledgers = pytest.mark.parametrize("setup", ["sqlite", "postgresql"], indirect=True)
+one_ledger = pytest.mark.parametrize("setup", ["sqlite"], indirect=True)
 
 
 @both_ledgers

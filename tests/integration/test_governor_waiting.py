@@ -48,7 +48,7 @@ SECOND = "governed-second"
 ROLES = {"support": "feedback-read", SECOND: "second-read"}
 LIMITS = {"support": 1, SECOND: 1}
 
-both_ledgers = pytest.mark.parametrize("setup", ["local-sqlite", "local-postgresql"], indirect=True)
+both_ledgers = pytest.mark.parametrize("setup", ["sqlite", "postgresql"], indirect=True)
 
 
 @dataclass
