@@ -212,10 +212,11 @@ def test_the_place_of_a_killed_holder_comes_back_by_recovery(office: Office) -> 
         office.in_line(run_id)
         holder.kill()
         holder.wait(30)
-        worker = office.start("worker", "--no-listen")
+        (office.bench.directory / "nothing").mkdir()
+        service = office.start("serve", str(office.bench.directory / "nothing"), "--no-listen")
         assert process.wait(60) == 0
-        worker.terminate()
-        assert worker.wait(60) == 0
+        service.terminate()
+        assert service.wait(60) == 0
     assert office.state(held) is RunState.INTERRUPTED
     office.waits_are_followed(run_id)
 
@@ -300,7 +301,7 @@ def test_who_waits_is_listed(office: Office) -> None:
     assert office.children.command(*waiting, environment=office.environment).stdout == "nobody waits\n"
 
 
-@both_ledgers
+@pytest.mark.parametrize("setup", ["queue"], indirect=True)
 def test_there_are_never_more_logins_than_may_be(office: Office) -> None:
     office.limit = 2
     path = office.file(flow("one", "two", "three"))
