@@ -71,7 +71,7 @@ def constrain(database: Engine, schema: str) -> None:
 def _constrain(connection: Connection, table: str) -> None:
     # Nobody writes between the two.
     connection.execute(text(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"))
-    foreign = connection.execute(text(f"DELETE FROM {table} WHERE NOT ({_condition()})")).rowcount  # noqa: S608
+    foreign = connection.execute(text(f"DELETE FROM {table} WHERE NOT ({known_encoding()})")).rowcount  # noqa: S608
     if foreign:
         log.warning(
             "%d rows of %s held what neither we nor DBOS write there, and were taken out: find out who can write there",
@@ -80,12 +80,13 @@ def _constrain(connection: Connection, table: str) -> None:
     connection.execute(text(f"ALTER TABLE {table} ADD CONSTRAINT {CONSTRAINT} {_check()}"))
 
 
-def _condition() -> str:
+def known_encoding() -> str:
+    """The condition, in SQL, that a row says of itself that it is encoded as we or DBOS's clients encode."""
     return f"serialization IS NULL OR serialization IN ('{OURS}', '{_PORTABLE}')"
 
 
 def _check() -> str:
-    return f"CHECK ({_condition()})"
+    return f"CHECK ({known_encoding()})"
 
 
 def _unconstrained(connection: Connection, schema: str) -> list[str]:

@@ -133,8 +133,13 @@ class SharedQueue:
         with self._told():
             return bool(self._client._sys_db.reenqueue_for_recovery(run.run_id, [run.worker], run.lane))
 
+    def drop(self, claimed: Claimed) -> bool:
+        """Cancel in DBOS what a worker has and what is no run; False where it has it no more."""
+        with self._writing() as connection:
+            return tables.drop(connection, claimed.run_id, claimed.worker)
+
     def claimed(self) -> Sequence[Claimed]:
-        """What workers have, dead ones included."""
+        """What workers have, dead ones and what is no run included."""
         with self._reading() as connection:
             return tables.claimed(connection)
 
@@ -165,6 +170,11 @@ class SharedQueue:
         with self._reading() as connection:
             run_ids = tables.not_entered(connection)
         return [queued for run_id in run_ids if (queued := self.requests.get(run_id)) is not None]
+
+    def cancelled(self) -> Sequence[str]:
+        """The runs that were asked of the queue and that somebody has cancelled in DBOS."""
+        with self._reading() as connection:
+            return tables.cancelled(connection)
 
     def tidy(self, now: datetime) -> int:
         """Delete what DBOS has kept of runs for long enough, and what was asked of the queue and has ended."""

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Row, bindparam, text
 
 from orchestrator.queue.lanes import Limits
 from orchestrator.queue.names import SCHEMA, WORKFLOW
+from orchestrator.queue.rows import known_encoding
 
 _NOW = "(extract(epoch FROM now()) * 1000)::bigint"
 
@@ -69,6 +70,8 @@ class Claimed:
     lane: str
     workflow: str
     status: str
+    is_run: bool
+    """Whether it is a row as we write them. Any other one DBOS claims and cannot carry out, and it keeps its place."""
 
 
 _LIST = f"""
@@ -159,19 +162,34 @@ def take_out(connection: Connection, run_id: str) -> bool:
     return connection.execute(text(statement), {"run_id": run_id}).rowcount == 1
 
 
+def drop(connection: Connection, run_id: str, worker: str) -> bool:
+    """Cancel what this worker has and what is no run."""
+    statement = f"""
+        UPDATE {SCHEMA}.workflow_status SET status = 'CANCELLED', owner_xid = NULL, queue_name = NULL,
+          started_at_epoch_ms = NULL, updated_at = {_NOW}, completed_at = {_NOW}
+        WHERE workflow_uuid = :run_id AND status = 'PENDING' AND coalesce(executor_id, '') = :worker
+    """  # noqa: S608
+    return connection.execute(text(statement), {"run_id": run_id, "worker": worker}).rowcount == 1
+
+
 def claimed(connection: Connection) -> Sequence[Claimed]:
-    """What workers have, dead ones included."""
-    query = text(f"{_CLAIMED} WHERE status = 'PENDING' AND name = :name")
+    """What workers have, dead ones and what is no run included."""
+    query = text(f"{_CLAIMED} WHERE status = 'PENDING'")
     return [_claimed(row) for row in connection.execute(query, {"name": WORKFLOW})]
 
 
 def of_runs(connection: Connection, run_ids: Collection[str]) -> Sequence[Claimed]:
     """How these stand, whatever their state."""
     query = text(f"{_CLAIMED} WHERE workflow_uuid IN :run_ids").bindparams(bindparam("run_ids", expanding=True))
-    return [_claimed(row) for row in connection.execute(query, {"run_ids": list(run_ids)})]
+    return [_claimed(row) for row in connection.execute(query, {"run_ids": list(run_ids), "name": WORKFLOW})]
 
 
-_CLAIMED = f"SELECT workflow_uuid, executor_id, queue_name, queue_partition_key, status FROM {SCHEMA}.workflow_status"  # noqa: S608
+_CLAIMED = f"""
+SELECT workflow_uuid, executor_id, queue_name, queue_partition_key, status,
+  name = :name AND class_name IS NULL AND config_name IS NULL AND ({known_encoding()})
+    AND executor_id IS NOT NULL AS is_run
+FROM {SCHEMA}.workflow_status
+"""  # noqa: S608
 
 
 def not_entered(connection: Connection) -> Sequence[str]:
@@ -179,6 +197,15 @@ def not_entered(connection: Connection) -> Sequence[str]:
     query = f"""
         SELECT q.run_id FROM queued_run q
         LEFT JOIN {SCHEMA}.workflow_status w ON w.workflow_uuid = q.run_id WHERE w.workflow_uuid IS NULL LIMIT 1000
+    """  # noqa: S608
+    return [str(row[0]) for row in connection.execute(text(query))]
+
+
+def cancelled(connection: Connection) -> Sequence[str]:
+    """What was asked of the queue and is cancelled in DBOS, by somebody else than us, who take it out of both."""
+    query = f"""
+        SELECT q.run_id FROM queued_run q
+        JOIN {SCHEMA}.workflow_status w ON w.workflow_uuid = q.run_id WHERE w.status = 'CANCELLED' LIMIT 1000
     """  # noqa: S608
     return [str(row[0]) for row in connection.execute(text(query))]
 
@@ -214,8 +241,8 @@ def _in_queue(row: Row[tuple[object, ...]]) -> InQueue:
 
 
 def _claimed(row: Row[tuple[object, ...]]) -> Claimed:
-    run_id, worker, lane, workflow, status = (str(value or "") for value in row)
-    return Claimed(run_id, worker, lane, workflow, status)
+    run_id, worker, lane, workflow, status = (str(value or "") for value in row[:5])
+    return Claimed(run_id, worker, lane, workflow, status, bool(row.is_run))
 
 
 def _moment(milliseconds: int) -> datetime:

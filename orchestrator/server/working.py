@@ -10,12 +10,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-from orchestrator.errors import ExitCode, LedgerError, OrchestratorError
+from orchestrator.errors import ExitCode, FenceLost, LedgerError, OrchestratorError
 from orchestrator.ledger.coordination.queue import RunQueue
 from orchestrator.ledger.location import locate
+from orchestrator.ledger.states import RunState
 from orchestrator.queue.executor import Executor, Room
 from orchestrator.queue.lanes import Limits, limits_of
 from orchestrator.queue.shared import SharedQueue
+from orchestrator.recovery.waiting import cancel_waiting
 from orchestrator.runs.recorded_workflow import recorded_workflow
 from orchestrator.runs.types import Services
 from orchestrator.scheduling.launcher import Launcher
@@ -33,6 +35,8 @@ TIDY_SECONDS = 60.0
 
 SAMPLE_SECONDS = 15.0
 """Between two counts of the runs in the queue."""
+
+_CANCELLED = "it was cancelled in DBOS"
 
 PAUSE_SECONDS = 0.2
 """How long it is taken as known what is paused."""
@@ -129,16 +133,26 @@ class _Settling:
         entered = {each.runner_id for each in await asyncio.to_thread(self.services.heartbeat.store.all)}
         mine = {each.run_id for each in claimed if each.worker == me}
         lost = [
-            each for each in claimed if each.worker not in entered or (each.worker == me and each.run_id not in active)
+            each
+            for each in claimed
+            if each.worker not in entered or (each.worker == me and not (each.is_run and each.run_id in active))
         ]
         strange = {("lost", each.run_id) for each in lost} | {("taken", run_id) for run_id in active - mine}
         again, self._strange = strange & self._strange, frozenset(strange)
         for each in lost:
-            if ("lost", each.run_id) in again and await asyncio.to_thread(self.shared.put_back, each):
+            if ("lost", each.run_id) not in again:
+                continue
+            if not each.is_run:
+                if await asyncio.to_thread(self.shared.drop, each):
+                    log.error("%r in the queue is no run, and is cancelled: find out who put it there", each.run_id)
+            elif await asyncio.to_thread(self.shared.put_back, each):
                 log.warning("run %s is handed out again: nobody has it", each.run_id, extra={"run": each.run_id})
-        for launched in self.launcher.active:
-            if ("taken", launched.run_id) in again:
-                launched.cancel(ExitCode.INTERRUPTED, "it was cancelled in DBOS")
+        taken = [launched for launched in self.launcher.active if ("taken", launched.run_id) in again]
+        standing = await asyncio.to_thread(self.shared.standing, [launched.run_id for launched in taken])
+        cancelled = {each.run_id for each in standing if each.status == "CANCELLED"}
+        for launched in taken:
+            if launched.run_id in cancelled:  # and is not only handed out once more, as by `resume` in DBOS
+                launched.cancel(ExitCode.INTERRUPTED, _CANCELLED)
 
 
 async def _give_back(services: Services, shared: SharedQueue) -> None:
@@ -146,7 +160,7 @@ async def _give_back(services: Services, shared: SharedQueue) -> None:
     try:
         for each in await asyncio.to_thread(shared.claimed):
             if each.worker == services.heartbeat.runner_id:
-                await asyncio.to_thread(shared.put_back, each)
+                await asyncio.to_thread(shared.put_back if each.is_run else shared.drop, each)
     except LedgerError as error:
         log.warning("what this worker had not begun could not be given back: %s", error.message)
 
@@ -161,8 +175,23 @@ def _queued_runs(services: Services, shared: SharedQueue, metrics: Metrics) -> C
     return queued_runs
 
 
+async def _cancel(services: Services, run_id: str) -> None:
+    """Have what was cancelled in DBOS not begin, nor go on when somebody has agreed. What runs its own worker ends."""
+    record = await asyncio.to_thread(services.reader.run, run_id)
+    if record is not None and record.state is RunState.WAITING:
+        store = services.approvals.store
+        try:
+            await cancel_waiting(services.ledger, services.reader, store, run_id, _CANCELLED, now=services.clock.now())
+        except FenceLost:  # it goes on by now
+            return
+    if record is None or record.state is not RunState.RUNNING:
+        await asyncio.to_thread(services.queue.remove, [run_id])
+
+
 def _tidy(services: Services, shared: SharedQueue) -> Callable[[], Awaitable[None]]:
     async def tidy() -> None:
+        for run_id in await asyncio.to_thread(shared.cancelled):
+            await _cancel(services, run_id)
         for queued in await asyncio.to_thread(shared.not_entered):
             try:
                 loaded = recorded_workflow(services.heartbeat.store, queued.digest, queued.workflow)

@@ -85,6 +85,9 @@ class Carrier:
         record = await asyncio.to_thread(self.services.reader.run, run_id)
         if record is None:
             return await self._begin(run_id, asked)
+        goes_on = record.state in (RunState.RUNNING, RunState.WAITING)
+        if goes_on and not await asyncio.to_thread(self.services.queue.holds, run_id):
+            raise NotCarriedOut(f"run {run_id} did not come through the queue")
         match record.state:
             case RunState.RUNNING:
                 return await self._take(record)
