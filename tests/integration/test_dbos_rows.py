@@ -1,4 +1,4 @@
-"""Nothing that somebody has written into DBOS's tables becomes code: no pickle is read, and no entry is carried out."""
+"""What DBOS reads from its tables is data and never code: no pickle is read, in whichever of them it is planted."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import asyncio
 import base64
 import logging
 import pickle
-import signal
-import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +18,27 @@ import pytest
 from bench import Bench, Setup
 from dbos import DBOS, DBOSClient, SetWorkflowID
 from dbos._serialization import DBOSPortableJSON
-from fork_server import orchestrator
-from orchestrator.runs.engines.dbos import APPLICATION_VERSION, SCHEMA, WORKFLOW, DbosEngine
-from orchestrator.runs.engines.types import Walk
+from fork_server import ForkServer
 from psycopg import sql
+from queued import put, shared
+from test_shared_queue import Crew
+from waiting import wait_for
 
+from orchestrator.actions.catalog import catalog
 from orchestrator.clock import SystemClock
-from orchestrator.ledger.events import RunStarted
-from orchestrator.ledger.ids import new_run_id
 from orchestrator.ledger.location import locate
 from orchestrator.ledger.opening import open_ledger
-from orchestrator.ledger.states import RunState, StepState
-from orchestrator.ledger.writing.store import Ledger
+from orchestrator.ledger.states import RunState
 from orchestrator.queue import rows as dbos_rows
-from orchestrator.runs.graph_walk import Graph
+from orchestrator.queue.executor import Asked, Executor, Room
+from orchestrator.queue.names import FORMAT, SCHEMA, WORKFLOW
+from orchestrator.queue.opening import shared_queue
+from orchestrator.workflow.loader import load_text
 
-pytestmark = pytest.mark.parametrize("setup", ["postgresql"], indirect=True)
+pytestmark = pytest.mark.parametrize("setup", ["queue"], indirect=True)
 
-OK = StepState.SUCCEEDED
 INTERNAL = "_dbos_internal_queue"
+QUEUES = (INTERNAL, "runs")
 WITH_ENCODING = {
     "workflow_status",
     "operation_outputs",
@@ -46,10 +47,17 @@ WITH_ENCODING = {
     "workflow_events_history",
     "streams",
 }
+JOB = """
+version: 1
+name: job
+agent: tester
+steps:
+  only: { action: exec, with: { command: [/bin/true] } }
+"""
 
 
 @DBOS.workflow(name="rows.receives")
-async def receives(_run_id: str, _fence: int) -> Any:
+async def receives() -> Any:
     return await DBOS.recv_async("t", timeout_seconds=20)
 
 
@@ -77,39 +85,46 @@ def pickled(mark: Path) -> str:
     return text
 
 
-@pytest.fixture
-def ledger(bench: Bench, setup: Setup) -> Iterator[Ledger]:
-    with open_ledger(setup.ledger_url, clock=SystemClock()) as ledger:
-        yield ledger
+class Always(Room):
+    """There is room for everything."""
+
+    def left(self) -> int:
+        return 100
+
+    def is_closed(self, workflow: str) -> bool:
+        return False
 
 
-def walk(run_id: str, fence: int) -> Walk:
-    async def call(step: str) -> StepState:
-        return OK
+@dataclass
+class Reads:
+    """DBOS in this process, which is handed runs and says at once that they have succeeded."""
 
-    async def skip(step: str, state: StepState, reason: str) -> None:
-        pass
+    setup: Setup
+    handed: list[str] = field(default_factory=list)
 
-    graph = Graph(dependencies={"a": frozenset()})
-    return Walk(run_id=run_id, fence=fence, cancel=print, graph=graph, call=call, skip=skip, parallel=4)
+    async def carry(self, run_id: str, asked: Asked) -> str:
+        self.handed.append(run_id)
+        return RunState.SUCCEEDED
 
-
-async def honest_run(ledger: Ledger, engine: DbosEngine) -> str:
-    run_id = new_run_id()
-    started = RunStarted(workflow="w", digest="", agent="a", trigger="test", inputs={}, steps=("a",))
-    fence = await ledger.begin_run(run_id, started)
-    assert await engine.drive(walk(run_id, fence)) == {"a": OK}
-    return run_id
+    async def honest_run(self) -> str:
+        """What is put in is handed out."""
+        with shared(self.setup.ledger_url) as queue:
+            run_id = put(queue, load_text(JOB, filename="job.yaml", actions=catalog))
+        await until(lambda: status_of(self.setup, run_id) == "SUCCESS")
+        assert run_id in self.handed
+        return run_id
 
 
 @asynccontextmanager
-async def launched(setup: Setup, ledger: Ledger) -> AsyncIterator[tuple[DbosEngine, str]]:
-    """The engine in this process, and the id of a run that it has carried out."""
-    engine = DbosEngine(locate(setup.ledger_url), reader=ledger, runner_id="one")
+async def launched(setup: Setup) -> AsyncIterator[tuple[Reads, str]]:
+    """DBOS in this process, and the id of a run that it has been handed."""
+    reads = Reads(setup)
+    executor = Executor(locate(setup.ledger_url), worker="one", room=Always(), carry=reads.carry)
+    await executor.launch()
     try:
-        yield engine, await honest_run(ledger, engine)
+        yield reads, await reads.honest_run()
     finally:
-        await engine.aclose()
+        await executor.aclose()
 
 
 def execute(setup: Setup, query: Any, *values: Any) -> list[Any]:
@@ -129,22 +144,29 @@ def plant(
     workflow: str,
     *,
     inputs: str | None = None,
-    name: str = WORKFLOW,
-    queue: str | None = None,
     status: str = "SUCCESS",
     serialization: str = "py_pickle",
+    **columns: Any,
 ) -> None:
     """A workflow as somebody writes it who may insert into two tables."""
-    execute(
-        setup,
-        "INSERT INTO workflow_status (workflow_uuid, status, name, created_at, updated_at, priority, "
-        "recovery_attempts, queue_name, serialization, application_version) "
-        "VALUES (%s, %s, %s, 1, 1, 0, 0, %s, %s, %s)",
-        *(workflow, status, name, queue, serialization, APPLICATION_VERSION),
-    )
+    row = {
+        "workflow_uuid": workflow,
+        "status": status,
+        "name": WORKFLOW,
+        "created_at": 1,
+        "updated_at": 1,
+        "priority": 0,
+        "recovery_attempts": 0,
+        "serialization": serialization,
+        "application_version": FORMAT,
+        **columns,
+    }
+    execute(setup, *insert("workflow_status", row))
     if inputs is not None:
-        query = "INSERT INTO workflow_input (workflow_uuid, inputs, retention_timestamp) VALUES (%s, %s, 1)"
-        execute(setup, query, workflow, inputs)
+        execute(
+            setup,
+            *insert("workflow_input", {"workflow_uuid": workflow, "inputs": inputs, "retention_timestamp": 1}),
+        )
 
 
 def status_of(setup: Setup, workflow: str) -> str:
@@ -162,38 +184,32 @@ async def until(condition: Callable[[], Any], seconds: float = 40) -> None:
 class TestDecoding:
     """The tables without their constraints: each way in which DBOS comes to decode a row."""
 
-    async def test_the_input_of_an_entry_on_the_internal_queue(
-        self, setup: Setup, ledger: Ledger, pickled: str, mark: Path
-    ) -> None:
-        async with launched(setup, ledger) as (engine, _):
+    @pytest.mark.parametrize("queue", QUEUES)
+    async def test_the_input_of_an_entry(self, setup: Setup, pickled: str, mark: Path, queue: str) -> None:
+        async with launched(setup) as (reads, _):
             open_the_tables(setup)
-            plant(setup, "w1", inputs=pickled, queue=INTERNAL, status="ENQUEUED")
-            plant(setup, "w2", inputs=pickled, queue=INTERNAL, status="ENQUEUED", name="no.such.workflow")
-            await until(lambda: {status_of(setup, "w1"), status_of(setup, "w2")}.isdisjoint({"ENQUEUED"}))
-            await engine.settle()
-            assert status_of(setup, "w1") in ("ERROR", "CANCELLED")
-            await honest_run(ledger, engine)
+            entry: Any = {"inputs": pickled, "status": "ENQUEUED", "queue_name": queue, "queue_partition_key": "job"}
+            plant(setup, "w1", **entry)
+            plant(setup, "w2", **entry, name="no.such.workflow")
+            await until(lambda: {status_of(setup, "w1"), status_of(setup, "w2")} == {"PENDING"})
+            assert {"w1", "w2"}.isdisjoint(reads.handed)
+            await reads.honest_run()
         assert not mark.exists()
 
-    async def test_lists_and_the_state_of_a_workflow(
-        self, setup: Setup, ledger: Ledger, pickled: str, mark: Path
-    ) -> None:
-        async with launched(setup, ledger) as (engine, _):
+    async def test_lists_and_the_state_of_a_workflow(self, setup: Setup, pickled: str, mark: Path) -> None:
+        async with launched(setup) as (reads, _):
             open_the_tables(setup)
             plant(setup, "w", inputs=pickled, status="PENDING")
             found = await DBOS.list_workflows_async(workflow_ids=["w"])
             assert [status.input for status in found] == [pickled], "it is shown as the text that it is"
             handle: Any = await DBOS.retrieve_workflow_async("w")
             assert (await handle.get_status()).input == pickled
-            await engine.settle()
-            assert status_of(setup, "w") == "CANCELLED", "no run of ours"
+            await reads.honest_run()
         assert not mark.exists()
 
     @pytest.mark.parametrize("column", ["output", "error"])
-    async def test_the_outcome_of_a_workflow(
-        self, setup: Setup, ledger: Ledger, pickled: str, mark: Path, column: str
-    ) -> None:
-        async with launched(setup, ledger) as (engine, _):
+    async def test_the_outcome_of_a_workflow(self, setup: Setup, pickled: str, mark: Path, column: str) -> None:
+        async with launched(setup) as (reads, _):
             open_the_tables(setup)
             plant(setup, "w", status={"output": "SUCCESS", "error": "ERROR"}[column])
             query = f"INSERT INTO workflow_output (workflow_uuid, {column}, retention_timestamp) VALUES (%s, %s, 1)"
@@ -201,40 +217,37 @@ class TestDecoding:
             handle: Any = await DBOS.retrieve_workflow_async("w")
             with pytest.raises(dbos_rows.PickleRefused):
                 await handle.get_result()
-            await honest_run(ledger, engine)
+            await reads.honest_run()
         assert not mark.exists()
 
     @pytest.mark.parametrize("column", ["output", "error"])
-    async def test_the_steps_of_a_workflow(
-        self, setup: Setup, ledger: Ledger, pickled: str, mark: Path, column: str
-    ) -> None:
-        async with launched(setup, ledger) as (engine, run_id):
+    async def test_the_steps_of_a_workflow(self, setup: Setup, pickled: str, mark: Path, column: str) -> None:
+        async with launched(setup) as (reads, run_id):
             open_the_tables(setup)
-            execute(setup, f"UPDATE operation_outputs SET {column} = %s, serialization = 'py_pickle'", pickled)
+            step = {"workflow_uuid": run_id, "function_id": 1, "function_name": "f", column: pickled}
+            execute(setup, *insert("operation_outputs", {**step, "serialization": "py_pickle"}))
             steps = await DBOS.list_workflow_steps_async(run_id)
             assert len(steps) == 1
             assert pickled in (str(steps[0]["output"]), str(steps[0]["error"]))
-            await honest_run(ledger, engine)
+            await reads.honest_run()
         assert not mark.exists()
 
-    async def test_a_message(self, setup: Setup, ledger: Ledger, pickled: str, mark: Path) -> None:
-        async with launched(setup, ledger) as (engine, _):
+    async def test_a_message(self, setup: Setup, pickled: str, mark: Path) -> None:
+        async with launched(setup) as (reads, _):
             open_the_tables(setup)
             with SetWorkflowID("w"):
-                task = asyncio.create_task(receives("w", 1))
+                task = asyncio.create_task(receives())
             await until(lambda: execute(setup, "SELECT 1 FROM workflow_status WHERE workflow_uuid = 'w'"))
-            query = (
-                "INSERT INTO notifications (destination_uuid, topic, message, serialization) VALUES (%s, 't', %s, %s)"
-            )
-            execute(setup, query, "w", pickled, "py_pickle")
+            message = {"destination_uuid": "w", "topic": "t", "message": pickled, "serialization": "py_pickle"}
+            execute(setup, *insert("notifications", message))
             with pytest.raises(Exception, match="pickle"):
                 await task
-            await honest_run(ledger, engine)
+            await reads.honest_run()
         assert not mark.exists()
 
     @pytest.mark.parametrize("table", ["workflow_events", "workflow_events_history"])
-    async def test_an_event(self, setup: Setup, ledger: Ledger, pickled: str, mark: Path, table: str) -> None:
-        async with launched(setup, ledger) as (engine, run_id):
+    async def test_an_event(self, setup: Setup, pickled: str, mark: Path, table: str) -> None:
+        async with launched(setup) as (reads, run_id):
             open_the_tables(setup)
             for name, extra in (("workflow_events", {}), ("workflow_events_history", {"function_id": 1})):
                 if name == "workflow_events" or table == name:
@@ -244,22 +257,22 @@ class TestDecoding:
                 await DBOS.get_event_async(run_id, "k", timeout_seconds=5)
             with pytest.raises(dbos_rows.PickleRefused):
                 await DBOS.get_all_events_async(run_id)
-            await honest_run(ledger, engine)
+            await reads.honest_run()
         assert not mark.exists()
 
-    async def test_a_stream(self, setup: Setup, ledger: Ledger, pickled: str, mark: Path) -> None:
-        async with launched(setup, ledger) as (engine, run_id):
+    async def test_a_stream(self, setup: Setup, pickled: str, mark: Path) -> None:
+        async with launched(setup) as (reads, run_id):
             open_the_tables(setup)
             row = {"workflow_uuid": run_id, "key": "k", "value": pickled, "offset": 0, "function_id": 1}
             execute(setup, *insert("streams", {**row, "serialization": "py_pickle"}))
             with pytest.raises(dbos_rows.PickleRefused):
                 [value async for value in DBOS.read_stream_async(run_id, "k")]
-            await honest_run(ledger, engine)
+            await reads.honest_run()
         assert not mark.exists()
 
-    async def test_what_is_to_be_written_is_not_pickled_either(self, setup: Setup, ledger: Ledger) -> None:
+    async def test_what_is_to_be_written_is_not_pickled_either(self, setup: Setup) -> None:
         """A caller may ask for it, whatever serializer DBOS was given."""
-        async with launched(setup, ledger) as (_, run_id):
+        async with launched(setup) as (_, run_id):
             client = DBOSClient(system_database_url=setup.ledger_url, dbos_system_schema=SCHEMA)
             try:
                 with pytest.raises(dbos_rows.PickleRefused):
@@ -275,10 +288,8 @@ def insert(table: str, row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 class TestTables:
-    async def test_every_table_that_says_how_a_row_is_encoded_refuses_other_encodings(
-        self, setup: Setup, ledger: Ledger
-    ) -> None:
-        async with launched(setup, ledger) as (_, run_id):
+    async def test_every_table_that_says_how_a_row_is_encoded_refuses_other_encodings(self, setup: Setup) -> None:
+        async with launched(setup) as (_, run_id):
             query = (
                 "SELECT table_name FROM information_schema.columns WHERE table_schema = %s "
                 "AND column_name = 'serialization'"
@@ -304,24 +315,23 @@ class TestTables:
                 execute(setup, "UPDATE workflow_status SET serialization = 'py_pickle'")
 
     async def test_they_stay_so_and_what_was_there_before_is_taken_out_and_told(
-        self, setup: Setup, ledger: Ledger, pickled: str, mark: Path, caplog: pytest.LogCaptureFixture
+        self, setup: Setup, pickled: str, mark: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        async with launched(setup, ledger) as (_, run_id):
+        async with launched(setup) as (_, run_id):
             pass
         constraints = execute(
             setup, "SELECT oid FROM pg_constraint WHERE conname = %s ORDER BY 1", dbos_rows.CONSTRAINT
         )
-        async with launched(setup, ledger):  # DBOS looks at its tables again
-            pass
+        with shared(setup.ledger_url) as queue:
+            queue.prepare()
         again = execute(setup, "SELECT oid FROM pg_constraint WHERE conname = %s ORDER BY 1", dbos_rows.CONSTRAINT)
         assert again == constraints
         assert len(again) == len(WITH_ENCODING)
         open_the_tables(setup)
         plant(setup, "before", inputs=pickled, status="PENDING")
-        plant(setup, "waits", inputs=pickled, status="ENQUEUED", queue="somewhere")
-        with caplog.at_level(logging.WARNING):
-            async with launched(setup, ledger):
-                pass
+        plant(setup, "waits", inputs=pickled, status="ENQUEUED", queue_name="somewhere")
+        with caplog.at_level(logging.WARNING), shared(setup.ledger_url) as queue:
+            queue.prepare()
         assert "2 rows" in caplog.text
         kept = {workflow for (workflow,) in execute(setup, "SELECT workflow_uuid FROM workflow_status")}
         assert run_id in kept
@@ -329,23 +339,22 @@ class TestTables:
         assert not mark.exists()
 
     async def test_tables_of_another_role_are_told_of(
-        self, bench: Bench, setup: Setup, ledger: Ledger, caplog: pytest.LogCaptureFixture
+        self, bench: Bench, setup: Setup, caplog: pytest.LogCaptureFixture
     ) -> None:
-        async with launched(setup, ledger):
-            pass
         open_the_tables(setup)
         role = "dbos_rows_user"
         bench.sql(f"CREATE ROLE {role} LOGIN PASSWORD 'nothing'")
         try:
             execute(setup, f"GRANT USAGE, CREATE ON SCHEMA {SCHEMA} TO {role}")
-            execute(setup, f"GRANT ALL ON ALL TABLES IN SCHEMA {SCHEMA} TO {role}")
+            execute(setup, f"GRANT ALL ON ALL TABLES IN SCHEMA {SCHEMA}, public TO {role}")
             url = locate(setup.ledger_url).url.set(username=role, password="nothing")
-            engine = DbosEngine(locate(url.render_as_string(hide_password=False)), reader=ledger, runner_id="one")
-            try:
-                with caplog.at_level(logging.WARNING):
-                    await honest_run(ledger, engine)
-            finally:
-                await engine.aclose()
+            with (
+                caplog.at_level(logging.WARNING),
+                open_ledger(setup.ledger_url, clock=SystemClock()) as ledger,
+                shared_queue(url.render_as_string(hide_password=False), ledger.queue) as queue,
+            ):
+                queue.prepare()
+                assert queue.claimed() == []
         finally:
             execute(setup, f"DROP OWNED BY {role}")
             bench.sql(f"DROP ROLE {role}")
@@ -353,81 +362,61 @@ class TestTables:
         assert dbos_rows.CONSTRAINT in caplog.text
 
 
-class TestEntries:
-    """An entry that is well encoded, for a run that nobody here has begun."""
-
-    @pytest.mark.parametrize("about", ["an unknown run", "a running run", "nonsense", "too much"])
-    async def test_an_entry_on_the_internal_queue_carries_nothing_out(
-        self, setup: Setup, ledger: Ledger, caplog: pytest.LogCaptureFixture, about: str
-    ) -> None:
-        async with launched(setup, ledger) as (engine, _):
-            run_id = new_run_id()
-            if about == "a running run":
-                started = RunStarted(workflow="w", digest="", agent="a", trigger="test", inputs={}, steps=("a",))
-                await ledger.begin_run(run_id, started)
-            arguments: Any = {"nonsense": ({"a": 1}, "b"), "too much": (run_id, 1, 2)}.get(about, (run_id, 1))
-            text = DBOSPortableJSON.serialize({"positionalArgs": arguments, "namedArgs": {}})
-            with caplog.at_level(logging.WARNING):
-                plant(setup, "w", inputs=text, queue=INTERNAL, status="ENQUEUED", serialization="portable_json")
-                await until(lambda: status_of(setup, "w") == "ERROR")
-            if about != "too much":
-                assert "nothing was carried out" in caplog.text
-            kinds = [event.kind for event in ledger.events(run_id)]
-            assert kinds == (["run.started"] if about == "a running run" else [])
-            await honest_run(ledger, engine)
+@pytest.fixture
+def crew(bench: Bench, setup: Setup, tmp_path: Path, children: ForkServer) -> Iterator[Crew]:
+    with Crew(bench, setup, tmp_path / "marks", children) as crew:
+        yield crew
 
 
-JOB = """
-version: 1
-name: job
-agent: tester
-steps:
-  only: { action: exec, with: { command: [/bin/true] } }
-"""
-
-
-def test_a_worker_lives_on_beside_planted_entries_and_carries_out_what_is_queued(
-    bench: Bench, setup: Setup, pickled: str, mark: Path
+@pytest.mark.parametrize("where", ["before it begins", "while it works"])
+def test_a_worker_lives_on_beside_planted_pickles_and_carries_out_what_is_queued(
+    crew: Crew, pickled: str, mark: Path, where: str
 ) -> None:
-    environment = {
-        **bench.environment(),
-        "ORCHESTRATOR_POLICY": "allow-all",
-        "ORCHESTRATOR_LEDGER_URL": setup.ledger_url,
-    }
-    (bench.directory / "job.yaml").write_text(JOB)
-    command = orchestrator()
+    """The worker closes the tables when it begins: what was planted before is taken out, what comes later not read."""
+    setup = crew.setup
+    loaded = crew.loaded("job", top="max_runs: 1")
 
-    def carried_out(run_id: str) -> None:
-        add = [*command, "queue", "add", str(bench.directory / "job.yaml"), "--run-id", run_id]
-        subprocess.run(add, env=environment, check=True, capture_output=True, timeout=60)
-        wait(lambda: (run := ledger.run(run_id)) is not None and run.state is RunState.SUCCEEDED)
+    def carried_out() -> str:
+        with shared(crew.ledger_url) as queue:
+            run_id = put(queue, loaded)
+        wait_for(lambda: (run := crew.run(run_id)) is not None and run.state is RunState.SUCCEEDED, "a run", 60)
+        wait_for(lambda: status_of(setup, run_id) == "SUCCESS", "its end in DBOS", 60)
+        return run_id
 
-    def wait(condition: Callable[[], Any]) -> None:
-        end = time.monotonic() + 60
-        while not condition():
-            assert worker.poll() is None, "the worker has ended"
-            assert time.monotonic() < end, "waited in vain"
-            time.sleep(0.05)
+    def planted() -> None:
+        open_the_tables(setup)
+        for number, queue in enumerate((*QUEUES, "runs-max-1")):
+            entry: Any = {"inputs": pickled, "queue_name": queue, "queue_partition_key": "job"}
+            plant(setup, f"p{number}", status="ENQUEUED", **entry)
+            plant(setup, f"q{number}", status="PENDING", executor_id="nobody", **entry)
+            plant(setup, f"r{number}", status="DELAYED", delay_until_epoch_ms=1, **entry)
 
-    log = (bench.directory / "worker.log").open("w+")
-    with log, open_ledger(setup.ledger_url, clock=SystemClock()) as ledger:
-        worker = subprocess.Popen(
-            [*command, "worker", "--no-listen", "--engine", "dbos", "--drain", "1"], env=environment, stderr=log
+    def of_planted() -> set[str]:
+        return {
+            state
+            for (state,) in execute(setup, "SELECT status FROM workflow_status WHERE workflow_uuid ~ '^[pqr][0-9]$'")
+        }
+
+    if where == "before it begins":
+        planted()
+    worker = crew.worker()
+    before = carried_out()
+    if where == "while it works":
+        with shared(crew.ledger_url) as queue:
+            portable = put(queue, loaded, delay=3600.0)
+        planted()
+        text = DBOSPortableJSON.serialize({"positionalArgs": [], "namedArgs": {}})
+        execute(setup, "UPDATE workflow_input SET inputs = %s WHERE workflow_uuid = %s", text, portable)
+        query = (
+            "UPDATE workflow_status SET serialization = 'portable_json', status = 'ENQUEUED' WHERE workflow_uuid = %s"
         )
-        try:
-            carried_out("before")
-            open_the_tables(setup)
-            plant(setup, "p1", inputs=pickled, queue=INTERNAL, status="ENQUEUED")
-            plant(setup, "p2", inputs=pickled, status="PENDING")
-            text = DBOSPortableJSON.serialize({"positionalArgs": ["before", 1], "namedArgs": {}})
-            plant(setup, "p3", inputs=text, queue=INTERNAL, status="ENQUEUED", serialization="portable_json")
-            wait(lambda: status_of(setup, "p1") != "ENQUEUED" and status_of(setup, "p3") == "ERROR")
-            carried_out("after")
-            worker.send_signal(signal.SIGTERM)
-            assert worker.wait(60) == 0
-        finally:
-            worker.kill()
-            worker.wait()
-        log.seek(0)
-        assert "nothing was carried out" in log.read()
+        execute(setup, query, portable)
+        wait_for(lambda: status_of(setup, portable) == "SUCCESS", "what is well encoded", 60)
+        wait_for(lambda: of_planted() == {"CANCELLED"}, "the planted ones to be over", 60)
+    after = carried_out()
+    assert worker.poll() is None
+    worker.terminate()
+    assert worker.wait(60) == 0
+    assert crew.done() == ["job "] * (3 if where == "while it works" else 2)
+    assert before != after
     assert not mark.exists()
