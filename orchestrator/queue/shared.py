@@ -33,7 +33,7 @@ from orchestrator.queue.tables import Claimed, InQueue, QueueState
 PRIORITY = 100
 """That of a run for which none was given. DBOS hands the smaller ones out first, among the runs of one workflow."""
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.1
 """Between two looks of a worker into one of DBOS's queues."""
 
 KEPT = timedelta(days=1)
