@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from orchestrator.ledger.states import RunState
 from orchestrator.queue.executor import Executor, Room
 from orchestrator.queue.lanes import Limits, limits_of
 from orchestrator.queue.shared import SharedQueue
+from orchestrator.queue.tables import Claimed
 from orchestrator.recovery.waiting import cancel_waiting
 from orchestrator.runs.recorded_workflow import recorded_workflow
 from orchestrator.runs.types import Services
@@ -29,6 +31,9 @@ log = logging.getLogger(__name__)
 
 SETTLE_SECONDS = 1.0
 """Between two looks at what DBOS says that workers have."""
+
+HANDED_OUT_AGAIN = 5
+"""How often a worker puts back what DBOS has handed to it and cannot start, such as a row that a part is missing of."""
 
 TIDY_SECONDS = 60.0
 """Between two looks at what is over, and at what a version with another queue has left."""
@@ -123,6 +128,8 @@ class _Settling:
     launcher: Launcher
     executor: Executor
     _strange: frozenset[tuple[str, str]] = field(default=frozenset())
+    _times: Counter[str] = field(default_factory=Counter)
+    """How often what this worker has and cannot even begin to carry was put back."""
 
     async def settle(self) -> None:
         """Hand out what is due, put back what a worker has that is not there any more, end here what DBOS cancelled."""
@@ -142,7 +149,7 @@ class _Settling:
         for each in lost:
             if ("lost", each.run_id) not in again:
                 continue
-            if not each.is_run:
+            if not each.is_run or await self._is_hopeless(each):
                 if await asyncio.to_thread(self.shared.drop, each):
                     log.error("%r in the queue is no run, and is cancelled: find out who put it there", each.run_id)
             elif await asyncio.to_thread(self.shared.put_back, each):
@@ -153,6 +160,14 @@ class _Settling:
         for launched in taken:
             if launched.run_id in cancelled:  # and is not only handed out once more, as by `resume` in DBOS
                 launched.cancel(ExitCode.INTERRUPTED, _CANCELLED)
+
+    async def _is_hopeless(self, each: Claimed) -> bool:
+        """Whether DBOS hands something to us again and again that it cannot start, and nothing of it has begun."""
+        if each.worker == self.services.heartbeat.runner_id:
+            self._times[each.run_id] += 1
+        if self._times[each.run_id] <= HANDED_OUT_AGAIN:
+            return False
+        return await asyncio.to_thread(self.services.reader.run, each.run_id) is None
 
 
 async def _give_back(services: Services, shared: SharedQueue) -> None:

@@ -201,6 +201,34 @@ def test_a_worker_that_ends_gives_back_what_it_has_not_begun_and_another_one_goe
     assert sorted(crew.done()) == sorted(f"short {number}" for number in range(6))
 
 
+def test_a_ledger_that_cannot_be_read_for_a_while_ends_no_run_for_the_queue(crew: Crew, tmp_path: Path) -> None:
+    with shared(crew.ledger_url) as queue:
+        run_id = put(queue, crew.loaded("patient"))
+    crew.change("ALTER TABLE queued_run RENAME TO hidden")
+    with (tmp_path / "log").open("wb") as log:
+        worker = crew.children.start("worker", "--no-listen", environment=crew.environment(), log=log)
+    crew.processes.append(worker)
+    wait_for(lambda: "is put back into the queue" in (tmp_path / "log").read_text(), "the worker to meet it", 30)
+    crew.change("ALTER TABLE hidden RENAME TO queued_run")
+    record = wait_for(lambda: crew.ended(run_id), "the run to end", 40)
+    assert record.state is RunState.SUCCEEDED
+    wait_for(lambda: crew.in_dbos() == {run_id: "SUCCESS"}, "DBOS to have the end", 30)
+    assert crew.done() == ["patient "]
+
+
+def test_what_dbos_cannot_start_does_not_come_back_for_ever(crew: Crew) -> None:
+    with shared(crew.ledger_url) as queue:
+        run_id = put(queue, crew.loaded("incomplete", top="max_runs: 1"))
+    crew.change("DELETE FROM orchestrator_dbos.workflow_input")
+    crew.worker()
+    with shared(crew.ledger_url) as queue:
+        after = put(queue, crew.loaded("incomplete", top="max_runs: 1"), {"mark": "after"})
+    record = wait_for(lambda: crew.ended(after), "what came behind it", 60)
+    assert record.state is RunState.SUCCEEDED
+    assert crew.run(run_id) is None
+    wait_for(lambda: crew.states() == {}, "the queue to be empty", 30)
+
+
 def test_on_one_machine_with_sqlite_the_queue_says_what_it_needs(crew: Crew, tmp_path: Path) -> None:
     environment = {**crew.environment(), "ORCHESTRATOR_LEDGER_URL": f"sqlite:///{tmp_path}/one.db"}
     for command in (["worker", "--no-listen"], ["queue", "list"], ["queue", "pause"]):

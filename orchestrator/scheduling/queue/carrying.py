@@ -78,10 +78,22 @@ class Carrier:
     """The workflows of which no run begins; the empty name stands for all."""
 
     async def carry(self, run_id: str, asked: Asked) -> str:
-        """How the run has ended. Raises GivenBack where it has not: then it was given back to the queue.
+        """How the run has ended. Raises GivenBack where it has not: then it waits in the queue, or is put back there.
 
-        Raises NotCarriedOut where another program asked for what there is not, and LedgerError.
+        Raises NotCarriedOut where another program asked for what there is not. DBOS records that, and nothing else: an
+        error that it recorded would end the run for the queue, whatever the ledger says.
         """
+        try:
+            return await self._carry(run_id, asked)
+        except NotCarriedOut:
+            raise
+        except Exception as error:
+            why = error.message if isinstance(error, OrchestratorError) else f"unexpected {type(error).__name__}"
+            log.error("run %s is put back into the queue: %s", run_id, why, extra={"run": run_id})
+            log.debug("run %s was not carried", run_id, exc_info=error)
+            raise GivenBack from error
+
+    async def _carry(self, run_id: str, asked: Asked) -> str:
         record = await asyncio.to_thread(self.services.reader.run, run_id)
         if record is None:
             return await self._begin(run_id, asked)
