@@ -8,14 +8,16 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bench import Bench, Setup
+from dbos import DBOSClient, WorkflowSerializationFormat
 from fork_server import Forked, ForkServer
+from queued import shared
 from waiting import wait_for
 
 from orchestrator.actions.catalog import catalog
@@ -27,6 +29,8 @@ from orchestrator.ledger.events import ApprovalRequested, ApprovalVoted, LeaseRe
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.states import ApprovalState, RunState, StepState
 from orchestrator.ledger.types import RunRecord
+from orchestrator.queue.names import SCHEMA, WORKFLOW
+from orchestrator.queue.tables import QueueState
 from orchestrator.recovery.waiting import decided_runs
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.runner import Runner
@@ -337,3 +341,70 @@ def test_of_two_workers_that_find_it_decided_one_goes_on(office: Office) -> None
     assert len(office.events("raced", RunResumed.kind)) == 1
     wait_for(lambda: json.loads(office.command("queue", "list", "--json").stdout) == [], "the queue to be empty")
     office.bench.assert_nothing_left()
+
+
+@contextmanager
+def dbos(office: Office) -> Iterator[DBOSClient]:
+    client = DBOSClient(system_database_url=office.ledger_url, dbos_system_schema=SCHEMA)
+    try:
+        yield client
+    finally:
+        client.destroy()
+
+
+@in_queue
+def test_an_entry_in_the_queue_of_a_commands_run_that_is_approved_does_not_let_a_worker_go_on_with_it(
+    office: Office,
+) -> None:
+    assert (
+        office.command("run", str(office.flow("parked")), "--run-id", "parked", "--no-wait").returncode
+        == ExitCode.WAITING
+    )
+    office.says("approve", office.requests()[0].approval_id)
+    with shared(office.ledger_url) as queue:
+        queue.prepare()
+    with dbos(office) as client:
+        handle: Any = client.enqueue(
+            {
+                "workflow_name": WORKFLOW,
+                "queue_name": "runs",
+                "queue_partition_key": "parked",
+                "workflow_id": "parked",
+                "serialization_type": WorkflowSerializationFormat.PORTABLE,
+            }
+        )
+        office.start("worker", "--no-listen")
+        wait_for(lambda: handle.get_status().status == "ERROR", "DBOS to have no run of the queue", 40)
+    assert office.run("parked").state is RunState.WAITING
+    assert office.events("parked", RunResumed.kind) == []
+    assert office.command("runs", "resume", "parked").returncode == 0
+
+
+@in_queue
+def test_a_run_that_waits_is_looked_at_where_it_is_resumed_in_dbos_and_ends_where_it_is_cancelled_there(
+    office: Office,
+) -> None:
+    assert office.command("queue", "add", str(office.flow("asked")), "--run-id", "asked").returncode == 0
+    worker = office.start("worker", "--no-listen")
+    wait_for(office.requests, "the request")
+    with shared(office.ledger_url) as queue:
+        wait_for(lambda: queue.counts()[QueueState.DELAYED] == 1, "the run that waits")
+        with dbos(office) as client:
+            [before] = queue.list({QueueState.APPROVAL})
+            client.resume_workflow("asked")
+
+            def looked_at() -> bool:
+                found = queue.list({QueueState.APPROVAL})
+                return bool(found) and found[0].until != before.until
+
+            wait_for(looked_at, "a worker to look at it", 40)
+            assert office.run("asked").state is RunState.WAITING
+            assert office.events("asked", RunResumed.kind) == []
+            client.cancel_workflow("asked")
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(60) == 0
+        office.start("worker", "--no-listen")  # which looks at once what is over
+        wait_for(lambda: office.run("asked").state is RunState.CANCELLED, "its end", 40)
+        wait_for(lambda: not queue.requests.holds("asked"), "it to be taken out", 40)
+    assert [each.state for each in office.requests()] == [ApprovalState.WITHDRAWN]
+    assert office.run("asked").reason == "it was cancelled in DBOS"
