@@ -410,6 +410,7 @@ class TestTables:
             run_id = put(queue, job())
             assert claimed_by(queue, "one") == [run_id]
         before = execute(setup, "SELECT version FROM dbos_migrations")
+        assert execute(setup, "SELECT version_name FROM application_versions") == [(FORMAT,)], "before any worker"
         with shared(setup.ledger_url) as queue:
             queue.prepare()
         assert execute(setup, "SELECT version FROM dbos_migrations") == before
