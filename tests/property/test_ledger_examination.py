@@ -44,7 +44,7 @@ from orchestrator.ledger.writing.store import Ledger
 RUN, OTHER, GOES_ON = "run_1", "run_2", "run_3"
 STATE = {"run": run, "step": step, "lease": lease}
 NO_HISTORY = {
-    *("schedule", "fire", "runner", "runner_token", "run_owner", "workflow_text", "queued_run"),
+    *("schedule", "fire", "runner", "runner_token", "run_owner", "workflow_text", "queued_run", "queue_pause"),
     *("approval", "approval_vote", "request_seen", "agent_block", "gate", "lease_waiter"),
 }
 """Tables that follow from no event, and that nobody takes for evidence."""
