@@ -208,6 +208,8 @@ class Carrier:
         """Enter what another program has put into DBOS's queue by itself. Raises NotCarriedOut."""
         if not asked.workflow:
             raise NotCarriedOut(f"nothing is known of a run {run_id}")
+        if not (isinstance(asked.workflow, str) and isinstance(asked.inputs, dict) and isinstance(asked.reason, str)):
+            raise NotCarriedOut("its arguments are not those of a run: `workflow`, `inputs` and `reason`")
         if not RUN_ID.fullmatch(run_id):
             raise NotCarriedOut("the workflow's id cannot be that of a run")
         try:
