@@ -23,7 +23,7 @@ from orchestrator.runs.processes import describe_self, new_runner_id
 log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 1.0
-"""Between two signs of life, along which others' wishes come. Who is silent for `dead_after` seconds has missed several."""
+"""Between two signs of life, along which others' wishes come: who is silent for `dead_after` has missed several."""
 
 Cancel = Callable[[str], None]
 """Called in the event loop with the reason."""
