@@ -92,7 +92,8 @@ def test_nobody_waits_for_a_screen_and_what_has_no_room_is_counted(screen: Scree
     told = 100 * len([text for text in screen.lines if text.startswith("a | xxx")])
     (lost,) = [int(text.split("[")[1].split()[0]) for text in screen.lines if "not shown" in text]
     assert told + lost == 3 * MOST_QUEUED // 100 * 100
-    assert MOST_QUEUED - 100 < told <= MOST_QUEUED + 100
+    # Besides what has room, that may be told which was in hand already when the screen took nothing more.
+    assert MOST_QUEUED - 100 < told <= 2 * MOST_QUEUED
     assert "b | few words" in screen.lines
 
 
