@@ -143,12 +143,22 @@ def hold(
 
 def bury(connection: Connection, run_id: str, worker: str) -> bool:
     """Say of a run that this worker has that nobody tries it any more."""
+    return _end(connection, run_id, worker, "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
+
+
+def drop(connection: Connection, run_id: str, worker: str) -> bool:
+    """Cancel what this worker has and what is no run; an entry that nobody has claimed has the empty name for one."""
+    return _end(connection, run_id, worker, "CANCELLED")
+
+
+def _end(connection: Connection, run_id: str, worker: str, status: str) -> bool:
     statement = f"""
-        UPDATE {SCHEMA}.workflow_status SET status = 'MAX_RECOVERY_ATTEMPTS_EXCEEDED', owner_xid = NULL,
-          queue_name = NULL, started_at_epoch_ms = NULL, updated_at = {_NOW}, completed_at = {_NOW}
-        WHERE workflow_uuid = :run_id AND status = 'PENDING' AND executor_id = :worker
+        UPDATE {SCHEMA}.workflow_status SET status = :status, owner_xid = NULL, queue_name = NULL,
+          started_at_epoch_ms = NULL, updated_at = {_NOW}, completed_at = {_NOW}
+        WHERE workflow_uuid = :run_id AND status = 'PENDING' AND coalesce(executor_id, '') = :worker
     """  # noqa: S608
-    return connection.execute(text(statement), {"run_id": run_id, "worker": worker}).rowcount == 1
+    given = {"run_id": run_id, "worker": worker, "status": status}
+    return connection.execute(text(statement), given).rowcount == 1
 
 
 def take_out(connection: Connection, run_id: str) -> bool:
@@ -160,16 +170,6 @@ def take_out(connection: Connection, run_id: str) -> bool:
           AND NOT EXISTS (SELECT FROM run r WHERE r.run_id = w.workflow_uuid AND r.state IN ('running', 'waiting'))
     """  # noqa: S608
     return connection.execute(text(statement), {"run_id": run_id}).rowcount == 1
-
-
-def drop(connection: Connection, run_id: str, worker: str) -> bool:
-    """Cancel what this worker has and what is no run."""
-    statement = f"""
-        UPDATE {SCHEMA}.workflow_status SET status = 'CANCELLED', owner_xid = NULL, queue_name = NULL,
-          started_at_epoch_ms = NULL, updated_at = {_NOW}, completed_at = {_NOW}
-        WHERE workflow_uuid = :run_id AND status = 'PENDING' AND coalesce(executor_id, '') = :worker
-    """  # noqa: S608
-    return connection.execute(text(statement), {"run_id": run_id, "worker": worker}).rowcount == 1
 
 
 def claimed(connection: Connection) -> Sequence[Claimed]:

@@ -173,10 +173,7 @@ class Entry:
         asked: set[str] = set()
         until = services.clock.monotonic() + services.grace + services.dead_after
         while services.clock.monotonic() < until:
-            found = await asyncio.to_thread(
-                partial(services.reader.runs, workflow=self.name, state=RunState.RUNNING, limit=100)
-            )
-            going_on = {run.run_id for run in found if run.trigger in SERVICE_TRIGGERS}
+            going_on = await self._begun_by_schedulers(RunState.RUNNING)
             if not going_on:
                 return
             for run_id in going_on - asked:
@@ -246,11 +243,15 @@ class Entry:
 
     async def _going_on(self) -> int:
         """How many runs of this workflow go on that a scheduler started, here or in another process."""
-        reader, ours = self.context.services.reader, {launched.run_id for launched in self.running}
+        ours = {launched.run_id for launched in self.running}
         for state in (RunState.RUNNING, RunState.WAITING):  # one that waits for somebody to agree has not ended
-            found = await asyncio.to_thread(partial(reader.runs, workflow=self.name, state=state, limit=100))
-            ours |= {run.run_id for run in found if run.trigger in SERVICE_TRIGGERS}
+            ours |= await self._begun_by_schedulers(state)
         return len(ours | {each.run_id for each in await self._put_in()})
+
+    async def _begun_by_schedulers(self, state: RunState) -> set[str]:
+        reader = self.context.services.reader
+        found = await asyncio.to_thread(partial(reader.runs, workflow=self.name, state=state, limit=100))
+        return {run.run_id for run in found if run.trigger in SERVICE_TRIGGERS}
 
     async def _put_in(self) -> Sequence[QueuedRun]:
         """The runs that a scheduler has put into the queue and that no worker has begun."""

@@ -23,7 +23,7 @@ from orchestrator.recovery.waiting import cancel_waiting
 from orchestrator.runs.recorded_workflow import recorded_workflow
 from orchestrator.runs.types import Services
 from orchestrator.scheduling.launcher import Launcher
-from orchestrator.scheduling.queue.carrying import Carrier, Offered
+from orchestrator.scheduling.queue.carrying import CANCELLED_THERE, Carrier, Offered
 from orchestrator.server.maintenance import Maintenance
 from orchestrator.telemetry.metrics import Metrics
 
@@ -40,8 +40,6 @@ TIDY_SECONDS = 60.0
 
 SAMPLE_SECONDS = 15.0
 """Between two counts of the runs in the queue."""
-
-_CANCELLED = "it was cancelled in DBOS"
 
 PAUSE_SECONDS = 0.2
 """How long it is taken as known what is paused."""
@@ -159,7 +157,7 @@ class _Settling:
         cancelled = {each.run_id for each in standing if each.status == "CANCELLED"}
         for launched in taken:
             if launched.run_id in cancelled:  # and is not only handed out once more, as by `resume` in DBOS
-                launched.cancel(ExitCode.INTERRUPTED, _CANCELLED)
+                launched.cancel(ExitCode.INTERRUPTED, CANCELLED_THERE)
 
     async def _is_hopeless(self, each: Claimed) -> bool:
         """Whether DBOS hands something to us again and again that it cannot start, and nothing of it has begun."""
@@ -196,7 +194,9 @@ async def _cancel(services: Services, run_id: str) -> None:
     if record is not None and record.state is RunState.WAITING:
         store = services.approvals.store
         try:
-            await cancel_waiting(services.ledger, services.reader, store, run_id, _CANCELLED, now=services.clock.now())
+            await cancel_waiting(
+                services.ledger, services.reader, store, run_id, CANCELLED_THERE, now=services.clock.now()
+            )
         except FenceLost:  # it goes on by now
             return
     if record is None or record.state is not RunState.RUNNING:

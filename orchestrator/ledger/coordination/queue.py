@@ -111,12 +111,10 @@ class RunQueue:
             this = (queued_run.c.run_id == run_id) & (queued_run.c.tries > 0)
             connection.execute(update(queued_run).where(this).values(tries=queued_run.c.tries - 1))
 
-    def remove(self, run_ids: Collection[str], *, along: Callable[[Connection], None] = lambda connection: None) -> int:
-        """Take runs out, and do in the same transaction what `along` does; how many there were."""
+    def remove(self, run_ids: Collection[str]) -> int:
+        """Take runs out; how many there were."""
         with self._writing() as connection:
-            removed = connection.execute(delete(queued_run).where(queued_run.c.run_id.in_(run_ids))).rowcount
-            along(connection)
-            return removed
+            return connection.execute(delete(queued_run).where(queued_run.c.run_id.in_(run_ids))).rowcount
 
     def clear(self) -> int:
         """Take out what has ended, no more than CLEARED_AT_ONCE; how many there were."""

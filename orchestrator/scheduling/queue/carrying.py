@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import NoReturn
 
 from orchestrator.errors import (
     AgentBlocked,
@@ -57,6 +58,9 @@ PAUSED_LOOK = timedelta(seconds=2)
 
 END_LOOK_SECONDS = 1.0
 """Between two looks for the end of a run whose task is over, but not its record."""
+
+CANCELLED_THERE = "it was cancelled in DBOS"
+"""Why a run has ended, for its record."""
 
 Offered = Callable[[str], LoadedWorkflow | None]
 """The workflow of this name that other programs may ask this worker for; None where it offers none."""
@@ -141,7 +145,6 @@ class Carrier:
         found = await take_nobodys(self.services, record)
         if found is None:
             await self._hold(record, ELSEWHERE_LOOK)
-            raise GivenBack
         if found.resumable is None:
             log.error("run %s: %s", record.run_id, found.reason, extra=_about(record))
             await asyncio.to_thread(self.shared.bury, record.run_id, self.services.heartbeat.runner_id)
@@ -160,7 +163,6 @@ class Carrier:
         except (AgentBlocked, FenceLost, UsageError) as error:
             log.debug("run %s is not resumed here: %s", record.run_id, error.message)
             await self._hold(record, ELSEWHERE_LOOK)
-            raise GivenBack from error
         log.info("run %s goes on: its approval is decided", record.run_id, extra=_about(record))
         return await self._carried(taken.request, taken, None)
 
@@ -170,7 +172,7 @@ class Carrier:
         try:
             await asyncio.wait([launched.task])
         except asyncio.CancelledError:
-            launched.cancel(ExitCode.INTERRUPTED, "it was cancelled in DBOS")
+            launched.cancel(ExitCode.INTERRUPTED, CANCELLED_THERE)
             raise
         if queued is not None and (error := _not_begun(launched)) is not None:
             return await self._unbegun(queued, request, error)
@@ -276,12 +278,12 @@ class Carrier:
             raise GivenBack
         return RunState.FAILED
 
-    async def _hold(self, record: RunRecord, pause: timedelta) -> None:
+    async def _hold(self, record: RunRecord, pause: timedelta) -> NoReturn:
         """Give back a run that has begun, and whose workflow need not be readable here. Raises GivenBack."""
         until = self.services.clock.now() + pause
         await self._hand_back(record.run_id, record.workflow, None, until)
 
-    async def _hand_back(self, run_id: str, workflow: str, limits: Limits | None, until: datetime | None) -> str:
+    async def _hand_back(self, run_id: str, workflow: str, limits: Limits | None, until: datetime | None) -> NoReturn:
         """Raises GivenBack. Without limits it stays in its lane."""
         shared, worker = self.shared, self.services.heartbeat.runner_id
         await asyncio.to_thread(lambda: shared.hold(run_id, worker, limits=limits, workflow=workflow, until=until))
