@@ -42,7 +42,7 @@ SAMPLE_SECONDS = 15.0
 """Between two counts of the runs in the queue."""
 
 PAUSE_SECONDS = 0.2
-"""How long it is taken as known what is paused."""
+"""How long it is taken as known what is paused: for what is asked for, not for what begins."""
 
 
 @dataclass(slots=True)
@@ -98,7 +98,7 @@ async def working(
     room = WorkerRoom(launcher, services.queue, max_runs, stopped)
     await asyncio.to_thread(services.heartbeat.enter)  # whoever has runs must be seen to live
     await asyncio.to_thread(shared.prepare)
-    carrier = Carrier(services, shared, launcher, offered, room.paused)
+    carrier = Carrier(services, shared, launcher, offered)
     executor = Executor(locate(ledger_url), worker=services.heartbeat.runner_id, room=room, carry=carrier.carry)
     room.active = lambda: executor.active
     await executor.launch()

@@ -117,7 +117,8 @@ class TestQueue:
             for _ in range(2):
                 taken = ledger.queue.tried(wanted.run_id)
                 assert taken is not None
-                assert (taken.run_id, taken.reason, taken.tries) == (wanted.run_id, WORDS, 1)
+                queued, paused = taken
+                assert (queued.run_id, queued.reason, queued.tries, paused) == (wanted.run_id, WORDS, 1, None)
                 ledger.queue.untried(wanted.run_id)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, LiteralString
@@ -16,6 +17,8 @@ from team import Team
 from waiting import wait_for
 
 from orchestrator.actions.catalog import catalog
+from orchestrator.clock import SystemClock
+from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.states import RunState
 from orchestrator.queue.tables import QueueState
 from orchestrator.workflow.loader import LoadedWorkflow, load_text
@@ -126,6 +129,25 @@ def test_nothing_begins_while_it_is_paused_and_everything_afterwards(crew: Crew)
         assert crew.states()[held] is not QueueState.RUNNING
         assert crew.command("queue", "resume").returncode == 0
     wait_for(lambda: sorted(crew.done()) == ["one ", "other 1", "other 2"], "all that waited", 30)
+
+
+def test_a_pause_holds_from_the_moment_at_which_it_was_made(crew: Crew) -> None:
+    """Whatever a worker has known until then, and however soon afterwards a run is put in."""
+    loaded = crew.loaded("one")
+    crew.worker()
+    marks = []
+    with open_ledger(crew.ledger_url, clock=SystemClock()) as ledger, shared(crew.ledger_url) as queue:
+        for number, paused in enumerate(["", "one", "", "one"]):
+            ledger.queue.pause(paused, by="somebody", reason="", at=SystemClock().now())
+            run_id = put(queue, loaded, {"mark": str(number)})
+            time.sleep(0.5)  # the worker has looked several times
+            assert crew.done() == marks
+            held = ledger.queue.get(run_id)
+            assert held is not None
+            assert held.tries == 0
+            assert ledger.queue.resume(paused)
+            marks.append(f"one {number}")
+            wait_for(lambda: crew.done() == marks, "the run", 30)
 
 
 def test_a_run_that_waits_is_taken_out_and_one_that_goes_on_is_not(crew: Crew) -> None:

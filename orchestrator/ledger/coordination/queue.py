@@ -97,13 +97,22 @@ class RunQueue:
             along(connection)
             return True
 
-    def tried(self, run_id: str) -> QueuedRun | None:
-        """The run, once it is counted that somebody takes it in hand; None where nobody has asked for it."""
+    def tried(self, run_id: str) -> tuple[QueuedRun, Pause | None] | None:
+        """The run, once it is counted that somebody takes it in hand; None where nobody has asked for it.
+
+        With it comes the pause because of which it does not begin, and then nothing was counted.
+        """
+        this = queued_run.c.run_id == run_id
         with self._writing() as connection:
-            this = queued_run.c.run_id == run_id
-            connection.execute(update(queued_run).where(this).values(tries=queued_run.c.tries + 1))
             row = connection.execute(select(queued_run).where(this)).mappings().first()
-            return None if row is None else _queued(row)
+            if row is None:
+                return None
+            concerned = select(queue_pause).where(queue_pause.c.workflow.in_(["", row["workflow"]]))
+            if paused := connection.execute(concerned).mappings().first():
+                return _queued(row), _pause(paused)
+            counted = update(queued_run).where(this).values(tries=queued_run.c.tries + 1).returning(queued_run)
+            row = connection.execute(counted).mappings().first()
+            return None if row is None else (_queued(row), None)
 
     def untried(self, run_id: str) -> None:
         """Take a try back: whoever counted it has had no time for the run, which is nothing that speaks against it."""
@@ -139,7 +148,7 @@ class RunQueue:
         """What is paused: the whole queue has the empty name, and comes first."""
         with self._connection(begin="BEGIN") as connection:
             rows = connection.execute(select(queue_pause).order_by(queue_pause.c.workflow)).mappings()
-            return [Pause(row["workflow"], row["by"], row["reason"], text_to_time(row["at"])) for row in rows]
+            return [_pause(row) for row in rows]
 
     def get(self, run_id: str) -> QueuedRun | None:
         """A run as it was asked for."""
@@ -171,6 +180,10 @@ class RunQueue:
                 yield connection
         except SQLAlchemyError as error:
             raise ledger_error(error, self._label) from error
+
+
+def _pause(row: RowMapping) -> Pause:
+    return Pause(row["workflow"], row["by"], row["reason"], text_to_time(row["at"]))
 
 
 def _queued(row: RowMapping) -> QueuedRun:

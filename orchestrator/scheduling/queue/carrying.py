@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NoReturn
 
@@ -62,6 +62,8 @@ END_LOOK_SECONDS = 1.0
 CANCELLED_THERE = "it was cancelled in DBOS"
 """Why a run has ended, for its record."""
 
+NOTHING_KNOWN = "nothing is known of a run {}"
+
 Offered = Callable[[str], LoadedWorkflow | None]
 """The workflow of this name that other programs may ask this worker for; None where it offers none."""
 
@@ -78,8 +80,6 @@ class Carrier:
     shared: SharedQueue
     launcher: Launcher
     offered: Offered
-    paused: Callable[[], frozenset[str]] = frozenset
-    """The workflows of which no run begins; the empty name stands for all."""
 
     async def carry(self, run_id: str, asked: Asked) -> str:
         """How the run has ended. Raises GivenBack where it has not: then it waits in the queue, or is put back there.
@@ -114,11 +114,14 @@ class Carrier:
 
     async def _begin(self, run_id: str, asked: Asked) -> str:
         services = self.services
-        queued = await asyncio.to_thread(services.queue.tried, run_id)
-        if queued is None:
-            queued = await self._asked_by_others(run_id, asked)
-        if {"", queued.workflow} & await asyncio.to_thread(self.paused):
-            await asyncio.to_thread(services.queue.untried, run_id)
+        tried = await asyncio.to_thread(services.queue.tried, run_id)
+        if tried is None:
+            await self._enter_of_others(run_id, asked)
+            tried = await asyncio.to_thread(services.queue.tried, run_id)
+        if tried is None:  # it was taken out meanwhile
+            raise NotCarriedOut(NOTHING_KNOWN.format(run_id))
+        queued, paused = tried
+        if paused is not None:
             await self._hand_back(run_id, queued.workflow, None, services.clock.now() + PAUSED_LOOK)
         limit = services.max_takeovers
         if queued.tries > limit + 1:
@@ -206,10 +209,10 @@ class Carrier:
         await asyncio.to_thread(self.services.queue.remove, [run_id])
         return state
 
-    async def _asked_by_others(self, run_id: str, asked: Asked) -> QueuedRun:
+    async def _enter_of_others(self, run_id: str, asked: Asked) -> None:
         """Enter what another program has put into DBOS's queue by itself. Raises NotCarriedOut."""
         if not asked.workflow:
-            raise NotCarriedOut(f"nothing is known of a run {run_id}")
+            raise NotCarriedOut(NOTHING_KNOWN.format(run_id))
         if not (isinstance(asked.workflow, str) and isinstance(asked.inputs, dict) and isinstance(asked.reason, str)):
             raise NotCarriedOut("its arguments are not those of a run: `workflow`, `inputs` and `reason`")
         if not RUN_ID.fullmatch(run_id):
@@ -228,9 +231,8 @@ class Carrier:
             raise NotCarriedOut("its inputs do not fit; the worker's log tells why") from error
         services = self.services
         request = RunRequest(run_id=run_id, loaded=loaded, inputs=inputs, trigger="queue", reason=asked.reason)
-        entry = replace(queued_of(request, services.clock.now()), tries=1)
+        entry = queued_of(request, services.clock.now())
         await asyncio.to_thread(lambda: services.queue.add(entry, workflow=loaded.text))
-        return entry
 
     async def _in_its_lane(self, run_id: str, loaded: LoadedWorkflow) -> None:
         """Have the run handed out again within its workflow's limits, where it came by a way that has others."""
