@@ -68,16 +68,26 @@ class SharedQueue:
         self._database.dispose()
 
     def add(
-        self, queued: QueuedRun, *, workflow: str, limits: Limits, priority: int = PRIORITY, delay: float = 0.0
+        self,
+        queued: QueuedRun,
+        *,
+        workflow: str,
+        limits: Limits,
+        priority: int = PRIORITY,
+        delay: float = 0.0,
+        alone: Collection[str] = (),
     ) -> bool:
-        """Put a run in, with the text of its workflow; False if its id is known already. `delay` in seconds."""
+        """Put a run in, with the text of its workflow; False if its id is known already. `delay` in seconds.
+
+        Raises NotAlone if a run of the workflow with one of the triggers `alone` has not ended.
+        """
         self._open_lane(limits)
 
         def enqueue(connection: Connection) -> None:
             self._enqueue(connection, queued, limits, priority, delay)
 
         with self._told():
-            return self.requests.add(queued, workflow=workflow, along=enqueue)
+            return self.requests.add(queued, workflow=workflow, along=enqueue, alone=alone)
 
     def enter(self, queued: QueuedRun, *, limits: Limits) -> None:
         """Put in what was asked of the queue before there was DBOS. Does nothing where it is there."""

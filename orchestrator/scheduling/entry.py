@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import ExitCode, LedgerError, OrchestratorError, UsageError
-from orchestrator.ledger.coordination.queue import QueuedRun
+from orchestrator.ledger.coordination.queue import NotAlone, QueuedRun
 from orchestrator.ledger.coordination.schedules import ScheduleState, ScheduleStates
 from orchestrator.ledger.states import RunState
 from orchestrator.queue.lanes import limits_of
@@ -94,14 +94,7 @@ class Entry:
         """Carry out what a person asked for at this moment, and strike the request out. Raises LedgerError."""
         fire = requested(self.name, at)
         if fire not in self.waiting and fire not in self.running.values():
-            decision = admit(
-                self.known.schedule,
-                fire,
-                running=await self._going_on(),
-                waiting=len(self.waiting),
-                caught_up=False,
-            )
-            await self._do(decision)
+            await self._decide(fire, caught_up=False)
         if fire not in self.waiting:
             await self._change(partial(_struck_out, at))
 
@@ -117,14 +110,7 @@ class Entry:
             self._skipped(Decision(found.missed, Verdict.SKIP, "missed"))
             self.seen = max(self.seen, found.missed.at)
         for number, fire in enumerate(found.fires):
-            decision = admit(
-                schedule,
-                fire,
-                running=await self._going_on(),
-                waiting=len(self.waiting),
-                caught_up=number < found.caught_up,
-            )
-            await self._do(decision)
+            await self._decide(fire, caught_up=number < found.caught_up)
             self.seen = max(self.seen, fire.at)
         self.seen = max(self.seen, found.upto)
         await self._remember()
@@ -132,23 +118,32 @@ class Entry:
     async def _start_waiting(self) -> None:
         while self.waiting and not await self._going_on():
             fire = self.waiting[0]
-            await self._start(fire)
+            if not await self._start(fire):
+                return
             self.waiting.popleft()
             if fire.trigger == TRIGGER_REQUEST:
                 await self._change(partial(_struck_out, fire.at))
             await self._remember()
 
-    async def _do(self, decision: Decision) -> None:
+    async def _decide(self, fire: Fire, *, caught_up: bool) -> None:
+        """Do what is to be done about a fire, and ask once more if another scheduler was faster."""
+        decided = partial(admit, self.known.schedule, fire, waiting=len(self.waiting), caught_up=caught_up)
+        if not await self._do(decided(running=await self._going_on())):
+            await self._do(decided(running=1))
+
+    async def _do(self, decision: Decision) -> bool:
+        """False where a run was to start, and meanwhile one of another scheduler goes on."""
         fire = decision.fire
         match decision.verdict:
             case Verdict.START:
-                await self._start(fire)
+                return await self._start(fire)
             case Verdict.QUEUE:
                 self.waiting.append(fire)
             case Verdict.SKIP:
                 self._skipped(decision)
             case Verdict.REPLACE:
                 await self._replace(fire)
+        return True
 
     async def _replace(self, fire: Fire) -> None:
         """Cancel the scheduler's runs of this workflow and start when all they held is given back."""
@@ -159,30 +154,36 @@ class Entry:
             launched.cancel(ExitCode.TERMINATED, f"replaced by the run {successor}")
         await self.context.launcher.wait(ending)
         if self.context.shared is not None:
-            await self._end_at_workers(self.context.shared, f"replaced by the run {successor}")
-        if await self._going_on():
+            await self._end_at_workers(self.context.shared, successor)
+        if await self._going_on() or not await self._start(fire):
             self._skipped(Decision(fire, Verdict.SKIP, "overlap"))  # another process runs it
-        else:
-            await self._start(fire)
 
-    async def _end_at_workers(self, shared: SharedQueue, reason: str) -> None:
-        """Take out what no worker has begun, have the rest cancelled, and wait until all it held is given back."""
+    async def _end_at_workers(self, shared: SharedQueue, successor: str) -> None:
+        """Take out what no worker has begun, have the rest cancelled, and wait until all it held is given back.
+
+        Another scheduler may have put the successor in already: that stays.
+        """
         services = self.context.services
         for each in await self._put_in():
-            await asyncio.to_thread(shared.remove, each.run_id)
+            if each.run_id != successor:
+                await asyncio.to_thread(shared.remove, each.run_id)
         asked: set[str] = set()
         until = services.clock.monotonic() + services.grace + services.dead_after
         while services.clock.monotonic() < until:
-            going_on = await self._begun_by_schedulers(RunState.RUNNING)
+            going_on = await self._begun_by_schedulers(RunState.RUNNING) - {successor}
             if not going_on:
                 return
             for run_id in going_on - asked:
+                reason = f"replaced by the run {successor}"
                 await asyncio.to_thread(services.heartbeat.store.request_cancel, run_id, reason)
             asked |= going_on
             await asyncio.sleep(_END_LOOK_SECONDS)
 
-    async def _start(self, fire: Fire) -> None:
-        """Start the run of a fire, unless the ledger has it already. Raises LedgerError."""
+    async def _start(self, fire: Fire) -> bool:
+        """Start the run of a fire, unless the ledger has it already. Raises LedgerError.
+
+        False where it is to be alone, and another scheduler has put one into the queue meanwhile.
+        """
         given = self.known.schedule.inputs if self.known.schedule else {}
         try:
             loaded = await asyncio.to_thread(self.known.load)
@@ -190,19 +191,26 @@ class Entry:
         except UsageError as error:  # only of a workflow that has no schedule: else it was checked
             log.error("%s cannot be run: %s", self.name, error.message)
             self._skipped(Decision(fire, Verdict.SKIP, "inputs"))
-            return
+            return True
         services = self.context.services
         run_id: str | None = await asyncio.to_thread(fire.occasion.run_id, services)
         while run_id is not None:
             reason = self.known.schedule.reason if self.known.schedule else ""
             request = RunRequest(run_id=run_id, loaded=loaded, inputs=bound, trigger=fire.trigger, reason=reason)
-            if await self._begun(fire, request):
-                return
+            try:
+                if await self._begun(fire, request):
+                    return True
+            except NotAlone:
+                return False
             run_id = await asyncio.to_thread(fire.occasion.another_id, services, run_id)
         self._skipped(Decision(fire, Verdict.SKIP, "taken"))
+        return True
 
     async def _begun(self, fire: Fire, request: RunRequest) -> bool:
-        """Start the run and see it begin, or put it into the queue; False if its id is taken. Raises LedgerError."""
+        """Start the run and see it begin, or put it into the queue; False if its id is taken.
+
+        Raises LedgerError, and NotAlone where it is to be alone and another one is in the queue by now.
+        """
         if self.context.shared is not None:
             return await self._queued(self.context.shared, fire, request)
         launched = self.context.launcher.launch(Runner(self.context.services), request)
@@ -231,8 +239,10 @@ class Entry:
             log.error("%s cannot be queued: %s", self.name, error.message)
             self._skipped(Decision(fire, Verdict.SKIP, "inputs"))
             return True
-        limits = limits_of(request.loaded.workflow)
-        added = await asyncio.to_thread(lambda: shared.add(entry, workflow=request.loaded.text, limits=limits))
+        overlaps = self.known.schedule is not None and self.known.schedule.overlap == "allow"
+        limits, alone = limits_of(request.loaded.workflow), () if overlaps else SERVICE_TRIGGERS
+        put_in = partial(shared.add, entry, workflow=request.loaded.text, limits=limits, alone=alone)
+        added = await asyncio.to_thread(put_in)
         if added:
             self._started(fire)
         return added or await asyncio.to_thread(services.queue.holds, request.run_id)
@@ -244,9 +254,8 @@ class Entry:
     async def _going_on(self) -> int:
         """How many runs of this workflow go on that a scheduler started, here or in another process."""
         ours = {launched.run_id for launched in self.running}
-        for state in (RunState.RUNNING, RunState.WAITING):  # one that waits for somebody to agree has not ended
-            ours |= await self._begun_by_schedulers(state)
-        return len(ours | {each.run_id for each in await self._put_in()})
+        unended = partial(self.context.services.queue.unended, self.name, SERVICE_TRIGGERS)
+        return len(ours | await asyncio.to_thread(unended))
 
     async def _begun_by_schedulers(self, state: RunState) -> set[str]:
         reader = self.context.services.reader

@@ -85,6 +85,8 @@ async def executor(setup: Setup, worker: str = "one", **how: Any) -> AsyncIterat
         await launched.launch()
         try:
             yield hands
+            if hands.work is None:  # how it ended is being recorded, over a connection of DBOS's
+                await until(lambda: not launched.active)
         finally:
             await launched.aclose()
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, Engine, RowMapping, delete, select, update
+from sqlalchemy import CompoundSelect, Connection, Engine, RowMapping, delete, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.jsontypes import JsonObject
@@ -21,7 +21,7 @@ from orchestrator.ledger.faults import ledger_error
 from orchestrator.ledger.states import RunState
 from orchestrator.ledger.storage.codec import canonical_json
 from orchestrator.ledger.storage.connect import BEGIN
-from orchestrator.ledger.storage.tables import queue_pause, queued_run, run
+from orchestrator.ledger.storage.tables import queue_pause, queued_run, run, schedule
 from orchestrator.ledger.storage.times import text_to_time, time_to_text
 
 _GOES_ON = (RunState.RUNNING.value, RunState.WAITING.value)
@@ -61,6 +61,10 @@ class Pause:
     at: datetime
 
 
+class NotAlone(Exception):
+    """Another run of the same workflow has not ended, and the one that was to be entered is to be alone."""
+
+
 class RunQueue:
     """The tables `queued_run` and `queue_pause` of a ledger."""
 
@@ -69,15 +73,27 @@ class RunQueue:
         self._label = label
 
     def add(
-        self, queued: QueuedRun, *, workflow: str, along: Callable[[Connection], None] = lambda connection: None
+        self,
+        queued: QueuedRun,
+        *,
+        workflow: str,
+        along: Callable[[Connection], None] = lambda connection: None,
+        alone: Collection[str] = (),
     ) -> bool:
         """Enter a run with the text of its workflow; False if its id is in the queue or in the ledger already.
 
-        `along` writes what belongs to it in the same transaction.
+        `along` writes what belongs to it in the same transaction. Raises NotAlone if there is a run of its workflow
+        with one of the triggers `alone` that has not ended: of several that ask at once, one gets through.
         """
         with self._writing() as connection:
+            if alone:  # they take turns at the row of the workflow
+                connection.execute(select(schedule).where(schedule.c.workflow == queued.workflow).with_for_update())
             if connection.execute(select(run.c.run_id).where(run.c.run_id == queued.run_id)).first():
                 return False
+            if alone:
+                unended = {str(row[0]) for row in connection.execute(_unended(queued.workflow, alone))}
+                if unended - {queued.run_id}:
+                    raise NotAlone
             entry = INSERT[connection.dialect.name](queued_run).values(
                 run_id=queued.run_id,
                 workflow=queued.workflow,
@@ -168,6 +184,14 @@ class RunQueue:
             rows = connection.execute(query.order_by(queued_run.c.queued_at, queued_run.c.run_id)).mappings()
             return [_queued(row) for row in rows]
 
+    def unended(self, workflow: str, triggers: Collection[str]) -> frozenset[str]:
+        """The runs of a workflow with these triggers that have not ended: those that wait in the queue, too.
+
+        As of one moment, since a run that begins is in the one place and then in the other.
+        """
+        with self._connection(begin="BEGIN") as connection:
+            return frozenset(str(row[0]) for row in connection.execute(_unended(workflow, triggers)))
+
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
         with self._connection(begin="BEGIN IMMEDIATE") as connection, connection.begin():
@@ -180,6 +204,13 @@ class RunQueue:
                 yield connection
         except SQLAlchemyError as error:
             raise ledger_error(error, self._label) from error
+
+
+def _unended(workflow: str, triggers: Collection[str]) -> CompoundSelect[tuple[str]]:
+    begun = select(run.c.run_id).where(run.c.workflow == workflow, run.c.trigger.in_(triggers))
+    there = select(run.c.run_id).where(run.c.run_id == queued_run.c.run_id)
+    put_in = select(queued_run.c.run_id).where(queued_run.c.workflow == workflow, queued_run.c.trigger.in_(triggers))
+    return begun.where(run.c.state.in_(_GOES_ON)).union(put_in.where(~there.exists()))
 
 
 def _pause(row: RowMapping) -> Pause:
