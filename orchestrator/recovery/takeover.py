@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from orchestrator.actions.process.private_folders import remove_left_behind
 from orchestrator.errors import FenceLost, OrchestratorError
 from orchestrator.jsontypes import JsonValue
-from orchestrator.ledger.coordination.runners import RunnerRecord
+from orchestrator.ledger.coordination.runners import RunnerRecord, Steady
 from orchestrator.ledger.events import Event, LeaseRevoking, RunTakenOver
 from orchestrator.ledger.lease import OPEN, LeaseState
 from orchestrator.ledger.states import RunState
@@ -93,6 +93,7 @@ class Recovery:
     dead_after: float | None = None
     secrets: Mapping[str, Mapping[str, JsonValue]] = field(default_factory=dict)
     _seen: dict[str, _Beats] = field(default_factory=dict)
+    _steady: Steady | None = None
     _fences: dict[str, int] = field(default_factory=dict)
     _elsewhere: frozenset[str] = frozenset()
 
@@ -172,7 +173,9 @@ class Recovery:
         """Who is dead, and of them those that nobody else recovers."""
         heartbeat, now = self.services.heartbeat, self.services.clock.monotonic()
         present = [each for each in heartbeat.store.all() if each.runner_id != heartbeat.runner_id]
-        gone = tuple(each for each in present if self._is_dead(each, now))
+        self._steady = self._steady or Steady(self._dead_after)
+        steady = self._steady.look(now)
+        gone = tuple(each for each in present if self._is_dead(each, now, steady))
         self._seen = {each.runner_id: self._seen[each.runner_id] for each in present if each.runner_id in self._seen}
         if gone:
             heartbeat.enter()
@@ -180,11 +183,11 @@ class Recovery:
         self._elsewhere = frozenset(each.runner_id for each in gone) - {each.runner_id for each in dead}
         return _Found(dead, gone)
 
-    def _is_dead(self, process: RunnerRecord, now: float) -> bool:
+    def _is_dead(self, process: RunnerRecord, now: float, steady: float) -> bool:
         beats = self._seen.setdefault(process.runner_id, _Beats(process.beat, process.beat, now))
         if beats.last != process.beat:
             beats.last, beats.since = process.beat, now
-        silent = now - beats.since >= self._dead_after
+        silent = now - max(beats.since, steady) >= self._dead_after
         dead = process.gone or (
             (silent or certainly_gone(process.process)) and self.services.heartbeat.store.declare_gone(process)
         )

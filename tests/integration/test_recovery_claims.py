@@ -19,6 +19,7 @@ from orchestrator.ledger.events import (
     RunFinished,
     RunResumed,
     RunStarted,
+    RunTakenOver,
     StepFinished,
 )
 from orchestrator.ledger.opening import open_ledger
@@ -186,3 +187,21 @@ async def test_only_an_interrupted_run_is_resumed_and_it_ends_only_after_that(le
     with pytest.raises(IllegalTransition):
         await ledger.append("run_1", fence, [RESUMED])
     assert ledger.verify("run_1") is None
+
+
+async def test_who_is_taken_for_dead_can_record_nothing_more_of_what_it_ran(store: RunnerStore, ledger: Ledger) -> None:
+    """Else it would end its runs as cancelled when it learns of it, and nobody would go on with them."""
+    store.register("silent", "{}")
+    fences = {}
+    for run_id, runner in (("theirs", "silent"), ("ours", "alive")):
+        assert store.own(run_id, runner, digest="d", text="")
+        fences[run_id] = await ledger.begin_run(run_id, STARTED)
+    cancelled = RunFinished(state=RunState.CANCELLED, exit_code=143, reason="the service was stopped")
+    declare_gone(store, "silent")
+    with pytest.raises(FenceLost):
+        await ledger.append("theirs", fences["theirs"], [cancelled])
+    taken = await ledger.take_over("theirs")
+    await ledger.append("theirs", taken, [RunTakenOver(runner="alive", reason="", goes_on=True)])
+    await ledger.append("ours", fences["ours"], [cancelled])
+    states = {run_id: record.state for run_id in fences if (record := ledger.run(run_id)) is not None}
+    assert states == {"theirs": RunState.RUNNING, "ours": RunState.CANCELLED}

@@ -116,9 +116,18 @@ def test_a_process_without_a_sign_of_life_is_taken_for_dead_and_our_own_never() 
     ours, theirs, third = (waiter(1, {"a": 1}, runner=name) for name in ("us", "them", "third"))
     assert silence.dead([ours, theirs, third], 100) == []
     alive = waiter(1, {"a": 1}, runner="third", beat=1)
+    assert silence.dead([ours, theirs, alive], 102) == []
     assert silence.dead([ours, theirs, alive], 103.9) == []
     (found,) = silence.dead([ours, theirs, alive], 104)
     assert (found.runner_id, found.beat, found.gone) == ("them", 0, False)
     assert silence.dead([ours, alive], 105) == [], "who has left the line is not looked at"
-    assert silence.dead([ours, theirs, alive], 106) == [], "and is seen anew"
+    assert silence.dead([ours, theirs, alive], 105.9) == [], "and is seen anew"
     assert [each.runner_id for each in silence.dead([alive], 107.9)] == ["third"]
+
+
+def test_whoever_could_not_look_for_a_while_takes_nobody_for_dead_because_of_it() -> None:
+    silence = Silence(runner_id="us", dead_after=10, certainly_gone=lambda process: False)
+    theirs = waiter(1, {"a": 1}, runner="them")
+    for now in (100, 104, 108, 118, 122, 127):  # the ledger was away from 108 on
+        assert silence.dead([theirs], now) == []
+    assert [each.runner_id for each in silence.dead([theirs], 128)] == ["them"]

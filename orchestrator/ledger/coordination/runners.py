@@ -41,6 +41,10 @@ NOBODY = ""
 """Who drives a run that was given up by a recovery and is for whoever the queue hands it to."""
 
 
+GAP_SECONDS = 3.0
+"""Whoever looks once a second is not always punctual."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunnerRecord:
     """A process. `process` is what `orchestrator.runs.processes` says of it; `beat` grows while it lives."""
@@ -51,6 +55,26 @@ class RunnerRecord:
     gone: bool
     beat_at: datetime | None = None
     """When it last gave a sign of life, by its own clock."""
+
+
+@dataclass(slots=True)
+class Steady:
+    """Since when somebody has looked without a gap, by a monotonic clock: half of `dead_after` seconds, or GAP_SECONDS.
+
+    Whoever could not look, such as while the ledger was away, knows nothing of the signs of life that others could not
+    give at that time.
+    """
+
+    dead_after: float
+    _since: float = 0.0
+    _last: float | None = None
+
+    def look(self, now: float) -> float:
+        """Look now; since when without a gap."""
+        if self._last is None or now - self._last > max(self.dead_after / 2, GAP_SECONDS):
+            self._since = now
+        self._last = now
+        return self._since
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +150,17 @@ class RunnerStore:
             ]
 
     def declare_gone(self, seen: RunnerRecord) -> bool:
-        """Take a process for dead, unless it has given a sign of life since it was seen."""
+        """Take a process for dead, unless it has given a sign of life since it was seen.
+
+        From then on it can record nothing of its runs: else, if it lives, it would end them as it learns of this.
+        """
         with self._writing() as connection:
             same = (runner.c.runner_id == seen.runner_id) & (runner.c.beat == seen.beat)
-            return connection.execute(update(runner).where(same).values(gone=1)).rowcount == 1
+            if connection.execute(update(runner).where(same).values(gone=1)).rowcount != 1:
+                return False
+            if runs := [row[0] for row in connection.execute(_unfinished(seen.runner_id))]:
+                connection.execute(update(run).where(run.c.run_id.in_(runs)).values(fence=run.c.fence + 1))
+            return True
 
     def claim(self, dead: str, recoverer: str) -> bool:
         """Become the one process that recovers a dead one; True also if it is already.
