@@ -100,6 +100,10 @@ async def test_a_service_that_is_well_permits(kind: Kind) -> None:
         assert (await kind.ask(service.url)).allow
 
 
+OUT_OF_TIME = ("no connection in time", "no answer within 2s")
+"""The connection has less time than the whole question; where the processor is busy both are over at the same moment."""
+
+
 def denied(decision: Decision, *reasons: str) -> None:
     assert not decision.allow
     assert len(decision.reasons) == 1
@@ -124,13 +128,13 @@ async def test_a_service_that_never_takes_the_connection_is_denied(kind: Kind) -
             waiting.setblocking(False)
             waiting.connect_ex(listener.getsockname())
         port = listener.getsockname()[1]
-        denied(await kind.ask(f"http://127.0.0.1:{port}", timeout=SECONDS), "no connection in time")
+        denied(await kind.ask(f"http://127.0.0.1:{port}", timeout=SECONDS), *OUT_OF_TIME)
 
 
 async def test_a_tls_handshake_that_never_ends_is_denied(kind: Kind) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        denied(await kind.ask(f"https://127.0.0.1:{port}", timeout=SECONDS), "no connection in time")
+        denied(await kind.ask(f"https://127.0.0.1:{port}", timeout=SECONDS), *OUT_OF_TIME)
 
 
 async def test_nothing_that_listens_is_a_denial(kind: Kind, tmp_path: Path) -> None:
