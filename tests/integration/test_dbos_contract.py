@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib.metadata
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -39,7 +40,11 @@ from orchestrator.queue.shared import SharedQueue
 from orchestrator.queue.tables import QueueState
 from orchestrator.workflow.loader import LoadedWorkflow, load_text
 
-pytestmark = pytest.mark.parametrize("setup", ["queue"], indirect=True)
+pytestmark = [
+    pytest.mark.parametrize("setup", ["queue"], indirect=True),
+    # DBOS waits for no thread of its own that is about to give a connection back when it ends, see `executor`.
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 def test_the_version_is_the_one_that_was_measured(setup: Setup) -> None:
@@ -89,6 +94,7 @@ async def executor(setup: Setup, worker: str = "one", **how: Any) -> AsyncIterat
                 await until(lambda: not launched.active)
         finally:
             await launched.aclose()
+            gc.collect()  # what DBOS has left open is of this test, and not of one that comes later
 
 
 async def looks(monkeypatch: pytest.MonkeyPatch, name: str, times: int = 3) -> None:

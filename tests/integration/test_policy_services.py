@@ -101,7 +101,7 @@ async def test_a_service_that_is_well_permits(kind: Kind) -> None:
 
 
 OUT_OF_TIME = ("no connection in time", "no answer within 2s")
-"""The connection has less time than the whole question; where the processor is busy both are over at the same moment."""
+"""The connection has less time than the whole question; where the processor is busy both end at the same moment."""
 
 
 def denied(decision: Decision, *reasons: str) -> None:
