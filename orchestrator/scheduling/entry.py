@@ -170,7 +170,7 @@ class Entry:
         asked: set[str] = set()
         until = services.clock.monotonic() + services.grace + services.dead_after
         while services.clock.monotonic() < until:
-            going_on = await self._begun_by_schedulers(RunState.RUNNING) - {successor}
+            going_on = await self._running_of_schedulers() - {successor}
             if not going_on:
                 return
             for run_id in going_on - asked:
@@ -257,9 +257,9 @@ class Entry:
         unended = partial(self.context.services.queue.unended, self.name, SERVICE_TRIGGERS)
         return len(ours | await asyncio.to_thread(unended))
 
-    async def _begun_by_schedulers(self, state: RunState) -> set[str]:
+    async def _running_of_schedulers(self) -> set[str]:
         reader = self.context.services.reader
-        found = await asyncio.to_thread(partial(reader.runs, workflow=self.name, state=state, limit=100))
+        found = await asyncio.to_thread(partial(reader.runs, workflow=self.name, state=RunState.RUNNING, limit=100))
         return {run.run_id for run in found if run.trigger in SERVICE_TRIGGERS}
 
     async def _put_in(self) -> Sequence[QueuedRun]:

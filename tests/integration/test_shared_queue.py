@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, LiteralString
 
@@ -18,6 +20,8 @@ from waiting import wait_for
 
 from orchestrator.actions.catalog import catalog
 from orchestrator.clock import SystemClock
+from orchestrator.ledger.coordination.queue import NotAlone
+from orchestrator.ledger.coordination.schedules import ScheduleState, open_schedules
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.states import RunState
 from orchestrator.queue.tables import QueueState
@@ -148,6 +152,25 @@ def test_a_pause_holds_from_the_moment_at_which_it_was_made(crew: Crew) -> None:
             assert ledger.queue.resume(paused)
             marks.append(f"one {number}")
             wait_for(lambda: crew.done() == marks, "the run", 30)
+
+
+def test_of_several_that_are_to_be_alone_and_are_put_in_at_once_one_gets_through(crew: Crew) -> None:
+    loaded = crew.loaded("alone")
+    with open_schedules(crew.ledger_url) as schedules:
+        schedules.put(ScheduleState(workflow="alone", handled=SystemClock().now()))
+    start = threading.Barrier(6)
+
+    def enter(_: int) -> bool:
+        with shared(crew.ledger_url) as queue:
+            start.wait()
+            try:
+                put(queue, loaded, alone=["queue"])
+            except NotAlone:
+                return False
+            return True
+
+    with ThreadPoolExecutor(6) as pool:
+        assert sorted(pool.map(enter, range(6))) == [False] * 5 + [True]
 
 
 def test_a_run_that_waits_is_taken_out_and_one_that_goes_on_is_not(crew: Crew) -> None:
