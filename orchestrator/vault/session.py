@@ -17,7 +17,16 @@ from orchestrator.clock import Clock
 from orchestrator.secret import Secret
 from orchestrator.vault.config import VaultConfig
 from orchestrator.vault.faults import Outcome, VaultRefused, VaultUnavailable
-from orchestrator.vault.fields import Confirmation, done, not_understood, seconds, section, text, token_gone
+from orchestrator.vault.fields import (
+    Confirmation,
+    done,
+    no_such_token,
+    not_understood,
+    seconds,
+    section,
+    text,
+    token_gone,
+)
 from orchestrator.vault.identity import RuntimeIdentity, granted_token
 from orchestrator.vault.retry import retrying
 from orchestrator.vault.threads import Threads
@@ -209,12 +218,12 @@ class VaultSession:
     async def revoke_accessor(self, accessor: str, *, deadline: float) -> None:
         """Revoke a child token. Its remaining leases are queued by Vault, not yet gone, when this returns.
 
-        Raises as `revoke_lease`.
+        A token that is already gone counts as revoked. Raises as `revoke_lease`.
         """
         try:
             await self._take_back("post", "auth/token/revoke-accessor", {"accessor": accessor}, deadline, token_gone)
         except VaultRefused as refusal:
-            if not (refusal.status in (400, 403, 404) and "invalid accessor" in refusal.message):
+            if not no_such_token(refusal.status, refusal.message):
                 raise
 
     async def _take_back(

@@ -6,18 +6,24 @@ is what the database and Vault still have.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import hvac.exceptions
 import pytest
 from bench import Bench
 from proxy import Answer, Proxy
 
 from orchestrator.clock import SystemClock
+from orchestrator.devstack.openbao import OpenBao
+from orchestrator.devstack.stack import DevStack
+from orchestrator.vault.config import TokenAuth, VaultConfig
 from orchestrator.vault.faults import Outcome, VaultUnavailable
 from orchestrator.vault.session import VaultSession
 
@@ -133,3 +139,42 @@ async def test_what_is_gone_already_counts_as_revoked(between: Between) -> None:
         await session.revoke_accessor("never", deadline=soon())
     assert (between.asked(LEASES), between.asked(ACCESSOR)) == (3, 3), "nothing had to be asked for again"
     between.bench.assert_nothing_left()
+
+
+class _OpenedUp(DevStack.VAULT):  # type: ignore[misc,name-defined]
+    """A server whose storage an administrator may write into."""
+
+    def configuration(self) -> str:
+        return f"{super().configuration()}raw_storage_endpoint = true\n"
+
+
+def _delete(vault: OpenBao, entry: str) -> None:
+    vault.request("DELETE", f"sys/raw/{entry}")
+
+
+def _mark_as_being_revoked(vault: OpenBao, entry: str) -> None:
+    kept = json.loads(vault.request("GET", f"sys/raw/{entry}")["data"]["value"])
+    vault.request("PUT", f"sys/raw/{entry}", {"value": json.dumps({**kept, "num_uses": -1})})
+
+
+@pytest.mark.parametrize("left_behind_by", [_delete, _mark_as_being_revoked])
+async def test_a_token_that_can_no_longer_be_used_counts_as_revoked_though_its_accessor_is_known(
+    tmp_path: Path, left_behind_by: Callable[[OpenBao, str], None]
+) -> None:
+    """What a server leaves that is asked at the same moment to revoke a token and its parent, now and then."""
+    with _OpenedUp(tmp_path / "vault") as vault:
+        here = "sys/token/id"
+        before = vault.request("LIST", f"sys/raw/{here}")["data"]["keys"]
+        token = vault.request("POST", "auth/token/create", {"ttl": "60s"})["auth"]
+        (entry,) = set(vault.request("LIST", f"sys/raw/{here}")["data"]["keys"]) - set(before)
+        left_behind_by(vault, f"{here}/{entry}")
+        with pytest.raises(httpx.HTTPStatusError, match="400"):
+            vault.request("POST", "auth/token/revoke-accessor", {"accessor": token["accessor"]})
+        used = httpx.get(f"{vault.address}/v1/auth/token/lookup-self", headers={"X-Vault-Token": token["client_token"]})
+        assert used.status_code == 403
+        config = VaultConfig(vault.address, TokenAuth(vault.root_token))
+        session = VaultSession(config, clock=SystemClock(), remember=lambda secret: None)
+        try:
+            await session.revoke_accessor(token["accessor"], deadline=soon())
+        finally:
+            await session.aclose()

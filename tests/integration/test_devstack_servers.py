@@ -26,7 +26,7 @@ from orchestrator.devstack.process import start, stop
 from orchestrator.devstack.stack import DevStack
 from orchestrator.errors import Unreachable, UsageError
 
-_GONE_SECONDS = 20.0
+_GONE_SECONDS = 60.0
 _PASSWORD = "canary-9f31c7"
 
 

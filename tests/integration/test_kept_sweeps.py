@@ -71,15 +71,16 @@ async def test_it_is_not_kept_for_ever(provisioned: Bench, monkeypatch: pytest.M
         assert all((run.finished_at - run.started_at).total_seconds() < 10 for run in runs if run.finished_at)
 
 
-async def test_without_the_session_each_asks_by_itself(provisioned: Bench) -> None:
+async def test_without_the_session_each_asks_by_itself(provisioned: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody ends it in the middle: what was asked is asked again, and no call is confirmed without an answer."""
+    monkeypatch.setattr(kept_sweeps, "IDLE_SECONDS", 10.0)  # it is the one that is ended
     async with open_desk(provisioned, keeps=True) as desk:
         await calls(desk, 2)
         (pid,) = provisioned.sql(SESSIONS)
         provisioned.sql("SELECT pg_terminate_backend(%s)", [pid])
         await calls(desk, 4)
-        runs = desk.services.reader.runs(workflow="(sweep)")
-        assert RunState.FAILED in {run.state for run in runs}
+        reader = desk.services.reader
+        await eventually(lambda: RunState.FAILED in {run.state for run in reader.runs(workflow="(sweep)")})
         assert all(each.whole for each in desk.services.reader.examine_all())
 
 

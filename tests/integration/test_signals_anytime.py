@@ -65,7 +65,7 @@ COMMANDS = {
     "provision apply": ("provision", "apply", *INSTALLED),
     "prove": ("prove", SAMPLE),
 }
-OURS = re.compile(r'File ".*/orchestrator/(?!cli/(__init__|entry)\.py)[\w/]+\.py"')
+OURS = re.compile(r'File ".*/orchestrator/(?!(cli/)?__init__\.py|cli/entry\.py)[\w/]+\.py"')
 """A frame of ours in a traceback. What Python says of its own start, before our first line, is not ours to change."""
 
 

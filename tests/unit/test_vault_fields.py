@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.vault.faults import Outcome, VaultUnavailable
-from orchestrator.vault.fields import LONGEST_TTL, seconds, section, text, whole_number
+from orchestrator.vault.fields import LONGEST_TTL, no_such_token, seconds, section, text, whole_number
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner), max_leaves=3
@@ -51,3 +51,21 @@ def test_nothing_else_is_raised_whatever_comes(value: Any) -> None:
             take({"x": value}, "x", "a/b")
         except VaultUnavailable:
             continue
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "gone"),
+    [
+        (400, "invalid accessor", True),
+        (403, "1 error occurred: invalid accessor", True),
+        (404, "invalid accessor", True),
+        (500, "invalid accessor", False),
+        (400, "token not found", True),
+        (403, "token not found", False),
+        (500, "token not found", False),
+        (403, "permission denied", False),
+        (400, "", False),
+    ],
+)
+def test_which_refusal_says_that_there_is_no_such_token(status: int, message: str, gone: bool) -> None:
+    assert no_such_token(status, message) is gone
