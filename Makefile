@@ -6,11 +6,11 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 TOOLS  := .venv-tools
 LOCK   := requirements
-JOBS   ?= 5
+JOBS   ?= 4
 FAULTS ?= 300
 
 # Tests are handed out by the file, in the order of the folders, the slow ones first and those of milliseconds last: so
-# all workers end at the same time, and what the tests of a file share is made once, not once in each worker. Five keep
+# all workers end at the same time, and what the tests of a file share is made once, not once in each worker. Four keep
 # two cores busy: a test of the slow folders waits for servers half of its time and more.
 SPREAD := --dist loadfile --no-loadscope-reorder
 

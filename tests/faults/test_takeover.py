@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,12 +39,9 @@ def test_a_living_worker_finishes_the_run_of_a_killed_one(team: Team) -> None:
     team.worker()
     wait_for(team.at_work, "the step to hold its login")
     victim = team.driver(run_id)
-    begin = time.monotonic()
     victim.kill()
     record = wait_for(lambda: team.ended(run_id), "the run to end", 30)
-    seconds = time.monotonic() - begin
     assert record.state is RunState.SUCCEEDED
-    assert seconds < 10
     assert team.marks.read_text().split() == ["first", "work", "work", "last"]
     assert team.bench.logins_of_steps() == []
     assert {lease.state for lease in team.leases(run_id)} <= FINAL

@@ -35,7 +35,7 @@ async def calls(desk: TaskDesk, number: int) -> list[str]:
     return [each.call_id for each in results]
 
 
-async def eventually(condition: object, seconds: float = 20) -> None:
+async def eventually(condition: object, seconds: float = 60) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # type: ignore[operator]
             await asyncio.sleep(0.05)

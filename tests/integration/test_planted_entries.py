@@ -247,7 +247,7 @@ class TestClient:
         wait_for(crew.at_work, "the step to hold its login")
         with crew.client() as client:
             client.cancel_workflow(run_id)
-        record = wait_for(lambda: crew.ended(run_id), "its end", 15)
+        record = wait_for(lambda: crew.ended(run_id), "its end", 40)
         assert (record.state, record.reason) == (RunState.CANCELLED, "it was cancelled in DBOS")
         assert crew.bench.logins_of_steps() == []
         assert crew.marks.read_text().split() == ["first", "work"]

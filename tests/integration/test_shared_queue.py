@@ -90,11 +90,11 @@ def test_of_one_workflow_the_smaller_priority_is_first_and_then_the_one_that_cam
 def test_what_is_delayed_begins_after_what_came_later_and_not_before_its_time(crew: Crew) -> None:
     loaded = crew.loaded("delayed", top="max_runs: 1")
     with shared(crew.ledger_url) as queue:
-        late = put(queue, loaded, {"mark": "late"}, delay=8.0)
+        late = put(queue, loaded, {"mark": "late"}, delay=15.0)
         put(queue, loaded, {"mark": "soon"})
     crew.worker()
     wait_for(lambda: crew.done() == ["delayed soon"], "the other one", 30)
-    wait_for(lambda: crew.states() == {late: QueueState.DELAYED}, "its end", 5)
+    wait_for(lambda: crew.states() == {late: QueueState.DELAYED}, "its end", 15)
     [listed] = crew.told("queue", "list", "--state", "delayed")
     assert listed["run_id"] == late
     wait_for(lambda: crew.done() == ["delayed soon", "delayed late"], "the delayed one", 30)
