@@ -7,7 +7,7 @@ answers how each step ended.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any, Literal
@@ -35,6 +35,22 @@ class Graph:
     def on_success(self, step: str) -> bool:
         """Whether the step runs only where all that it waits for succeeded."""
         return self.when.get(step, "on_success") == "on_success"
+
+    def awaited(self, step: str) -> frozenset[str]:
+        """The steps that have to end before it is known whether this one runs.
+
+        One that runs on failure waits also for what could have kept what it needs from running: a step is left out as
+        soon as one of those that it needs is, and another one of them may still fail.
+        """
+        if self.when.get(step) != "on_failure":
+            return self.dependencies[step]
+        awaited: set[str] = set()
+        left = [step]
+        while left:
+            new = self.dependencies[left.pop()] - awaited
+            awaited |= new
+            left += [each for each in new if self.on_success(each)]
+        return frozenset(awaited)
 
 
 async def drive(
@@ -176,13 +192,14 @@ class _Waiting:
         self._ended = ended
         self._steps = [step for step in graph.dependencies if step not in ended]
         self._place = {step: place for place, step in enumerate(self._steps)}
+        self._awaited = {step: graph.awaited(step) for step in self._steps}
         self._dependents: dict[str, list[str]] = {}
         for step in self._steps:
-            for needed in graph.dependencies[step]:
+            for needed in self._awaited[step]:
                 self._dependents.setdefault(needed, []).append(step)
         self._ready: list[int] = []
         for step in self._steps:
-            self._consider(step, hindered=bool(_hindrance(graph, step, ended)))
+            self._consider(step, hindered=graph.on_success(step) and bool(_hindrance(graph, step, ended)))
 
     def __len__(self) -> int:
         return len(self._place)
@@ -210,7 +227,7 @@ class _Waiting:
             self._consider(dependent, hindered=hindered and self._graph.on_success(dependent))
 
     def _consider(self, step: str, *, hindered: bool) -> None:
-        if step in self._place and (hindered or self._graph.dependencies[step] <= self._ended.keys()):
+        if step in self._place and (hindered or self._awaited[step] <= self._ended.keys()):
             heappush(self._ready, self._place[step])
 
 
@@ -226,14 +243,13 @@ def _hinders(graph: Graph, step: str, state: StepState) -> bool:
 
 
 def _hindrance(graph: Graph, step: str, ended: Mapping[str, StepState]) -> str:
-    """Why the step can never run, or an empty text."""
+    """Why the step can never run, or an empty text. If it does not run on success alone, what it awaits has ended."""
     needed = graph.dependencies[step]
     match graph.when.get(step, "on_success"):
         case "always":
             return ""
         case "on_failure":
-            known = needed <= ended.keys() and not any(_went_wrong(graph, each, ended) for each in needed)
-            return "nothing failed of what it waits for" if known else ""
+            return "" if _went_wrong(graph, needed, ended) else "nothing failed of what it waits for"
     for each in sorted(needed & ended.keys()):
         if _hinders(graph, each, ended[each]):
             how = "failed" if ended[each] is StepState.FAILED else f"was {ended[each].value}"
@@ -241,12 +257,19 @@ def _hindrance(graph: Graph, step: str, ended: Mapping[str, StepState]) -> str:
     return ""
 
 
-def _went_wrong(graph: Graph, step: str, ended: Mapping[str, StepState]) -> bool:
-    """Whether the step failed, was cancelled, or was left out for the sake of one that was."""
-    state = ended[step]
-    if state is StepState.SKIPPED:
-        return graph.on_success(step) and any(_went_wrong(graph, each, ended) for each in graph.dependencies[step])
-    return state is not StepState.SUCCEEDED and _hinders(graph, step, state)
+def _went_wrong(graph: Graph, steps: Collection[str], ended: Mapping[str, StepState]) -> bool:
+    """Whether one of the steps failed, was cancelled, or was left out for the sake of one that was."""
+    left, seen = list(steps), set(steps)
+    while left:
+        step = left.pop()
+        if ended[step] is not StepState.SKIPPED:
+            if _hinders(graph, step, ended[step]):
+                return True
+        elif graph.on_success(step):
+            new = graph.dependencies[step] - seen
+            seen |= new
+            left += new
+    return False
 
 
 async def _cancel_all(running: Mapping[asyncio.Task[StepState], str]) -> None:

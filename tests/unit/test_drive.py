@@ -317,10 +317,50 @@ def test_every_step_of_any_graph_ends_exactly_once(data: st.DataObject) -> None:
         assert all(("end", needed) in before or needed in steps.skipped for needed in needs[step])
         if walk.on_success(step):
             assert all(ended[needed] is OK or needed in walk.tolerant for needed in needs[step])
-        elif walk.when[step] == "on_failure":
-            assert any(ended[needed] is not OK for needed in needs[step])
+    for step in names:
+        if walk.when.get(step) == "on_failure":
+            assert (step in ran) is any(at_fault(walk, needed, ended) for needed in needs[step])
     for step in steps.skipped:
         assert walk.when.get(step) != "always"
+
+
+def at_fault(walk: Graph, step: str, ended: Mapping[str, StepState]) -> bool:
+    """Whether the step, or what it was left out for, ended otherwise than well."""
+    if ended[step] is SKIPPED:
+        return walk.on_success(step) and any(at_fault(walk, each, ended) for each in walk.dependencies[step])
+    return ended[step] is CANCELLED or (ended[step] in (FAILED, REFUSED) and step not in walk.tolerant)
+
+
+class TestOnFailureBehindOneThatIsLeftOut:
+    """`both` is left out as soon as `idle` is, which runs on failure and has nothing to do; `late` ends after that."""
+
+    @pytest.mark.parametrize(("late", "then"), [(OK, SKIPPED), (FAILED, OK)])
+    @pytest.mark.parametrize("parallel", [1, 4])
+    async def test_it_waits_until_all_is_known(self, late: StepState, then: StepState, parallel: int) -> None:
+        steps = Recorder({"late": late})
+        walk = at_the_end(
+            graph(idle="", both="idle late", tell="both", first="", late="first"), idle="on_failure", tell="on_failure"
+        )
+        ended = await drive(walk, steps.call, steps.skip, parallel=parallel)
+        assert ended == {"idle": SKIPPED, "both": SKIPPED, "first": OK, "late": late, "tell": then}
+
+    async def test_it_is_left_alone_for_one_that_waits(self) -> None:
+        steps = Recorder({"late": WAITING})
+        walk = at_the_end(graph(idle="", both="idle late", tell="both", late=""), idle="on_failure", tell="on_failure")
+        ended = await drive(walk, steps.call, steps.skip, parallel=4)
+        assert ended == {"idle": SKIPPED, "both": SKIPPED, "late": WAITING}
+        again = Recorder({"late": FAILED})
+        already = {step: state for step, state in ended.items() if state is not WAITING}
+        ended = await drive(walk, again.call, again.skip, parallel=4, already=already)
+        assert (ended["late"], ended["tell"]) == (FAILED, OK)
+
+    async def test_so_many_ways_to_it_are_each_gone_once(self) -> None:
+        layers = {"idle": ""} | {
+            f"{side}{n}": f"a{n - 1} b{n - 1}" if n else "idle" for n in range(60) for side in "ab"
+        }
+        walk = at_the_end(graph(**layers, tell="a59 b59"), idle="on_failure", tell="on_failure")
+        ended = await drive(walk, Recorder().call, Recorder().skip, parallel=4)
+        assert set(ended.values()) == {SKIPPED}
 
 
 def above(needs: Mapping[str, frozenset[str]], step: str) -> set[str]:
