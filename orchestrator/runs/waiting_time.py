@@ -7,7 +7,8 @@ measured in two ways, each of which is enough:
 - this process has itself seen the lease so, for so long by its own monotonic clock;
 - by Vault's own clock so long has passed since a failed try that the ledger holds, of whatever process.
 
-Both count only while Vault answers: one that is silent may stand still, and go on where it stopped. When the
+Both count only while Vault answers: one that is silent may stand still, and go on where it stopped. So it is asked
+where it has not answered lately: in a process without work it may have been asked for nothing else. When the
 request was recorded, by the wall clock of the machine that made it, decides nothing: that clock may have been set
 forward or back since.
 """
@@ -36,7 +37,7 @@ class WaitingTime:
 
     async def waited(self, lease: LeaseRecord) -> float:
         """Seconds for which the lease has certainly been `revoking`; 0 when it is first seen."""
-        at_vault = self.vault.time()
+        at_vault = await self.vault.ask_time()
         if at_vault is None:
             self.forget(lease)
             return 0.0

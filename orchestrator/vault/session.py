@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any
 
 from orchestrator.clock import Clock
+from orchestrator.errors import OrchestratorError
 from orchestrator.secret import Secret
 from orchestrator.vault.config import VaultConfig
 from orchestrator.vault.faults import Outcome, VaultRefused, VaultUnavailable
@@ -32,6 +34,12 @@ from orchestrator.vault.retry import retrying
 from orchestrator.vault.threads import Threads
 from orchestrator.vault.time import VaultTime
 from orchestrator.vault.transport import Transport
+
+_TIME_SECONDS = 5.0
+"""How long Vault is waited for that is asked for nothing but the time."""
+
+_TIME_PAUSE = 10.0
+"""Seconds after such a question before the next one, whatever came of it: many may want to know."""
 
 _LEAST_WAIT = 2.0
 """Seconds that a revocation is given even if those before it have used up all the time."""
@@ -74,6 +82,8 @@ class VaultSession:
         self._clock = clock
         self._remember = remember
         self._time = VaultTime(clock)
+        self._asking_time = asyncio.Lock()
+        self._ask_time_from = 0.0
         self._transport = Transport(config, hear_date=self._time.hear)
         self._threads = Threads(config.connections, "vault")
         self._identity = RuntimeIdentity(
@@ -82,6 +92,16 @@ class VaultSession:
 
     def time(self) -> datetime | None:
         """The time at Vault; None if it has not answered lately. See `orchestrator.vault.time`."""
+        return self._time.now()
+
+    async def ask_time(self) -> datetime | None:
+        """The time at Vault, asked for if it has not answered lately; None if it does not answer now either."""
+        async with self._asking_time:
+            begun = self._clock.monotonic()
+            if self._time.now() is None and begun >= self._ask_time_from:
+                with suppress(OrchestratorError):  # a refusal tells the time, too
+                    await self.runtime_request("get", "auth/token/lookup-self", deadline=begun + _TIME_SECONDS)
+                self._ask_time_from = self._clock.monotonic() + _TIME_PAUSE
         return self._time.now()
 
     async def request(

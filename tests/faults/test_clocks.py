@@ -125,9 +125,9 @@ class Lost:
     bench: Bench
     proxy: Proxy
 
-    def run(self, clock: SystemClock) -> RunOutcome:
+    def run(self, clock: SystemClock, *, of: str = "/database/creds/feedback-read") -> RunOutcome:
         """A run whose lease may or may not exist when it ends."""
-        self.proxy.fail(DropAnswer(), when=lambda line: "/database/creds/feedback-read" in line)
+        self.proxy.fail(DropAnswer(), when=lambda line: of in line)
         vault = replace(self.bench.provisioned.vault_config(), address=self.proxy.address)
         text = RUN.split("  translate:")[0]
         outcome = self.bench.run(text, vault=vault, clock=clock)
@@ -144,8 +144,8 @@ class Lost:
 
         asyncio.run(go())
 
-    def state(self, outcome: RunOutcome) -> LeaseState:
-        return next(lease.state for lease in self.bench.history(outcome.run_id) if lease.grant == "db")
+    def state(self, outcome: RunOutcome, grant: str = "db") -> LeaseState:
+        return next(lease.state for lease in self.bench.history(outcome.run_id) if lease.grant == grant)
 
 
 @pytest.fixture
@@ -210,6 +210,56 @@ def test_vaults_own_clock_tells_a_second_process_how_long_the_first_one_has_trie
         assert tries < 200
     assert tries > 1, "two seconds had not passed when it was tried first"
     assert lost.state(outcome) is LeaseState.REVOKED
+
+
+class Idle(SystemClock):
+    """Nothing has been asked of Vault for a minute, as soon as that is said."""
+
+    passed = 0.0
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.passed
+
+
+def test_a_process_that_asks_vault_for_nothing_else_asks_for_the_time(lost: Lost) -> None:
+    """Of a token whose answer was lost nobody has the accessor, so that there is no other question about it."""
+    outcome = lost.run(SystemClock(), of="/auth/token/create/")
+    (left,) = [lease for lease in lost.bench.history(outcome.run_id) if lease.state not in FINAL]
+    assert left.grant == "(step token)"
+
+    async def again() -> None:
+        clock = Idle()
+        config = lost.bench.config(clock=clock, settle=1.0 - left.ttl)
+        async with open_services(config, redactor=Redactor()) as services, asyncio.timeout(30):
+            clock.passed = 60.0
+            while open_ones := left_over(services.reader):
+                await close_left_over(services, open_ones, at_once=False)
+                await asyncio.sleep(0.1)
+
+    asyncio.run(again())
+    assert lost.state(outcome, "(step token)") is LeaseState.EXPIRED
+
+
+def test_a_vault_that_is_silent_is_asked_for_the_time_once_for_all_who_want_to_know(lost: Lost) -> None:
+    async def go() -> None:
+        vault = replace(lost.bench.provisioned.vault_config(), address=lost.proxy.address)
+        clock = Idle()
+        async with open_services(lost.bench.config(vault=vault, clock=clock), redactor=Redactor()) as services:
+            session = services.broker.vault
+            assert await session.ask_time() is not None
+            clock.passed = 60.0
+            asked = len(lost.proxy.requests)
+            lost.proxy.refuse()
+            lost.proxy.cut()
+            assert await asyncio.gather(*(session.ask_time() for _ in range(20))) == [None] * 20
+            lost.proxy.heal()
+            assert await session.ask_time() is None, "it was asked a moment ago"
+            assert len(lost.proxy.requests) == asked
+            clock.passed = 120.0
+            assert len({await session.ask_time() is None for _ in range(20)}) == 1
+            assert len(lost.proxy.requests) == asked + 1
+
+    asyncio.run(go())
 
 
 @pytest.mark.parametrize("hours", [1, -1])

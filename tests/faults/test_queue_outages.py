@@ -123,7 +123,7 @@ def test_postgresql_is_restarted_in_the_middle_of_a_queue(
     # One whose answer was lost has no id to end it by, and is over when Vault can have it no more: 135 s at most, and
     # then at the next look.
     over = "every lease to be over"
-    wait_for(lambda: all({lease.state for lease in team.leases(run)} <= FINAL for run in runs), over, 240)
+    wait_for(lambda: all({lease.state for lease in team.leases(run)} <= FINAL for run in runs), over, 300)
     wait_for(lambda: team.bench.logins_of_steps() == [], "the logins to be gone", 60)
     with shared(team.ledger_url) as queue:
         wait_for(lambda: queue.claimed() == [], "the queue to be empty", 30)
