@@ -21,6 +21,9 @@ from orchestrator.credentials.duties import DatabaseDuties
 from orchestrator.credentials.governor.governor import Coordination, Governor
 from orchestrator.credentials.types import Confirm, Duties, Issuer
 from orchestrator.errors import ExitCode
+from orchestrator.evidence.log.checkpointing import Checkpointing
+from orchestrator.evidence.log.publishing import destinations
+from orchestrator.evidence.log.signer import Signer
 from orchestrator.jsontypes import JsonValue
 from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.opening import open_ledger
@@ -80,6 +83,7 @@ class RunnerConfig:
     """Whether the session that asks a database whether logins are gone is kept for a while: for services."""
     slack: SlackApprovals | None = None
     notify: Mapping[str, Secret] = field(default_factory=dict)
+    history_publish: Mapping[str, Secret] = field(default_factory=dict)
     own_secrets: tuple[Secret, ...] = ()
     """Further secrets that this process was told, which no output may hold."""
     printed: Callable[[str, int, bytes], None] | None = None
@@ -92,6 +96,7 @@ async def open_services(
     config: RunnerConfig, *, redactor: Redactor, observer: Observer | None = None
 ) -> AsyncIterator[Services]:
     """The services of this process. Leaving the context gives the runtime's Vault token back."""
+    published = destinations(config.history_publish)
     await asyncio.to_thread(remove_left_behind)
     ledger = open_ledger(config.ledger_url, clock=config.clock)
     heartbeat = Heartbeat(ledger.runners, role=config.role, max_runs=config.max_runs, clock=config.clock)
@@ -99,11 +104,14 @@ async def open_services(
     if governor is not None:
         observer = both(governor.recorded, observer)
     writer = ObservedLedger(ledger, observer, config.clock) if observer else ledger
-    told = (*config.own_secrets, *config.notify.values(), *secrets_in(config.ledger_url))
+    addresses = (*config.notify.values(), *config.history_publish.values())
+    told = (*config.own_secrets, *addresses, *secrets_in(config.ledger_url))
     own_secrets = OwnSecrets(redactor, standing=lambda: (*told, *standing_secrets(config.vault)))
     vault = VaultSession(
         config.vault, clock=config.clock, remember=own_secrets.remember_token, own_token=heartbeat.remember_token
     )
+    signer = Signer(vault, ledger.log)
+    checkpointing = Checkpointing(ledger.log, signer, config.clock, published)
     broker = Broker(
         vault=vault,
         ledger=writer,
@@ -135,6 +143,7 @@ async def open_services(
                 heartbeat=heartbeat,
                 queue=ledger.queue,
                 agents=ledger.agents,
+                checkpointing=checkpointing,
                 approvals=ApprovalDesk(ledger.approvals, vault, config.clock),
                 parks=config.parks,
                 slack=config.slack,
@@ -152,6 +161,8 @@ async def open_services(
     finally:
         given_back = False
         try:
+            if ledger.has_written:
+                await checkpointing.at_the_end()
             given_back = await vault.aclose(deadline=config.clock.monotonic() + _GIVE_BACK_SECONDS)
         finally:
             await asyncio.to_thread(heartbeat.close, clean=given_back)

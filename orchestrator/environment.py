@@ -80,6 +80,7 @@ TABLES = frozenset(
         "CONFIRM",
         "CONNECTION_LEASES",
         "ENDPOINTS",
+        "HISTORY_PUBLISH",
         "NOTIFY",
         "POLICY_OPTIONS",
         "PRIMARIES",

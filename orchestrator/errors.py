@@ -220,6 +220,10 @@ class NotAsRecorded(UsageError):
     """What the ledger holds of a run is not what was recorded when it began, or is missing: nothing of it is run."""
 
 
+class EvidenceRejected(OrchestratorError):
+    """What is to prove something does not: it was changed, belongs to something else, or is signed by nobody known."""
+
+
 class IllegalTransition(OrchestratorError):
     """A lease was to be moved to a state that its present state does not lead to: a defect of ours."""
 

@@ -162,6 +162,9 @@ class Settings(BaseSettings):
     """What the engine is told that asks a service, such as `url`; see docs/policies.md."""
     notify: dict[str, SecretStr] = Field(default_factory=dict)
     """URLs of webhooks, by the names that policies use for whom they want told; each counts as a secret."""
+    history_publish: dict[str, SecretStr] = Field(default_factory=dict)
+    """Where checkpoints of the history are published, by a name: addresses that begin with `file:`, `git:`, `syslog:`
+    or `https:`; each counts as a secret."""
     slack_channel: str | None = None
     """Where requests for approval are posted, with buttons; None: nowhere."""
     slack_token_file: Path | None = None

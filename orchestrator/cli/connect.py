@@ -13,7 +13,7 @@ from orchestrator.cli.log_format import LogFormat, formatter
 from orchestrator.configured.services import redactor, runner_config
 
 if TYPE_CHECKING:
-    from orchestrator.ledger.types import LedgerReader
+    from orchestrator.ledger.reading.reader import Reader
     from orchestrator.ledger.writing.store import Ledger
     from orchestrator.provision.service import Provisioning
     from orchestrator.provision.vault.admin import VaultAdmin
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def ledger_reader() -> Iterator[LedgerReader]:
+def ledger_reader() -> Iterator[Reader]:
     """The ledger that the settings name, for reading."""
     from orchestrator.ledger.opening import open_reader
 

@@ -54,6 +54,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "runs": ("runs",),
     "tasks": ("tasks",),
     "leases": ("leases",),
+    "evidence.history": ("history",),
     "provision": ("provision",),
     "doctor": ("doctor",),
     "stack.demo": ("demo",),

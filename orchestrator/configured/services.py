@@ -68,6 +68,7 @@ def runner_config(settings: Settings, *, grace: float | None = None) -> RunnerCo
         confinement=settings.confinement,
         slack=_slack(settings),
         notify={name: Secret(url.get_secret_value()) for name, url in settings.notify.items()},
+        history_publish={name: Secret(url.get_secret_value()) for name, url in settings.history_publish.items()},
         own_secrets=_secrets_of(settings),
     )
 

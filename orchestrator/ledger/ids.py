@@ -1,4 +1,4 @@
-"""The names of runs, leases and step attempts.
+"""The names of runs, leases, step attempts and logs.
 
 A run id is a ULID (https://github.com/ulid/spec): 48 bits of time, 80 of randomness, in Crockford's
 base 32, so that ids sort by time. A lease id is all randomness, so that its first six characters
@@ -52,6 +52,11 @@ def new_run_id(
 def new_task_id(*, entropy: Entropy = secrets.token_bytes) -> str:
     """`task_` and a ULID, as a run's."""
     return new_run_id(entropy=entropy).replace("run_", TASK_PREFIX)
+
+
+def new_log_origin(*, entropy: Entropy = secrets.token_bytes) -> str:
+    """The name of a ledger's log in the world: no other ledger has it."""
+    return f"credential-orchestrator/ledger/{entropy(16).hex()}"
 
 
 def call_id(task_id: str, key: str) -> str:

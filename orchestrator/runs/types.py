@@ -17,6 +17,7 @@ from orchestrator.clock import Clock
 from orchestrator.credentials.broker import Broker
 from orchestrator.credentials.run_leases import RunLeases
 from orchestrator.errors import ExitCode, OrchestratorError, RunFailed
+from orchestrator.evidence.log.checkpointing import Checkpointing
 from orchestrator.grants.scope import Scope
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.coordination.agents import AgentStore
@@ -60,6 +61,8 @@ class Services:
     approvals: ApprovalDesk
     agents: AgentStore
     """Who is cut off."""
+    checkpointing: Checkpointing
+    """Signs the log over the histories of all runs."""
     slack: SlackApprovals | None = None
     """Where requests for approval are shown, too."""
     waiting_time: WaitingTime

@@ -44,6 +44,12 @@ IRREVOCABLE_SECONDS = 60.0
 IDENTITY_SECONDS = 1.0
 """Between two looks at how long the orchestrator's own Vault token still lives."""
 
+CHECKPOINT_SECONDS = 2.0
+"""Between two looks at whether a history that has ended is not signed yet."""
+
+UNSIGNED_SECONDS = 60.0
+"""The same after one that could not be signed or published."""
+
 POLICY_SECONDS = 2.0
 """Between two looks at the files of the policies while nothing is asked; before each question they are looked at."""
 
@@ -68,6 +74,7 @@ def upkeep(
         (sweep_interval, _orphans(services, sweep_interval)),
         (IRREVOCABLE_SECONDS, _irrevocable(services, metrics)),
         (IDENTITY_SECONDS, _identity(services)),
+        (CHECKPOINT_SECONDS, _checkpoints(services)),
         (POLICY_SECONDS, _policies(services, metrics)),
         (SAMPLE_SECONDS, _pending_leases(services, metrics)),
         *([(PLACES_SECONDS, _places(services, governor, metrics))] if (governor := services.broker.governor) else []),
@@ -157,6 +164,26 @@ def _identity(services: Services) -> Callable[[], Awaitable[None]]:
         await services.broker.vault.keep_identity(deadline=deadline)
 
     return identity
+
+
+def _checkpoints(services: Services) -> Callable[[], Awaitable[None]]:
+    """Sign the histories of what has ended, and publish that."""
+    making, clock = services.checkpointing, services.clock
+    not_before = 0.0
+
+    async def checkpoints() -> None:
+        nonlocal not_before
+        if clock.monotonic() < not_before:
+            return
+        not_before = clock.monotonic() + UNSIGNED_SECONDS
+        await making.make()
+        problems = await making.publish(at_once=False)
+        for problem in problems:
+            log.error("%s", problem)
+        if not problems:
+            not_before = 0.0
+
+    return checkpoints
 
 
 def _policies(services: Services, metrics: Metrics) -> Callable[[], Awaitable[None]]:

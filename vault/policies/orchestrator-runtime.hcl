@@ -44,3 +44,7 @@ path "transit/keys/orchestrator-token" { capabilities = ["read"] }
 path "transit/sign/orchestrator-approvals" { capabilities = ["update"] }
 path "transit/verify/orchestrator-approvals" { capabilities = ["update"] }
 path "transit/verify/orchestrator-slack/sha2-256" { capabilities = ["update"] }
+
+# The log over the histories of all runs is signed; with the public key of this anybody verifies it, without Vault.
+path "transit/sign/orchestrator-history" { capabilities = ["update"] }
+path "transit/keys/orchestrator-history" { capabilities = ["read"] }

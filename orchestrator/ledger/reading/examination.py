@@ -1,9 +1,9 @@
 """Whether the ledger says of its runs what their events say: the chains, and the tables that follow from them.
 
 `run`, `step`, `lease` and `lease_origin` are what lists, filters and recovery read, and they are not append-only. Here
-they are made anew from the events and compared with what is stored. Not compared is what is no history and follows
-from no event: `run.fence`, the processes, the queue, the schedules and the texts of workflows, which are looked at by
-their digest when they are used.
+they are made anew from the events and compared with what is stored. Not compared is what follows from
+no event: `run.fence`, the processes, the queue, the schedules, the texts of workflows, which are
+looked at by their digest when they are used, and the log over all runs, which is verified by itself.
 
 Runs are read in batches, each in one snapshot, so that one that goes on is seen as it was at one moment; of a batch the
 rows of steps and leases are held, and the events only pass by.
@@ -36,7 +36,7 @@ RUNS_AT_ONCE = 100
 ROWS_AT_ONCE = 1000
 
 KEPT_BESIDE = {
-    "run": frozenset({"run_id", "fence", "seq", "head"}),
+    "run": frozenset({"run_id", "fence", "seq", "head", "logged"}),
     "step": frozenset({"run_id"}),
     "lease": frozenset(),
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from sqlalchemy import Index, Table, TextClause
 
+from orchestrator.ledger.storage.log_tables import log_leaf
 from orchestrator.ledger.storage.tables import (
     BY_ITSELF,
     HAS_VAULT_LEASE,
@@ -18,6 +19,7 @@ from orchestrator.ledger.storage.tables import (
     IS_RETRY,
     IS_RUNNING,
     IS_TASK,
+    IS_UNLOGGED,
     IS_WANTED,
     OF_TASK,
     ORIGIN,
@@ -49,6 +51,8 @@ INDEXES = (
     _index(run, "task_by_agent", "agent", "state", "started_at", "run_id", where=IS_TASK),
     _index(run, "task_by_state", "state", "started_at", "run_id", where=IS_TASK),
     _index(run, "run_running", "run_id", where=IS_RUNNING),
+    _index(run, "run_unlogged", "finished_at", "run_id", where=IS_UNLOGGED),
+    _index(log_leaf, "log_leaf_by_run", "run_id", "position"),
     _index(run_owner, "run_owner_by_runner", "runner_id", "run_id"),
     _index(run_owner, "run_owner_wanted", "runner_id", where=IS_WANTED),
     _index(queued_run, "queued_run_by_time", "queued_at", "run_id"),

@@ -37,6 +37,8 @@ IS_TASK = text("task = run_id")
 OF_TASK = text("task IS NOT NULL")
 IS_RETRY = text("retry_of IS NOT NULL")
 IS_RUNNING = text("state = 'running'")
+IS_UNLOGGED = text("finished_at IS NOT NULL AND logged < seq")
+"""Runs that have ended and whose history, as it is, is not in the log yet."""
 IS_WANTED = text("(cancel IS NOT NULL OR renewal = '')")
 """Runs of which somebody wants something: that they end, or that what they have handed over lives longer."""
 
@@ -62,9 +64,12 @@ run = Table(
     Column("deadline", TEXT),
     Column("idle", Integer),
     Column("retry_of", TEXT),
+    Column("logged", BigInteger, nullable=False, server_default="0"),
     sqlite_with_rowid=False,
 )
 """One row a run, and one a task. `fence`, `seq` and `head` are the chain's; the rest follows from the events.
+
+`logged` is the `seq` that is in the log; see `log_leaf`.
 
 `task` is the task in which a run is a call; a task has its own id there, and is the only one with a `deadline`.
 `retry_of` is the failed run that a run goes on from; no two go on from one.

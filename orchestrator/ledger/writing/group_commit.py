@@ -39,6 +39,11 @@ class GroupCommit:
         self._thread: threading.Thread | None = None
         self._closed = False
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything was ever given to it."""
+        return self._thread is not None
+
     async def submit(self, job: Job) -> int:
         """Wait until the job is durable and return the run's fence. Raises what the job raises, or LedgerError."""
         loop = asyncio.get_running_loop()

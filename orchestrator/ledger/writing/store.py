@@ -60,6 +60,11 @@ class Ledger(Reader):
         self.agents = AgentStore(engine, location.label)
         """The agents that are cut off."""
 
+    @property
+    def has_written(self) -> bool:
+        """Whether this process has added to any history."""
+        return self._writer.has_begun
+
     async def begin_run(self, run_id: str, started: RunStarted | TaskOpened, also: Sequence[Event] = ()) -> int:
         """Record a new run, or task, and return its fence. With it, or not at all, what `also` says of it.
 

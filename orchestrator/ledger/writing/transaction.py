@@ -74,7 +74,8 @@ class Transaction:
         self._check_agent(first.event.agent, first.time)
         rows = project(RunRows(), ((entry.time, entry.event) for entry in entries))
         records, head = _chained(run_id, genesis(run_id), entries)
-        row: Row = {"run_id": run_id, "fence": FIRST_FENCE, "seq": head.seq, "head": head.digest, **rows.run}
+        chain: Row = {"fence": FIRST_FENCE, "seq": head.seq, "head": head.digest, "logged": 0}
+        row: Row = {"run_id": run_id, **chain, **rows.run}
         if self._execute(self._sql.insert_run, row) != 1:
             if isinstance(first.event, RunStarted) and first.event.retry_of:
                 raise RunExists(f"run {run_id} is in the ledger already, or {first.event.retry_of} has been retried")

@@ -1,0 +1,1 @@
+"""The history as evidence: what others can check who trust neither this program nor whoever keeps the ledger."""

@@ -1,0 +1,154 @@
+"""Checkpoints kept where whoever can write the ledger cannot: then a ledger that was set back or rewritten is found.
+
+A destination is an address in the settings: `file:///path`, to which each is added; `git:///path` of a repository, in
+which each is a commit, pushed where the branch has an upstream; `syslog:` of this machine, or `syslog://host:514` by
+UDP; or `https://...`, to which each is posted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import re
+import ssl
+import subprocess
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from logging.handlers import SysLogHandler
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from orchestrator.errors import EvidenceRejected, Unreachable, UsageError
+from orchestrator.evidence.log.checkpoint import notes_in
+from orchestrator.network.origins import is_confidential
+from orchestrator.secret import Secret
+
+Publish = Callable[[str, str], Awaitable[None]]
+"""Takes the origin of a log and the signed note of a checkpoint. Raises Unreachable."""
+
+SECONDS = 20.0
+"""How long one destination may take."""
+
+SYSLOG_WORD = "orchestrator-checkpoint"
+"""What comes before the note, as a JSON string, in a line of syslog."""
+
+_SYSLOG_LINE = re.compile(rf'{SYSLOG_WORD} ("(?:[^"\\]|\\.)*")')
+_OF_AN_ORIGIN = re.compile(r"[^A-Za-z0-9.-]+")
+_FORMS = "file:///path, git:///path, syslog:, syslog://host:514 or https://..."
+
+
+def destinations(addresses: Mapping[str, Secret]) -> Mapping[str, Publish]:
+    """By the names of the settings. Raises UsageError for an address that is none."""
+    return {name: destination(name, address) for name, address in addresses.items()}
+
+
+def destination(name: str, address: Secret) -> Publish:
+    """How checkpoints get there. Raises UsageError, which does not show the address: it may hold a secret."""
+    parts = urlsplit(address.reveal())
+    path = Path(unquote(parts.path))
+    if parts.scheme == "file" and path.is_absolute() and not parts.netloc:
+        return lambda origin, note: _in_thread(name, lambda: _append(path, note))
+    if parts.scheme == "git" and path.is_absolute() and not parts.netloc:
+        return lambda origin, note: _in_thread(name, lambda: _commit(path, origin, note))
+    if parts.scheme == "syslog" and parts.path in ("", "/"):
+        server = (parts.hostname, parts.port or 514) if parts.hostname else None
+        return lambda origin, note: _in_thread(name, lambda: _to_syslog(server, note))
+    if parts.scheme in ("http", "https") and is_confidential(address.reveal()):
+        return lambda origin, note: _post(name, address, note)
+    raise UsageError(f"checkpoints cannot be published to `{name}`: its address is none of {_FORMS}")
+
+
+def published_in(text: str) -> Iterator[str]:
+    """The signed notes of what was published: of a file, or of lines of syslog. Raises EvidenceRejected."""
+    lines = _SYSLOG_LINE.findall(text)
+    if lines:
+        for each in lines:
+            yield str(json.loads(each))
+        return
+    found = False
+    for note in notes_in(text):
+        found = True
+        yield note
+    if not found:
+        raise EvidenceRejected("there is no checkpoint in it")
+
+
+async def _in_thread(name: str, work: Callable[[], None]) -> None:
+    try:
+        async with asyncio.timeout(SECONDS):
+            await asyncio.to_thread(work)
+    except TimeoutError:
+        raise _unpublished(name, f"it took more than {SECONDS:g} seconds") from None
+    except subprocess.CalledProcessError as error:
+        said = str(error.stderr or "").strip().splitlines()
+        raise _unpublished(name, f"git {error.cmd[3]}: {said[-1] if said else error.returncode}") from None
+    except (OSError, subprocess.SubprocessError) as error:
+        raise _unpublished(name, str(error) or type(error).__name__) from None
+
+
+def _append(path: Path, note: str) -> None:
+    """In one write, and on disk when this returns."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        _write(descriptor, note.encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def _commit(repository: Path, origin: str, note: str) -> None:
+    """Add the checkpoint to the file of its log, commit that file alone, and push it where there is an upstream."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(repository), *words]
+        return subprocess.run(  # noqa: S603 -- words of ours, no shell
+            command, capture_output=True, text=True, check=True, timeout=SECONDS, stdin=subprocess.DEVNULL
+        ).stdout.strip()
+
+    name = f"{_OF_AN_ORIGIN.sub('_', origin)}.checkpoints"
+    _append(Path(git("rev-parse", "--show-toplevel")) / name, note)
+    git("add", "--", f":/{name}")
+    git("commit", "--quiet", "--message", f"Checkpoint {note.splitlines()[1]} of {origin}", "--", f":/{name}")
+    if git("for-each-ref", "--format=%(upstream)", git("symbolic-ref", "HEAD")):
+        git("push", "--quiet")
+
+
+def _to_syslog(server: tuple[str, int] | None, note: str) -> None:
+    address = server or next((path for path in ("/dev/log", "/var/run/syslog") if os.path.exists(path)), "/dev/log")
+    handler = _Syslog(address=address, facility=SysLogHandler.LOG_AUTHPRIV)
+    try:
+        handler.ident = "orchestrator: "
+        handler.emit(logging.makeLogRecord({"msg": f"{SYSLOG_WORD} {json.dumps(note)}", "levelno": logging.INFO}))
+    finally:
+        handler.close()
+
+
+class _Syslog(SysLogHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 -- the name is logging's
+        """It would be printed and forgotten."""
+        raise
+
+
+async def _post(name: str, address: Secret, note: str) -> None:
+    import httpx
+
+    try:
+        async with httpx.AsyncClient(
+            trust_env=False, verify=ssl.create_default_context(), timeout=SECONDS, follow_redirects=False
+        ) as client:
+            headers = {"Content-Type": "text/plain; charset=utf-8"}
+            async with client.stream("POST", address.reveal(), content=note.encode(), headers=headers) as response:
+                if not response.is_success:
+                    raise _unpublished(name, f"it answered {response.status_code}")
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+        raise _unpublished(name, type(error).__name__) from None
+
+
+def _unpublished(name: str, problem: str) -> Unreachable:
+    return Unreachable(f"the checkpoint could not be published to `{name}`: {problem}")
