@@ -57,10 +57,11 @@ docs: reference
 
 # Everything that is installed is locked, with the hash of each file that may be; this project itself is built by what is
 # locked, too.
-$(STAMP): pyproject.toml $(LOCK)/build.txt $(LOCK)/dev.txt
+$(STAMP): pyproject.toml $(LOCK)/build.txt $(LOCK)/dev.txt $(LOCK)/tlog.txt
 	@echo 'installing what is locked into $(VENV); the first time that takes a minute or so ...'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --require-hashes -r $(LOCK)/build.txt -r $(LOCK)/dev.txt
+	$(BIN)/pip install --quiet --no-deps --ignore-requires-python --require-hashes -r $(LOCK)/tlog.txt
 	$(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@
 

@@ -43,6 +43,11 @@ class Verified:
     problems: list[str] = field(default_factory=list)
 
     @property
+    def unsigned_entries(self) -> int:
+        """Entries that the newest checkpoint does not cover."""
+        return max(0, self.entries - self.signed)
+
+    @property
     def whole(self) -> bool:
         """Whether everything is as it was signed."""
         return not self.problems

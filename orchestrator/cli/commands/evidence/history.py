@@ -237,14 +237,14 @@ def _print_verified(found: Verified, *, as_json: bool) -> None:
     if as_json:
         said = plain(found)
         assert isinstance(said, dict)
-        print_json({"whole": found.whole, **said})
+        print_json({"whole": found.whole, **said, "unsigned_entries": found.unsigned_entries})
         return
     for problem in found.problems:
         print_line(problem, style="red")
-    if found.unsigned:
+    if unsigned := found.unsigned_entries + len(found.unsigned):
+        said_of = "has ended and is" if unsigned == 1 else "have ended and are"
         print_line(
-            f"{counted(len(found.unsigned), 'run')} ended since the newest checkpoint and not signed yet: "
-            "`orchestrator history checkpoint` does that",
+            f"{counted(unsigned, 'run')} {said_of} not signed yet: `orchestrator history checkpoint` does that",
             style="yellow",
         )
     looked = f"{counted(found.runs, 'history', 'histories')}, {counted(found.checkpoints, 'checkpoint')}"
