@@ -46,6 +46,7 @@ STATE = {"run": run, "step": step, "lease": lease}
 NO_HISTORY = {
     *("schedule", "fire", "runner", "runner_token", "run_owner", "workflow_text", "queued_run", "queue_pause"),
     *("approval", "approval_vote", "request_seen", "agent_block", "gate", "lease_waiter"),
+    *("log", "log_leaf", "log_node", "log_checkpoint", "log_published"),  # which are verified by `history verify`
 }
 """Tables that follow from no event, and that nobody takes for evidence."""
 

@@ -6,6 +6,9 @@ import codecs
 import errno
 import os
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TextIO, cast
 
 NOT_WRITTEN = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO))
@@ -79,3 +82,30 @@ class _Unfailing:
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
+
+
+COUNTED_FROM, COUNTED_EVERY = 1.0, 0.2
+"""Seconds: what is over sooner says nothing; then it is told so often how far it is."""
+
+
+@contextmanager
+def counting() -> Iterator[Callable[[str, int], None]]:
+    """A function that is told what is looked at and how many of it were. The line is gone at the end."""
+    if not sys.stderr.isatty():
+        yield lambda what, number: None
+        return
+    following, shown = time.monotonic() + COUNTED_FROM, False
+
+    def tell(what: str, number: int) -> None:
+        nonlocal following, shown
+        if (now := time.monotonic()) >= following:
+            following, shown = now + COUNTED_EVERY, True
+            sys.stderr.write(f"\r\x1b[2K{number} {what}")
+            sys.stderr.flush()
+
+    try:
+        yield tell
+    finally:
+        if shown:
+            sys.stderr.write("\r\x1b[2K")
+            sys.stderr.flush()

@@ -18,7 +18,8 @@ from orchestrator.evidence.log.checkpoint import Checkpoint
 from orchestrator.evidence.log.note import NoteKey
 from orchestrator.evidence.log.publishing import Publish
 from orchestrator.evidence.log.signer import Signer
-from orchestrator.ledger.log.store import LogStore, Published, StoredCheckpoint
+from orchestrator.ledger.log.reader import Published, StoredCheckpoint
+from orchestrator.ledger.log.store import LogStore
 from orchestrator.vault.faults import VaultUnavailable
 
 log = logging.getLogger(__name__)

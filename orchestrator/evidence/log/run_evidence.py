@@ -11,7 +11,7 @@ from orchestrator.evidence.log.checkpoint import Checkpoint
 from orchestrator.evidence.log.note import NoteKey
 from orchestrator.evidence.log.proof import Proof
 from orchestrator.ledger.log.leaf import Leaf
-from orchestrator.ledger.log.store import LogStore
+from orchestrator.ledger.log.reader import LogReader
 from orchestrator.ledger.storage.chain import Head, StoredEvent, first_break
 from orchestrator.ledger.storage.codec import canonical_json
 from orchestrator.ledger.storage.times import time_to_text
@@ -28,7 +28,7 @@ class RunEvidence:
     proof: Proof
 
     @classmethod
-    def of(cls, store: LogStore, run_id: str) -> RunEvidence:
+    def of(cls, store: LogReader, run_id: str) -> RunEvidence:
         """By the newest checkpoint. Raises UnknownRun where that does not have the run, and LedgerError."""
         newest = store.newest_checkpoint()
         found = None if newest is None else store.leaf(run_id, before=newest.size)

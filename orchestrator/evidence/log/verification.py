@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from orchestrator.errors import EvidenceRejected
 from orchestrator.evidence.log.checkpoint import Checkpoint
 from orchestrator.evidence.log.note import NoteKey
-from orchestrator.ledger.log.store import LogBroken, LogStore
+from orchestrator.ledger.log.reader import LogBroken, LogReader
 from orchestrator.ledger.log.tree import Growing, leaf_hash
 from orchestrator.ledger.types import LedgerReader
 
@@ -59,7 +59,7 @@ Awaited = dict[int, list[tuple[str, bytes]]]
 
 def verify(
     reader: LedgerReader,
-    store: LogStore,
+    store: LogReader,
     keys: Sequence[NoteKey],
     kept: Sequence[Kept] = (),
     progress: Callable[[str, int], None] = lambda what, number: None,
@@ -112,7 +112,7 @@ def _expect(found: Verified, awaited: Awaited, where: str, note: str, keys: Sequ
 
 def _walk(
     found: Verified,
-    store: LogStore,
+    store: LogReader,
     awaited: Awaited,
     progress: Callable[[str, int], None],
 ) -> None:
@@ -156,7 +156,7 @@ def _compare(found: Verified, tree: Growing, awaited: Awaited) -> None:
             found.problems.append(f"{where}: the first {tree.size} entries of the log are not those that were signed")
 
 
-def _nodes(found: Verified, store: LogStore) -> dict[tuple[int, int], bytes]:
+def _nodes(found: Verified, store: LogReader) -> dict[tuple[int, int], bytes]:
     try:
         return {(level, position): node for level, position, node in store.nodes()}
     except LogBroken as error:

@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from orchestrator.errors import LedgerError, UnknownRun
 from orchestrator.ledger.faults import ledger_error
 from orchestrator.ledger.lease import OPEN, LeaseState
-from orchestrator.ledger.log.store import LogStore
+from orchestrator.ledger.log.reader import LogReader
 from orchestrator.ledger.places import Places
 from orchestrator.ledger.reading import examination, lease_queries, queries
 from orchestrator.ledger.reading.decisions import decisions
@@ -46,7 +46,7 @@ class Reader:
     def __init__(self, engine: Engine, label: str) -> None:
         self._engine = engine
         self._label = label
-        self.log = LogStore(engine, label)
+        self.log = LogReader(engine, label)
         """The log over all runs."""
 
     def run(self, run_id: str) -> RunRecord | None:

@@ -18,6 +18,7 @@ from orchestrator.ledger.coordination.runners import RunnerStore
 from orchestrator.ledger.events import Event, LeaseRequested, RunResumed, RunStarted
 from orchestrator.ledger.faults import ledger_error
 from orchestrator.ledger.location import Location
+from orchestrator.ledger.log.store import LogStore
 from orchestrator.ledger.places import Blocked, PlacesWanted
 from orchestrator.ledger.reading.reader import Reader
 from orchestrator.ledger.storage.codec import event_to_text
@@ -57,6 +58,8 @@ class Ledger(Reader):
         """The runs that wait for a worker."""
         self.approvals = ApprovalStore(engine, location.label)
         """What waits for somebody to agree."""
+        self.log: LogStore = LogStore(engine, location.label)
+        """The log over all runs."""
         self.agents = AgentStore(engine, location.label)
         """The agents that are cut off."""
 

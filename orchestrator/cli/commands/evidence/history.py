@@ -48,7 +48,7 @@ def checkpoint(as_json: options.Json = False) -> None:
     from orchestrator.cli.connect import connected_services
     from orchestrator.cli.display.json_output import print_json
     from orchestrator.errors import OrchestratorError
-    from orchestrator.ledger.log.store import StoredCheckpoint
+    from orchestrator.ledger.log.reader import StoredCheckpoint
 
     async def make() -> tuple[StoredCheckpoint | None, StoredCheckpoint | None, Sequence[OrchestratorError]]:
         async with connected_services() as (services, interruptions):
@@ -143,7 +143,7 @@ def prove(
     """Write what somebody needs to verify one run without the ledger: its events, and the proof that they are signed.
 
     `RUN.events.jsonl` holds the events with the inputs and outputs that were kept; `RUN.tlog-proof` is a proof in the
-    format of C2SP, by the newest checkpoint. `history verify --key KEY RUN.tlog-proof` verifies both.
+    format of C2SP, by the newest checkpoint. With the public key alone `history verify` verifies both.
     """
     from orchestrator.cli.connect import ledger_reader
     from orchestrator.cli.display.json_output import print_json
@@ -219,7 +219,7 @@ def _read(file: Path) -> str:
 
 def _verify_ledger(keys: Sequence[NoteKey], kept: Sequence[Kept], *, as_json: bool) -> None:
     from orchestrator.cli.connect import ledger_reader
-    from orchestrator.cli.display.progress import counting
+    from orchestrator.cli.display.streams import counting
     from orchestrator.evidence.log.verification import verify as verify_all
 
     with ledger_reader() as reader, counting() as progress:
