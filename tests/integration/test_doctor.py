@@ -243,6 +243,17 @@ class TestLogin:
         assert said in found
         assert "too-much" in found
 
+    def test_a_login_that_cannot_sign_the_history_is_warned_of(self, bench: Bench) -> None:
+        assert doctor(bench).of("history", "warning") == []
+        policy = bench.vault.sys.read_policy("orchestrator-runtime")["data"]["rules"]
+        bench.vault.sys.create_or_update_policy("signs-nothing", policy.replace("transit/sign/orchestrator-h", "x/h"))
+        token = bench.vault.auth.token.create(policies=["signs-nothing"], no_default_policy=True, ttl="5m")["auth"]
+        report = doctor(bench, VAULT_TOKEN=token["client_token"], **self.TOKEN)
+        bench.vault.auth.token.revoke_accessor(token["accessor"])
+        bench.vault.sys.delete_policy("signs-nothing")
+        (said,) = report.of("history", "warning")
+        assert "orchestrator-history: { type: ed25519 }" in said
+
     def test_a_policy_of_before_is_said_to_be_too_old_to_look(self, bench: Bench) -> None:
         token = bench.vault.auth.token.create(policies=["no-such"], no_default_policy=True, ttl="5m")["auth"]
         bench.vault.sys.create_or_update_policy("no-such", 'path "auth/token/lookup-self" { capabilities = ["read"] }')

@@ -10,7 +10,7 @@ from orchestrator.doctor.findings import Finding, fault, fault_of, fine, not_see
 from orchestrator.doctor.subject import Subject
 from orchestrator.doctor.vault.installed import installed
 from orchestrator.doctor.vault.rights import AREA as RIGHTS
-from orchestrator.doctor.vault.rights import TOO_MUCH, too_much
+from orchestrator.doctor.vault.rights import SIGNING, TOO_MUCH, too_much, unsigned
 from orchestrator.errors import ExitCode, OrchestratorError
 from orchestrator.vault.config import TokenAuth, TokenFileAuth, VaultConfig
 from orchestrator.vault.faults import VaultRefused
@@ -98,7 +98,7 @@ _WAYS = {
 async def _rights(session: VaultSession, subject: Subject, policies: Sequence[str]) -> list[Finding]:
     try:
         answer = await session.runtime_request(
-            "post", "sys/capabilities-self", deadline=_deadline(subject), payload={"paths": list(TOO_MUCH)}
+            "post", "sys/capabilities-self", deadline=_deadline(subject), payload={"paths": [*TOO_MUCH, SIGNING]}
         )
     except OrchestratorError as error:
         return [
@@ -108,4 +108,5 @@ async def _rights(session: VaultSession, subject: Subject, policies: Sequence[st
                 "install the runtime's policy of this version: `orchestrator provision apply`",
             )
         ]
-    return list(too_much(section(answer, "data", "sys/capabilities-self"), policies))
+    capabilities = section(answer, "data", "sys/capabilities-self")
+    return [*too_much(capabilities, policies), *unsigned(capabilities)]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from orchestrator.doctor.findings import Finding, fault, fine
+from orchestrator.doctor.findings import Finding, fault, fine, warning
+from orchestrator.evidence.log.signer import KEY
 
 AREA = "rights"
 
@@ -32,6 +33,21 @@ TOO_MUCH: Mapping[str, tuple[frozenset[str], str]] = {
     "transit/keys/doctor": (_WRITES, "make, change or delete keys"),
 }
 """Paths, what nobody needs there who runs workflows, and what it would mean. The names stand for any other."""
+
+
+SIGNING = f"transit/sign/{KEY}"
+"""Where the history is signed."""
+
+
+def unsigned(capabilities: Mapping[str, Any]) -> Iterator[Finding]:
+    """That the history is not signed, where the login has no right to: runs go on without."""
+    if not {"update", "root"} & set(capabilities.get(SIGNING) or ()):
+        yield warning(
+            "history",
+            f"the history of runs is not signed: the login may not do that ({SIGNING})",
+            "`orchestrator provision apply` installs the key and the right, where `transit_keys` of the declarations "
+            f"has {KEY}: {{ type: ed25519 }}",
+        )
 
 
 def too_much(capabilities: Mapping[str, Any], policies: Sequence[str]) -> Iterator[Finding]:
