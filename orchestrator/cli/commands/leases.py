@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli import options
+from orchestrator.cli.commands.evidence.receipts import receipt
 from orchestrator.cli.lookup import completion
 from orchestrator.errors import ExitCode, UnknownRun
 from orchestrator.ledger.lease import LeaseState
@@ -41,6 +42,7 @@ app = typer.Typer(help="Who held which scope, when, and when it was gone.", no_a
 
 def register(program: typer.Typer) -> None:
     """Add the group of commands."""
+    app.command("receipt")(receipt)
     program.add_typer(app, name="leases")
 
 

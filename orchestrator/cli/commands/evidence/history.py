@@ -97,7 +97,9 @@ def keys(as_json: options.Json = False) -> None:
 def verify(
     files: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[FILE]...", help="Files of `history prove`; without any, the whole ledger."),
+        typer.Argument(
+            metavar="[FILE]...", help="Of `history prove` and `leases receipt`; without any, the whole ledger."
+        ),
     ] = None,
     key: Key = None,
     against: Annotated[
@@ -278,15 +280,35 @@ def _verify_files(files: Sequence[Path], keys: Sequence[NoteKey], *, as_json: bo
         raise typer.Exit(int(ExitCode.STEP_FAILED))
 
 
+def _verified_receipt(file: Path, keys: Sequence[NoteKey]) -> dict[str, object]:
+    from orchestrator.evidence.receipts import verified_receipt
+
+    proven = verified_receipt(_read(file), keys)
+    said, lease = proven.said, proven.said["lease"]
+    assert isinstance(lease, dict)
+    about = f"{lease['id']} ({lease['resource']}) of {proven.leaf.run_id} is {said['state']} since {said['over_at']}"
+    return {
+        "lease": lease["id"],
+        "run": proven.leaf.run_id,
+        "state": said["state"],
+        "size": proven.checkpoint.size,
+        "says": f"{about}, as signed in the log {proven.checkpoint.origin} of {proven.checkpoint.size} entries",
+    }
+
+
 def _verified_file(file: Path, keys: Sequence[NoteKey]) -> dict[str, object]:
     """What a file proves. Raises EvidenceRejected, and UsageError for a file of another kind."""
     from orchestrator.evidence.log.proof import SUFFIX
     from orchestrator.evidence.log.run_evidence import EVENTS_SUFFIX, verified_events, verified_proof
+    from orchestrator.evidence.receipts import SUFFIX as RECEIPT
 
+    if str(file).endswith(RECEIPT):
+        return _verified_receipt(file, keys)
     stem = str(file).removesuffix(SUFFIX).removesuffix(EVENTS_SUFFIX)
     proof, events = Path(stem + SUFFIX), Path(stem + EVENTS_SUFFIX)
     if str(file) not in (str(proof), str(events)):
-        raise UsageError(f"{file}: what is verified are files of the kinds *{SUFFIX} and *{EVENTS_SUFFIX}")
+        kinds = f"*{SUFFIX}, *{EVENTS_SUFFIX} and *{RECEIPT}"
+        raise UsageError(f"{file}: what is verified are files of the kinds {kinds}")
     leaf, checkpoint = verified_proof(_read(proof), keys)
     about = f"{leaf.run_id} with {leaf.head.seq} events is in the log {checkpoint.origin} of {checkpoint.size} entries"
     has_events = events.exists() or file == events
