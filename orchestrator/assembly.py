@@ -20,6 +20,7 @@ from orchestrator.credentials.broker import Broker
 from orchestrator.credentials.duties import DatabaseDuties
 from orchestrator.credentials.governor.governor import Coordination, Governor
 from orchestrator.credentials.types import Confirm, Duties, Issuer
+from orchestrator.credentials.witnesses.dead_login import DeadLogins
 from orchestrator.errors import ExitCode
 from orchestrator.evidence.log.checkpointing import Checkpointing
 from orchestrator.evidence.log.publishing import destinations
@@ -70,6 +71,7 @@ class RunnerConfig:
     max_parallel: int = 8
     settle: float = 95.0
     confirm: Mapping[str, Confirm] = field(default_factory=dict)
+    try_dead_logins: bool = True
     connection_leases: Mapping[str, int] = field(default_factory=dict)
     dead_after: float = 15.0
     max_takeovers: int = 3
@@ -123,6 +125,7 @@ async def open_services(
         issuers=config.issuers,
         is_closed=partial(_is_closed, ledger),
         confirm=config.confirm,
+        dead_logins=_dead_logins(config),
         governor=governor,
     )
     try:
@@ -283,6 +286,10 @@ def _governor(config: RunnerConfig, ledger: Ledger, heartbeat: Heartbeat) -> Gov
         dead_after=config.dead_after,
     )
     return Governor(config.connection_leases, coordination, config.clock)
+
+
+def _dead_logins(config: RunnerConfig) -> DeadLogins | None:
+    return DeadLogins({**config.endpoints, **config.primaries}, config.clock) if config.try_dead_logins else None
 
 
 def _is_closed(reader: LedgerReader, lease_id: str) -> bool:

@@ -179,6 +179,8 @@ class Settings(BaseSettings):
     """Seconds after which a request to Vault whose answer was lost is certainly over."""
     confirm: dict[str, Literal["database", "vault"]] = Field(default_factory=dict)
     """Whose word it takes that a login is gone, by connection: the database's, or `vault` where it cannot be asked."""
+    try_dead_logins: bool = True
+    """Whether a login that Vault says is revoked is tried once: off for servers that lock out or alarm on refusals."""
     dead_after: Annotated[float, Field(ge=2)] = 15.0
     """Seconds without a sign of life after which a process is taken for dead that nobody can see to be gone."""
     max_takeovers: Annotated[int, Field(ge=0)] = 3

@@ -62,6 +62,7 @@ def runner_config(settings: Settings, *, grace: float | None = None) -> RunnerCo
         max_parallel=settings.max_parallel,
         settle=settings.settle,
         confirm={name: Confirm(word) for name, word in settings.confirm.items()},
+        try_dead_logins=settings.try_dead_logins,
         connection_leases=settings.connection_leases,
         dead_after=settings.dead_after,
         max_takeovers=settings.max_takeovers,

@@ -136,6 +136,7 @@ async def ask_databases(
             asked.silent[connection] = Unreachable(f"unexpected {type(error).__name__}")
         else:
             asked.told.extend(settled(here, connection, swept))
+            asked.witnesses |= {(connection, key): witness for key, witness in swept.witnesses.items()}
             if swept.apart:
                 return
         asked.apart = False
@@ -160,8 +161,9 @@ def settled(suspects: Sequence[Suspect], connection: str, swept: SweptLogins) ->
             continue
         if logins or not all(each.vault_agrees for each in here):
             told.append(OrphansSwept(step_key=key, connection=connection, roles=tuple(sorted(logins))))
+        witness = swept.witnesses[key].as_json() if key in swept.witnesses else {}
         told += [
-            LeaseRevoked(lease_id=each.handle.lease_id, confirmed_by="database")
+            LeaseRevoked(lease_id=each.handle.lease_id, confirmed_by="database", witness=witness)
             for each in here
             if gone_after_sweep(each.handle, logins, each.known)
         ]

@@ -25,6 +25,7 @@ from orchestrator.credentials.arrival import unknown_login
 from orchestrator.credentials.broker import Broker
 from orchestrator.credentials.standby import at_standby, not_known, replayed
 from orchestrator.credentials.types import Attempt, LeasesOfRun, LoginLeft, SweptLogins
+from orchestrator.credentials.witnesses.database import LINGER_SECONDS, MAY_NAME_SYSTEM, Looking, Refused, Witness
 from orchestrator.errors import Unreachable
 from orchestrator.grants.policy_names import BrokerDuty, duty_policy_name, duty_role_name
 from orchestrator.grants.scope import Scope
@@ -35,8 +36,10 @@ from orchestrator.network.postgres_settings import Answer, beginning
 if TYPE_CHECKING:
     import psycopg
 
-_SWEEP = "SELECT login, problem FROM unnest(%s::text[]) AS step_key, orchestrator.sweep(step_key)"
-_LEFT = "SELECT login FROM unnest(%s::text[]) AS step_key, orchestrator.ephemeral_roles(step_key) AS login"
+_SWEEP = f"""\
+SELECT swept.login, swept.problem, {MAY_NAME_SYSTEM} FROM (SELECT) AS always LEFT JOIN LATERAL (
+    SELECT each.login, each.problem FROM unnest(%s::text[]) AS step_key, orchestrator.sweep(step_key) AS each
+) AS swept ON true"""  # noqa: S608 -- constants
 _EXPIRED = "SELECT login, problem FROM orchestrator.sweep_expired()"
 _BIND = "SELECT orchestrator.bind(%s, %s, %s)"
 
@@ -62,30 +65,44 @@ _LEAST_SECONDS = 0.25
 class SweepSession:
     """A session of the orchestrator's own login for sweeps."""
 
-    session: psycopg.AsyncConnection
     connection: str
+    looking: Looking
 
     async def sweep(self, step_keys: Collection[str]) -> SweptLogins:
         """As `Duties.sweep` has it, over this session. Raises psycopg.Error, which `sweeping` turns into ours."""
         keys = sorted(step_keys)
         dropped: list[str] = []
         left: dict[str, str] = {}
+        witnesses: dict[str, Witness] = {}
         for begin in range(0, len(keys), _KEYS_AT_ONCE):
             some = keys[begin : begin + _KEYS_AT_ONCE]
-            async with _transaction(self.session, self.connection):
-                swept = await (await self.session.execute(_SWEEP, [some])).fetchall()
-                there = await (await self.session.execute(_LEFT, [some])).fetchall()
+            swept, there, witness = await self._swept(some)
             for login, problem in swept:
                 if problem is None:
-                    dropped.append(str(login))
+                    dropped.append(login)
                 else:
-                    left[str(login)] = str(problem)
-            for (login,) in there:
-                left.setdefault(str(login), "it was created meanwhile")
+                    left[login] = problem
+            for login in there:
+                left.setdefault(login, "it was created meanwhile")
+            witnesses |= dict.fromkeys(some, witness)
         return SweptLogins(
             dropped=tuple(sorted(set(dropped) - left.keys())),
             left=tuple(LoginLeft(login, problem) for login, problem in sorted(left.items())),
+            witnesses=witnesses,
         )
+
+    async def _swept(self, keys: Sequence[str]) -> tuple[list[tuple[str, str | None]], list[str], Witness]:
+        """What was dropped or could not be, what is left, and who says so: in one transaction."""
+        session = self.looking.session
+        try:
+            async with _transaction(session, self.connection):
+                rows = await (await session.execute(_SWEEP, [keys])).fetchall()
+                left, witness = await self.looking.left(keys, rows[0][2])
+        except Refused:  # of the facts about itself, which are not worth a confirmation
+            await session.execute("ROLLBACK")
+            return await self._swept(keys)
+        swept = [(str(login), problem) for login, problem, _ in rows if login is not None]
+        return swept, left, witness
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +131,8 @@ class DatabaseDuties:
         Raises Unreachable, GrantRefused or VaultUnreachable, also for what goes wrong while it is open.
         """
         async with self._session("sweep", attempt, connection, deadline) as session:
-            yield SweepSession(session, connection)
+            patience = min(LINGER_SECONDS, (deadline - self.broker.clock.monotonic()) / 8)
+            yield SweepSession(connection, Looking(session, patience))
 
     async def sweep_expired(self, attempt: Attempt, connection: str, *, deadline: float) -> SweptLogins:
         """Drop the ephemeral logins that are no longer valid by the database's own clock, whatever their step.
@@ -168,7 +186,7 @@ class DatabaseDuties:
             deadline=until,
             max_ttl=None,
         )
-        broker = replace(self.broker, grace=min(self.broker.grace, half))
+        broker = replace(self.broker, grace=min(self.broker.grace, half), dead_logins=None)
         # What was found counts even if taking the login back takes longer: that has a limit of its own.
         async with AsyncExitStack() as stack, _until(until, duty):
             login = (await stack.enter_async_context(broker.open(own, run=run)))[scope.name].fields

@@ -17,7 +17,14 @@ from typing import Any
 from orchestrator.credentials.governor.governor import LOOK_SECONDS
 from orchestrator.credentials.parts import BrokerParts
 from orchestrator.credentials.refusals import not_issued, unseen
-from orchestrator.credentials.types import STEP_TOKEN_KIND, Attempt, Issued, IssueRequest, LeaseHandle, LeasesOfRun
+from orchestrator.credentials.types import (
+    STEP_TOKEN_KIND,
+    Attempt,
+    Issued,
+    IssueRequest,
+    LeaseHandle,
+    LeasesOfRun,
+)
 from orchestrator.environment import setting_of
 from orchestrator.errors import GrantRefused, LedgerError, OrchestratorError
 from orchestrator.grants.credential import Credential
@@ -65,6 +72,8 @@ class Opening:
         self.attempt = attempt
         self.held: list[LeaseHandle] = []
         self.unasked: dict[str, Scope] = {}
+        self.passwords: dict[str, Secret] = {}
+        """Of logins that are tried when Vault says that they are revoked, by lease id; until then."""
         self.unrecorded: tuple[Event, ...] = ()
         """What goes along with the first intent, until that is on record."""
         self.stop = asyncio.Event()
@@ -224,6 +233,9 @@ class Opening:
             subject=issued.subject,
             revoke=issued.revoke,
         )
+        password = issued.credential.fields.get("password")
+        if password is not None and broker.tries(handle, self.attempt.step_key):
+            self.passwords[lease_id] = password
         self.held.append(handle)  # held first and recorded second: if the record fails, closing knows what to revoke
         await self.run.journal.append(
             self._issued_event(

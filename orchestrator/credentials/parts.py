@@ -15,6 +15,7 @@ from orchestrator.vault.session import VaultSession
 
 if TYPE_CHECKING:
     from orchestrator.credentials.governor.governor import Governor
+    from orchestrator.credentials.witnesses.dead_login import DeadLogins
     from orchestrator.issuers.declared import DeclaredIssuer
 
 
@@ -36,8 +37,14 @@ class BrokerParts:
     duties: Duties | None = None
     confirm: Mapping[str, Confirm] = field(default_factory=dict)
     """By connection; the database where nothing is said."""
+    dead_logins: DeadLogins | None = None
+    """Tries what Vault says is revoked; None where no login is tried."""
     governor: Governor | None = None
     """Bounds how many leases of a connection are open at once, over all processes; None where none is limited."""
+
+    def tries(self, handle: LeaseHandle, step_key: str) -> bool:
+        """Whether this login is tried when Vault says that it is revoked: not where its database cannot be reached."""
+        return self.dead_logins is not None and self.confirmed_by(handle, step_key) is Confirm.DATABASE
 
     def confirmed_by(self, handle: LeaseHandle, step_key: str) -> Confirm:
         """Whose word it takes that this lease is gone. A database can only be asked for names with the step key."""

@@ -15,10 +15,12 @@ from typing import Any
 
 from orchestrator.credentials.closing import ask_databases
 from orchestrator.credentials.parts import BrokerParts
-from orchestrator.credentials.types import Asked, Attempt, Suspect
+from orchestrator.credentials.types import Asked, Attempt, LeaseHandle, Suspect
+from orchestrator.credentials.witnesses.dead_login import DeadLogins, Outcome
 from orchestrator.errors import LedgerError, OrchestratorError
 from orchestrator.ledger.events import WHOLE_RUN, LeaseRevocationFailed
 from orchestrator.ledger.journal import Journal
+from orchestrator.secret import Secret
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +37,35 @@ class RunLeases:
         self._suspects: list[Suspect] = []
         self._attempt: Attempt | None = None
         self._background: set[asyncio.Task[None]] = set()
+        self._tries: dict[str, asyncio.Task[None]] = {}
+        """By lease id."""
         self._failed: OrchestratorError | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Have something done that no step waits for. `settle` does, and raises what it raised."""
+        self._begin(work)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
         task.add_done_callback(self._done)
+        return task
+
+    def try_login(self, handle: LeaseHandle, password: Secret, *, deadline: float) -> None:
+        """Have a login that Vault says is revoked tried once. What comes of it is on record before its lease's end."""
+        if (logins := self._broker.dead_logins) is not None:
+            trying = self._begin(self._try_login(logins, handle, password, deadline))
+            self._tries[handle.lease_id] = trying
+            trying.add_done_callback(lambda done: self._tries.pop(handle.lease_id, None))
+
+    async def _try_login(self, logins: DeadLogins, handle: LeaseHandle, password: Secret, deadline: float) -> None:
+        try:
+            tried = await logins.tried(handle, password, deadline=deadline)
+        except asyncio.CancelledError:
+            self.journal.defer(logins.event(handle, Outcome(None, reason="cancelled")))
+            raise
+        self.journal.defer(tried)
 
     def given_back(self, attempt: Attempt, suspects: Sequence[Suspect]) -> None:
         """Remember logins whose database is to be asked, at the latest in `CONFIRM_SECONDS`."""
@@ -53,6 +76,8 @@ class RunLeases:
 
     async def asked(self, suspects: Sequence[Suspect], attempt: Attempt, *, deadline: float) -> Asked:
         """Ask the databases. The logins that look have journals of their own: what is left of one is not known here."""
+        if trying := [task for each in suspects if (task := self._tries.get(each.handle.lease_id))]:
+            await asyncio.wait(trying)
         found = await ask_databases(suspects, attempt, self._broker.duties, deadline=deadline)
         self.journal.in_doubt |= not found.apart
         return found

@@ -10,9 +10,11 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.clock import Clock
+from orchestrator.credentials.witnesses.database import Witness
 from orchestrator.errors import GrantRefused, OrchestratorError
 from orchestrator.grants.credential import Credential
 from orchestrator.grants.scope import OUTSIDE_VAULT, Scope
+from orchestrator.jsontypes import JsonObject
 from orchestrator.ledger.events import LeaseEvent, OrphansSwept
 from orchestrator.ledger.journal import Journal
 from orchestrator.ledger.types import LeaseRecord
@@ -216,6 +218,8 @@ class SweptLogins:
     dropped: tuple[str, ...]
     left: tuple[LoginLeft, ...]
     apart: bool = False
+    witnesses: Mapping[str, Witness] = field(default_factory=dict)
+    """The database's word that nothing else is left, by step key."""
 
 
 class Confirm(StrEnum):
@@ -250,6 +254,13 @@ class Asked:
     told: list[LeaseEvent | OrphansSwept] = field(default_factory=list)
     silent: dict[str, OrchestratorError] = field(default_factory=dict)
     apart: bool = True
+    witnesses: dict[tuple[str, str], Witness] = field(default_factory=dict)
+    """By connection and step key."""
+
+    def witness(self, suspect: Suspect) -> JsonObject:
+        """What is recorded of who says that it is gone; empty where nobody was asked."""
+        found = self.witnesses.get((suspect.handle.connection or "", suspect.step_key))
+        return {} if found is None else found.as_json()
 
 
 class LeasesOfRun(Protocol):
@@ -261,6 +272,9 @@ class LeasesOfRun(Protocol):
 
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Have something done that no step waits for, but the end of the run."""
+
+    def try_login(self, handle: LeaseHandle, password: Secret, *, deadline: float) -> None:
+        """Have a login that Vault says is revoked tried once, which no step waits for, but its database's answer."""
 
     async def asked(self, suspects: Sequence[Suspect], attempt: Attempt, *, deadline: float) -> Asked:
         """Ask the databases at once; see `orchestrator.credentials.closing.ask_databases`."""

@@ -17,6 +17,7 @@ from orchestrator.ledger.lease_events import LeaseEvent as LeaseEvent
 from orchestrator.ledger.lease_events import LeaseExpired as LeaseExpired
 from orchestrator.ledger.lease_events import LeaseFailed as LeaseFailed
 from orchestrator.ledger.lease_events import LeaseIssued as LeaseIssued
+from orchestrator.ledger.lease_events import LeaseLoginTried as LeaseLoginTried
 from orchestrator.ledger.lease_events import LeaseRenewed as LeaseRenewed
 from orchestrator.ledger.lease_events import LeaseRequested as LeaseRequested
 from orchestrator.ledger.lease_events import LeaseRevocationFailed as LeaseRevocationFailed

@@ -42,6 +42,9 @@ TRANSITIONS: dict[LeaseState, frozenset[LeaseState]] = {
 VAULT_REVOKED = "revoked in Vault; its database is yet to be asked"
 """The reason of a lease that is being revoked and of which only one of two witnesses has said that it is gone."""
 
+STILL_WORKS = "its password still works although Vault says that it is revoked; its database is yet to be asked"
+"""The same of one that the third witness has spoken against."""
+
 FINAL = frozenset(state for state, following in TRANSITIONS.items() if not following)
 OPEN = frozenset(TRANSITIONS) - FINAL
 

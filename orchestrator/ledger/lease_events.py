@@ -6,7 +6,7 @@ Vault's handles, which open nothing. Durations are seconds; times are UTC and st
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import ClassVar
 
@@ -115,6 +115,24 @@ class LeaseVaultRevoked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseLoginTried:
+    """After Vault has answered, its login was tried once with its own password. Decides nothing; a witness more."""
+
+    kind: ClassVar[str] = "lease.login_tried"
+    to: ClassVar[LeaseState] = LeaseState.REVOKING
+    lease_id: str
+    refused: bool | None
+    """Whether the server refused it; False: a session was opened, and closed at once. None: that is not known."""
+    sqlstate: str | None = None
+    """The server's own code, such as 28P01 (no such login, or another password); None where there was none."""
+    server: str = ""
+    """Host and port that were connected to."""
+    at: datetime
+    reason: str = ""
+    """Why it is not known, or whence without a code; without secrets."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseRevoked:
     """Confirmed gone. Final."""
 
@@ -124,6 +142,10 @@ class LeaseRevoked:
     confirmed_by: str
     """`vault` (it answered a synchronous revocation), `database` (its catalog was asked, whatever Vault said) or
     `issuer` (who issued it says that it is no longer active)."""
+    witness: JsonObject = field(default_factory=dict)
+    """Of a database: what it said (`role`, `sessions`), which `server` it is, when that was by its own clock (`at`) and
+    who asked (`asked_by`). What is null is not known, and `unknown` says why. Empty where no database was asked, and in
+    older records."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +179,7 @@ LeaseEvent = (
     | LeaseRevoking
     | LeaseRevocationFailed
     | LeaseVaultRevoked
+    | LeaseLoginTried
     | LeaseRevoked
     | LeaseExpired
     | LeaseEnded

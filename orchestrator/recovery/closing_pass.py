@@ -13,10 +13,11 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from orchestrator.credentials.closing import ask_databases, close_lease, suspects_of
 from orchestrator.credentials.types import STEP_TOKEN_KIND, SWEEP_GRANT, Attempt, LeaseHandle, Suspect
+from orchestrator.credentials.witnesses.database import NOT_HELD
 from orchestrator.errors import OrchestratorError
 from orchestrator.ledger.events import (
     WHOLE_RUN,
@@ -230,7 +231,7 @@ async def _ask_databases(services: Services, keys: Sequence[_Key], seconds: floa
     by_step_key = {suspect.step_key: by_lease[suspect.handle.lease_id] for suspect in suspects}
     for event in asked.told:
         owner = by_step_key[event.step_key] if isinstance(event, OrphansSwept) else by_lease[event.lease_id]
-        owner.told.append(event)
+        owner.told.append(event if isinstance(event, OrphansSwept) else _as_seen(event))
     decided = {event.lease_id for event in asked.told if not isinstance(event, OrphansSwept)}
     for suspect in suspects:
         lease_id, connection = suspect.handle.lease_id, suspect.handle.connection
@@ -240,7 +241,15 @@ async def _ask_databases(services: Services, keys: Sequence[_Key], seconds: floa
                 error = f"Vault has revoked it, but `{connection}` could not be asked: {problem.message}"
                 owner.told.append(LeaseRevocationFailed(lease_id=lease_id, error=error))
         elif lease_id not in decided and await _settled(services, owner.lease(lease_id)):
-            owner.told.append(LeaseRevoked(lease_id=lease_id, confirmed_by="database"))
+            witness = asked.witness(suspect)
+            owner.told.append(_as_seen(LeaseRevoked(lease_id=lease_id, confirmed_by="database", witness=witness)))
+
+
+def _as_seen(event: LeaseEvent) -> LeaseEvent:
+    """The event as a process records it that never held the password, so that it could not try it."""
+    if isinstance(event, LeaseRevoked) and event.witness:
+        return replace(event, witness={**event.witness, "password": NOT_HELD})
+    return event
 
 
 def _suspects(keys: Sequence[_Key]) -> list[Suspect]:

@@ -215,4 +215,5 @@ def _of(answer: SweptLogins, step_keys: Collection[str]) -> SweptLogins:
         return any(carries(login, key) for key in step_keys)
 
     left: tuple[LoginLeft, ...] = tuple(each for each in answer.left if ours(each.login))
-    return SweptLogins(tuple(login for login in answer.dropped if ours(login)), left, apart=True)
+    witnesses = {key: witness for key, witness in answer.witnesses.items() if key in step_keys}
+    return SweptLogins(tuple(login for login in answer.dropped if ours(login)), left, apart=True, witnesses=witnesses)

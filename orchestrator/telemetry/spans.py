@@ -27,6 +27,7 @@ from orchestrator.ledger.events import (
     LeaseExpired,
     LeaseFailed,
     LeaseIssued,
+    LeaseLoginTried,
     LeaseRenewed,
     LeaseRequested,
     LeaseRevocationFailed,
@@ -193,6 +194,7 @@ class RunSpans:
         | LeaseRevoking
         | LeaseRevocationFailed
         | LeaseVaultRevoked
+        | LeaseLoginTried
         | LeaseDenied
         | LeaseFailed
         | LeaseRevoked

@@ -79,6 +79,10 @@ class Lying:
         self.proxy.fail(answer, times=times, when=lambda line: "/sys/leases/revoke" in line)
         self.proxy.fail(answer, times=times, when=lambda line: "/revoke-accessor" in line)
 
+    def say_of_leases_alone(self) -> None:
+        """Answer one revocation of a lease, and of its token, which would take the lease along, with what is not so."""
+        self.say(Answer(204, b""), times=1)
+
 
 @pytest.fixture
 def lying(bench: Bench) -> Iterator[Lying]:
@@ -112,9 +116,10 @@ def test_the_database_is_asked_once_for_all_steps_and_both_witnesses_are_on_reco
     logins = steps_logins(bench, outcome.run_id)
     assert len(logins) == 3
     for lease in logins:
-        assert events(bench, outcome.run_id, lease.lease_id)[-3:] == [
+        assert events(bench, outcome.run_id, lease.lease_id)[-4:] == [
             "lease.revoking",
             "lease.vault_revoked",
+            "lease.login_tried",
             "lease.revoked database",
         ]
     assert len(made_to_look(bench, outcome.run_id)) == 1
@@ -138,7 +143,11 @@ def test_a_login_that_lives_although_vault_said_revoked_is_found_and_dropped(lyi
     assert outcome.exit_code is ExitCode.DONE
     (first, *_) = steps_logins(lying.bench, outcome.run_id)
     assert swept(lying.bench, outcome.run_id) == [first.subject]
-    assert events(lying.bench, outcome.run_id, first.lease_id)[-2:] == ["lease.vault_revoked", "lease.revoked database"]
+    assert events(lying.bench, outcome.run_id, first.lease_id)[-3:] == [
+        "lease.vault_revoked",
+        "lease.login_tried",
+        "lease.revoked database",
+    ]
 
 
 NO_CONFIRMATION = [

@@ -136,6 +136,7 @@ def show(
     from orchestrator.cli.display.json_output import print_json
     from orchestrator.cli.display.run_view import life_line
     from orchestrator.cli.display.terminal import console, facts
+    from orchestrator.cli.display.timeline import gone
 
     with ledger_reader() as reader:
         lease = _record(reader, lease_id)
@@ -143,10 +144,11 @@ def show(
         run = reader.run(lease.run_id)
     task = run.task if run is not None else None
     if as_json:
-        print_json({"lease": lease, "task": task, "events": events})
+        print_json({"lease": lease, "task": task, "events": events, "gone": gone(events)})
         return
     screen = console()
-    screen.print(facts(_facts(lease, task)))
+    over = "gone" if lease.state is LeaseState.REVOKED else "so far"
+    screen.print(facts([*_facts(lease, task), (over, "; ".join(gone(events)))]))
     screen.print()
     screen.print(life_line(lease, events))
 

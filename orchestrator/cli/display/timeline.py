@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING
 
 from orchestrator.cli.display.terminal import scope_words
 from orchestrator.jsontypes import JsonObject, JsonValue
+
+if TYPE_CHECKING:
+    from orchestrator.ledger.types import EventRecord
 
 
 def _text(value: JsonValue) -> str:
@@ -62,6 +67,64 @@ def _swept(data: JsonObject) -> str:
     return f"{data['step_key']} in {data['connection']}: {roles}"
 
 
+def _tried(data: JsonObject) -> str:
+    where = f" at {data['server']}" if data.get("server") else ""
+    match data["refused"]:
+        case True:
+            return f"its password is refused{where} ({_text(data.get('sqlstate')) or data.get('reason')})"
+        case False:
+            return f"its password STILL WORKS{where}"
+    return _with_reason(f"whether its password works{where} is not known", data.get("reason"))
+
+
+def _revoked(data: JsonObject) -> str:
+    return f"confirmed by {_by_database(data) or data['confirmed_by']}"
+
+
+def _by_database(data: JsonObject) -> str:
+    """What a database said of an absent login, who asked it and when; empty where that is not on record."""
+    witness = data.get("witness")
+    if not isinstance(witness, Mapping) or not witness:
+        return ""
+    server, unknown = witness.get("server"), witness.get("unknown")
+    known, missing = (dict(each) if isinstance(each, Mapping) else {} for each in (server, unknown))
+    sessions, others = witness.get("sessions"), witness.get("sessions_of_dropped_roles")
+    if others:
+        missing["sessions"] = f"{others} of dropped roles, whose ones nothing tells"
+    where = f" {known['database']} at {known['address']}" if known.get("address") else ""
+    system = f" (system {known['system']})" if known.get("system") else ""
+    said = (
+        f"role {witness['role']}",
+        f"{sessions} sessions" if sessions is not None else "",
+        *(f"{name} not known ({why})" for name, why in missing.items()),
+        f"asked by {witness['asked_by']}",
+        _clock(datetime.fromisoformat(str(witness["at"]))) if witness.get("at") else "",
+    )
+    return f"database{where}{system}: {', '.join(filter(None, said))}"
+
+
+def gone(events: Iterable[EventRecord]) -> list[str]:
+    """Who says of a lease that it is gone, and of a login whether its password was tried; nothing where nobody does."""
+    last = {event.kind: event for event in events}
+    vault, tried, revoked = (last.get(f"lease.{kind}") for kind in ("vault_revoked", "login_tried", "revoked"))
+    said = [f"Vault {_clock(vault.time)}"] if vault is not None else []
+    by_database = _by_database(revoked.data) if revoked is not None else ""
+    if revoked is not None:
+        alone = {"vault": "Vault alone", "issuer": "its issuer"}.get(str(revoked.data["confirmed_by"]), "its database")
+        said.append(by_database or f"{alone} {_clock(revoked.time)}")
+    if tried is not None:
+        said.append(_tried(tried.data))
+    elif revoked is not None and by_database:
+        witness = revoked.data["witness"]
+        held = witness.get("password") if isinstance(witness, Mapping) else None
+        said.append(_with_reason("its password was not tried", held))
+    return said
+
+
+def _clock(moment: datetime) -> str:
+    return moment.astimezone().strftime("%H:%M:%S")
+
+
 def _issued(data: JsonObject) -> str:
     said = " ".join(filter(None, (_text(data.get("subject")), f"for {data['ttl']}s")))
     return "; ".join(filter(None, (said, not_looked_for(data.get("not_looked_for")))))
@@ -106,7 +169,8 @@ _WORDS: Mapping[str, Callable[[JsonObject], str]] = {
     "lease.revoking": lambda data: _text(data.get("reason")),
     "lease.revocation_failed": lambda data: _text(data.get("error")),
     "lease.vault_revoked": lambda data: "by Vault; its database is yet to be asked",
-    "lease.revoked": lambda data: f"confirmed by {data['confirmed_by']}",
+    "lease.login_tried": _tried,
+    "lease.revoked": _revoked,
     "lease.expired": lambda data: "",
     "lease.ended": _ended,
     "orphans.swept": _swept,

@@ -27,6 +27,7 @@ from orchestrator.ledger.events import (
     LeaseExpired,
     LeaseFailed,
     LeaseIssued,
+    LeaseLoginTried,
     LeaseRenewed,
     LeaseRequested,
     LeaseRevocationFailed,
@@ -42,7 +43,7 @@ from orchestrator.ledger.events import (
     RunTakenOver,
     StepFinished,
 )
-from orchestrator.ledger.lease import FINAL, VAULT_REVOKED, LeaseState, check_transition
+from orchestrator.ledger.lease import FINAL, STILL_WORKS, VAULT_REVOKED, LeaseState, check_transition
 from orchestrator.ledger.states import RESUMABLE, RunState, StepState, TaskState
 from orchestrator.ledger.storage.codec import canonical_json
 from orchestrator.ledger.storage.times import time_to_text
@@ -310,6 +311,8 @@ def _lease_changes(before: Row, event: LeaseEvent, time: str) -> Row:
             }
         case LeaseVaultRevoked():
             return {"reason": VAULT_REVOKED}
+        case LeaseLoginTried():
+            return {"reason": STILL_WORKS} if event.refused is False else {}
         case LeaseRevoked() | LeaseExpired():
             return {"reason": ""}
         case LeaseEnded():
