@@ -20,6 +20,7 @@ from orchestrator.credentials.parts import BrokerParts
 from orchestrator.credentials.run_leases import RunLeases
 from orchestrator.credentials.types import STEP_TOKEN_KIND, Attempt, LeaseHandle, LeasesOfRun, Suspect
 from orchestrator.credentials.upkeep import Upkeep
+from orchestrator.credentials.witnesses.dead_login import DeadLogin
 from orchestrator.errors import OrchestratorError
 from orchestrator.grants.credential import Credential
 from orchestrator.ledger.events import Event, LeaseEvent, LeaseFailed, LeaseRevoking, OrphansSwept
@@ -146,7 +147,7 @@ class StepLeases:
         await self._settle()
         self._opening.step_token = None
         held, self._opening.held = [*reversed(self._opening.held)], []
-        passwords, self._opening.passwords = self._opening.passwords, {}
+        to_try, self._opening.to_try = self._opening.to_try, {}
         tokens = [handle for handle in held if handle.grant_kind == STEP_TOKEN_KIND]
         beginning = self._run.journal.append(
             *self.epilogue,
@@ -155,7 +156,7 @@ class StepLeases:
         )
         self._opening.unasked = {}
         leases = [handle for handle in held if handle not in tokens]
-        taking_back = self._take_back(leases, tokens, passwords, deadline)
+        taking_back = self._take_back(leases, tokens, to_try, deadline)
         recorded, taken = await asyncio.gather(beginning, taking_back, return_exceptions=True)
         if isinstance(taken, BaseException):
             raise taken
@@ -166,8 +167,8 @@ class StepLeases:
             self._run.journal.defer(*taken.ends)
             self._run.given_back(self._attempt, taken.suspects)
             for suspect in taken.suspects:
-                if (password := passwords.pop(suspect.handle.lease_id, None)) is not None:
-                    self._run.try_login(suspect.handle, password, deadline=deadline)
+                if (dead := to_try.pop(suspect.handle.lease_id, None)) is not None:
+                    self._run.try_login(dead, deadline=deadline)
         if self._own is not None:
             await self._own.settle()
         if isinstance(recorded, BaseException):
@@ -177,7 +178,7 @@ class StepLeases:
         self,
         held: Sequence[LeaseHandle],
         tokens: Sequence[LeaseHandle],
-        passwords: dict[str, Secret],
+        to_try: dict[str, DeadLogin],
         deadline: float,
     ) -> _TakenBack:
         """Have Vault revoke the leases; the step's token is left, since nobody waits for its end.
@@ -193,20 +194,20 @@ class StepLeases:
         if all(suspect.vault_agrees for suspect in suspects):
             return _TakenBack(ends, suspects, tokens)
         ends += [await close_lease(handle, broker.vault, deadline=deadline) for handle in tokens]
-        ends += await self._tried(suspects, passwords, deadline)  # while there is still something to be refused
+        ends += await self._tried(suspects, to_try, deadline)  # while there is still something to be refused
         told = (await self._run.asked(suspects, attempt, deadline=deadline)).told
         decided = {event.lease_id for event in told if not isinstance(event, OrphansSwept)}
         left = [each for each in suspects if each.vault_agrees and each.handle.lease_id not in decided]
         return _TakenBack(merged(ends, told), left)
 
     async def _tried(
-        self, suspects: Sequence[Suspect], passwords: dict[str, Secret], deadline: float
+        self, suspects: Sequence[Suspect], to_try: dict[str, DeadLogin], deadline: float
     ) -> Sequence[LeaseEvent]:
         if (logins := self._broker.dead_logins) is None:
             return []
-        revoked = [each.handle for each in suspects if each.vault_agrees and each.handle.lease_id in passwords]
-        tries = [logins.tried(each, passwords.pop(each.lease_id), deadline=deadline) for each in revoked]
-        return await asyncio.gather(*tries)
+        revoked = [each.handle.lease_id for each in suspects if each.vault_agrees]
+        dead = [to_try.pop(lease_id) for lease_id in revoked if lease_id in to_try]
+        return await asyncio.gather(*(logins.tried(each, deadline=deadline) for each in dead))
 
     async def _ended(self, held: Sequence[LeaseHandle], deadline: float) -> list[LeaseEvent | OrphansSwept]:
         """What becomes of the leases. Other issuers than Vault are asked meanwhile: a slow one holds up nobody."""

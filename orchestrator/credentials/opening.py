@@ -25,6 +25,7 @@ from orchestrator.credentials.types import (
     LeaseHandle,
     LeasesOfRun,
 )
+from orchestrator.credentials.witnesses.dead_login import DeadLogin
 from orchestrator.environment import setting_of
 from orchestrator.errors import GrantRefused, LedgerError, OrchestratorError
 from orchestrator.grants.credential import Credential
@@ -72,8 +73,8 @@ class Opening:
         self.attempt = attempt
         self.held: list[LeaseHandle] = []
         self.unasked: dict[str, Scope] = {}
-        self.passwords: dict[str, Secret] = {}
-        """Of logins that are tried when Vault says that they are revoked, by lease id; until then."""
+        self.to_try: dict[str, DeadLogin] = {}
+        """The logins that are tried when Vault says that they are revoked, by lease id; until then."""
         self.unrecorded: tuple[Event, ...] = ()
         """What goes along with the first intent, until that is on record."""
         self.stop = asyncio.Event()
@@ -234,8 +235,8 @@ class Opening:
             revoke=issued.revoke,
         )
         password = issued.credential.fields.get("password")
-        if password is not None and broker.tries(handle, self.attempt.step_key):
-            self.passwords[lease_id] = password
+        if password is not None and scope.connection and broker.tries(handle, self.attempt.step_key):
+            self.to_try[lease_id] = DeadLogin(lease_id, scope.connection, issued.subject, password)
         self.held.append(handle)  # held first and recorded second: if the record fails, closing knows what to revoke
         await self.run.journal.append(
             self._issued_event(

@@ -15,12 +15,11 @@ from typing import Any
 
 from orchestrator.credentials.closing import ask_databases
 from orchestrator.credentials.parts import BrokerParts
-from orchestrator.credentials.types import Asked, Attempt, LeaseHandle, Suspect
-from orchestrator.credentials.witnesses.dead_login import DeadLogins, Outcome
+from orchestrator.credentials.types import Asked, Attempt, Suspect
+from orchestrator.credentials.witnesses.dead_login import DeadLogin, DeadLogins, Outcome
 from orchestrator.errors import LedgerError, OrchestratorError
 from orchestrator.ledger.events import WHOLE_RUN, LeaseRevocationFailed
 from orchestrator.ledger.journal import Journal
-from orchestrator.secret import Secret
 
 log = logging.getLogger(__name__)
 
@@ -52,18 +51,18 @@ class RunLeases:
         task.add_done_callback(self._done)
         return task
 
-    def try_login(self, handle: LeaseHandle, password: Secret, *, deadline: float) -> None:
+    def try_login(self, dead: DeadLogin, *, deadline: float) -> None:
         """Have a login that Vault says is revoked tried once. What comes of it is on record before its lease's end."""
         if (logins := self._broker.dead_logins) is not None:
-            trying = self._begin(self._try_login(logins, handle, password, deadline))
-            self._tries[handle.lease_id] = trying
-            trying.add_done_callback(lambda done: self._tries.pop(handle.lease_id, None))
+            trying = self._begin(self._try_login(logins, dead, deadline))
+            self._tries[dead.lease_id] = trying
+            trying.add_done_callback(lambda done: self._tries.pop(dead.lease_id, None))
 
-    async def _try_login(self, logins: DeadLogins, handle: LeaseHandle, password: Secret, deadline: float) -> None:
+    async def _try_login(self, logins: DeadLogins, dead: DeadLogin, deadline: float) -> None:
         try:
-            tried = await logins.tried(handle, password, deadline=deadline)
+            tried = await logins.tried(dead, deadline=deadline)
         except asyncio.CancelledError:
-            self.journal.defer(logins.event(handle, Outcome(None, reason="cancelled")))
+            self.journal.defer(logins.event(dead, Outcome(None, reason="cancelled")))
             raise
         self.journal.defer(tried)
 

@@ -23,6 +23,7 @@ from orchestrator.vault.faults import Outcome, VaultUnavailable
 from orchestrator.vault.session import VaultSession
 
 if TYPE_CHECKING:
+    from orchestrator.credentials.witnesses.dead_login import DeadLogin
     from orchestrator.issuers.declared import DeclaredIssuer
 
 STEP_TOKEN_KIND = "step-token"  # noqa: S105 -- a kind of lease
@@ -273,7 +274,7 @@ class LeasesOfRun(Protocol):
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Have something done that no step waits for, but the end of the run."""
 
-    def try_login(self, handle: LeaseHandle, password: Secret, *, deadline: float) -> None:
+    def try_login(self, dead: DeadLogin, *, deadline: float) -> None:
         """Have a login that Vault says is revoked tried once, which no step waits for, but its database's answer."""
 
     async def asked(self, suspects: Sequence[Suspect], attempt: Attempt, *, deadline: float) -> Asked:

@@ -154,8 +154,8 @@ class Upkeep:
         await opening.run.journal.append(end)
         if isinstance(end, LeaseVaultRevoked):
             self.retired.append((handle, end))
-            if (password := opening.passwords.pop(lease_id, None)) is not None:
-                opening.run.try_login(handle, password, deadline=deadline)
+            if (dead := opening.to_try.pop(lease_id, None)) is not None:
+                opening.run.try_login(dead, deadline=deadline)
         if not isinstance(end, LeaseRevocationFailed):
             opening.held.remove(handle)
 

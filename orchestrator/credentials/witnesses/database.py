@@ -98,7 +98,7 @@ class Looking:
     _outlasted: set[str] = field(default_factory=set)
 
     async def left(self, step_keys: Sequence[str], names_system: bool | None) -> tuple[list[str], Witness]:
-        """The logins of these step keys that are there now, and the witness. `names_system`: what `MAY_NAME_SYSTEM` gave.
+        """The logins of these step keys that are there now, and who says so; `names_system`: see `MAY_NAME_SYSTEM`.
 
         Raises Refused where it is the first time that the server does not answer all of it, and psycopg.Error.
         """

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 from orchestrator.clock import Clock
 from orchestrator.credentials.arrival import unknown_login
-from orchestrator.credentials.types import LeaseHandle
 from orchestrator.ledger.events import LeaseLoginTried
 from orchestrator.network.postgres import protected, why, without_settings
 from orchestrator.secret import Secret
@@ -41,6 +40,16 @@ _PROTOCOL_VIOLATION = "08P01"
 
 
 @dataclass(frozen=True, slots=True)
+class DeadLogin:
+    """A login of a step, kept until it is tried."""
+
+    lease_id: str
+    connection: str
+    login: str
+    password: Secret
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What came of one try. `refused` is None where it tells nothing of the login, and `reason` says why."""
 
@@ -56,27 +65,27 @@ class DeadLogins:
     addresses: Mapping[str, str]
     clock: Clock
 
-    async def tried(self, handle: LeaseHandle, password: Secret, *, deadline: float) -> LeaseLoginTried:
+    async def tried(self, dead: DeadLogin, *, deadline: float) -> LeaseLoginTried:
         """Try it once, until `deadline` (monotonic) and for `TRY_SECONDS` at most. Whatever comes of it is no error."""
-        address = self.addresses.get(handle.connection or "")
+        address = self.addresses.get(dead.connection)
         seconds = min(TRY_SECONDS, deadline - self.clock.monotonic())
         if address is None:
             outcome = Outcome(None, reason="no endpoint is configured for it")
         elif seconds <= 0:
             outcome = Outcome(None, reason="there was no time left for it")
         else:
-            outcome = await _try(address, handle.subject, password, seconds)
+            outcome = await _try(address, dead.login, dead.password, seconds)
         if outcome.refused is False:
-            log.warning("the login of lease %s still works although Vault has revoked it", handle.lease_id)
-        return self.event(handle, outcome)
+            log.warning("the login of lease %s still works although Vault has revoked it", dead.lease_id)
+        return self.event(dead, outcome)
 
-    def event(self, handle: LeaseHandle, outcome: Outcome) -> LeaseLoginTried:
+    def event(self, dead: DeadLogin, outcome: Outcome) -> LeaseLoginTried:
         """What to record."""
         return LeaseLoginTried(
-            lease_id=handle.lease_id,
+            lease_id=dead.lease_id,
             refused=outcome.refused,
             sqlstate=outcome.sqlstate,
-            server=_place(self.addresses.get(handle.connection or "", "")),
+            server=_place(self.addresses.get(dead.connection, "")),
             at=self.clock.now(),
             reason=outcome.reason,
         )
