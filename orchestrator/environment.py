@@ -65,6 +65,7 @@ NAMES = frozenset(
         "SLACK_TOKEN_FILE",
         "SWEEP_INTERVAL",
         "TOKEN_ISSUER",
+        "TRY_DEAD_LOGINS",
         "VAULT_ADDR",
         "VAULT_CACERT",
         "VAULT_NAMESPACE",

@@ -103,6 +103,7 @@ SCENARIOS: dict[tuple[LeaseState | None, LeaseState], tuple[Scenario, ...]] = {
         Scenario("lease.revocation_failed", fault="stuck"),
         Scenario("lease.vault_revoked"),
         Scenario("lease.vault_revoked", in_recovery=True),
+        Scenario("lease.login_tried", beside=True),
     ),
     (S.REVOKING, S.REVOKED): (
         Scenario("lease.revoked"),

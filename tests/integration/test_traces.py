@@ -165,7 +165,7 @@ def test_a_run_is_received_as_a_tree_of_attempts_and_leases(bench: Bench, collec
         assert all(span.end_time_unix_nano <= attempt.end_time_unix_nano for span in below)
     lease = spans["lease db", "ask"]
     assert attributes(lease)["state"] == "revoked"
-    assert [event.name for event in lease.events] == ["issued", "revoking", "vault_revoked", "revoked"]
+    assert [event.name for event in lease.events] == ["issued", "revoking", "vault_revoked", "login_tried", "revoked"]
     assert attributes(spans["lease gone", "refused"])["state"] == "denied"
     assert attributes(whole) == {
         "run": "run-traced",

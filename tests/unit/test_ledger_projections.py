@@ -16,15 +16,18 @@ from orchestrator.ledger.events import (
     LeaseEnded,
     LeaseFailed,
     LeaseIssued,
+    LeaseLoginTried,
     LeaseRenewed,
     LeaseRequested,
     LeaseRevocationFailed,
     LeaseRevoked,
     LeaseRevoking,
+    LeaseVaultRevoked,
     RunFinished,
     RunStarted,
     StepFinished,
 )
+from orchestrator.ledger.lease import STILL_WORKS, VAULT_REVOKED
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.storage.codec import canonical_json, event_to_text
 from orchestrator.ledger.storage.projections import RunRows, project, storable
@@ -90,6 +93,14 @@ def test_a_confirmed_revocation_closes_the_lease_and_clears_the_error() -> None:
     assert (lease["state"], lease["reason"], lease["closed_at"]) == ("revoked", "", "t7")
 
 
+@pytest.mark.parametrize(("refused", "reason"), [(True, VAULT_REVOKED), (None, VAULT_REVOKED), (False, STILL_WORKS)])
+def test_a_login_that_still_works_is_no_more_said_to_be_revoked(refused: bool | None, reason: str) -> None:
+    tried = LeaseLoginTried(lease_id="L", refused=refused, at=NOON)
+    rows = after(STARTED, ATTEMPT, REQUESTED, ISSUED, REVOKING, LeaseVaultRevoked(lease_id="L"), tried)
+    assert (rows.leases["L"]["state"], rows.leases["L"]["reason"]) == ("revoking", reason)
+    assert project(rows, [("t8", REVOKED)]).leases["L"]["reason"] == ""
+
+
 @pytest.mark.parametrize(
     ("valid_until", "reason"),
     [(NOON, "valid until 2026-01-31T12:00:00.000000Z"), (None, "valid until its owner changes it")],
@@ -112,6 +123,7 @@ def test_an_ended_lease_says_how_long_its_secret_stays_valid(valid_until: dateti
         [REQUESTED, REVOKING, ISSUED],
         [REQUESTED, LeaseFailed(lease_id="L", reason="no"), REVOKING],
         [REQUESTED, REVOKING, REVOKED, REVOKING],
+        [REQUESTED, REVOKING, REVOKED, LeaseLoginTried(lease_id="L", refused=True, at=NOON)],
     ],
     ids=lambda events: "-".join(event.kind.removeprefix("lease.") for event in events),
 )

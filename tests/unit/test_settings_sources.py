@@ -430,6 +430,7 @@ FITTING = {
     "confirm": '"vault"',
     "queue": "true",
     "vault_plain_http": "true",
+    "try_dead_logins": "false",
     "connection_leases": "2",
     "sweep_interval": "5",
     "policy_on_error": '"deny"',

@@ -5,6 +5,9 @@ ended), in one transaction. `revoke_or_disable` tells why a login is still there
 only if the login could still be used. So Vault's word alone means that nobody can log in any more; whether the role is
 gone, too, the orchestrator asks the catalog.
 
+What a transaction has seen of the sessions stays as it was until it is told to forget that (PostgreSQL manual, 27.2.2):
+before the last look at them it is, since one that began meanwhile would outlive its role.
+
 Whether owned objects go or stay is written on the role as a comment when it is created, so that every way of taking a
 login back obeys it; only the owner of a role may change its comment, which an ephemeral login is not (PostgreSQL
 manual, COMMENT). Objects that stay are given to Vault's login: a scope role would hand them to every later step of its
@@ -87,6 +90,7 @@ BEGIN
         EXECUTE format('DROP OWNED BY %I', login);
     END IF;
     EXECUTE format('DROP ROLE %I', login);
+    PERFORM pg_stat_clear_snapshot();
     PERFORM pg_terminate_backend(pid) FROM pg_stat_activity WHERE usesysid = login_oid;
 END
 $body$""",  # noqa: S608 -- constants of this module
