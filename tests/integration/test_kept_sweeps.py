@@ -52,6 +52,8 @@ async def test_many_calls_are_confirmed_over_one_session(provisioned: Bench, mon
         assert len(provisioned.sql(SWEEPERS)) == 1
         confirmed = [event for event in provisioned.events if isinstance(event, LeaseRevoked)]
         assert len([event for event in confirmed if event.confirmed_by == "database"]) >= 24
+        asked_by = {event.witness["asked_by"] for event in confirmed if event.confirmed_by == "database"}
+        assert asked_by == set(provisioned.sql(SWEEPERS)), "each has the word of the server, to the login that is kept"
         reader = desk.services.reader
         await eventually(lambda: reader.runs(workflow="(sweep)")[0].state is RunState.SUCCEEDED)
         assert provisioned.sql(SWEEPERS) == []

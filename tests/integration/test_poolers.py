@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from bench import Bench, prepare
 from pgbouncer import PgBouncer, pgbouncer
+from psycopg.conninfo import conninfo_to_dict
 from test_proof import excess, prove
 
 from orchestrator.actions.catalog import catalog
@@ -21,7 +22,7 @@ from orchestrator.credentials.types import Attempt
 from orchestrator.devstack.stack import DevStack
 from orchestrator.errors import ExitCode
 from orchestrator.inference.workflows import open_catalogs
-from orchestrator.ledger.events import RunStarted
+from orchestrator.ledger.events import LeaseLoginTried, LeaseRevoked, RunStarted
 from orchestrator.ledger.ids import new_run_id, new_step_key
 from orchestrator.ledger.states import StepState
 from orchestrator.provision.declarations import load_declarations
@@ -127,6 +128,24 @@ def test_a_step_has_the_settings_of_its_session_and_nothing_of_it_is_left(pooled
     assert pooled.rows(reads(SETTINGS)) == [{**TOLD, "path": '"$user", public'}]
     assert pooled.pooled_logins(), "it did not go through the pooler"
     pooled.bench.assert_nothing_left()
+
+
+def test_the_server_behind_the_pooler_says_that_the_login_is_gone_and_the_pooler_refuses_it(pooled: Pooled) -> None:
+    pooled.rows(reads("SELECT 1 AS one"))
+    tried, revoked = (
+        next(event for event in pooled.bench.events if isinstance(event, kind) and getattr(event, name, None))
+        for kind, name in ((LeaseLoginTried, "refused"), (LeaseRevoked, "witness"))
+    )
+    assert tried.server == place_of(pooled.pooler.endpoint)
+    assert tried.sqlstate in ("08P01", "28P01"), "in the words of the pooler, which differ from version to version"
+    (system,) = pooled.bench.sql("SELECT system_identifier::text FROM pg_control_system()")
+    server = {"system": system, "address": place_of(pooled.bench.info.support_dsn.reveal()), "database": "support"}
+    assert (revoked.witness["sessions"], revoked.witness["server"]) == (0, server)
+
+
+def place_of(dsn: str) -> str:
+    given = conninfo_to_dict(dsn)
+    return f"{given['host']}:{given['port']}"
 
 
 def test_what_the_database_has_set_otherwise_does_not_matter(pooled: Pooled) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 from bench import Bench, prepare
+from psycopg.conninfo import conninfo_to_dict
 from standby import Standby
 from test_proof import excess, of
 
@@ -22,7 +23,7 @@ from orchestrator.credentials.types import Attempt
 from orchestrator.devstack.postgres import Postgres
 from orchestrator.devstack.stack import DevStack
 from orchestrator.errors import ExitCode, OrchestratorError
-from orchestrator.ledger.events import RunStarted
+from orchestrator.ledger.events import LeaseLoginTried, LeaseRevoked, RunStarted
 from orchestrator.ledger.ids import new_run_id, new_step_key
 from orchestrator.ledger.states import StepState
 from orchestrator.proof.examine import Examination
@@ -120,6 +121,20 @@ steps:
     timeout: 50s
     outputs: [rows]
 """
+
+
+def test_the_primary_says_that_the_login_is_gone_and_refuses_it(replicated: Replicated) -> None:
+    assert replicated.run(READS).exit_code is ExitCode.DONE
+    (tried,) = (event for event in replicated.bench.events if isinstance(event, LeaseLoginTried))
+    (witness,) = (
+        event.witness for event in replicated.bench.events if isinstance(event, LeaseRevoked) and event.witness
+    )
+    given = conninfo_to_dict(replicated.bench.info.support_dsn.reveal())
+    primary = f"{given['host']}:{given['port']}"
+    assert (tried.refused, tried.sqlstate, tried.server) == (True, "28P01", primary)
+    server = witness["server"]
+    assert isinstance(server, dict)
+    assert (witness["sessions"], server["address"]) == (0, primary)
 
 
 class Listener(logging.Handler):

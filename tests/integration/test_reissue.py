@@ -20,6 +20,7 @@ from orchestrator.errors import ExitCode
 from orchestrator.grants.scope import normalise
 from orchestrator.ledger.events import (
     LeaseIssued,
+    LeaseLoginTried,
     LeaseRenewed,
     LeaseRequested,
     LeaseRevoked,
@@ -176,6 +177,8 @@ def test_a_new_lease_is_on_record_before_it_is_issued_and_the_old_one_goes_after
         if isinstance(event, LeaseVaultRevoked | LeaseRevoked) and event.lease_id in of_step
     ]
     by_vault = [lease for kind, lease in ends if kind is LeaseVaultRevoked]
+    tried = {event.lease_id: event.refused for event in bench.events if isinstance(event, LeaseLoginTried)}
+    assert tried == dict.fromkeys(by_vault, True), "also of what another one has taken the place of"
     assert {first, second} <= set(by_vault)
     before = ends[: ends.index((LeaseRevoked, token))]
     assert [lease for _, lease in before] == by_vault, "the step's own token goes when nothing hangs from it any more"
