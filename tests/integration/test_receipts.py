@@ -76,7 +76,15 @@ def test_a_receipt_says_who_held_what_why_and_who_confirmed_its_end(written: Wri
     assert document["decision"]["allow"] is True
     assert document["decision"]["step"] == "one"
     assert [each["kind"] for each in document["history"]][:2] == ["lease.requested", "lease.issued"]
-    assert document["history"][-1]["confirmed_by"] == "database"
+    assert [each["kind"] for each in document["history"]][-3:] == [
+        "lease.vault_revoked",
+        "lease.login_tried",
+        "lease.revoked",
+    ]
+    *_, tried, revoked = document["history"]
+    assert (tried["refused"], tried["sqlstate"]) == (True, "28P01")
+    assert (revoked["confirmed_by"], revoked["witness"]["role"]) == ("database", "absent")
+    assert revoked["witness"]["asked_by"].startswith("orc_sweep-")
     assert 0 < document["held_seconds"] < 120
     assert escaped_secrets([written.folder]) == []
 
