@@ -8,7 +8,10 @@ neither connects to the database. They take turns in one run. Prints seconds and
 The loop keeps no record. The orchestrator's ledger is SQLite and waits for the disk at every commit;
 PostgreSQL, which Vault works on, does so only with --durable.
 
-    python benchmarks/steps.py [--steps 100] [--rounds 3] [--durable]
+With --witnesses the same workflows are run with Vault's word alone, with the database's, and with the database's and a
+try of each dead password (the default): what each witness more costs.
+
+    python benchmarks/steps.py [--steps 100] [--rounds 3] [--durable] [--witnesses]
 """
 
 from __future__ import annotations
@@ -19,11 +22,13 @@ import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import hvac
 from installed import GRANT, Catalog, Nothing, Servers, servers
 
 from orchestrator.assembly import open_services
+from orchestrator.credentials.types import Confirm
 from orchestrator.grants.policy_names import step_policy_name, token_role_name
 from orchestrator.grants.scope import normalise
 from orchestrator.ledger.ids import new_run_id
@@ -44,9 +49,10 @@ def workflow(steps: int, *, sequential: bool) -> LoadedWorkflow:
     return load_text("\n".join(lines), filename="bench.yaml", actions=Catalog())
 
 
-async def orchestrated(stack: Servers, loaded: LoadedWorkflow, ledger: str) -> float:
+async def orchestrated(stack: Servers, loaded: LoadedWorkflow, ledger: str, **changes: Any) -> float:
     """Seconds of one run, from its first record to its last."""
-    async with open_services(stack.config(ledger, parallel=PARALLEL), redactor=Redactor()) as services:
+    config = replace(stack.config(ledger, parallel=PARALLEL), **changes)
+    async with open_services(config, redactor=Redactor()) as services:
         runner = Runner(replace(services, action=lambda name: Nothing()))
         await services.broker.vault.login(deadline=time.monotonic() + 10)
         begin = time.perf_counter()
@@ -83,16 +89,46 @@ def bare(stack: Servers, loaded: LoadedWorkflow, *, workers: int) -> float:
     return time.perf_counter() - begin
 
 
+WITNESSES: dict[str, dict[str, Any]] = {
+    "Vault": {"confirm": {"support": Confirm.VAULT}},
+    "Vault and database": {"try_dead_logins": False},
+    "Vault, database and password": {},
+}
+"""Who is asked that a login is gone, and how the runner is told so."""
+
+
+def compare_witnesses(stack: Servers, loaded: LoadedWorkflow, rounds: int) -> None:
+    """Runs that differ only in who is asked, in turns; the ratios are to the first."""
+    took: dict[str, list[float]] = {name: [] for name in WITNESSES}
+    asyncio.run(orchestrated(stack, loaded, f"{loaded.workflow.name}-warm"))
+    for number in range(rounds):
+        for place, (name, changes) in enumerate(WITNESSES.items()):
+            ledger = f"{loaded.workflow.name}-{place}-{number}"
+            took[name].append(asyncio.run(orchestrated(stack, loaded, ledger, **changes)))
+    first = took["Vault"]
+    for name, seconds in took.items():
+        ratios = [mine / other for mine, other in zip(seconds, first, strict=True)]
+        print(
+            f"{loaded.workflow.name}, {len(loaded.workflow.steps)} steps, asked: {name}: "
+            f"{statistics.median(seconds):.2f} s, ratio {statistics.median(ratios):.2f} "
+            f"(min {min(ratios):.2f}, max {max(ratios):.2f}); best rounds {min(seconds) / min(first):.2f}"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--durable", action="store_true", help="let PostgreSQL wait for the disk, as in production")
+    parser.add_argument("--witnesses", action="store_true", help="compare who is asked that a login is gone")
     given = parser.parse_args()
     loads = {sequential: workflow(given.steps, sequential=sequential) for sequential in (True, False)}
     with servers(durable=given.durable) as stack:
         stack.install([loaded.workflow for loaded in loads.values()])
         for sequential, loaded in loads.items():
+            if given.witnesses:
+                compare_witnesses(stack, loaded, given.rounds)
+                continue
             workers = 1 if sequential else PARALLEL
             bare(stack, loaded, workers=workers)
             ours, theirs = [], []

@@ -186,7 +186,7 @@ class DatabaseDuties:
             deadline=until,
             max_ttl=None,
         )
-        broker = replace(self.broker, grace=min(self.broker.grace, half), dead_logins=None)
+        broker = replace(self.broker, grace=min(self.broker.grace, half))
         # What was found counts even if taking the login back takes longer: that has a limit of its own.
         async with AsyncExitStack() as stack, _until(until, duty):
             login = (await stack.enter_async_context(broker.open(own, run=run)))[scope.name].fields

@@ -179,6 +179,10 @@ def test_a_new_lease_is_on_record_before_it_is_issued_and_the_old_one_goes_after
     by_vault = [lease for kind, lease in ends if kind is LeaseVaultRevoked]
     tried = {event.lease_id: event.refused for event in bench.events if isinstance(event, LeaseLoginTried)}
     assert tried == dict.fromkeys(by_vault, True), "also of what another one has taken the place of"
+    later = [(type(event), getattr(event, "lease_id", "")) for event in bench.events]
+    assert later.index((LeaseLoginTried, first)) < later.index((LeaseRevoking, second)), (
+        "and that while the step goes on"
+    )
     assert {first, second} <= set(by_vault)
     before = ends[: ends.index((LeaseRevoked, token))]
     assert [lease for _, lease in before] == by_vault, "the step's own token goes when nothing hangs from it any more"
