@@ -701,6 +701,11 @@ def back_to_r0005(url: str) -> None:
             "agent_block",
             "gate",
             "queue_pause",
+            "log",
+            "log_leaf",
+            "log_node",
+            "log_checkpoint",
+            "log_published",
             "lease_waiter",
         ):
             connection.execute(text(f"DROP TABLE {table}"))
@@ -713,9 +718,9 @@ def back_to_r0005(url: str) -> None:
             "lease_origin_by_all",
         }
         for index in INDEXES:
-            if index.name not in kept and not str(index.name).startswith(("approval_", "lease_waiter_")):
+            if index.name not in kept and not str(index.name).startswith(("approval_", "lease_waiter_", "log_leaf_")):
                 connection.execute(text(f"DROP INDEX {index.name}"))
-        for column in ("task", "deadline", "idle", "retry_of"):
+        for column in ("task", "deadline", "idle", "retry_of", "logged"):
             connection.execute(text(f"ALTER TABLE run DROP COLUMN {column}"))
         connection.execute(text("ALTER TABLE run_owner DROP COLUMN renewal"))
         for name in filters:

@@ -36,6 +36,8 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
         datetime: times,
         datetime | None: st.none() | times,
         int | None: st.none() | st.integers(),
+        bool | None: st.none() | st.booleans(),
+        str | None: st.none() | st.text(),
         tuple[str, ...]: st.lists(st.text(), max_size=3).map(tuple),
         tuple[str, ...] | None: st.none() | st.lists(st.text(), max_size=3).map(tuple),
     }
