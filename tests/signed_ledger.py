@@ -24,6 +24,7 @@ from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.states import RunState
 from orchestrator.ledger.storage.chain import Head, genesis, link
 from orchestrator.redaction.redactor import Redactor
+from orchestrator.runs.types import Services
 from orchestrator.secret import Secret
 
 STEP = """
@@ -90,14 +91,14 @@ def signed_ledger(bench: Bench, folder: Path) -> SignedLedger:
 
 async def _small_runs(bench: Bench, told: dict[str, object]) -> None:
     async with open_services(bench.config(**told), redactor=Redactor()) as services:
+        await asyncio.gather(*(small_run(services, f"small_{number:04}") for number in range(SMALL)))
 
-        async def run(number: int) -> None:
-            run_id = f"small_{number:04}"
-            started = RunStarted(workflow="small", digest="d", agent="a", trigger="manual", inputs={}, steps=())
-            fence = await services.ledger.begin_run(run_id, started)
-            await services.ledger.append(run_id, fence, [RunFinished(state=RunState.SUCCEEDED, exit_code=0)])
 
-        await asyncio.gather(*map(run, range(SMALL)))
+async def small_run(services: Services, run_id: str) -> None:
+    """One without steps."""
+    started = RunStarted(workflow="small", digest="d", agent="a", trigger="manual", inputs={}, steps=())
+    fence = await services.ledger.begin_run(run_id, started)
+    await services.ledger.append(run_id, fence, [RunFinished(state=RunState.SUCCEEDED, exit_code=0)])
 
 
 def _settle(path: Path) -> None:

@@ -17,14 +17,7 @@ from typing import Any
 from orchestrator.credentials.governor.governor import LOOK_SECONDS
 from orchestrator.credentials.parts import BrokerParts
 from orchestrator.credentials.refusals import not_issued, unseen
-from orchestrator.credentials.types import (
-    STEP_TOKEN_KIND,
-    Attempt,
-    Issued,
-    IssueRequest,
-    LeaseHandle,
-    LeasesOfRun,
-)
+from orchestrator.credentials.types import STEP_TOKEN_KIND, Attempt, Issued, IssueRequest, LeaseHandle, LeasesOfRun
 from orchestrator.credentials.witnesses.dead_login import DeadLogin
 from orchestrator.environment import setting_of
 from orchestrator.errors import GrantRefused, LedgerError, OrchestratorError

@@ -20,7 +20,7 @@ from aics_tlog import MerkleTree, parse_note, parse_vkey, verify_checkpoint, ver
 from bench import Bench, Setup
 from escaped import escaped_secrets
 from fork_server import ForkServer
-from signed_ledger import STEP, public_keys
+from signed_ledger import STEP, public_keys, small_run
 from test_serve import Served, served_on
 from waiting import wait_for
 
@@ -52,12 +52,6 @@ def verified(bench: Bench, url: str, *kept: str) -> Verified:
 def notes(url: str) -> list[str]:
     with open_ledger(url, clock=SystemClock()) as ledger:
         return [each.note for each in ledger.log.checkpoints()]
-
-
-async def small_run(services: Services, run_id: str) -> None:
-    started = RunStarted(workflow="small", digest="d", agent="a", trigger="manual", inputs={}, steps=())
-    fence = await services.ledger.begin_run(run_id, started)
-    await services.ledger.append(run_id, fence, [RunFinished(state=RunState.SUCCEEDED, exit_code=0)])
 
 
 def test_what_has_run_is_signed_when_its_process_ends(bench: Bench, setup: Setup) -> None:

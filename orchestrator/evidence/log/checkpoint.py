@@ -42,8 +42,10 @@ class Checkpoint:
     @classmethod
     def opened(cls, note: str, keys: Sequence[NoteKey]) -> Checkpoint:
         """The checkpoint of a note that one of the keys has signed, a key of its own log. Raises EvidenceRejected."""
-        checkpoint = cls.of_text(opened_note(note, keys))
-        opened_note(note, [key for key in keys if key.name == checkpoint.origin])
+        text, signers = opened_note(note, keys)
+        checkpoint = cls.of_text(text)
+        if checkpoint.origin not in signers:
+            raise EvidenceRejected(f"it is not signed by a key of its own log, but by {', '.join(sorted(signers))}")
         return checkpoint
 
 

@@ -75,10 +75,8 @@ class Checkpointing:
         """A log signs nothing that contradicts what it has signed (c2sp.org/tlog-checkpoint)."""
         newest = await asyncio.to_thread(self.store.newest_checkpoint)
         stored = None if newest is None else await self._opened(newest.note, origin, deadline)
-        for signed in (stored, self._last):
-            if signed is None:
-                continue
-            size = await asyncio.to_thread(self.store.size)
+        size = await asyncio.to_thread(self.store.size)  # after that: others sign more meanwhile, and never less
+        for signed in {each for each in (stored, self._last) if each is not None}:  # mostly one and the same
             if size < signed.size or await asyncio.to_thread(self.store.root, signed.size) != signed.root:
                 raise EvidenceRejected(
                     f"the log of the ledger is not what was signed when it had {signed.size} entries",

@@ -71,25 +71,25 @@ def signed_note(text: str, key: NoteKey, signature: bytes) -> str:
     return f"{text}\n{_DASH}{key.name} {base64.b64encode(key.id + signature).decode()}\n"
 
 
-def opened_note(note: str, keys: Sequence[NoteKey]) -> str:
-    """The text of a note that one of the keys has signed.
+def opened_note(note: str, keys: Sequence[NoteKey]) -> tuple[str, frozenset[str]]:
+    """The text of a note that one of the keys has signed, and the names of those that have.
 
     Raises EvidenceRejected where none has, or where a signature of one of them is not its. Signatures of others are
     ignored, as the specification wants it.
     """
     text, signatures = _parted(note)
     by_whom = {(key.name, key.id): key for key in keys}
-    verified = False
+    verified: set[str] = set()
     for name, identity, signature in signatures:
         if (key := by_whom.get((name, identity))) is None:
             continue
         if not key.verifies(signature, text):
             raise EvidenceRejected(f"the signature of {name} is not of this text: it was changed")
-        verified = True
+        verified.add(name)
     if not verified:
         named = ", ".join(sorted({name for name, _, _ in signatures}))
         raise EvidenceRejected(f"it is not signed by a key that is trusted here, but by {named}")
-    return text
+    return text, frozenset(verified)
 
 
 def _parted(note: str) -> tuple[str, Sequence[tuple[str, bytes, bytes]]]:

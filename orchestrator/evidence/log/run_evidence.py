@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from orchestrator.errors import EvidenceRejected, UnknownRun
-from orchestrator.evidence.log.checkpoint import Checkpoint
-from orchestrator.evidence.log.note import NoteKey
 from orchestrator.evidence.log.proof import Proof
 from orchestrator.ledger.log.leaf import Leaf
 from orchestrator.ledger.log.reader import LogReader
@@ -81,8 +79,3 @@ def verified_events(lines: Iterable[str], leaf: Leaf) -> Sequence[StoredEvent]:
     if broken is not None:
         raise EvidenceRejected(f"{leaf.run_id}: the events are not those that were logged, from event {broken} on")
     return events
-
-
-def verified_proof(text: str, keys: Sequence[NoteKey]) -> tuple[Leaf, Checkpoint]:
-    """As `Proof.verified`, of the text of a file. Raises EvidenceRejected."""
-    return Proof.parse(text).verified(keys)

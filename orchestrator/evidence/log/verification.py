@@ -157,13 +157,12 @@ def _walk(
     except LogBroken as error:
         found.problems.append(error.message)
     found.entries = tree.size
-    for size in sorted(awaited):
-        if awaited[size]:
-            for where, _ in awaited[size]:
-                found.problems.append(
-                    f"{where}: the log had {size} entries then, and has {tree.size} now: "
-                    "it was set back, or entries were removed"
-                )
+    for size, late in sorted(awaited.items()):
+        for where, _ in late:
+            found.problems.append(
+                f"{where}: the log had {size} entries then, and has {tree.size} now: "
+                "it was set back, or entries were removed"
+            )
     for level, position in nodes:
         found.problems.append(f"there is a stored hash of entries that are not there ({level}, {position})")
 

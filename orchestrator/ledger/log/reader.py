@@ -136,7 +136,7 @@ class LogReader:
     def not_entered(self) -> Iterator[Unentered]:
         """The histories that have ended and of which the last entry does not say how they are now."""
         last = select(log_leaf.c.seq).where(log_leaf.c.run_id == run.c.run_id, log_leaf.c.seq == run.c.seq)
-        query = select(run.c.run_id, run.c.finished_at, (run.c.logged >= run.c.seq).label("claimed"))
+        query = select(run.c.run_id, (run.c.logged >= run.c.seq).label("claimed"))
         query = query.where(run.c.finished_at.is_not(None), ~last.exists()).order_by(run.c.run_id)
         with self._connection() as connection:
             for row in connection.execution_options(yield_per=AT_ONCE).execute(query):

@@ -133,9 +133,9 @@ def verify(
     and, with --against, a ledger that was set back to an older state or is another one. Exits with 4 where
     something is not as it was signed.
     """
-    keys = _given_keys(key) if key is not None else _asked_keys()
     if files and against:
         raise UsageError("published checkpoints are held against the ledger", hint="leave the files out")
+    keys = _given_keys(key) if key is not None else _asked_keys()
     if files:
         _verify_files(files, keys, as_json=as_json)
     else:
@@ -316,8 +316,8 @@ def _verified_receipt(file: Path, keys: Sequence[NoteKey]) -> dict[str, object]:
 
 def _verified_file(file: Path, keys: Sequence[NoteKey]) -> dict[str, object]:
     """What a file proves. Raises EvidenceRejected, and UsageError for a file of another kind."""
-    from orchestrator.evidence.log.proof import SUFFIX
-    from orchestrator.evidence.log.run_evidence import EVENTS_SUFFIX, verified_events, verified_proof
+    from orchestrator.evidence.log.proof import SUFFIX, Proof
+    from orchestrator.evidence.log.run_evidence import EVENTS_SUFFIX, verified_events
     from orchestrator.evidence.receipts import SUFFIX as RECEIPT
 
     if str(file).endswith(RECEIPT):
@@ -327,7 +327,7 @@ def _verified_file(file: Path, keys: Sequence[NoteKey]) -> dict[str, object]:
     if str(file) not in (str(proof), str(events)):
         kinds = f"*{SUFFIX}, *{EVENTS_SUFFIX} and *{RECEIPT}"
         raise UsageError(f"{file}: what is verified are files of the kinds {kinds}")
-    leaf, checkpoint = verified_proof(_read(proof), keys)
+    leaf, checkpoint = Proof.parse(_read(proof)).verified(keys)
     about = f"{leaf.run_id} with {leaf.head.seq} events is in the log {checkpoint.origin} of {checkpoint.size} entries"
     has_events = events.exists() or file == events
     if has_events:
