@@ -23,6 +23,7 @@ from orchestrator.client.task import TaskOfEither, one_mapping, request, safe_ur
 from orchestrator.client.token_exchange import Exchange as TokenCall
 from orchestrator.client.token_exchange import ExchangeOfEither
 from orchestrator.client.tokens import AsyncToken, OwnToken
+from orchestrator.network.http_client import ClosingTransport
 from orchestrator.uninterrupted import to_the_end
 
 T = TypeVar("T")
@@ -42,7 +43,8 @@ class AsyncBroker:
     ) -> None:
         self._patience = patience or Patience()
         self._token = OwnToken(token, self._patience.clock)
-        self._http = httpx.AsyncClient(base_url=safe_url(url), verify=tls or True, trust_env=False)
+        transport = ClosingTransport(verify=tls or True, trust_env=False)
+        self._http = httpx.AsyncClient(base_url=safe_url(url), transport=transport, trust_env=False)
         self._open_tasks: dict[str, AsyncTask] = {}
         self.strict = strict
 

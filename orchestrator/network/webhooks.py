@@ -8,7 +8,6 @@ others show, beside members that say what it is about.
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -61,11 +60,11 @@ async def _post(url: Secret, message: JsonObject) -> tuple[str, bool]:
     """What went wrong, or an empty text; and whether trying again may help."""
     import httpx
 
+    from orchestrator.network.http_client import http_client
+
     try:
         async with (
-            httpx.AsyncClient(
-                trust_env=False, verify=ssl.create_default_context(), timeout=_SECONDS, follow_redirects=False
-            ) as client,
+            http_client(_SECONDS) as client,
             client.stream("POST", url.reveal(), json=message) as response,
         ):
             if response.is_success:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from orchestrator.jsontypes import JsonObject
+from orchestrator.network.http_client import ClosingTransport
 from orchestrator.network.origins import is_confidential
 from orchestrator.pep.errors import IssuerUnreachable, TokenRefused
 from orchestrator.pep.jwt import strict
@@ -43,7 +44,8 @@ def confidential(url: str) -> str:
 
 def client(tls: ssl.SSLContext | None, seconds: float) -> httpx.AsyncClient:
     """A client that takes nothing from the environment, no proxy either. `tls`: whom to trust, None for the usual."""
-    return httpx.AsyncClient(trust_env=False, verify=tls or True, timeout=seconds)
+    transport = ClosingTransport(verify=tls or True, trust_env=False)
+    return httpx.AsyncClient(transport=transport, trust_env=False, timeout=seconds)
 
 
 async def json_object(http: httpx.AsyncClient, request: httpx.Request, *, most_bytes: int, seconds: float) -> Answer:

@@ -347,7 +347,17 @@ print(*sorted(sys.modules))
 """
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     ours = {name for name in loaded if name.startswith("orchestrator.") and not name.startswith("orchestrator.client")}
-    pure = {"clock", "errors", "secret", "uninterrupted", "network", "network.loopback", "network.origins", "version"}
+    pure = {
+        "clock",
+        "errors",
+        "secret",
+        "uninterrupted",
+        "network",
+        "network.http_client",
+        "network.loopback",
+        "network.origins",
+        "version",
+    }
     assert ours == {f"orchestrator.{name}" for name in pure}
     heavy = {"pydantic", "sqlalchemy", "hvac", "psycopg", "starlette", "uvicorn", "requests", "aiohttp", "joserfc"}
     assert {name.partition(".")[0] for name in loaded} & heavy == set()

@@ -246,7 +246,17 @@ print(*sorted(sys.modules))
 """
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     ours = {name for name in loaded if name.startswith("orchestrator.") and not name.startswith("orchestrator.pep")}
-    pure = {"clock", "errors", "jsontypes", "secret", "network", "network.loopback", "network.origins", "version"}
+    pure = {
+        "clock",
+        "errors",
+        "jsontypes",
+        "secret",
+        "network",
+        "network.http_client",
+        "network.loopback",
+        "network.origins",
+        "version",
+    }
     assert ours == {f"orchestrator.{name}" for name in pure}
     heavy = {"pydantic", "sqlalchemy", "hvac", "psycopg", "starlette", "uvicorn", "requests", "aiohttp"}
     assert {name.partition(".")[0] for name in loaded} & heavy == set()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
@@ -144,13 +143,13 @@ async def _exchange(prepared: Prepared, params: CallParams, context: StepContext
     """Send what botocore has signed, with a client of ours: it is bounded, and gone when the step is cancelled."""
     import httpx
 
+    from orchestrator.network.http_client import http_client
+
     if not is_confidential(prepared.url):
         raise StepFailed(f"a session is not sent to {origin(prepared.url)} over plain http", kind="connection")
     request = Outgoing(prepared.method, prepared.url, prepared.headers, prepared.body)
     try:
-        async with httpx.AsyncClient(
-            trust_env=False, verify=ssl.create_default_context(), timeout=context.remaining(), follow_redirects=False
-        ) as client:
+        async with http_client(context.remaining()) as client:
             answer = await transfer(client, request, redirects=0, max_bytes=params.max_bytes, elsewhere=client)
     except httpx.TimeoutException:
         raise StepFailed(f"{origin(prepared.url)} did not answer in time", kind="timeout") from None

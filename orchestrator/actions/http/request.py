@@ -222,15 +222,14 @@ def _content(params: RequestParams) -> tuple[bytes | None, str]:
 async def _exchange(request: Outgoing, params: RequestParams, context: StepContext) -> Incoming:
     import httpx
 
+    from orchestrator.network.http_client import http_client
+
     where = origin(request.url)
     try:
         async with AsyncExitStack() as clients:
 
             async def client(trust: ssl.SSLContext) -> httpx.AsyncClient:
-                made = httpx.AsyncClient(
-                    trust_env=False, verify=trust, timeout=context.remaining(), follow_redirects=False
-                )
-                return await clients.enter_async_context(made)
+                return await clients.enter_async_context(http_client(context.remaining(), trust=trust))
 
             shown = None if params.certificate is None else credential_of(context, params.certificate)
             own = elsewhere = await client(trusting(params.authorities, shown))

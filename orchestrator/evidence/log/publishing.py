@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import re
-import ssl
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from logging.handlers import SysLogHandler
@@ -138,14 +137,16 @@ class _Syslog(SysLogHandler):
 async def _post(name: str, address: Secret, note: str) -> None:
     import httpx
 
+    from orchestrator.network.http_client import http_client
+
+    headers = {"Content-Type": "text/plain; charset=utf-8"}
     try:
-        async with httpx.AsyncClient(
-            trust_env=False, verify=ssl.create_default_context(), timeout=SECONDS, follow_redirects=False
-        ) as client:
-            headers = {"Content-Type": "text/plain; charset=utf-8"}
-            async with client.stream("POST", address.reveal(), content=note.encode(), headers=headers) as response:
-                if not response.is_success:
-                    raise _unpublished(name, f"it answered {response.status_code}")
+        async with (
+            http_client(SECONDS) as client,
+            client.stream("POST", address.reveal(), content=note.encode(), headers=headers) as response,
+        ):
+            if not response.is_success:
+                raise _unpublished(name, f"it answered {response.status_code}")
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
         raise _unpublished(name, type(error).__name__) from None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import ssl
 from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -30,6 +29,8 @@ async def time_stamp(note: str, address: str) -> str:
     import httpx
     from rfc3161_client import HashAlgorithm, TimestampRequestBuilder, decode_timestamp_response
 
+    from orchestrator.network.http_client import http_client
+
     if not address.startswith(("https://", "http://")):
         raise UsageError("the address of a time-stamping authority begins with https:// or http://")
     request = TimestampRequestBuilder().data(note.encode()).hash_algorithm(HashAlgorithm.SHA256).build()
@@ -37,9 +38,7 @@ async def time_stamp(note: str, address: str) -> str:
     answer = b""
     try:
         async with (
-            httpx.AsyncClient(
-                trust_env=False, verify=ssl.create_default_context(), timeout=SECONDS, follow_redirects=False
-            ) as client,
+            http_client(SECONDS) as client,
             client.stream("POST", address, content=request.as_bytes(), headers=headers) as response,
         ):
             if not response.is_success:

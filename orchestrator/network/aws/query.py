@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -88,6 +87,8 @@ class QueryApi:
     async def _post(self, body: bytes, signer: Signer | None, seconds: float) -> tuple[int, bytes]:
         import httpx
 
+        from orchestrator.network.http_client import http_client
+
         host = urlsplit(self.endpoint).netloc
         headers = {"Content-Type": "application/x-www-form-urlencoded; charset=utf-8"}
         if signer is not None:
@@ -98,9 +99,7 @@ class QueryApi:
         try:
             async with (
                 asyncio.timeout(seconds),
-                httpx.AsyncClient(
-                    trust_env=False, verify=ssl.create_default_context(), timeout=seconds, follow_redirects=False
-                ) as client,
+                http_client(seconds) as client,
                 client.stream("POST", self.endpoint, content=body, headers=headers) as response,
             ):
                 received = bytearray()

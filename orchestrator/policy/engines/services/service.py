@@ -136,24 +136,20 @@ class PolicyService:
         """The one of this loop, unless a certificate was replaced. One of another loop has nothing open to close."""
         import httpx
 
+        from orchestrator.network.http_client import http_client
+
         loop = asyncio.get_running_loop()
         files = _state_of(self.options.ca_file, self.options.client_cert, self.options.client_key)
         client = self._client
         if client is None or client.loop is not loop or client.files != files:
             try:
-                context = tls_context(self.options) if self.options.uses_tls else False
+                context = (
+                    tls_context(self.options) if self.options.uses_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+                )
             except OSError as error:
                 raise Unanswered(f"a certificate or key cannot be used: {why_not_tls(error)}") from None
-            socket = str(self.options.socket) if self.options.socket else None
-            transport = httpx.AsyncHTTPTransport(
-                verify=context, uds=socket, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0)
-            )
-            made = httpx.AsyncClient(
-                transport=transport,
-                trust_env=False,
-                timeout=httpx.Timeout(None, connect=_CONNECTING * self.options.timeout),
-                follow_redirects=False,
-            )
+            patience = httpx.Timeout(None, connect=_CONNECTING * self.options.timeout)
+            made = http_client(patience, trust=context, socket=self.options.socket, keep_alive=False)
             self._client = client = _Client(loop, files, made)
         return client
 
