@@ -25,6 +25,7 @@ from orchestrator.errors import ExitCode
 from orchestrator.evidence.log.checkpointing import Checkpointing
 from orchestrator.evidence.log.publishing import destinations
 from orchestrator.evidence.log.signer import Signer
+from orchestrator.evidence.retention import KEPT_FOR_GOOD, Retention
 from orchestrator.jsontypes import JsonValue
 from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.opening import open_ledger
@@ -86,6 +87,7 @@ class RunnerConfig:
     slack: SlackApprovals | None = None
     notify: Mapping[str, Secret] = field(default_factory=dict)
     history_publish: Mapping[str, Secret] = field(default_factory=dict)
+    retention: Retention = KEPT_FOR_GOOD
     own_secrets: tuple[Secret, ...] = ()
     """Further secrets that this process was told, which no output may hold."""
     printed: Callable[[str, int, bytes], None] | None = None
@@ -147,6 +149,7 @@ async def open_services(
                 queue=ledger.queue,
                 agents=ledger.agents,
                 checkpointing=checkpointing,
+                retention=config.retention,
                 approvals=ApprovalDesk(ledger.approvals, vault, config.clock),
                 parks=config.parks,
                 slack=config.slack,

@@ -50,6 +50,8 @@ NAMES = frozenset(
         "DEBUG",
         "GRACE",
         "ISSUERS",
+        "KEEP_INPUTS",
+        "KEEP_OUTPUTS",
         "LEDGER_URL",
         "LOG_LEVEL",
         "MAX_OUTPUT_BYTES",

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import (
     AfterValidator,
     AliasChoices,
+    BeforeValidator,
     Field,
     SecretStr,
     ValidationError,
@@ -41,6 +42,7 @@ from orchestrator.environment import (
     setting_of,
 )
 from orchestrator.errors import UsageError
+from orchestrator.grants.fields import parse_duration
 from orchestrator.network.origins import is_confidential
 from orchestrator.network.postgres import problem_of
 from orchestrator.network.slack import SLACK
@@ -74,6 +76,19 @@ def endpoint_address(value: str) -> str:
 
 Address = Annotated[str, AfterValidator(endpoint_address)]
 HttpAddress = Annotated[str, AfterValidator(http_address)]
+
+
+def days(value: object) -> int:
+    """Seconds of `30d` or `4w`, or of a duration such as `36h`. Raises ValueError."""
+    if isinstance(value, str) and (match := re.fullmatch(r"(\d{1,5})([dw])", value.strip())):
+        return parse_duration(int(match[1]) * {"d": 86_400, "w": 604_800}[match[2]])
+    try:
+        return parse_duration(value)
+    except ValueError:
+        raise ValueError("it is no time; write it like 90d, 12w or 36h") from None
+
+
+Retention = Annotated[int, BeforeValidator(days)]
 
 
 def _or_vaults(name: str, field: str) -> AliasChoices:
@@ -165,6 +180,10 @@ class Settings(BaseSettings):
     history_publish: dict[str, SecretStr] = Field(default_factory=dict)
     """Where checkpoints of the history are published, by a name: addresses that begin with `file:`, `git:`, `syslog:`
     or `https:`; each counts as a secret."""
+    keep_inputs: Retention | None = None
+    """How long what runs were given is kept after their end, such as `90d`, and then dropped; None: for good."""
+    keep_outputs: Retention | None = None
+    """The same for what their steps gave."""
     slack_channel: str | None = None
     """Where requests for approval are posted, with buttons; None: nowhere."""
     slack_token_file: Path | None = None

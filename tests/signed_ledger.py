@@ -113,8 +113,10 @@ class Hand:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.sql = connection.execute
 
-    def events(self, run: str) -> list[tuple[int, str, str, str]]:
-        return self.sql("SELECT seq, time, kind, data FROM event WHERE run_id = ? ORDER BY seq", (run,)).fetchall()
+    def events(self, run: str) -> list[tuple[int, str, str, str, str | None]]:
+        return self.sql(
+            "SELECT seq, time, kind, data, kept FROM event WHERE run_id = ? ORDER BY seq", (run,)
+        ).fetchall()
 
     def change_data(self, run: str, kind: str, **changes: object) -> None:
         seq, data = self.sql("SELECT seq, data FROM event WHERE run_id = ? AND kind = ?", (run, kind)).fetchone()
@@ -127,12 +129,12 @@ class Hand:
         head = genesis(run)
         renumbered = enumerate(self.events(run), 1)
         rows = []
-        for seq, (_, time, kind, data) in renumbered:
+        for seq, (_, time, kind, data, kept) in renumbered:
             head = Head(seq, link(head.digest, run_id=run, seq=seq, time=time, kind=kind, data=data))
-            rows.append((run, seq, time, kind, data, head.digest))
+            rows.append((run, seq, time, kind, data, head.digest, kept))
         self.sql("DELETE FROM event WHERE run_id = ?", (run,))
         for row in rows:
-            self.sql("INSERT INTO event VALUES (?, ?, ?, ?, ?, ?)", row)
+            self.sql("INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         self.sql(
             "UPDATE run SET seq = ?, head = ?, logged = ? WHERE run_id = ?", (head.seq, head.digest, head.seq, run)
         )

@@ -47,6 +47,7 @@ def runner_config(settings: Settings, *, grace: float | None = None) -> RunnerCo
     from orchestrator.assembly import RunnerConfig
     from orchestrator.configured.vault_login import vault_config
     from orchestrator.credentials.types import Confirm
+    from orchestrator.evidence.retention import Retention
     from orchestrator.secret import Secret
 
     return RunnerConfig(
@@ -69,6 +70,7 @@ def runner_config(settings: Settings, *, grace: float | None = None) -> RunnerCo
         confinement=settings.confinement,
         slack=_slack(settings),
         notify={name: Secret(url.get_secret_value()) for name, url in settings.notify.items()},
+        retention=Retention(settings.keep_inputs, settings.keep_outputs),
         history_publish={name: Secret(url.get_secret_value()) for name, url in settings.history_publish.items()},
         own_secrets=_secrets_of(settings),
     )

@@ -21,8 +21,8 @@ from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.lease_events import LeaseEvent
 from orchestrator.ledger.log.leaf import Leaf
 from orchestrator.ledger.log.reader import LogReader
-from orchestrator.ledger.storage.codec import EVENT_TYPES
-from orchestrator.ledger.types import LedgerReader
+from orchestrator.ledger.reading.reader import Reader
+from orchestrator.ledger.storage.codec import EVENT_TYPES, canonical_json, with_values
 
 FORMAT = "credential-orchestrator/receipt/v1"
 SUFFIX = ".receipt.json"
@@ -41,8 +41,8 @@ class ProvenReceipt:
     checkpoint: Checkpoint
 
 
-def receipt(reader: LedgerReader, store: LogReader, lease_id: str) -> JsonObject:
-    """The receipt of a lease that is over, by the newest checkpoint.
+def receipt(reader: Reader, store: LogReader, lease_id: str, *, values: bool = False) -> JsonObject:
+    """The receipt of a lease that is over, by the newest checkpoint; with inputs and outputs only on demand.
 
     Raises UnknownRun for no lease, and where its end is not signed yet; UsageError for one that is open.
     """
@@ -55,7 +55,10 @@ def receipt(reader: LedgerReader, store: LogReader, lease_id: str) -> JsonObject
             hint=f"`orchestrator leases show {lease_id}` tells what it waits for",
         )
     evidence = RunEvidence.of(store, record.run_id)
-    chain = [json.loads(line) for line in event_lines(reader.events(record.run_id), evidence.leaf.head.seq)]
+    chain = [
+        json.loads(line)
+        for line in event_lines(reader.stored_events(record.run_id), evidence.leaf.head.seq, values=values)
+    ]
     said = summary(chain, lease_id)
     if said["state"] in OPEN:
         raise UnknownRun(
@@ -94,16 +97,15 @@ def summary(chain: Iterable[Mapping[str, JsonValue]], lease_id: str) -> JsonObje
     votes: list[JsonObject] = []
     history: list[JsonObject] = []
     for event in chain:
-        kind, data = event["kind"], event["data"]
-        assert isinstance(data, Mapping)
+        kind, data = event["kind"], _opened(event)
         if kind in ("run.started", "task.opened"):
             started, run_id = data, event["run"]
         elif kind == "decision":
-            decisions[data.get("step"), data.get("attempt")] = _of_event(event)
+            decisions[data.get("step"), data.get("attempt")] = _of_event(event, data)
         elif kind == "approval.voted":
-            votes.append(_of_event(event))
+            votes.append(_of_event(event, data))
         elif data.get("lease_id") == lease_id:
-            history.append(_of_event(event))
+            history.append(_of_event(event, data))
     if not history or history[0]["kind"] != "lease.requested":
         raise UnknownRun(f"the events know of no lease {lease_id}")
     wanted = history[0]
@@ -129,9 +131,14 @@ def summary(chain: Iterable[Mapping[str, JsonValue]], lease_id: str) -> JsonObje
     }
 
 
-def _of_event(event: Mapping[str, JsonValue]) -> JsonObject:
+def _opened(event: Mapping[str, JsonValue]) -> JsonObject:
+    """The data of an event, with the values beside it as far as the receipt has them."""
     data = event["data"]
-    assert isinstance(data, Mapping)
+    assert isinstance(data, dict)
+    return with_values(data, canonical_json(event["kept"]) if "kept" in event else None)[0]
+
+
+def _of_event(event: Mapping[str, JsonValue], data: JsonObject) -> JsonObject:
     return {"seq": event["seq"], "time": event["time"], "kind": event["kind"], **data}
 
 

@@ -255,6 +255,16 @@ class OrphansSwept:
     roles: tuple[str, ...] = field(default=())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValuesDropped:
+    """Values of a run or task that had ended were dropped after their retention; the chain keeps their digests."""
+
+    kind: ClassVar[str] = "values.dropped"
+    values: tuple[str, ...]
+    """Which: `inputs`, `outputs`."""
+    reason: str
+
+
 Event = (
     RunStarted
     | RunTakenOver
@@ -271,6 +281,7 @@ Event = (
     | AttemptFinished
     | StepFinished
     | OrphansSwept
+    | ValuesDropped
     | LeaseEvent
     | TaskEvent
 )

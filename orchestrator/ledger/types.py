@@ -12,7 +12,8 @@ from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.states import IdKind, RunState, StepState, TaskEnd, TaskState
 
 if TYPE_CHECKING:
-    from orchestrator.ledger.events import Decided, Event, LeaseRequested, RunResumed, RunStarted
+    from orchestrator.ledger.events import Decided, Event, LeaseRequested, RunResumed, RunStarted, ValuesDropped
+    from orchestrator.ledger.findings import Examined
     from orchestrator.ledger.places import Blocked, Places, PlacesWanted
     from orchestrator.ledger.task_events import TaskCalled, TaskClosed, TaskOpened
 
@@ -39,6 +40,8 @@ class RunRecord:
     """As declared; of a call the one tool."""
     retry_of: str | None = None
     """The failed run that it goes on from."""
+    dropped: tuple[str, ...] = ()
+    """Which of its values were dropped after their retention: `inputs`, `outputs`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +103,11 @@ class EventRecord:
     time: datetime
     kind: str
     data: JsonObject
+    """With the values that lie beside it; empty where these were dropped."""
     digest: str
     """SHA-256 over the previous event's digest and this event's canonical JSON."""
+    dropped: frozenset[str] = frozenset()
+    """The fields whose values were dropped after their retention."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,35 +171,6 @@ class DecisionFilter:
     until: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """A row that is not what the events say. `columns` is empty where the row is missing, or should not be there."""
-
-    table: str
-    key: str
-    """The id of the run or lease, or the name of the step."""
-    what: str
-    """`changed`, `missing`, `added`, or why the events say nothing."""
-    columns: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return f"{self.table} {self.key}: {self.what}" + (f": {', '.join(self.columns)}" if self.columns else "")
-
-
-@dataclass(frozen=True, slots=True)
-class Examined:
-    """What was found of one run. Where its chain is broken its rows are not compared: the events prove nothing."""
-
-    run_id: str
-    first_broken_event: int | None = None
-    differences: tuple[Difference, ...] = ()
-
-    @property
-    def whole(self) -> bool:
-        """Whether the ledger says of the run what was recorded."""
-        return self.first_broken_event is None and not self.differences
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRecord:
     """A task as it stands now. Times are UTC; `idle` in seconds."""
@@ -241,6 +218,14 @@ class LedgerWriter(Protocol):
 
         Raises UnknownRun, TaskEnded, BudgetSpent, AgentBlocked, and UsageError if the call's id is taken.
         """
+        ...
+
+    async def drop_values(self, run_id: str, dropped: ValuesDropped) -> bool:
+        """Drop values of a run, or task, that has ended; False where it goes on. Raises UnknownRun or LedgerError."""
+        ...
+
+    async def overwrite_dropped(self) -> None:
+        """Let files hold no longer what was dropped, as far as that is in our hands. Raises LedgerError."""
         ...
 
     async def close_task(self, task_id: str, closed: TaskClosed) -> bool:
@@ -382,6 +367,16 @@ class LedgerReader(Protocol):
 
     def examine(self, run_id: str) -> Examined:
         """Whether chain and tables say of the run what was recorded. Raises UnknownRun."""
+        ...
+
+    def runs_with_values(
+        self, *, inputs_before: datetime | None, outputs_before: datetime | None
+    ) -> Iterator[tuple[str, frozenset[str]]]:
+        """The runs and tasks that ended before these times, and which of their values are to be dropped."""
+        ...
+
+    def inline_runs(self) -> int:
+        """How many runs are of before values lay beside their events: what these hold stays."""
         ...
 
     def examine_all(self) -> Iterator[Examined]:

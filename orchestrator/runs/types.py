@@ -18,6 +18,7 @@ from orchestrator.credentials.broker import Broker
 from orchestrator.credentials.run_leases import RunLeases
 from orchestrator.errors import ExitCode, OrchestratorError, RunFailed
 from orchestrator.evidence.log.checkpointing import Checkpointing
+from orchestrator.evidence.retention import KEPT_FOR_GOOD, Retention
 from orchestrator.grants.scope import Scope
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.coordination.agents import AgentStore
@@ -63,6 +64,8 @@ class Services:
     """Who is cut off."""
     checkpointing: Checkpointing
     """Signs the log over the histories of all runs."""
+    retention: Retention = KEPT_FOR_GOOD
+    """How long what is personal is kept."""
     slack: SlackApprovals | None = None
     """Where requests for approval are shown, too."""
     waiting_time: WaitingTime

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from orchestrator.actions.process.private_folders import remove_left_behind
 from orchestrator.credentials.governor.governor import Governor
+from orchestrator.evidence.retention import prune
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.policy.watched import WatchedPolicies
 from orchestrator.recovery.backoff import is_due
@@ -47,6 +48,9 @@ IDENTITY_SECONDS = 1.0
 CHECKPOINT_SECONDS = 2.0
 """Between two looks at whether a history that has ended is not signed yet."""
 
+RETENTION_SECONDS = 3600.0
+"""Between two looks for values whose retention is over."""
+
 UNSIGNED_SECONDS = 60.0
 """The same after one that could not be signed or published."""
 
@@ -75,6 +79,7 @@ def upkeep(
         (IRREVOCABLE_SECONDS, _irrevocable(services, metrics)),
         (IDENTITY_SECONDS, _identity(services)),
         (CHECKPOINT_SECONDS, _checkpoints(services)),
+        *([(RETENTION_SECONDS, _retention(services))] if services.retention.is_any else []),
         (POLICY_SECONDS, _policies(services, metrics)),
         (SAMPLE_SECONDS, _pending_leases(services, metrics)),
         *([(PLACES_SECONDS, _places(services, governor, metrics))] if (governor := services.broker.governor) else []),
@@ -184,6 +189,15 @@ def _checkpoints(services: Services) -> Callable[[], Awaitable[None]]:
             not_before = 0.0
 
     return checkpoints
+
+
+def _retention(services: Services) -> Callable[[], Awaitable[None]]:
+    async def retention() -> None:
+        pruned = await prune(services.ledger, services.reader, services.retention, services.clock.now())
+        if pruned.runs:
+            log.info("dropped inputs of %d and outputs of %d runs", pruned.inputs, pruned.outputs)
+
+    return retention
 
 
 def _policies(services: Services, metrics: Metrics) -> Callable[[], Awaitable[None]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from orchestrator.clock import Clock
-from orchestrator.ledger.events import Event, LeaseRequested, RunResumed, RunStarted
+from orchestrator.ledger.events import Event, LeaseRequested, RunResumed, RunStarted, ValuesDropped
 from orchestrator.ledger.places import Blocked, PlacesWanted
 from orchestrator.ledger.task_events import TaskCalled, TaskClosed, TaskOpened
 from orchestrator.ledger.types import CallLimits, LedgerWriter
@@ -66,6 +66,17 @@ class ObservedLedger:
         self._tell(task_id, now, called)
         self._tell(called.call, now, started)
         return fence
+
+    async def drop_values(self, run_id: str, dropped: ValuesDropped) -> bool:
+        """As the ledger's; the observer is told if this dropped any."""
+        done = await self.ledger.drop_values(run_id, dropped)
+        if done:
+            self._tell(run_id, self.clock.now(), dropped)
+        return done
+
+    async def overwrite_dropped(self) -> None:
+        """As the ledger's."""
+        await self.ledger.overwrite_dropped()
 
     async def close_task(self, task_id: str, closed: TaskClosed) -> bool:
         """As the ledger's; the observer is told if this closed it."""

@@ -42,6 +42,7 @@ from orchestrator.ledger.events import (
     RunStarted,
     RunTakenOver,
     StepFinished,
+    ValuesDropped,
 )
 from orchestrator.ledger.lease import FINAL, LeaseState
 from orchestrator.ledger.states import RunState, StepState
@@ -131,6 +132,8 @@ class RunSpans:
             case StepFinished():
                 if event.state in _UNDONE:
                     _tell(run.span, f"step {event.state.value}", time, step=event.step)
+            case ValuesDropped():
+                _tell(run.span, "values dropped", time, values=", ".join(event.values))
             case OrphansSwept():
                 _tell(run.span, "swept", time, connection=event.connection, logins=len(event.roles))
             case RunFinished():

@@ -123,7 +123,7 @@ def inserted_event(hand: Hand, ledger: SignedLedger) -> None:
     run = ledger.runs[0]
     at, last = hand.events(run)[-1][1], len(hand.events(run))
     data = '{"error":"","text":"all is well","to":"ops"}'
-    hand.sql("INSERT INTO event VALUES (?, ?, ?, 'run.notified', ?, '')", (run, last + 1, at, data))
+    hand.sql("INSERT INTO event VALUES (?, ?, ?, 'run.notified', ?, '', NULL)", (run, last + 1, at, data))
     hand.rechain(run)
 
 
@@ -161,7 +161,8 @@ def forged_run(hand: Hand, ledger: SignedLedger) -> None:
     quoted = ", ".join(f'"{name}"' for name in columns)
     hand.sql(f"INSERT INTO run (run_id, {quoted}) SELECT 'run_forged', {quoted} FROM run WHERE run_id = ?", (source,))
     hand.sql(
-        "INSERT INTO event SELECT 'run_forged', seq, time, kind, data, digest FROM event WHERE run_id = ?", (source,)
+        "INSERT INTO event SELECT 'run_forged', seq, time, kind, data, digest, kept FROM event WHERE run_id = ?",
+        (source,),
     )
     hand.rechain("run_forged")
 

@@ -41,7 +41,7 @@ from orchestrator.ledger.location import locate
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.states import IdKind, RunState, StepState
 from orchestrator.ledger.storage import migrations
-from orchestrator.ledger.storage.codec import event_from_json, event_to_text
+from orchestrator.ledger.storage.codec import event_from_json
 from orchestrator.ledger.storage.connect import connect
 from orchestrator.ledger.storage.indexes import INDEXES, metadata
 from orchestrator.ledger.storage.schema import CURRENT, REVISIONS
@@ -274,7 +274,7 @@ async def test_in_one_batch_a_lost_fence_does_not_disturb_the_appends_around_it(
     committer = Committer(engine, location)
 
     def append(fence: int, event: Event) -> Append:
-        return Append("run_1", fence, [Entry("2026-01-31T12:00:00.000000Z", event, event_to_text(event))])
+        return Append("run_1", fence, [Entry.of("2026-01-31T12:00:00.000000Z", event)])
 
     batch = [append(1, requested("L1")), append(9, requested("L2")), append(1, issued("L1")), append(1, revoking("L1"))]
     outcomes = committer.commit(batch)
@@ -562,7 +562,7 @@ async def test_events_cannot_be_changed_replaced_or_removed(ledger: Ledger, url:
         "UPDATE event SET data = '{}' WHERE seq = 1",
         "DELETE FROM event",
         "DELETE FROM run",
-        "INSERT OR REPLACE INTO event VALUES ('run_1', 1, 't', 'k', '{}', 'd')"
+        "INSERT OR REPLACE INTO event VALUES ('run_1', 1, 't', 'k', '{}', 'd', NULL)"
         if "sqlite" in url
         else "TRUNCATE event",
     ]
@@ -720,9 +720,12 @@ def back_to_r0005(url: str) -> None:
         for index in INDEXES:
             if index.name not in kept and not str(index.name).startswith(("approval_", "lease_waiter_", "log_leaf_")):
                 connection.execute(text(f"DROP INDEX {index.name}"))
-        for column in ("task", "deadline", "idle", "retry_of", "logged"):
+        for column in ("task", "deadline", "idle", "retry_of", "logged", "dropped", "inline"):
             connection.execute(text(f"ALTER TABLE run DROP COLUMN {column}"))
         connection.execute(text("ALTER TABLE run_owner DROP COLUMN renewal"))
+        if engine.name == "sqlite":
+            connection.execute(text("DROP TRIGGER event_refuses_new_values"))
+        connection.execute(text("ALTER TABLE event DROP COLUMN kept"))
         for name in filters:
             connection.execute(text(f"CREATE INDEX lease_by_{name} ON lease ({name}, requested_at, lease_id)"))
         connection.execute(text("CREATE INDEX run_by_time ON run (started_at, run_id)"))

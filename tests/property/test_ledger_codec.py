@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import LedgerError
 from orchestrator.ledger.reading.newest_first import after_prefix
-from orchestrator.ledger.storage.codec import EVENT_TYPES, canonical_json, event_from_json, event_to_json, event_to_text
+from orchestrator.ledger.storage.codec import (
+    EVENT_TYPES,
+    KEPT_BESIDE,
+    canonical_json,
+    event_from_json,
+    event_to_json,
+    event_to_text,
+    with_values,
+)
 from orchestrator.ledger.storage.times import text_to_time, time_to_text
 
 zones = st.sampled_from([UTC, timezone(timedelta(hours=5, minutes=45)), timezone(timedelta(hours=-11))])
@@ -57,11 +65,16 @@ def test_every_event_survives_json(kind: str, data: st.DataObject) -> None:
     hints = get_type_hints(event_type)
     fields = {field.name: data.draw(values_of(hints[field.name])) for field in dataclasses.fields(event_type)}
     event = event_type(**fields)
-    text = event_to_text(event)
-    assert event_from_json(kind, json.loads(text)) == event
+    text, kept = event_to_text(event)
+    data, dropped = with_values(json.loads(text), kept)
+    assert event_from_json(kind, data) == event
     assert canonical_json(json.loads(text)) == text
-    assert json.loads(text) == event_to_json(event)
+    assert data == event_to_json(event)
+    assert not dropped
     assert text.isascii()
+    without, dropped = with_values(json.loads(text), None)
+    assert dropped == json.loads(text).get("kept", {}).keys() <= KEPT_BESIDE.get(kind, {}).keys()
+    event_from_json(kind, without)
 
 
 @pytest.mark.parametrize("kind", sorted(EVENT_TYPES))

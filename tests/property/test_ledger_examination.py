@@ -31,6 +31,7 @@ from orchestrator.ledger.events import (
     RunStarted,
     StepFinished,
 )
+from orchestrator.ledger.findings import Examined
 from orchestrator.ledger.location import locate
 from orchestrator.ledger.opening import open_ledger, open_reader
 from orchestrator.ledger.reading import examination
@@ -38,7 +39,6 @@ from orchestrator.ledger.reading.examination import KEPT_BESIDE
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.storage.connect import connect
 from orchestrator.ledger.storage.tables import ORIGIN, event, lease, lease_origin, metadata, run, step
-from orchestrator.ledger.types import Examined
 from orchestrator.ledger.writing.store import Ledger
 
 RUN, OTHER, GOES_ON = "run_1", "run_2", "run_3"

@@ -146,7 +146,7 @@ def inserted(draw: st.DrawFn) -> Tamper:
     seq, found = draw(st.sampled_from([(0, 1), (-3, 1), (EVENTS + 1, EVENTS + 1), (EVENTS + 5, EVENTS + 1)]))
 
     def tamper(connection: sqlite3.Connection) -> int:
-        sql = "INSERT INTO event SELECT ?, ?, time, kind, data, digest FROM event WHERE run_id = ? AND seq = ?"
+        sql = "INSERT INTO event SELECT ?, ?, time, kind, data, digest, kept FROM event WHERE run_id = ? AND seq = ?"
         connection.execute(sql, (RUN, seq, run, source))
         return found
 

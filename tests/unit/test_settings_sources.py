@@ -433,6 +433,8 @@ FITTING = {
     "try_dead_logins": "false",
     "connection_leases": "2",
     "sweep_interval": "5",
+    "keep_inputs": '"90d"',
+    "keep_outputs": '"4w"',
     "policy_on_error": '"deny"',
     "dead_after": "5",
     "confinement": '"required"',

@@ -173,8 +173,8 @@ def explain(
         recorded = decision_about(reader, run, step, attempt)
     if not recorded.input:
         raise UsageError(
-            f"of {recorded.key} only the digest of the question is on record",
-            hint="it was decided by a release that did not keep the whole question",
+            f"the question of {recorded.key} is not on record any more",
+            hint="it was dropped after its retention, or decided by a release that kept no more than its digest",
         )
     found = explanation.explain(recorded, RegoEngine.from_directory(_folder(policy_path)))
     if as_json:

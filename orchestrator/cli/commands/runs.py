@@ -18,7 +18,8 @@ from orchestrator.ledger.states import RESUMABLE, IdKind, RunState
 
 if TYPE_CHECKING:
     from orchestrator.assembly import RunnerConfig
-    from orchestrator.ledger.types import Examined, LedgerReader, RunRecord
+    from orchestrator.ledger.findings import Examined
+    from orchestrator.ledger.types import LedgerReader, RunRecord
     from orchestrator.ledger.writing.store import Ledger
     from orchestrator.recovery.retries.retry import WantedRetry
     from orchestrator.runs.types import RunOutcome

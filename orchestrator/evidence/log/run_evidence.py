@@ -12,8 +12,6 @@ from orchestrator.ledger.log.leaf import Leaf
 from orchestrator.ledger.log.reader import LogReader
 from orchestrator.ledger.storage.chain import Head, StoredEvent, first_break
 from orchestrator.ledger.storage.codec import canonical_json
-from orchestrator.ledger.storage.times import time_to_text
-from orchestrator.ledger.types import EventRecord
 
 EVENTS_SUFFIX = ".events.jsonl"
 
@@ -40,20 +38,19 @@ class RunEvidence:
         return cls(leaf, proof)
 
 
-def event_lines(events: Iterable[EventRecord], last: int) -> Iterator[str]:
-    """The events up to the last one that is proven, as canonical JSON lines."""
+def event_lines(events: Iterable[StoredEvent], last: int, *, values: bool) -> Iterator[str]:
+    """The events up to the last one that is proven, as canonical JSON lines; with the values beside them on demand."""
     for event in events:
         if event.seq <= last:
-            yield canonical_json(
-                {
-                    "run": event.run_id,
-                    "seq": event.seq,
-                    "time": time_to_text(event.time),
-                    "kind": event.kind,
-                    "data": event.data,
-                    "digest": event.digest,
-                }
-            )
+            line = {
+                "run": event.run_id,
+                "seq": event.seq,
+                "time": event.time,
+                "kind": event.kind,
+                "data": json.loads(event.data),
+                "digest": event.digest,
+            }
+            yield canonical_json({**line, "kept": json.loads(event.kept)} if values and event.kept else line)
 
 
 def verified_events(lines: Iterable[str], leaf: Leaf) -> Sequence[StoredEvent]:
@@ -68,6 +65,7 @@ def verified_events(lines: Iterable[str], leaf: Leaf) -> Sequence[StoredEvent]:
                 str(each["kind"]),
                 canonical_json(each["data"]),
                 str(each["digest"]),
+                canonical_json(each["kept"]) if "kept" in each else None,
             )
             for each in said
         ]

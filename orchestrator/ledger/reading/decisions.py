@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, TextClause, select, tuple_
 
 from orchestrator.ledger.events import Decided
+from orchestrator.ledger.reading.records import event_record
 from orchestrator.ledger.storage.codec import event_from_json
 from orchestrator.ledger.storage.tables import BY_ITSELF, OF_TASK, event, run
 from orchestrator.ledger.storage.times import text_to_time, time_to_text
@@ -37,7 +37,7 @@ def _recorded(connection: Connection, workflows: Mapping[str, str]) -> list[Deci
     """Those of these runs (ids with their workflows), in the order of the runs."""
     found: dict[str, list[DecisionRecord]] = {run_id: [] for run_id in workflows}
     for row in connection.execute(_events(list(workflows))).mappings() if workflows else ():
-        run_id, decided = row["run_id"], event_from_json(Decided.kind, json.loads(row["data"]))
+        run_id, decided = row["run_id"], event_from_json(Decided.kind, event_record(row).data)
         assert isinstance(decided, Decided)
         found[run_id].append(DecisionRecord(run_id, workflows[run_id], row["seq"], text_to_time(row["time"]), decided))
     return [record for of_run in found.values() for record in of_run]
@@ -69,9 +69,9 @@ def _of_kind(kind: TextClause, query: DecisionFilter, after: tuple[str, str] | N
     return found.order_by(run.c.started_at, run.c.run_id).limit(RUNS_AT_ONCE)
 
 
-def _events(runs: list[str]) -> Select[tuple[str, int, str, str]]:
+def _events(runs: list[str]) -> Select[tuple[object, ...]]:
     return (
-        select(event.c.run_id, event.c.seq, event.c.time, event.c.data)
+        select(event)
         .where(event.c.run_id.in_(runs), event.c.kind == Decided.kind)
         .order_by(event.c.run_id, event.c.seq)
     )

@@ -23,11 +23,13 @@ from typing import Any
 from sqlalchemy import Column, ColumnElement, Connection, Table, and_, select
 
 from orchestrator.errors import OrchestratorError
+from orchestrator.ledger.events import Event, ValuesDropped
+from orchestrator.ledger.findings import Difference, Examined
 from orchestrator.ledger.storage.chain import Head, StoredEvent, first_break, genesis
-from orchestrator.ledger.storage.codec import event_from_json
+from orchestrator.ledger.storage.codec import KEPT_BESIDE as BESIDE_EVENTS
+from orchestrator.ledger.storage.codec import event_from_json, with_values
 from orchestrator.ledger.storage.projections import Row, RunRows, project
 from orchestrator.ledger.storage.tables import ORIGIN, event, lease, lease_origin, run, step
-from orchestrator.ledger.types import Difference, Examined
 
 Snapshot = Callable[[], AbstractContextManager[Connection]]
 """A connection whose statements all see the same state."""
@@ -36,7 +38,7 @@ RUNS_AT_ONCE = 100
 ROWS_AT_ONCE = 1000
 
 KEPT_BESIDE = {
-    "run": frozenset({"run_id", "fence", "seq", "head", "logged"}),
+    "run": frozenset({"run_id", "fence", "seq", "head", "logged", "inline"}),
     "step": frozenset({"run_id"}),
     "lease": frozenset(),
 }
@@ -116,6 +118,9 @@ def _replayed(run_id: str, events: Iterable[StoredEvent], row: Row | None) -> tu
     broken = first_break(run_id, replay.passing(events), _head(row, run_id))
     if broken is not None:
         return Examined(run_id, first_broken_event=broken), None
+    if gone := sorted(replay.missing - replay.dropped):
+        removed = Difference("event", run_id, f"values were removed, and no event says so: {', '.join(gone)}")
+        return Examined(run_id, differences=(removed,)), None
     if replay.error:
         unreadable = Difference("event", run_id, f"its events cannot be followed: {replay.error}")
         return Examined(run_id, differences=(unreadable,)), None
@@ -128,6 +133,10 @@ class _Replay:
 
     rows: RunRows = field(default_factory=RunRows)
     error: str = ""
+    missing: set[str] = field(default_factory=set)
+    """Kinds of values that are not beside events any more."""
+    dropped: set[str] = field(default_factory=set)
+    """Those of which an event says that they were dropped."""
 
     def passing(self, events: Iterable[StoredEvent]) -> Iterator[StoredEvent]:
         """The same events."""
@@ -144,12 +153,19 @@ class _Replay:
         if self.error:
             return
         try:
-            changes = ((each.time, event_from_json(each.kind, json.loads(each.data))) for each in events)
-            self.rows.merge(project(self.rows, changes))
+            self.rows.merge(project(self.rows, [(each.time, self._read(each)) for each in events]))
         except OrchestratorError as error:
             self.error = error.message
         except (ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
             self.error = type(error).__name__  # of data that is no event of ours
+
+    def _read(self, stored: StoredEvent) -> Event:
+        data, gone = with_values(json.loads(stored.data), stored.kept)
+        self.missing |= {BESIDE_EVENTS[stored.kind][name].value for name in gone}
+        event = event_from_json(stored.kind, data)
+        if isinstance(event, ValuesDropped):
+            self.dropped |= set(event.values)
+        return event
 
 
 def _head(row: Row | None, run_id: str) -> Head:

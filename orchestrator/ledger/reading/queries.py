@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
-from sqlalchemy import CompoundSelect, Select, not_, or_, select
+from sqlalchemy import CompoundSelect, Select, and_, false, func, not_, or_, select, tuple_
 
 from orchestrator.ledger.reading.newest_first import Condition, Order, Part, after_prefix, newest, unindexed
-from orchestrator.ledger.states import ApprovalState, IdKind, RunState, TaskState
+from orchestrator.ledger.states import RESUMABLE, ApprovalState, IdKind, RunState, TaskState
+from orchestrator.ledger.storage.codec import ValueKind
+from orchestrator.ledger.storage.projections import DROPPED
 from orchestrator.ledger.storage.tables import (
     BY_ITSELF,
+    HAS_VALUES,
     IS_RETRY,
     IS_RUNNING,
     IS_TASK,
@@ -182,3 +186,24 @@ def events_of(run_id: str, kind: str | None = None, after: int | None = None) ->
     query = select(event).where(event.c.run_id == run_id).order_by(event.c.seq)
     query = query if after is None else query.where(event.c.seq > after)
     return query if kind is None else query.where(event.c.kind == kind)
+
+
+def runs_with_values(
+    inputs_before: str | None, outputs_before: str | None, after: tuple[str, str], limit: int
+) -> Select[Any]:
+    """Runs and tasks that ended before these times and still have such values, in the order in which they ended."""
+    before = {ValueKind.INPUTS: inputs_before, ValueKind.OUTPUTS: outputs_before}
+    limits = {kind: moment for kind, moment in before.items() if moment is not None}
+    due = (
+        and_(run.c.finished_at < moment, run.c.dropped.op("&")(DROPPED[kind]) == 0) for kind, moment in limits.items()
+    )
+    query = select(run.c.run_id, run.c.finished_at, run.c.dropped).where(HAS_VALUES, or_(false(), *due))
+    query = query.where(run.c.finished_at < max(limits.values(), default=""))
+    query = query.where(run.c.state.not_in([state.value for state in RESUMABLE]))
+    query = query.where(tuple_(run.c.finished_at, run.c.run_id) > after)
+    return query.order_by(run.c.finished_at, run.c.run_id).limit(limit)
+
+
+def inline_runs() -> Select[Any]:
+    """How many runs there are of before values lay beside the events."""
+    return select(func.count()).select_from(run).where(run.c.inline == 1)

@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.errors import LedgerError, UnknownRun
 from orchestrator.ledger.faults import ledger_error
+from orchestrator.ledger.findings import Examined
 from orchestrator.ledger.lease import OPEN, LeaseState
 from orchestrator.ledger.log.reader import LogReader
 from orchestrator.ledger.places import Places
@@ -22,13 +23,14 @@ from orchestrator.ledger.reading.records import event_record, lease_record, run_
 from orchestrator.ledger.states import IdKind, RunState, TaskEnd, TaskState
 from orchestrator.ledger.storage.budgets import calls_by_state, is_idle
 from orchestrator.ledger.storage.chain import Head, StoredEvent, first_break, genesis
+from orchestrator.ledger.storage.codec import ValueKind
 from orchestrator.ledger.storage.places import moments, places_held, places_of, waiters
+from orchestrator.ledger.storage.projections import DROPPED
 from orchestrator.ledger.storage.times import time_to_text
 from orchestrator.ledger.types import (
     DecisionFilter,
     DecisionRecord,
     EventRecord,
-    Examined,
     LeaseFilter,
     LeaseRecord,
     RunFilter,
@@ -194,6 +196,34 @@ class Reader:
             rows = connection.execute(queries.events_of(run_id, kind, after)).mappings().all()
             records = [event_record(row) for row in rows]
         return [record for record in records if lease_id is None or record.data.get("lease_id") == lease_id]
+
+    def stored_events(self, run_id: str) -> Sequence[StoredEvent]:
+        """As the chain has them: for those who verify it elsewhere."""
+        with self._reading() as connection:
+            return [StoredEvent(**row) for row in connection.execute(queries.events_of(run_id)).mappings()]
+
+    def runs_with_values(
+        self, *, inputs_before: datetime | None, outputs_before: datetime | None
+    ) -> Iterator[tuple[str, frozenset[str]]]:
+        """The runs and tasks that ended before these times, and which of their values are to be dropped, in batches."""
+        limits = {"inputs": inputs_before, "outputs": outputs_before}
+        texts = {name: None if moment is None else time_to_text(moment) for name, moment in limits.items()}
+        after = ("", "")
+        while True:
+            query = queries.runs_with_values(texts["inputs"], texts["outputs"], after, ROWS_AT_ONCE)
+            with self._reading() as connection:
+                rows = connection.execute(query).all()
+            for run_id, finished_at, dropped in rows:
+                due = {kind for kind, before in texts.items() if before is not None and finished_at < before}
+                yield run_id, frozenset(kind for kind in due if not dropped & DROPPED[ValueKind(kind)])
+            if len(rows) < ROWS_AT_ONCE:
+                return
+            after = (rows[-1].finished_at, rows[-1].run_id)
+
+    def inline_runs(self) -> int:
+        """How many runs are of before values lay beside their events: what these hold stays."""
+        with self._reading() as connection:
+            return int(connection.execute(queries.inline_runs()).scalar() or 0)
 
     def decisions(self, query: DecisionFilter) -> Iterator[DecisionRecord]:
         """In the order in which their runs began, in batches; runs may begin meanwhile."""

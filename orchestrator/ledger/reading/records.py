@@ -12,6 +12,8 @@ from sqlalchemy import Row, RowMapping
 
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.states import RunState, StepState, TaskState
+from orchestrator.ledger.storage.codec import with_values
+from orchestrator.ledger.storage.projections import DROPPED
 from orchestrator.ledger.storage.tables import lease
 from orchestrator.ledger.storage.times import text_to_time
 from orchestrator.ledger.types import EventRecord, LeaseRecord, RunRecord, StepRecord, TaskRecord
@@ -42,6 +44,7 @@ def run_record(row: RowMapping) -> RunRecord:
         task=row["task"],
         steps=tuple(json.loads(row["steps"])),
         retry_of=row["retry_of"],
+        dropped=tuple(kind.value for kind, bit in DROPPED.items() if row["dropped"] & bit),
     )
 
 
@@ -90,14 +93,16 @@ def lease_record(row: Row[Any]) -> LeaseRecord:
 
 
 def event_record(row: RowMapping) -> EventRecord:
-    """A row of the table `event`. Raises ValueError for one that is no JSON."""
+    """A row of the table `event`. Raises ValueError for one that is not what was recorded."""
+    data, dropped = with_values(json.loads(row["data"]), row["kept"])
     return EventRecord(
         run_id=row["run_id"],
         seq=row["seq"],
         time=text_to_time(row["time"]),
         kind=row["kind"],
-        data=json.loads(row["data"]),
+        data=data,
         digest=row["digest"],
+        dropped=dropped,
     )
 
 

@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
+from orchestrator.ledger.storage.codec import with_values
+
 DOMAIN = b"credential-orchestrator:ledger:run:v1\0"
 
 
@@ -26,6 +28,8 @@ class StoredEvent:
     kind: str
     data: str
     digest: str
+    kept: str | None = None
+    """The values of which `data` has digests, as canonical JSON; None where there are none, or none any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,20 @@ def first_break(run_id: str, events: Iterable[StoredEvent], head: Head) -> int |
 def _is_intact(event: StoredEvent, previous: str) -> bool:
     """Whether the event's fields give its digest. SQLite stores a value of any type in any column, hence the check."""
     fields = (event.time, event.kind, event.data, event.digest)
-    return all(isinstance(text, str) for text in fields) and event.digest == link(
-        previous, run_id=event.run_id, seq=event.seq, time=event.time, kind=event.kind, data=event.data
+    return (
+        all(isinstance(text, str) for text in fields)
+        and event.digest
+        == link(previous, run_id=event.run_id, seq=event.seq, time=event.time, kind=event.kind, data=event.data)
+        and _has_its_values(event)
     )
+
+
+def _has_its_values(event: StoredEvent) -> bool:
+    """Whether what lies beside it is what it has digests of, as far as it was not dropped."""
+    if event.kept is None:
+        return True
+    try:
+        with_values(json.loads(event.data), event.kept)
+    except (ValueError, TypeError, AttributeError):
+        return False
+    return True

@@ -1,12 +1,18 @@
 """Events and JSON: between Python's types and the text that the ledger stores.
 
 Canonical JSON: keys sorted, no spaces, ASCII only (everything else escaped), no NaN or infinity.
+
+Values that people may want to drop some day, inputs and outputs, are not in the text of an event, over which the chain
+is made, but beside it. The text has a digest of each, over a salt that is kept and dropped together with the value: so
+what was dropped cannot be guessed either.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import secrets
 import types
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -30,6 +36,31 @@ FIELDS = {
 }
 """The names of each kind's fields."""
 
+
+class ValueKind(StrEnum):
+    """Which values are dropped together."""
+
+    INPUTS = "inputs"
+    """What a run, task or call was given, as far as it was recorded, and what policies were asked about it."""
+    OUTPUTS = "outputs"
+    """What steps gave."""
+
+
+KEPT_BESIDE: Mapping[str, Mapping[str, ValueKind]] = {
+    "run.started": {"inputs": ValueKind.INPUTS, "call": ValueKind.INPUTS},
+    "task.opened": {"inputs": ValueKind.INPUTS, "context": ValueKind.INPUTS},
+    "decision": {"input": ValueKind.INPUTS, "input_digest": ValueKind.INPUTS},
+    "notice": {"text": ValueKind.INPUTS},
+    "run.notified": {"text": ValueKind.INPUTS},
+    "step.finished": {"outputs": ValueKind.OUTPUTS},
+}
+"""The fields whose values lie beside the event, by its kind."""
+
+_NOTHING: Mapping[str, JsonValue] = {"input_digest": "", "text": "", "outputs": None}
+"""What is read of a field whose value was dropped; of all others an empty object."""
+
+_KEPT = "kept"
+"""The member of an event's text that has the digests, by field."""
 
 _PLAIN = frozenset({str, int, float, bool, types.NoneType})
 """What is its own JSON: most fields of most events."""
@@ -58,12 +89,57 @@ def event_to_json(event: Event) -> JsonObject:
     return {name: each if type(each) in _PLAIN else _to_json(each, f"{event.kind} {name}") for name, each in values}
 
 
-def event_to_text(event: Event) -> str:
-    """The event's canonical JSON. Raises LedgerError where a value is not JSON, never showing it."""
+def event_to_text(event: Event) -> tuple[str, str | None]:
+    """The event's canonical JSON, and that of the values beside it, if it has any.
+
+    Raises LedgerError where a value is not JSON, never showing it.
+    """
+    data, beside = dict(event_to_json(event)), {}
     try:
-        return canonical_json(event_to_json(event))
+        for name in KEPT_BESIDE.get(event.kind, ()):
+            if data[name] != _nothing(name):
+                beside[name] = {"salt": secrets.token_hex(16), "value": data.pop(name)}
+        if not beside:
+            return canonical_json(data), None
+        digests = {name: _digest(each["salt"], each["value"]) for name, each in beside.items()}
+        return canonical_json({**data, _KEPT: digests}), canonical_json(beside)
     except ValueError as error:
         raise LedgerError(f"event {event.kind} holds a number that JSON cannot express") from error
+
+
+def _nothing(name: str) -> JsonValue:
+    return _NOTHING.get(name, {})
+
+
+def _digest(salt: object, value: JsonValue) -> str:
+    return hashlib.sha256(f"{salt}:{canonical_json(value)}".encode()).hexdigest()
+
+
+def with_values(data: JsonObject, kept: str | None) -> tuple[JsonObject, frozenset[str]]:
+    """The data of an event with the values beside it, and the names of those that were dropped.
+
+    Raises ValueError where `kept` is not what was kept.
+    """
+    digests = data.get(_KEPT)
+    if not isinstance(digests, Mapping):
+        if kept is not None:
+            raise ValueError("there are values beside an event that has none")
+        return data, frozenset()
+    beside = json.loads(kept) if kept is not None else {}
+    if not isinstance(beside, dict) or not beside.keys() <= digests.keys():
+        raise ValueError("there are other values beside an event than it had")
+    values: dict[str, JsonValue] = {}
+    for name, digest in digests.items():
+        if name not in beside:
+            values[name] = _nothing(name)
+        elif not isinstance(beside[name], dict) or set(beside[name]) != {"salt", "value"}:
+            raise ValueError("a value beside an event is none")
+        elif _digest(beside[name]["salt"], beside[name]["value"]) != digest:
+            raise ValueError("a value beside an event is another one")
+        else:
+            values[name] = beside[name]["value"]
+    rest = {name: value for name, value in data.items() if name != _KEPT}
+    return {**rest, **values}, frozenset(digests.keys() - beside.keys())
 
 
 def event_from_json(kind: str, data: JsonObject) -> Event:

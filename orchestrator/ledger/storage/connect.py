@@ -23,6 +23,7 @@ SQLITE_SETUP = (
     "PRAGMA synchronous = FULL",
     "PRAGMA fullfsync = ON",  # macOS: fsync alone does not reach the disk
     "PRAGMA foreign_keys = ON",
+    "PRAGMA secure_delete = ON",  # what is dropped is overwritten, and does not lie about in the file
 )
 
 _HOLDS_EVERYTHING = ("UTF8", "SQL_ASCII")

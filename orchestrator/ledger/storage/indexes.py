@@ -13,6 +13,7 @@ from sqlalchemy import Index, Table, TextClause
 from orchestrator.ledger.storage.log_tables import log_leaf
 from orchestrator.ledger.storage.tables import (
     BY_ITSELF,
+    HAS_VALUES,
     HAS_VAULT_LEASE,
     IS_CLOSED,
     IS_OPEN,
@@ -52,6 +53,7 @@ INDEXES = (
     _index(run, "task_by_state", "state", "started_at", "run_id", where=IS_TASK),
     _index(run, "run_running", "run_id", where=IS_RUNNING),
     _index(run, "run_unlogged", "finished_at", "run_id", where=IS_UNLOGGED),
+    _index(run, "run_with_values", "finished_at", "run_id", where=HAS_VALUES),
     _index(log_leaf, "log_leaf_by_run", "run_id", "position"),
     _index(run_owner, "run_owner_by_runner", "runner_id", "run_id"),
     _index(run_owner, "run_owner_wanted", "runner_id", where=IS_WANTED),

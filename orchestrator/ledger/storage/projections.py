@@ -42,10 +42,11 @@ from orchestrator.ledger.events import (
     RunStarted,
     RunTakenOver,
     StepFinished,
+    ValuesDropped,
 )
 from orchestrator.ledger.lease import FINAL, STILL_WORKS, VAULT_REVOKED, LeaseState, check_transition
 from orchestrator.ledger.states import RESUMABLE, RunState, StepState, TaskState
-from orchestrator.ledger.storage.codec import canonical_json
+from orchestrator.ledger.storage.codec import ValueKind, canonical_json
 from orchestrator.ledger.storage.times import time_to_text
 from orchestrator.ledger.task_events import TaskCalled, TaskClosed, TaskOpened
 from orchestrator.step_names import declared_step
@@ -96,6 +97,10 @@ def project(before: RunRows, events: Iterable[tuple[str, Event]]) -> RunRows:
                 changed.leases[event.lease_id] = _lease_requested(present, event, time)
             case ApprovalRequested():
                 changed.steps[event.step] = _step_waits(present, event)
+            case ValuesDropped():
+                changed.run = {**present.run, **_values_dropped(present.run, event)}
+                if ValueKind.OUTPUTS in event.values:
+                    changed.steps.update({name: {**row, "outputs": "null"} for name, row in present.steps.items()})
             case (
                 AttemptWaits()
                 | Decided()
@@ -133,7 +138,22 @@ def _started(before: Row, event: RunStarted | TaskOpened, time: str) -> Row:
         "finished_at": None,
         "exit_code": None,
         "reason": "",
+        "dropped": 0,
     }
+
+
+DROPPED = {ValueKind.INPUTS: 1, ValueKind.OUTPUTS: 2}
+"""Which bit of `run.dropped` says that values are gone."""
+
+
+def _values_dropped(before: Row, event: ValuesDropped) -> Row:
+    if before["finished_at"] is None or before["state"] in RESUMABLE:
+        raise IllegalTransition("only of what has ended for good are values dropped")
+    already = before["dropped"]
+    assert isinstance(already, int)
+    for each in event.values:
+        already |= DROPPED[ValueKind(each)]
+    return {"dropped": already, **({"inputs": "{}"} if ValueKind.INPUTS in event.values else {})}
 
 
 def _kind(event: RunStarted | TaskOpened) -> Row:

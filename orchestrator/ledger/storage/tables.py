@@ -39,6 +39,8 @@ IS_RETRY = text("retry_of IS NOT NULL")
 IS_RUNNING = text("state = 'running'")
 IS_UNLOGGED = text("finished_at IS NOT NULL AND logged < seq")
 """Runs that have ended and whose history, as it is, is not in the log yet."""
+HAS_VALUES = text(f"finished_at IS NOT NULL AND dropped < 3 AND inline = 0 AND workflow <> '{SWEEP_WORKFLOW}'")
+"""What has ended and may have values that can be dropped; a sweep was given nothing."""
 IS_WANTED = text("(cancel IS NOT NULL OR renewal = '')")
 """Runs of which somebody wants something: that they end, or that what they have handed over lives longer."""
 
@@ -65,11 +67,14 @@ run = Table(
     Column("idle", Integer),
     Column("retry_of", TEXT),
     Column("logged", BigInteger, nullable=False, server_default="0"),
+    Column("dropped", Integer, nullable=False, server_default="0"),
+    Column("inline", Integer, nullable=False, server_default="0"),
     sqlite_with_rowid=False,
 )
 """One row a run, and one a task. `fence`, `seq` and `head` are the chain's; the rest follows from the events.
 
-`logged` is the `seq` that is in the log; see `log_leaf`.
+`logged` is the `seq` that is in the log; see `log_leaf`. `dropped` says which kinds of values are gone (1 inputs,
+2 outputs); `inline` is 1 for a run of before values lay beside the events, whose values stay for good.
 
 `task` is the task in which a run is a call; a task has its own id there, and is the only one with a `deadline`.
 `retry_of` is the failed run that a run goes on from; no two go on from one.
@@ -84,10 +89,14 @@ event = Table(
     Column("kind", TEXT, nullable=False),
     Column("data", TEXT, nullable=False),
     Column("digest", TEXT, nullable=False),
+    Column("kept", TEXT),
     PrimaryKeyConstraint("run_id", "seq"),
     sqlite_with_rowid=False,
 )
-"""Append-only: triggers refuse to change, replace or remove a row."""
+"""Append-only: triggers refuse to change, replace or remove a row, except that `kept` may become null.
+
+`kept` are the values that `data`, and with it the chain, holds only digests of, so that they can be dropped.
+"""
 
 step = Table(
     "step",

@@ -9,7 +9,6 @@ from typing import Protocol
 from orchestrator.ledger.events import AttemptWaits, RunStarted
 from orchestrator.ledger.places import Blocked, PlacesWanted
 from orchestrator.ledger.storage.chain import Head
-from orchestrator.ledger.storage.codec import event_to_text
 from orchestrator.ledger.storage.times import text_to_time
 from orchestrator.ledger.types import CallLimits
 from orchestrator.ledger.writing.transaction import FIRST_FENCE, Entry, Transaction
@@ -161,7 +160,7 @@ class Request:
             step=wanted.step, attempt=wanted.attempt, connection=blocked.connection, reason=blocked.reason
         )
         self.blocked = replace(blocked, recorded=event)
-        return Entry(time, event, event_to_text(event))
+        return Entry.of(time, event)
 
 
 @dataclass(slots=True)
@@ -212,3 +211,19 @@ class TakeOver:
     def execute(self, transaction: Transaction) -> int:
         """Raises UnknownRun."""
         return transaction.take_over(self.run_id, ended=self.ended)
+
+
+@dataclass(slots=True)
+class DropValues:
+    """Drop values of a run that has ended. Repeating it after an unanswered commit finds that it is done."""
+
+    run_id: str
+    entry: Entry
+    task: str | None = field(default=None, init=False)
+    gates: Collection[str] = field(default=(), init=False)
+    head: Head | None = field(default=None, init=False)
+
+    def execute(self, transaction: Transaction) -> int:
+        """1 if they are dropped by this, 0 where the run goes on. Raises UnknownRun."""
+        self.head = transaction.drop_values(self.run_id, self.entry)
+        return 0 if self.head is None else 1

@@ -30,16 +30,19 @@ from orchestrator.ledger.storage.places import places_held, waiters
 from orchestrator.ledger.storage.tables import (
     LEASE_CHANGES,
     agent_block,
+    approval,
+    approval_vote,
     event,
     gate,
     lease,
     lease_waiter,
+    queued_run,
     run,
     run_owner,
     step,
 )
 
-RUN_CHANGES = ("state", "finished_at", "exit_code", "reason")
+RUN_CHANGES = ("state", "finished_at", "exit_code", "reason", "inputs", "dropped")
 STEP_CHANGES = ("state", "attempts", "step_key", "action", "started_at", "finished_at", "reason", "outputs")
 
 
@@ -80,6 +83,12 @@ class Statements:
     """The same for a run that is not running."""
     own_run: str
     """Who drives a run from now on; nobody wants it cancelled yet."""
+    drop_values: str
+    """Of a run's events of one kind."""
+    drop_votes: str
+    drop_approvals: str
+    drop_queued: str
+    """What was asked for the steps of a run holds its inputs; who has agreed is in its events."""
     update_run: str
     insert_event: str
     insert_step: str
@@ -146,6 +155,16 @@ def _compile(dialect: Dialect) -> Statements:
                 index_elements=["run_id"], set_={"runner_id": driver, "cancel": null()}
             )
         ),
+        drop_values=sql(
+            update(event).where(event.c.run_id == key, event.c.kind == bindparam("kind")).values(kept=null())
+        ),
+        drop_votes=sql(
+            delete(approval_vote).where(
+                approval_vote.c.approval_id.in_(select(approval.c.approval_id).where(approval.c.run_id == key))
+            )
+        ),
+        drop_approvals=sql(delete(approval).where(approval.c.run_id == key)),
+        drop_queued=sql(delete(queued_run).where(queued_run.c.run_id == key)),
         update_run=sql(update(run).where(this_run).values(_bound(RUN_CHANGES))),
         insert_event=sql(insert(event)),
         insert_step=sql(insert(step)),

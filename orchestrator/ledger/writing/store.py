@@ -15,13 +15,12 @@ from orchestrator.ledger.coordination.agents import AgentStore
 from orchestrator.ledger.coordination.approvals import ApprovalStore
 from orchestrator.ledger.coordination.queue import RunQueue
 from orchestrator.ledger.coordination.runners import RunnerStore
-from orchestrator.ledger.events import Event, LeaseRequested, RunResumed, RunStarted
+from orchestrator.ledger.events import Event, LeaseRequested, RunResumed, RunStarted, ValuesDropped
 from orchestrator.ledger.faults import ledger_error
 from orchestrator.ledger.location import Location
 from orchestrator.ledger.log.store import LogStore
 from orchestrator.ledger.places import Blocked, PlacesWanted
 from orchestrator.ledger.reading.reader import Reader
-from orchestrator.ledger.storage.codec import event_to_text
 from orchestrator.ledger.storage.times import time_to_text
 from orchestrator.ledger.task_events import TaskCalled, TaskClosed, TaskOpened
 from orchestrator.ledger.types import CallLimits
@@ -32,6 +31,7 @@ from orchestrator.ledger.writing.jobs import (
     BeginCall,
     BeginRun,
     CloseTask,
+    DropValues,
     LeaveLine,
     Request,
     Resume,
@@ -131,6 +131,22 @@ class Ledger(Reader):
         """
         return await self._writer.submit(TakeOver(run_id, ended))
 
+    async def drop_values(self, run_id: str, dropped: ValuesDropped) -> bool:
+        """Drop values of a run, or task, that has ended; False where it goes on. Raises UnknownRun or LedgerError."""
+        return bool(await self._writer.submit(DropValues(run_id, self._entry(dropped))))
+
+    async def overwrite_dropped(self) -> None:
+        """Empty SQLite's write-ahead log, which holds what was dropped until it is written over. Raises LedgerError.
+
+        Does nothing where somebody reads at that moment, and on PostgreSQL, whose vacuum does so.
+        """
+        if self._engine.dialect.name == "sqlite":
+            await asyncio.to_thread(self._empty_log)
+
+    def _empty_log(self) -> None:
+        with self._reading() as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def rebuild(self, run_id: str) -> None:
         """Make the run's rows anew from its events. Raises UnknownRun, or LedgerError if its history is broken."""
         try:
@@ -164,4 +180,4 @@ class Ledger(Reader):
         await asyncio.shield(self.aclose())
 
     def _entry(self, event: Event) -> Entry:
-        return Entry(time_to_text(self._clock.now()), event, event_to_text(event))
+        return Entry.of(time_to_text(self._clock.now()), event)

@@ -15,11 +15,12 @@ from datetime import datetime
 from sqlalchemy.engine.interfaces import DBAPICursor
 
 from orchestrator.errors import AgentBlocked, FenceLost, IllegalTransition, LedgerError, RunExists, UnknownRun
-from orchestrator.ledger.events import Event, RunStarted
+from orchestrator.ledger.events import Event, RunStarted, ValuesDropped
 from orchestrator.ledger.places import Places, PlacesWanted
 from orchestrator.ledger.states import RESUMABLE, TaskState
 from orchestrator.ledger.storage.budgets import check_agent, check_call
 from orchestrator.ledger.storage.chain import Head, genesis, link
+from orchestrator.ledger.storage.codec import KEPT_BESIDE, ValueKind, event_to_text
 from orchestrator.ledger.storage.places import moments, places_of
 from orchestrator.ledger.storage.projections import Row, RunRows, Stored, project
 from orchestrator.ledger.task_events import TaskClosed, TaskOpened
@@ -31,11 +32,17 @@ FIRST_FENCE = 1
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An event on its way into the ledger, with its time and its canonical JSON."""
+    """An event on its way into the ledger, with its time, its canonical JSON and that of the values beside it."""
 
     time: str
     event: Event
     data: str
+    kept: str | None = None
+
+    @classmethod
+    def of(cls, time: str, event: Event) -> Entry:
+        """Raises LedgerError where a value is not JSON."""
+        return cls(time, event, *event_to_text(event))
 
 
 @dataclass(slots=True)
@@ -74,7 +81,7 @@ class Transaction:
         self._check_agent(first.event.agent, first.time)
         rows = project(RunRows(), ((entry.time, entry.event) for entry in entries))
         records, head = _chained(run_id, genesis(run_id), entries)
-        chain: Row = {"fence": FIRST_FENCE, "seq": head.seq, "head": head.digest, "logged": 0}
+        chain: Row = {"fence": FIRST_FENCE, "seq": head.seq, "head": head.digest, "logged": 0, "inline": 0}
         row: Row = {"run_id": run_id, **chain, **rows.run}
         if self._execute(self._sql.insert_run, row) != 1:
             if isinstance(first.event, RunStarted) and first.event.retry_of:
@@ -201,6 +208,26 @@ class Transaction:
         self._execute(self._sql.own_run, {"run_id": run_id, "runner_id": runner_id})
         return view
 
+    def drop_values(self, run_id: str, entry: Entry) -> Head | None:
+        """Drop values of a run or task that has ended for good, and say so in its chain; None where it has not.
+
+        What an event says of them stays: their digests. Raises UnknownRun.
+        """
+        assert isinstance(entry.event, ValuesDropped)
+        view = self._load(run_id)
+        if view.rows.run["finished_at"] is None or view.rows.run["state"] in RESUMABLE or view.rows.run["inline"]:
+            return None
+        head = self._extend_locked(run_id, view, [entry])
+        self.flush()
+        for kind, fields in KEPT_BESIDE.items():
+            if not {field.value for field in fields.values()}.isdisjoint(entry.event.values):
+                self._execute(self._sql.drop_values, {"run_id": run_id, "kind": kind})
+        if ValueKind.INPUTS in entry.event.values:
+            self._execute(self._sql.drop_votes, {"run_id": run_id})
+            self._execute(self._sql.drop_approvals, {"run_id": run_id})
+            self._execute(self._sql.drop_queued, {"run_id": run_id})
+        return head
+
     def holds(self, run_id: str, head: Head) -> bool:
         """Whether the run's chain contains this head: whether a commit that was not answered took place."""
         self._cursor.execute(self._sql.load_run, {"run_id": run_id})  # waits for that commit, if it still runs
@@ -326,7 +353,8 @@ def _chained(run_id: str, head: Head, entries: Sequence[Entry]) -> tuple[list[Ro
     for entry in entries:
         seq, time, kind, data = head.seq + 1, entry.time, entry.event.kind, entry.data
         head = Head(seq, link(head.digest, run_id=run_id, seq=seq, time=time, kind=kind, data=data))
-        rows.append({"run_id": run_id, "seq": seq, "time": time, "kind": kind, "data": data, "digest": head.digest})
+        row: Row = {"run_id": run_id, "seq": seq, "time": time, "kind": kind, "data": data, "digest": head.digest}
+        rows.append({**row, "kept": entry.kept})
     return rows, head
 
 

@@ -11,7 +11,7 @@ from orchestrator.policy.types import Question
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedDecision:
-    """One decision with the whole question. `input` is empty where it was recorded by its digest alone."""
+    """One decision with the whole question. `input` is empty where it is not on record, or not any more."""
 
     run: str
     workflow: str

@@ -24,7 +24,7 @@ class Change(StrEnum):
     REASONS = "other reasons"
     """Both say no, each for reasons of its own."""
     UNKNOWN = "not recorded whole"
-    """The question is on record by its digest alone, so that it cannot be asked again."""
+    """The question is not on record, or was dropped after its retention: it cannot be asked again."""
 
 
 DECISIVE = frozenset({Change.DENIED, Change.ALLOWED, Change.ADMITTED, Change.OBLIGATIONS})

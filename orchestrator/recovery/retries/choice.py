@@ -85,5 +85,11 @@ def refuse_what_has_no_retry(run: RunRecord) -> None:
                 f"run {run_id} has succeeded: there is nothing to retry",
                 hint="`orchestrator run` begins a new run of the workflow",
             )
+        case RunState.FAILED | RunState.REFUSED | RunState.CANCELLED if run.dropped:
+            raise UsageError(
+                f"the {' and '.join(run.dropped)} of run {run_id} were dropped after their retention: "
+                "there is nothing to go on with",
+                hint="`orchestrator run` begins a new run of the workflow",
+            )
         case RunState.FAILED | RunState.REFUSED | RunState.CANCELLED:
             return

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli import options
+from orchestrator.cli.commands.evidence.prune import prune
 from orchestrator.cli.lookup import completion
 from orchestrator.errors import ExitCode, UsageError
 
@@ -25,6 +26,7 @@ app = typer.Typer(
 
 def register(program: typer.Typer) -> None:
     """Add the group of commands."""
+    app.command("prune")(prune)
     program.add_typer(app, name="history")
 
 
@@ -155,11 +157,15 @@ def prove(
     directory: Annotated[
         Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the files are written.")
     ] = Path(),
+    values: Annotated[
+        bool,
+        typer.Option("--with-values", help="Also what it was given and what its steps gave, as far as that is kept."),
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Write what somebody needs to verify one run without the ledger: its events, and the proof that they are signed.
 
-    `RUN.events.jsonl` holds the events with the inputs and outputs that were kept; `RUN.tlog-proof` is a proof in the
+    `RUN.events.jsonl` holds the events, with digests of inputs and outputs; `RUN.tlog-proof` is a proof in the
     format of C2SP, by the newest checkpoint. With the public key alone `history verify` verifies both.
     """
     from orchestrator.cli.connect import ledger_reader
@@ -172,7 +178,7 @@ def prove(
     with ledger_reader() as reader:
         run = whole_id(reader, IdKind.TASK, whole_id(reader, IdKind.RUN, run))
         evidence = RunEvidence.of(reader.log, run)
-        lines = list(event_lines(reader.events(run), evidence.leaf.head.seq))
+        lines = list(event_lines(reader.stored_events(run), evidence.leaf.head.seq, values=values))
     proof, events = directory / f"{_safe(run)}{SUFFIX}", directory / f"{_safe(run)}{EVENTS_SUFFIX}"
     _write(proof, evidence.proof.text())
     _write(events, "".join(f"{line}\n" for line in lines))

@@ -25,6 +25,10 @@ def receipt(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Where it is written; default: standard output."),
     ] = None,
+    values: Annotated[
+        bool,
+        typer.Option("--with-values", help="Also what its run was given and what steps gave, as far as that is kept."),
+    ] = False,
 ) -> None:
     """Print the receipt of a lease that is over: who got what, why, who confirmed its end, and the proof of all of it.
 
@@ -39,7 +43,7 @@ def receipt(
     from orchestrator.ledger.states import IdKind
 
     with ledger_reader() as reader:
-        document: JsonObject = made(reader, reader.log, whole_id(reader, IdKind.LEASE, lease_id))
+        document: JsonObject = made(reader, reader.log, whole_id(reader, IdKind.LEASE, lease_id), values=values)
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     if output is None:
         typer.echo(text, nl=False)

@@ -1,0 +1,34 @@
+"""What is found out about many rows at once: whether the tables are true."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A row that is not what the events say. `columns` is empty where the row is missing, or should not be there."""
+
+    table: str
+    key: str
+    """The id of the run or lease, or the name of the step."""
+    what: str
+    """`changed`, `missing`, `added`, or why the events say nothing."""
+    columns: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.table} {self.key}: {self.what}" + (f": {', '.join(self.columns)}" if self.columns else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What was found of one run. Where its chain is broken its rows are not compared: the events prove nothing."""
+
+    run_id: str
+    first_broken_event: int | None = None
+    differences: tuple[Difference, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether the ledger says of the run what was recorded."""
+        return self.first_broken_event is None and not self.differences
