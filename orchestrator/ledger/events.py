@@ -265,6 +265,20 @@ class ValuesDropped:
     reason: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogRestarted:
+    """The log over all runs goes on under another name, since what it had under the one before was lost in part."""
+
+    kind: ClassVar[str] = "log.restarted"
+    log: str
+    """Its name from now on."""
+    before: str
+    """Its name until then, of whose checkpoints those of more than `size` entries are of what is lost."""
+    size: int
+    reason: str
+    by: str
+
+
 Event = (
     RunStarted
     | RunTakenOver
@@ -282,6 +296,7 @@ Event = (
     | StepFinished
     | OrphansSwept
     | ValuesDropped
+    | LogRestarted
     | LeaseEvent
     | TaskEvent
 )

@@ -34,6 +34,7 @@ from orchestrator.ledger.events import (
     LeaseRevoked,
     LeaseRevoking,
     LeaseVaultRevoked,
+    LogRestarted,
     Notified,
     OrphansSwept,
     RunFinished,
@@ -132,6 +133,8 @@ class RunSpans:
             case StepFinished():
                 if event.state in _UNDONE:
                     _tell(run.span, f"step {event.state.value}", time, step=event.step)
+            case LogRestarted():
+                _tell(run.span, "log restarted", time, entries=event.size)
             case ValuesDropped():
                 _tell(run.span, "values dropped", time, values=", ".join(event.values))
             case OrphansSwept():

@@ -174,6 +174,7 @@ _WORDS: Mapping[str, Callable[[JsonObject], str]] = {
     "lease.expired": lambda data: "",
     "lease.ended": _ended,
     "orphans.swept": _swept,
+    "log.restarted": lambda data: f"{data.get('before')} ends with {data.get('size')} entries: {data.get('reason')}",
     "values.dropped": lambda data: _with_reason(_list(data.get("values"), " and "), data.get("reason")),
 }
 

@@ -16,8 +16,8 @@ from orchestrator.clock import Clock
 from orchestrator.errors import EvidenceRejected, OrchestratorError, Unreachable
 from orchestrator.evidence.log.checkpoint import Checkpoint
 from orchestrator.evidence.log.note import NoteKey
-from orchestrator.evidence.log.publishing import Publish
-from orchestrator.evidence.log.signer import Signer
+from orchestrator.evidence.log.publishing import Publish, SetBack
+from orchestrator.evidence.log.signer import Signer, names_of
 from orchestrator.evidence.log.time_stamps import time_stamp
 from orchestrator.ledger.log.reader import Published, StoredCheckpoint
 from orchestrator.ledger.log.store import LogStore
@@ -62,7 +62,7 @@ class Checkpointing:
                 pass
             origin = await asyncio.to_thread(self.store.origin)
             deadline = self.clock.monotonic() + seconds
-            await self._check_what_was_signed(origin, deadline)
+            await self._check_what_was_signed(deadline)
             size = await asyncio.to_thread(self.store.size)
             checkpoint = Checkpoint(origin, size, await asyncio.to_thread(self.store.root, size))
             note = await self.signer.sign(checkpoint, deadline=deadline)
@@ -71,10 +71,15 @@ class Checkpointing:
             self._last = checkpoint
             return made
 
-    async def _check_what_was_signed(self, origin: str, deadline: float) -> None:
+    async def check(self, *, seconds: float = SIGN_SECONDS) -> None:
+        """Raise EvidenceRejected where the log is not what it has signed itself."""
+        async with self._turn:
+            await self._check_what_was_signed(self.clock.monotonic() + seconds)
+
+    async def _check_what_was_signed(self, deadline: float) -> None:
         """A log signs nothing that contradicts what it has signed (c2sp.org/tlog-checkpoint)."""
         newest = await asyncio.to_thread(self.store.newest_checkpoint)
-        stored = None if newest is None else await self._opened(newest.note, origin, deadline)
+        stored = None if newest is None else await self._opened(newest.note, deadline)
         size = await asyncio.to_thread(self.store.size)  # after that: others sign more meanwhile, and never less
         for signed in {each for each in (stored, self._last) if each is not None}:  # mostly one and the same
             if size < signed.size or await asyncio.to_thread(self.store.root, signed.size) != signed.root:
@@ -85,10 +90,11 @@ class Checkpointing:
                 )
         self._last = stored or self._last
 
-    async def _opened(self, note: str, origin: str, deadline: float) -> Checkpoint:
+    async def _opened(self, note: str, deadline: float) -> Checkpoint:
         known = await asyncio.to_thread(self.store.keys)
+        names = await asyncio.to_thread(names_of, self.store)
         try:
-            return Checkpoint.opened(note, note_keys(origin, known))
+            return Checkpoint.opened(note, note_keys(names, known))
         except EvidenceRejected:
             return Checkpoint.opened(note, await self.signer.keys(deadline=deadline))
 
@@ -109,6 +115,11 @@ class Checkpointing:
                 continue
             try:
                 await publish(newest.note.split("\n", 1)[0], newest.note)
+            except SetBack as error:
+                latest = await asyncio.to_thread(self.store.newest_checkpoint)
+                if latest is None or latest.size < error.entries:  # else another process has published it meanwhile
+                    problems.append(error)
+                continue
             except Unreachable as error:
                 problems.append(error)
                 continue
@@ -140,6 +151,7 @@ class Checkpointing:
             log.warning("what has ended is signed and published by the next checkpoint: it took too long")
 
 
-def note_keys(origin: str, keys: Mapping[str, str]) -> Sequence[NoteKey]:
+def note_keys(names: Sequence[str], keys: Mapping[str, str]) -> Sequence[NoteKey]:
     """The keys that a ledger knows of its signer. Nobody else may trust them: whoever writes the ledger writes them."""
-    return [NoteKey(origin, base64.b64decode(keys[version])) for version in sorted(keys, key=int, reverse=True)]
+    newest_first = [base64.b64decode(keys[version]) for version in sorted(keys, key=int, reverse=True)]
+    return [NoteKey(name, public) for name in names for public in newest_first]

@@ -19,7 +19,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from orchestrator.errors import EvidenceRejected, Unreachable, UsageError
-from orchestrator.evidence.log.checkpoint import notes_in
+from orchestrator.evidence.log.checkpoint import Checkpoint, notes_in
+from orchestrator.evidence.log.note import LONGEST
 from orchestrator.network.origins import is_confidential
 from orchestrator.secret import Secret
 
@@ -35,6 +36,25 @@ SYSLOG_WORD = "orchestrator-checkpoint"
 _SYSLOG_LINE = re.compile(rf'{SYSLOG_WORD} ("(?:[^"\\]|\\.)*")')
 _OF_AN_ORIGIN = re.compile(r"[^A-Za-z0-9.-]+")
 _FORMS = "file:///path, git:///path, syslog:, syslog://host:514 or https://..."
+
+
+class SetBack(Unreachable):
+    """A destination has a checkpoint of more entries of this log than the one that it was to get."""
+
+    def __init__(self, name: str, entries: int) -> None:
+        super().__init__(
+            f"the checkpoint was not published to `{name}`: one of {entries} entries is there, so that this ledger was "
+            "set back",
+            hint="`orchestrator history verify --against` tells what is lost; where an older copy was restored on "
+            "purpose, `orchestrator history restart` says so",
+        )
+        self.entries = entries
+
+
+class _Older(Exception):
+    def __init__(self, entries: int) -> None:
+        super().__init__(entries)
+        self.entries = entries
 
 
 def destinations(addresses: Mapping[str, Secret]) -> Mapping[str, Publish]:
@@ -79,6 +99,8 @@ async def _in_thread(name: str, work: Callable[[], None]) -> None:
             await asyncio.to_thread(work)
     except TimeoutError:
         raise _unpublished(name, f"it took more than {SECONDS:g} seconds") from None
+    except _Older as error:
+        raise SetBack(name, error.entries) from None
     except subprocess.CalledProcessError as error:
         said = str(error.stderr or "").strip().splitlines()
         raise _unpublished(name, f"git {error.cmd[3]}: {said[-1] if said else error.returncode}") from None
@@ -87,13 +109,26 @@ async def _in_thread(name: str, work: Callable[[], None]) -> None:
 
 
 def _append(path: Path, note: str) -> None:
-    """In one write, and on disk when this returns."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    """In one write, and on disk when this returns. Raises _Older."""
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
+        end = os.fstat(descriptor).st_size
+        _refuse_older(os.pread(descriptor, LONGEST, max(0, end - LONGEST)).decode(errors="replace"), note)
         _write(descriptor, note.encode())
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _refuse_older(published: str, note: str) -> None:
+    """Raise _Older where a larger one of the same log is there: whoever reads on would take it for what is now.
+
+    What is there is believed without its signature: whoever can write there could prevent publishing anyway.
+    """
+    mine = Checkpoint.of_text(note.partition("\n\n")[0] + "\n")
+    sizes = re.findall(rf"^{re.escape(mine.origin)}\n(0|[1-9][0-9]{{0,17}})\n", published, re.MULTILINE)
+    if (largest := max(map(int, sizes), default=0)) > mine.size:
+        raise _Older(largest)
 
 
 def _write(descriptor: int, data: bytes) -> None:

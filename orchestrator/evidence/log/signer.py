@@ -51,11 +51,12 @@ class Signer:
     async def keys(self, *, deadline: float) -> Sequence[NoteKey]:
         """The public keys by which checkpoints of this log are verified, the newest first.
 
-        Raises VaultRefused and VaultUnavailable.
+        After them those under the names that it had before. Raises VaultRefused and VaultUnavailable.
         """
-        origin, found = await asyncio.to_thread(self.store.origin), await self._asked(deadline)
+        names, found = await asyncio.to_thread(names_of, self.store), await self._asked(deadline)
         by_version = sorted(found.items(), key=lambda item: int(item[0]), reverse=True)
-        return [NoteKey(origin, public) for _, key in by_version if (public := _public(key)) is not None]
+        keys = [public for _, key in by_version if (public := _public(key)) is not None]
+        return [NoteKey(name, public) for name in names for public in keys]
 
     async def _asked(self, deadline: float) -> Mapping[str, str]:
         """The public keys by version as Vault has them (`GET /transit/keys/:name`)."""
@@ -68,6 +69,11 @@ class Signer:
         keys = {name: text(section(versions, name, path), "public_key", path) for name in versions}
         await asyncio.to_thread(self.store.know, keys)
         return keys
+
+
+def names_of(store: LogStore) -> Sequence[str]:
+    """What the log is called, and after that what it was called before, without repetition."""
+    return list(dict.fromkeys([store.origin(), *(each.before for each in reversed(store.restarts()))]))
 
 
 def _parted(answer: str, path: str) -> tuple[str, bytes]:

@@ -8,7 +8,7 @@ kept. Everything is computed here: no stored hash is believed.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from orchestrator.errors import EvidenceRejected
 from orchestrator.evidence.log.checkpoint import Checkpoint
 from orchestrator.evidence.log.note import NoteKey
 from orchestrator.evidence.log.time_stamps import stamped_at
-from orchestrator.ledger.log.reader import LogBroken, LogReader, StoredCheckpoint
+from orchestrator.ledger.log.reader import LogBroken, LogReader, Restart, StoredCheckpoint
 from orchestrator.ledger.log.tree import Growing, leaf_hash
 from orchestrator.ledger.types import LedgerReader
 
@@ -48,6 +48,10 @@ class Verified:
     unsigned: list[str] = field(default_factory=list)
     """Runs that ended since."""
     problems: list[str] = field(default_factory=list)
+    restarts: Sequence[Restart] = ()
+    """When the log went on under another name, as that is signed under the present one."""
+    lost: list[str] = field(default_factory=list)
+    """Checkpoints of what the ledger does not have since then."""
 
     @property
     def unsigned_entries(self) -> int:
@@ -59,6 +63,14 @@ class Verified:
         """Whether everything is as it was signed."""
         return not self.problems
 
+    @property
+    def predecessors(self) -> Mapping[str, Restart]:
+        """By the names of before, the restart that ended each."""
+        return {each.before: each for each in self.restarts}
+
+
+Opened = tuple[str, Checkpoint]
+"""A checkpoint whose signature is verified, and where it is."""
 
 Awaited = dict[int, list[tuple[str, bytes]]]
 """Checkpoints that are held against the tree when it has their size: where each is, and its root."""
@@ -80,20 +92,23 @@ def verify(
     if found.origin and found.origin not in {key.name for key in keys}:
         named = ", ".join(sorted({key.name for key in keys})) or "none"
         found.problems.append(f"the log of this ledger is {found.origin}, and the key is of {named}: another ledger")
-    awaited: Awaited = defaultdict(list)
-    for each in kept:
-        _expect(found, awaited, each.where, each.note, keys)
+    opened = [each for each in (_opened(found, kept.where, kept.note, keys) for kept in kept) if each is not None]
+    renamed = 0
     for stored in store.checkpoints():
         found.checkpoints += 1
         found.signed = max(found.signed, stored.size)
         where = f"the checkpoint of {stored.size} entries"
-        size = _expect(found, awaited, where, stored.note, keys)
-        if size is not None and size != stored.size:
-            found.problems.append(f"{where}: it is one of {size}")
+        if (known := _opened(found, where, stored.note, keys)) is not None:
+            if known[1].size != stored.size:
+                found.problems.append(f"{where}: it is one of {known[1].size}")
+            if known[1].origin == found.origin:
+                renamed = max(renamed, known[1].size)
+            opened.append(known)
         if stored.stamp and tsa:
             _look_at_stamp(found, where, stored, tsa)
     found.kept = len(kept)
-    _walk(found, store, awaited, progress)
+    found.restarts = [each for each in store.restarts() if each.entry is not None and each.entry < renamed]
+    _walk(found, store, _awaited(found, opened), progress)
     for examined in reader.examine_all():
         found.runs += bool(examined.run_id)
         progress("runs", found.runs)
@@ -109,18 +124,29 @@ def verify(
     return found
 
 
-def _expect(found: Verified, awaited: Awaited, where: str, note: str, keys: Sequence[NoteKey]) -> int | None:
-    """Open a checkpoint, and remember to hold it against the tree; its size."""
+def _opened(found: Verified, where: str, note: str, keys: Sequence[NoteKey]) -> Opened | None:
     try:
-        checkpoint = Checkpoint.opened(note, keys)
+        return where, Checkpoint.opened(note, keys)
     except EvidenceRejected as error:
         found.problems.append(f"{where}: {error.message}")
         return None
-    if checkpoint.origin != found.origin:
-        found.problems.append(f"{where}: it is of another log, {checkpoint.origin}")
-    else:
-        awaited[checkpoint.size].append((where, checkpoint.root))
-    return checkpoint.size
+
+
+def _awaited(found: Verified, opened: Iterable[Opened]) -> Awaited:
+    """What is to be held against the tree: checkpoints of this log, under whatever name it had at their size."""
+    awaited: Awaited = defaultdict(list)
+    for where, checkpoint in opened:
+        ended = found.predecessors.get(checkpoint.origin)
+        if checkpoint.origin != found.origin and ended is None:
+            found.problems.append(f"{where}: it is of another log, {checkpoint.origin}")
+        elif ended is not None and checkpoint.size > ended.size:
+            found.lost.append(
+                f"{where}: of its {checkpoint.size} entries this ledger has {ended.size}, and goes on from there since "
+                f"{ended.at:%Y-%m-%d %H:%M}Z as {ended.log}: {ended.reason} ({ended.by})"
+            )
+        else:
+            awaited[checkpoint.size].append((where, checkpoint.root))
+    return awaited
 
 
 def _look_at_stamp(found: Verified, where: str, stored: StoredCheckpoint, tsa: Sequence[Certificate]) -> None:

@@ -17,13 +17,14 @@ from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.errors import LedgerError
+from orchestrator.ledger.events import LogRestarted
 from orchestrator.ledger.faults import ledger_error
 from orchestrator.ledger.log.leaf import Leaf
 from orchestrator.ledger.log.tree import TILE, inclusion, leaf_hash, root
 from orchestrator.ledger.storage.chain import Head
 from orchestrator.ledger.storage.connect import BEGIN
 from orchestrator.ledger.storage.log_tables import log, log_checkpoint, log_leaf, log_node, log_published
-from orchestrator.ledger.storage.tables import event, run
+from orchestrator.ledger.storage.tables import RESTART_WORKFLOW, event, run
 from orchestrator.ledger.storage.times import text_to_time
 
 AT_ONCE = 1000
@@ -73,6 +74,19 @@ class Published:
 
     size: int
     at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """The log went on under another name: see `LogRestarted`. `entry` is where that stands in the log, if it does."""
+
+    log: str
+    before: str
+    size: int
+    at: datetime
+    reason: str
+    by: str
+    entry: int | None
 
 
 class LogReader:
@@ -169,6 +183,16 @@ class LogReader:
             for row in rows:
                 yield _checkpoint(row)
             last = rows[-1].size
+
+    def restarts(self) -> Sequence[Restart]:
+        """When the log went on under another name, the oldest first."""
+        query = select(event.c.data, event.c.time, func.max(log_leaf.c.position).label("entry"))
+        joined = event.join(run, run.c.run_id == event.c.run_id).outerjoin(log_leaf, log_leaf.c.run_id == run.c.run_id)
+        query = query.select_from(joined).where(run.c.workflow == RESTART_WORKFLOW, event.c.kind == LogRestarted.kind)
+        query = query.group_by(event.c.run_id, event.c.seq, event.c.data, event.c.time).order_by(event.c.time)
+        with self._connection() as connection:
+            rows = connection.execute(query).all()
+            return [Restart(**json.loads(row.data), at=text_to_time(row.time), entry=row.entry) for row in rows]
 
     def published(self) -> Mapping[str, Published]:
         """What each destination has."""

@@ -62,6 +62,12 @@ class LogStore(LogReader):
         with self._connection(writing=True) as connection, connection.begin():
             return _lock(connection)
 
+    def rename(self, origin: str) -> None:
+        """Give the log another name in the world, under which it goes on."""
+        with self._connection(writing=True) as connection, connection.begin():
+            _lock(connection)
+            connection.execute(update(log).values(origin=origin))
+
     def know(self, keys: Mapping[str, str]) -> None:
         """Remember them."""
         with self._connection(writing=True) as connection, connection.begin():

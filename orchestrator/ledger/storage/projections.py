@@ -34,6 +34,7 @@ from orchestrator.ledger.events import (
     LeaseRevoked,
     LeaseRevoking,
     LeaseVaultRevoked,
+    LogRestarted,
     Notified,
     OrphansSwept,
     RunFinished,
@@ -109,6 +110,7 @@ def project(before: RunRows, events: Iterable[tuple[str, Event]]) -> RunRows:
                 | ApprovalVoted()
                 | ApprovalEnded()
                 | OrphansSwept()
+                | LogRestarted()
                 | RunTakenOver()
             ):
                 pass

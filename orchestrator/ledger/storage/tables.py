@@ -24,6 +24,7 @@ metadata = MetaData()
 TEXT = Text().with_variant(Text(collation="C"), "postgresql")
 
 SWEEP_WORKFLOW = "(sweep)"
+RESTART_WORKFLOW = "(restart)"
 """The name, which no workflow can have, of the runs that look for expired logins: `orchestrator.recovery.orphans`."""
 
 # The conditions of the partial indexes. A query says them in the same words, since SQLite compares the words

@@ -10,6 +10,7 @@ import typer
 
 from orchestrator.cli import options
 from orchestrator.cli.commands.evidence.prune import prune
+from orchestrator.cli.commands.evidence.restart import restart
 from orchestrator.cli.lookup import completion
 from orchestrator.errors import ExitCode, UsageError
 
@@ -27,6 +28,7 @@ app = typer.Typer(
 def register(program: typer.Typer) -> None:
     """Add the group of commands."""
     app.command("prune")(prune)
+    app.command("restart")(restart)
     program.add_typer(app, name="history")
 
 
@@ -266,6 +268,8 @@ def _print_verified(found: Verified, *, as_json: bool) -> None:
         return
     for problem in found.problems:
         print_line(problem, style="red")
+    for lost in found.lost:
+        print_line(lost, style="yellow")
     if unsigned := found.unsigned_entries + len(found.unsigned):
         said_of = "has ended and is" if unsigned == 1 else "have ended and are"
         print_line(
