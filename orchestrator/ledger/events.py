@@ -275,8 +275,10 @@ class LogRestarted:
     before: str
     """Its name until then, of whose checkpoints those of more than `size` entries are of what is lost."""
     size: int
+    """How many entries it had then, and has under both names."""
     reason: str
     by: str
+    """Who said so: the user of the operating system."""
 
 
 Event = (
