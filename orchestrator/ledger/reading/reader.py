@@ -18,6 +18,7 @@ from orchestrator.ledger.log.reader import LogReader
 from orchestrator.ledger.places import Places
 from orchestrator.ledger.reading import examination, lease_queries, queries
 from orchestrator.ledger.reading.decisions import decisions
+from orchestrator.ledger.reading.history import Chapter, HistoryFilter, history
 from orchestrator.ledger.reading.lease_search import newest_leases
 from orchestrator.ledger.reading.records import event_record, lease_record, run_record, step_record, task_record
 from orchestrator.ledger.states import IdKind, RunState, TaskEnd, TaskState
@@ -228,6 +229,10 @@ class Reader:
     def decisions(self, query: DecisionFilter) -> Iterator[DecisionRecord]:
         """In the order in which their runs began, in batches; runs may begin meanwhile."""
         return decisions(self._snapshot, query)
+
+    def history(self, query: HistoryFilter) -> Iterator[Chapter]:
+        """All events of the runs that a filter asks for, in small batches; runs may begin and go on meanwhile."""
+        return history(self._snapshot, query)
 
     def verify(self, run_id: str) -> int | None:
         """The sequence number of the first event that is changed, missing or foreign, or None if the history is whole.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli import options
+from orchestrator.cli.commands.evidence.export import export
 from orchestrator.cli.commands.evidence.prune import prune
 from orchestrator.cli.commands.evidence.restart import restart
 from orchestrator.cli.lookup import completion
@@ -27,6 +28,7 @@ app = typer.Typer(
 
 def register(program: typer.Typer) -> None:
     """Add the group of commands."""
+    app.command("export")(export)
     app.command("prune")(prune)
     app.command("restart")(restart)
     program.add_typer(app, name="history")

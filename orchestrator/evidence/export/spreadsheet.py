@@ -1,0 +1,68 @@
+"""One row a lease, as CSV (RFC 4180): who held what when, for people who look at it in a spreadsheet."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
+from datetime import datetime
+
+from orchestrator.evidence.export.lease_rows import FINAL_KINDS, LeaseRow, LeaseRows
+from orchestrator.evidence.export.stream import Tally, passed, utc
+from orchestrator.ledger.reading.history import Chapter
+
+COLUMNS = tuple(each.name for each in fields(LeaseRow))
+END = "#end"
+"""The first field of the last row, which no lease has: its ids begin with `lease_`."""
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What a field begins with that a spreadsheet may take for a formula, also as characters of full width."""
+
+
+def spreadsheet(chapters: Iterable[Chapter], tally: Tally, *, resource: str | None = None) -> Iterator[str]:
+    """The rows below a header, those of a run in the order in which its leases ended, what is open after that.
+
+    The last row has `#end` in its first column, and `name=value` in those that follow.
+    """
+    yield _row(COLUMNS)
+    rows = LeaseRows()
+    for chapter in tally.chapters(chapters):
+        after = ((event.kind, rows.after(run, event)) for run, event in passed([chapter]))
+        ended = [row for kind, row in after if row is not None and kind in FINAL_KINDS]
+        for row in [*ended, *(rows.left() if chapter.last else ())]:
+            if resource is None or row.resource.startswith(resource):
+                tally.written += 1
+                yield _row([_text(getattr(row, name)) for name in COLUMNS])
+    yield _row(_mark(tally))
+
+
+def _mark(tally: Tally) -> list[str]:
+    """As wide as every other row, so that no reader stumbles over it."""
+    parts = tally.mark("leases")
+    selection = parts.pop("selection")
+    del parts["end"]
+    told = [f"{name}={'' if value is None else value}" for name, value in parts.items()]
+    told += [f"{name}={value}" for name, value in selection.items()] if isinstance(selection, dict) else []
+    return [END, *told, *[""] * (len(COLUMNS) - 1 - len(told))]
+
+
+def _row(values: Sequence[str]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\r\n").writerow([harmless(each) for each in values])
+    return line.getvalue()
+
+
+def _text(value: object) -> str:
+    if isinstance(value, datetime):
+        return utc(value) or ""
+    return "" if value is None else str(value)
+
+
+def harmless(value: str) -> str:
+    """The text so that no spreadsheet calculates with it: with an apostrophe before what could be a formula (OWASP,
+    "CSV Injection"). What UTF-8 cannot hold, and NUL, which readers of CSV refuse, are written as escapes."""
+    shown = value.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
+    if shown.startswith(_FORMULA) or shown.lstrip(" \u00a0").startswith(_FORMULA):
+        return f"'{shown}"
+    return shown

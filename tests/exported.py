@@ -1,0 +1,112 @@
+"""Ledgers to export that no server is needed for, and what an export says, read as others would read it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from orchestrator.clock import SystemClock
+from orchestrator.ledger.events import (
+    LeaseIssued,
+    LeaseRequested,
+    LeaseRevoked,
+    LeaseRevoking,
+    RunFinished,
+    RunStarted,
+)
+from orchestrator.ledger.opening import open_ledger
+from orchestrator.ledger.states import RunState
+
+BEGUN = datetime(2026, 6, 1, 12, tzinfo=UTC)
+LIFE = 4
+"""So many events a lease has in these ledgers."""
+
+
+class Ticking(SystemClock):
+    """Each look is a second later."""
+
+    def __init__(self) -> None:
+        self.seen = BEGUN
+
+    def now(self) -> datetime:
+        self.seen += timedelta(seconds=1)
+        return self.seen
+
+
+def life(lease_id: str, subject: str, resource: str = "database/creds/x") -> Iterator[Any]:
+    """One lease from its request to its end."""
+    yield LeaseRequested(
+        lease_id=lease_id,
+        step="s",
+        attempt=1,
+        grant="db",
+        grant_kind="database",
+        resource=resource,
+        scope={"name": "db", "kind": "database", "resource": resource, "ttl": 60},
+        ttl=60,
+    )
+    yield LeaseIssued(lease_id=lease_id, ttl=60, expires_at=BEGUN, subject=subject, vault_lease_id=f"{resource}/v")
+    yield LeaseRevoking(lease_id=lease_id, reason="step ended")
+    yield LeaseRevoked(lease_id=lease_id, confirmed_by="database")
+
+
+async def ledger_of(url: str, runs: int, leases: int, *, open_one: bool = False) -> str:
+    """A ledger of runs `run_000000` and on with so many leases each; the last is still open with `open_one`."""
+    with open_ledger(url, clock=Ticking()) as ledger:
+        for number in range(runs):
+            run = f"run_{number:06d}"
+            started = RunStarted(
+                workflow="even" if number % 2 == 0 else "odd",
+                digest="sha256:0",
+                agent=f"agent-{number % 3}",
+                trigger="manual",
+                inputs={"customer": "Ada of Nowhere"},
+                steps=("s",),
+            )
+            fence = await ledger.begin_run(run, started)
+            for first in range(0, leases, 500):
+                some = range(first, min(first + 500, leases))
+                events = [
+                    event
+                    for n in some
+                    for event in life(
+                        f"lease_{number:06d}{n:06d}", f"orc_{number}_{n}", "kv/a" if n % 2 else "database/creds/x"
+                    )
+                ]
+                await ledger.append(run, fence, events)
+            if not (open_one and number == runs - 1):
+                await ledger.append(run, fence, [RunFinished(state=RunState.SUCCEEDED, exit_code=0)])
+            else:
+                await ledger.append(run, fence, list(life(f"lease_open{number}", "orc_open"))[:2])
+    return url
+
+
+def stored(path: Path, what: str, where: str = "1 = 1") -> list[tuple[Any, ...]]:
+    """What the tables of an SQLite ledger say."""
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute(f"SELECT {what} FROM {where}").fetchall()
+
+
+def lines(text: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The lines of an export and the mark of its end, which is there."""
+    *found, mark = (json.loads(line) for line in text.splitlines())
+    assert mark["end"] is True
+    assert all("end" not in line for line in found)
+    return found, mark
+
+
+def rows(text: str) -> tuple[list[dict[str, str]], dict[str, str]]:
+    """The same of a CSV file."""
+    read = list(csv.reader(io.StringIO(text, newline="")))
+    header, *found, end = read
+    assert {len(row) for row in read} == {len(header)}
+    assert end[0] == "#end"
+    mark = dict(part.split("=", 1) for part in end[1:] if part)
+    return [dict(zip(header, row, strict=True)) for row in found], mark
