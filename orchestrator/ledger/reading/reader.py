@@ -20,6 +20,7 @@ from orchestrator.ledger.reading import examination, lease_queries, queries
 from orchestrator.ledger.reading.decisions import decisions
 from orchestrator.ledger.reading.history import Chapter, HistoryFilter, history
 from orchestrator.ledger.reading.lease_search import newest_leases
+from orchestrator.ledger.reading.lease_stream import lease_paths, leases_between
 from orchestrator.ledger.reading.records import event_record, lease_record, run_record, step_record, task_record
 from orchestrator.ledger.states import IdKind, RunState, TaskEnd, TaskState
 from orchestrator.ledger.storage.budgets import calls_by_state, is_idle
@@ -233,6 +234,14 @@ class Reader:
     def history(self, query: HistoryFilter) -> Iterator[Chapter]:
         """All events of the runs that a filter asks for, in small batches; runs may begin and go on meanwhile."""
         return history(self._snapshot, query)
+
+    def leases_between(self, since: datetime | None, until: datetime | None) -> Iterator[LeaseRecord]:
+        """Those requested in this time, oldest first and in batches; before them the older ones that are open."""
+        return leases_between(self._snapshot, since, until)
+
+    def lease_paths(self) -> set[str]:
+        """What leases were ever asked of: Vault paths, and the policies of step tokens."""
+        return lease_paths(self._snapshot)
 
     def verify(self, run_id: str) -> int | None:
         """The sequence number of the first event that is changed, missing or foreign, or None if the history is whole.

@@ -12,6 +12,7 @@ from orchestrator.cli import options
 from orchestrator.cli.commands.evidence.export import export
 from orchestrator.cli.commands.evidence.prune import prune
 from orchestrator.cli.commands.evidence.restart import restart
+from orchestrator.cli.commands.evidence.reconcile import reconcile
 from orchestrator.cli.lookup import completion
 from orchestrator.errors import ExitCode, UsageError
 
@@ -31,6 +32,7 @@ def register(program: typer.Typer) -> None:
     app.command("export")(export)
     app.command("prune")(prune)
     app.command("restart")(restart)
+    app.command("reconcile")(reconcile)
     program.add_typer(app, name="history")
 
 
