@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -14,18 +13,17 @@ FORMS = {"text": "pg.log", "csv": "pg.csv", "json": "pg.json"}
 
 
 @contextmanager
-def logging_postgres(monkeypatch: pytest.MonkeyPatch, directory: Path, log_statement: str) -> Iterator[None]:
-    """While inside servers that start log statements so, into files of `directory`."""
-    directory.mkdir(mode=0o777)
-    directory.chmod(0o777)
+def logging_postgres(monkeypatch: pytest.MonkeyPatch, log_statement: str) -> Iterator[None]:
+    """While inside servers that start log statements so, into files of the folder `log` beside their data."""
     settings = {
         "log_statement": log_statement,
         "logging_collector": "on",
         "log_destination": "stderr,csvlog,jsonlog",
-        "log_directory": str(directory),
+        "log_directory": "log",
         "log_filename": FORMS["text"],
         "log_file_mode": "0644",
         "log_line_prefix": "%m [%p] %q%u@%d/%a ",
+        "log_min_messages": "warning",
         "log_min_error_statement": "error",
     }
     with monkeypatch.context() as patch:

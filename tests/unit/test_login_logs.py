@@ -17,19 +17,21 @@ def read(*lines: str | None) -> LoginFacts:
 
 
 @pytest.mark.parametrize(
-    ("sql", "created", "dropped"),
+    ("sql", "created", "dropped", "given"),
     [
-        (f"CREATE ROLE \"{LOGIN}\" LOGIN PASSWORD 'x'", (LOGIN,), ()),
-        ("create user orc_A_b; DROP ROLE IF EXISTS orc_b, orc_c", ("orc_a_b",), ("orc_b", "orc_c")),
-        ('ALTER ROLE somebody RENAME TO "orc_x"', ("orc_x",), ("somebody",)),
-        (f"SELECT orchestrator.revoke('{LOGIN}')", (), (LOGIN,)),
-        (f"SELECT elsewhere.revoke('{LOGIN}'), revoke('{LOGIN}'), orchestrator.bind('{LOGIN}')", (), ()),
-        (f"SELECT 'CREATE ROLE \"{LOGIN}\"'", (), ()),
-        ("ALTER TABLE a RENAME TO orc_x", (), ()),
+        (f"CREATE ROLE \"{LOGIN}\" LOGIN PASSWORD 'x'", (LOGIN,), (), ()),
+        ("create user orc_A_b; DROP ROLE IF EXISTS orc_b, orc_c", ("orc_a_b",), ("orc_b", "orc_c"), ()),
+        ('ALTER ROLE somebody RENAME TO "orc_x"', ("orc_x",), ("somebody",), ()),
+        (f"SELECT orchestrator.revoke('{LOGIN}')", (), (), (LOGIN,)),
+        (f"SELECT elsewhere.revoke('{LOGIN}'), revoke('{LOGIN}'), orchestrator.bind('{LOGIN}')", (), (), ()),
+        (f"SELECT 'CREATE ROLE \"{LOGIN}\"'", (), (), ()),
+        ("ALTER TABLE a RENAME TO orc_x", (), (), ()),
     ],
 )
-def test_statements_are_told_apart(sql: str, created: tuple[str, ...], dropped: tuple[str, ...]) -> None:
-    assert login_changes(sql) == LoginChanges(created, dropped)
+def test_statements_are_told_apart(
+    sql: str, created: tuple[str, ...], dropped: tuple[str, ...], given: tuple[str, ...]
+) -> None:
+    assert login_changes(sql) == LoginChanges(created, dropped, given)
 
 
 @pytest.mark.parametrize(

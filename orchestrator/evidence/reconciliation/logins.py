@@ -69,8 +69,8 @@ class LoginComparison:
                 yield Finding(kind=Kind.LOGIN_UNKNOWN, what=login, time=time)
 
     def _not_dropped(self) -> Iterator[Finding]:
-        """Only where the log shows any drop: else it shows none of them."""
-        for login, time in self.facts.created.items() if self.facts.dropped else ():
+        """Only where the log shows calls of functions: else it shows no drop of those that are dropped by one."""
+        for login, time in self.facts.created.items() if self.facts.shows_calls else ():
             lease = self._leases.get(login)
             if login in self.facts.dropped or (lease is not None and not self._dropped_while_logged(lease)):
                 continue
@@ -86,8 +86,8 @@ class LoginComparison:
     def _notes(self) -> Iterator[str]:
         if self.facts.coverage.first is None:
             yield "the log tells no times with UTC or an offset: what should be in it cannot be said"
-        if not self.facts.dropped:
-            yield "the log shows no drop of a login: that needs log_statement = all"
+        if not self.facts.shows_calls:
+            yield "the log shows no call that drops a login: that needs log_statement = all"
         if not self.facts.created:
             yield "the log shows no login that was made: that needs log_statement = ddl"
         if self.facts.unreadable:

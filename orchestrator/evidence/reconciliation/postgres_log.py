@@ -23,7 +23,7 @@ from pathlib import Path
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.evidence.reconciliation.findings import Coverage
-from orchestrator.grants.sql.logins import login_changes
+from orchestrator.grants.sql.logins import LoginChanges, login_changes
 
 OURS = re.compile(r"orc_[^\s\"']{1,59}")
 _WORTH_PARSING = re.compile(r"orc_", re.IGNORECASE)
@@ -56,6 +56,8 @@ class LoginFacts:
     coverage: Coverage = field(default_factory=Coverage)
     created: dict[str, datetime | None] = field(default_factory=dict)
     dropped: set[str] = field(default_factory=set)
+    shows_calls: bool = False
+    """Whether the log has any call of the functions that drop logins: else it cannot show how ours went."""
     unreadable: int = 0
     """Statements with a name of ours that PostgreSQL's parser does not take."""
     _failed: Counter[str] = field(default_factory=Counter)
@@ -68,14 +70,15 @@ class LoginFacts:
             return
         self.coverage.saw(entry.time)
         if entry.severity in _FAILED:
-            created, _ = self._changes(entry.query)
-            self._failed.update(created)
+            self._failed.update(self._ours(self._changes(entry.query).created))
         elif match := _STATEMENT.match(entry.message):
-            created, dropped = self._changes(entry.message[match.end() :])
+            changes = self._changes(entry.message[match.end() :])
+            created = self._ours(changes.created)
             self._tried.update(created)
             for login in created:
                 self.created.setdefault(login, entry.time)
-            self.dropped.update(dropped)
+            self.dropped.update(changes.dropped, changes.given_to_drop)
+            self.shows_calls = self.shows_calls or bool(changes.given_to_drop)
 
     def done(self) -> None:
         """All is read: logins of which every try failed were not made."""
@@ -83,15 +86,17 @@ class LoginFacts:
             if failed >= self._tried[login]:
                 self.created.pop(login, None)
 
-    def _changes(self, sql: str) -> tuple[list[str], list[str]]:
+    def _ours(self, logins: Iterable[str]) -> list[str]:
+        return [login for login in logins if OURS.fullmatch(login)]
+
+    def _changes(self, sql: str) -> LoginChanges:
         if not _WORTH_PARSING.search(sql):
-            return [], []
+            return LoginChanges()
         try:
-            changes = login_changes(sql)
+            return login_changes(sql)
         except OrchestratorError:  # which may quote the statement, and so a password
             self.unreadable += 1
-            return [], []
-        return list(filter(OURS.fullmatch, changes.created)), list(filter(OURS.fullmatch, changes.dropped))
+            return LoginChanges()
 
 
 def read_postgres(lines: Iterable[tuple[Path, str | None]]) -> LoginFacts:

@@ -22,16 +22,20 @@ class LoginChanges:
 
     created: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+    given_to_drop: tuple[str, ...] = ()
+    """Those that a function of ours is called with to drop them."""
 
 
 def login_changes(sql: str) -> LoginChanges:
     """What a text of statements does to roles. Raises UnreadableSql, which may quote the text."""
     created: list[str] = []
     dropped: list[str] = []
+    given: list[str] = []
     for raw in parse(sql):
         created += _created(raw.stmt)
         dropped += _dropped(raw.stmt)
-    return LoginChanges(tuple(created), tuple(dropped))
+        given += _given_to_drop(raw.stmt)
+    return LoginChanges(tuple(created), tuple(dropped), tuple(given))
 
 
 def _created(statement: ast.Node | None) -> Iterator[str]:
@@ -50,13 +54,18 @@ def _dropped(statement: ast.Node | None) -> Iterator[str]:
         yield from (str(role.rolename) for role in statement.roles or () if role.rolename)
     elif isinstance(statement, ast.RenameStmt) and statement.renameType == enums.ObjectType.OBJECT_ROLE:
         yield str(statement.subname)
-    elif isinstance(statement, ast.SelectStmt):
+
+
+def _given_to_drop(statement: ast.Node | None) -> Iterator[str]:
+    """The login in `SELECT orchestrator.revoke('...')`, as Vault's revocation statements have it."""
+    from pglast import ast
+
+    if isinstance(statement, ast.SelectStmt):
         for target in statement.targetList or ():
-            yield from _given_to_drop(target.val)
+            yield from _argument(target.val)
 
 
-def _given_to_drop(value: ast.Node | None) -> Iterator[str]:
-    """The login in `orchestrator.revoke('...')`, as Vault's revocation statements have it."""
+def _argument(value: ast.Node | None) -> Iterator[str]:
     from pglast import ast
 
     if not isinstance(value, ast.FuncCall):
