@@ -23,6 +23,8 @@ from orchestrator.ledger.events import (
 )
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.states import RunState
+from orchestrator.ledger.task_events import TaskCalled, TaskOpened
+from orchestrator.ledger.types import CallLimits
 
 BEGUN = datetime(2026, 6, 1, 12, tzinfo=UTC)
 LIFE = 4
@@ -85,6 +87,34 @@ async def ledger_of(url: str, runs: int, leases: int, *, open_one: bool = False)
                 await ledger.append(run, fence, [RunFinished(state=RunState.SUCCEEDED, exit_code=0)])
             else:
                 await ledger.append(run, fence, list(life(f"lease_open{number}", "orc_open"))[:2])
+    return url
+
+
+async def with_tasks(url: str) -> str:
+    """A run, a task with one call, a sweep that has ended, and a run, in this order."""
+    start = {"digest": "sha256:0", "inputs": {}, "steps": ("s",)}
+    with open_ledger(url, clock=Ticking()) as ledger:
+        await ledger.begin_run("run_a", RunStarted(workflow="w", agent="a", trigger="manual", **start))  # type: ignore[arg-type]
+        opened = TaskOpened(
+            task="task_b",
+            workflow="inbox",
+            digest="sha256:0",
+            agent="desk",
+            inputs={},
+            context={},
+            tools=("s",),
+            deadline=BEGUN + timedelta(days=1),
+            idle=None,
+            caller={},
+        )
+        await ledger.begin_run("task_b", opened)
+        called = TaskCalled(call="run_c", tool="s", arguments_digest="sha256:0")
+        call = RunStarted(workflow="inbox", agent="desk", trigger="call", task="task_b", **start)  # type: ignore[arg-type]
+        await ledger.begin_call(called, "task_b", call, CallLimits(), "runner")
+        sweep = RunStarted(workflow="(sweep)", agent="orchestrator", trigger="sweep", **start)  # type: ignore[arg-type]
+        fence = await ledger.begin_run("run_d", sweep)
+        await ledger.append("run_d", fence, [RunFinished(state=RunState.SUCCEEDED, exit_code=0)])
+        await ledger.begin_run("run_e", RunStarted(workflow="w", agent="a", trigger="manual", **start))  # type: ignore[arg-type]
     return url
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import psycopg
 import pytest
 from bench import Bench
-from exported import BEGUN, LIFE, ledger_of, lines, rows, stored
+from exported import BEGUN, LIFE, ledger_of, lines, rows, stored, with_tasks
 
 from orchestrator.cli.main import main
 from orchestrator.evidence.export.jsonl import jsonl
@@ -232,6 +232,30 @@ class TestBatches:
             assert tally.written == (tally.read if form is jsonl else runs * leases)
             assert largest <= history.EVENTS_AT_ONCE
             assert most < 8_000_000, f"{most} bytes for an export of {size}"
+
+    async def test_tasks_calls_and_sweeps_are_in_it_as_they_began(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export: Export
+    ) -> None:
+        url = await with_tasks(f"sqlite:///{tmp_path / 'ledger.db'}")
+        everything = [
+            ("run_a", 1),
+            ("task_b", 1),
+            ("task_b", 2),
+            ("run_c", 1),
+            ("run_d", 1),
+            ("run_d", 2),
+            ("run_e", 1),
+        ]
+        for at_once in (200, 1, 2):
+            monkeypatch.setattr(history, "RUNS_AT_ONCE", at_once)
+            found, mark = lines(export(url))
+            assert [(each["run_id"], each["seq"]) for each in found] == everything
+            assert (mark["runs"], mark["unfinished_runs"]) == (5, 4)
+        of = lambda *words: {each["run_id"] for each in lines(export(url, *words))[0]}  # noqa: E731
+        assert of("--agent", "desk") == {"task_b", "run_c"}
+        assert of("--workflow", "(sweep)") == {"run_d"}
+        assert of("--workflow", "inbox") == {"task_b", "run_c"}
+        assert of("--run", "task_b") == {"task_b"}
 
     async def test_a_postgresql_ledger_is_read_the_same_way(
         self, tmp_path: Path, new_ledger: str, export: Export, monkeypatch: pytest.MonkeyPatch

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import sqlite3
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -214,7 +216,7 @@ def revoke_during_a_run(bench: Bench, revoke: Callable[[LeaseRecord], None]) -> 
 
 
 def test_broken_lines_are_counted_and_rotated_files_are_read_together(
-    bench: Bench, audit: Callable[[], Path], reconcile: Reconcile, tmp_path: Path
+    bench: Bench, audit: Callable[[], Path], reconcile: Reconcile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.run(WORKFLOW)
     lines = audit().read_bytes().splitlines(keepends=True)
@@ -222,8 +224,11 @@ def test_broken_lines_are_counted_and_rotated_files_are_read_together(
     old, new = tmp_path / "audit.log.1.gz", tmp_path / "audit.log.0"
     old.write_bytes(gzip.compress(b"".join(lines[:half])))
     new.write_bytes(b"".join(lines[half:]) + b"\xff\xfe\n\n[1]\n" + lines[-1][:100])
-    answer = reconcile("--vault-audit", old, "--vault-audit", new)
+    with io.TextIOWrapper(old.open("rb")) as rotated, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdin", rotated)
+        answer = reconcile("--vault-audit", "-", "--vault-audit", new)
     assert answer["agree"] is True
+    assert reconcile("--vault-audit", old, "--vault-audit", new) == answer
     assert answer["vault"]["coverage"]["broken"] == 3
     assert answer["vault"]["coverage"]["entries"] == len(lines)
     cut = tmp_path / "cut.gz"

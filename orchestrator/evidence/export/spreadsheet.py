@@ -63,6 +63,4 @@ def harmless(value: str) -> str:
     """The text so that no spreadsheet calculates with it: with an apostrophe before what could be a formula (OWASP,
     "CSV Injection"). What UTF-8 cannot hold, and NUL, which readers of CSV refuse, are written as escapes."""
     shown = value.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
-    if shown.startswith(_FORMULA) or shown.lstrip(" \u00a0").startswith(_FORMULA):
-        return f"'{shown}"
-    return shown
+    return f"'{shown}" if shown.lstrip(" \u00a0").startswith(_FORMULA) else shown

@@ -6,7 +6,8 @@ import gzip
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, cast
 
@@ -35,10 +36,8 @@ def lines_of(paths: Sequence[Path]) -> Iterator[tuple[Path, str | None]]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
-    if path == STANDARD_INPUT:
-        yield sys.stdin.buffer
-        return
-    with open(path, "rb") as file:
+    with nullcontext(sys.stdin.buffer) if path == STANDARD_INPUT else open(path, "rb") as given:
+        file = cast("BufferedReader", given)
         if file.peek(2)[:2] != _GZIP:
             yield file
             return
