@@ -13,11 +13,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import hvac
 import pytest
 from bench import Bench
 
 from orchestrator.cli.main import main
 from orchestrator.clock import SystemClock
+from orchestrator.evidence.reconciliation.vault_audit import read_audit
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.types import LeaseFilter, LeaseRecord
@@ -276,3 +278,20 @@ def test_vault_is_asked_for_what_is_hashed_and_for_nothing_else(
     before = audit().stat().st_size
     assert reconcile("--vault-audit", log)["vault"]["matched"] == len(handles)
     assert b"audit-hash" not in audit().read_bytes()[before:]
+
+
+def test_a_token_that_is_revoked_by_itself_takes_its_lease_and_a_renewal_issues_none(
+    bench: Bench, audit: Callable[[], Path]
+) -> None:
+    bench.run(WORKFLOW)
+    token = bench.vault.write("auth/token/create/step.reconciled.read", ttl="60s")["auth"]["client_token"]
+    lease_id = hvac.Client(bench.info.vault_address, token=token).read(OURS)["lease_id"]
+    begin = audit().stat().st_size
+    bench.vault.sys.renew_lease(lease_id)
+    bench.vault.adapter.post("/v1/auth/token/revoke", json={"token": token})
+    bench.vault.sys.revoke_lease(lease_id)
+    whole = audit().read_text()
+    facts = read_audit(line for line in whole.splitlines() if "sys/leases/revoke" not in line)
+    assert lease_id in facts.issued
+    assert facts.revocation([lease_id]) is not None
+    assert read_audit(whole[begin:].splitlines()).issued == {}
