@@ -1,13 +1,12 @@
-"""One JSON object a line: every event as the ledger has it."""
+"""One JSON object a line: every event as its chain has it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
 
-from orchestrator.evidence.export.stream import Tally, data_of, passed, utc
-from orchestrator.ledger.reading.history import Chapter, RunHead
-from orchestrator.ledger.types import EventRecord
+from orchestrator.evidence.export.stream import Tally, content, passed, utc
+from orchestrator.ledger.reading.history import ChainEvent, Chapter, RunHead
 
 
 def jsonl(
@@ -20,16 +19,13 @@ def jsonl(
     yield json.dumps(tally.mark("events")) + "\n"
 
 
-def _line(run: RunHead, event: EventRecord, *, with_values: bool) -> dict[str, object]:
-    data, hidden = data_of(event, with_values=with_values)
-    line: dict[str, object] = {
+def _line(run: RunHead, event: ChainEvent, *, with_values: bool) -> dict[str, object]:
+    return {
         "run_id": event.run_id,
         "seq": event.seq,
         "time": utc(event.time),
         "kind": event.kind,
         "workflow": run.workflow,
         "agent": run.agent,
-        "data": data,
-        "digest": event.digest,
+        **content(event, with_values=with_values),
     }
-    return {**line, "left_out": list(hidden)} if hidden else line

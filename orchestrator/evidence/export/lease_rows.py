@@ -12,8 +12,7 @@ from orchestrator.grants.scope import scope_from_json
 from orchestrator.jsontypes import JsonValue
 from orchestrator.ledger.events import LeaseEvent, LeaseIssued, LeaseRenewed, LeaseRequested, LeaseRevoked
 from orchestrator.ledger.lease import FINAL
-from orchestrator.ledger.reading.history import RunHead
-from orchestrator.ledger.types import EventRecord
+from orchestrator.ledger.reading.history import ChainEvent, RunHead
 
 _LEADS_TO = {each.kind: each.to for each in LeaseEvent.__args__}
 FINAL_KINDS = frozenset(kind for kind, state in _LEADS_TO.items() if state in FINAL)
@@ -48,7 +47,7 @@ class LeaseRows:
     def __init__(self) -> None:
         self._open: dict[str, LeaseRow] = {}
 
-    def after(self, run: RunHead, event: EventRecord) -> LeaseRow | None:
+    def after(self, run: RunHead, event: ChainEvent) -> LeaseRow | None:
         """The lease that the event is about, as it stands after that; None for an event of another kind."""
         if event.kind == LeaseRequested.kind:
             self._open[str(event.data["lease_id"])] = _requested(run, event)
@@ -64,7 +63,7 @@ class LeaseRows:
         return rows
 
 
-def _requested(run: RunHead, event: EventRecord) -> LeaseRow:
+def _requested(run: RunHead, event: ChainEvent) -> LeaseRow:
     data = event.data
     return LeaseRow(
         lease_id=str(data["lease_id"]),
@@ -81,7 +80,7 @@ def _requested(run: RunHead, event: EventRecord) -> LeaseRow:
     )
 
 
-def _follow(row: LeaseRow, event: EventRecord) -> None:
+def _follow(row: LeaseRow, event: ChainEvent) -> None:
     row.state = _LEADS_TO[event.kind].value
     if event.kind == LeaseIssued.kind:
         row.issued_at = event.time

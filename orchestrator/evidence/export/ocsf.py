@@ -24,14 +24,15 @@ from orchestrator.evidence.export.ocsf_classes import (
     APPLICATION_LIFECYCLE,
     AUTHORIZE_SESSION,
     ENTITY_MANAGEMENT,
+    OTHER,
     Meaning,
     Status,
     meaning,
     status,
 )
-from orchestrator.evidence.export.stream import Tally, data_of, passed, utc
-from orchestrator.ledger.reading.history import Chapter, RunHead
-from orchestrator.ledger.types import EventRecord
+from orchestrator.evidence.export.stream import Tally, content, passed, utc
+from orchestrator.ledger.events import ValuesDropped
+from orchestrator.ledger.reading.history import ChainEvent, Chapter, RunHead
 from orchestrator.version import __version__
 
 SCHEMA = "1.5.0"
@@ -39,7 +40,6 @@ SCHEMA = "1.5.0"
 
 PRODUCT = Product(name="credential-orchestrator", vendor_name="credential-orchestrator", version=__version__)
 
-_OTHER = 99
 _CAPTIONS = {Status.UNKNOWN: "Unknown", Status.SUCCESS: "Success", Status.FAILURE: "Failure"}
 _SEVERITIES = {1: "Informational", 3: "Medium", 4: "High"}
 
@@ -63,10 +63,9 @@ def ocsf(
 
 
 def ocsf_event(
-    run: RunHead, event: EventRecord, known: Meaning, row: LeaseRow | None, *, with_values: bool = False
+    run: RunHead, event: ChainEvent, known: Meaning, row: LeaseRow | None, *, with_values: bool = False
 ) -> dict[str, Any]:
     """An event as its class has it; `row` is the lease that it is about. Raises pydantic's ValidationError."""
-    data, hidden = data_of(event, with_values=with_values)
     went = status(event, known)
     severity = 4 if event.kind == "lease.revocation_failed" else 3 if went is Status.FAILURE else 1
     base = BaseEvent(
@@ -80,13 +79,14 @@ def ocsf_event(
             event_code=event.kind,
             original_time=utc(event.time),
             log_name="ledger",
+            profiles=list(known.event_class.profiles) or None,
         ),
         severity_id=severity,
         severity=_SEVERITIES[severity],
         status_id=int(went),
         status=_CAPTIONS[went],
         status_detail=_reason(event),
-        unmapped={"data": data, "digest": event.digest, **({"left_out": list(hidden)} if hidden else {})},
+        unmapped=content(event, with_values=with_values),
     )
     return {
         **base.model_dump(mode="json", exclude_none=True),
@@ -97,14 +97,14 @@ def ocsf_event(
         "activity_id": known.activity_id,
         "activity_name": known.activity,
         "type_uid": known.event_class.uid * 100 + known.activity_id,
-        "type_name": f"{known.event_class.name}: {known.activity}",
+        "type_name": f"{known.event_class.name}: {'Other' if known.activity_id == OTHER else known.activity}",
         "time": int(event.time.timestamp() * 1000),
         "actor": _actor(run, event),
         **_of_class(run, event, known, row),
     }
 
 
-def _of_class(run: RunHead, event: EventRecord, known: Meaning, row: LeaseRow | None) -> dict[str, Any]:
+def _of_class(run: RunHead, event: ChainEvent, known: Meaning, row: LeaseRow | None) -> dict[str, Any]:
     """The attributes that a class has of its own."""
     if known.event_class is APPLICATION_LIFECYCLE:
         return {"app": _plain(Product(name=run.workflow, vendor_name=PRODUCT.name, uid=run.workflow))}
@@ -120,19 +120,21 @@ def _of_class(run: RunHead, event: EventRecord, known: Meaning, row: LeaseRow | 
         account=held_in,
         name=(row.subject if row else "") or run.agent,
         type="Ephemeral credential",
-        type_id=_OTHER,
+        type_id=OTHER,
         uid=lease_id,
         credential_uid=lease_id,
     )
     return {
         "user": _plain(user),
         "privileges": [row.scope] if row and row.scope else [resource],
-        "resource": _plain(ResourceDetails(name=resource, uid=resource, type=row.grant_kind if row else None)),
+        "resources": [_plain(ResourceDetails(name=resource, uid=resource, type=row.grant_kind if row else None))],
     }
 
 
-def _actor(run: RunHead, event: EventRecord) -> dict[str, Any]:
-    """For whom it happened: the agent; for a vote who voted."""
+def _actor(run: RunHead, event: ChainEvent) -> dict[str, Any]:
+    """For whom it happened: the agent; for a vote who voted; nobody where it is done for all by itself."""
+    if event.kind == ValuesDropped.kind:
+        return {"app_name": PRODUCT.name}
     by = event.data.get("by") if event.kind in ("approval.voted", "task.closed") else None
     user = _agent(run) if not by else _agent(run).model_copy(update={"name": str(by), "uid": str(by), "type": "Person"})
     actor: dict[str, Any] = {"user": _plain(user), "session": {"uid": event.run_id}, "app_name": PRODUCT.name}
@@ -145,24 +147,28 @@ def _actor(run: RunHead, event: EventRecord) -> dict[str, Any]:
 
 def _agent(run: RunHead) -> User:
     account = Account(name=run.workflow, type="Workflow", type_id=AccountType.Other, uid=run.workflow)
-    return User(account=account, name=run.agent, type="Agent", type_id=_OTHER, uid=run.agent)
+    return User(account=account, name=run.agent, type="Agent", type_id=OTHER, uid=run.agent)
 
 
-def _entity(event: EventRecord) -> dict[str, Any]:
+def _entity(event: ChainEvent) -> dict[str, Any]:
     if event.kind == "orphans.swept":
         roles = event.data.get("roles")
         names = ", ".join(map(str, roles)) if isinstance(roles, list | tuple) else ""
-        return {"name": names, "uid": str(event.data.get("step_key", "")), "type": "Database logins", "type_id": _OTHER}
+        return {"name": names, "uid": str(event.data.get("step_key", "")), "type": "Database logins", "type_id": OTHER}
+    if event.kind == ValuesDropped.kind:
+        values = event.data.get("values")
+        names = ", ".join(map(str, values)) if isinstance(values, list | tuple) else ""
+        return {"name": names, "uid": event.run_id, "type": "Values of a run", "type_id": OTHER}
     approval = str(event.data.get("approval_id", ""))
-    return {"name": str(event.data.get("step", "")), "uid": approval, "type": "Approval", "type_id": _OTHER}
+    return {"name": str(event.data.get("step", "")), "uid": approval, "type": "Approval", "type_id": OTHER}
 
 
-def _asked(event: EventRecord) -> list[str]:
+def _asked(event: ChainEvent) -> list[str]:
     """What the policy was asked for: the step, whose grants are in the leases that follow."""
     return [f"step {event.data.get('step')}, attempt {event.data.get('attempt')}"]
 
 
-def _reason(event: EventRecord) -> str | None:
+def _reason(event: ChainEvent) -> str | None:
     reasons = event.data.get("reasons")
     if isinstance(reasons, list | tuple) and reasons:
         return "; ".join(map(str, reasons))
@@ -171,7 +177,7 @@ def _reason(event: EventRecord) -> str | None:
     return str(said) if said else f"confirmed by {confirmed}" if confirmed else None
 
 
-def _message(event: EventRecord, row: LeaseRow | None) -> str:
+def _message(event: ChainEvent, row: LeaseRow | None) -> str:
     if row is not None:
         return f"{event.kind}: {row.scope or row.resource} for {row.agent}, {row.workflow}/{row.step}/{row.attempt}"
     return f"{event.kind} {event.data.get('step') or ''}".strip()

@@ -2,7 +2,8 @@
 
 What an agent may do for a while, from the request to its end, is User Access Management: it knows giving and taking
 back. A policy's answer about an attempt is Authorize Session. Runs and tasks begin and end as applications do. What
-people are asked for, and logins that nobody wanted any more, are entities that are managed.
+people are asked for, logins that nobody wanted any more, and values whose retention is over, are entities that are
+managed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
-from orchestrator.ledger.types import EventRecord
+from orchestrator.ledger.reading.history import ChainEvent
 
 
 class Status(IntEnum):
@@ -30,13 +31,16 @@ class EventClass:
     name: str
     category_uid: int
     category: str
+    profiles: tuple[str, ...] = ()
+    """What adds attributes to it that we need."""
 
 
 _IAM = (3, "Identity & Access Management")
 AUTHORIZE_SESSION = EventClass(3003, "Authorize Session", *_IAM)
 ENTITY_MANAGEMENT = EventClass(3004, "Entity Management", *_IAM)
 USER_ACCESS = EventClass(3005, "User Access Management", *_IAM)
-APPLICATION_LIFECYCLE = EventClass(6002, "Application Lifecycle", 6, "Application Activity")
+APPLICATION_LIFECYCLE = EventClass(6002, "Application Lifecycle", 6, "Application Activity", ("host",))
+"""It has an actor by the profile `host` alone."""
 
 OTHER = 99
 
@@ -70,6 +74,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "approval.voted": Meaning(ENTITY_MANAGEMENT, 3, "Update"),
     "approval.ended": Meaning(ENTITY_MANAGEMENT, 3, "Update", None),
     "orphans.swept": Meaning(ENTITY_MANAGEMENT, 4, "Delete"),
+    "values.dropped": Meaning(ENTITY_MANAGEMENT, 4, "Delete"),
     "run.started": Meaning(*_START),
     "run.resumed": Meaning(*_START),
     "run.finished": Meaning(*_STOP, None),
@@ -79,14 +84,14 @@ MEANINGS: Mapping[str, Meaning] = {
 """Everything else is how the orchestrator works, or told by these: it becomes no event."""
 
 
-def meaning(event: EventRecord) -> Meaning | None:
+def meaning(event: ChainEvent) -> Meaning | None:
     """What an event is; None where it is none for OCSF, such as a sweep that found nothing."""
     if event.kind == "orphans.swept" and not event.data.get("roles"):
         return None
     return MEANINGS.get(event.kind)
 
 
-def status(event: EventRecord, known: Meaning) -> Status:
+def status(event: ChainEvent, known: Meaning) -> Status:
     """How it went."""
     if known.status is not None:
         return known.status

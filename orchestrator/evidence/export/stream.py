@@ -9,20 +9,10 @@ from datetime import UTC, datetime
 from orchestrator.evidence.export.lease_rows import FINAL_KINDS
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.events import LeaseRequested
-from orchestrator.ledger.reading.history import Chapter, RunHead
-from orchestrator.ledger.types import EventRecord
+from orchestrator.ledger.reading.history import ChainEvent, Chapter, RunHead
+from orchestrator.ledger.storage.codec import KEPT_BESIDE
 
-Passed = tuple[RunHead, EventRecord]
-
-VALUES = {
-    "run.started": ("inputs", "call"),
-    "task.opened": ("inputs", "context"),
-    "step.finished": ("outputs",),
-    "decision": ("input", "answer"),
-    "notice": ("text",),
-    "run.notified": ("text",),
-}
-"""The fields of events that hold what went into steps, came out of them, or was made of either."""
+Passed = tuple[RunHead, ChainEvent]
 
 
 @dataclass(slots=True)
@@ -87,7 +77,7 @@ def passed(chapters: Iterable[Chapter], resource: str | None = None) -> Iterator
             wanted.clear()
 
 
-def _is_of(event: EventRecord, resource: str, wanted: set[str]) -> bool:
+def _is_of(event: ChainEvent, resource: str, wanted: set[str]) -> bool:
     """`wanted` are the open leases of that resource."""
     lease_id = str(event.data.get("lease_id", ""))
     if event.kind == LeaseRequested.kind and str(event.data.get("resource", "")).startswith(resource):
@@ -98,12 +88,20 @@ def _is_of(event: EventRecord, resource: str, wanted: set[str]) -> bool:
     return known
 
 
-def data_of(event: EventRecord, *, with_values: bool) -> tuple[JsonObject, tuple[str, ...]]:
-    """What an event says, and which of its fields are left out of that."""
-    hidden = () if with_values else tuple(name for name in VALUES.get(event.kind, ()) if event.data.get(name))
-    if not hidden:
-        return event.data, ()
-    return {name: value for name, value in event.data.items() if name not in hidden}, hidden
+def content(event: ChainEvent, *, with_values: bool) -> dict[str, JsonValue]:
+    """What an event says, with its digest; the values beside it, or the fields that are left out; what was dropped.
+
+    The digest can be computed again from that, but where a ledger of an older version has the values in the event.
+    """
+    inside = frozenset(name for name in KEPT_BESIDE.get(event.kind, ()) if event.data.get(name))
+    data, left_out = event.data, frozenset[str]()
+    if not with_values:
+        data, left_out = {name: value for name, value in data.items() if name not in inside}, inside | event.kept.keys()
+    said: dict[str, JsonValue] = {"data": data, "digest": event.digest}
+    if with_values and event.kept:
+        said["kept"] = event.kept
+    names = {"left_out": left_out, "dropped": event.dropped}
+    return {**said, **{name: sorted(fields) for name, fields in names.items() if fields}}
 
 
 def utc(moment: datetime | None) -> str | None:

@@ -1,26 +1,28 @@
 """The events of many runs in one order, in batches that stay small however long the history and its runs are.
 
 Runs come in the order in which they began, of each its events in that of its chain. A batch is read by indexes, in a
-snapshot of its own, and of a run no further than its chain reached when its batch was read: what an event stands in
-never changes afterwards, so that nobody has to hold a snapshot while somebody else works through all this.
+snapshot of its own, and of a run no further than its chain reached when its batch was read: what an event says never
+changes afterwards, whether its values are dropped or not, so that nobody has to hold a snapshot while somebody else
+works through all this.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Row, RowMapping, Select, select, tuple_
 
+from orchestrator.jsontypes import JsonObject
 from orchestrator.ledger.reading.newest_first import Condition, after_prefix, unindexed
-from orchestrator.ledger.reading.records import event_record
 from orchestrator.ledger.states import RunState
+from orchestrator.ledger.storage.codec import with_values
 from orchestrator.ledger.storage.tables import BY_ITSELF, OF_TASK, SWEEP_WORKFLOW, event, lease, run
 from orchestrator.ledger.storage.times import text_to_time, time_to_text
-from orchestrator.ledger.types import EventRecord
 
 RUNS_AT_ONCE = 200
 EVENTS_AT_ONCE = 1000
@@ -56,11 +58,28 @@ class RunHead:
 
 
 @dataclass(frozen=True, slots=True)
+class ChainEvent:
+    """An event as its chain has it: `digest` can be computed again from what is here, and from nothing else."""
+
+    run_id: str
+    seq: int
+    time: datetime
+    kind: str
+    data: JsonObject
+    """Of values that lie beside the event it has the digests."""
+    digest: str
+    kept: JsonObject
+    """These values with their salts, by field."""
+    dropped: frozenset[str]
+    """The fields whose values were dropped after their retention."""
+
+
+@dataclass(frozen=True, slots=True)
 class Chapter:
     """Some events of a run, in order. With `last` there are no more of them, whatever its chain says."""
 
     run: RunHead
-    events: Sequence[EventRecord]
+    events: Sequence[ChainEvent]
     last: bool
 
 
@@ -126,6 +145,22 @@ def _head(row: Row[Any]) -> RunHead:
     return RunHead(row.run_id, row.workflow, row.agent, row.task, text_to_time(row.started_at), finished, int(row.seq))
 
 
+def _event(row: RowMapping) -> ChainEvent:
+    """Raises ValueError for one that is not what was recorded."""
+    data, kept = json.loads(row["data"]), row["kept"]
+    _, dropped = with_values(data, kept)
+    return ChainEvent(
+        run_id=row["run_id"],
+        seq=row["seq"],
+        time=text_to_time(row["time"]),
+        kind=row["kind"],
+        data=data,
+        digest=row["digest"],
+        kept={} if kept is None else json.loads(kept),
+        dropped=dropped,
+    )
+
+
 def _groups(heads: Sequence[RunHead]) -> Iterator[list[RunHead]]:
     """Neighbours that have not too many events together; what has too many by itself is alone."""
     group: list[RunHead] = []
@@ -144,12 +179,12 @@ def _read(snapshot: Snapshot, group: Sequence[RunHead]) -> Iterator[Chapter]:
     if len(group) == 1:
         yield from _pages(snapshot, group[0])
         return
-    of_run: dict[str, list[EventRecord]] = {head.run_id: [] for head in group}
+    of_run: dict[str, list[ChainEvent]] = {head.run_id: [] for head in group}
     most = max(head.events for head in group)
     query = select(event).where(event.c.run_id.in_(list(of_run)), event.c.seq <= most)
     with snapshot() as connection:
         for row in connection.execute(query.order_by(event.c.run_id, event.c.seq)).mappings():
-            of_run[row["run_id"]].append(event_record(row))
+            of_run[row["run_id"]].append(_event(row))
     for head in group:
         yield Chapter(head, [each for each in of_run[head.run_id] if each.seq <= head.events], last=True)
 
@@ -158,11 +193,11 @@ def _pages(snapshot: Snapshot, head: RunHead) -> Iterator[Chapter]:
     """A run by itself, so many events at once."""
     query = select(event).where(event.c.run_id == head.run_id, event.c.seq <= head.events)
     query = query.order_by(event.c.seq).limit(EVENTS_AT_ONCE)
-    page: list[EventRecord] = []
+    page: list[ChainEvent] = []
     while True:
         following = query.where(event.c.seq > page[-1].seq) if page else query
         with snapshot() as connection:
-            page = [event_record(row) for row in connection.execute(following).mappings()]
+            page = [_event(row) for row in connection.execute(following).mappings()]
         last = len(page) < EVENTS_AT_ONCE
         yield Chapter(head, page, last)
         if last:

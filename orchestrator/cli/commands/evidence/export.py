@@ -52,7 +52,7 @@ def export(
     until: options.Until = None,
     with_values: Annotated[
         bool,
-        typer.Option("--with-values", help="Also inputs, outputs, and what policies were asked: they may be personal."),
+        typer.Option("--with-values", help="Also what runs were given and what steps gave, as far as that is kept."),
     ] = False,
 ) -> None:
     """Give out the history: all runs that began in that time, in this order, with sweeps and tasks.
