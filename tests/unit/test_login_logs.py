@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
+from orchestrator.evidence.reconciliation import log_files
+from orchestrator.evidence.reconciliation.findings import Kind
+from orchestrator.evidence.reconciliation.log_files import lines_of
+from orchestrator.evidence.reconciliation.logins import LoginComparison
 from orchestrator.evidence.reconciliation.postgres_log import LoginFacts, read_postgres
 from orchestrator.grants.sql.logins import LoginChanges, login_changes
 
@@ -68,6 +74,30 @@ def test_a_login_that_could_not_be_made_was_not_made() -> None:
     assert set(read(made, "WARNING:  careful", failed[1]).created) == {LOGIN}
 
 
-def test_what_the_parser_does_not_take_is_counted_and_not_told() -> None:
+def test_what_the_parser_does_not_take_may_hide_a_login() -> None:
     facts = read(f'LOG:  statement: CREATE ROLE "{LOGIN}" PASSWORD \'abc', "no entry", None)
-    assert (facts.created, facts.unreadable, facts.coverage.broken) == ({}, 1, 2)
+    assert (facts.created, facts.unreadable, facts.coverage.broken) == ({}, [None], 2)
+    padded = read(f"2026-11-28 23:53:57 UTC LOG:  statement: /*{' ' * 200_000}*/ CREATE ROLE orc_a")
+    nested = read(f"LOG:  statement: CREATE ROLE orc_a; SELECT {'(' * 100_000}1{')' * 100_000}")
+    for made, time in ((padded, padded.coverage.first), (nested, None)):
+        (found,) = LoginComparison(made).compare([]).findings
+        assert (found.kind, found.what, found.time) == (Kind.STATEMENT_UNREADABLE, "", time)
+    assert padded.coverage.first is not None
+    assert read(f"LOG:  statement: INSERT INTO files VALUES ('orc_a', '{'x' * 200_000}')").unreadable == []
+
+
+def test_a_line_without_end_is_one_broken_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_files, "LONGEST_LINE", 100_000)
+    file = tmp_path / "pg.log"
+    entry = f'LOG:  statement: CREATE ROLE "{LOGIN}"\n'.encode()
+    for beyond in (-1, 0, 1, 5):
+        file.write_bytes(b"x" * (100_000 + beyond) + b"\n" + entry)
+        facts = read_postgres(lines_of([file]))
+        assert (facts.coverage.broken, set(facts.created)) == (1, {LOGIN}), beyond
+    file.write_bytes(gzip.compress(b"x" * 20_000_000))
+    tracemalloc.start()
+    try:
+        assert [line for _, line in lines_of([file])] == [None]
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()

@@ -16,12 +16,13 @@ from orchestrator.errors import UsageError
 def whole_file(path: Path) -> Iterator[TextIO]:
     """To be written to; takes its place under mode 0600 when all is written, and is gone where something goes wrong.
 
-    What was at that place stays until then. Raises UsageError where no file can be made there.
+    What was at that place stays until then, and a link stays one. Raises UsageError where no file can be made there.
     """
     if path.exists() and not path.is_file():
         raise UsageError(f"{path} is no file", hint="without --output it goes to the standard output")
+    target = path.resolve()
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # of mode 0600
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=target.parent)  # of mode 0600
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}") from None
     try:
@@ -29,7 +30,7 @@ def whole_file(path: Path) -> Iterator[TextIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path.resolve())
+        os.replace(name, target)
     except BaseException:
         with suppress(OSError):
             os.unlink(name)

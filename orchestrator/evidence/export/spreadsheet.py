@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from datetime import datetime
@@ -16,8 +17,12 @@ COLUMNS = tuple(each.name for each in fields(LeaseRow))
 END = "#end"
 """The first field of the last row, which no lease has: its ids begin with `lease_`."""
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""What a field begins with that a spreadsheet may take for a formula, also as characters of full width."""
+_FORMULA = re.compile("(^|;)(?=[ \u00a0\"']*[=+\\-@\uff1d\uff0b\uff0d\uff20])")
+"""Where a spreadsheet may see a formula begin, also with characters of full width: at the beginning, and behind what
+separates fields where the comma is in numbers."""
+
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, line ends among them; what turns the direction of writing; and what UTF-8 cannot hold."""
 
 
 def spreadsheet(chapters: Iterable[Chapter], tally: Tally, *, resource: str | None = None) -> Iterator[str]:
@@ -60,7 +65,6 @@ def _text(value: object) -> str:
 
 
 def harmless(value: str) -> str:
-    """The text so that no spreadsheet calculates with it: with an apostrophe before what could be a formula (OWASP,
-    "CSV Injection"). What UTF-8 cannot hold, and NUL, which readers of CSV refuse, are written as escapes."""
-    shown = value.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
-    return f"'{shown}" if shown.lstrip(" \u00a0").startswith(_FORMULA) else shown
+    """The text in one line, with an apostrophe before what a spreadsheet could take for a formula (OWASP, "CSV
+    Injection"). What is not seen, or moves what is seen, is written as an escape."""
+    return _FORMULA.sub(r"\1'", _UNSEEN.sub(lambda unseen: unseen[0].encode("unicode_escape").decode(), value))

@@ -24,6 +24,8 @@ class Kind(StrEnum):
     """A login was made, its lease is over or unknown, and the log shows no drop of it."""
     LOGIN_NOT_CREATED = "login_not_created"
     """The ledger has a login that the log never saw made."""
+    STATEMENT_UNREADABLE = "statement_unreadable"
+    """A statement with a name like ours that no parser takes, so that a login may be hidden in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,7 +43,7 @@ class LoginComparison:
             logged=len(self.facts.created),
             recorded=self.recorded,
             matched=len(self._leases),
-            findings=(*self._unknown(), *self._not_dropped(), *map(_not_created, missing)),
+            findings=(*self._unknown(), *self._unreadable(), *self._not_dropped(), *map(_not_created, missing)),
             notes=tuple(self._notes()),
         )
 
@@ -68,6 +68,10 @@ class LoginComparison:
             if login not in self._leases:
                 yield Finding(kind=Kind.LOGIN_UNKNOWN, what=login, time=time)
 
+    def _unreadable(self) -> Iterator[Finding]:
+        for time in self.facts.unreadable:
+            yield Finding(kind=Kind.STATEMENT_UNREADABLE, what="", time=time)
+
     def _not_dropped(self) -> Iterator[Finding]:
         """Only where the log shows calls of functions: else it shows no drop of those that are dropped by one."""
         for login, time in self.facts.created.items() if self.facts.shows_calls else ():
@@ -90,8 +94,6 @@ class LoginComparison:
             yield "the log shows no call that drops a login: that needs log_statement = all"
         if not self.facts.created:
             yield "the log shows no login that was made: that needs log_statement = ddl"
-        if self.facts.unreadable:
-            yield f"{self.facts.unreadable} statements with names like ours cannot be parsed"
 
 
 def _connection(lease: LeaseRecord) -> str:

@@ -27,6 +27,7 @@ from orchestrator.grants.sql.logins import LoginChanges, login_changes
 
 OURS = re.compile(r"orc_[^\s\"']{1,59}")
 _WORTH_PARSING = re.compile(r"orc_", re.IGNORECASE)
+_MAKES = re.compile(r"\b(?:CREATE|RENAME)\b", re.IGNORECASE)
 _FAILED = ("ERROR", "FATAL", "PANIC")
 
 _SEVERITY = re.compile(r"(?:^|\s|\])([^\s:]{2,12}):  ")
@@ -37,6 +38,8 @@ _STATEMENT = re.compile(r"(?:[\w ]+: [\d.]+ ms  )?[^:'\"]{1,100}: (?=\S)")
 
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d(?:\.\d{1,6})?)[ ]?(UTC|GMT|Z|[+-]\d\d(?::?\d\d)?)(?![\w:])")
 _CSV_TIME, _CSV_SEVERITY, _CSV_MESSAGE, _CSV_QUERY, _CSV_COLUMNS = 0, 11, 13, 19, 23
+_BEFORE_MESSAGE = 10_000
+"""Characters that all columns before the message take at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +61,8 @@ class LoginFacts:
     dropped: set[str] = field(default_factory=set)
     shows_calls: bool = False
     """Whether the log has any call of the functions that drop logins: else it cannot show how ours went."""
-    unreadable: int = 0
-    """Statements with a name of ours that PostgreSQL's parser does not take."""
+    unreadable: list[datetime | None] = field(default_factory=list)
+    """When there were statements with a name of ours, and of making roles, that PostgreSQL's parser does not take."""
     _failed: Counter[str] = field(default_factory=Counter)
     _tried: Counter[str] = field(default_factory=Counter)
 
@@ -70,9 +73,9 @@ class LoginFacts:
             return
         self.coverage.saw(entry.time)
         if entry.severity in _FAILED:
-            self._failed.update(self._ours(self._changes(entry.query).created))
+            self._failed.update(self._ours(self._changes(entry.query, None).created))
         elif match := _STATEMENT.match(entry.message):
-            changes = self._changes(entry.message[match.end() :])
+            changes = self._changes(entry.message[match.end() :], entry)
             created = self._ours(changes.created)
             self._tried.update(created)
             for login in created:
@@ -89,13 +92,14 @@ class LoginFacts:
     def _ours(self, logins: Iterable[str]) -> list[str]:
         return [login for login in logins if OURS.fullmatch(login)]
 
-    def _changes(self, sql: str) -> LoginChanges:
+    def _changes(self, sql: str, entry: Entry | None) -> LoginChanges:
         if not _WORTH_PARSING.search(sql):
             return LoginChanges()
         try:
             return login_changes(sql)
         except OrchestratorError:  # which may quote the statement, and so a password
-            self.unreadable += 1
+            if entry is not None and _MAKES.search(sql):
+                self.unreadable.append(entry.time)
             return LoginChanges()
 
 
@@ -126,12 +130,22 @@ def _entries(lines: Iterator[str | None]) -> Iterator[Entry | None]:
         rest = chain([line], lines)
         if line.startswith("{"):
             yield from _json_entries(rest)
-        elif len(next(csv.reader([line]), [])) >= _CSV_COLUMNS - 10 and _TIME.match(line):
+        elif _is_csv(line):
             yield from _csv_entries(rest)
         else:
             yield from _text_entries(rest)
         return
     yield from (None for _ in range(skipped))
+
+
+def _is_csv(line: str) -> bool:
+    """By what stands before the message, which may be of any length."""
+    if _TIME.match(line) is None:
+        return False
+    try:
+        return len(next(csv.reader([line[:_BEFORE_MESSAGE]]), [])) >= _CSV_MESSAGE
+    except csv.Error:
+        return False
 
 
 def _json_entries(lines: Iterable[str | None]) -> Iterator[Entry | None]:

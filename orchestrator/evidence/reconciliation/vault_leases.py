@@ -41,6 +41,9 @@ class LeaseComparison:
     _unclear: set[str] = field(default_factory=set)
     """Hashed handles that were revoked and are not known to be any lease's yet."""
     _hashed_accessors: bool = False
+    _hashed: int = 0
+    _met: int = 0
+    """How many handles Vault was asked for the hashes of, and how many of these are in the log."""
 
     def __post_init__(self) -> None:
         self._unclear = {each for each in self.facts.revoked if each.startswith(HASHED)}
@@ -72,6 +75,8 @@ class LeaseComparison:
         asked = {each: "" for lease in leases for each in self._to_hash(lease)}
         for value, found in zip(asked, self.hashes(list(asked)) if asked else (), strict=True):
             asked[value] = found
+            self._met += found in self.facts.issued or found in self.facts.revoked
+        self._hashed += len(asked)
         return [
             tuple(each for value in _of(lease) for each in (value, asked.get(value, "")) if each) for lease in leases
         ]
@@ -125,6 +130,8 @@ class LeaseComparison:
     def _notes(self, elsewhere: int) -> Iterator[str]:
         if elsewhere:
             yield f"{elsewhere} more were issued on paths that are none of ours"
+        if self._hashed and not self._met:
+            yield "no hash that Vault gave is in the log: another audit device wrote it, or one made anew since"
         if self.without_handle:
             yield f"{self.without_handle} leases of the ledger are none of Vault's: its log cannot have them"
 

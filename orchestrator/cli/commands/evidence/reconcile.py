@@ -186,5 +186,6 @@ _WORDS = {
     "revoked_by_others": "revoked before we began to",
     "login_unknown": "made, and not in the ledger",
     "login_not_dropped": "made, and no drop in the log",
+    "statement_unreadable": "a statement with a name like ours that cannot be parsed",
     "login_not_created": "in the ledger, and not made in the log",
 }
