@@ -6,25 +6,33 @@ import csv
 import io
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from orchestrator.cli.main import main
 from orchestrator.clock import SystemClock
 from orchestrator.ledger.events import (
+    Decided,
     LeaseIssued,
     LeaseRequested,
     LeaseRevoked,
     LeaseRevoking,
     RunFinished,
     RunStarted,
+    StepFinished,
 )
 from orchestrator.ledger.opening import open_ledger
-from orchestrator.ledger.states import RunState
+from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.task_events import TaskCalled, TaskOpened
 from orchestrator.ledger.types import CallLimits
+
+Export = Callable[..., str]
+"""The text of an export, with these words, of the ledger at a URL; it ends with `code`."""
 
 BEGUN = datetime(2026, 6, 1, 12, tzinfo=UTC)
 LIFE = 4
@@ -116,6 +124,49 @@ async def with_tasks(url: str) -> str:
         await ledger.append("run_d", fence, [RunFinished(state=RunState.SUCCEEDED, exit_code=0)])
         await ledger.begin_run("run_e", RunStarted(workflow="w", agent="a", trigger="manual", **start))  # type: ignore[arg-type]
     return url
+
+
+PERSON = "Ada Lovelace of Nowhere"
+GIVEN = "what a step gave of somebody"
+
+
+async def with_values(url: str) -> str:
+    """A run `run_a` that was given something, and gave something, and ended; and a run `run_b` that goes on."""
+    with open_ledger(url, clock=Ticking()) as ledger:
+        for run in ("run_a", "run_b"):
+            inputs = {"who": PERSON}
+            start = RunStarted(
+                workflow="w", digest="sha256:0", agent="a", trigger="manual", inputs=inputs, steps=("s",)
+            )
+            fence = await ledger.begin_run(run, start)
+            question = {"inputs": inputs}
+            decided = Decided(
+                step="s",
+                attempt=1,
+                engine="rego",
+                revision="1",
+                input_digest="5" * 64,
+                allow=True,
+                reasons=(),
+                input=question,
+            )
+            given = StepFinished(step="s", state=StepState.SUCCEEDED, outputs={"rows": [GIVEN]})
+            await ledger.append(run, fence, [decided, given])
+            if run == "run_a":
+                await ledger.append(run, fence, [RunFinished(state=RunState.SUCCEEDED, exit_code=0)])
+    return url
+
+
+def exporter(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Export:
+    """Exports in this process."""
+
+    def run(url: str, *words: str, code: int = 0) -> str:
+        with monkeypatch.context() as patch:
+            patch.setenv("ORCHESTRATOR_LEDGER_URL", url)
+            assert main(["history", "export", *words]) == code
+        return capsys.readouterr().out
+
+    return run
 
 
 def stored(path: Path, what: str, where: str = "1 = 1") -> list[tuple[Any, ...]]:
