@@ -82,7 +82,7 @@ def test_nothing_is_written_where_no_file_can_be(url: str, tmp_path: Path, expor
 
 
 async def test_a_ledger_that_is_lost_on_the_way_is_no_end(
-    self, new_ledger: str, stack: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    new_ledger: str, stack: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await ledger_of(new_ledger, 3, 4)
     monkeypatch.setattr(history, "EVENTS_AT_ONCE", 5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import sqlite3
 import sys
 import threading
@@ -230,7 +231,8 @@ def test_broken_lines_are_counted_and_rotated_files_are_read_together(
         patch.setattr(sys, "stdin", rotated)
         answer = reconcile("--vault-audit", "-", "--vault-audit", new)
     assert answer["agree"] is True
-    assert reconcile("--vault-audit", old, "--vault-audit", new) == answer
+    for files in ((old, new), (new, old)):
+        assert reconcile(*(word for file in files for word in ("--vault-audit", file))) == answer
     assert answer["vault"]["coverage"]["broken"] == 3
     assert answer["vault"]["coverage"]["entries"] == len(lines)
     cut = tmp_path / "cut.gz"
@@ -238,6 +240,23 @@ def test_broken_lines_are_counted_and_rotated_files_are_read_together(
     answer = reconcile("--vault-audit", cut, "--vault-audit", new, code=4)
     assert answer["vault"]["coverage"]["broken"] >= 4
     assert {kind for kind, _ in findings(answer)} <= {"issued_unknown", "not_in_vault"}
+
+
+def test_a_log_of_another_key_is_no_agreement_and_says_what_may_be_wrong(
+    bench: Bench, audit: Callable[[], Path], reconcile: Reconcile
+) -> None:
+    bench.run(WORKFLOW)
+    log = audit()
+    tokens = {each.lease_id for each in leases(bench) if not each.vault_lease_id}
+    said = "no hash that Vault gave is in the log"
+    assert not any(said in note for note in reconcile("--vault-audit", log)["vault"]["notes"])
+    log.write_text(
+        re.sub(r"hmac-sha256:(.)", lambda hashed: f"hmac-sha256:{'0' if hashed[1] != '0' else '1'}", log.read_text())
+    )
+    answer = reconcile("--vault-audit", log, code=4)
+    assert any(said in note for note in answer["vault"]["notes"])
+    assert {lease for kind, lease in findings(answer) if kind == "not_in_vault"} == tokens
+    assert len({what for kind, what in findings(answer) if kind == "issued_unknown"}) == len(tokens)
 
 
 def test_input_that_cannot_be_read_is_no_agreement(
