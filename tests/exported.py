@@ -99,10 +99,10 @@ async def ledger_of(url: str, runs: int, leases: int, *, open_one: bool = False)
 
 
 async def with_tasks(url: str) -> str:
-    """A run, a task with one call, a sweep that has ended, and a run, in this order."""
+    """A run, a task with one call, a sweep that has ended, and a run, in this order; the first ends last."""
     start = {"digest": "sha256:0", "inputs": {}, "steps": ("s",)}
     with open_ledger(url, clock=Ticking()) as ledger:
-        await ledger.begin_run("run_a", RunStarted(workflow="w", agent="a", trigger="manual", **start))  # type: ignore[arg-type]
+        first = await ledger.begin_run("run_a", RunStarted(workflow="w", agent="a", trigger="manual", **start))  # type: ignore[arg-type]
         opened = TaskOpened(
             task="task_b",
             workflow="inbox",
@@ -123,6 +123,7 @@ async def with_tasks(url: str) -> str:
         fence = await ledger.begin_run("run_d", sweep)
         await ledger.append("run_d", fence, [RunFinished(state=RunState.SUCCEEDED, exit_code=0)])
         await ledger.begin_run("run_e", RunStarted(workflow="w", agent="a", trigger="manual", **start))  # type: ignore[arg-type]
+        await ledger.append("run_a", first, [RunFinished(state=RunState.SUCCEEDED, exit_code=0)])
     return url
 
 

@@ -35,8 +35,8 @@ from orchestrator.ledger.opening import open_ledger
 FAULTS = Path(__file__).with_name("faults")
 LAUNCHER = Path(__file__).with_name("forked_command.py")
 IMPORTED_LATE = ("httpx", "hvac", "pglast", "psycopg", "ruamel.yaml", "uvicorn")
-NEVER_IMPORTED = ("orchestrator.cli.entry", "orchestrator.cli.__main__", "orchestrator.evidence.export.ocsf")
-"""The first lines of a process, which it has to run itself, and what needs a package that may not be there."""
+NEVER_IMPORTED = ("orchestrator.cli.entry", "orchestrator.cli.__main__")
+"""The first lines of a process, which it has to run itself."""
 STATUS = struct.Struct("i")
 """How a process ended, as the pipe brings it: what waitpid(2) gives."""
 

@@ -223,6 +223,7 @@ class TestBatches:
         url = await with_tasks(f"sqlite:///{tmp_path / 'ledger.db'}")
         everything = [
             ("run_a", 1),
+            ("run_a", 2),
             ("task_b", 1),
             ("task_b", 2),
             ("run_c", 1),
@@ -234,7 +235,9 @@ class TestBatches:
             monkeypatch.setattr(history, "RUNS_AT_ONCE", at_once)
             found, mark = lines(export(url))
             assert [(each["run_id"], each["seq"]) for each in found] == everything
-            assert (mark["runs"], mark["unfinished_runs"]) == (5, 4)
+            assert (mark["runs"], mark["unfinished_runs"]) == (5, 3)
+            assert (mark["first_time"], mark["last_time"]) == (found[0]["time"], found[1]["time"])
+            assert (mark["last_run"], mark["last_seq"]) == ("run_e", 1)
         of = lambda *words: {each["run_id"] for each in lines(export(url, *words))[0]}  # noqa: E731
         assert of("--agent", "desk") == {"task_b", "run_c"}
         assert of("--workflow", "(sweep)") == {"run_d"}
