@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import tracemalloc
 from pathlib import Path
 
@@ -84,6 +86,20 @@ def test_what_the_parser_does_not_take_may_hide_a_login() -> None:
         assert (found.kind, found.what, found.time) == (Kind.STATEMENT_UNREADABLE, "", time)
     assert padded.coverage.first is not None
     assert read(f"LOG:  statement: INSERT INTO files VALUES ('orc_a', '{'x' * 200_000}')").unreadable == []
+
+
+def test_a_long_message_does_not_hide_that_a_log_is_csv() -> None:
+    limit = csv.field_size_limit(131_072)
+    try:
+        before = ["2026-11-28 23:53:57 UTC", *[""] * 10, "LOG", ""]
+        rows = [[*before, said, *[""] * 9] for said in ("x" * 200_000, f'statement: CREATE ROLE "{LOGIN}"')]
+        text = io.StringIO()
+        csv.writer(text).writerows(rows)
+        facts = read(*text.getvalue().splitlines())
+    finally:
+        csv.field_size_limit(limit)
+    assert set(facts.created) == {LOGIN}
+    assert (facts.coverage.entries, facts.coverage.broken) == (2, 0)
 
 
 def test_a_line_without_end_is_one_broken_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
