@@ -31,7 +31,7 @@ from orchestrator.evidence.export.ocsf_classes import (
     status,
 )
 from orchestrator.evidence.export.stream import Tally, content, passed, utc
-from orchestrator.ledger.events import ValuesDropped
+from orchestrator.ledger.events import LogRestarted, ValuesDropped
 from orchestrator.ledger.reading.history import ChainEvent, Chapter, RunHead
 from orchestrator.version import __version__
 
@@ -135,7 +135,7 @@ def _actor(run: RunHead, event: ChainEvent) -> dict[str, Any]:
     """For whom it happened: the agent; for a vote who voted; nobody where it is done for all by itself."""
     if event.kind == ValuesDropped.kind:
         return {"app_name": PRODUCT.name}
-    by = event.data.get("by") if event.kind in ("approval.voted", "task.closed") else None
+    by = event.data.get("by") if event.kind in ("approval.voted", "task.closed", LogRestarted.kind) else None
     user = _agent(run) if not by else _agent(run).model_copy(update={"name": str(by), "uid": str(by), "type": "Person"})
     actor: dict[str, Any] = {"user": _plain(user), "session": {"uid": event.run_id}, "app_name": PRODUCT.name}
     if event.kind == "decision":
@@ -159,6 +159,9 @@ def _entity(event: ChainEvent) -> dict[str, Any]:
         values = event.data.get("values")
         names = ", ".join(map(str, values)) if isinstance(values, list | tuple) else ""
         return {"name": names, "uid": event.run_id, "type": "Values of a run", "type_id": OTHER}
+    if event.kind == LogRestarted.kind:
+        before, log = str(event.data.get("before", "")), str(event.data.get("log", ""))
+        return {"name": log, "uid": before, "type": "Signed log", "type_id": OTHER}
     approval = str(event.data.get("approval_id", ""))
     return {"name": str(event.data.get("step", "")), "uid": approval, "type": "Approval", "type_id": OTHER}
 

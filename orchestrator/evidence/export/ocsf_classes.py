@@ -75,6 +75,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "approval.ended": Meaning(ENTITY_MANAGEMENT, 3, "Update", None),
     "orphans.swept": Meaning(ENTITY_MANAGEMENT, 4, "Delete"),
     "values.dropped": Meaning(ENTITY_MANAGEMENT, 4, "Delete"),
+    "log.restarted": Meaning(ENTITY_MANAGEMENT, 3, "Update"),
     "run.started": Meaning(*_START),
     "run.resumed": Meaning(*_START),
     "run.finished": Meaning(*_STOP, None),

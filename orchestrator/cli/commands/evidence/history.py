@@ -11,8 +11,8 @@ import typer
 from orchestrator.cli import options
 from orchestrator.cli.commands.evidence.export import export
 from orchestrator.cli.commands.evidence.prune import prune
-from orchestrator.cli.commands.evidence.restart import restart
 from orchestrator.cli.commands.evidence.reconcile import reconcile
+from orchestrator.cli.commands.evidence.restart import restart
 from orchestrator.cli.lookup import completion
 from orchestrator.errors import ExitCode, UsageError
 
