@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from orchestrator.cli.lookup.ids import whole_id
 from orchestrator.errors import UnknownRun, UsageError
 from orchestrator.ledger.events import LeaseRequested
+from orchestrator.ledger.reading.id_lookup import whole_id
 from orchestrator.ledger.states import IdKind
 from orchestrator.ledger.types import DecisionFilter, DecisionRecord, LeaseRecord, LedgerReader
 from orchestrator.policy.review.recorded import RecordedDecision

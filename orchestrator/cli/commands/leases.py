@@ -70,9 +70,9 @@ def list_leases(
     """List leases, newest first; with `--state waiting` who waits for one, those first whose turn is next."""
     from orchestrator.cli.connect import ledger_reader
     from orchestrator.cli.display.json_output import print_json
-    from orchestrator.cli.lookup.ids import whole_id
     from orchestrator.cli.moments import parse_moment
     from orchestrator.clock import SystemClock
+    from orchestrator.ledger.reading.id_lookup import whole_id
     from orchestrator.ledger.types import LeaseFilter
 
     now = SystemClock().now()
@@ -292,7 +292,7 @@ async def _revoke(lease_id: str) -> Leftover:
 
 
 def _record(reader: LedgerReader, lease_id: str) -> LeaseRecord:
-    from orchestrator.cli.lookup.ids import whole_id
+    from orchestrator.ledger.reading.id_lookup import whole_id
 
     lease = reader.lease(whole_id(reader, IdKind.LEASE, lease_id))
     if lease is None:

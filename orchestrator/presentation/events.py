@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from orchestrator.cli.display.terminal import scope_words
 from orchestrator.jsontypes import JsonObject, JsonValue
+from orchestrator.presentation.terms import scope_words
 
 if TYPE_CHECKING:
     from orchestrator.ledger.types import EventRecord
