@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
+from orchestrator.cli.display.timeline import gone, words
 from psycopg import conninfo, pq
 
-from orchestrator.cli.display.timeline import gone, words
 from orchestrator.credentials.witnesses import dead_login
 from orchestrator.credentials.witnesses.database import Witness
 from orchestrator.credentials.witnesses.dead_login import Outcome, read

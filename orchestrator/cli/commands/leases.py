@@ -70,10 +70,10 @@ def list_leases(
     """List leases, newest first; with `--state waiting` who waits for one, those first whose turn is next."""
     from orchestrator.cli.connect import ledger_reader
     from orchestrator.cli.display.json_output import print_json
-    from orchestrator.cli.moments import parse_moment
     from orchestrator.clock import SystemClock
     from orchestrator.ledger.reading.id_lookup import whole_id
     from orchestrator.ledger.types import LeaseFilter
+    from orchestrator.presentation.moments import parse_moment
 
     now = SystemClock().now()
     query = LeaseFilter(

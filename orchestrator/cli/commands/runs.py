@@ -63,9 +63,9 @@ def list_runs(
     from orchestrator.cli.connect import ledger_reader
     from orchestrator.cli.display.json_output import print_json
     from orchestrator.cli.display.runs.listing import print_runs, runs_json
-    from orchestrator.cli.moments import parse_moment
     from orchestrator.clock import SystemClock
     from orchestrator.ledger.types import RunFilter
+    from orchestrator.presentation.moments import parse_moment
 
     now = SystemClock().now()
     query = RunFilter(

@@ -66,7 +66,7 @@ class Part:
     conditions: Sequence[Condition] = ()
     since: Value | None = None
     until: Value | None = None
-    until_key: str = ""
+    until_key: Value | None = None
 
 
 def after_prefix(prefix: str) -> str | None:
@@ -126,10 +126,15 @@ class PlacesUnder:
         self._limit = limit
 
     def read(
-        self, connection: Connection, parts: Sequence[Mapping[str, str]], since: str | None, until: str | None
+        self,
+        connection: Connection,
+        parts: Sequence[Mapping[str, str]],
+        since: str | None,
+        until: str | None,
+        until_key: str,
     ) -> Sequence[Any]:
         """Times and ids of the newest rows under the values of each part, newest first; on SQLite of one part only."""
-        within = {"since": since or "", "until": until or AFTER_ALL_TIMES}
+        within = {"since": since or "", "until": until or AFTER_ALL_TIMES, "until_key": until_key}
         if len(parts) == 1:
             return connection.execute(self._one, {**placed(parts[0]), **within}).all()
         return connection.execute(self._several, {"parts": json.dumps([dict(part) for part in parts]), **within}).all()
@@ -150,7 +155,8 @@ class PlacesUnder:
 
     def _places(self, under: Mapping[str, Value]) -> Select[Any]:
         since, until = bindparam("since", type_=Text()), bindparam("until", type_=Text())
-        part = Part(under=under, conditions=self._conditions, since=since, until=until)
+        key = bindparam("until_key", type_=Text())
+        part = Part(under=under, conditions=self._conditions, since=since, until=until, until_key=key)
         return places(self._order, part, self._limit)
 
 
@@ -167,8 +173,11 @@ def newest_time(order: Order, part: Part, columns: Mapping[str, ColumnElement[st
 
 
 def _within(time: ColumnElement[str], part: Part) -> list[ColumnElement[bool]]:
+    """Where there is a key, rows with the very time `until` are in, too: whoever reads rows looks at their ids."""
     since = [] if part.since is None else [time >= part.since]
-    return since if part.until is None else [*since, time < part.until]
+    if part.until is None:
+        return since
+    return [*since, time < part.until if part.until_key is None else time <= part.until]
 
 
 def _read(query: Select[Any], order: Order, part: Part, limit: int) -> Select[Any]:
@@ -186,8 +195,9 @@ def _read(query: Select[Any], order: Order, part: Part, limit: int) -> Select[An
         since = "" if part.since is None else part.since
         until = AFTER_ALL_TIMES if part.until is None else part.until
         conditions.append(row >= tuple_(*part.under.values(), since, ""))
-        conditions.append(row < tuple_(*part.under.values(), until, part.until_key))
-    elif part.until is not None and part.until_key:
+        until_key = "" if part.until_key is None else part.until_key
+        conditions.append(row < tuple_(*part.under.values(), until, until_key))
+    elif part.until is not None and part.until_key is not None:
         conditions += _within(order.table.c[order.time], replace(part, until=None))
         conditions.append(tuple_(*columns) < tuple_(part.until, part.until_key))
     else:

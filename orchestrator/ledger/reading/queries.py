@@ -27,7 +27,7 @@ from orchestrator.ledger.storage.tables import (
 )
 from orchestrator.ledger.storage.tables import SWEEP_WORKFLOW as SWEEP_WORKFLOW
 from orchestrator.ledger.storage.times import time_to_text
-from orchestrator.ledger.types import RunFilter
+from orchestrator.ledger.types import RunFilter, TaskRecord
 
 TRIGGER_PROOF = "prove"
 """The trigger of proofs, which are runs that nobody wanted for what they do."""
@@ -95,7 +95,7 @@ def _equal(wanted: RunFilter, *names: str) -> list[Condition]:
 def _part(wanted: RunFilter, under: Mapping[str, str], conditions: Sequence[Condition]) -> Part:
     """Within the times, and after the row that the list went on to."""
     since = None if wanted.since is None else time_to_text(wanted.since)
-    until, key = None if wanted.until is None else time_to_text(wanted.until), ""
+    until, key = None if wanted.until is None else time_to_text(wanted.until), None
     if wanted.before is not None and (until is None or time_to_text(wanted.before.started_at) < until):
         until, key = time_to_text(wanted.before.started_at), wanted.before.run_id
     return Part(under=under, conditions=conditions, since=since, until=until, until_key=key)
@@ -122,11 +122,17 @@ def next_workflow(after: str) -> Select[tuple[str]]:
     return select(run.c.workflow).where(run.c.workflow > after).order_by(run.c.workflow).limit(1)
 
 
-def recent_tasks(agent: str | None, state: TaskState | None, limit: int) -> Select[tuple[object, ...]]:
-    """Newest first."""
+def recent_tasks(
+    agent: str | None, state: TaskState | None, limit: int, before: TaskRecord | None = None
+) -> Select[tuple[object, ...]]:
+    """Newest first; only those that stand after `before` in such a list."""
     of_agent = {} if agent is None else {"agent": agent}
     states = TaskState if state is None else (state,)
-    parts = [Part(under={**of_agent, "state": each.value}, conditions=[IS_TASK]) for each in states]
+    until, key = (None, None) if before is None else (time_to_text(before.opened_at), before.task_id)
+    parts = [
+        Part(under={**of_agent, "state": each.value}, conditions=[IS_TASK], until=until, until_key=key)
+        for each in states
+    ]
     return newest(ORDER, parts, limit)
 
 
@@ -178,13 +184,21 @@ def steps_of(run_id: str) -> Select[tuple[object, ...]]:
     return select(step).where(step.c.run_id == run_id)
 
 
-def events_of(run_id: str, kind: str | None = None, after: int | None = None) -> Select[tuple[object, ...]]:
+def positions_of(run_ids: Collection[str]) -> Select[tuple[str, int]]:
+    """Of runs and tasks, how many events each has."""
+    return select(run.c.run_id, run.c.seq).where(run.c.run_id.in_(run_ids))
+
+
+def events_of(
+    run_id: str, kind: str | None = None, after: int | None = None, limit: int | None = None
+) -> Select[tuple[object, ...]]:
     """In order of their sequence number, from the one after `after`; with `kind` only those of it.
 
     Without `after` all that are there, also those with numbers that no event has: whoever verifies must see them.
     """
     query = select(event).where(event.c.run_id == run_id).order_by(event.c.seq)
     query = query if after is None else query.where(event.c.seq > after)
+    query = query if limit is None else query.limit(limit)
     return query if kind is None else query.where(event.c.kind == kind)
 
 

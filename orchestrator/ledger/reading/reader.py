@@ -12,12 +12,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.errors import LedgerError, UnknownRun
 from orchestrator.ledger.faults import ledger_error
-from orchestrator.ledger.findings import Examined
+from orchestrator.ledger.findings import Examined, Exposure
 from orchestrator.ledger.lease import OPEN, LeaseState
 from orchestrator.ledger.log.reader import LogReader
 from orchestrator.ledger.places import Places
 from orchestrator.ledger.reading import examination, lease_queries, queries
 from orchestrator.ledger.reading.decisions import decisions
+from orchestrator.ledger.reading.exposure import exposure_between, exposure_record
 from orchestrator.ledger.reading.lease_search import newest_leases
 from orchestrator.ledger.reading.records import event_record, lease_record, run_record, step_record, task_record
 from orchestrator.ledger.states import IdKind, RunState, TaskEnd, TaskState
@@ -92,11 +93,16 @@ class Reader:
             return task_record(row) if row is not None and row["task"] == task_id else None
 
     def tasks(
-        self, *, agent: str | None = None, state: TaskState | None = None, limit: int = 50
+        self,
+        *,
+        agent: str | None = None,
+        state: TaskState | None = None,
+        before: TaskRecord | None = None,
+        limit: int = 50,
     ) -> Sequence[TaskRecord]:
-        """Newest first."""
+        """Newest first; with `before` only those that stand after it in such a list."""
         with self._reading() as connection:
-            rows = connection.execute(queries.recent_tasks(agent, state, limit)).mappings().all()
+            rows = connection.execute(queries.recent_tasks(agent, state, limit, before)).mappings().all()
             return [task_record(row) for row in rows]
 
     def calls(self, task_id: str) -> Sequence[RunRecord]:
@@ -189,11 +195,20 @@ class Reader:
             return {state: counted.get(state.value, 0) for state in sorted(OPEN)}
 
     def events(
-        self, run_id: str, *, lease_id: str | None = None, kind: str | None = None, after: int | None = None
+        self,
+        run_id: str,
+        *,
+        lease_id: str | None = None,
+        kind: str | None = None,
+        after: int | None = None,
+        limit: int | None = None,
     ) -> Sequence[EventRecord]:
-        """In order of their sequence number, from the one `after` this; of one lease, or kind, only if it is given."""
+        """In order of their sequence number, from the one `after` this; of one lease, or kind, only if it is given.
+
+        `limit` bounds how many are read.
+        """
         with self._reading() as connection:
-            rows = connection.execute(queries.events_of(run_id, kind, after)).mappings().all()
+            rows = connection.execute(queries.events_of(run_id, kind, after, limit)).mappings().all()
             records = [event_record(row) for row in rows]
         return [record for record in records if lease_id is None or record.data.get("lease_id") == lease_id]
 
@@ -224,6 +239,19 @@ class Reader:
         """How many runs are of before values lay beside their events: what these hold stays."""
         with self._reading() as connection:
             return int(connection.execute(queries.inline_runs()).scalar() or 0)
+
+    def positions(self, run_ids: Collection[str]) -> Mapping[str, int]:
+        """How many events each of these runs and tasks has; one that is not there is left out."""
+        with self._reading() as connection:
+            rows = connection.execute(queries.positions_of(run_ids)).mappings() if run_ids else ()
+            return {str(row["run_id"]): int(row["seq"]) for row in rows}
+
+    def exposure(self, since: datetime, until: datetime) -> Sequence[Exposure]:
+        """Of the credentials that were asked for in this time and issued: how long they were held, by their origin."""
+        with self._reading() as connection:
+            statement = exposure_between(connection.dialect.name)
+            within = {"since": time_to_text(since), "until": time_to_text(until)}
+            return [exposure_record(row) for row in connection.execute(statement, within).mappings()]
 
     def decisions(self, query: DecisionFilter) -> Iterator[DecisionRecord]:
         """In the order in which their runs began, in batches; runs may begin meanwhile."""
