@@ -46,7 +46,7 @@ from orchestrator.ledger.states import IdKind, RunState
 from orchestrator.ledger.storage.connect import connect
 from orchestrator.ledger.storage.tables import IS_CLOSED, lease, lease_origin, run, run_owner, runner
 from orchestrator.ledger.storage.times import time_to_text
-from orchestrator.ledger.types import LeaseFilter, RunFilter, RunRecord
+from orchestrator.ledger.types import LeaseFilter, LeaseRecord, RunFilter, RunRecord
 
 START = datetime(2026, 1, 31, 12, tzinfo=UTC)
 CLOSED = 20_000
@@ -247,8 +247,13 @@ def _meeting(wanted: LeaseFilter, rows: Iterable[dict[str, Any]]) -> Iterator[di
             and str(row["resource"]).startswith(wanted.resource or "")
             and (since is None or row["requested_at"] >= since)
             and (until is None or row["requested_at"] < until)
+            and (wanted.before is None or (row["requested_at"], row["lease_id"]) < _place(wanted.before))
         ):
             yield row
+
+
+def _place(record: LeaseRecord) -> tuple[str, str]:
+    return time_to_text(record.requested_at), record.lease_id
 
 
 def _first_of(wanted: LeaseFilter, rows: Iterable[dict[str, Any]]) -> list[str]:
@@ -294,18 +299,32 @@ VALUES = [
     {"vault_lease_id": "vault/77"},
     {"vault_lease_id": "vault/77", "grant_kind": "kind_1"},
 ]
-TIMES: list[dict[str, datetime]] = [
+
+
+def _at(moment: datetime, lease_id: str) -> LeaseRecord:
+    """A place in a list, whatever else is there."""
+    given = dict.fromkeys(("run_id", "workflow", "agent", "step", "step_key", "grant", "grant_kind", "resource"), "")
+    more = dict.fromkeys(("vault_lease_id", "accessor", "subject", "reason"), "")
+    times = dict.fromkeys(("issued_at", "expires_at", "closed_at"))
+    rest: Any = {**given, **more, **times, "attempt": 1, "scope": {}, "state": LeaseState.ENDED, "ttl": 1}
+    return LeaseRecord(lease_id=lease_id, requested_at=moment, **rest)
+
+
+TIMES: list[dict[str, Any]] = [
     {},
     {"since": LATE},
     {"until": LATE},
     {"since": START + timedelta(hours=1), "until": LATE},
+    {"before": _at(LATE, f"lease_{CLOSED - 100:08}")},
+    {"before": _at(LATE, f"lease_{CLOSED - 100:08}~"), "since": START},
+    {"before": _at(LATE, f"lease_{CLOSED - 100:08}~"), "until": LATE},
 ]
 
 
 @pytest.mark.parametrize("times", TIMES, ids=lambda times: "-".join(times) or "always")
 @pytest.mark.parametrize("states", STATES, ids=lambda states: "-".join(sorted(states)) if states else "any")
 def test_no_filter_looks_at_more_than_a_few_times_its_answer(
-    filled: Filled, states: frozenset[LeaseState] | None, times: dict[str, datetime]
+    filled: Filled, states: frozenset[LeaseState] | None, times: dict[str, Any]
 ) -> None:
     costs = {}
     for values in VALUES:

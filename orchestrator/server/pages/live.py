@@ -1,8 +1,8 @@
 """Runs as they go on, sent to browsers as server-sent events.
 
-One task of the process looks at the ledger, for all who watch: once a second, by one statement, how far their runs are.
-A part of a page is made anew where something has happened, once for everybody who watches that run. Who is slow gets the
-newest state and misses those between. A stream ends when its run has, or when the browser goes.
+One task of the process looks at the ledger, for all who watch: once a second, by one statement, how far their runs
+are. A part of a page is made anew where something has happened, once for everybody who watches that run. Who is slow
+gets the newest state and misses those between. A stream ends when its run has, or when the browser goes.
 """
 
 from __future__ import annotations

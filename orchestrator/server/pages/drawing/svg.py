@@ -1,4 +1,4 @@
-"""SVG as text. Everything that is put into it is escaped; places are percents, so that it is as wide as there is room."""
+"""SVG as text. What is put into it is escaped; places are percents, so that it is as wide as there is room."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ NEAR = 9.0
 
 _HATCH = Markup(
     '<defs><pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
-    '<rect width="6" height="6" class="hatch-ground"/><rect width="2.5" height="6" class="hatch-line"/></pattern></defs>'
+    '<rect width="6" height="6" class="hatch-ground"/><rect width="2.5" height="6" class="hatch-line"/>'
+    "</pattern></defs>"
 )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 WIDTH = 100.0
 """The line, in percent."""
@@ -65,7 +66,7 @@ class Timescale:
 def timescale(moments: Iterable[float]) -> Timescale:
     """The scale of everything that happened, in seconds from the beginning."""
     known = sorted(set(moments)) or [0.0]
-    gaps = list(zip(known, known[1:], strict=False))
+    gaps = list(pairwise(known))
     cut = _cut(gaps)
     shown = sum(end - start for start, end in gaps if (start, end) not in cut)
     scale = (WIDTH - CUT_WIDTH * len(cut)) / shown if shown else 0.0

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from orchestrator.errors import UsageError
 from orchestrator.jsontypes import JsonObject, counted
 from orchestrator.ledger.reading.id_lookup import whole_id
-from orchestrator.ledger.states import IdKind, RunState
+from orchestrator.ledger.states import IdKind, RunState, StepState
 from orchestrator.ledger.types import EventRecord, LeaseFilter, LeaseRecord, RunFilter, RunRecord, StepRecord
 from orchestrator.presentation.events import words
 from orchestrator.presentation.runs import DUTIES, caller_facts
@@ -176,10 +176,7 @@ def _changing(sources: Sources, story: Story, first: int) -> Mapping[str, object
     }
 
 
-_MARKS = {
-    state: mark_of(state)[0]
-    for state in ("running", "succeeded", "failed", "refused", "cancelled", "interrupted", "waiting")
-}
+_MARKS = {state.value: mark_of(state)[0] for state in StepState}
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,5 @@ def _process(record: RunnerRecord, now: datetime, runs: tuple[str, ...]) -> Proc
     said = known if isinstance(known, dict) else {}
     silent = record.beat_at is None or now - record.beat_at > SILENT
     state = "gone" if record.gone else "silent" if silent else "alive"
-    return Process(
-        record.runner_id, *(str(said.get(name, "")) for name in ("role", "host", "pid")), state, record.beat_at, runs
-    )
+    role, host, pid = (str(said.get(name, "")) for name in ("role", "host", "pid"))
+    return Process(record.runner_id, role, host, pid, state, record.beat_at, runs)

@@ -1,0 +1,149 @@
+"""What pages work out without a server: scales of time, addresses, cells of a download, sums."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.errors import UsageError
+from orchestrator.ledger.findings import Exposure
+from orchestrator.ledger.states import RunState
+from orchestrator.server.pages.answers import Asked, Page, address
+from orchestrator.server.pages.drawing.svg import bar_svg, columns_svg
+from orchestrator.server.pages.drawing.timescale import MOST_CUTS, WIDTH, timescale
+from orchestrator.server.pages.live import message
+from orchestrator.server.pages.rendering import rendered
+from orchestrator.server.pages.views.exposure import By, Days, added_up
+from orchestrator.server.pages.views.leases import safe_cell
+
+NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
+MOMENTS = st.lists(st.floats(0, 1e7, allow_nan=False), min_size=1, max_size=40)
+
+
+def asked(path: str = "/ui/runs", **query: str) -> Asked:
+    return Asked(path, {}, query, NOW)
+
+
+@given(MOMENTS)
+def test_a_scale_has_all_of_the_line_and_keeps_the_order(moments: list[float]) -> None:
+    scale = timescale(moments)
+    stretches = scale.stretches
+    assert stretches[0].left == 0
+    assert stretches[-1].right == pytest.approx(WIDTH)
+    for before, after in pairwise(stretches):
+        assert (before.end, before.right) == (after.start, pytest.approx(after.left))
+    assert len(scale.cuts) <= MOST_CUTS
+    places = [scale.place(each) for each in sorted(moments)]
+    assert places == sorted(places)
+    assert all(0 <= each <= WIDTH + 1e-6 for each in places)
+
+
+def test_a_long_time_without_anything_is_cut_and_short_ones_are_not() -> None:
+    scale = timescale([0, 1, 2, 3602, 3603])
+    (cut,) = scale.cuts
+    assert (cut.start, cut.end, cut.seconds) == (2, 3602, 3600)
+    assert scale.place(1) - scale.place(0) > 25
+    assert timescale([0, 1, 2, 3, 4]).cuts == []
+
+
+def test_what_lasts_for_no_time_has_a_scale_too() -> None:
+    assert timescale([]).place(0) == 0
+    assert timescale([5, 5]).place(5) == 0
+
+
+def test_an_address_keeps_whatever_is_in_a_name_in_one_segment() -> None:
+    assert address("decisions", "run_1", "a/../b?c#d", 2) == "/ui/decisions/run_1/a%2F..%2Fb%3Fc%23d/2"
+
+
+def test_a_query_is_kept_and_changed() -> None:
+    page = asked(workflow=" a b ", state="", before="x")
+    assert page.with_(before="run_2") == "/ui/runs?workflow=a+b&before=run_2"
+    assert page.with_(before=None) == "/ui/runs?workflow=a+b"
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda: asked(state="asleep").one_of("state", RunState),
+        lambda: asked(since="soon").moment("since"),
+        lambda: asked(since="0001-01-01").moment("since"),
+        lambda: asked(workflow="x" * 501).text("workflow"),
+        lambda: asked(workflow="a\0b").text("workflow"),
+        lambda: asked(days="-1").number("days", 1, least=1, most=9),
+        lambda: asked(days="99").number("days", 1, least=1, most=9),
+        lambda: asked(days="٣").number("days", 1, least=1, most=9),
+    ],
+)
+def test_what_cannot_be_asked_is_said(ask: Any) -> None:
+    with pytest.raises(UsageError):
+        ask()
+
+
+def test_times_without_an_offset_are_utc() -> None:
+    assert asked(since="2026-03-02").moment("since") == datetime(2026, 3, 2, tzinfo=UTC)
+    assert asked(since="2h").moment("since") == NOW - timedelta(hours=2)
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "  =1", "|cmd", "%0"])
+def test_no_cell_is_a_formula(text: str) -> None:
+    assert safe_cell(text) == f"'{text}"
+
+
+def test_other_cells_are_as_they_are() -> None:
+    assert safe_cell("database/creds/x") == "database/creds/x"
+    assert safe_cell("") == ""
+
+
+def test_an_event_of_several_lines_stays_one_event() -> None:
+    assert message("<p>\na\n</p>") == b"data: <p>\ndata: a\ndata: </p>\n\n"
+
+
+def test_what_is_drawn_is_escaped() -> None:
+    assert "<script>" not in bar_svg(0.5, "<script>")
+    assert "<script>" not in columns_svg([("<script>", 1.0, "<script>")], "<script>", "<script>")
+
+
+def test_a_problem_is_a_page_and_escaped() -> None:
+    text = rendered(Page("problem.html", {"title": "<b>", "message": "<i>", "hint": "<u>"}))
+    assert "&lt;b&gt;" in text
+    assert "<i>" not in text
+
+
+def exposure(workflow: str, leases: int, seconds: float, longest: float, still: int = 0) -> Exposure:
+    return Exposure(
+        workflow=workflow, agent="a", resource="r", leases=leases, open=still, seconds=seconds, longest=longest
+    )
+
+
+def test_exposure_is_added_up_by_name_the_longest_first() -> None:
+    lines = added_up([exposure("x", 1, 2, 2), exposure("y", 3, 9, 4), exposure("x", 1, 1, 1)], By.WORKFLOW, 86400)
+    assert [(line.name, line.leases, line.seconds, line.longest) for line in lines] == [("y", 3, 9, 4), ("x", 2, 3, 2)]
+    assert lines[0].of_standing == 9 / 86400
+
+
+class Counting:
+    """A reader that counts how often it adds up."""
+
+    def __init__(self, found: Exposure) -> None:
+        self.found = found
+        self.asked: list[datetime] = []
+
+    def exposure(self, since: datetime, until: datetime) -> list[Exposure]:
+        self.asked.append(since)
+        return [self.found]
+
+
+def test_a_day_that_is_over_is_added_up_once_and_one_with_something_open_each_time() -> None:
+    over, still, days = Counting(exposure("x", 1, 1, 1)), Counting(exposure("x", 1, 0, 0, still=1)), Days()
+    for _ in range(2):
+        days.of(over, date(2026, 3, 1), NOW)  # type: ignore[arg-type]
+        days.of(over, NOW.date(), NOW)  # type: ignore[arg-type]
+    assert len(over.asked) == 3
+    for _ in range(2):
+        Days().of(still, date(2026, 3, 1), NOW)  # type: ignore[arg-type]
+    assert len(still.asked) == 2
