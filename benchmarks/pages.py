@@ -94,8 +94,8 @@ async def one_run(ledger: Ledger, steps: int) -> str:
 
 def lists(filled: Filled, ledger: Ledger, chance: random.Random) -> Iterator[tuple[str, str, Callable[[], Query]]]:
     """What is asked of lists: a name, a path, and something that draws a query."""
-    flows = [each.name for each in filled.workflows] + ["unknown"]
-    agents = sorted({each.agent for each in filled.workflows}) + ["unknown"]
+    flows = [*(each.name for each in filled.workflows), "unknown"]
+    agents = [*sorted({each.agent for each in filled.workflows}), "unknown"]
     runs = [each.run_id for each in ledger.newest_runs(RunFilter(limit=2000))][::50]
     leases = [each.lease_id for each in ledger.leases(LeaseFilter(limit=2000))][::50]
     old = (filled.newest - timedelta(days=100)).date().isoformat()

@@ -1,4 +1,4 @@
-"""The pages in a real browser, on a ledger that real runs have made: what they show, and what a browser says of them."""
+"""The pages in a real browser, on a ledger of real runs: what they show, and what a browser says of them."""
 
 from __future__ import annotations
 
