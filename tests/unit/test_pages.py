@@ -14,11 +14,12 @@ from orchestrator.errors import UsageError
 from orchestrator.ledger.findings import Exposure
 from orchestrator.ledger.states import RunState
 from orchestrator.server.pages.answers import Asked, Page, address
+from orchestrator.server.pages.days import Days
 from orchestrator.server.pages.drawing.svg import bar_svg, columns_svg
 from orchestrator.server.pages.drawing.timescale import MOST_CUTS, WIDTH, timescale
 from orchestrator.server.pages.live import message
 from orchestrator.server.pages.rendering import rendered
-from orchestrator.server.pages.views.exposure import By, Days, added_up
+from orchestrator.server.pages.views.exposure import By, added_up
 from orchestrator.server.pages.views.leases import safe_cell
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)

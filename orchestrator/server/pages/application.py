@@ -82,6 +82,10 @@ def _answering(sources: Sources, make: Make) -> Endpoint:
     async def endpoint(request: Request) -> Response:
         names = {name: str(value) for name, value in request.path_params.items()}
         asked = Asked(request.url.path, names, dict(request.query_params), sources.clock.now())
+        if any("\0" in name for name in names.values()):
+            return await asyncio.to_thread(
+                _troubled, NotThere("Nothing has such a name.", hint="Begin at the overview.")
+            )
         try:
             return await asyncio.to_thread(_made, make, sources, asked)
         except Elsewhere as other:

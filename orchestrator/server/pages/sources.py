@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from orchestrator.clock import Clock
 from orchestrator.ledger.coordination.approvals import ApprovalStore
@@ -11,6 +11,7 @@ from orchestrator.ledger.coordination.runners import RunnerStore
 from orchestrator.ledger.coordination.schedules import ScheduleStates
 from orchestrator.ledger.types import LedgerReader
 from orchestrator.scheduling.overview import Scheduled
+from orchestrator.server.pages.days import Days
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,3 +24,4 @@ class Sources:
     schedules: ScheduleStates
     clock: Clock
     workflows: Callable[[], Mapping[str, Scheduled]] = dict
+    days: Days = field(default_factory=Days)

@@ -1,31 +1,25 @@
 """How long credentials were held, by workflow, agent and resource, beside what one that stands would have been.
 
-The database adds up one day at a time, over the index of time. A day that is past and of which nothing is open never
-changes again, so that it is added up once in a process.
+It is added up day by day: see `orchestrator.server.pages.days`.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 
 from orchestrator.errors import UsageError
-from orchestrator.ledger.findings import Exposure
-from orchestrator.ledger.types import LedgerReader
+from orchestrator.ledger.types import Exposure
 from orchestrator.server.pages.answers import Asked, Page
+from orchestrator.server.pages.days import MOST_DAYS
 from orchestrator.server.pages.drawing.svg import bar_svg, columns_svg
 from orchestrator.server.pages.rendering import seconds_words
 from orchestrator.server.pages.sources import Sources
 
 DAYS = 30
-MOST_DAYS = 366
 MOST_ROWS = 200
-
-SETTLED = timedelta(hours=1)
-"""So long after its end nothing is recorded any more as asked for on a day, however far clocks are apart."""
 
 DAY_SECONDS = 86400
 
@@ -55,45 +49,13 @@ class Line:
         return self.seconds / self.standing if self.standing else 0.0
 
 
-@dataclass(slots=True)
-class Days:
-    """What was added up of days that are over. Safe for threads: at worst two add up the same."""
-
-    _known: dict[date, Sequence[Exposure]] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def of(self, reader: LedgerReader, day: date, now: datetime) -> Sequence[Exposure]:
-        """The credentials that were asked for on a day, in UTC."""
-        with self._lock:
-            known = self._known.get(day)
-        if known is not None:
-            return known
-        start = datetime(day.year, day.month, day.day, tzinfo=UTC)
-        found = reader.exposure(start, start + timedelta(days=1))
-        if now > start + timedelta(days=1) + SETTLED and not any(each.open for each in found):
-            with self._lock:
-                self._known[day] = found
-                while len(self._known) > 2 * MOST_DAYS:
-                    del self._known[min(self._known)]
-        return found
-
-
-_days: dict[int, Days] = {}
-
-
-def days_of(reader: LedgerReader) -> Days:
-    """The days of a ledger that this process knows."""
-    return _days.setdefault(id(reader), Days())
-
-
 def show_exposure(sources: Sources, asked: Asked) -> Page:
     """A range of days, added up by one of three names, and as columns day by day."""
     now = sources.clock.now()
     by = asked.one_of("by", By) or By.WORKFLOW
     first, last = _range(asked, now)
-    known = days_of(sources.reader)
     days = [first + timedelta(days=number) for number in range((last - first).days + 1)]
-    found = [(day, _chosen(known.of(sources.reader, day, now), asked)) for day in days]
+    found = [(day, _chosen(sources.days.of(sources.reader, day, now), asked)) for day in days]
     standing = float(min(len(days) * DAY_SECONDS, (now - _midnight(first)).total_seconds()))
     lines = added_up((each for _, of_day in found for each in of_day), by, standing)
     most = max((line.seconds for line in lines), default=0.0)
@@ -120,9 +82,10 @@ def show_exposure(sources: Sources, asked: Asked) -> Page:
 
 
 def _range(asked: Asked, now: datetime) -> tuple[date, date]:
-    """Whole days in UTC, both of them included."""
+    """Whole days in UTC, both of them included, up to today."""
     until = asked.moment("until")
-    last = (until or now).astimezone(UTC).date()
+    today = now.astimezone(UTC).date()
+    last = today if until is None else min(today, until.astimezone(UTC).date())
     since = asked.moment("since")
     days = asked.number("days", DAYS, least=1, most=MOST_DAYS)
     try:
