@@ -135,7 +135,7 @@ def _dot(dot: Dot, y: float, thick: int) -> Markup:
 
 
 def _label(row: Row, middle: float) -> Markup:
-    left = min((bar.left for bar in row.bars), default=0.0)
+    left = min((*(bar.left for bar in row.bars), *(dot.at for dot in row.dots)), default=0.0)
     right = max((bar.right for bar in row.bars), default=0.0)
     if left > TURNED:
         place, anchor, shift = left, "end", -7

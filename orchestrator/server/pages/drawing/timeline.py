@@ -120,7 +120,7 @@ def timeline(
     drawing = _Drawing(run, timescale(moments), end, marks)
     waits = _waits(events)
     decisions = [event for event in events if event.kind == "decision"]
-    rows = [row for step in _by_step(found, waits) for row in drawing.rows(step, found, waits, decisions)]
+    rows = [row for step in _by_step(found, waits, decisions) for row in drawing.rows(step, found, waits, decisions)]
     kept = rows[:MOST_ROWS]
     return Timeline(drawing.scale, kept, len(rows) - len(kept), max(moments, default=0.0))
 
@@ -217,9 +217,11 @@ def _waits(events: Sequence[EventRecord]) -> list[_Wait]:
     return found
 
 
-def _by_step(found: Sequence[Attempt], waits: Sequence[_Wait]) -> list[str]:
+def _by_step(found: Sequence[Attempt], waits: Sequence[_Wait], decisions: Sequence[EventRecord]) -> list[str]:
+    """The steps that anything was done about, in the order in which that began."""
     first: dict[str, datetime] = {}
-    for step, moment in [*((each.step, each.started) for each in found), *((each.step, each.start) for each in waits)]:
+    begun = [(each.step, each.started) for each in found] + [(each.step, each.start) for each in waits]
+    for step, moment in [*begun, *((str(each.data.get("step")), each.time) for each in decisions)]:
         first[step] = min(moment, first.get(step, moment))
     return sorted(first, key=lambda step: first[step])
 

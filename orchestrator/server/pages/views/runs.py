@@ -160,6 +160,7 @@ def _changing(sources: Sources, story: Story, first: int) -> Mapping[str, object
         "steps": story.steps[:MOST_STEPS],
         "steps_left": max(0, len(story.steps) - MOST_STEPS),
         "tries": _tries(found, now),
+        "decided": {str(each.data["step"]): each.data["attempt"] for each in story.events if each.kind == "decision"},
         "attempts": found[:MOST_STEPS],
         "drawn": timeline_svg(drawn, f"Timeline of run {run.run_id}", _description(story, found)),
         "timeline": drawn,
@@ -184,7 +185,6 @@ class _Tries:
     held: float
     took: float
     exposure: float | None
-    last: int
 
 
 def _tries(found: Sequence[Attempt], now: datetime) -> Mapping[str, _Tries]:
@@ -196,7 +196,7 @@ def _tries(found: Sequence[Attempt], now: datetime) -> Mapping[str, _Tries]:
     for step, own in by_step.items():
         held, seconds = sum(each.held(now) for each in own), sum(each.seconds(now) for each in own)
         any_held = any(lease.issued_at for each in own for lease in each.leases)
-        tries[step] = _Tries(held, seconds, held / seconds if any_held and seconds else None, own[-1].number)
+        tries[step] = _Tries(held, seconds, held / seconds if any_held and seconds else None)
     return tries
 
 
