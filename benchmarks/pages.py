@@ -155,7 +155,7 @@ def measure(name: str, url: str, leases: int, times: int) -> bool:
         for what, path, names in (
             (f"run of {STEPS} steps", "/runs/{run}", {"run": run}),
             ("lease", "/leases/{lease}", {"lease": lease}),
-            ("decision", "/decisions/{run}/{step}/{attempt}", {"run": run, "step": "step_3", "attempt": "1"}),
+            ("decision", "/decisions/{run}/{step:path}/{attempt}", {"run": run, "step": "step_3", "attempt": "1"}),
         ):
             held &= told(what, [made(sources, path, {}, names) for _ in range(times)])
         for days in ("30", "365"):

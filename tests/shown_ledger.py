@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from bench import Bench
-from desks import AGENT, open_desk
+from desks import AGENT, loaded_task, open_desk
 
 from orchestrator.clock import SystemClock
 from orchestrator.ledger.coordination.approvals import ApprovalRecord
@@ -135,9 +135,11 @@ def shown_ledger(bench: Bench) -> Shown:
 
 
 async def _task(bench: Bench) -> tuple[str, str]:
+    bench.install(loaded_task().workflow)
     async with open_desk(bench) as desk:
         opened = await desk.open(AGENT, "complaint_desk", {"customer": 1234}, reason="a complaint")
         result = await desk.call(AGENT, opened.task_id, "read", {"limit": 2}, "key-1")
+        assert result.output is not None, result.reason
         await desk.close(AGENT, opened.task_id, "done")
         return opened.task_id, result.call_id
 

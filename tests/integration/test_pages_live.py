@@ -34,7 +34,7 @@ def test_a_run_is_followed_while_it_goes_on_and_the_page_stands_still_at_its_end
     served.start("--ui", "--ui-without-login")
     assert served.get("/ui/").status_code == 200
     base = str(served.get("/ui/").url).removesuffix("/ui/")
-    served.children.command("schedules", "run", "slow", environment=served.environment).check_returncode()
+    served.children.command("schedules", "trigger", "slow", environment=served.environment).check_returncode()
     (run,) = wait_for(lambda: served.runs("slow", RunState.RUNNING), "the run")
     with tab(browser, base) as seen, tab(browser, base) as other:
         for each in (seen, other):
@@ -54,7 +54,7 @@ def test_a_process_that_ends_lets_go_of_the_browsers_that_follow(served: Served,
     served.put("slow", "{ every: 1h }", "SELECT pg_sleep(60)")
     served.start("--ui", "--ui-without-login", "--drain", "0")
     base = str(served.get("/ui/").url).removesuffix("/ui/")
-    served.children.command("schedules", "run", "slow", environment=served.environment).check_returncode()
+    served.children.command("schedules", "trigger", "slow", environment=served.environment).check_returncode()
     (run,) = wait_for(lambda: served.runs("slow", RunState.RUNNING), "the run")
     context = browser.new_context()
     page = context.new_page()

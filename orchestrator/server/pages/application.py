@@ -12,7 +12,6 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 from starlette.applications import Starlette
-from starlette.datastructures import URL
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
@@ -54,7 +53,7 @@ PAGES: tuple[tuple[str, Make], ...] = (
     ("/leases", leases.list_leases),
     ("/leases.csv", leases.download_leases),
     ("/leases/{lease}", leases.show_lease),
-    ("/decisions/{run}/{step}/{attempt}", decisions.show_decision),
+    ("/decisions/{run}/{step:path}/{attempt}", decisions.show_decision),
     ("/tasks", tasks.list_tasks),
     ("/tasks/{task}", tasks.show_task),
     ("/approvals", approvals.list_approvals),
@@ -81,7 +80,7 @@ def page_routes(sources: Sources, live: Live) -> list[BaseRoute]:
 def _answering(sources: Sources, make: Make) -> Endpoint:
     async def endpoint(request: Request) -> Response:
         names = {name: str(value) for name, value in request.path_params.items()}
-        asked = Asked(request.url.path, names, dict(request.query_params), sources.clock.now())
+        asked = Asked(request.scope["path"], names, dict(request.query_params), sources.clock.now())
         if any("\0" in name for name in names.values()):
             return await asyncio.to_thread(
                 _troubled, NotThere("Nothing has such a name.", hint="Begin at the overview.")
@@ -155,8 +154,16 @@ class _Guarded:
                 message = {**message, "headers": [*kept, *_ENCODED]}
             await send(message)
 
-        app = self._app if is_loopback(URL(scope=scope).hostname) else _foreign
+        app = self._app if is_loopback(_host(scope)) else _foreign
         await app(scope, receive, sent)
+
+
+def _host(scope: Scope) -> str:
+    """The name under which we were asked, without the port; empty where none was said, or several."""
+    said = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+    if len(said) != 1:
+        return ""
+    return said[0].partition("]")[0] + "]" if said[0].startswith("[") else said[0].partition(":")[0]
 
 
 _ENCODED = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]

@@ -35,7 +35,7 @@ _HATCH = Markup(
 
 def timeline_svg(timeline: Timeline, title: str, description: str) -> Markup:
     """The timeline, with its title and what is to be seen on it for those who do not see it."""
-    height = TOP + sum(HEIGHT[row.thin] for row in timeline.rows) + 6
+    height = TOP + sum(HEIGHT[row.thin] for row in timeline.rows) + (18 if timeline.scale.cuts else 4)
     inside = Markup("").join([*_ticks(timeline.scale, timeline.seconds), *_cuts(timeline.scale, height)])
     rows: list[Markup] = []
     top = TOP
@@ -99,7 +99,7 @@ def _cuts(scale: Timescale, height: int) -> Iterator[Markup]:
         ).format(
             _number(cut.left),
             _number(cut.right - cut.left),
-            height - TOP + 4,
+            height - TOP - 12,
             _number(middle),
             lasting(timedelta(seconds=cut.seconds)),
             TOP - 4,
