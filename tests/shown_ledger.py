@@ -49,12 +49,12 @@ steps:
     with: { sql: "SELECT id, comment FROM customer_feedback ORDER BY id LIMIT 3" }
     outputs: [rows]
   pause:
-    after: [read]
+    needs: [read]
     action: postgres.query
     grants: { db: { kind: database, connection: support, role: feedback-read } }
     with: { sql: "SELECT 1 AS one FROM pg_sleep(0.4)" }
   count:
-    after: [pause]
+    needs: [pause]
     action: postgres.query
     grants: { db: { kind: database, connection: support, role: feedback-read } }
     with: { sql: "SELECT count(*)::int AS n FROM customer_feedback" }
@@ -72,7 +72,8 @@ steps:
     with: { sql: "SELECT 1 / 0 AS never" }
     retry: { attempts: 2, backoff: 1s, on: [database] }
   after_it:
-    after: [divide]
+    needs: [divide]
+    needs: [divide]
     action: postgres.query
     grants: { db: { kind: database, connection: support, role: feedback-read } }
     with: { sql: SELECT 1 AS one }

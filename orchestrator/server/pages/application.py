@@ -160,7 +160,7 @@ class _Guarded:
 
 def _host(scope: Scope) -> str:
     """The name under which we were asked, without the port; empty where none was said, or several."""
-    said = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+    said: list[str] = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
     if len(said) != 1:
         return ""
     return said[0].partition("]")[0] + "]" if said[0].startswith("[") else said[0].partition(":")[0]
