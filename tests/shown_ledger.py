@@ -73,7 +73,6 @@ steps:
     retry: { attempts: 2, backoff: 1s, on: [database] }
   after_it:
     needs: [divide]
-    needs: [divide]
     action: postgres.query
     grants: { db: { kind: database, connection: support, role: feedback-read } }
     with: { sql: SELECT 1 AS one }

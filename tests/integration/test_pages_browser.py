@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from urllib.parse import quote
 
@@ -35,7 +36,9 @@ def shown(prepared: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     vault = bench.vault
     vault.sys.enable_auth_method("userpass")
     try:
-        yield shown_ledger(bench)
+        with ThreadPoolExecutor(1) as elsewhere:  # Playwright has a running event loop in this thread
+            shown = elsewhere.submit(shown_ledger, bench).result()
+        yield shown
     finally:
         vault.sys.disable_auth_method("userpass")
     bench.assert_nothing_left()
