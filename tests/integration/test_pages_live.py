@@ -64,6 +64,7 @@ def test_a_process_that_ends_lets_go_of_the_browsers_that_follow(served: Served,
 
 
 def test_pages_for_everybody_are_asked_for_in_so_many_words(served: Served) -> None:
+    served.log.touch()
     for options, said in (
         (("--ui",), "--ui-without-login"),
         (("--ui-without-login",), "needs --ui"),
