@@ -142,6 +142,7 @@ def made(sources: Sources, path: str, query: Query, names: Query) -> float:
 
 
 def measure(name: str, url: str, leases: int, times: int) -> bool:
+    open_ledger(url, clock=SystemClock()).close()
     filled = fill(url, leases)
     print(f"{name}: {filled.leases:,} leases of {filled.runs:,} runs")
     held = True
