@@ -13,6 +13,7 @@ from orchestrator.credentials.witnesses.database import Witness
 from orchestrator.credentials.witnesses.dead_login import Outcome, read
 from orchestrator.jsontypes import JsonObject
 from orchestrator.ledger.types import EventRecord
+from orchestrator.presentation.events import gone, words
 
 LOGIN = "orc_read-0123456789ab_ABCDEFGH"
 GIVEN = conninfo.make_conninfo(host="db.example", user=LOGIN, password="hunter2hunter2")

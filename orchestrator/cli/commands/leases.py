@@ -136,7 +136,7 @@ def show(
     from orchestrator.cli.display.json_output import print_json
     from orchestrator.cli.display.run_view import life_line
     from orchestrator.cli.display.terminal import console, facts
-    from orchestrator.cli.display.timeline import gone
+    from orchestrator.presentation.events import gone
 
     with ledger_reader() as reader:
         lease = _record(reader, lease_id)
