@@ -100,12 +100,23 @@ def lists(filled: Filled, ledger: Ledger, chance: random.Random) -> Iterator[tup
     leases = [each.lease_id for each in ledger.leases(LeaseFilter(limit=2000))][::50]
     old = (filled.newest - timedelta(days=100)).date().isoformat()
     states = ("succeeded", "failed", "running", "waiting", "cancelled")
+    triggers = ("schedule", "manual", "unknown")
     lease_states = ("revoked", "ended", "denied", "revoking", "open")
     yield "overview", "/", dict
     yield "runs", "/runs", dict
     yield "runs: workflow", "/runs", lambda: {"workflow": chance.choice(flows)}
     yield "runs: state", "/runs", lambda: {"state": chance.choice(states)}
     yield "runs: agent, state", "/runs", lambda: {"agent": chance.choice(agents), "state": chance.choice(states)}
+    yield "runs: agent", "/runs", lambda: {"agent": chance.choice(agents)}
+    yield "runs: agent, workflow", "/runs", lambda: {"agent": chance.choice(agents), "workflow": chance.choice(flows)}
+    yield "runs: agent, trigger", "/runs", lambda: {"agent": chance.choice(agents), "trigger": chance.choice(triggers)}
+    yield (
+        "runs: workflow, trigger",
+        "/runs",
+        lambda: {"workflow": chance.choice(flows), "trigger": chance.choice(triggers)},
+    )
+    yield "runs: trigger, state", "/runs", lambda: {"trigger": chance.choice(triggers), "state": chance.choice(states)}
+    yield "runs: everything, state", "/runs", lambda: {"all": "1", "state": chance.choice(states)}
     yield "runs: until", "/runs", lambda: {"until": old, "workflow": chance.choice(flows)}
     yield "runs: later page", "/runs", lambda: {"before": chance.choice(runs)}
     yield "leases", "/leases", dict

@@ -35,11 +35,11 @@ from orchestrator.ledger.reading.newest_first import Part
 from orchestrator.ledger.reading.queries import (
     events_of,
     ids_beginning,
-    next_workflow,
     recent_runs,
     retries_of,
     run_by_id,
     steps_of,
+    workflow_names,
 )
 from orchestrator.ledger.reading.reader import Reader
 from orchestrator.ledger.states import IdKind, RunState
@@ -429,6 +429,8 @@ CHOSEN = {
     "the oldest by time": RunFilter(until=START + timedelta(seconds=8), limit=LIMIT),
     "everything": RunFilter(everything=True, limit=LIMIT),
     "everything that failed": RunFilter(everything=True, state=RunState.FAILED, limit=LIMIT),
+    "an agent's that failed": RunFilter(agent="ann", state=RunState.FAILED, limit=LIMIT),
+    "what failed of what somebody began": RunFilter(trigger="manual", state=RunState.FAILED, limit=LIMIT),
     "nobody's": RunFilter(agent="nobody", everything=True, trigger="cron", limit=LIMIT),
 }
 
@@ -480,9 +482,9 @@ READ = [
 ]
 
 
-def asked(wanted: LeaseFilter) -> Executable:
+def asked(wanted: LeaseFilter | RunFilter) -> Executable:
     """The statement with its values in place."""
-    statement, parameters = filtered_leases(wanted)
+    statement, parameters = filtered_leases(wanted) if isinstance(wanted, LeaseFilter) else recent_runs(wanted)
     return statement.params(**parameters)
 
 
@@ -507,23 +509,23 @@ def plan(path: Path, query: Executable) -> str:
         (asked(LeaseFilter()), r"SCAN lease USING INDEX lease_by_time"),
         (asked(LeaseFilter(since=START)), r"SEARCH lease USING INDEX lease_by_time \(requested_at>\?\)"),
         (asked(LeaseFilter(until=START)), r"SEARCH lease USING INDEX lease_by_time \(requested_at<\?\)"),
-        (recent_runs(RunFilter(trigger="x", state=RunState.FAILED)), ranged_run("run_by_trigger", "trigger")),
-        (recent_runs(RunFilter(agent="x", trigger="y")), ranged_run("run_by_agent", "agent")),
-        (recent_runs(RunFilter(since=START, until=LATE)), r"SEARCH run USING INDEX run_by_time \(started_at>\?"),
-        (recent_runs(RunFilter(before=OLDEST)), r"INDEX run_by_time \(\(started_at,run_id\)<"),
+        (asked(RunFilter(trigger="x", state=RunState.FAILED)), ranged_run("run_by_trigger", "trigger", "state")),
+        (asked(RunFilter(agent="x", state=RunState.FAILED)), ranged_run("run_by_agent", "agent", "state")),
+        (asked(RunFilter(since=START, until=LATE)), r"SEARCH run USING INDEX run_by_time \(started_at>\?"),
+        (asked(RunFilter(before=OLDEST)), r"INDEX run_by_time \(\(started_at,run_id\)<"),
         (retries_of(["x"]), r"SEARCH run USING INDEX run_by_retry_of"),
-        (next_workflow("x"), r"SEARCH run USING COVERING INDEX run_by_workflow \(workflow>\?\)"),
+        (workflow_names().params(most=9), r"SEARCH run USING COVERING INDEX run_by_workflow \(workflow>\?\)"),
         (ids_beginning(IdKind.RUN, "run_01", 9), r"SEARCH run USING PRIMARY KEY \(run_id>\? AND run_id<\?\)"),
         (
             ids_beginning(IdKind.LEASE, "lease_ab", 9),
             r"SEARCH lease USING COVERING INDEX sqlite_autoindex_lease_1 \(lease_id>\? AND lease_id<\?\)",
         ),
-        (recent_runs(RunFilter()), r"SCAN run USING (COVERING )?INDEX run_by_time"),
+        (asked(RunFilter()), r"SCAN run USING (COVERING )?INDEX run_by_time"),
         (
-            recent_runs(RunFilter(workflow="x", state=RunState.FAILED)),
+            asked(RunFilter(workflow="x", state=RunState.FAILED)),
             r"INDEX run_by_workflow \(\(workflow,state,started_at,run_id\)>",
         ),
-        (recent_runs(RunFilter(state=RunState.RUNNING)), r"INDEX run_by_state \(\(state,started_at,run_id\)>"),
+        (asked(RunFilter(state=RunState.RUNNING)), r"INDEX run_by_state \(\(state,started_at,run_id\)>"),
         (run_by_id("x"), r"SEARCH run USING PRIMARY KEY"),
         (steps_of("x"), r"SEARCH step USING PRIMARY KEY"),
         (events_of("x"), r"SEARCH event USING PRIMARY KEY"),

@@ -22,6 +22,7 @@ from orchestrator.ledger.reading.newest_first import (
     Order,
     Part,
     PlacesUnder,
+    Statement,
     Value,
     after_prefix,
     elements,
@@ -60,9 +61,6 @@ _OF_MANY = ("step", "workflow", "agent", "grant_kind")
 """Columns whose index goes on with the state and the time, those that leave least first."""
 
 _NEWEST = "newest "
-
-Statement = tuple[Select[tuple[object, ...]], Mapping[str, str]]
-"""A statement, which is the same for all filters of a shape, and its parameters."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,10 @@ Value = str | ColumnElement[str]
 """A value, or the place of one in a statement that is made once and asked often: making it is what costs."""
 
 
+Statement = tuple[Select[tuple[object, ...]], Mapping[str, str]]
+"""A statement, which is the same for all filters of a shape, and its parameters."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
     """Rows that one index holds in the order of time: under one value of each column in `under`, in the index's order.
@@ -90,15 +94,18 @@ def placed(values: Mapping[str, str]) -> Mapping[str, str]:
     return {f"of_{name}": value for name, value in values.items()}
 
 
-def newest(order: Order, parts: Sequence[Part], limit: int) -> Select[tuple[object, ...]]:
+def newest(
+    order: Order, parts: Sequence[Part], limit: int, *, seen_in_index: bool = False
+) -> Select[tuple[object, ...]]:
     """The newest rows that belong to any part. No row may belong to two.
 
-    From each part not more than `limit` times and ids are read, and whole rows only of what is answered.
+    From each part not more than `limit` times and ids are read, and whole rows only of what is answered: also of one
+    part where the conditions are `seen_in_index`, and may hold of few rows.
     """
     table, key = order.table, order.table.c[order.key]
     if not parts:
         return select(table).where(false())
-    if len(parts) == 1:
+    if len(parts) == 1 and not seen_in_index:
         return _read(select(table), order, parts[0], limit)
     heads = [places(order, part, limit).subquery() for part in parts]
     together = union_all(*(select(head) for head in heads)).subquery()

@@ -67,7 +67,7 @@ class Reader:
     def newest_runs(self, query: RunFilter) -> Sequence[RunRecord]:
         """Newest first."""
         with self._reading() as connection:
-            rows = connection.execute(queries.recent_runs(query)).mappings().all()
+            rows = connection.execute(*queries.recent_runs(query)).mappings().all()
             return [run_record(row) for row in rows]
 
     def retry_of(self, run_id: str) -> RunRecord | None:
@@ -160,14 +160,8 @@ class Reader:
 
     def workflows(self, limit: int) -> Sequence[str]:
         """The names of the workflows of which there are runs or tasks, in order: a step in an index for each."""
-        names: list[str] = []
         with self._reading() as connection:
-            while len(names) < limit:
-                name = connection.execute(queries.next_workflow(names[-1] if names else "")).scalar()
-                if name is None:
-                    break
-                names.append(str(name))
-        return names
+            return [str(name) for name in connection.execute(queries.workflow_names(), {"most": limit}).scalars()]
 
     def leases(self, query: LeaseFilter) -> Sequence[LeaseRecord]:
         """Newest first; `since` is included, `until` is not."""
