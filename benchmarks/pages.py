@@ -36,7 +36,7 @@ from orchestrator.ledger.types import LeaseFilter, RunFilter
 from orchestrator.ledger.writing.store import Ledger
 from orchestrator.server.pages.answers import Asked, Download, Elsewhere, Page
 from orchestrator.server.pages.application import PAGES
-from orchestrator.server.pages.rendering import rendered
+from orchestrator.server.pages.rendering import prepare, rendered
 from orchestrator.server.pages.sources import Sources
 
 CEILING = 0.050
@@ -158,6 +158,7 @@ def measure(name: str, url: str, leases: int, times: int) -> bool:
     print(f"{name}: {filled.leases:,} leases of {filled.runs:,} runs")
     held = True
     chance = random.Random(3)
+    prepare()
     with opened(url, filled.newest + timedelta(hours=2)) as (ledger, sources):
         run = asyncio.run(one_run(ledger, STEPS))
         lease = ledger.leases(LeaseFilter(run=run, limit=1))[0].lease_id

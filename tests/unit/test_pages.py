@@ -14,12 +14,12 @@ from orchestrator.errors import UsageError
 from orchestrator.ledger.findings import Exposure
 from orchestrator.ledger.states import RunState
 from orchestrator.server.pages.answers import Asked, Page, address
-from orchestrator.server.pages.days import Days
+from orchestrator.server.pages.days import By, Day, Days
 from orchestrator.server.pages.drawing.svg import bar_svg, columns_svg
 from orchestrator.server.pages.drawing.timescale import MOST_CUTS, WIDTH, timescale
 from orchestrator.server.pages.live import message
 from orchestrator.server.pages.rendering import rendered
-from orchestrator.server.pages.views.exposure import By, added_up
+from orchestrator.server.pages.views.exposure import lines_of
 from orchestrator.server.pages.views.leases import safe_cell
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
@@ -122,9 +122,12 @@ def exposure(workflow: str, leases: int, seconds: float, longest: float, still: 
 
 
 def test_exposure_is_added_up_by_name_the_longest_first() -> None:
-    lines = added_up([exposure("x", 1, 2, 2), exposure("y", 3, 9, 4), exposure("x", 1, 1, 1)], By.WORKFLOW, 86400)
+    one, other = [exposure("x", 1, 2, 2), exposure("y", 3, 9, 4)], [exposure("x", 1, 1, 1)]
+    lines = lines_of([Day.of(found).by[By.WORKFLOW] for found in (one, other)], 86400)
     assert [(line.name, line.leases, line.seconds, line.longest) for line in lines] == [("y", 3, 9, 4), ("x", 2, 3, 2)]
     assert lines[0].of_standing == 9 / 86400
+    assert Day.of(one).only({By.WORKFLOW: "x"}) == Day.of(one[:1])
+    assert Day.of(one).only({By.WORKFLOW: "x", By.AGENT: "b"}).found == []
 
 
 class Counting:

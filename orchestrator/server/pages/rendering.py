@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from orchestrator.jsontypes import JsonObject, JsonValue, counted
 from orchestrator.ledger.lease import LeaseState
@@ -61,6 +61,27 @@ def mark_of(state: str) -> tuple[str, str]:
     return _TONES.get(state, ("·", _QUIET))
 
 
+@lru_cache(maxsize=256, typed=True)
+def state_markup(state: str) -> Markup:
+    """A state with its mark, in its tone. States of different kinds may be equal as texts."""
+    mark, tone = mark_of(state)
+    words = escape(state_words(state))
+    return _made(f'<span class="state {tone}"><span aria-hidden="true">{mark}</span> {words}</span>')
+
+
+def link_markup(folder: str, name: str) -> Markup:
+    """A link to what has this id."""
+    return _made(f'<a class="id" href="{address(folder, name)}">{escape(name)}</a>')
+
+
+def _made(text: str) -> Markup:
+    """What was put together here, in which every text is escaped: `Markup.format` would take most of a page's time."""
+    return Markup(text)  # noqa: S704
+
+
+_NO_TIME = _made('<span class="none">–</span>')
+
+
 def state_words(state: str) -> str:
     """The state in words."""
     return LEASE_WORDS.get(state, state.value) if isinstance(state, LeaseState) else str(state)
@@ -74,9 +95,9 @@ def moment_words(moment: datetime) -> str:
 def moment_markup(moment: datetime | None) -> Markup:
     """A time that machines read, too; with its fraction where somebody points at it."""
     if moment is None:
-        return Markup('<span class="none">–</span>')
+        return _NO_TIME
     exact = moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return Markup('<time datetime="{0}" title="{0}">{1}</time>').format(exact, moment_words(moment))
+    return _made(f'<time datetime="{exact}" title="{exact}">{moment_words(moment)}</time>')
 
 
 def seconds_words(seconds: float) -> str:
@@ -124,7 +145,13 @@ def environment() -> Environment:
     )
     made.filters["inputs"] = inputs_words
     made.globals.update(
-        mark_of=mark_of, state_words=state_words, address=address, took=took, counted=counted, lasting=lasting
+        state=state_markup,
+        run_link=partial(link_markup, "runs"),
+        lease_link=partial(link_markup, "leases"),
+        address=address,
+        took=took,
+        counted=counted,
+        lasting=lasting,
     )
     return made
 
@@ -132,3 +159,9 @@ def environment() -> Environment:
 def rendered(page: Page) -> str:
     """The whole text of a page."""
     return environment().get_template(page.template).render(page.values)
+
+
+def prepare() -> None:
+    """Read all templates, which takes longer than any page: nobody who asks for one is to wait for that."""
+    for name in environment().list_templates():
+        environment().get_template(name)

@@ -13,6 +13,7 @@ from orchestrator.scheduling.folder import WorkflowFolder
 from orchestrator.server.connections import BoundedProtocol
 from orchestrator.server.pages.application import page_routes
 from orchestrator.server.pages.live import Live
+from orchestrator.server.pages.rendering import prepare
 from orchestrator.server.pages.sources import Sources
 from orchestrator.server.pages.views.runs import changing_part
 
@@ -40,6 +41,7 @@ class Pages:
     """The routes, until they are closed."""
 
     def __init__(self, sources: Sources) -> None:
+        prepare()
         self._live = Live(sources.reader, partial(changing_part, sources))
         self.routes: Sequence[BaseRoute] = page_routes(sources, self._live)
         self.protocol: type[BoundedProtocol] = PagesProtocol

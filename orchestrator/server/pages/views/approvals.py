@@ -49,7 +49,7 @@ def show_approval(sources: Sources, asked: Asked) -> Page:
         {
             "asked": asked,
             "record": record,
-            "state": record.at(sources.clock.now()),
+            "standing": record.at(sources.clock.now()),
             "does": does(record.question),
             "grants": grants_of(record.question),
             "reason": member(record.question, "run", "reason"),

@@ -5,15 +5,13 @@ It is added up day by day: see `orchestrator.server.pages.days`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from enum import StrEnum
 
 from orchestrator.errors import UsageError
-from orchestrator.ledger.types import Exposure
 from orchestrator.server.pages.answers import Asked, Page
-from orchestrator.server.pages.days import MOST_DAYS
+from orchestrator.server.pages.days import MOST_DAYS, By, Sum
 from orchestrator.server.pages.drawing.svg import bar_svg, columns_svg
 from orchestrator.server.pages.rendering import seconds_words
 from orchestrator.server.pages.sources import Sources
@@ -22,14 +20,6 @@ DAYS = 30
 MOST_ROWS = 200
 
 DAY_SECONDS = 86400
-
-
-class By(StrEnum):
-    """What is added up together."""
-
-    WORKFLOW = "workflow"
-    AGENT = "agent"
-    RESOURCE = "resource"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +45,13 @@ def show_exposure(sources: Sources, asked: Asked) -> Page:
     by = asked.one_of("by", By) or By.WORKFLOW
     first, last = _range(asked, now)
     days = [first + timedelta(days=number) for number in range((last - first).days + 1)]
-    found = [(day, _chosen(sources.days.of(sources.reader, day, now), asked)) for day in days]
+    names = {each: name for each in By if (name := asked.text(each.value))}
+    found = [sources.days.of(sources.reader, day, now).only(names) for day in days]
     standing = float(min(len(days) * DAY_SECONDS, (now - _midnight(first)).total_seconds()))
-    lines = added_up((each for _, of_day in found for each in of_day), by, standing)
+    lines = lines_of([day.by[by] for day in found], standing)
     most = max((line.seconds for line in lines), default=0.0)
-    totals = added_up((each for _, of_day in found for each in of_day), None, standing)
-    columns = [_column(day, of_day) for day, of_day in found]
+    sums = [_together(day.by[by].values()) for day in found]
+    columns = [_column(day, of_day) for day, of_day in zip(days, sums, strict=True)]
     return Page(
         "exposure.html",
         {
@@ -74,7 +65,7 @@ def show_exposure(sources: Sources, asked: Asked) -> Page:
                 (line, bar_svg(line.seconds / most if most else 0.0, _share(line))) for line in lines[:MOST_ROWS]
             ],
             "left": max(0, len(lines) - MOST_ROWS),
-            "total": totals[0] if totals else None,
+            "total": _line("", _together(sums), standing) if lines else None,
             "standing": standing,
             "drawn": columns_svg(columns, "Time held by day", f"{len(days)} days; the table has the sums."),
         },
@@ -101,33 +92,29 @@ def _midnight(day: date) -> datetime:
     return datetime(day.year, day.month, day.day, tzinfo=UTC)
 
 
-def _chosen(found: Sequence[Exposure], asked: Asked) -> Sequence[Exposure]:
-    for name in By:
-        if value := asked.text(name):
-            found = [each for each in found if getattr(each, name) == value]
-    return found
+def lines_of(days: Iterable[Mapping[str, Sum]], standing: float) -> list[Line]:
+    """The sums of all days by name, what was held longest first."""
+    sums: dict[str, Sum] = {}
+    for day in days:
+        for name, of_day in day.items():
+            sums.setdefault(name, Sum()).add(of_day)
+    lines = (_line(name, each, standing) for name, each in sums.items())
+    return sorted(lines, key=lambda line: (-line.seconds, line.name))
 
 
-def added_up(found: Iterable[Exposure], by: By | None, standing: float) -> list[Line]:
-    """The sums by name, what was held longest first; without a name one sum of all."""
-    sums: dict[str, Line] = {}
+def _together(found: Iterable[Sum]) -> Sum:
+    total = Sum()
     for each in found:
-        name = "" if by is None else str(getattr(each, by))
-        line = sums.get(name) or Line(name, 0, 0, 0.0, 0.0, standing)
-        sums[name] = Line(
-            name,
-            line.leases + each.leases,
-            line.open + each.open,
-            line.seconds + each.seconds,
-            max(line.longest, each.longest),
-            standing,
-        )
-    return sorted(sums.values(), key=lambda line: (-line.seconds, line.name))
+        total.add(each)
+    return total
 
 
-def _column(day: date, found: Sequence[Exposure]) -> tuple[str, float, str]:
-    seconds, leases = sum(each.seconds for each in found), sum(each.leases for each in found)
-    return day.isoformat(), seconds, f"{day.isoformat()}: {leases:,} leases, {seconds_words(seconds)}"
+def _line(name: str, of: Sum, standing: float) -> Line:
+    return Line(name, of.leases, of.open, of.seconds, of.longest, standing)
+
+
+def _column(day: date, of: Sum) -> tuple[str, float, str]:
+    return day.isoformat(), of.seconds, f"{day.isoformat()}: {of.leases:,} leases, {seconds_words(of.seconds)}"
 
 
 def _share(line: Line) -> str:
