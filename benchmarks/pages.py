@@ -54,6 +54,7 @@ def opened(url: str, now: object) -> Iterator[tuple[Ledger, Sources]]:
             ledger,
             Sources(
                 reader=ledger,
+                log=ledger.log,
                 approvals=ledger.approvals,
                 runners=ledger.runners,
                 schedules=schedules,

@@ -23,6 +23,7 @@ def sources_on(ledger_url: str, workflows: Mapping[str, Scheduled] | None = None
     with open_ledger(ledger_url, clock=SystemClock()) as ledger, open_schedules(ledger_url) as schedules:
         yield Sources(
             reader=ledger,
+            log=ledger.log,
             approvals=ledger.approvals,
             runners=ledger.runners,
             schedules=schedules,

@@ -35,7 +35,7 @@ from orchestrator.ledger.reading.newest_first import (
     unindexed,
 )
 from orchestrator.ledger.states import RESUMABLE, ApprovalState, IdKind, RunState, TaskState
-from orchestrator.ledger.storage.codec import ValueKind
+from orchestrator.ledger.storage.codec import ValueKind, canonical_json
 from orchestrator.ledger.storage.projections import DROPPED
 from orchestrator.ledger.storage.tables import (
     BY_ITSELF,
@@ -260,13 +260,19 @@ def positions_of(run_ids: Collection[str]) -> Select[tuple[str, int]]:
 
 
 def events_of(
-    run_id: str, kind: str | None = None, after: int | None = None, limit: int | None = None
+    run_id: str,
+    kind: str | None = None,
+    after: int | None = None,
+    limit: int | None = None,
+    naming: str | None = None,
 ) -> Select[tuple[object, ...]]:
     """In order of their sequence number, from the one after `after`; with `kind` only those of it.
 
     Without `after` all that are there, also those with numbers that no event has: whoever verifies must see them.
+    `naming`: only those whose text has this string anywhere, which says that the others have it nowhere.
     """
     query = select(event).where(event.c.run_id == run_id).order_by(event.c.seq)
+    query = query if naming is None else query.where(event.c.data.contains(canonical_json(naming), autoescape=True))
     query = query if after is None else query.where(event.c.seq > after)
     query = query if limit is None else query.limit(limit)
     return query if kind is None else query.where(event.c.kind == kind)

@@ -202,7 +202,7 @@ class Reader:
         `limit` bounds how many are read.
         """
         with self._reading() as connection:
-            rows = connection.execute(queries.events_of(run_id, kind, after, limit)).mappings().all()
+            rows = connection.execute(queries.events_of(run_id, kind, after, limit, lease_id)).mappings().all()
             records = [event_record(row) for row in rows]
         return [record for record in records if lease_id is None or record.data.get("lease_id") == lease_id]
 

@@ -29,6 +29,7 @@ def sources_of(services: Services, schedules: ScheduleStates, folder: WorkflowFo
     """What a process of `serve` has."""
     return Sources(
         reader=services.reader,
+        log=services.checkpointing.store,
         approvals=services.approvals.store,
         runners=services.heartbeat.store,
         schedules=schedules,

@@ -196,7 +196,8 @@ def _moments(
     yield run.started_at
     yield end
     for event in events:
-        yield event.time
+        if event.kind != "values.dropped":  # long after all that is drawn
+            yield event.time
     for attempt in found:
         for lease in attempt.leases:
             yield from filter(None, (lease.requested_at, lease.issued_at, lease.revoking_since, lease.closed_at))

@@ -38,7 +38,7 @@ def show_approval(sources: Sources, asked: Asked) -> Page:
     try:
         record = sources.approvals.get(text)
     except UnknownRun as error:
-        hint = "The list of approvals shows those of this ledger."
+        hint = "The list of approvals shows those of this ledger; what was asked may be dropped after its retention."
         raise NotThere(f"No request for approval is {text}, or only one begins so.", hint=hint) from error
     if record.approval_id != text:
         raise Elsewhere(address("approvals", record.approval_id))

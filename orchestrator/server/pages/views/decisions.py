@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from orchestrator.server.pages.answers import Asked, NotThere, Page
 from orchestrator.server.pages.sources import Sources
+from orchestrator.server.pages.views.evidence import dropped_of
 from orchestrator.server.pages.views.runs import run_of
 
 
@@ -19,5 +20,12 @@ def show_decision(sources: Sources, asked: Asked) -> Page:
     if not found:
         hint = "The page of the run shows which decisions there are."
         raise NotThere(f"No decision about attempt {attempt} at {step} is in this run.", hint=hint)
-    values = {"asked": asked, "run": run, "step": step, "attempt": attempt, "decisions": found}
+    values = {
+        "asked": asked,
+        "run": run,
+        "step": step,
+        "attempt": attempt,
+        "decisions": found,
+        "dropped": dropped_of(sources, run.run_id, run.dropped),
+    }
     return Page("decision.html", values)

@@ -13,10 +13,12 @@ from orchestrator.ledger.lease import OPEN, LeaseState
 from orchestrator.ledger.reading.id_lookup import whole_id
 from orchestrator.ledger.states import IdKind
 from orchestrator.ledger.types import LeaseFilter, LeaseRecord
+from orchestrator.presentation.events import gone
 from orchestrator.server.pages.answers import Asked, Download, Elsewhere, NotThere, Page, address
 from orchestrator.server.pages.drawing.timeline import held_seconds
 from orchestrator.server.pages.rendering import scope_or_json
 from orchestrator.server.pages.sources import Sources
+from orchestrator.server.pages.views.evidence import signed
 from orchestrator.server.pages.views.listing import ROWS, listed
 from orchestrator.server.pages.views.runs import sentence
 
@@ -93,7 +95,8 @@ def show_lease(sources: Sources, asked: Asked) -> Page:
             "lease": lease,
             "task": run.task if run is not None else None,
             "life": [(each, sentence(each, {lease.lease_id: ""})) for each in events],
-            "confirmed": [each for each in events if each.data.get("confirmed_by")],
+            "gone": gone(events, UTC),
+            "signed": signed(sources, lease.run_id) if lease.closed_at else None,
             "held": held_seconds(lease, sources.clock.now()),
         },
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from itertools import islice
 
 from orchestrator.errors import UsageError
 from orchestrator.jsontypes import JsonObject, counted
@@ -18,8 +19,9 @@ from orchestrator.server.pages.answers import Asked, Elsewhere, NotThere, Page, 
 from orchestrator.server.pages.drawing.svg import timeline_svg
 from orchestrator.server.pages.drawing.timeline import Attempt, attempts, timeline
 from orchestrator.server.pages.live import Part
-from orchestrator.server.pages.rendering import mark_of, rendered
+from orchestrator.server.pages.rendering import json_text, mark_of, rendered
 from orchestrator.server.pages.sources import Sources
+from orchestrator.server.pages.views.evidence import dropped_of, signed
 from orchestrator.server.pages.views.listing import ROWS, listed
 
 MOST_EVENTS = 5000
@@ -30,6 +32,10 @@ EVENTS = 300
 
 MOST_LEASES = 500
 MOST_STEPS = 500
+
+MOST_OUTPUTS = 100
+SHOWN = 2000
+"""Characters of one output that are shown."""
 
 TRIGGERS = ("manual", "schedule", "queue", "call", "prove", "sweep")
 
@@ -113,7 +119,6 @@ def show_run(sources: Sources, asked: Asked) -> Page:
         {
             "asked": asked,
             **_changing(sources, story, first),
-            "inputs": dict(run.inputs),
             "why": _why(story),
             "caller": _of_call(story),
             "retried_by": sources.reader.retries([run.run_id]).get(run.run_id),
@@ -156,6 +161,10 @@ def _changing(sources: Sources, story: Story, first: int) -> Mapping[str, object
     )
     return {
         "run": run,
+        "inputs": dict(run.inputs),
+        "dropped": dropped_of(sources, run.run_id, run.dropped),
+        "signed": signed(sources, run.run_id) if run.finished_at else None,
+        "outputs": _outputs(story.steps),
         "live": run.state in (RunState.RUNNING, RunState.WAITING),
         "steps": story.steps[:MOST_STEPS],
         "steps_left": max(0, len(story.steps) - MOST_STEPS),
@@ -175,6 +184,12 @@ def _changing(sources: Sources, story: Story, first: int) -> Mapping[str, object
         "verified": whole and run.finished_at is not None,
         "now": now,
     }
+
+
+def _outputs(steps: Sequence[StepRecord]) -> list[tuple[str, str, int]]:
+    """Of the first steps that kept any: the step, its output as JSON, and how many characters are left out."""
+    kept = ((step.step, json_text(step.outputs)) for step in steps if step.outputs is not None)
+    return [(name, text[:SHOWN], max(0, len(text) - SHOWN)) for name, text in islice(kept, MOST_OUTPUTS)]
 
 
 _MARKS = {state.value: mark_of(state)[0] for state in StepState}
@@ -221,7 +236,7 @@ def sentence(event: EventRecord, grants: Mapping[str, str]) -> str:
     lease = event.data.get("lease_id")
     about = grants.get(str(lease), str(lease)) if lease and event.kind != "lease.requested" else ""
     try:
-        said = words(event.kind, event.data)
+        said = words(event.kind, event.data, UTC)
     except (KeyError, TypeError, ValueError, AttributeError):
         said = "recorded in a form that this version does not know"
     return ": ".join(filter(None, (about, said)))

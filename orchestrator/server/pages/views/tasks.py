@@ -10,6 +10,7 @@ from orchestrator.presentation.runs import caller_facts
 from orchestrator.presentation.tasks import TaskStory
 from orchestrator.server.pages.answers import Asked, Elsewhere, NotThere, Page, address
 from orchestrator.server.pages.sources import Sources
+from orchestrator.server.pages.views.evidence import dropped_in
 from orchestrator.server.pages.views.listing import ROWS, listed
 from orchestrator.server.pages.views.runs import sentence
 
@@ -49,6 +50,7 @@ def show_task(sources: Sources, asked: Asked) -> Page:
             "calls_left": max(0, len(story.calls) - MOST_CALLS),
             "caller": [pair for pair in caller_facts(caller) if pair[1]] if isinstance(caller, dict) else [],
             "context": story.opened.get("context") or {},
+            "dropped": dropped_in(story.events),
             "why": str(story.opened.get("reason") or ""),
             "closed_by": str(closed[-1].data.get("by", "")) if closed else "",
             "history": [(each, sentence(each, {})) for each in story.events[-MOST_CALLS:]],
