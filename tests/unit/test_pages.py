@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, timezone
 from itertools import pairwise
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import UsageError
+from orchestrator.jsontypes import JsonObject
 from orchestrator.ledger.findings import Exposure
+from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.states import RunState
+from orchestrator.ledger.types import EventRecord
 from orchestrator.server.pages.answers import Asked, Page, address
 from orchestrator.server.pages.days import By, Day, Days
-from orchestrator.server.pages.drawing.svg import bar_svg, columns_svg
+from orchestrator.server.pages.drawing.svg import bar_svg, columns_svg, timeline_svg
+from orchestrator.server.pages.drawing.timeline import Bar, Dot, Row, Timeline
 from orchestrator.server.pages.drawing.timescale import MOST_CUTS, WIDTH, timescale
 from orchestrator.server.pages.live import message
-from orchestrator.server.pages.rendering import rendered
+from orchestrator.server.pages.rendering import link_markup, prepare, rendered, state_markup
+from orchestrator.server.pages.views.evidence import dropped_in
 from orchestrator.server.pages.views.exposure import lines_of
 from orchestrator.server.pages.views.leases import safe_cell
 
@@ -107,6 +113,54 @@ def test_an_event_of_several_lines_stays_one_event() -> None:
 def test_what_is_drawn_is_escaped() -> None:
     assert "<script>" not in bar_svg(0.5, "<script>")
     assert "<script>" not in columns_svg([("<script>", 1.0, "<script>")], "<script>", "<script>")
+
+
+HOSTILE = "<script>\"'&</title></svg>"
+
+
+def test_whatever_a_timeline_has_to_say_it_is_one_drawing() -> None:
+    bars = [Bar(0, 50, HOSTILE, HOSTILE), Bar(50, 100, "taking", HOSTILE, open=True)]
+    row = Row(HOSTILE, thin=True, bars=bars, dots=[Dot(3, HOSTILE, HOSTILE), Dot(99, "allowed", HOSTILE)])
+    drawn = timeline_svg(
+        Timeline(timescale([0, 1, 2, 3602, 3603]), [row, Row("", False, [])], 0, 3603), HOSTILE, HOSTILE
+    )
+    root = ElementTree.fromstring(drawn)
+    said = [text for each in root.iter() for text in (each.text, *each.attrib.values()) if text and "<" in text]
+    assert said.count(HOSTILE) == 2 + 4 + 1 + 1, "title and description, those of bars and dots, the label, a class"
+    assert {each.tag for each in root.iter()} <= {"svg", "title", "desc", "defs", "pattern", "rect", "text", "g"}
+
+
+def test_states_of_different_kinds_have_marks_of_their_own() -> None:
+    """`ended` is equal to `ended`, and is not the same."""
+    assert "failed" in state_markup(RunState.FAILED)
+    assert "(secret still valid)" in state_markup(LeaseState.ENDED)
+    assert "(secret still valid)" not in state_markup("ended")
+    assert state_markup(HOSTILE).count("<") == 4
+
+
+@pytest.mark.parametrize("kind", ["runs", "leases"])
+def test_a_link_holds_whatever_an_id_is(kind: str) -> None:
+    root = ElementTree.fromstring(link_markup(kind, HOSTILE))
+    assert (root.text, list(root)) == (HOSTILE, [])
+    assert root.attrib["href"].startswith(f"/ui/{kind}/%3Cscript%3E")
+
+
+def test_every_template_can_be_read() -> None:
+    prepare()
+
+
+def test_what_was_dropped_is_said_with_the_first_day_of_each_kind() -> None:
+    def event(day: int, *values: str, reason: str = "retention: inputs 1d") -> EventRecord:
+        moment = datetime(2026, 3, day, 23, 30, tzinfo=timezone(timedelta(hours=-2)))
+        data: JsonObject = {"values": list(values), "reason": reason}
+        return EventRecord(run_id="r", seq=day, time=moment, kind="values.dropped", data=data, digest="")
+
+    assert dropped_in([]) == {}
+    found = dropped_in([event(1, "inputs"), event(2, "inputs", "outputs", reason="")])
+    assert found == {
+        "inputs": "dropped on 2026-03-02 by retention: inputs 1d",
+        "outputs": "dropped on 2026-03-03 by somebody",
+    }
 
 
 def test_a_problem_is_a_page_and_escaped() -> None:
