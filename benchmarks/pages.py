@@ -29,9 +29,22 @@ from ledger_rows import Filled, fill
 
 from orchestrator.clock import SystemClock
 from orchestrator.ledger.coordination.schedules import open_schedules
-from orchestrator.ledger.events import AttemptStarted, Decided, Event, LeaseIssued, LeaseRequested, RunStarted
+from orchestrator.ledger.events import (
+    AttemptFinished,
+    AttemptStarted,
+    Decided,
+    Event,
+    LeaseIssued,
+    LeaseRequested,
+    LeaseRevoked,
+    LeaseRevoking,
+    RunFinished,
+    RunStarted,
+    StepFinished,
+)
 from orchestrator.ledger.ids import new_lease_id, new_run_id
 from orchestrator.ledger.opening import open_ledger
+from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LeaseFilter, RunFilter
 from orchestrator.ledger.writing.store import Ledger
 from orchestrator.server.pages.answers import Asked, Download, Elsewhere, Page
@@ -40,8 +53,8 @@ from orchestrator.server.pages.rendering import prepare, rendered
 from orchestrator.server.pages.sources import Sources
 
 CEILING = 0.050
-STEPS = 40
-"""Of the run whose page is measured: rows in bulk have no events."""
+STEPS = (40, 400)
+"""Of the runs whose pages are measured: rows in bulk have no events."""
 
 Query = Mapping[str, str]
 
@@ -88,8 +101,13 @@ async def one_run(ledger: Ledger, steps: int) -> str:
                 ttl=60,
             ),
             LeaseIssued(lease_id=lease, ttl=60, expires_at=clock.now() + timedelta(seconds=60)),
+            AttemptFinished(step=name, attempt=1, state=StepState.SUCCEEDED),
+            StepFinished(step=name, state=StepState.SUCCEEDED, outputs={"rows": [name] * 20}),
+            LeaseRevoking(lease_id=lease, reason="step ended"),
+            LeaseRevoked(lease_id=lease, confirmed_by="vault"),
         ]
         await ledger.append(run, fence, events)
+    await ledger.append(run, fence, [RunFinished(state=RunState.SUCCEEDED, exit_code=0)])
     return run
 
 
@@ -140,6 +158,17 @@ def lists(filled: Filled, ledger: Ledger, chance: random.Random) -> Iterator[tup
         yield path[1:], path, dict
 
 
+def details(ledger: Ledger) -> Iterator[tuple[str, str, Query]]:
+    """The pages of one thing: a name, a path, and the names in it."""
+    for steps in STEPS:
+        run = asyncio.run(one_run(ledger, steps))
+        lease = ledger.leases(LeaseFilter(run=run, limit=1))[0].lease_id
+        decision = {"run": run, "step": "step_3", "attempt": "1"}
+        yield f"run of {steps} steps", "/runs/{run}", {"run": run}
+        yield f"lease of {steps}", "/leases/{lease}", {"lease": lease}
+        yield f"decision of {steps}", "/decisions/{run}/{step:path}/{attempt}", decision
+
+
 def made(sources: Sources, path: str, query: Query, names: Query) -> float:
     """Seconds until the text is there."""
     begin = time.perf_counter()
@@ -161,16 +190,10 @@ def measure(name: str, url: str, leases: int, times: int) -> bool:
     chance = random.Random(3)
     prepare()
     with opened(url, filled.newest + timedelta(hours=2)) as (ledger, sources):
-        run = asyncio.run(one_run(ledger, STEPS))
-        lease = ledger.leases(LeaseFilter(run=run, limit=1))[0].lease_id
         questions = list(lists(filled, ledger, chance))
         for what, path, draw in questions:
             held &= told(what, [made(sources, path, draw(), {}) for _ in range(times)])
-        for what, path, names in (
-            (f"run of {STEPS} steps", "/runs/{run}", {"run": run}),
-            ("lease", "/leases/{lease}", {"lease": lease}),
-            ("decision", "/decisions/{run}/{step:path}/{attempt}", {"run": run, "step": "step_3", "attempt": "1"}),
-        ):
+        for what, path, names in details(ledger):
             held &= told(what, [made(sources, path, {}, names) for _ in range(times)])
         for days in ("30", "365"):
             print(f"  exposure of {days} days, first look: {made(sources, '/exposure', {'days': days}, {}):.3f} s")

@@ -1,8 +1,13 @@
-"""What is found out about many rows at once: how long credentials were held, and whether the tables are true."""
+"""What is found out about many rows at once: how long credentials were held, decisions, whether the tables are true."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from orchestrator.ledger.events import Decided
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +24,17 @@ class Exposure:
     open: int
     seconds: float
     longest: float
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRecord:
+    """A decision of a policy, with the run that it was about. `seq` is its place in the run's chain."""
+
+    run_id: str
+    workflow: str
+    seq: int
+    time: datetime
+    decided: Decided
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LeaseFilter, RunFilter
 from orchestrator.server.pages.answers import Asked as Question
 from orchestrator.server.pages.views.leases import download_leases
-from orchestrator.server.pages.views.runs import EVENTS, MOST_OUTPUTS, SHOWN
+from orchestrator.server.pages.views.runs import EVENTS, MOST_EVENTS, MOST_STEPS, SHOWN
 
 PERSON = "Maria-Muster-4711"
 ANSWER = "sensitive answer 0815"
@@ -257,19 +257,23 @@ async def long_run(ledger_url: str, steps: int) -> tuple[str, str]:
     return run, lease
 
 
-@pytest.mark.parametrize("steps", [400, 700])
+@pytest.mark.parametrize("steps", [110, 400])
 def test_a_run_of_many_steps_has_a_page_of_bounded_size(setup: Setup, steps: int) -> None:
     run, lease = asyncio.run(long_run(setup.ledger_url, steps))
     with asked(setup) as pages:
         text = pages.get(f"/ui/runs/{run}")
         assert len(pages.html) < 3_000_000
         assert "more than are drawn" in text
-        assert text.count(" characters more") == MOST_OUTPUTS
-        assert f"step_{MOST_OUTPUTS:04}" in text
+        assert text.count(" characters more") == MOST_STEPS
         assert "step_0000" * (SHOWN // 9 + 1) not in text
         assert counted(steps * 8 + 2, "event") in text
-        if steps > 500:
-            assert f"{steps - 500} steps more" in text
+        assert f"Later steps of {steps} steps" in text
+        assert f"{steps - MOST_STEPS} leases more" in text
+        later = pages.get(f"/ui/runs/{run}?steps={(steps - 1) // MOST_STEPS * MOST_STEPS}")
+        assert f"step_{steps - 1:04} exec" in later
+        assert "Later steps" not in later
+        assert ("hash chain whole" in text) is (steps * 8 < MOST_EVENTS)
+        assert "hash chain whole" in pages.get(f"/ui/runs/{run}?check=1")
         assert "Earlier events" in text
         assert "Later events" not in text
         assert pages.html.count('<td class="num" title=') == EVENTS

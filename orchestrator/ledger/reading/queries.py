@@ -264,15 +264,15 @@ def events_of(
     kind: str | None = None,
     after: int | None = None,
     limit: int | None = None,
-    naming: str | None = None,
+    naming: Collection[str] = (),
 ) -> Select[tuple[object, ...]]:
     """In order of their sequence number, from the one after `after`; with `kind` only those of it.
 
     Without `after` all that are there, also those with numbers that no event has: whoever verifies must see them.
-    `naming`: only those whose text has this string anywhere, which says that the others have it nowhere.
+    `naming`: only those whose text has these strings somewhere, so that the others need not be read.
     """
     query = select(event).where(event.c.run_id == run_id).order_by(event.c.seq)
-    query = query if naming is None else query.where(event.c.data.contains(canonical_json(naming), autoescape=True))
+    query = query.where(*(event.c.data.contains(canonical_json(each), autoescape=True) for each in naming))
     query = query if after is None else query.where(event.c.seq > after)
     query = query if limit is None else query.limit(limit)
     return query if kind is None else query.where(event.c.kind == kind)

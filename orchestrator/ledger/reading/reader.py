@@ -193,18 +193,24 @@ class Reader:
         run_id: str,
         *,
         lease_id: str | None = None,
+        step: str | None = None,
         kind: str | None = None,
         after: int | None = None,
         limit: int | None = None,
     ) -> Sequence[EventRecord]:
-        """In order of their sequence number, from the one `after` this; of one lease, or kind, only if it is given.
+        """In order of their sequence number, from the one `after` this; with a lease, step or kind only those of it.
 
         `limit` bounds how many are read.
         """
+        wanted = {name: value for name, value in (("lease_id", lease_id), ("step", step)) if value is not None}
         with self._reading() as connection:
-            rows = connection.execute(queries.events_of(run_id, kind, after, limit, lease_id)).mappings().all()
+            rows = (
+                connection.execute(queries.events_of(run_id, kind, after, limit, list(wanted.values())))
+                .mappings()
+                .all()
+            )
             records = [event_record(row) for row in rows]
-        return [record for record in records if lease_id is None or record.data.get("lease_id") == lease_id]
+        return [each for each in records if all(each.data.get(name) == value for name, value in wanted.items())]
 
     def stored_events(self, run_id: str) -> Sequence[StoredEvent]:
         """As the chain has them: for those who verify it elsewhere."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -162,6 +163,11 @@ def rendered(page: Page) -> str:
 
 
 def prepare() -> None:
-    """Read all templates, which takes longer than any page: nobody who asks for one is to wait for that."""
+    """Read all templates, which takes longer than any page: nobody who asks for one is to wait for that.
+
+    Nor for a look through all that the process has by now, which it keeps, for garbage.
+    """
     for name in environment().list_templates():
         environment().get_template(name)
+    gc.collect()
+    gc.freeze()

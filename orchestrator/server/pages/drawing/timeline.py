@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import islice
 
 from orchestrator.ledger.lease import OPEN, LeaseState
 from orchestrator.ledger.states import StepState
@@ -118,11 +119,10 @@ def timeline(
     end = run.finished_at or now
     moments = [_since(run, each) for each in _moments(run, found, events, end)]
     drawing = _Drawing(run, timescale(moments), end, marks)
-    waits = _waits(events)
-    decisions = [event for event in events if event.kind == "decision"]
-    rows = [row for step in _by_step(found, waits, decisions) for row in drawing.rows(step, found, waits, decisions)]
-    kept = rows[:MOST_ROWS]
-    return Timeline(drawing.scale, kept, len(rows) - len(kept), max(moments, default=0.0))
+    about = _by_step(found, _waits(events), [event for event in events if event.kind == "decision"])
+    kept = list(islice((row for each in about for row in drawing.rows(each)), MOST_ROWS))
+    rows = sum(1 + sum(len(attempt.leases) for attempt in each.attempts) for each in about)
+    return Timeline(drawing.scale, kept, rows - len(kept), max(moments, default=0.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +133,17 @@ class _Wait:
     title: str
 
 
+@dataclass(slots=True)
+class _Step:
+    """A step with all that was done about it, and when that began."""
+
+    name: str
+    began: datetime
+    attempts: list[Attempt] = field(default_factory=list)
+    waits: list[_Wait] = field(default_factory=list)
+    decisions: list[EventRecord] = field(default_factory=list)
+
+
 @dataclass(frozen=True, slots=True)
 class _Drawing:
     run: RunRecord
@@ -140,16 +151,14 @@ class _Drawing:
     now: datetime
     marks: Mapping[str, str]
 
-    def rows(
-        self, step: str, found: Sequence[Attempt], waits: Sequence[_Wait], decisions: Sequence[EventRecord]
-    ) -> Iterator[Row]:
+    def rows(self, step: _Step) -> Iterator[Row]:
         """The row of a step, and those of the leases of its attempts."""
-        own = [each for each in found if each.step == step]
-        bars = [self._bar(wait.start, wait.end, "wait", f"{step} {wait.title}") for wait in waits if wait.step == step]
+        name, own = step.name, step.attempts
+        bars = [self._bar(wait.start, wait.end, "wait", f"{name} {wait.title}") for wait in step.waits]
         bars += [self._attempt(each) for each in own]
-        dots = [self._decision(each) for each in decisions if each.data.get("step") == step]
+        dots = [self._decision(each) for each in step.decisions]
         last = own[-1] if own else None
-        label = step if last is None else f"{step} {self.marks.get(last.state, '')} {_long(last.seconds(self.now))}"
+        label = name if last is None else f"{name} {self.marks.get(last.state, '')} {_long(last.seconds(self.now))}"
         yield Row(label, thin=False, bars=sorted(bars, key=lambda bar: bar.left), dots=dots)
         for each in own:
             for lease in each.leases:
@@ -218,13 +227,22 @@ def _waits(events: Sequence[EventRecord]) -> list[_Wait]:
     return found
 
 
-def _by_step(found: Sequence[Attempt], waits: Sequence[_Wait], decisions: Sequence[EventRecord]) -> list[str]:
+def _by_step(found: Sequence[Attempt], waits: Sequence[_Wait], decisions: Sequence[EventRecord]) -> list[_Step]:
     """The steps that anything was done about, in the order in which that began."""
-    first: dict[str, datetime] = {}
-    begun = [(each.step, each.started) for each in found] + [(each.step, each.start) for each in waits]
-    for step, moment in [*begun, *((str(each.data.get("step")), each.time) for each in decisions)]:
-        first[step] = min(moment, first.get(step, moment))
-    return sorted(first, key=lambda step: first[step])
+    steps: dict[str, _Step] = {}
+
+    def about(name: str, moment: datetime) -> _Step:
+        step = steps.setdefault(name, _Step(name, moment))
+        step.began = min(step.began, moment)
+        return step
+
+    for attempt in found:
+        about(attempt.step, attempt.started).attempts.append(attempt)
+    for wait in waits:
+        about(wait.step, wait.start).waits.append(wait)
+    for decision in decisions:
+        about(str(decision.data.get("step")), decision.time).decisions.append(decision)
+    return sorted(steps.values(), key=lambda step: step.began)
 
 
 def _since(run: RunRecord, moment: datetime) -> float:

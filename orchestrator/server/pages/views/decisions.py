@@ -14,8 +14,8 @@ def show_decision(sources: Sources, asked: Asked) -> Page:
     step, attempt = asked.names["step"], asked.names["attempt"]
     found = [
         event
-        for event in sources.reader.events(run.run_id, kind="decision")
-        if str(event.data.get("step")) == step and str(event.data.get("attempt")) == attempt
+        for event in sources.reader.events(run.run_id, step=step, kind="decision")
+        if str(event.data.get("attempt")) == attempt
     ]
     if not found:
         hint = "The page of the run shows which decisions there are."

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import islice
 
 from orchestrator.errors import UsageError
 from orchestrator.jsontypes import JsonObject, counted
@@ -24,16 +23,16 @@ from orchestrator.server.pages.sources import Sources
 from orchestrator.server.pages.views.evidence import dropped_of, signed
 from orchestrator.server.pages.views.listing import ROWS, listed
 
-MOST_EVENTS = 5000
-"""Events of which a timeline is drawn, and below which the chain is looked at for the page."""
+MOST_EVENTS = 600
+"""Events of which a timeline is drawn, and below which the chain is looked at for the page unasked."""
 
 EVENTS = 300
 """Events of one page of the history."""
 
-MOST_LEASES = 500
-MOST_STEPS = 500
+MOST_LEASES = 1000
+MOST_STEPS = 100
+"""Steps, and leases, of one page."""
 
-MOST_OUTPUTS = 100
 SHOWN = 2000
 """Characters of one output that are shown."""
 
@@ -113,12 +112,16 @@ def show_run(sources: Sources, asked: Asked) -> Page:
     """One run."""
     run = run_of(sources, asked.names["run"])
     story = Story.read(sources, run)
-    first = asked.number("events", -1, least=0, most=10**9)
+    shown = Shown(
+        first=asked.number("events", -1, least=0, most=10**9),
+        step=asked.number("steps", 0, least=0, most=10**9),
+        checked=asked.flag("check"),
+    )
     return Page(
         "run.html",
         {
             "asked": asked,
-            **_changing(sources, story, first),
+            **_changing(sources, story, shown),
             "why": _why(story),
             "caller": _of_call(story),
             "retried_by": sources.reader.retries([run.run_id]).get(run.run_id),
@@ -144,18 +147,28 @@ def changing_part(sources: Sources, run_id: str) -> Part | None:
     if run is None:
         return None
     story = Story.read(sources, run)
-    html = rendered(Page("run_part.html", _changing(sources, story, -1)))
+    html = rendered(Page("run_part.html", _changing(sources, story, Shown())))
     return Part(html, over=run.state is not RunState.RUNNING and run.state is not RunState.WAITING)
 
 
-def _changing(sources: Sources, story: Story, first: int) -> Mapping[str, object]:
-    """`first`: after which event the history begins; -1: where its end fits on the page."""
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What of a long run is shown: its history after the event `first`, or its end; the steps after so many."""
+
+    first: int = -1
+    step: int = 0
+    checked: bool = False
+    """Whether the whole chain is looked at, however long it is."""
+
+
+def _changing(sources: Sources, story: Story, which: Shown) -> Mapping[str, object]:
     run, now = story.run, story.now
     found = attempts(story.events, story.shown)
     whole = len(story.events) < MOST_EVENTS
     drawn = timeline(run, found, story.events, now, marks=_MARKS)
     position = len(story.events) if whole else sources.reader.positions([run.run_id]).get(run.run_id, 0)
-    first = max(0, position - EVENTS) if first < 0 else first
+    first = max(0, position - EVENTS) if which.first < 0 else which.first
+    verified = run.finished_at is not None and (whole or which.checked)
     shown = (
         story.events[first : first + EVENTS] if whole else sources.reader.events(run.run_id, after=first, limit=EVENTS)
     )
@@ -164,32 +177,33 @@ def _changing(sources: Sources, story: Story, first: int) -> Mapping[str, object
         "inputs": dict(run.inputs),
         "dropped": dropped_of(sources, run.run_id, run.dropped),
         "signed": signed(sources, run.run_id) if run.finished_at else None,
-        "outputs": _outputs(story.steps),
+        "outputs": _outputs(story.steps[which.step : which.step + MOST_STEPS]),
         "live": run.state in (RunState.RUNNING, RunState.WAITING),
-        "steps": story.steps[:MOST_STEPS],
-        "steps_left": max(0, len(story.steps) - MOST_STEPS),
+        "steps": story.steps[which.step : which.step + MOST_STEPS],
+        "first_step": which.step,
+        "steps_of_a_page": MOST_STEPS,
+        "all_steps": len(story.steps),
         "tries": _tries(found, now),
         "decided": {str(each.data["step"]): each.data["attempt"] for each in story.events if each.kind == "decision"},
-        "attempts": found[:MOST_STEPS],
         "drawn": timeline_svg(drawn, f"Timeline of run {run.run_id}", _description(story, found)),
         "timeline": drawn,
-        "leases": story.shown,
+        "leases": story.shown[:MOST_STEPS],
+        "leases_left": max(0, len(story.shown) - MOST_STEPS),
         "own": len(story.own),
-        "leases_cut": len(story.leases) >= MOST_LEASES,
         "history": _said(run, shown, story.leases),
         "first": first,
         "position": position,
         "events_of_a_page": EVENTS,
-        "broken": sources.reader.verify(run.run_id) if whole and run.finished_at else None,
-        "verified": whole and run.finished_at is not None,
+        "broken": sources.reader.verify(run.run_id) if verified else None,
+        "verified": verified,
         "now": now,
     }
 
 
 def _outputs(steps: Sequence[StepRecord]) -> list[tuple[str, str, int]]:
-    """Of the first steps that kept any: the step, its output as JSON, and how many characters are left out."""
+    """Of steps that kept any: the step, its output as JSON, and how many characters are left out."""
     kept = ((step.step, json_text(step.outputs)) for step in steps if step.outputs is not None)
-    return [(name, text[:SHOWN], max(0, len(text) - SHOWN)) for name, text in islice(kept, MOST_OUTPUTS)]
+    return [(name, text[:SHOWN], max(0, len(text) - SHOWN)) for name, text in kept]
 
 
 _MARKS = {state.value: mark_of(state)[0] for state in StepState}
