@@ -31,7 +31,7 @@ from orchestrator.ledger.reading.lease_queries import (
     lease_by_id,
     places_in,
 )
-from orchestrator.ledger.reading.newest_first import Part
+from orchestrator.ledger.reading.newest_first import Part, Statement
 from orchestrator.ledger.reading.queries import (
     events_of,
     ids_beginning,
@@ -484,8 +484,12 @@ READ = [
 
 def asked(wanted: LeaseFilter | RunFilter) -> Executable:
     """The statement with its values in place."""
-    statement, parameters = filtered_leases(wanted) if isinstance(wanted, LeaseFilter) else recent_runs(wanted)
-    return statement.params(**parameters)
+    return with_values(filtered_leases(wanted) if isinstance(wanted, LeaseFilter) else recent_runs(wanted))
+
+
+def with_values(statement: Statement) -> Executable:
+    """The same of what is asked apart from its values."""
+    return statement[0].params(**statement[1])
 
 
 def plan(path: Path, query: Executable) -> str:
@@ -528,7 +532,11 @@ def plan(path: Path, query: Executable) -> str:
         (asked(RunFilter(state=RunState.RUNNING)), r"INDEX run_by_state \(\(state,started_at,run_id\)>"),
         (run_by_id("x"), r"SEARCH run USING PRIMARY KEY"),
         (steps_of("x"), r"SEARCH step USING PRIMARY KEY"),
-        (events_of("x"), r"SEARCH event USING PRIMARY KEY"),
+        (with_values(events_of("x")), r"SEARCH event USING PRIMARY KEY"),
+        (
+            with_values(events_of("x", "decision", 3, 9, ["y"])),
+            r"SEARCH event USING PRIMARY KEY \(run_id=\? AND seq>\?",
+        ),
         (lease_by_id("x"), r"SEARCH lease USING INDEX sqlite_autoindex_lease_1 \(lease_id=\?\)"),
     ],
 )

@@ -54,7 +54,7 @@ Value = str | ColumnElement[str]
 """A value, or the place of one in a statement that is made once and asked often: making it is what costs."""
 
 
-Statement = tuple[Select[tuple[object, ...]], Mapping[str, str]]
+Statement = tuple[Select[tuple[object, ...]], Mapping[str, str | int]]
 """A statement, which is the same for all filters of a shape, and its parameters."""
 
 

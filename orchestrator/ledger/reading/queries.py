@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     CompoundSelect,
     Integer,
     Select,
@@ -265,17 +267,34 @@ def events_of(
     after: int | None = None,
     limit: int | None = None,
     naming: Collection[str] = (),
-) -> Select[tuple[object, ...]]:
+) -> Statement:
     """In order of their sequence number, from the one after `after`; with `kind` only those of it.
 
     Without `after` all that are there, also those with numbers that no event has: whoever verifies must see them.
     `naming`: only those whose text has these strings somewhere, so that the others need not be read.
     """
-    query = select(event).where(event.c.run_id == run_id).order_by(event.c.seq)
-    query = query.where(*(event.c.data.contains(canonical_json(each), autoescape=True) for each in naming))
-    query = query if after is None else query.where(event.c.seq > after)
-    query = query if limit is None else query.limit(limit)
-    return query if kind is None else query.where(event.c.kind == kind)
+    values = {"of_run": run_id, "of_kind": kind, "after": after, "most": limit}
+    named = {f"naming_{number}": _anywhere(canonical_json(each)) for number, each in enumerate(naming)}
+    given = {name: value for name, value in {**values, **named}.items() if value is not None}
+    return _events(frozenset(given)), given
+
+
+def _anywhere(text: str) -> str:
+    """A pattern of LIKE, of which `/` takes the meaning from the next character."""
+    return f"%{re.sub('[/%_]', lambda found: f'/{found[0]}', text)}%"
+
+
+@lru_cache(maxsize=64)
+def _events(given: frozenset[str]) -> Select[tuple[object, ...]]:
+    query = select(event).where(event.c.run_id == bindparam("of_run", type_=Text())).order_by(event.c.seq)
+    if "of_kind" in given:
+        query = query.where(event.c.kind == bindparam("of_kind", type_=Text()))
+    if "after" in given:
+        query = query.where(event.c.seq > bindparam("after", type_=BigInteger))
+    for name in sorted(given):
+        if name.startswith("naming_"):
+            query = query.where(event.c.data.like(bindparam(name, type_=Text()), escape="/"))
+    return query.limit(bindparam("most", type_=Integer)) if "most" in given else query
 
 
 def runs_with_values(

@@ -20,7 +20,14 @@ from orchestrator.ledger.reading import examination, lease_queries, queries
 from orchestrator.ledger.reading.decisions import decisions
 from orchestrator.ledger.reading.exposure import exposure_between, exposure_record
 from orchestrator.ledger.reading.lease_search import newest_leases
-from orchestrator.ledger.reading.records import event_record, lease_record, run_record, step_record, task_record
+from orchestrator.ledger.reading.records import (
+    event_record,
+    lease_record,
+    run_record,
+    step_record,
+    stored_event,
+    task_record,
+)
 from orchestrator.ledger.states import IdKind, RunState, TaskEnd, TaskState
 from orchestrator.ledger.storage.budgets import calls_by_state, is_idle
 from orchestrator.ledger.storage.chain import Head, StoredEvent, first_break, genesis
@@ -205,7 +212,7 @@ class Reader:
         wanted = {name: value for name, value in (("lease_id", lease_id), ("step", step)) if value is not None}
         with self._reading() as connection:
             rows = (
-                connection.execute(queries.events_of(run_id, kind, after, limit, list(wanted.values())))
+                connection.execute(*queries.events_of(run_id, kind, after, limit, list(wanted.values())))
                 .mappings()
                 .all()
             )
@@ -215,7 +222,7 @@ class Reader:
     def stored_events(self, run_id: str) -> Sequence[StoredEvent]:
         """As the chain has them: for those who verify it elsewhere."""
         with self._reading() as connection:
-            return [StoredEvent(**row) for row in connection.execute(queries.events_of(run_id)).mappings()]
+            return [stored_event(row) for row in connection.execute(*queries.events_of(run_id))]
 
     def runs_with_values(
         self, *, inputs_before: datetime | None, outputs_before: datetime | None
@@ -267,8 +274,8 @@ class Reader:
             run = connection.execute(queries.run_by_id(run_id)).mappings().first()
             head = genesis(run_id) if run is None else Head(run["seq"], run["head"])
             streaming = connection.execution_options(yield_per=ROWS_AT_ONCE)
-            with streaming.execute(queries.events_of(run_id)) as stored:
-                broken = first_break(run_id, (StoredEvent(**row) for row in stored.mappings()), head)
+            with streaming.execute(*queries.events_of(run_id)) as stored:
+                broken = first_break(run_id, (stored_event(row) for row in stored), head)
         if run is None and broken is None:
             raise UnknownRun(
                 f"no run {run_id} is in this ledger", hint="`orchestrator runs list` shows those that are."

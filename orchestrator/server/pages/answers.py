@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -111,4 +112,8 @@ class Download:
 
 def address(*parts: str | int) -> str:
     """`/ui/runs/ID`: each part is one segment, whatever is in it."""
-    return "/".join((ROOT, *(quote(str(part), safe="") for part in parts)))
+    return "/".join((ROOT, *(text if _PLAIN(text) else quote(text, safe="") for text in map(str, parts))))
+
+
+_PLAIN = re.compile(r"[A-Za-z0-9_-]+").fullmatch
+"""Nearly every id: there are hundreds on a page."""

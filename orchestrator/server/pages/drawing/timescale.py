@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import attrgetter
 
 WIDTH = 100.0
 """The line, in percent."""
@@ -52,7 +53,7 @@ class Timescale:
 
     def place(self, second: float) -> float:
         """Where a moment stands, in percent; what is outside stands at the nearer end."""
-        index = bisect_right([each.start for each in self.stretches], second) - 1
+        index = bisect_right(self.stretches, second, key=attrgetter("start")) - 1
         stretch = self.stretches[max(0, index)]
         share = (second - stretch.start) / stretch.seconds if stretch.seconds else 0.0
         return stretch.left + (stretch.right - stretch.left) * min(1.0, max(0.0, share))

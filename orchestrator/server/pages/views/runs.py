@@ -23,10 +23,10 @@ from orchestrator.server.pages.sources import Sources
 from orchestrator.server.pages.views.evidence import dropped_of, signed
 from orchestrator.server.pages.views.listing import ROWS, listed
 
-MOST_EVENTS = 600
+MOST_EVENTS = 400
 """Events of which a timeline is drawn, and below which the chain is looked at for the page unasked."""
 
-EVENTS = 300
+EVENTS = 150
 """Events of one page of the history."""
 
 MOST_LEASES = 1000
