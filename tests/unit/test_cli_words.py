@@ -4,7 +4,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from orchestrator.cli.moments import parse_moment
 
 from orchestrator.cli.display.terminal import lasting
 from orchestrator.cli.options import inputs_from, refuse_secrets_among_arguments

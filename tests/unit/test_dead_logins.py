@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
-from orchestrator.cli.display.timeline import gone, words
 from psycopg import conninfo, pq
 
 from orchestrator.credentials.witnesses import dead_login

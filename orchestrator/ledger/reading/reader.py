@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.errors import LedgerError, UnknownRun
 from orchestrator.ledger.faults import ledger_error
-from orchestrator.ledger.findings import Examined, Exposure
+from orchestrator.ledger.findings import DecisionRecord, Examined, Exposure
 from orchestrator.ledger.lease import OPEN, LeaseState
 from orchestrator.ledger.log.reader import LogReader
 from orchestrator.ledger.places import Places
@@ -37,7 +37,6 @@ from orchestrator.ledger.storage.projections import DROPPED
 from orchestrator.ledger.storage.times import time_to_text
 from orchestrator.ledger.types import (
     DecisionFilter,
-    DecisionRecord,
     EventRecord,
     LeaseFilter,
     LeaseRecord,

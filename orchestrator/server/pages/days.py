@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 
-from orchestrator.ledger.types import Exposure, LedgerReader
+from orchestrator.ledger.findings import Exposure
+from orchestrator.ledger.types import LedgerReader
 
 MOST_DAYS = 366
 """Of one range."""
