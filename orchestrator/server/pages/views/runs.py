@@ -187,6 +187,7 @@ def _changing(sources: Sources, story: Story, which: Shown) -> Mapping[str, obje
         "decided": {str(each.data["step"]): each.data["attempt"] for each in story.events if each.kind == "decision"},
         "drawn": timeline_svg(drawn, f"Timeline of run {run.run_id}", _description(story, found)),
         "timeline": drawn,
+        "events_drawn": 0 if whole else len(story.events),
         "leases": story.shown[:MOST_STEPS],
         "leases_left": max(0, len(story.shown) - MOST_STEPS),
         "own": len(story.own),
