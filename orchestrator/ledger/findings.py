@@ -1,8 +1,40 @@
-"""What is found out about many rows at once: whether the tables are true."""
+"""What is found out about many rows at once: how long credentials were held, decisions, whether the tables are true."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from orchestrator.ledger.events import Decided
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exposure:
+    """Credentials that were issued, together: `seconds` is how long they were held, `longest` one of them.
+
+    `open` are those that are not confirmed gone; their time is not in `seconds`.
+    """
+
+    workflow: str
+    agent: str
+    resource: str
+    leases: int
+    open: int
+    seconds: float
+    longest: float
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRecord:
+    """A decision of a policy, with the run that it was about. `seq` is its place in the run's chain."""
+
+    run_id: str
+    workflow: str
+    seq: int
+    time: datetime
+    decided: Decided
 
 
 @dataclass(frozen=True, slots=True)

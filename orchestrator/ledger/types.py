@@ -12,8 +12,8 @@ from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.states import IdKind, RunState, StepState, TaskEnd, TaskState
 
 if TYPE_CHECKING:
-    from orchestrator.ledger.events import Decided, Event, LeaseRequested, RunResumed, RunStarted, ValuesDropped
-    from orchestrator.ledger.findings import Examined
+    from orchestrator.ledger.events import Event, LeaseRequested, RunResumed, RunStarted, ValuesDropped
+    from orchestrator.ledger.findings import DecisionRecord, Examined, Exposure
     from orchestrator.ledger.places import Blocked, Places, PlacesWanted
     from orchestrator.ledger.task_events import TaskCalled, TaskClosed, TaskOpened
 
@@ -147,18 +147,9 @@ class LeaseFilter:
     vault_lease_id: str | None = None
     since: datetime | None = None
     until: datetime | None = None
+    before: LeaseRecord | None = None
+    """Only those that stand after this one in a list, newest first."""
     limit: int = 200
-
-
-@dataclass(frozen=True, slots=True)
-class DecisionRecord:
-    """A decision of a policy, with the run that it was about. `seq` is its place in the run's chain."""
-
-    run_id: str
-    workflow: str
-    seq: int
-    time: datetime
-    decided: Decided
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,9 +301,14 @@ class LedgerReader(Protocol):
         ...
 
     def tasks(
-        self, *, agent: str | None = None, state: TaskState | None = None, limit: int = 50
+        self,
+        *,
+        agent: str | None = None,
+        state: TaskState | None = None,
+        before: TaskRecord | None = None,
+        limit: int = 50,
     ) -> Sequence[TaskRecord]:
-        """Newest first."""
+        """Newest first; with `before` only those that stand after it in such a list."""
         ...
 
     def calls(self, task_id: str) -> Sequence[RunRecord]:
@@ -352,9 +348,24 @@ class LedgerReader(Protocol):
         ...
 
     def events(
-        self, run_id: str, *, lease_id: str | None = None, kind: str | None = None, after: int | None = None
+        self,
+        run_id: str,
+        *,
+        lease_id: str | None = None,
+        step: str | None = None,
+        kind: str | None = None,
+        after: int | None = None,
+        limit: int | None = None,
     ) -> Sequence[EventRecord]:
-        """In order of their sequence number, from the one `after` this; of one lease, or kind, only if it is given."""
+        """In order of their sequence number, from the one `after` this; with a lease, step or kind only those of it."""
+        ...
+
+    def positions(self, run_ids: Collection[str]) -> Mapping[str, int]:
+        """How many events each of these runs and tasks has."""
+        ...
+
+    def exposure(self, since: datetime, until: datetime) -> Sequence[Exposure]:
+        """How long the credentials were held that were asked for in this time, by their origin."""
         ...
 
     def decisions(self, query: DecisionFilter) -> Iterator[DecisionRecord]:

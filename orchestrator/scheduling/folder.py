@@ -81,6 +81,11 @@ class WorkflowFolder:
         self._doubles: frozenset[str] = frozenset()
 
     @property
+    def workflows(self) -> Mapping[str, KnownWorkflow]:
+        """The workflows to schedule, as of the last look at the files."""
+        return self._catalogue.workflows if self._catalogue else {}
+
+    @property
     def tasks(self) -> Mapping[str, LoadedWorkflow]:
         """The types of tasks, as of the last look at the files."""
         return self._catalogue.tasks if self._catalogue else {}

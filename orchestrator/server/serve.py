@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from orchestrator.actions.catalog import catalog
 from orchestrator.assembly import RunnerConfig, open_services
 from orchestrator.errors import ExitCode, UsageError
-from orchestrator.ledger.coordination.schedules import open_schedules
+from orchestrator.ledger.coordination.schedules import ScheduleStore, open_schedules
 from orchestrator.ledger.events import Event
 from orchestrator.ledger.lease import OPEN
 from orchestrator.queue.opening import check_ledger, shared_queue
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from orchestrator.queue.shared import SharedQueue
     from orchestrator.server.api.service import Api, ApiConfig
+    from orchestrator.server.pages.serving import Pages
     from orchestrator.workflow.loader import LoadedWorkflow
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class ServeConfig:
     Without a folder nothing is scheduled. With `queue` what is due is put into the shared queue; with `works` runs of
     that queue are carried out, those of `offered` also where another program asks for them by their name.
     `sweep_interval` is in seconds, and one for all processes on a ledger. With `approvals` the listener also takes
-    them. `api` answers agents.
+    them, and with `pages` shows the pages, to whoever asks. `api` answers agents.
     """
 
     folder: Path | None
@@ -72,6 +73,7 @@ class ServeConfig:
     drain: float = 60.0
     listen: str | None = "127.0.0.1:9464"
     approvals: bool = False
+    pages: bool = False
     queue: bool = False
     works: bool = False
     offered: Path | None = None
@@ -168,6 +170,7 @@ async def _served(
                         metrics,
                         stop,
                         approvals=config.approvals,
+                        pages=_pages(services, store, folder) if config.pages else None,
                     ),
                     maintained(hooks, metrics),
                 ):
@@ -322,10 +325,12 @@ async def _listening(
     stop: _Stop,
     *,
     approvals: bool,
+    pages: Pages | None,
 ) -> AsyncIterator[None]:
     if bound is None:
         yield
         return
+    from orchestrator.server.connections import BoundedProtocol
     from orchestrator.server.listener import listener_app, listening
 
     async def health() -> Mapping[str, str]:
@@ -336,15 +341,30 @@ async def _listening(
         workflows = "draining" if stop.drain.is_set() else "ok" if scheduler.loaded else "loading"
         return {**await readiness.check(), "policy": policy_state(services.policy), "workflows": workflows}
 
-    routes: Sequence[BaseRoute] = ()
+    routes: list[BaseRoute] = []
+    protocol = BoundedProtocol
     if approvals:
         from orchestrator.server.approvals import approval_routes
 
-        routes = approval_routes(services, services.slack)
+        routes += approval_routes(services, services.slack)
+    if pages is not None:
+        routes += pages.routes
+        protocol = pages.protocol
     host, port = bound.getsockname()[:2]
-    async with listening(listener_app(health=health, readiness=ready, metrics=metrics, routes=routes), bound):
+    app = listener_app(health=health, readiness=ready, metrics=metrics, routes=routes)
+    async with listening(app, bound, protocol=protocol):
         log.info("listening at %s:%d", host, port, extra={"address": f"{host}:{port}"})
-        yield
+        try:
+            yield
+        finally:
+            if pages is not None:
+                await pages.aclose()
+
+
+def _pages(services: Services, schedules: ScheduleStore, folder: WorkflowFolder) -> Pages:
+    from orchestrator.server.pages.serving import Pages, sources_of
+
+    return Pages(sources_of(services, schedules, folder))
 
 
 @contextmanager

@@ -31,22 +31,22 @@ from orchestrator.ledger.reading.lease_queries import (
     lease_by_id,
     places_in,
 )
-from orchestrator.ledger.reading.newest_first import Part
+from orchestrator.ledger.reading.newest_first import Part, Statement
 from orchestrator.ledger.reading.queries import (
     events_of,
     ids_beginning,
-    next_workflow,
     recent_runs,
     retries_of,
     run_by_id,
     steps_of,
+    workflow_names,
 )
 from orchestrator.ledger.reading.reader import Reader
 from orchestrator.ledger.states import IdKind, RunState
 from orchestrator.ledger.storage.connect import connect
 from orchestrator.ledger.storage.tables import IS_CLOSED, lease, lease_origin, run, run_owner, runner
 from orchestrator.ledger.storage.times import time_to_text
-from orchestrator.ledger.types import LeaseFilter, RunFilter, RunRecord
+from orchestrator.ledger.types import LeaseFilter, LeaseRecord, RunFilter, RunRecord
 
 START = datetime(2026, 1, 31, 12, tzinfo=UTC)
 CLOSED = 20_000
@@ -247,8 +247,13 @@ def _meeting(wanted: LeaseFilter, rows: Iterable[dict[str, Any]]) -> Iterator[di
             and str(row["resource"]).startswith(wanted.resource or "")
             and (since is None or row["requested_at"] >= since)
             and (until is None or row["requested_at"] < until)
+            and (wanted.before is None or (row["requested_at"], row["lease_id"]) < _place(wanted.before))
         ):
             yield row
+
+
+def _place(record: LeaseRecord) -> tuple[str, str]:
+    return time_to_text(record.requested_at), record.lease_id
 
 
 def _first_of(wanted: LeaseFilter, rows: Iterable[dict[str, Any]]) -> list[str]:
@@ -294,18 +299,32 @@ VALUES = [
     {"vault_lease_id": "vault/77"},
     {"vault_lease_id": "vault/77", "grant_kind": "kind_1"},
 ]
-TIMES: list[dict[str, datetime]] = [
+
+
+def _at(moment: datetime, lease_id: str) -> LeaseRecord:
+    """A place in a list, whatever else is there."""
+    given = dict.fromkeys(("run_id", "workflow", "agent", "step", "step_key", "grant", "grant_kind", "resource"), "")
+    more = dict.fromkeys(("vault_lease_id", "accessor", "subject", "reason"), "")
+    times = dict.fromkeys(("issued_at", "expires_at", "closed_at"))
+    rest: Any = {**given, **more, **times, "attempt": 1, "scope": {}, "state": LeaseState.ENDED, "ttl": 1}
+    return LeaseRecord(lease_id=lease_id, requested_at=moment, **rest)
+
+
+TIMES: list[dict[str, Any]] = [
     {},
     {"since": LATE},
     {"until": LATE},
     {"since": START + timedelta(hours=1), "until": LATE},
+    {"before": _at(LATE, f"lease_{CLOSED - 100:08}")},
+    {"before": _at(LATE, f"lease_{CLOSED - 100:08}~"), "since": START},
+    {"before": _at(LATE, f"lease_{CLOSED - 100:08}~"), "until": LATE},
 ]
 
 
 @pytest.mark.parametrize("times", TIMES, ids=lambda times: "-".join(times) or "always")
 @pytest.mark.parametrize("states", STATES, ids=lambda states: "-".join(sorted(states)) if states else "any")
 def test_no_filter_looks_at_more_than_a_few_times_its_answer(
-    filled: Filled, states: frozenset[LeaseState] | None, times: dict[str, datetime]
+    filled: Filled, states: frozenset[LeaseState] | None, times: dict[str, Any]
 ) -> None:
     costs = {}
     for values in VALUES:
@@ -410,6 +429,8 @@ CHOSEN = {
     "the oldest by time": RunFilter(until=START + timedelta(seconds=8), limit=LIMIT),
     "everything": RunFilter(everything=True, limit=LIMIT),
     "everything that failed": RunFilter(everything=True, state=RunState.FAILED, limit=LIMIT),
+    "an agent's that failed": RunFilter(agent="ann", state=RunState.FAILED, limit=LIMIT),
+    "what failed of what somebody began": RunFilter(trigger="manual", state=RunState.FAILED, limit=LIMIT),
     "nobody's": RunFilter(agent="nobody", everything=True, trigger="cron", limit=LIMIT),
 }
 
@@ -461,10 +482,14 @@ READ = [
 ]
 
 
-def asked(wanted: LeaseFilter) -> Executable:
+def asked(wanted: LeaseFilter | RunFilter) -> Executable:
     """The statement with its values in place."""
-    statement, parameters = filtered_leases(wanted)
-    return statement.params(**parameters)
+    return with_values(filtered_leases(wanted) if isinstance(wanted, LeaseFilter) else recent_runs(wanted))
+
+
+def with_values(statement: Statement) -> Executable:
+    """The same of what is asked apart from its values."""
+    return statement[0].params(**statement[1])
 
 
 def plan(path: Path, query: Executable) -> str:
@@ -488,26 +513,30 @@ def plan(path: Path, query: Executable) -> str:
         (asked(LeaseFilter()), r"SCAN lease USING INDEX lease_by_time"),
         (asked(LeaseFilter(since=START)), r"SEARCH lease USING INDEX lease_by_time \(requested_at>\?\)"),
         (asked(LeaseFilter(until=START)), r"SEARCH lease USING INDEX lease_by_time \(requested_at<\?\)"),
-        (recent_runs(RunFilter(trigger="x", state=RunState.FAILED)), ranged_run("run_by_trigger", "trigger")),
-        (recent_runs(RunFilter(agent="x", trigger="y")), ranged_run("run_by_agent", "agent")),
-        (recent_runs(RunFilter(since=START, until=LATE)), r"SEARCH run USING INDEX run_by_time \(started_at>\?"),
-        (recent_runs(RunFilter(before=OLDEST)), r"INDEX run_by_time \(\(started_at,run_id\)<"),
+        (asked(RunFilter(trigger="x", state=RunState.FAILED)), ranged_run("run_by_trigger", "trigger", "state")),
+        (asked(RunFilter(agent="x", state=RunState.FAILED)), ranged_run("run_by_agent", "agent", "state")),
+        (asked(RunFilter(since=START, until=LATE)), r"SEARCH run USING INDEX run_by_time \(started_at>\?"),
+        (asked(RunFilter(before=OLDEST)), r"INDEX run_by_time \(\(started_at,run_id\)<"),
         (retries_of(["x"]), r"SEARCH run USING INDEX run_by_retry_of"),
-        (next_workflow("x"), r"SEARCH run USING COVERING INDEX run_by_workflow \(workflow>\?\)"),
+        (workflow_names().params(most=9), r"SEARCH run USING COVERING INDEX run_by_workflow \(workflow>\?\)"),
         (ids_beginning(IdKind.RUN, "run_01", 9), r"SEARCH run USING PRIMARY KEY \(run_id>\? AND run_id<\?\)"),
         (
             ids_beginning(IdKind.LEASE, "lease_ab", 9),
             r"SEARCH lease USING COVERING INDEX sqlite_autoindex_lease_1 \(lease_id>\? AND lease_id<\?\)",
         ),
-        (recent_runs(RunFilter()), r"SCAN run USING (COVERING )?INDEX run_by_time"),
+        (asked(RunFilter()), r"SCAN run USING (COVERING )?INDEX run_by_time"),
         (
-            recent_runs(RunFilter(workflow="x", state=RunState.FAILED)),
+            asked(RunFilter(workflow="x", state=RunState.FAILED)),
             r"INDEX run_by_workflow \(\(workflow,state,started_at,run_id\)>",
         ),
-        (recent_runs(RunFilter(state=RunState.RUNNING)), r"INDEX run_by_state \(\(state,started_at,run_id\)>"),
+        (asked(RunFilter(state=RunState.RUNNING)), r"INDEX run_by_state \(\(state,started_at,run_id\)>"),
         (run_by_id("x"), r"SEARCH run USING PRIMARY KEY"),
         (steps_of("x"), r"SEARCH step USING PRIMARY KEY"),
-        (events_of("x"), r"SEARCH event USING PRIMARY KEY"),
+        (with_values(events_of("x")), r"SEARCH event USING PRIMARY KEY"),
+        (
+            with_values(events_of("x", "decision", 3, 9, ["y"])),
+            r"SEARCH event USING PRIMARY KEY \(run_id=\? AND seq>\?",
+        ),
         (lease_by_id("x"), r"SEARCH lease USING INDEX sqlite_autoindex_lease_1 \(lease_id=\?\)"),
     ],
 )

@@ -60,6 +60,7 @@ EXTRAS = {
     "demo mail": ["demo", "mail"],
     "mcp": ["mcp", "workflows/first_run.yaml", "--agent", "somebody"],
     "serve": ["serve", "workflows"],
+    "serve --ui": ["serve", "workflows", "--ui", "--ui-without-login"],
     "serve --api": ["serve", "workflows", "--no-listen", "--api", "127.0.0.1:0", "--agents", "agents.yaml"],
 }
 NAMED = {
@@ -69,6 +70,7 @@ NAMED = {
     "demo mail": "dev-stack,dev-oauth",
     "mcp": "mcp",
     "serve": "serve",
+    "serve --ui": "ui",
     "serve --api": "api",
 }
 

@@ -20,11 +20,11 @@ from test_cli_history import Answer, record
 
 from orchestrator.cli.display.runs.listing import age
 from orchestrator.cli.lookup import completion
-from orchestrator.cli.lookup.ids import beginnings, id_among
 from orchestrator.errors import UnknownRun, UnknownTask
 from orchestrator.ledger.events import StepFinished
 from orchestrator.ledger.ids import call_id, new_approval_id, new_lease_id, new_run_id, new_task_id
 from orchestrator.ledger.opening import open_ledger
+from orchestrator.ledger.reading.id_lookup import beginnings, id_among
 from orchestrator.ledger.states import IdKind, StepState
 
 SIBLING = RUN[:-1] + "T"

@@ -12,10 +12,10 @@ from rich.console import Console
 
 from orchestrator.cli.display.board import Board
 from orchestrator.cli.display.runs.live import JsonLines, LiveTable, Outlet, PlainLines
-from orchestrator.cli.display.timeline import words
 from orchestrator.ledger.events import AttemptStarted, Event, LeaseIssued, RunStarted, StepFinished
 from orchestrator.ledger.states import StepState
 from orchestrator.ledger.storage.codec import event_to_json
+from orchestrator.presentation.events import words
 
 
 def shown(events: list[Event]) -> str:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli.display.terminal import lasting
-from orchestrator.cli.display.timeline import words
-from orchestrator.cli.moments import parse_moment
 from orchestrator.cli.options import inputs_from, refuse_secrets_among_arguments
 from orchestrator.errors import UsageError
+from orchestrator.presentation.events import words
+from orchestrator.presentation.moments import parse_moment
 from orchestrator.workflow.models.workflow import Workflow
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 import pytest
 from psycopg import conninfo, pq
 
-from orchestrator.cli.display.timeline import gone, words
 from orchestrator.credentials.witnesses import dead_login
 from orchestrator.credentials.witnesses.database import Witness
 from orchestrator.credentials.witnesses.dead_login import Outcome, read
 from orchestrator.jsontypes import JsonObject
 from orchestrator.ledger.types import EventRecord
+from orchestrator.presentation.events import gone, words
 
 LOGIN = "orc_read-0123456789ab_ABCDEFGH"
 GIVEN = conninfo.make_conninfo(host="db.example", user=LOGIN, password="hunter2hunter2")

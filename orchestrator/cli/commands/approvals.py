@@ -51,8 +51,8 @@ def list_approvals(
     from orchestrator.cli.connect import open_store
     from orchestrator.cli.display.approval_view import print_approvals
     from orchestrator.cli.display.json_output import print_json
-    from orchestrator.cli.lookup.ids import whole_id
     from orchestrator.clock import SystemClock
+    from orchestrator.ledger.reading.id_lookup import whole_id
 
     now = SystemClock().now()
     with open_store() as ledger:
@@ -120,7 +120,7 @@ def _vote(approval_id: str, verdict: Verdict, comment: str, token_file: Path | N
 
 
 def _whole(reader: LedgerReader, approval_id: str) -> str:
-    from orchestrator.cli.lookup.ids import whole_id
+    from orchestrator.ledger.reading.id_lookup import whole_id
 
     return whole_id(reader, IdKind.APPROVAL, approval_id)
 

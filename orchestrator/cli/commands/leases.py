@@ -70,10 +70,10 @@ def list_leases(
     """List leases, newest first; with `--state waiting` who waits for one, those first whose turn is next."""
     from orchestrator.cli.connect import ledger_reader
     from orchestrator.cli.display.json_output import print_json
-    from orchestrator.cli.lookup.ids import whole_id
-    from orchestrator.cli.moments import parse_moment
     from orchestrator.clock import SystemClock
+    from orchestrator.ledger.reading.id_lookup import whole_id
     from orchestrator.ledger.types import LeaseFilter
+    from orchestrator.presentation.moments import parse_moment
 
     now = SystemClock().now()
     query = LeaseFilter(
@@ -136,7 +136,7 @@ def show(
     from orchestrator.cli.display.json_output import print_json
     from orchestrator.cli.display.run_view import life_line
     from orchestrator.cli.display.terminal import console, facts
-    from orchestrator.cli.display.timeline import gone
+    from orchestrator.presentation.events import gone
 
     with ledger_reader() as reader:
         lease = _record(reader, lease_id)
@@ -292,7 +292,7 @@ async def _revoke(lease_id: str) -> Leftover:
 
 
 def _record(reader: LedgerReader, lease_id: str) -> LeaseRecord:
-    from orchestrator.cli.lookup.ids import whole_id
+    from orchestrator.ledger.reading.id_lookup import whole_id
 
     lease = reader.lease(whole_id(reader, IdKind.LEASE, lease_id))
     if lease is None:

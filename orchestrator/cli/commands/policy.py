@@ -269,9 +269,9 @@ def decisions(
 
 
 def _which(since: str | None, until: str | None, workflow: str | None, run: str | None) -> DecisionFilter:
-    from orchestrator.cli.moments import parse_moment
     from orchestrator.clock import SystemClock
     from orchestrator.ledger.types import DecisionFilter
+    from orchestrator.presentation.moments import parse_moment
 
     now = SystemClock().now()
     return DecisionFilter(

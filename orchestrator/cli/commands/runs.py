@@ -63,9 +63,9 @@ def list_runs(
     from orchestrator.cli.connect import ledger_reader
     from orchestrator.cli.display.json_output import print_json
     from orchestrator.cli.display.runs.listing import print_runs, runs_json
-    from orchestrator.cli.moments import parse_moment
     from orchestrator.clock import SystemClock
     from orchestrator.ledger.types import RunFilter
+    from orchestrator.presentation.moments import parse_moment
 
     now = SystemClock().now()
     query = RunFilter(
@@ -112,7 +112,8 @@ def show(
     """
     from orchestrator.cli.connect import ledger_reader
     from orchestrator.cli.display.json_output import print_json
-    from orchestrator.cli.display.run_view import RunStory, print_story
+    from orchestrator.cli.display.run_view import print_story
+    from orchestrator.presentation.runs import RunStory
 
     if following:
         _follow(run, everything=everything, as_json=as_json)
@@ -166,8 +167,8 @@ def verify(
     from orchestrator.cli.connect import ledger_reader
     from orchestrator.cli.display.json_output import print_json
     from orchestrator.cli.display.terminal import console
-    from orchestrator.cli.lookup.ids import whole_id
     from orchestrator.ledger.ids import TASK_PREFIX
+    from orchestrator.ledger.reading.id_lookup import whole_id
 
     checked, tasks, wrong = 0, 0, []
     with ledger_reader() as reader:
@@ -377,7 +378,7 @@ def _whole(run: str) -> str:
 
 
 def _record(reader: LedgerReader, named: str) -> RunRecord:
-    from orchestrator.cli.lookup.ids import whole_id
+    from orchestrator.ledger.reading.id_lookup import whole_id
 
     record = reader.run(whole_id(reader, IdKind.RUN, named))
     if record is not None:

@@ -60,8 +60,9 @@ def show(task: TaskId, as_json: options.Json = False) -> None:
     """Show one task: who opened it, for what, its budgets, its calls, what they hold, and its history."""
     from orchestrator.cli.connect import open_store
     from orchestrator.cli.display.json_output import print_json
-    from orchestrator.cli.display.task_view import TaskStory, print_story
+    from orchestrator.cli.display.task_view import print_story
     from orchestrator.clock import SystemClock
+    from orchestrator.presentation.tasks import TaskStory
     from orchestrator.runs.recorded_workflow import recorded_workflow
 
     with open_store() as ledger:
@@ -153,7 +154,7 @@ class Left:
 
 
 def _record(reader: LedgerReader, named: str) -> TaskRecord:
-    from orchestrator.cli.lookup.ids import whole_id
+    from orchestrator.ledger.reading.id_lookup import whole_id
 
     record = reader.task(whole_id(reader, IdKind.TASK, named))
     if record is not None:

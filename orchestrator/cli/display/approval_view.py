@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.grants.fields import format_duration
-from orchestrator.grants.scope import scope_from_json
-from orchestrator.jsontypes import JsonObject
 from orchestrator.ledger.coordination.approvals import ApprovalRecord
 from orchestrator.ledger.states import ApprovalState
+from orchestrator.presentation.approvals import does, grants_of, member, wanted
 
 if TYPE_CHECKING:
     from orchestrator.approvals.desk import Standing
@@ -38,7 +37,7 @@ def print_approvals(found: Sequence[ApprovalRecord], now: datetime) -> None:
             f"{each.workflow}/{each.step}",
             each.at(now).value,
             local(each.asked_at),
-            f"{each.demand.get('count')} of {', '.join(map(str, _approvers(each)))}",
+            wanted(each),
         )
         for each in found
     ]
@@ -58,14 +57,14 @@ def print_standing(standing: Standing) -> None:
             (record.approval_id, "bold"), "  ", (standing.state.value, _STYLES[standing.state]), "  ", _what(record)
         )
     )
-    agent, reason = question.get("agent"), _member(question, "run", "reason")
+    agent, reason = question.get("agent"), member(question, "run", "reason")
     lines = [
         ("for", f"agent {agent}, run {record.run_id}" + (f", because: {reason}" if reason else "")),
-        ("does", _does(question)),
-        *(("grant", _grant(grant)) for grant in _list(question.get("grants"))),
+        ("does", does(question)),
+        *(("grant", grant) for grant in grants_of(question)),
         ("asked", f"{local(record.asked_at)} by {record.asked_by.get('name')}"),
         ("until", local(record.expires_at)),
-        ("wanted", f"{record.demand.get('count')} of {', '.join(map(str, _approvers(record)))}"),
+        ("wanted", wanted(record)),
         ("counts", f"for {format_duration(int(str(record.demand.get('valid_for'))))} after it was given"),
     ]
     counting = {vote.by.key for vote in standing.counting}
@@ -80,35 +79,3 @@ def print_standing(standing: Standing) -> None:
 
 def _what(record: ApprovalRecord) -> str:
     return f"{record.workflow}/{record.step}"
-
-
-def _approvers(record: ApprovalRecord) -> Sequence[Any]:
-    return _list(record.demand.get("approvers"))
-
-
-def _does(question: JsonObject) -> str:
-    action = question.get("action")
-    if not isinstance(action, dict):
-        return ""
-    rest = ", ".join(f"{name} {_words(value)}" for name, value in action.items() if name != "name")
-    return f"{action.get('name')}" + (f" ({rest})" if rest else "")
-
-
-def _words(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _grant(grant: Any) -> str:
-    whole = {key: value for key, value in grant.items() if key != "narrower"}
-    return f"{grant['name']}: {scope_from_json(whole).describe()}"
-
-
-def _member(document: JsonObject, *path: str) -> Any:
-    found: Any = document
-    for name in path:
-        found = found.get(name) if isinstance(found, dict) else None
-    return found
-
-
-def _list(value: object) -> Sequence[Any]:
-    return value if isinstance(value, list) else []

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from orchestrator.cli.display.run_view import inputs_words
 from orchestrator.cli.display.terminal import console
 from orchestrator.grants.fields import format_duration
 from orchestrator.grants.scope import Scope
 from orchestrator.jsontypes import JsonObject, JsonValue, counted
 from orchestrator.policy.types import Decision
+from orchestrator.presentation.terms import inputs_words
 from orchestrator.workflow.models.steps import When
 from orchestrator.workflow.models.tools import Tool
 from orchestrator.workflow.tools.arguments import arguments_schema, bounds_words

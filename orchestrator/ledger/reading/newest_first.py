@@ -54,6 +54,10 @@ Value = str | ColumnElement[str]
 """A value, or the place of one in a statement that is made once and asked often: making it is what costs."""
 
 
+Statement = tuple[Select[tuple[object, ...]], Mapping[str, str | int]]
+"""A statement, which is the same for all filters of a shape, and its parameters."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
     """Rows that one index holds in the order of time: under one value of each column in `under`, in the index's order.
@@ -66,7 +70,7 @@ class Part:
     conditions: Sequence[Condition] = ()
     since: Value | None = None
     until: Value | None = None
-    until_key: str = ""
+    until_key: Value | None = None
 
 
 def after_prefix(prefix: str) -> str | None:
@@ -90,15 +94,18 @@ def placed(values: Mapping[str, str]) -> Mapping[str, str]:
     return {f"of_{name}": value for name, value in values.items()}
 
 
-def newest(order: Order, parts: Sequence[Part], limit: int) -> Select[tuple[object, ...]]:
+def newest(
+    order: Order, parts: Sequence[Part], limit: int, *, seen_in_index: bool = False
+) -> Select[tuple[object, ...]]:
     """The newest rows that belong to any part. No row may belong to two.
 
-    From each part not more than `limit` times and ids are read, and whole rows only of what is answered.
+    From each part not more than `limit` times and ids are read, and whole rows only of what is answered: also of one
+    part where the conditions are `seen_in_index`, and may hold of few rows.
     """
     table, key = order.table, order.table.c[order.key]
     if not parts:
         return select(table).where(false())
-    if len(parts) == 1:
+    if len(parts) == 1 and not seen_in_index:
         return _read(select(table), order, parts[0], limit)
     heads = [places(order, part, limit).subquery() for part in parts]
     together = union_all(*(select(head) for head in heads)).subquery()
@@ -126,10 +133,15 @@ class PlacesUnder:
         self._limit = limit
 
     def read(
-        self, connection: Connection, parts: Sequence[Mapping[str, str]], since: str | None, until: str | None
+        self,
+        connection: Connection,
+        parts: Sequence[Mapping[str, str]],
+        since: str | None,
+        until: str | None,
+        until_key: str,
     ) -> Sequence[Any]:
         """Times and ids of the newest rows under the values of each part, newest first; on SQLite of one part only."""
-        within = {"since": since or "", "until": until or AFTER_ALL_TIMES}
+        within = {"since": since or "", "until": until or AFTER_ALL_TIMES, "until_key": until_key}
         if len(parts) == 1:
             return connection.execute(self._one, {**placed(parts[0]), **within}).all()
         return connection.execute(self._several, {"parts": json.dumps([dict(part) for part in parts]), **within}).all()
@@ -150,7 +162,8 @@ class PlacesUnder:
 
     def _places(self, under: Mapping[str, Value]) -> Select[Any]:
         since, until = bindparam("since", type_=Text()), bindparam("until", type_=Text())
-        part = Part(under=under, conditions=self._conditions, since=since, until=until)
+        key = bindparam("until_key", type_=Text())
+        part = Part(under=under, conditions=self._conditions, since=since, until=until, until_key=key)
         return places(self._order, part, self._limit)
 
 
@@ -167,8 +180,11 @@ def newest_time(order: Order, part: Part, columns: Mapping[str, ColumnElement[st
 
 
 def _within(time: ColumnElement[str], part: Part) -> list[ColumnElement[bool]]:
+    """Where there is a key, rows with the very time `until` are in, too: whoever reads rows looks at their ids."""
     since = [] if part.since is None else [time >= part.since]
-    return since if part.until is None else [*since, time < part.until]
+    if part.until is None:
+        return since
+    return [*since, time < part.until if part.until_key is None else time <= part.until]
 
 
 def _read(query: Select[Any], order: Order, part: Part, limit: int) -> Select[Any]:
@@ -186,8 +202,9 @@ def _read(query: Select[Any], order: Order, part: Part, limit: int) -> Select[An
         since = "" if part.since is None else part.since
         until = AFTER_ALL_TIMES if part.until is None else part.until
         conditions.append(row >= tuple_(*part.under.values(), since, ""))
-        conditions.append(row < tuple_(*part.under.values(), until, part.until_key))
-    elif part.until is not None and part.until_key:
+        until_key = "" if part.until_key is None else part.until_key
+        conditions.append(row < tuple_(*part.under.values(), until, until_key))
+    elif part.until is not None and part.until_key is not None:
         conditions += _within(order.table.c[order.time], replace(part, until=None))
         conditions.append(tuple_(*columns) < tuple_(part.until, part.until_key))
     else:

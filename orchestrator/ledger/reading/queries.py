@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import Any
 
-from sqlalchemy import CompoundSelect, Select, and_, false, func, not_, or_, select, tuple_
+from sqlalchemy import (
+    BigInteger,
+    CompoundSelect,
+    Integer,
+    Select,
+    Text,
+    and_,
+    bindparam,
+    false,
+    func,
+    not_,
+    or_,
+    select,
+    tuple_,
+)
 
-from orchestrator.ledger.reading.newest_first import Condition, Order, Part, after_prefix, newest, unindexed
+from orchestrator.ledger.reading.newest_first import (
+    Condition,
+    Order,
+    Part,
+    Statement,
+    Value,
+    after_prefix,
+    newest,
+    place,
+    placed,
+    unindexed,
+)
 from orchestrator.ledger.states import RESUMABLE, ApprovalState, IdKind, RunState, TaskState
-from orchestrator.ledger.storage.codec import ValueKind
+from orchestrator.ledger.storage.codec import ValueKind, canonical_json
 from orchestrator.ledger.storage.projections import DROPPED
 from orchestrator.ledger.storage.tables import (
     BY_ITSELF,
@@ -27,7 +55,7 @@ from orchestrator.ledger.storage.tables import (
 )
 from orchestrator.ledger.storage.tables import SWEEP_WORKFLOW as SWEEP_WORKFLOW
 from orchestrator.ledger.storage.times import time_to_text
-from orchestrator.ledger.types import RunFilter
+from orchestrator.ledger.types import RunFilter, TaskRecord
 
 TRIGGER_PROOF = "prove"
 """The trigger of proofs, which are runs that nobody wanted for what they do."""
@@ -48,56 +76,96 @@ def run_by_id(run_id: str) -> Select[tuple[object, ...]]:
     return select(run).where(run.c.run_id == run_id)
 
 
-def recent_runs(wanted: RunFilter) -> Select[tuple[object, ...]]:
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """All of a filter but the values: filters of one shape share the statement, since making it is what costs."""
+
+    given: frozenset[str]
+    state: RunState | None
+    bounds: frozenset[str]
+    apart: frozenset[str]
+    """What is apart from other runs and asked for, too: calls, sweeps."""
+    proofs: bool
+    limit: int
+
+    @property
+    def states(self) -> Sequence[RunState]:
+        """Those that are wanted."""
+        return tuple(RunState) if self.state is None else (self.state,)
+
+    def under(self, *names: str) -> Mapping[str, Value]:
+        """These columns with the places of their values."""
+        return {name: place(name) for name in names}
+
+
+def recent_runs(wanted: RunFilter) -> Statement:
     """Newest first, out of the index of the filter that leaves least; the others are checked on each row of it."""
-    return newest(ORDER, list(_parts(wanted)), wanted.limit)
+    given = {name: value for name in _NAMES if (value := getattr(wanted, name)) is not None}
+    bounds = _bounds(wanted)
+    call = wanted.everything and wanted.trigger in (None, TRIGGER_CALL)
+    sweep = wanted.everything and wanted.trigger in (None, TRIGGER_SWEEP) and wanted.agent in (None, SWEEP_AGENT)
+    shape = Shape(
+        given=frozenset(given),
+        state=wanted.state,
+        bounds=frozenset(bounds),
+        apart=frozenset(name for name, asked in ((TRIGGER_CALL, call), (TRIGGER_SWEEP, sweep)) if asked),
+        proofs=wanted.everything or wanted.trigger is not None,
+        limit=wanted.limit,
+    )
+    return _recent_runs(shape), {**placed(given), **bounds}
 
 
-def _parts(wanted: RunFilter) -> Iterator[Part]:
+_NAMES = ("workflow", "agent", "trigger")
+
+
+def _bounds(wanted: RunFilter) -> dict[str, str]:
+    """Within the times, and after the row that the list went on to."""
+    until, key = None if wanted.until is None else time_to_text(wanted.until), None
+    if wanted.before is not None and (until is None or time_to_text(wanted.before.started_at) < until):
+        until, key = time_to_text(wanted.before.started_at), wanted.before.run_id
+    since = None if wanted.since is None else time_to_text(wanted.since)
+    bounds = {"since": since, "until": until, "until_key": key}
+    return {name: value for name, value in bounds.items() if value is not None}
+
+
+@lru_cache(maxsize=256)
+def _recent_runs(shape: Shape) -> Select[tuple[object, ...]]:
+    return newest(ORDER, list(_parts(shape)), shape.limit, seen_in_index=len(shape.given) > 1)
+
+
+def _parts(shape: Shape) -> Iterator[Part]:
     """A named workflow has an index of all its runs; of the others sweeps and calls are apart, and few ask for them."""
-    if wanted.workflow is not None:
-        states = RunState if wanted.state is None else (wanted.state,)
-        no_proofs = [] if wanted.everything or wanted.trigger else [_NO_PROOF]
-        for each in states:
-            under = {"workflow": wanted.workflow, "state": each.value}
-            yield _part(wanted, under, [*no_proofs, *_equal(wanted, "agent", "trigger")])
-        return
-    if wanted.agent is not None:
-        yield _part(wanted, {"agent": wanted.agent}, [BY_ITSELF, *_hidden(wanted), *_equal(wanted, "trigger", "state")])
-    elif wanted.trigger is not None:
-        yield _part(wanted, {"trigger": wanted.trigger}, [BY_ITSELF, *_equal(wanted, "state")])
-    elif wanted.state is not None:
-        yield _part(wanted, {"state": wanted.state.value}, [BY_ITSELF, *_hidden(wanted)])
+    by = next((name for name in _NAMES if name in shape.given), None)
+    hidden = [] if shape.proofs else [_NO_PROOF]
+    rest = _equal(shape, *(name for name in _NAMES if name != by))
+    if by is not None:
+        alone = [] if by == "workflow" else [BY_ITSELF]
+        for each in shape.states:
+            yield _part(shape, {**shape.under(by), "state": each.value}, [*alone, *hidden, *rest])
     else:
-        yield _part(wanted, {}, [BY_ITSELF, *_hidden(wanted)])
-    if wanted.everything:
-        if wanted.trigger in (None, TRIGGER_CALL):
-            yield _part(wanted, {}, [OF_TASK, _NO_TASK, *_equal(wanted, "agent", "state")])
-        if wanted.trigger in (None, TRIGGER_SWEEP) and wanted.agent in (None, SWEEP_AGENT):
-            for each in RunState if wanted.state is None else (wanted.state,):
-                yield _part(wanted, {"workflow": SWEEP_WORKFLOW, "state": each.value}, [])
+        under = {} if shape.state is None else {"state": shape.state.value}
+        yield _part(shape, under, [BY_ITSELF, *hidden])
+    if by != "workflow" and TRIGGER_CALL in shape.apart:
+        states = [] if shape.state is None else [unindexed(run.c.state) == shape.state.value]
+        yield _part(shape, {}, [OF_TASK, _NO_TASK, *_equal(shape, "agent"), *states])
+    if by != "workflow" and TRIGGER_SWEEP in shape.apart:
+        for each in shape.states:
+            yield _part(shape, {"workflow": SWEEP_WORKFLOW, "state": each.value}, [])
 
 
 _NO_PROOF = unindexed(run.c.trigger) != TRIGGER_PROOF
 _NO_TASK = or_(run.c.task.is_(None), run.c.task != run.c.run_id)
 
 
-def _hidden(wanted: RunFilter) -> list[Condition]:
-    return [] if wanted.everything or wanted.trigger is not None else [_NO_PROOF]
-
-
-def _equal(wanted: RunFilter, *names: str) -> list[Condition]:
+def _equal(shape: Shape, *names: str) -> list[Condition]:
     """The conditions that no index answers here."""
-    given = {name: getattr(wanted, name) for name in names}
-    return [unindexed(run.c[name]) == str(value) for name, value in given.items() if value is not None]
+    return [unindexed(run.c[name]) == place(name) for name in names if name in shape.given]
 
 
-def _part(wanted: RunFilter, under: Mapping[str, str], conditions: Sequence[Condition]) -> Part:
-    """Within the times, and after the row that the list went on to."""
-    since = None if wanted.since is None else time_to_text(wanted.since)
-    until, key = None if wanted.until is None else time_to_text(wanted.until), ""
-    if wanted.before is not None and (until is None or time_to_text(wanted.before.started_at) < until):
-        until, key = time_to_text(wanted.before.started_at), wanted.before.run_id
+def _part(shape: Shape, under: Mapping[str, Value], conditions: Sequence[Condition]) -> Part:
+    """A part between the times of the filter."""
+    given = {name: bindparam(name, type_=Text()) for name in shape.bounds}
+    since, until, key = (given.get(name) for name in ("since", "until", "until_key"))
     return Part(under=under, conditions=conditions, since=since, until=until, until_key=key)
 
 
@@ -117,16 +185,26 @@ def ids_beginning(kind: IdKind, beginning: str, limit: int) -> Select[tuple[str]
     return found.order_by(column).limit(limit)
 
 
-def next_workflow(after: str) -> Select[tuple[str]]:
-    """The first name of a workflow that comes after this one, by the index of workflows."""
-    return select(run.c.workflow).where(run.c.workflow > after).order_by(run.c.workflow).limit(1)
+@cache
+def workflow_names() -> Select[tuple[str]]:
+    """The first `most` names of workflows, in order: a step in the index of workflows for each, and one statement."""
+    names = select(func.min(run.c.workflow).label("workflow")).cte("names", recursive=True)
+    following = select(func.min(run.c.workflow)).where(run.c.workflow > names.c.workflow).scalar_subquery()
+    names = names.union_all(select(following).where(names.c.workflow.is_not(None)))
+    return select(names.c.workflow).where(names.c.workflow.is_not(None)).limit(bindparam("most", type_=Integer))
 
 
-def recent_tasks(agent: str | None, state: TaskState | None, limit: int) -> Select[tuple[object, ...]]:
-    """Newest first."""
+def recent_tasks(
+    agent: str | None, state: TaskState | None, limit: int, before: TaskRecord | None = None
+) -> Select[tuple[object, ...]]:
+    """Newest first; only those that stand after `before` in such a list."""
     of_agent = {} if agent is None else {"agent": agent}
     states = TaskState if state is None else (state,)
-    parts = [Part(under={**of_agent, "state": each.value}, conditions=[IS_TASK]) for each in states]
+    until, key = (None, None) if before is None else (time_to_text(before.opened_at), before.task_id)
+    parts = [
+        Part(under={**of_agent, "state": each.value}, conditions=[IS_TASK], until=until, until_key=key)
+        for each in states
+    ]
     return newest(ORDER, parts, limit)
 
 
@@ -178,14 +256,45 @@ def steps_of(run_id: str) -> Select[tuple[object, ...]]:
     return select(step).where(step.c.run_id == run_id)
 
 
-def events_of(run_id: str, kind: str | None = None, after: int | None = None) -> Select[tuple[object, ...]]:
+def positions_of(run_ids: Collection[str]) -> Select[tuple[str, int]]:
+    """Of runs and tasks, how many events each has."""
+    return select(run.c.run_id, run.c.seq).where(run.c.run_id.in_(run_ids))
+
+
+def events_of(
+    run_id: str,
+    kind: str | None = None,
+    after: int | None = None,
+    limit: int | None = None,
+    naming: Collection[str] = (),
+) -> Statement:
     """In order of their sequence number, from the one after `after`; with `kind` only those of it.
 
     Without `after` all that are there, also those with numbers that no event has: whoever verifies must see them.
+    `naming`: only those whose text has these strings somewhere, so that the others need not be read.
     """
-    query = select(event).where(event.c.run_id == run_id).order_by(event.c.seq)
-    query = query if after is None else query.where(event.c.seq > after)
-    return query if kind is None else query.where(event.c.kind == kind)
+    values = {"of_run": run_id, "of_kind": kind, "after": after, "most": limit}
+    named = {f"naming_{number}": _anywhere(canonical_json(each)) for number, each in enumerate(naming)}
+    given = {name: value for name, value in {**values, **named}.items() if value is not None}
+    return _events(frozenset(given)), given
+
+
+def _anywhere(text: str) -> str:
+    """A pattern of LIKE, of which `/` takes the meaning from the next character."""
+    return f"%{re.sub('[/%_]', lambda found: f'/{found[0]}', text)}%"
+
+
+@lru_cache(maxsize=64)
+def _events(given: frozenset[str]) -> Select[tuple[object, ...]]:
+    query = select(event).where(event.c.run_id == bindparam("of_run", type_=Text())).order_by(event.c.seq)
+    if "of_kind" in given:
+        query = query.where(event.c.kind == bindparam("of_kind", type_=Text()))
+    if "after" in given:
+        query = query.where(event.c.seq > bindparam("after", type_=BigInteger))
+    for name in sorted(given):
+        if name.startswith("naming_"):
+            query = query.where(event.c.data.like(bindparam(name, type_=Text()), escape="/"))
+    return query.limit(bindparam("most", type_=Integer)) if "most" in given else query
 
 
 def runs_with_values(

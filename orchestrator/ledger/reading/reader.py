@@ -12,16 +12,24 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.errors import LedgerError, UnknownRun
 from orchestrator.ledger.faults import ledger_error
-from orchestrator.ledger.findings import Examined
+from orchestrator.ledger.findings import DecisionRecord, Examined, Exposure
 from orchestrator.ledger.lease import OPEN, LeaseState
 from orchestrator.ledger.log.reader import LogReader
 from orchestrator.ledger.places import Places
 from orchestrator.ledger.reading import examination, lease_queries, queries
 from orchestrator.ledger.reading.decisions import decisions
+from orchestrator.ledger.reading.exposure import exposure_between, exposure_record
 from orchestrator.ledger.reading.history import Chapter, HistoryFilter, history
 from orchestrator.ledger.reading.lease_search import newest_leases
 from orchestrator.ledger.reading.lease_stream import lease_paths, leases_between
-from orchestrator.ledger.reading.records import event_record, lease_record, run_record, step_record, task_record
+from orchestrator.ledger.reading.records import (
+    event_record,
+    lease_record,
+    run_record,
+    step_record,
+    stored_event,
+    task_record,
+)
 from orchestrator.ledger.states import IdKind, RunState, TaskEnd, TaskState
 from orchestrator.ledger.storage.budgets import calls_by_state, is_idle
 from orchestrator.ledger.storage.chain import Head, StoredEvent, first_break, genesis
@@ -31,7 +39,6 @@ from orchestrator.ledger.storage.projections import DROPPED
 from orchestrator.ledger.storage.times import time_to_text
 from orchestrator.ledger.types import (
     DecisionFilter,
-    DecisionRecord,
     EventRecord,
     LeaseFilter,
     LeaseRecord,
@@ -68,7 +75,7 @@ class Reader:
     def newest_runs(self, query: RunFilter) -> Sequence[RunRecord]:
         """Newest first."""
         with self._reading() as connection:
-            rows = connection.execute(queries.recent_runs(query)).mappings().all()
+            rows = connection.execute(*queries.recent_runs(query)).mappings().all()
             return [run_record(row) for row in rows]
 
     def retry_of(self, run_id: str) -> RunRecord | None:
@@ -94,11 +101,16 @@ class Reader:
             return task_record(row) if row is not None and row["task"] == task_id else None
 
     def tasks(
-        self, *, agent: str | None = None, state: TaskState | None = None, limit: int = 50
+        self,
+        *,
+        agent: str | None = None,
+        state: TaskState | None = None,
+        before: TaskRecord | None = None,
+        limit: int = 50,
     ) -> Sequence[TaskRecord]:
-        """Newest first."""
+        """Newest first; with `before` only those that stand after it in such a list."""
         with self._reading() as connection:
-            rows = connection.execute(queries.recent_tasks(agent, state, limit)).mappings().all()
+            rows = connection.execute(queries.recent_tasks(agent, state, limit, before)).mappings().all()
             return [task_record(row) for row in rows]
 
     def calls(self, task_id: str) -> Sequence[RunRecord]:
@@ -156,14 +168,8 @@ class Reader:
 
     def workflows(self, limit: int) -> Sequence[str]:
         """The names of the workflows of which there are runs or tasks, in order: a step in an index for each."""
-        names: list[str] = []
         with self._reading() as connection:
-            while len(names) < limit:
-                name = connection.execute(queries.next_workflow(names[-1] if names else "")).scalar()
-                if name is None:
-                    break
-                names.append(str(name))
-        return names
+            return [str(name) for name in connection.execute(queries.workflow_names(), {"most": limit}).scalars()]
 
     def leases(self, query: LeaseFilter) -> Sequence[LeaseRecord]:
         """Newest first; `since` is included, `until` is not."""
@@ -191,18 +197,33 @@ class Reader:
             return {state: counted.get(state.value, 0) for state in sorted(OPEN)}
 
     def events(
-        self, run_id: str, *, lease_id: str | None = None, kind: str | None = None, after: int | None = None
+        self,
+        run_id: str,
+        *,
+        lease_id: str | None = None,
+        step: str | None = None,
+        kind: str | None = None,
+        after: int | None = None,
+        limit: int | None = None,
     ) -> Sequence[EventRecord]:
-        """In order of their sequence number, from the one `after` this; of one lease, or kind, only if it is given."""
+        """In order of their sequence number, from the one `after` this; with a lease, step or kind only those of it.
+
+        `limit` bounds how many are read.
+        """
+        wanted = {name: value for name, value in (("lease_id", lease_id), ("step", step)) if value is not None}
         with self._reading() as connection:
-            rows = connection.execute(queries.events_of(run_id, kind, after)).mappings().all()
+            rows = (
+                connection.execute(*queries.events_of(run_id, kind, after, limit, list(wanted.values())))
+                .mappings()
+                .all()
+            )
             records = [event_record(row) for row in rows]
-        return [record for record in records if lease_id is None or record.data.get("lease_id") == lease_id]
+        return [each for each in records if all(each.data.get(name) == value for name, value in wanted.items())]
 
     def stored_events(self, run_id: str) -> Sequence[StoredEvent]:
         """As the chain has them: for those who verify it elsewhere."""
         with self._reading() as connection:
-            return [StoredEvent(**row) for row in connection.execute(queries.events_of(run_id)).mappings()]
+            return [stored_event(row) for row in connection.execute(*queries.events_of(run_id))]
 
     def runs_with_values(
         self, *, inputs_before: datetime | None, outputs_before: datetime | None
@@ -226,6 +247,19 @@ class Reader:
         """How many runs are of before values lay beside their events: what these hold stays."""
         with self._reading() as connection:
             return int(connection.execute(queries.inline_runs()).scalar() or 0)
+
+    def positions(self, run_ids: Collection[str]) -> Mapping[str, int]:
+        """How many events each of these runs and tasks has; one that is not there is left out."""
+        with self._reading() as connection:
+            rows = connection.execute(queries.positions_of(run_ids)).mappings() if run_ids else ()
+            return {str(row["run_id"]): int(row["seq"]) for row in rows}
+
+    def exposure(self, since: datetime, until: datetime) -> Sequence[Exposure]:
+        """Of the credentials that were asked for in this time and issued: how long they were held, by their origin."""
+        with self._reading() as connection:
+            statement = exposure_between(connection.dialect.name)
+            within = {"since": time_to_text(since), "until": time_to_text(until)}
+            return [exposure_record(row) for row in connection.execute(statement, within).mappings()]
 
     def decisions(self, query: DecisionFilter) -> Iterator[DecisionRecord]:
         """In the order in which their runs began, in batches; runs may begin meanwhile."""
@@ -253,8 +287,8 @@ class Reader:
             run = connection.execute(queries.run_by_id(run_id)).mappings().first()
             head = genesis(run_id) if run is None else Head(run["seq"], run["head"])
             streaming = connection.execution_options(yield_per=ROWS_AT_ONCE)
-            with streaming.execute(queries.events_of(run_id)) as stored:
-                broken = first_break(run_id, (StoredEvent(**row) for row in stored.mappings()), head)
+            with streaming.execute(*queries.events_of(run_id)) as stored:
+                broken = first_break(run_id, (stored_event(row) for row in stored), head)
         if run is None and broken is None:
             raise UnknownRun(
                 f"no run {run_id} is in this ledger", hint="`orchestrator runs list` shows those that are."

@@ -12,6 +12,7 @@ from sqlalchemy import Row, RowMapping
 
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.states import RunState, StepState, TaskState
+from orchestrator.ledger.storage.chain import StoredEvent
 from orchestrator.ledger.storage.codec import with_values
 from orchestrator.ledger.storage.projections import DROPPED
 from orchestrator.ledger.storage.tables import lease
@@ -90,6 +91,11 @@ def lease_record(row: Row[Any]) -> LeaseRecord:
         if values[place] is not None:
             values[place] = text_to_time(values[place])
     return LeaseRecord(*values)
+
+
+def stored_event(row: Any) -> StoredEvent:
+    """From a whole row of `event`. A history is many of these, so nothing is looked up by name."""
+    return StoredEvent(*row)
 
 
 def event_record(row: RowMapping) -> EventRecord:

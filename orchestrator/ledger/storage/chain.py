@@ -20,7 +20,10 @@ DOMAIN = b"credential-orchestrator:ledger:run:v1\0"
 
 @dataclass(frozen=True, slots=True)
 class StoredEvent:
-    """An event as the database holds it; `data` is canonical JSON, unless somebody changed it."""
+    """An event as the database holds it, its fields in the order of the table's columns.
+
+    `data` is canonical JSON, unless somebody changed it.
+    """
 
     run_id: str
     seq: int

@@ -34,7 +34,7 @@ def rebuild(engine: Engine, run_id: str) -> None:
 
 def _replayed(connection: Connection, head: RowMapping) -> RunRows:
     run_id = head["run_id"]
-    stored = connection.execute(events_of(run_id)).mappings().all()
+    stored = connection.execute(*events_of(run_id)).mappings().all()
     broken = first_break(run_id, (StoredEvent(**row) for row in stored), Head(head["seq"], head["head"]))
     if broken is not None:
         raise LedgerError(

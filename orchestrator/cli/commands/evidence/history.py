@@ -176,9 +176,9 @@ def prove(
     """
     from orchestrator.cli.connect import ledger_reader
     from orchestrator.cli.display.json_output import print_json
-    from orchestrator.cli.lookup.ids import whole_id
     from orchestrator.evidence.log.proof import SUFFIX
     from orchestrator.evidence.log.run_evidence import EVENTS_SUFFIX, RunEvidence, event_lines
+    from orchestrator.ledger.reading.id_lookup import whole_id
     from orchestrator.ledger.states import IdKind
 
     with ledger_reader() as reader:

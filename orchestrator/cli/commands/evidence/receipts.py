@@ -38,8 +38,8 @@ def receipt(
     import json
 
     from orchestrator.cli.connect import ledger_reader
-    from orchestrator.cli.lookup.ids import whole_id
     from orchestrator.evidence.receipts import receipt as made
+    from orchestrator.ledger.reading.id_lookup import whole_id
     from orchestrator.ledger.states import IdKind
 
     with ledger_reader() as reader:

@@ -146,10 +146,10 @@ def retry(
     What had succeeded is not carried out again, as with `runs retry`.
     """
     from orchestrator.actions.catalog import catalog
-    from orchestrator.cli.lookup.ids import whole_id
     from orchestrator.clock import SystemClock
     from orchestrator.ledger.coordination.queue import QueuedRun
     from orchestrator.ledger.ids import new_run_id
+    from orchestrator.ledger.reading.id_lookup import whole_id
     from orchestrator.queue.lanes import limits_of
     from orchestrator.recovery.retries.retry import refuse_retry
     from orchestrator.runs.recorded_workflow import recorded_text
@@ -267,7 +267,7 @@ def _shared() -> Iterator[tuple[Ledger, SharedQueue]]:
 
 
 def _whole(shared: SharedQueue, named: str) -> str:
-    from orchestrator.cli.lookup.ids import id_among
+    from orchestrator.ledger.reading.id_lookup import id_among
     from orchestrator.queue.tables import QueueState
 
     queued: Sequence[str] = sorted(each.run_id for each in shared.list(set(QueueState), most=100_000))

@@ -41,6 +41,18 @@ Approvals = Annotated[
         help="Also take approvals there (/v1/approvals, Slack's buttons). Put TLS before it, but on this machine.",
     ),
 ]
+Ui = Annotated[
+    bool,
+    typer.Option("--ui", help="Also show runs, leases and decisions as pages there, under /ui/: see docs/page.md."),
+]
+UiWithoutLogin = Annotated[
+    bool,
+    typer.Option(
+        "--ui-without-login",
+        help="With --ui: EVERYBODY who can log in to this machine may read everything. There is no login yet, so that "
+        "--ui needs this, and an address of this machine alone.",
+    ),
+]
 ApiAddress = Annotated[
     str | None, typer.Option("--api", metavar="HOST:PORT", help="Answer agents there: see docs/api.md.")
 ]
@@ -69,6 +81,8 @@ def serve(
     listen: Listen = "127.0.0.1:9464",
     no_listen: NoListen = False,
     approvals: Approvals = False,
+    ui: Ui = False,
+    ui_without_login: UiWithoutLogin = False,
     api: ApiAddress = None,
     agents: AgentsFile = Path("vault/agents.yaml"),
     api_cert: ApiCert = None,
@@ -98,10 +112,38 @@ def serve(
         log_format,
         grace,
         approvals=approvals,
+        pages=_pages(None if no_listen else listen, ui=ui, without_login=ui_without_login),
         works=False,
         offered=None,
         api=_api(api, agents, api_cert, api_key, api_client_ca, api_url, _doors(mcp or mcp_hand_over, mcp_hand_over)),
     )
+
+
+def _pages(listen: str | None, *, ui: bool, without_login: bool) -> bool:
+    """Whether there are pages. Raises UsageError where others could read them, or a package is missing."""
+    from orchestrator.network.loopback import is_loopback
+
+    if not ui:
+        if without_login:
+            raise UsageError("--ui-without-login needs --ui", hint="it says that the pages may be read by everybody")
+        return False
+    if listen is None:
+        raise UsageError("--ui is answered by the listener, and --no-listen leaves that out")
+    if not without_login:
+        raise UsageError(
+            "the pages have no login yet: everybody who can log in to this machine could read them",
+            hint="give --ui-without-login, too, if that may be",
+        )
+    if not is_loopback(listen.rpartition(":")[0]):
+        raise UsageError(
+            f"the pages have no login yet, and {listen} is not of this machine alone",
+            hint="listen at 127.0.0.1, and reach it from elsewhere by SSH: ssh -L 9464:127.0.0.1:9464 HOST",
+        )
+    try:
+        import orchestrator.server.pages.serving  # noqa: F401 -- whether it can be imported
+    except ImportError as error:
+        raise options.missing_extra("--ui", error, "ui") from error
+    return True
 
 
 def _doors(wanted: bool, hand_over: bool) -> tuple[Door, ...]:
@@ -173,6 +215,7 @@ def _serve(
     grace: float | None,
     *,
     approvals: bool,
+    pages: bool = False,
     works: bool,
     offered: Path | None,
     api: ApiConfig | None = None,
@@ -193,6 +236,7 @@ def _serve(
         drain=drain,
         listen=listen,
         approvals=approvals,
+        pages=pages,
         queue=settings.queue and not works,
         works=works,
         offered=offered,

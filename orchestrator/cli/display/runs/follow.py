@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from orchestrator.cli.display.json_output import json_line, utc
 from orchestrator.cli.display.printable import one_line
-from orchestrator.cli.display.run_view import DUTIES
 from orchestrator.cli.display.terminal import lasting
-from orchestrator.cli.display.timeline import words
 from orchestrator.ledger.states import RunState
+from orchestrator.presentation.events import words
+from orchestrator.presentation.runs import DUTIES
 from orchestrator.runs.processes import has_ended
 
 if TYPE_CHECKING:

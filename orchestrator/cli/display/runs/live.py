@@ -18,7 +18,6 @@ from orchestrator.cli.display.board import Board, StepLine
 from orchestrator.cli.display.printable import clean, one_line
 from orchestrator.cli.display.runs.steps_table import NOT_BEGUN, Row, drawn, fitted
 from orchestrator.cli.display.terminal import LEASE_MARKS, console, took
-from orchestrator.cli.display.timeline import not_looked_for
 from orchestrator.ledger.events import (
     ApprovalEnded,
     ApprovalRequested,
@@ -39,6 +38,7 @@ from orchestrator.ledger.events import (
     StepFinished,
 )
 from orchestrator.ledger.states import StepState
+from orchestrator.presentation.events import not_looked_for
 from orchestrator.step_names import declared_step
 
 if TYPE_CHECKING:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime
+from datetime import datetime, tzinfo
 from typing import TYPE_CHECKING
 
-from orchestrator.cli.display.terminal import scope_words
 from orchestrator.jsontypes import JsonObject, JsonValue
+from orchestrator.presentation.terms import scope_words
 
 if TYPE_CHECKING:
     from orchestrator.ledger.types import EventRecord
@@ -77,11 +77,11 @@ def _tried(data: JsonObject) -> str:
     return _with_reason(f"whether its password works{where} is not known", data.get("reason"))
 
 
-def _revoked(data: JsonObject) -> str:
-    return f"confirmed by {_by_database(data) or data['confirmed_by']}"
+def _revoked(data: JsonObject, zone: tzinfo | None = None) -> str:
+    return f"confirmed by {_by_database(data, zone) or data['confirmed_by']}"
 
 
-def _by_database(data: JsonObject) -> str:
+def _by_database(data: JsonObject, zone: tzinfo | None) -> str:
     """What a database said of an absent login, who asked it and when; empty where that is not on record."""
     witness = data.get("witness")
     if not isinstance(witness, Mapping) or not witness:
@@ -98,20 +98,23 @@ def _by_database(data: JsonObject) -> str:
         f"{sessions} sessions" if sessions is not None else "",
         *(f"{name} not known ({why})" for name, why in missing.items()),
         f"asked by {witness['asked_by']}",
-        _clock(datetime.fromisoformat(str(witness["at"]))) if witness.get("at") else "",
+        _clock(datetime.fromisoformat(str(witness["at"])), zone) if witness.get("at") else "",
     )
     return f"database{where}{system}: {', '.join(filter(None, said))}"
 
 
-def gone(events: Iterable[EventRecord]) -> list[str]:
-    """Who says of a lease that it is gone, and of a login whether its password was tried; nothing where nobody does."""
+def gone(events: Iterable[EventRecord], zone: tzinfo | None = None) -> list[str]:
+    """Who says of a lease that it is gone, and of a login whether its password was tried; nothing where nobody does.
+
+    Without a zone, times are local ones.
+    """
     last = {event.kind: event for event in events}
     vault, tried, revoked = (last.get(f"lease.{kind}") for kind in ("vault_revoked", "login_tried", "revoked"))
-    said = [f"Vault {_clock(vault.time)}"] if vault is not None else []
-    by_database = _by_database(revoked.data) if revoked is not None else ""
+    said = [f"Vault {_clock(vault.time, zone)}"] if vault is not None else []
+    by_database = _by_database(revoked.data, zone) if revoked is not None else ""
     if revoked is not None:
         alone = {"vault": "Vault alone", "issuer": "its issuer"}.get(str(revoked.data["confirmed_by"]), "its database")
-        said.append(by_database or f"{alone} {_clock(revoked.time)}")
+        said.append(by_database or f"{alone} {_clock(revoked.time, zone)}")
     if tried is not None:
         said.append(_tried(tried.data))
     elif revoked is not None and by_database:
@@ -121,8 +124,8 @@ def gone(events: Iterable[EventRecord]) -> list[str]:
     return said
 
 
-def _clock(moment: datetime) -> str:
-    return moment.astimezone().strftime("%H:%M:%S")
+def _clock(moment: datetime, zone: tzinfo | None) -> str:
+    return moment.astimezone(zone).strftime("%H:%M:%S")
 
 
 def _issued(data: JsonObject) -> str:
@@ -170,7 +173,6 @@ _WORDS: Mapping[str, Callable[[JsonObject], str]] = {
     "lease.revocation_failed": lambda data: _text(data.get("error")),
     "lease.vault_revoked": lambda data: "by Vault; its database is yet to be asked",
     "lease.login_tried": _tried,
-    "lease.revoked": _revoked,
     "lease.expired": lambda data: "",
     "lease.ended": _ended,
     "orphans.swept": _swept,
@@ -179,7 +181,12 @@ _WORDS: Mapping[str, Callable[[JsonObject], str]] = {
 }
 
 
-def words(kind: str, data: JsonObject) -> str:
-    """What an event says besides its kind; a kind that is not known here is shown as it was recorded."""
+def words(kind: str, data: JsonObject, zone: tzinfo | None = None) -> str:
+    """What an event says besides its kind; a kind that is not known here is shown as it was recorded.
+
+    Without a zone, times are local ones.
+    """
+    if kind == "lease.revoked":
+        return _revoked(data, zone)
     known = _WORDS.get(kind)
     return known(data) if known else ", ".join(f"{name}={value}" for name, value in data.items())

@@ -1,0 +1,1 @@
+"""The page of `orchestrator serve --ui`: runs, leases and decisions, as the ledger has them."""

@@ -1,0 +1,175 @@
+"""The pages as routes. Whoever asks gets a page, also where something is wrong, and never what an error said inside.
+
+What is answered may come from anywhere and be read in a browser, so that every answer forbids it everything but our own
+script, style and data. Without a login the pages answer only to names of this machine: else any site could have its
+visitors' browsers read them under a name of its own (DNS rebinding).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from orchestrator.errors import LedgerError, UnknownRun, UsageError
+from orchestrator.network.loopback import is_loopback
+from orchestrator.server.pages.answers import ROOT, Asked, Download, Elsewhere, NotThere, Page
+from orchestrator.server.pages.live import Live
+from orchestrator.server.pages.rendering import FOLDER, rendered
+from orchestrator.server.pages.sources import Sources
+from orchestrator.server.pages.views import approvals, decisions, exposure, home, leases, runs, services, tasks
+
+log = logging.getLogger(__name__)
+
+Make = Callable[[Sources, Asked], Page | Download]
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+PAGES: tuple[tuple[str, Make], ...] = (
+    ("/", home.home),
+    ("/search", home.search),
+    ("/runs", runs.list_runs),
+    ("/runs/{run}", runs.show_run),
+    ("/leases", leases.list_leases),
+    ("/leases.csv", leases.download_leases),
+    ("/leases/{lease}", leases.show_lease),
+    ("/decisions/{run}/{step:path}/{attempt}", decisions.show_decision),
+    ("/tasks", tasks.list_tasks),
+    ("/tasks/{task}", tasks.show_task),
+    ("/approvals", approvals.list_approvals),
+    ("/approvals/{approval}", approvals.show_approval),
+    ("/exposure", exposure.show_exposure),
+    ("/schedules", services.list_schedules),
+    ("/workers", services.list_workers),
+)
+
+
+def page_routes(sources: Sources, live: Live) -> list[BaseRoute]:
+    """Everything under `/ui/`."""
+    app = Starlette(
+        routes=[
+            *(Route(path, _answering(sources, make)) for path, make in PAGES),
+            Route("/live/runs/{run}", _following(live)),
+            Mount("/static", StaticFiles(directory=FOLDER / "static")),
+        ],
+        exception_handlers={HTTPException: _elsewhere},
+    )
+    return [Mount(ROOT, app=_Guarded(app))]
+
+
+def _answering(sources: Sources, make: Make) -> Endpoint:
+    async def endpoint(request: Request) -> Response:
+        names = {name: str(value) for name, value in request.path_params.items()}
+        asked = Asked(request.scope["path"], names, dict(request.query_params), sources.clock.now())
+        if any("\0" in name for name in names.values()):
+            return await asyncio.to_thread(
+                _troubled, NotThere("Nothing has such a name.", hint="Begin at the overview.")
+            )
+        try:
+            return await asyncio.to_thread(_made, make, sources, asked)
+        except Elsewhere as other:
+            return RedirectResponse(other.url, 303)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, people get a page and no text of it
+            return await asyncio.to_thread(_troubled, error)
+
+    return endpoint
+
+
+def _made(make: Make, sources: Sources, asked: Asked) -> Response:
+    answer = make(sources, asked)
+    if isinstance(answer, Page):
+        return HTMLResponse(rendered(answer), answer.status)
+    headers = {"Content-Disposition": f'attachment; filename="{answer.name}"'}
+    return StreamingResponse(_in_threads(answer.parts), media_type=answer.media_type, headers=headers)
+
+
+async def _in_threads(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
+    while (part := await asyncio.to_thread(next, parts, None)) is not None:
+        yield part
+
+
+def _troubled(error: Exception) -> Response:
+    if isinstance(error, NotThere | UnknownRun):
+        return problem(404, error.message, error.hint or "")
+    if isinstance(error, UsageError):
+        return problem(400, error.message, error.hint or "")
+    if isinstance(error, LedgerError):
+        log.warning("a page cannot be made: %s", error.message)
+        return problem(503, "The ledger does not answer now.", "Runs may go on all the same. Try again in a moment.")
+    log.error("a page cannot be made", exc_info=error)
+    return problem(500, "This page could not be made.", "The log of `orchestrator serve` says why.")
+
+
+def problem(status: int, message: str, hint: str) -> Response:
+    """A page that says what is wrong, and what to do."""
+    titles = {400: "That cannot be asked", 404: "Not found", 405: "Not possible", 503: "Not now"}
+    title = titles.get(status, "Something went wrong")
+    page = Page("problem.html", {"title": title, "message": message, "hint": hint}, status)
+    return HTMLResponse(rendered(page), status, headers={"Retry-After": "5"} if status == 503 else None)
+
+
+async def _elsewhere(request: Request, error: Exception) -> Response:
+    status = getattr(error, "status_code", 404)
+    hint = "Begin at the overview, or look for an id with the search box."
+    return problem(status, "There is no such page.", hint)
+
+
+def _following(live: Live) -> Endpoint:
+    async def endpoint(request: Request) -> Response:
+        return live.stream(str(request.path_params["run"]))
+
+    return endpoint
+
+
+class _Guarded:
+    """Refuses foreign names of this machine, and puts the headers on every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                kept = [(name, value) for name, value in message["headers"] if name.lower() not in _LOWER]
+                message = {**message, "headers": [*kept, *_ENCODED]}
+            await send(message)
+
+        app = self._app if is_loopback(_host(scope)) else _foreign
+        await app(scope, receive, sent)
+
+
+def _host(scope: Scope) -> str:
+    """The name under which we were asked, without the port; empty where none was said, or several."""
+    said: list[str] = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+    if len(said) != 1:
+        return ""
+    return said[0].partition("]")[0] + "]" if said[0].startswith("[") else said[0].partition(":")[0]
+
+
+_ENCODED = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+_LOWER = frozenset(name for name, _ in _ENCODED)
+
+
+async def _foreign(scope: Scope, receive: Receive, send: Send) -> None:
+    hint = "Use 127.0.0.1, [::1] or localhost, as without a login only people on this machine may look."
+    await problem(400, "These pages do not answer under this name.", hint)(scope, receive, send)

@@ -1,0 +1,94 @@
+"""The overview: what is not over and somebody may have to look at, then what ran last; and the search box."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from orchestrator.ledger.lease import LeaseState
+from orchestrator.ledger.reading.id_lookup import beginnings
+from orchestrator.ledger.states import ApprovalState, IdKind, RunState
+from orchestrator.ledger.types import LeaseFilter, LeaseRecord, RunFilter
+from orchestrator.presentation.approvals import wanted
+from orchestrator.server.pages.answers import Asked, Elsewhere, Page, address
+from orchestrator.server.pages.sources import Sources
+
+SHOWN = 15
+"""Rows of each part."""
+
+TRIES = 3
+"""After so many failed tries a lease stands among those that do not go."""
+
+_KINDS = ((IdKind.RUN, "runs"), (IdKind.LEASE, "leases"), (IdKind.TASK, "tasks"), (IdKind.APPROVAL, "approvals"))
+
+Found = tuple[str, str, str]
+"""What it is, its id, and its address."""
+
+
+def home(sources: Sources, asked: Asked) -> Page:
+    """The overview."""
+    reader, now = sources.reader, sources.clock.now()
+    revoking = reader.leases(LeaseFilter(states=frozenset({LeaseState.REVOKING}), limit=200))
+    waiting = reader.newest_runs(RunFilter(state=RunState.WAITING, everything=True, limit=SHOWN + 1))
+    return Page(
+        "home.html",
+        {
+            "asked": asked,
+            "stuck": [lease for lease in revoking if is_stuck(lease)],
+            "revoking": [lease for lease in revoking if not is_stuck(lease)][:SHOWN],
+            "waiting": waiting[:SHOWN],
+            "waiting_more": len(waiting) > SHOWN,
+            "approvals": sources.approvals.all(state=ApprovalState.OPEN, limit=SHOWN),
+            "wanted": wanted,
+            "runs": reader.newest_runs(RunFilter(limit=SHOWN)),
+            "counts": reader.open_lease_counts(),
+            "now": now,
+        },
+    )
+
+
+def is_stuck(lease: LeaseRecord) -> bool:
+    """Whether taking it back has failed again and again, or Vault has given it up."""
+    return lease.failed_tries >= TRIES or lease.reason.startswith("Vault has given up")
+
+
+def search(sources: Sources, asked: Asked) -> Page:
+    """What the text is, or begins: where it is one thing, its page."""
+    text = asked.text("q")
+    found = [] if text is None else list(dict.fromkeys(_found(sources, text)))
+    if len(found) == 1:
+        raise Elsewhere(found[0][2])
+    return Page(
+        "search.html",
+        {"asked": asked, "text": text or "", "found": found[: SHOWN * 4]},
+        200 if found or not text else 404,
+    )
+
+
+def _found(sources: Sources, text: str) -> Iterator[Found]:
+    """An id as it is before its beginnings; then other names that a lease has; then names of workflows."""
+    reader = sources.reader
+    for kind, path in _KINDS:
+        if text in reader.ids(kind, [text], 1):
+            yield kind.value, text, address(path, text)
+            return
+    yield from _by_names(sources, text)
+    for kind, path in _KINDS:
+        starts = beginnings(kind, text)
+        for each in reader.ids(kind, starts, SHOWN) if starts else ():
+            yield kind.value, each, address(path, each)
+    if text in reader.workflows(1000):
+        yield "workflow", text, f"{address('runs')}?workflow={text}"
+
+
+def _by_names(sources: Sources, text: str) -> Iterator[Found]:
+    """A lease's id at Vault, its step key, or the login in which that is: `orc_STEPKEY_` and eight characters."""
+    keys = {text}
+    if text.startswith("orc_"):
+        keys |= {text[4:], text[4:].rpartition("_")[0]}
+    wanted = [
+        LeaseFilter(vault_lease_id=text, limit=SHOWN),
+        *(LeaseFilter(step_key=key, limit=SHOWN) for key in sorted(keys)),
+    ]
+    for each in wanted:
+        for lease in sources.reader.leases(each):
+            yield "lease", lease.lease_id, address("leases", lease.lease_id)

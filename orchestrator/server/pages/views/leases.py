@@ -1,0 +1,170 @@
+"""Leases: who held what, and when it was gone."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from orchestrator.errors import LedgerError, UsageError
+from orchestrator.ledger.lease import OPEN, LeaseState
+from orchestrator.ledger.reading.id_lookup import whole_id
+from orchestrator.ledger.states import IdKind
+from orchestrator.ledger.types import LeaseFilter, LeaseRecord
+from orchestrator.presentation.events import gone
+from orchestrator.server.pages.answers import Asked, Download, Elsewhere, NotThere, Page, address
+from orchestrator.server.pages.drawing.timeline import held_seconds
+from orchestrator.server.pages.rendering import scope_or_json
+from orchestrator.server.pages.sources import Sources
+from orchestrator.server.pages.views.evidence import signed
+from orchestrator.server.pages.views.listing import ROWS, listed
+from orchestrator.server.pages.views.runs import sentence
+
+OPEN_STATES = "open"
+"""A choice beside the states: all that are not confirmed gone."""
+
+ROWS_AT_ONCE = 1000
+
+COLUMNS = (
+    "lease", "run", "workflow", "step", "attempt", "grant", "kind", "agent", "resource", "scope", "subject", "state",
+    "requested", "issued", "expires", "closed", "held_seconds", "reason",
+)  # fmt: skip
+
+
+def list_leases(sources: Sources, asked: Asked) -> Page:
+    """The newest that agree with the filters."""
+    found = sources.reader.leases(replace(_filter(sources, asked), limit=ROWS + 1))
+    return Page(
+        "leases.html",
+        {
+            "asked": asked,
+            "page": listed(asked, found, lambda lease: lease.lease_id),
+            "states": [OPEN_STATES, *LeaseState],
+            "workflows": sources.reader.workflows(200),
+            "csv": asked.under(f"{asked.path}.csv", before=None),
+            "held": held_seconds,
+            "now": sources.clock.now(),
+        },
+    )
+
+
+def _filter(sources: Sources, asked: Asked) -> LeaseFilter:
+    before = asked.text("before")
+    after = None if before is None else sources.reader.lease(before)
+    if before is not None and after is None:
+        raise UsageError("the lease with which the page before ended is not in this ledger", hint="begin at the newest")
+    return LeaseFilter(
+        run=asked.text("run"),
+        workflow=asked.text("workflow"),
+        step=asked.text("step"),
+        agent=asked.text("agent"),
+        states=_states(asked),
+        resource=asked.text("resource"),
+        grant_kind=asked.text("kind"),
+        since=asked.moment("since"),
+        until=asked.moment("until"),
+        before=after,
+    )
+
+
+def _states(asked: Asked) -> frozenset[LeaseState] | None:
+    if asked.text("state") == OPEN_STATES:
+        return OPEN
+    state = asked.one_of("state", LeaseState)
+    return None if state is None else frozenset({state})
+
+
+def show_lease(sources: Sources, asked: Asked) -> Page:
+    """One lease and its life."""
+    text = asked.names["lease"]
+    lease = sources.reader.lease(text)
+    if lease is None:
+        found = whole_id(sources.reader, IdKind.LEASE, text)
+        if found != text:
+            raise Elsewhere(address("leases", found))
+        hint = "It may be in another ledger. The list of leases shows those of this one."
+        raise NotThere(f"No lease {text} is in this ledger.", hint=hint)
+    events = sources.reader.events(lease.run_id, lease_id=lease.lease_id)
+    run = sources.reader.run(lease.run_id)
+    return Page(
+        "lease.html",
+        {
+            "asked": asked,
+            "lease": lease,
+            "task": run.task if run is not None else None,
+            "life": [(each, sentence(each, {lease.lease_id: ""})) for each in events],
+            "gone": gone(events, UTC),
+            "signed": signed(sources, lease.run_id) if lease.closed_at else None,
+            "held": held_seconds(lease, sources.clock.now()),
+        },
+    )
+
+
+def download_leases(sources: Sources, asked: Asked) -> Download:
+    """All that agree with the filters, newest first, as CSV (RFC 4180)."""
+    wanted = _filter(sources, asked)
+    stamp = sources.clock.now().astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
+    return Download(f"leases-{stamp}.csv", "text/csv; charset=utf-8", _csv(sources, wanted, stamp))
+
+
+def _csv(sources: Sources, wanted: LeaseFilter, stamp: str) -> Iterator[bytes]:
+    """Ends with a row that says so, and how many there were: a file without it is not whole."""
+    yield _rows([COLUMNS])
+    now, count = sources.clock.now(), 0
+    wanted = replace(wanted, limit=ROWS_AT_ONCE)
+    while True:
+        try:
+            found = sources.reader.leases(wanted)
+        except LedgerError:
+            yield _rows([("# NOT COMPLETE: the ledger did not answer any more", str(count))])
+            return
+        count += len(found)
+        yield _rows([_cells(lease, now) for lease in found])
+        if len(found) < ROWS_AT_ONCE:
+            break
+        wanted = replace(wanted, before=found[-1])
+    yield _rows([("# END", str(count), f"leases as of {stamp}")])
+
+
+def _cells(lease: LeaseRecord, now: datetime) -> Sequence[str]:
+    return (
+        lease.lease_id,
+        lease.run_id,
+        lease.workflow,
+        lease.step,
+        str(lease.attempt),
+        lease.grant,
+        lease.grant_kind,
+        lease.agent,
+        lease.resource,
+        scope_or_json(lease.scope),
+        lease.subject,
+        lease.state.value,
+        _time(lease.requested_at),
+        _time(lease.issued_at),
+        _time(lease.expires_at),
+        _time(lease.closed_at),
+        f"{held_seconds(lease, now):.3f}" if lease.issued_at else "",
+        lease.reason,
+    )
+
+
+def _time(moment: datetime | None) -> str:
+    return "" if moment is None else moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "|", "%")
+"""What spreadsheets take for the beginning of a formula (OWASP, CSV Injection)."""
+
+
+def safe_cell(text: str) -> str:
+    """The text, with an apostrophe before it where a spreadsheet would compute it."""
+    return f"'{text}" if text.lstrip(" ").startswith(_FORMULAS) or text.startswith(_FORMULAS) else text
+
+
+def _rows(rows: Sequence[Sequence[str]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\r\n").writerows([[safe_cell(cell) for cell in row] for row in rows])
+    return text.getvalue().encode()
