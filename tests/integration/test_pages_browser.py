@@ -241,7 +241,7 @@ def test_a_download_has_what_the_filters_leave_and_an_end(base: str, shown: Show
     rows = list(csv.reader(io.StringIO(answer.text)))
     assert rows[0][0] == "lease"
     assert [row[0] for row in rows[1:-1]] == [lease.lease_id for lease in wanted]
-    assert rows[-1][:2] == ["# END", str(len(wanted))]
+    assert rows[-1][:2] == ["#end", f"leases={len(wanted)}"]
     assert "attachment" in answer.headers["content-disposition"]
 
 

@@ -335,8 +335,8 @@ def test_a_download_that_the_ledger_leaves_says_that_it_is_not_complete(bench: B
         assert next(parts).startswith(b"lease,run,")
         lose()
         try:
-            assert list(parts) == [b"# NOT COMPLETE: the ledger did not answer any more,0\r\n"]
+            assert list(parts) == [b"#not-complete: the ledger did not answer any more,leases=0\r\n"]
         finally:
             find()
         *_, end = download_leases(sources, Question("/ui/leases.csv", {}, {}, sources.clock.now())).parts
-        assert end.startswith(b"# END,60,")
+        assert end.startswith(b"#end,leases=60,")

@@ -26,7 +26,6 @@ from orchestrator.server.pages.live import message
 from orchestrator.server.pages.rendering import link_markup, prepare, rendered, state_markup
 from orchestrator.server.pages.views.evidence import dropped_in
 from orchestrator.server.pages.views.exposure import lines_of
-from orchestrator.server.pages.views.leases import safe_cell
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
 MOMENTS = st.lists(st.integers(0, 10**13).map(lambda each: each / 1e6), min_size=1, max_size=40)
@@ -94,16 +93,6 @@ def test_what_cannot_be_asked_is_said(ask: Any) -> None:
 def test_times_without_an_offset_are_utc() -> None:
     assert asked(since="2026-03-02").moment("since") == datetime(2026, 3, 2, tzinfo=UTC)
     assert asked(since="2h").moment("since") == NOW - timedelta(hours=2)
-
-
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "  =1", "|cmd", "%0"])
-def test_no_cell_is_a_formula(text: str) -> None:
-    assert safe_cell(text) == f"'{text}"
-
-
-def test_other_cells_are_as_they_are() -> None:
-    assert safe_cell("database/creds/x") == "database/creds/x"
-    assert safe_cell("") == ""
 
 
 def test_an_event_of_several_lines_stays_one_event() -> None:

@@ -30,7 +30,7 @@ def spreadsheet(chapters: Iterable[Chapter], tally: Tally, *, resource: str | No
 
     The last row has `#end` in its first column, and `name=value` in those that follow.
     """
-    yield _row(COLUMNS)
+    yield csv_row(COLUMNS)
     rows = LeaseRows()
     for chapter in tally.chapters(chapters):
         after = ((event.kind, rows.after(run, event)) for run, event in passed([chapter]))
@@ -38,8 +38,8 @@ def spreadsheet(chapters: Iterable[Chapter], tally: Tally, *, resource: str | No
         for row in [*ended, *(rows.left() if chapter.last else ())]:
             if resource is None or row.resource.startswith(resource):
                 tally.written += 1
-                yield _row([_text(getattr(row, name)) for name in COLUMNS])
-    yield _row(_mark(tally))
+                yield csv_row([_text(getattr(row, name)) for name in COLUMNS])
+    yield csv_row(_mark(tally))
 
 
 def _mark(tally: Tally) -> list[str]:
@@ -52,7 +52,8 @@ def _mark(tally: Tally) -> list[str]:
     return [END, *told, *[""] * (len(COLUMNS) - 1 - len(told))]
 
 
-def _row(values: Sequence[str]) -> str:
+def csv_row(values: Sequence[str]) -> str:
+    """One row with its line end, of which no cell is a formula."""
     line = io.StringIO()
     csv.writer(line, lineterminator="\r\n").writerow([harmless(each) for each in values])
     return line.getvalue()

@@ -61,13 +61,13 @@ def export(
     from the ledger.
     """
     from orchestrator.cli.connect import ledger_url
-    from orchestrator.cli.lookup.ids import whole_id
-    from orchestrator.cli.moments import parse_moment
     from orchestrator.clock import SystemClock
     from orchestrator.evidence.export.stream import Tally, utc
     from orchestrator.ledger.opening import open_reader
     from orchestrator.ledger.reading.history import HistoryFilter
+    from orchestrator.ledger.reading.id_lookup import whole_id
     from orchestrator.ledger.states import IdKind
+    from orchestrator.presentation.moments import parse_moment
 
     if with_values and form is Format.CSV:
         raise UsageError("a row of a lease has neither inputs nor outputs", hint="leave --with-values out")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
 from orchestrator.errors import LedgerError, UsageError
+from orchestrator.evidence.export.spreadsheet import END, csv_row
 from orchestrator.ledger.lease import OPEN, LeaseState
 from orchestrator.ledger.reading.id_lookup import whole_id
 from orchestrator.ledger.states import IdKind
@@ -111,21 +110,21 @@ def download_leases(sources: Sources, asked: Asked) -> Download:
 
 def _csv(sources: Sources, wanted: LeaseFilter, stamp: str) -> Iterator[bytes]:
     """Ends with a row that says so, and how many there were: a file without it is not whole."""
-    yield _rows([COLUMNS])
+    yield csv_row(COLUMNS).encode()
     now, count = sources.clock.now(), 0
     wanted = replace(wanted, limit=ROWS_AT_ONCE)
     while True:
         try:
             found = sources.reader.leases(wanted)
         except LedgerError:
-            yield _rows([("# NOT COMPLETE: the ledger did not answer any more", str(count))])
+            yield csv_row(["#not-complete: the ledger did not answer any more", f"leases={count}"]).encode()
             return
         count += len(found)
-        yield _rows([_cells(lease, now) for lease in found])
+        yield "".join(csv_row(_cells(lease, now)) for lease in found).encode()
         if len(found) < ROWS_AT_ONCE:
             break
         wanted = replace(wanted, before=found[-1])
-    yield _rows([("# END", str(count), f"leases as of {stamp}")])
+    yield csv_row([END, f"leases={count}", f"as_of={stamp}"]).encode()
 
 
 def _cells(lease: LeaseRecord, now: datetime) -> Sequence[str]:
@@ -153,18 +152,3 @@ def _cells(lease: LeaseRecord, now: datetime) -> Sequence[str]:
 
 def _time(moment: datetime | None) -> str:
     return "" if moment is None else moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-_FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "|", "%")
-"""What spreadsheets take for the beginning of a formula (OWASP, CSV Injection)."""
-
-
-def safe_cell(text: str) -> str:
-    """The text, with an apostrophe before it where a spreadsheet would compute it."""
-    return f"'{text}" if text.lstrip(" ").startswith(_FORMULAS) or text.startswith(_FORMULAS) else text
-
-
-def _rows(rows: Sequence[Sequence[str]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\r\n").writerows([[safe_cell(cell) for cell in row] for row in rows])
-    return text.getvalue().encode()
