@@ -36,6 +36,14 @@ def sockets() -> int:
     return count
 
 
+async def closed(writer: asyncio.StreamWriter) -> None:
+    """What was written is sent, and nothing is left of the connection."""
+    with suppress(ConnectionError):
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+
 @pytest.fixture(autouse=True)
 def uncollected() -> Iterator[None]:
     gc.collect()
@@ -84,8 +92,7 @@ async def test_a_handshake_over_a_unix_socket_leaves_none_either(tmp_path: Path)
 async def test_a_handshake_that_fails_is_told_as_httpx_tells_it() -> None:
     async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
-        await writer.drain()
-        writer.close()
+        await closed(writer)
 
     server = await asyncio.start_server(plain, "127.0.0.1", 0)
     async with server, http_client(30) as client:
@@ -97,7 +104,7 @@ async def test_a_proxy_of_the_environment_is_not_used(silent_port: int, monkeypa
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n")
-        await writer.drain()
+        await closed(writer)
 
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{silent_port}")

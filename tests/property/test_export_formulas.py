@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from orchestrator.evidence.export.spreadsheet import _row, harmless
+from orchestrator.evidence.export.spreadsheet import csv_row, harmless
 
 SIGNS = "=+-@＝＋－＠"
 FIELDS = st.text() | st.builds(
@@ -25,7 +25,7 @@ FIELDS = st.text() | st.builds(
 @example(["\r=1", 'a","=1', "a\r\n=1,2", " =1", "\0"])
 @example(["\ud800", "", "'", '"'])
 def test_no_field_begins_as_a_formula_whatever_separates_fields(values: list[str]) -> None:
-    text = _row(values)
+    text = csv_row(values)
     text.encode()
     assert text.endswith("\r\n")
     assert text[:-2].replace("\u00a0", " ").isprintable() or not set(text[:-2]) & set(map(chr, range(32)))
