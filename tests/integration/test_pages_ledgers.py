@@ -16,6 +16,7 @@ import httpx
 import pytest
 from bench import Bench, Setup
 from page_server import pages_on, sources_on
+from personal import ANSWER, PERSON, WORKFLOW
 from shown_ledger import HOSTILE, hostile_rows
 
 from orchestrator.clock import SystemClock
@@ -44,24 +45,6 @@ from orchestrator.ledger.types import LeaseFilter, RunFilter
 from orchestrator.server.pages.answers import Asked as Question
 from orchestrator.server.pages.views.leases import download_leases
 from orchestrator.server.pages.views.runs import EVENTS, MOST_EVENTS, MOST_STEPS, SHOWN
-
-PERSON = "Maria-Muster-4711"
-ANSWER = "sensitive answer 0815"
-WORKFLOW = f"""
-version: 1
-name: personal
-agent: tester
-inputs:
-  customer: {{ type: string }}
-steps:
-  one:
-    action: postgres.query
-    grants: {{ db: {{ kind: database, connection: support, role: feedback-read }} }}
-    with:
-      sql: "SELECT reverse('{ANSWER[::-1]}') || length(%(who)s) AS said"
-      parameters: {{ who: "${{{{ inputs.customer }}}}" }}
-    outputs: [rows]
-"""
 
 LISTS = (
     "/ui/",

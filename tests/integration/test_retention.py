@@ -15,6 +15,7 @@ import pytest
 from apis import apis_on, call, opened
 from bench import Bench, Setup
 from fork_server import ForkServer
+from personal import ANSWER, PERSON, WORKFLOW
 from queued import put, shared
 from signed_ledger import public_keys
 from waiting import wait_for
@@ -28,25 +29,8 @@ from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.types import DecisionFilter, EventRecord, LeaseFilter
 from orchestrator.workflow.loader import load_text
 
-PERSON = "Maria-Muster-4711"
-ANSWER = "sensitive answer 0815"
 OVER = 1.1
 """Seconds after which something of one second is over."""
-WORKFLOW = f"""
-version: 1
-name: personal
-agent: tester
-inputs:
-  customer: {{ type: string }}
-steps:
-  one:
-    action: postgres.query
-    grants: {{ db: {{ kind: database, connection: support, role: feedback-read }} }}
-    with:
-      sql: "SELECT reverse('{ANSWER[::-1]}') || length(%(who)s) AS said"
-      parameters: {{ who: "${{{{ inputs.customer }}}}" }}
-    outputs: [rows]
-"""
 FAILING = WORKFLOW.replace("SELECT reverse(", "SELECT 1/0, reverse(").replace("name: personal", "name: failing")
 
 

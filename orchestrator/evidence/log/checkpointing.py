@@ -62,7 +62,7 @@ class Checkpointing:
                 pass
             origin = await asyncio.to_thread(self.store.origin)
             deadline = self.clock.monotonic() + seconds
-            await self._check_what_was_signed(deadline)
+            await self._check_what_was_signed(origin, deadline)
             size = await asyncio.to_thread(self.store.size)
             checkpoint = Checkpoint(origin, size, await asyncio.to_thread(self.store.root, size))
             note = await self.signer.sign(checkpoint, deadline=deadline)
@@ -74,12 +74,13 @@ class Checkpointing:
     async def check(self, *, seconds: float = SIGN_SECONDS) -> None:
         """Raise EvidenceRejected where the log is not what it has signed itself."""
         async with self._turn:
-            await self._check_what_was_signed(self.clock.monotonic() + seconds)
+            origin = await asyncio.to_thread(self.store.origin)
+            await self._check_what_was_signed(origin, self.clock.monotonic() + seconds)
 
-    async def _check_what_was_signed(self, deadline: float) -> None:
+    async def _check_what_was_signed(self, origin: str, deadline: float) -> None:
         """A log signs nothing that contradicts what it has signed (c2sp.org/tlog-checkpoint)."""
         newest = await asyncio.to_thread(self.store.newest_checkpoint)
-        stored = None if newest is None else await self._opened(newest.note, deadline)
+        stored = None if newest is None else await self._opened(newest.note, origin, deadline)
         size = await asyncio.to_thread(self.store.size)  # after that: others sign more meanwhile, and never less
         for signed in {each for each in (stored, self._last) if each is not None}:  # mostly one and the same
             if size < signed.size or await asyncio.to_thread(self.store.root, signed.size) != signed.root:
@@ -90,9 +91,9 @@ class Checkpointing:
                 )
         self._last = stored or self._last
 
-    async def _opened(self, note: str, deadline: float) -> Checkpoint:
+    async def _opened(self, note: str, origin: str, deadline: float) -> Checkpoint:
         known = await asyncio.to_thread(self.store.keys)
-        names = await asyncio.to_thread(names_of, self.store)
+        names = [origin] if note.startswith(f"{origin}\n") else await asyncio.to_thread(names_of, self.store)
         try:
             return Checkpoint.opened(note, note_keys(names, known))
         except EvidenceRejected:

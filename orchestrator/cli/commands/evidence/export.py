@@ -60,10 +60,9 @@ def export(
     The last line says how much there was. Where it is missing the export was cut off. Exit code 4: events are missing
     from the ledger.
     """
-    from orchestrator.cli.connect import ledger_url
+    from orchestrator.cli.connect import ledger_reader
     from orchestrator.clock import SystemClock
     from orchestrator.evidence.export.stream import Tally, utc
-    from orchestrator.ledger.opening import open_reader
     from orchestrator.ledger.reading.history import HistoryFilter
     from orchestrator.ledger.reading.id_lookup import whole_id
     from orchestrator.ledger.states import IdKind
@@ -72,7 +71,7 @@ def export(
     if with_values and form is Format.CSV:
         raise UsageError("a row of a lease has neither inputs nor outputs", hint="leave --with-values out")
     now = SystemClock().now()
-    with open_reader(ledger_url()) as reader:
+    with ledger_reader() as reader:
         query = HistoryFilter(
             run=whole_id(reader, IdKind.TASK, whole_id(reader, IdKind.RUN, run)) if run is not None else None,
             workflow=workflow,

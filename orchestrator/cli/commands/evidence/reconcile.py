@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from orchestrator.evidence.reconciliation.findings import Compared, Finding
     from orchestrator.ledger.reading.reader import Reader
     from orchestrator.provision.vault.admin import VaultAdmin
+
+Progress = Callable[[str, int], None]
 
 _BEFORE = timedelta(days=1)
 """So much older than a log a lease may be that is revoked in it, if it is not open: longer than steps take."""
@@ -56,8 +58,8 @@ def reconcile(
     What the audit log has hashed is looked for by asking Vault for the hashes, as an admin: with VAULT_TOKEN, as
     `orchestrator provision` is.
     """
-    from orchestrator.cli.connect import ledger_url
-    from orchestrator.ledger.opening import open_reader
+    from orchestrator.cli.connect import ledger_reader
+    from orchestrator.cli.display.streams import counting
 
     if not vault_audit and not postgres_log:
         raise UsageError("there is no log to look at", hint="name one with --vault-audit or --postgres-log")
@@ -65,23 +67,23 @@ def reconcile(
         raise UsageError("the standard input can be read once")
     skew = timedelta(seconds=clock_skew)
     found: dict[str, Compared] = {}
-    with open_reader(ledger_url()) as reader:
+    with ledger_reader() as reader, counting() as progress:
         if vault_audit:
-            found["vault"] = _of_vault(reader, vault_audit, audit_device, skew)
+            found["vault"] = _of_vault(reader, vault_audit, audit_device, skew, progress)
         if postgres_log:
-            found["postgres"] = _of_postgres(reader, postgres_log, skew)
+            found["postgres"] = _of_postgres(reader, postgres_log, skew, progress)
     _show(found, as_json=as_json)
     if any(each.findings for each in found.values()):
         raise typer.Exit(int(ExitCode.STEP_FAILED))
 
 
-def _of_vault(reader: Reader, files: Sequence[Path], device: str, skew: timedelta) -> Compared:
+def _of_vault(reader: Reader, files: Sequence[Path], device: str, skew: timedelta, progress: Progress) -> Compared:
     from orchestrator.evidence.reconciliation.audit_hash import AuditHash
     from orchestrator.evidence.reconciliation.log_files import lines_of
     from orchestrator.evidence.reconciliation.vault_audit import read_audit
     from orchestrator.evidence.reconciliation.vault_leases import LeaseComparison
 
-    facts = read_audit(_seen(line for _, line in lines_of(files)))
+    facts = read_audit(_seen((line for _, line in lines_of(files)), progress))
     if not facts.coverage.entries:
         raise UsageError(
             f"no line of {_named(files)} is an entry of an audit log", hint="the file device of Vault writes such files"
@@ -90,10 +92,10 @@ def _of_vault(reader: Reader, files: Sequence[Path], device: str, skew: timedelt
     with ExitStack() as stack:
         comparison = LeaseComparison(facts, AuditHash(lambda: _vault(stack), device), reader.lease_paths(), skew)
         leases = reader.leases_between(first - _BEFORE - skew if first else None, last + skew if last else None)
-        return comparison.compare(leases, _telling("lease"))
+        return comparison.compare(leases, partial(progress, "leases"))
 
 
-def _of_postgres(reader: Reader, files: Sequence[Path], skew: timedelta) -> Compared:
+def _of_postgres(reader: Reader, files: Sequence[Path], skew: timedelta, progress: Progress) -> Compared:
     from orchestrator.evidence.reconciliation.log_files import lines_of
     from orchestrator.evidence.reconciliation.logins import LoginComparison
     from orchestrator.evidence.reconciliation.postgres_log import read_postgres
@@ -103,7 +105,7 @@ def _of_postgres(reader: Reader, files: Sequence[Path], skew: timedelta) -> Comp
         raise UsageError(f"no line of {_named(files)} is an entry of a log of PostgreSQL's")
     first, last = facts.coverage.first, facts.coverage.last
     leases = reader.leases_between(first - _BEFORE - skew if first else None, last + skew if last else None)
-    return LoginComparison(facts, skew).compare(leases, _telling("lease"))
+    return LoginComparison(facts, skew).compare(leases, partial(progress, "leases"))
 
 
 def _vault(stack: ExitStack) -> VaultAdmin:
@@ -112,22 +114,11 @@ def _vault(stack: ExitStack) -> VaultAdmin:
     return stack.enter_context(vault_admin())
 
 
-def _seen(lines: Iterator[str | None]) -> Iterator[str | None]:
-    tell = _telling("line")
+def _seen(lines: Iterator[str | None], progress: Progress) -> Iterator[str | None]:
     for number, line in enumerate(lines, 1):
         yield line
         if number % 10_000 == 0:
-            tell(number)
-
-
-def _telling(noun: str) -> Callable[[int], None]:
-    """Says how far it is, where somebody looks."""
-
-    def tell(done: int) -> None:
-        if sys.stderr.isatty():
-            sys.stderr.write(f"{counted(done, noun)} looked at\r")
-
-    return tell
+            progress("lines", number)
 
 
 def _named(files: Sequence[Path]) -> str:

@@ -9,16 +9,15 @@ from datetime import UTC, datetime
 from orchestrator.errors import LedgerError, UsageError
 from orchestrator.evidence.export.spreadsheet import END, csv_row
 from orchestrator.ledger.lease import OPEN, LeaseState
-from orchestrator.ledger.reading.id_lookup import whole_id
 from orchestrator.ledger.states import IdKind
 from orchestrator.ledger.types import LeaseFilter, LeaseRecord
 from orchestrator.presentation.events import gone
-from orchestrator.server.pages.answers import Asked, Download, Elsewhere, NotThere, Page, address
+from orchestrator.server.pages.answers import Asked, Download, NotThere, Page
 from orchestrator.server.pages.drawing.timeline import held_seconds
 from orchestrator.server.pages.rendering import scope_or_json
 from orchestrator.server.pages.sources import Sources
 from orchestrator.server.pages.views.evidence import signed
-from orchestrator.server.pages.views.listing import ROWS, listed
+from orchestrator.server.pages.views.listing import ROWS, begins_so, listed
 from orchestrator.server.pages.views.runs import sentence
 
 OPEN_STATES = "open"
@@ -80,11 +79,9 @@ def show_lease(sources: Sources, asked: Asked) -> Page:
     text = asked.names["lease"]
     lease = sources.reader.lease(text)
     if lease is None:
-        found = whole_id(sources.reader, IdKind.LEASE, text)
-        if found != text:
-            raise Elsewhere(address("leases", found))
         hint = "It may be in another ledger. The list of leases shows those of this one."
-        raise NotThere(f"No lease {text} is in this ledger.", hint=hint)
+        missing = NotThere(f"No lease {text} is in this ledger.", hint=hint)
+        raise begins_so(sources, IdKind.LEASE, "leases", text, missing)
     events = sources.reader.events(lease.run_id, lease_id=lease.lease_id)
     run = sources.reader.run(lease.run_id)
     return Page(

@@ -6,12 +6,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from orchestrator.server.pages.answers import Asked
+from orchestrator.ledger.reading.id_lookup import whole_id
+from orchestrator.ledger.states import IdKind
+from orchestrator.server.pages.answers import Asked, Elsewhere, NotThere, address
+from orchestrator.server.pages.sources import Sources
 
 Row = TypeVar("Row")
 
 ROWS = 50
 """Rows of one page."""
+
+
+def begins_so(sources: Sources, kind: IdKind, folder: str, text: str, missing: NotThere) -> Exception:
+    """What to raise where nothing has this id: the address of the only one that begins so, or that there is none."""
+    found = whole_id(sources.reader, kind, text)
+    return missing if found == text else Elsewhere(address(folder, found))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,20 +8,19 @@ from datetime import UTC, datetime, timedelta
 
 from orchestrator.errors import UsageError
 from orchestrator.jsontypes import JsonObject, counted
-from orchestrator.ledger.reading.id_lookup import whole_id
 from orchestrator.ledger.states import IdKind, RunState, StepState
 from orchestrator.ledger.types import EventRecord, LeaseFilter, LeaseRecord, RunFilter, RunRecord, StepRecord
 from orchestrator.presentation.events import words
 from orchestrator.presentation.runs import DUTIES, caller_facts
 from orchestrator.presentation.terms import lasting, took
-from orchestrator.server.pages.answers import Asked, Elsewhere, NotThere, Page, address
+from orchestrator.server.pages.answers import Asked, NotThere, Page
 from orchestrator.server.pages.drawing.svg import timeline_svg
 from orchestrator.server.pages.drawing.timeline import Attempt, attempts, timeline
 from orchestrator.server.pages.live import Part
 from orchestrator.server.pages.rendering import json_text, mark_of, rendered
 from orchestrator.server.pages.sources import Sources
 from orchestrator.server.pages.views.evidence import dropped_of, signed
-from orchestrator.server.pages.views.listing import ROWS, listed
+from orchestrator.server.pages.views.listing import ROWS, begins_so, listed
 
 MOST_EVENTS = 400
 """Events of which a timeline is drawn, and below which the chain is looked at for the page unasked."""
@@ -134,11 +133,9 @@ def run_of(sources: Sources, text: str) -> RunRecord:
     run = sources.reader.run(text)
     if run is not None:
         return run
-    found = whole_id(sources.reader, IdKind.RUN, text)
-    if found != text:
-        raise Elsewhere(address("runs", found))
     hint = "It may be in another ledger. The list of runs shows those of this one, newest first."
-    raise NotThere(f"No run {text} is in this ledger.", hint=hint)
+    missing = NotThere(f"No run {text} is in this ledger.", hint=hint)
+    raise begins_so(sources, IdKind.RUN, "runs", text, missing)
 
 
 def changing_part(sources: Sources, run_id: str) -> Part | None:

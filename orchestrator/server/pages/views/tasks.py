@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from orchestrator.errors import UsageError
-from orchestrator.ledger.reading.id_lookup import whole_id
 from orchestrator.ledger.states import IdKind, TaskState
 from orchestrator.ledger.types import TaskRecord
 from orchestrator.presentation.runs import caller_facts
 from orchestrator.presentation.tasks import TaskStory
-from orchestrator.server.pages.answers import Asked, Elsewhere, NotThere, Page, address
+from orchestrator.server.pages.answers import Asked, NotThere, Page
 from orchestrator.server.pages.sources import Sources
 from orchestrator.server.pages.views.evidence import dropped_in
-from orchestrator.server.pages.views.listing import ROWS, listed
+from orchestrator.server.pages.views.listing import ROWS, begins_so, listed
 from orchestrator.server.pages.views.runs import sentence
 
 MOST_CALLS = 300
@@ -63,7 +62,5 @@ def _task_of(sources: Sources, text: str) -> TaskRecord:
     task = sources.reader.task(text)
     if task is not None:
         return task
-    found = whole_id(sources.reader, IdKind.TASK, text)
-    if found != text:
-        raise Elsewhere(address("tasks", found))
-    raise NotThere(f"No task {text} is in this ledger.", hint="The list of tasks shows those of this one.")
+    missing = NotThere(f"No task {text} is in this ledger.", hint="The list of tasks shows those of this one.")
+    raise begins_so(sources, IdKind.TASK, "tasks", text, missing)
