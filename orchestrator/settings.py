@@ -184,6 +184,24 @@ class Settings(BaseSettings):
     """How long what runs were given is kept after their end, such as `90d`, and then dropped; None: for good."""
     keep_outputs: Retention | None = None
     """The same for what their steps gave."""
+    ui_url: HttpAddress | None = None
+    """How browsers reach the pages of `serve --ui`, such as `https://orchestrator.example`; None: at its listener."""
+    ui_readers: list[str] = Field(default_factory=list)
+    """Who may read them, as a policy names those who approve: `vault-policy:NAME`, `vault:NAME`, `oidc-groups:NAME`."""
+    ui_approvers: list[str] = Field(default_factory=list)
+    """Who may say something there to requests for approval, as far as the policy lets them."""
+    ui_operators: list[str] = Field(default_factory=list)
+    """Who may cancel runs there."""
+    ui_oidc_issuer: HttpAddress | None = None
+    """An OpenID provider by which people log in there, beside Vault."""
+    ui_oidc_client_id: str | None = None
+    """Who we are to it."""
+    ui_oidc_client_secret_file: Path | None = None
+    """Our secret there, if it gave us one; without it PKCE alone protects the code."""
+    ui_oidc_scopes: list[str] = Field(default_factory=lambda: ["openid", "profile"])
+    """What is asked of it."""
+    ui_oidc_claims: list[str] = Field(default_factory=lambda: ["groups"])
+    """The claims of its ID tokens that say who somebody is: `groups` makes `oidc-groups:NAME`."""
     slack_channel: str | None = None
     """Where requests for approval are posted, with buttons; None: nowhere."""
     slack_token_file: Path | None = None

@@ -95,14 +95,18 @@ def run_command(arguments: Sequence[str], environment: Mapping[str, str], *, fol
 
     A Ctrl-C reaches it as it reaches us; we wait until it has revoked what it holds.
     """
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("ORCHESTRATOR_", "VAULT_"))}
     command = [sys.executable, "-m", "orchestrator.cli", *arguments]
     before = signal.signal(signal.SIGINT, lambda number, frame: None)
     try:
-        with subprocess.Popen(command, env={**inherited, **environment}, cwd=folder) as process:  # noqa: S603 -- ours
+        with subprocess.Popen(command, env={**without_settings(), **environment}, cwd=folder) as process:  # noqa: S603 -- ours
             return process.wait()
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def without_settings() -> dict[str, str]:
+    """The environment of this process without anything that the orchestrator would take for a setting of its own."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("ORCHESTRATOR_", "VAULT_"))}
 
 
 def run_until_stopped() -> None:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from orchestrator.queue.shared import SharedQueue
     from orchestrator.server.api.service import Api, ApiConfig
+    from orchestrator.server.pages.login.declared import Login
     from orchestrator.server.pages.serving import Pages
     from orchestrator.workflow.loader import LoadedWorkflow
 
@@ -65,7 +66,8 @@ class ServeConfig:
     Without a folder nothing is scheduled. With `queue` what is due is put into the shared queue; with `works` runs of
     that queue are carried out, those of `offered` also where another program asks for them by their name.
     `sweep_interval` is in seconds, and one for all processes on a ledger. With `approvals` the listener also takes
-    them, and with `pages` shows the pages, to whoever asks. `api` answers agents.
+    them. With `pages` it shows the pages, to whoever may log in, or to whoever asks where nobody has to. `api` answers
+    agents.
     """
 
     folder: Path | None
@@ -73,7 +75,7 @@ class ServeConfig:
     drain: float = 60.0
     listen: str | None = "127.0.0.1:9464"
     approvals: bool = False
-    pages: bool = False
+    pages: Login | bool = False
     queue: bool = False
     works: bool = False
     offered: Path | None = None
@@ -170,7 +172,7 @@ async def _served(
                         metrics,
                         stop,
                         approvals=config.approvals,
-                        pages=_pages(services, store, folder) if config.pages else None,
+                        pages=_pages(services, store, folder, config.pages, bound),
                     ),
                     maintained(hooks, metrics),
                 ):
@@ -361,10 +363,20 @@ async def _listening(
                 await pages.aclose()
 
 
-def _pages(services: Services, schedules: ScheduleStore, folder: WorkflowFolder) -> Pages:
-    from orchestrator.server.pages.serving import Pages, sources_of
+def _pages(
+    services: Services,
+    schedules: ScheduleStore,
+    folder: WorkflowFolder,
+    login: Login | bool,
+    bound: socket.socket | None,
+) -> Pages | None:
+    if bound is None or login is False:
+        return None
+    from orchestrator.server.pages.serving import Pages, inside_of, sources_of
 
-    return Pages(sources_of(services, schedules, folder))
+    host, port = bound.getsockname()[:2]
+    inside = None if isinstance(login, bool) else inside_of(services, login, f"{host}:{port}")
+    return Pages(sources_of(services, schedules, folder), inside)
 
 
 @contextmanager

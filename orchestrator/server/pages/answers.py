@@ -7,11 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote, urlencode
 
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.presentation.moments import parse_moment
+
+if TYPE_CHECKING:
+    from orchestrator.server.pages.sessions import Session
 
 ROOT = "/ui"
 
@@ -41,6 +44,8 @@ class Asked:
     names: Mapping[str, str]
     query: Mapping[str, str]
     now: datetime
+    session: Session | None = None
+    """Whose browser asks; None where nobody has to log in."""
 
     def text(self, name: str) -> str | None:
         """A value, without spaces around it; None where there is none."""

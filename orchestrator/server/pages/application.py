@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from urllib.parse import urlencode
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -19,12 +20,14 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestrator.errors import LedgerError, UnknownRun, UsageError
 from orchestrator.network.loopback import is_loopback
 from orchestrator.server.pages.answers import ROOT, Asked, Download, Elsewhere, NotThere, Page
 from orchestrator.server.pages.live import Live
+from orchestrator.server.pages.login.door import Door
+from orchestrator.server.pages.login.inside import Inside
 from orchestrator.server.pages.rendering import FOLDER, rendered
 from orchestrator.server.pages.sources import Sources
+from orchestrator.server.pages.troubles import problem, troubled
 from orchestrator.server.pages.views import approvals, decisions, exposure, home, leases, runs, services, tasks
 
 log = logging.getLogger(__name__)
@@ -64,33 +67,35 @@ PAGES: tuple[tuple[str, Make], ...] = (
 )
 
 
-def page_routes(sources: Sources, live: Live) -> list[BaseRoute]:
-    """Everything under `/ui/`."""
+def page_routes(sources: Sources, live: Live, inside: Inside | None = None) -> list[BaseRoute]:
+    """Everything under `/ui/`; without `inside` for everybody on this machine, and to be read only."""
     app = Starlette(
         routes=[
-            *(Route(path, _answering(sources, make)) for path, make in PAGES),
-            Route("/live/runs/{run}", _following(live)),
+            *(inside.routes() if inside is not None else ()),
+            *(Route(path, _answering(sources, make), methods=["GET"]) for path, make in PAGES),
+            Route("/live/runs/{run}", _following(live), methods=["GET"]),
             Mount("/static", StaticFiles(directory=FOLDER / "static")),
         ],
         exception_handlers={HTTPException: _elsewhere},
     )
-    return [Mount(ROOT, app=_Guarded(app))]
+    return [Mount(ROOT, app=_Guarded(app, inside.door if inside is not None else None))]
 
 
 def _answering(sources: Sources, make: Make) -> Endpoint:
     async def endpoint(request: Request) -> Response:
         names = {name: str(value) for name, value in request.path_params.items()}
-        asked = Asked(request.scope["path"], names, dict(request.query_params), sources.clock.now())
+        session = request.scope.get("orchestrator.session")
+        asked = Asked(request.scope["path"], names, dict(request.query_params), sources.clock.now(), session)
         if any("\0" in name for name in names.values()):
             return await asyncio.to_thread(
-                _troubled, NotThere("Nothing has such a name.", hint="Begin at the overview.")
+                troubled, NotThere("Nothing has such a name.", hint="Begin at the overview.")
             )
         try:
             return await asyncio.to_thread(_made, make, sources, asked)
         except Elsewhere as other:
             return RedirectResponse(other.url, 303)
         except Exception as error:  # noqa: BLE001 -- whatever it is, people get a page and no text of it
-            return await asyncio.to_thread(_troubled, error)
+            return await asyncio.to_thread(troubled, error)
 
     return endpoint
 
@@ -98,7 +103,7 @@ def _answering(sources: Sources, make: Make) -> Endpoint:
 def _made(make: Make, sources: Sources, asked: Asked) -> Response:
     answer = make(sources, asked)
     if isinstance(answer, Page):
-        return HTMLResponse(rendered(answer), answer.status)
+        return HTMLResponse(rendered(answer, asked.session), answer.status)
     headers = {"Content-Disposition": f'attachment; filename="{answer.name}"'}
     return StreamingResponse(_in_threads(answer.parts), media_type=answer.media_type, headers=headers)
 
@@ -106,26 +111,6 @@ def _made(make: Make, sources: Sources, asked: Asked) -> Response:
 async def _in_threads(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
     while (part := await asyncio.to_thread(next, parts, None)) is not None:
         yield part
-
-
-def _troubled(error: Exception) -> Response:
-    if isinstance(error, NotThere | UnknownRun):
-        return problem(404, error.message, error.hint or "")
-    if isinstance(error, UsageError):
-        return problem(400, error.message, error.hint or "")
-    if isinstance(error, LedgerError):
-        log.warning("a page cannot be made: %s", error.message)
-        return problem(503, "The ledger does not answer now.", "Runs may go on all the same. Try again in a moment.")
-    log.error("a page cannot be made", exc_info=error)
-    return problem(500, "This page could not be made.", "The log of `orchestrator serve` says why.")
-
-
-def problem(status: int, message: str, hint: str) -> Response:
-    """A page that says what is wrong, and what to do."""
-    titles = {400: "That cannot be asked", 404: "Not found", 405: "Not possible", 503: "Not now"}
-    title = titles.get(status, "Something went wrong")
-    page = Page("problem.html", {"title": title, "message": message, "hint": hint}, status)
-    return HTMLResponse(rendered(page), status, headers={"Retry-After": "5"} if status == 503 else None)
 
 
 async def _elsewhere(request: Request, error: Exception) -> Response:
@@ -142,10 +127,11 @@ def _following(live: Live) -> Endpoint:
 
 
 class _Guarded:
-    """Refuses foreign names of this machine, and puts the headers on every answer."""
+    """Refuses foreign names, and whoever has not logged in, and puts the headers on every answer."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, door: Door | None) -> None:
         self._app = app
+        self._door = door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def sent(message: Message) -> None:
@@ -154,7 +140,16 @@ class _Guarded:
                 message = {**message, "headers": [*kept, *_ENCODED]}
             await send(message)
 
-        app = self._app if is_loopback(_host(scope)) else _foreign
+        host, app = _host(scope), self._app
+        if self._door is None:
+            app = app if is_loopback(host) else _foreign
+        elif not is_loopback(host) and host.lower() != self._door.host:
+            app = _foreign
+        else:
+            session = self._door.session_of(_header(scope, b"cookie"))
+            if session is None and not scope["path"].startswith(_FOR_ALL):
+                app = _stranger
+            scope = {**scope, "orchestrator.session": session}
         await app(scope, receive, sent)
 
 
@@ -164,6 +159,24 @@ def _host(scope: Scope) -> str:
     if len(said) != 1:
         return ""
     return said[0].partition("]")[0] + "]" if said[0].startswith("[") else said[0].partition(":")[0]
+
+
+def _header(scope: Scope, name: bytes) -> str:
+    return "; ".join(value.decode("latin-1") for key, value in scope["headers"] if key == name)
+
+
+_FOR_ALL = (f"{ROOT}/login", f"{ROOT}/static/")
+
+
+async def _stranger(scope: Scope, receive: Receive, send: Send) -> None:
+    """Whoever wants to look at a page is asked to log in, and comes back to it; nothing else is answered."""
+    if scope["method"] == "GET" and not scope["path"].startswith(f"{ROOT}/live/"):
+        query = scope["query_string"].decode("latin-1")
+        then = scope["path"] + (f"?{query}" if query else "")
+        answer: Response = RedirectResponse(f"{ROOT}/login?{urlencode({'then': then})}", 303)
+    else:
+        answer = problem(401, "Nobody is logged in here.", "Log in, and do it again.")
+    await answer(scope, receive, send)
 
 
 _ENCODED = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -17,6 +18,9 @@ from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.states import ApprovalState, RunState, StepState, TaskState
 from orchestrator.presentation.terms import LEASE_MARKS, LEASE_WORDS, inputs_words, lasting, scope_words, took
 from orchestrator.server.pages.answers import Page, address
+
+if TYPE_CHECKING:
+    from orchestrator.server.pages.sessions import Session
 
 FOLDER = Path(__file__).parent
 
@@ -157,9 +161,9 @@ def environment() -> Environment:
     return made
 
 
-def rendered(page: Page) -> str:
-    """The whole text of a page."""
-    return environment().get_template(page.template).render(page.values)
+def rendered(page: Page, session: Session | None = None) -> str:
+    """The whole text of a page, for whoever has logged in."""
+    return environment().get_template(page.template).render({"session": session, **page.values})
 
 
 def prepare() -> None:

@@ -15,6 +15,7 @@ from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrator.server.api.service import ApiConfig, Door
+    from orchestrator.server.pages.login.declared import Login
 
 WorkflowFolder = Annotated[Path, typer.Argument(metavar="[FOLDER]", help="The folder with the workflows.")]
 OfferedFolder = Annotated[
@@ -49,8 +50,8 @@ UiWithoutLogin = Annotated[
     bool,
     typer.Option(
         "--ui-without-login",
-        help="With --ui: EVERYBODY who can log in to this machine may read everything. There is no login yet, so that "
-        "--ui needs this, and an address of this machine alone.",
+        help="With --ui: nobody logs in, and EVERYBODY who can log in to this machine may read everything. Takes an "
+        "address of this machine alone.",
     ),
 ]
 ApiAddress = Annotated[
@@ -119,31 +120,40 @@ def serve(
     )
 
 
-def _pages(listen: str | None, *, ui: bool, without_login: bool) -> bool:
-    """Whether there are pages. Raises UsageError where others could read them, or a package is missing."""
-    from orchestrator.network.loopback import is_loopback
+def _pages(listen: str | None, *, ui: bool, without_login: bool) -> Login | bool:
+    """Who may log in to the pages; True where everybody on this machine may look, False where there are none.
 
+    Raises UsageError where others could read them, or a package is missing.
+    """
     if not ui:
         if without_login:
             raise UsageError("--ui-without-login needs --ui", hint="it says that the pages may be read by everybody")
         return False
     if listen is None:
         raise UsageError("--ui is answered by the listener, and --no-listen leaves that out")
-    if not without_login:
-        raise UsageError(
-            "the pages have no login yet: everybody who can log in to this machine could read them",
-            hint="give --ui-without-login, too, if that may be",
-        )
-    if not is_loopback(listen.rpartition(":")[0]):
-        raise UsageError(
-            f"the pages have no login yet, and {listen} is not of this machine alone",
-            hint="listen at 127.0.0.1, and reach it from elsewhere by SSH: ssh -L 9464:127.0.0.1:9464 HOST",
-        )
     try:
         import orchestrator.server.pages.serving  # noqa: F401 -- whether it can be imported
     except ImportError as error:
         raise options.missing_extra("--ui", error, "ui") from error
+    return _for_everybody(listen) if without_login else _login(listen)
+
+
+def _for_everybody(listen: str) -> bool:
+    from orchestrator.network.loopback import is_loopback
+
+    if not is_loopback(listen.rpartition(":")[0]):
+        raise UsageError(
+            f"without a login the pages are for this machine alone, and {listen} is not",
+            hint="let people log in (docs/page.md), or listen at 127.0.0.1 and reach it by SSH",
+        )
     return True
+
+
+def _login(listen: str) -> Login:
+    from orchestrator.configured.pages import login
+    from orchestrator.settings import load_settings
+
+    return login(load_settings(), listen)
 
 
 def _doors(wanted: bool, hand_over: bool) -> tuple[Door, ...]:
@@ -215,7 +225,7 @@ def _serve(
     grace: float | None,
     *,
     approvals: bool,
-    pages: bool = False,
+    pages: Login | bool = False,
     works: bool,
     offered: Path | None,
     api: ApiConfig | None = None,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.commands.stack.dev import SAMPLE, require_servers, say
+from orchestrator.cli.commands.stack.dev import SAMPLE, require_servers, say, shown_pages
 
 if TYPE_CHECKING:
     from orchestrator.devstack.agents import Attempt
@@ -62,7 +63,19 @@ def _feedback() -> int:
         left = what_is_left(provisioned)
         for line in left.lines():
             say(f"  {line}")
+        if sys.stdout.isatty() and sys.stdin.isatty():
+            _show_pages(provisioned)
     return 1 if code == 0 and (refused != 3 or not as_expected or not left.clean) else code
+
+
+def _show_pages(provisioned: Provisioned) -> None:
+    """For people at a terminal: the servers stay until they have seen it."""
+    from orchestrator.devstack.session import run_until_stopped
+
+    with shown_pages(provisioned) as pages:
+        if pages is not None:
+            say(f"\nAll of this as pages: {pages}  (Ctrl-C ends the demo)")
+            run_until_stopped()
 
 
 def _agents(provisioned: Provisioned) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,7 +45,8 @@ def dev(
         provisioned = stack.enter_context(temporary_stack(samples(), directory))
         servers = stack.enter_context(_mail_servers(provisioned)) if mail else None
         files = write_environment(provisioned, provisioned.info.directory, servers.environment() if servers else {})
-        say(_how_to_reach(provisioned, servers, *files))
+        pages = stack.enter_context(shown_pages(provisioned))
+        say(_how_to_reach(provisioned, servers, pages, *files))
         run_until_stopped()
         say("stopping")
 
@@ -57,7 +58,17 @@ def _mail_servers(provisioned: Provisioned) -> AbstractContextManager[MailServer
     return mail_servers(provisioned, samples() / "vault", provisioned.info.directory)
 
 
-def _how_to_reach(provisioned: Provisioned, servers: MailServers | None, runtime: Path, admin: Path) -> str:
+def shown_pages(provisioned: Provisioned) -> AbstractContextManager[str | None]:
+    """The pages of the history, where their packages are installed; they need nothing of the stack but its ledger."""
+    from orchestrator.devstack.pages import history_pages
+    from orchestrator.doctor.machine import PACKAGES, is_there
+
+    return history_pages(provisioned) if all(map(is_there, PACKAGES["ui"])) else nullcontext()
+
+
+def _how_to_reach(
+    provisioned: Provisioned, servers: MailServers | None, pages: str | None, runtime: Path, admin: Path
+) -> str:
     info, mail, sample = provisioned.info, "", shlex.quote(_from_here(SAMPLE))
     folders = ""
     if _from_here(SAMPLE) != SAMPLE:
@@ -75,6 +86,7 @@ Everything runs; Ctrl-C stops it. Files are in {info.directory}
   CRM               {info.crm_url}
   Slack stand-in    {info.slack_url}
   token issuer      {info.issuer_url}/.well-known/jwks.json
+  history as pages  {pages or "not installed: pip install 'credential-orchestrator[ui]'"}
 {mail}
 In another terminal:
   set -a; . {shlex.quote(str(runtime))}; set +a                     # the runtime's login, and the addresses

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from orchestrator.errors import UnknownRun, UsageError
 from orchestrator.grants.fields import format_duration
+from orchestrator.ledger.coordination.approvals import ApprovalRecord
 from orchestrator.ledger.states import ApprovalState
 from orchestrator.presentation.approvals import approvers, does, grants_of, member, wanted
 from orchestrator.server.pages.answers import Asked, Elsewhere, NotThere, Page, address
+from orchestrator.server.pages.sessions import Role
 from orchestrator.server.pages.sources import Sources
 from orchestrator.server.pages.views.listing import ROWS, listed
 
@@ -48,6 +52,8 @@ def show_approval(sources: Sources, asked: Asked) -> Page:
         "approval.html",
         {
             "asked": asked,
+            "session": asked.session,
+            "can_vote": _can_vote(asked, record, sources.clock.now()),
             "record": record,
             "standing": record.at(sources.clock.now()),
             "does": does(record.question),
@@ -61,3 +67,9 @@ def show_approval(sources: Sources, asked: Asked) -> Page:
             "said": [each for each in events if each.data.get("approval_id") == record.approval_id],
         },
     )
+
+
+def _can_vote(asked: Asked, record: ApprovalRecord, now: datetime) -> bool:
+    """Whether there is anything to be said by them; whether it counts is looked at when they say it."""
+    is_approver = asked.session is not None and asked.session.may(Role.APPROVER)
+    return is_approver and record.at(now) is ApprovalState.OPEN

@@ -1,0 +1,213 @@
+"""Login by an OpenID provider: authorization code with PKCE (OpenID Connect Core 1.0, 3.1; RFC 7636; RFC 9700, 2.1.1).
+
+What goes over the wire and what an ID token must say is Authlib's; requests, signatures and times are checked by what
+checks those of agents.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote_plus, urlencode
+
+import httpx
+from authlib.oauth2.rfc6749.parameters import prepare_grant_uri
+from authlib.oauth2.rfc7636 import create_s256_code_challenge
+from authlib.oidc.core import CodeIDToken
+from joserfc.errors import JoseError
+
+from orchestrator.approvals.people import Person, Unproven
+from orchestrator.clock import Clock
+from orchestrator.errors import Unreachable
+from orchestrator.jsontypes import JsonObject, JsonValue
+from orchestrator.pep.errors import IssuerUnreachable, TokenRefused
+from orchestrator.pep.fetching import client, confidential, json_object
+from orchestrator.pep.jwt.claims import Expected
+from orchestrator.pep.sources import IssuerKeys, jwks_uri, oidc_metadata, verify_by
+from orchestrator.server.pages.login.declared import Provider
+
+PENDING_SECONDS = 600.0
+"""How long somebody may take at the provider."""
+
+MOST_PENDING = 1000
+"""Logins that have begun and not ended; the oldest makes room."""
+
+SECONDS = 10.0
+MOST_BYTES = 1 << 18
+ALGORITHMS = frozenset({"RS256", "PS256", "ES256", "EdDSA", "Ed25519"})
+METADATA_SECONDS = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A login that has begun in the browser that has `browser` in a cookie."""
+
+    browser: str = field(repr=False)
+    nonce: str = field(repr=False)
+    verifier: str = field(repr=False)
+    then: str
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Who came back, how people call them, and where they wanted to go."""
+
+    person: Person
+    shown: str
+    then: str
+
+
+@dataclass(slots=True)
+class OpenId:
+    """Logins at one provider, which sends people back to `redirect`."""
+
+    provider: Provider
+    redirect: str
+    clock: Clock
+    _pending: dict[str, Pending] = field(default_factory=dict)
+    _metadata: tuple[JsonObject, float] | None = None
+    _keys: IssuerKeys | None = None
+
+    async def begin(self, browser: str, then: str) -> str:
+        """Where to send a browser. Raises Unreachable where the provider cannot be asked who it is."""
+        metadata = await self._described()
+        now = self.clock.monotonic()
+        self._pending = {name: each for name, each in self._pending.items() if each.until > now}
+        while len(self._pending) >= MOST_PENDING:
+            del self._pending[next(iter(self._pending))]
+        state, nonce, verifier = (secrets.token_urlsafe(32) for _ in range(3))
+        self._pending[state] = Pending(_digest(browser), nonce, verifier, then, now + PENDING_SECONDS)
+        return str(
+            prepare_grant_uri(
+                _endpoint(metadata, "authorization_endpoint"),
+                self.provider.client_id,
+                "code",
+                redirect_uri=self.redirect,
+                scope=" ".join(self.provider.scopes),
+                state=state,
+                nonce=nonce,
+                code_challenge=create_s256_code_challenge(verifier),
+                code_challenge_method="S256",
+            )
+        )
+
+    async def finish(self, browser: str, answered: Mapping[str, str]) -> Known:
+        """Who comes back with this query string. Raises Unproven, and Unreachable.
+
+        A state counts once, and only in the browser that it was given to (RFC 9700, 4.7).
+        """
+        pending = self._pending.pop(answered.get("state", ""), None)
+        if pending is None or pending.until <= self.clock.monotonic():
+            raise Unproven("this login was not begun here, or too long ago", hint="begin it again")
+        if not hmac.compare_digest(pending.browser, _digest(browser)):
+            raise Unproven("this login was begun in another browser", hint="begin it again")
+        metadata = await self._described()
+        said_by = answered.get("iss")
+        strict = metadata.get("authorization_response_iss_parameter_supported") is True
+        if (said_by is not None and said_by != self.provider.issuer) or (strict and said_by is None):  # RFC 9207, 2.4
+            raise Unproven("the answer is of another provider", hint="begin the login again")
+        code = answered.get("code")
+        if not code:
+            raise Unproven("the provider has not let you in", hint="begin the login again")
+        tokens = await self._exchanged(metadata, code, pending.verifier)
+        claims = await self._verified(tokens, pending.nonce)
+        return Known(self._person(claims), _text(claims.get(self.provider.shown)) or str(claims["sub"]), pending.then)
+
+    async def _described(self) -> JsonObject:
+        now = self.clock.monotonic()
+        if self._metadata is not None and self._metadata[1] > now:
+            return self._metadata[0]
+        try:
+            url = confidential(oidc_metadata(self.provider.issuer))
+            async with client(None, SECONDS) as http:
+                request = http.build_request("GET", url)
+                found = (await json_object(http, request, most_bytes=MOST_BYTES, seconds=SECONDS)).document
+            keys = IssuerKeys.at(jwks_uri(found, self.provider.issuer), clock=self.clock)
+        except (IssuerUnreachable, ValueError) as error:
+            raise Unreachable(f"the OpenID provider cannot be used: {error}") from None
+        if self._keys is None or self._metadata is None or self._metadata[0].get("jwks_uri") != found.get("jwks_uri"):
+            self._keys = keys
+        self._metadata = found, now + METADATA_SECONDS
+        return found
+
+    async def _exchanged(self, metadata: JsonObject, code: str, verifier: str) -> JsonObject:
+        form = {
+            "grant_type": "authorization_code",
+            "code": code,
+            "redirect_uri": self.redirect,
+            "code_verifier": verifier,
+        }
+        headers = {"content-type": "application/x-www-form-urlencoded"}
+        if self.provider.secret is None:
+            form["client_id"] = self.provider.client_id
+        else:
+            pair = f"{quote_plus(self.provider.client_id)}:{quote_plus(self.provider.secret.reveal())}"
+            headers["authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"  # RFC 6749, 2.3.1
+        try:
+            url = _endpoint(metadata, "token_endpoint")
+            async with client(None, SECONDS) as http:
+                request = http.build_request("POST", url, content=urlencode(form), headers=headers)
+                answer = await json_object(http, request, most_bytes=MOST_BYTES, seconds=SECONDS)
+        except httpx.InvalidURL as error:
+            raise Unreachable("the OpenID provider names no token endpoint") from error
+        except IssuerUnreachable as error:
+            raise Unproven(f"the provider gave nothing for its code: {error.message}", hint="begin it again") from None
+        return answer.document
+
+    async def _verified(self, tokens: JsonObject, nonce: str) -> Mapping[str, JsonValue]:
+        token = tokens.get("id_token")
+        if not isinstance(token, str) or self._keys is None:
+            raise Unproven("the provider gave no ID token", hint="is `openid` among its scopes?")
+        wanted = Expected(
+            self.provider.issuer,
+            frozenset({self.provider.client_id}),
+            algorithms=ALGORITHMS,
+            types=None,
+            required=frozenset({"sub", "iat", "nonce"}),
+            most_age=PENDING_SECONDS,
+        )
+        try:
+            claims = await verify_by(token, self._keys, wanted, self.clock)
+        except TokenRefused as error:
+            raise Unproven(f"the ID token is not accepted: {error.message}") from None
+        except IssuerUnreachable as error:
+            raise Unreachable(f"the OpenID provider's keys cannot be had: {error}") from None
+        said: dict[str, Any] = dict(claims.all)
+        params = {"nonce": nonce, "client_id": self.provider.client_id}
+        try:
+            CodeIDToken(said, {}, {}, params).validate(now=int(self.clock.now().timestamp()), leeway=5)
+        except JoseError as error:
+            raise Unproven(f"the ID token is not of this login: {error}") from None
+        return said
+
+    def _person(self, claims: Mapping[str, JsonValue]) -> Person:
+        found = []
+        for name in self.provider.claims:
+            value = claims.get(name)
+            for each in value if isinstance(value, list) else [value]:
+                if text := _text(each):
+                    found.append(f"oidc-{name}:{text}")
+        return Person(f"oidc:{claims['sub']}", tuple(sorted(found)))
+
+
+def _endpoint(metadata: Mapping[str, JsonValue], name: str) -> str:
+    url = metadata.get(name)
+    try:
+        return confidential(str(url))
+    except ValueError as error:
+        raise Unreachable(f"the OpenID provider names no {name} that can be used: {error}") from None
+
+
+def _text(value: JsonValue) -> str:
+    """One line that can be shown; empty for anything else."""
+    return value if isinstance(value, str) and value.isprintable() and len(value) <= 200 else ""
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
