@@ -66,9 +66,9 @@ def test_a_process_that_ends_lets_go_of_the_browsers_that_follow(served: Served,
 def test_pages_for_everybody_are_asked_for_in_so_many_words(served: Served) -> None:
     served.log.touch()
     for options, said in (
-        (("--ui",), "--ui-without-login"),
+        (("--ui",), "nobody may log in to the pages"),
         (("--ui-without-login",), "needs --ui"),
-        (("--ui", "--ui-without-login", "--listen", "0.0.0.0:0"), "not of this machine alone"),
+        (("--ui", "--ui-without-login", "--listen", "0.0.0.0:0"), "without a login the pages are for this machine alone"),
         (("--ui", "--ui-without-login", "--no-listen"), "--no-listen"),
     ):
         answer = served.children.command("serve", str(served.folder), *options, environment=served.environment)
