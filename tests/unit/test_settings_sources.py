@@ -438,6 +438,7 @@ FITTING = {
     "policy_on_error": '"deny"',
     "dead_after": "5",
     "confinement": '"required"',
+    **dict.fromkeys(("ui_readers", "ui_approvers", "ui_operators", "ui_oidc_scopes", "ui_oidc_claims"), '["one"]'),
     **dict.fromkeys(("max_output_bytes", "max_parallel", "max_takeovers"), "7"),
 }
 """A value other than the default, where not any text is one."""
