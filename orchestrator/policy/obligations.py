@@ -39,7 +39,14 @@ class Notice(TypedDict):
     text: Annotated[str, Field(min_length=1, max_length=2000, description="What to say.")]
 
 
-_Approver = Annotated[str, Field(pattern=r"^(vault|vault-policy|vault-entity|slack):[^\s]{1,200}$")]
+_Approver = Annotated[
+    str,
+    Field(
+        max_length=300,
+        pattern=r"^((vault|vault-policy|vault-entity|slack):\S{1,200}|oidc(-[!-9;-~]{1,50})?:\S+( \S+)*)$",
+    ),
+]
+"""Groups of an OpenID provider have spaces in their names, more often than not."""
 
 
 class ApprovalDocument(TypedDict):
@@ -52,7 +59,8 @@ class ApprovalDocument(TypedDict):
         Field(
             min_length=1,
             description="Who may: `vault:NAME` (the display name of a Vault token), `vault-entity:ID`, "
-            "`vault-policy:NAME` (whoever has this Vault policy), `slack:USER_ID`. Nobody approves their own.",
+            "`vault-policy:NAME` (whoever has this Vault policy), `slack:USER_ID`, `oidc:SUBJECT`, `oidc-CLAIM:VALUE` (whoever "
+            "an OpenID provider says this of, such as `oidc-groups:support`). Nobody approves their own.",
         ),
     ]
     count: NotRequired[Annotated[int, Field(gt=0, le=20, description="How many different ones; 1 by default.")]]

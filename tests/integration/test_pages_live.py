@@ -68,7 +68,10 @@ def test_pages_for_everybody_are_asked_for_in_so_many_words(served: Served) -> N
     for options, said in (
         (("--ui",), "nobody may log in to the pages"),
         (("--ui-without-login",), "needs --ui"),
-        (("--ui", "--ui-without-login", "--listen", "0.0.0.0:0"), "without a login the pages are for this machine alone"),
+        (
+            ("--ui", "--ui-without-login", "--listen", "0.0.0.0:0"),
+            "without a login the pages are for this machine alone",
+        ),
         (("--ui", "--ui-without-login", "--no-listen"), "--no-listen"),
     ):
         answer = served.children.command("serve", str(served.folder), *options, environment=served.environment)

