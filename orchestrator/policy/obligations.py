@@ -59,8 +59,9 @@ class ApprovalDocument(TypedDict):
         Field(
             min_length=1,
             description="Who may: `vault:NAME` (the display name of a Vault token), `vault-entity:ID`, "
-            "`vault-policy:NAME` (whoever has this Vault policy), `slack:USER_ID`, `oidc:SUBJECT`, `oidc-CLAIM:VALUE` (whoever "
-            "an OpenID provider says this of, such as `oidc-groups:support`). Nobody approves their own.",
+            "`vault-policy:NAME` (whoever has this Vault policy), `slack:USER_ID`, `oidc:SUBJECT`, "
+            "`oidc-CLAIM:VALUE` (whoever an OpenID provider says this of, such as `oidc-groups:support`). "
+            "Nobody approves their own.",
         ),
     ]
     count: NotRequired[Annotated[int, Field(gt=0, le=20, description="How many different ones; 1 by default.")]]
