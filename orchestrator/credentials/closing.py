@@ -22,7 +22,6 @@ from orchestrator.credentials.types import (
     LoginLeft,
     Suspect,
     SweptLogins,
-    step_key_of,
 )
 from orchestrator.errors import OrchestratorError, Unreachable
 from orchestrator.ledger.events import (
@@ -33,6 +32,7 @@ from orchestrator.ledger.events import (
     LeaseVaultRevoked,
     OrphansSwept,
 )
+from orchestrator.ledger.ids import step_key_of
 from orchestrator.uninterrupted import is_cancelled
 from orchestrator.vault.session import VaultSession
 

@@ -306,8 +306,3 @@ class Duties(Protocol):
 
         What became of the login that this takes is confirmed with the other leases of `run`.
         """
-
-
-def step_key_of(login: str) -> str:
-    """The step key in the name of an ephemeral login, `orc_<step key>_<8 characters>`."""
-    return login.removeprefix("orc_").rpartition("_")[0]

@@ -20,6 +20,9 @@ CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 TASK_PREFIX = "task_"
 
+LOGIN_PREFIX = "orc_"
+"""Begins the name of every ephemeral login: `orc_<step key>_<8 characters>`."""
+
 _SUFFIX = re.compile(r"[A-Za-z0-9]{8}")
 """What Vault adds to a step key to make a login."""
 
@@ -83,9 +86,14 @@ def new_step_key(step_id: str, *, entropy: Entropy = secrets.token_bytes) -> str
     return f"{step_id[:20].replace('_', '-')}-{_base32(entropy(8), 12)}"
 
 
+def step_key_of(login: str) -> str:
+    """The step key in the name of an ephemeral login, `orc_<step key>_<8 characters>`."""
+    return login.removeprefix(LOGIN_PREFIX).rpartition("_")[0]
+
+
 def carries(login: str, step_key: str) -> bool:
     """Whether a database login is one of this step key, `orc_<step key>_<8 characters>`: what a sweep goes by."""
-    beginning = f"orc_{step_key}_"
+    beginning = f"{LOGIN_PREFIX}{step_key}_"
     return login.startswith(beginning) and _SUFFIX.fullmatch(login, len(beginning)) is not None
 
 

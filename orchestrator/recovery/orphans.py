@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from orchestrator.credentials.types import Attempt, LoginLeft, step_key_of
+from orchestrator.credentials.types import Attempt, LoginLeft
 from orchestrator.errors import ExitCode, FenceLost, IllegalTransition, OrchestratorError
 from orchestrator.ledger.events import (
     AttemptFinished,
@@ -31,7 +31,7 @@ from orchestrator.ledger.events import (
     RunStarted,
     StepFinished,
 )
-from orchestrator.ledger.ids import new_step_key
+from orchestrator.ledger.ids import new_step_key, step_key_of
 from orchestrator.ledger.reading.queries import SWEEP_AGENT, SWEEP_WORKFLOW, TRIGGER_SWEEP
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LeaseFilter

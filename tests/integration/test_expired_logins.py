@@ -19,12 +19,12 @@ from orchestrator.assembly import open_services
 from orchestrator.clock import SystemClock
 from orchestrator.errors import ExitCode
 from orchestrator.ledger.events import WHOLE_RUN, OrphansSwept, RunStarted
-from orchestrator.ledger.ids import new_run_id
+from orchestrator.ledger.ids import new_run_id, step_key_of
 from orchestrator.ledger.lease import FINAL
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.reading.queries import SWEEP_WORKFLOW
 from orchestrator.ledger.states import RunState
-from orchestrator.recovery.orphans import ConnectionSwept, databases, step_key_of, sweep_at, sweep_once, sweep_orphans
+from orchestrator.recovery.orphans import ConnectionSwept, databases, sweep_at, sweep_once, sweep_orphans
 from orchestrator.recovery.takeover import Recovery
 from orchestrator.redaction.redactor import Redactor
 from orchestrator.runs.types import Services

@@ -122,3 +122,16 @@ def test_an_authority_has_an_address_and_a_file_has_certificates(
     done = children.command("history", "verify", "--tsa", str(empty), environment=bench.environment())
     assert done.returncode == ExitCode.INVALID
     assert "no certificate" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--tsa", "--against"])
+def test_what_is_held_against_the_ledger_is_not_taken_with_files(
+    bench: Bench, children: ForkServer, tmp_path: Path, option: str
+) -> None:
+    file = tmp_path / "x.receipt.json"
+    file.write_text("{}")
+    words = ("history", "verify", str(file), "--key", "x+00000000+AAAA", option, str(file))
+    done = children.command(*words, environment=bench.environment())
+    assert done.returncode == ExitCode.INVALID
+    assert "ledger" in done.stderr.partition("hint:")[0]
+    assert "leave " in done.stderr

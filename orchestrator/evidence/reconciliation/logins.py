@@ -8,11 +8,9 @@ from datetime import timedelta
 
 from orchestrator.evidence.reconciliation.findings import Compared, Finding, Kind
 from orchestrator.evidence.reconciliation.postgres_log import LoginFacts
+from orchestrator.ledger.ids import LOGIN_PREFIX
 from orchestrator.ledger.lease import FINAL
 from orchestrator.ledger.types import LeaseRecord
-
-LOGIN = "orc_"
-"""What the names of logins that Vault makes for us begin with."""
 
 
 @dataclass(slots=True)
@@ -32,7 +30,7 @@ class LoginComparison:
     def compare(self, leases: Iterable[LeaseRecord], told: Callable[[int], None] = lambda done: None) -> Compared:
         """Hold all leases that may be in the log against it. `told` hears how many there were so far."""
         for done, lease in enumerate(leases, 1):
-            if lease.subject.startswith(LOGIN):
+            if lease.subject.startswith(LOGIN_PREFIX):
                 self._look(lease)
             if done % 500 == 0:
                 told(done)

@@ -8,9 +8,6 @@ from orchestrator.grants.compiled import CompiledGrant
 from orchestrator.grants.policy_names import BrokerDuty
 from orchestrator.provision.database.revocation import KEEP_OBJECTS, REVOCATION_FUNCTIONS
 
-PREFIX = "orc_"
-"""Begins the name of every ephemeral login: `orc_<step key>_<8 characters>`."""
-
 USERNAME_TEMPLATE = '{{ printf "orc_%s_%s" .DisplayName (random 8) | replace "orc_token-" "orc_" | truncate 63 }}'
 """Vault puts `token-` before the display name of a token. Only that one goes: step keys may have it in them as well,
 but no underscore, so what is replaced can stand nowhere but at the beginning."""

@@ -143,6 +143,8 @@ def verify(
     """
     if files and against:
         raise UsageError("published checkpoints are held against the ledger", hint="leave the files out")
+    if files and tsa is not None:
+        raise UsageError("time stamps are of the ledger's checkpoints, and no file has one", hint="leave --tsa out")
     keys = _given_keys(key) if key is not None else _asked_keys()
     if files:
         _verify_files(files, keys, as_json=as_json)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from orchestrator.ledger.ids import LOGIN_PREFIX, step_key_of
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.reading.id_lookup import beginnings
 from orchestrator.ledger.states import ApprovalState, IdKind, RunState
@@ -83,8 +84,8 @@ def _found(sources: Sources, text: str) -> Iterator[Found]:
 def _by_names(sources: Sources, text: str) -> Iterator[Found]:
     """A lease's id at Vault, its step key, or the login in which that is: `orc_STEPKEY_` and eight characters."""
     keys = {text}
-    if text.startswith("orc_"):
-        keys |= {text[4:], text[4:].rpartition("_")[0]}
+    if text.startswith(LOGIN_PREFIX):
+        keys |= {text.removeprefix(LOGIN_PREFIX), step_key_of(text)}
     wanted = [
         LeaseFilter(vault_lease_id=text, limit=SHOWN),
         *(LeaseFilter(step_key=key, limit=SHOWN) for key in sorted(keys)),
