@@ -376,6 +376,10 @@ class LedgerReader(Protocol):
         """The sequence number of the first event that breaks the hash chain or is missing, or None."""
         ...
 
+    def verified(self, run_id: str, most: int | None = None) -> tuple[Sequence[EventRecord], int | None]:
+        """The first `most` events, and what `verify` says of them where these are all."""
+        ...
+
     def examine(self, run_id: str) -> Examined:
         """Whether chain and tables say of the run what was recorded. Raises UnknownRun."""
         ...

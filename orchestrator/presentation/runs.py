@@ -28,12 +28,13 @@ class RunStory:
     def read(cls, reader: LedgerReader, run: RunRecord) -> RunStory:
         """Leases come in the order in which they were asked for."""
         leases = reader.leases(LeaseFilter(run=run.run_id, limit=100_000))
+        events, broken = reader.verified(run.run_id)
         return cls(
             run=run,
             steps=reader.steps(run.run_id),
             leases=sorted(leases, key=lambda lease: lease.requested_at),
-            events=reader.events(run.run_id),
-            broken=reader.verify(run.run_id),
+            events=events,
+            broken=broken,
             retried_by=reader.retries([run.run_id]).get(run.run_id),
         )
 

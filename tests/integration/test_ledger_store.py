@@ -589,6 +589,37 @@ async def test_a_broken_history_is_not_rebuilt_into_the_present(ledger: Ledger, 
         ledger.rebuild("run_1")
 
 
+@pytest.mark.parametrize(
+    ("change", "broken", "read"),
+    [
+        ("", None, 0),
+        ("UPDATE event SET time = '2020-01-01T00:00:00.000000Z' WHERE run_id = 'run_1' AND seq = 3", 3, 0),
+        ("UPDATE event SET kind = 'lease.gone' WHERE run_id = 'run_1' AND seq = 2", 2, 0),
+        ("UPDATE event SET seq = 0 WHERE run_id = 'run_1' AND seq = 2", 1, 1),
+        ("UPDATE run SET seq = seq + 1 WHERE run_id = 'run_1'", -1, 0),
+    ],
+)
+async def test_events_that_are_read_once_are_verified_as_those_that_are_read_twice(
+    ledger: Ledger, url: str, change: str, broken: int | None, read: int
+) -> None:
+    await lively(ledger)
+    many = len(ledger.events("run_1"))
+    engine = connect(locate(url))
+    drop = "DROP TRIGGER event_refuses_update" if "sqlite" in url else "DROP TRIGGER event_refuses_change ON event"
+    with engine.begin() as connection:
+        connection.execute(text(drop))
+        if change:
+            connection.execute(text(change))
+    engine.dispose()
+    broken = many + 1 if broken == -1 else broken
+    events, found = ledger.verified("run_1")
+    assert (found, len(events)) == (broken, many - read)
+    assert list(events) == [event for event in ledger.events("run_1") if event.seq > 0]
+    assert ledger.verify("run_1") == broken
+    assert ledger.verified("run_1", many + 1) == (events, broken)
+    assert ledger.verified("run_1", 2) == (events[: 2 - read], 1 if read else None), "a part is not called whole"
+
+
 def test_the_migrations_make_the_tables_that_the_code_knows(ledger: Ledger, url: str) -> None:
     engine = connect(locate(url))
     with engine.connect() as connection:

@@ -285,7 +285,7 @@ class Reader:
         """
         with self._reading(snapshot=True) as connection:
             run = connection.execute(queries.run_by_id(run_id)).mappings().first()
-            head = genesis(run_id) if run is None else Head(run["seq"], run["head"])
+            head = _head(run_id, run)
             streaming = connection.execution_options(yield_per=ROWS_AT_ONCE)
             with streaming.execute(*queries.events_of(run_id)) as stored:
                 broken = first_break(run_id, (stored_event(row) for row in stored), head)
@@ -294,6 +294,15 @@ class Reader:
                 f"no run {run_id} is in this ledger", hint="`orchestrator runs list` shows those that are."
             )
         return broken
+
+    def verified(self, run_id: str, most: int | None = None) -> tuple[Sequence[EventRecord], int | None]:
+        """The first `most` events of a run, and what `verify` says of it where it has fewer: each is read once."""
+        with self._reading(snapshot=True) as connection:
+            head = _head(run_id, connection.execute(queries.run_by_id(run_id)).mappings().first())
+            rows = connection.execute(*queries.events_of(run_id, limit=most)).all()
+            events = [event_record(row._mapping) for row in rows if row.seq > 0]  # what has another number is a break
+            whole = most is None or len(events) < most
+            return events, first_break(run_id, map(stored_event, rows), head) if whole else None
 
     def examine(self, run_id: str) -> Examined:
         """As `verify`, and whether the tables say of the run what its events say. Raises UnknownRun."""
@@ -326,3 +335,8 @@ class Reader:
                 f"the {self._label} holds a row that was not written by this ledger",
                 hint="Run `orchestrator runs verify`.",
             ) from error
+
+
+def _head(run_id: str, run: RowMapping | None) -> Head:
+    """Where the chain of a run ends, by its row."""
+    return genesis(run_id) if run is None else Head(run["seq"], run["head"])

@@ -43,12 +43,13 @@ Said = tuple[EventRecord, str, str]
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """A run with what its page shows of it. `broken` is the first event that does not fit, None where all do."""
+    """A run with what its page shows of it. `broken` is the first event that does not fit, if all events are here."""
 
     run: RunRecord
     steps: Sequence[StepRecord]
     leases: Sequence[LeaseRecord]
     events: Sequence[EventRecord]
+    broken: int | None
     own: frozenset[str]
     """The leases that the orchestrator made for itself, and the tokens that the others hang from."""
     now: datetime
@@ -58,12 +59,14 @@ class Story:
         """Leases in the order in which they were asked for."""
         reader = sources.reader
         leases = reader.leases(LeaseFilter(run=run.run_id, limit=MOST_LEASES))
+        events, broken = reader.verified(run.run_id, MOST_EVENTS)
         duties = {lease.step_key for lease in leases if lease.grant in DUTIES}
         return cls(
             run=run,
             steps=reader.steps(run.run_id),
             leases=sorted(leases, key=lambda lease: (lease.requested_at, lease.lease_id)),
-            events=reader.events(run.run_id, after=0, limit=MOST_EVENTS),
+            events=events,
+            broken=broken,
             own=frozenset(
                 lease.lease_id for lease in leases if lease.step_key in duties or lease.grant_kind == "step-token"
             ),
@@ -166,6 +169,9 @@ def _changing(sources: Sources, story: Story, which: Shown) -> Mapping[str, obje
     position = len(story.events) if whole else sources.reader.positions([run.run_id]).get(run.run_id, 0)
     first = max(0, position - EVENTS) if which.first < 0 else which.first
     verified = run.finished_at is not None and (whole or which.checked)
+    broken = story.broken
+    if verified and not whole:
+        broken = sources.reader.verify(run.run_id)
     shown = (
         story.events[first : first + EVENTS] if whole else sources.reader.events(run.run_id, after=first, limit=EVENTS)
     )
@@ -192,7 +198,7 @@ def _changing(sources: Sources, story: Story, which: Shown) -> Mapping[str, obje
         "first": first,
         "position": position,
         "events_of_a_page": EVENTS,
-        "broken": sources.reader.verify(run.run_id) if verified else None,
+        "broken": broken if verified else None,
         "verified": verified,
         "now": now,
     }
