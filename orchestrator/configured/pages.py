@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from orchestrator.errors import UsageError
 from orchestrator.network.loopback import is_loopback
+from orchestrator.network.origins import is_confidential
+from orchestrator.network.origins import origin as origin_of
 from orchestrator.secret import Secret
 from orchestrator.server.pages.login.declared import Login, Provider
 from orchestrator.server.pages.login.roles import Roles
@@ -23,7 +27,23 @@ def login(settings: Settings, listen: str) -> Login:
             "browsers reach the pages from elsewhere, and it is not said how",
             hint="ORCHESTRATOR_UI_URL=https://HOST is the address of what puts TLS before them",
         )
-    return Login((settings.ui_url or "").rstrip("/"), roles, _provider(settings))
+    return Login(_origin(settings.ui_url) if settings.ui_url else "", roles, _provider(settings))
+
+
+def _origin(url: str) -> str:
+    """As browsers say it. Raises UsageError for what is none, and where a token could be read on the way."""
+    try:
+        origin, confidential = origin_of(url), is_confidential(url)
+    except ValueError as error:
+        raise UsageError(f"ORCHESTRATOR_UI_URL cannot be used: {error}") from None
+    if not confidential:
+        raise UsageError(
+            "ORCHESTRATOR_UI_URL is of another machine, and begins with http://",
+            hint="people send tokens there: put TLS before the listener, and say https://",
+        )
+    if urlsplit(url)[2:] != ("", "", ""):
+        raise UsageError("ORCHESTRATOR_UI_URL has a path", hint=f"the pages are at {origin}/ui/")
+    return origin
 
 
 def _provider(settings: Settings) -> Provider | None:

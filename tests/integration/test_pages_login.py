@@ -152,6 +152,43 @@ def test_another_site_cannot_post_in_somebodys_name(started: Site, origin: str |
         assert browser.get("/ui/").status_code == 200
 
 
+@pytest.mark.parametrize("host", ["localhost:{port}", "LOCALHOST:{port}", "127.0.0.1:8080", "[::1]:{port}"])
+def test_people_of_this_machine_log_in_under_any_of_its_names(started: Site, host: str) -> None:
+    named = host.format(port=urlsplit(started.base).port)
+    headers = {"Host": named, "Origin": f"http://{named}"}
+    with started.browser() as browser:
+        form = {"token": started.tokens["bob"]}
+        for foreign in ("http://evil.example", "http://localhost.evil.example", f"https://{named}", "http://[::1]x"):
+            refused = browser.post("/ui/login", data=form, headers={**headers, "Origin": foreign})
+            assert refused.status_code == 403, foreign
+        assert browser.post("/ui/login", data=form, headers=headers).status_code == 303
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://orchestrator.example", "put TLS before the listener"),
+        ("https://orchestrator.example/pages", "the pages are at https://orchestrator.example/ui/"),
+        ("https://orchestrator.example:0", "port 0"),
+        ("https://m\u00fcller.example", "punycode"),
+    ],
+)
+def test_an_address_that_browsers_cannot_come_by_is_refused_at_the_start(site: Site, url: str, said: str) -> None:
+    site.served.environment["ORCHESTRATOR_UI_URL"] = url
+    site.served.log.touch()
+    answer = site.served.children.command("serve", str(site.served.folder), "--ui", environment=site.served.environment)
+    assert answer.returncode == 2
+    assert said in answer.stderr
+
+
+def test_an_address_is_compared_as_browsers_say_it(site: Site) -> None:
+    site.served.environment["ORCHESTRATOR_UI_URL"] = "https://Orchestrator.Example:443/"
+    site.served.start("--ui")
+    headers = {"Host": "orchestrator.example", "Origin": "https://orchestrator.example"}
+    with site.browser() as browser:
+        assert browser.post("/ui/login", data={"token": site.tokens["bob"]}, headers=headers).status_code == 303
+
+
 def test_a_form_of_one_session_is_none_of_another(started: Site) -> None:
     with started.logged_in("olga") as browser, started.logged_in("olga") as other:
         token = started.form_token(other)
@@ -383,6 +420,18 @@ def test_whom_an_openid_provider_says_to_be_of_a_group_approves_as_one_of_it(
         assert browser.post(path, data=form, headers=headers).status_code == 303
         wait_for(lambda: site.served.runs("asks", RunState.SUCCEEDED), "the run to go on")
         assert f"approve by oidc:{provider['entity']}" in browser.get(path, headers=host).text
+
+
+def test_a_login_at_a_provider_begins_under_the_name_that_it_sends_back_to(
+    site: Site, provider: dict[str, str]
+) -> None:
+    begun_with_openid(site)
+    with site.browser() as browser:
+        away = browser.get("/ui/login/openid?then=/ui/runs?state=failed").headers["location"]
+        assert away == "http://localhost:9464/ui/login/openid?then=%2Fui%2Fruns%3Fstate%3Dfailed&moved=1"
+        assert not browser.cookies
+        at_once = browser.get(away.removeprefix("http://localhost:9464")).headers["location"]
+        assert "code_challenge=" in at_once, "whatever changes names on the way, nobody is sent round in circles"
 
 
 def test_an_answer_that_does_not_fit_lets_nobody_in(site: Site, provider: dict[str, str]) -> None:

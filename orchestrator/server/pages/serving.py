@@ -8,6 +8,7 @@ from functools import partial
 from starlette.routing import BaseRoute
 
 from orchestrator.ledger.coordination.schedules import ScheduleStates
+from orchestrator.network.origins import origin
 from orchestrator.runs.types import Services
 from orchestrator.scheduling.folder import WorkflowFolder
 from orchestrator.server.connections import BoundedProtocol
@@ -46,7 +47,7 @@ def sources_of(services: Services, schedules: ScheduleStates, folder: WorkflowFo
 
 def inside_of(services: Services, login: Login, listener: str) -> Inside:
     """What those may do who have logged in, in a process of `serve` that listens at `listener`."""
-    url = login.url or f"http://{listener}"
+    url = login.url or origin(f"http://{listener}")
     door = Door(
         url,
         login.roles,

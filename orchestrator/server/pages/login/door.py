@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 from orchestrator.approvals.people import Person, Unproven, owner_of
 from orchestrator.errors import OrchestratorError, Refused
+from orchestrator.network.loopback import is_loopback
 from orchestrator.secret import Secret
 from orchestrator.server.pages.answers import ROOT, Page
 from orchestrator.server.pages.login.openid import OpenId
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 SECONDS = 20.0
 MOST_BYTES = 1 << 14
 
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[\w.-]+)(:\d+)?", re.ASCII | re.IGNORECASE)
 _OURS = re.compile(rf"{ROOT}/[A-Za-z0-9_.~:%/?&=+-]*")
 
 
@@ -91,7 +93,7 @@ class Door:
 
     async def form(self, request: Request, session: Session | None) -> Mapping[str, str]:
         """What a page of ours has posted. Raises Unmeant for anything else; without a session by its origin alone."""
-        if request.headers.get("origin") != self.url:
+        if request.headers.get("origin") not in (self.url, _here(request)):
             raise Unmeant
         body = bytearray()
         async for chunk in request.stream():
@@ -138,6 +140,10 @@ class Door:
         then = request.query_params.get("then", "")
         if self.openid is None:
             return self._page(then, "there is no OpenID provider here", "", 404)
+        if _here(request) not in ("", self.url) and "moved" not in request.query_params:
+            # The provider sends them back to one name, and cookies are of one. Once: a proxy may say its own name for it.
+            query = urlencode({"then": ours(then), "moved": "1"})
+            return RedirectResponse(f"{self.url}{ROOT}/login/openid?{query}", 303)
         browser = secrets.token_urlsafe(32)
         try:
             url = await self.openid.begin(browser, ours(then))
@@ -196,6 +202,16 @@ def ours(address: str) -> str:
     """An address of a page of ours, and nothing else: whoever logs in is not sent elsewhere."""
     known = _OURS.fullmatch(address) and "//" not in address and "/../" not in address
     return address if known and not address.startswith(f"{ROOT}/log") else f"{ROOT}/"
+
+
+def _here(request: Request) -> str:
+    """The origin of a request under a name of this machine, which no other site can have; empty for others.
+
+    People reach a listener of 127.0.0.1 as `localhost`, or at the port of a tunnel.
+    """
+    host = request.headers.get("host", "")
+    said = _HOST.fullmatch(host)
+    return f"http://{host}" if said is not None and is_loopback(said[1]) else ""
 
 
 def _cookie(header: str, name: str) -> str:
