@@ -141,7 +141,7 @@ class Door:
         if self.openid is None:
             return self._page(then, "there is no OpenID provider here", "", 404)
         if _here(request) not in ("", self.url) and "moved" not in request.query_params:
-            # The provider sends them back to one name, and cookies are of one. Once: a proxy may say its own name for it.
+            # The provider sends them back to one name, and cookies are of one. Once: a proxy may say another to us.
             query = urlencode({"then": ours(then), "moved": "1"})
             return RedirectResponse(f"{self.url}{ROOT}/login/openid?{query}", 303)
         browser = secrets.token_urlsafe(32)
