@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
 from bench import Bench
 from browser import started, tab
 from fork_server import ForkServer
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, Route
 from test_serve import Served, served_on
 from waiting import wait_for
 
@@ -37,6 +38,7 @@ def test_a_run_is_followed_while_it_goes_on_and_the_page_stands_still_at_its_end
     served.children.command("schedules", "trigger", "slow", environment=served.environment).check_returncode()
     (run,) = wait_for(lambda: served.runs("slow", RunState.RUNNING), "the run")
     with tab(browser, base) as seen, tab(browser, base) as other:
+        other.page.route("**/hx-sse.min.js", after_a_second)
         for each in (seen, other):
             each.go(f"/ui/runs/{run.run_id}")
             assert "running" in each.page.inner_text("#part .facts")
@@ -48,6 +50,12 @@ def test_a_run_is_followed_while_it_goes_on_and_the_page_stands_still_at_its_end
         assert served.get("/ui/schedules").text.count("every 1h") == 1
         assert "serve" in served.get("/ui/workers").text
     assert served.stop() == 0
+
+
+def after_a_second(route: Route) -> None:
+    """As over a slow line: a script comes well after the one before it."""
+    time.sleep(1)
+    route.continue_()
 
 
 def test_a_process_that_ends_lets_go_of_the_browsers_that_follow(served: Served, browser: Browser) -> None:

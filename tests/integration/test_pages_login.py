@@ -310,6 +310,25 @@ def test_an_operator_cancels_a_run_and_its_login_is_gone(started: Site) -> None:
         assert started.post(browser, f"{path}/cancel", form_token=token).status_code == 400
 
 
+def test_whoever_logs_out_follows_no_run_any_more(started: Site) -> None:
+    started.served.put("slow", "{ every: 1h }", "SELECT pg_sleep(60)")
+    triggered(started, "slow")
+    (run,) = wait_for(lambda: started.served.runs("slow", RunState.RUNNING), "the run")
+    with started.logged_in("olga") as browser, started.browser() as watching:
+        token = started.form_token(browser)
+        headers = {"Cookie": f"orchestrator={browser.cookies['orchestrator']}"}
+        with watching.stream("GET", f"/ui/live/runs/{run.run_id}", headers=headers) as stream:
+            assert stream.status_code == 200
+            lines = stream.iter_lines()
+            assert next(line for line in lines if "slow" in line or "svg" in line)
+            started.post(browser, f"/ui/runs/{run.run_id}/cancel", form_token=token)
+            assert started.post(browser, "/ui/logout", form_token=token).status_code == 303
+            rest = "\n".join(lines)
+        assert "Nobody is logged in here any more" in rest
+        assert "event: over" in rest
+        assert watching.get(f"/ui/live/runs/{run.run_id}", headers=headers).status_code == 401
+
+
 def test_without_anybody_named_there_is_no_login(site: Site) -> None:
     for name in ("READERS", "APPROVERS", "OPERATORS"):
         del site.served.environment[f"ORCHESTRATOR_UI_{name}"]
@@ -461,6 +480,20 @@ def test_an_answer_that_does_not_fit_lets_nobody_in(site: Site, provider: dict[s
         mixed = re.sub(r"code=[^&]+", f"code={code[1]}", back)
         assert mine.get(mixed, headers=host).status_code == 401
         assert other.get(theirs, headers=host).status_code == 401
+
+
+def test_an_id_token_of_another_login_lets_nobody_in(site: Site, provider: dict[str, str]) -> None:
+    """The code, its state and its verifier fit: only the nonce tells."""
+    begun_with_openid(site)
+    host = {"Host": "localhost:9464"}
+    with site.browser() as browser:
+        location = browser.get("/ui/login/openid", headers=host).headers["location"]
+        changed = re.sub(r"nonce=[^&]+", "nonce=another", location)
+        assert changed != location
+        answer = browser.get(at_the_provider(site, changed), headers=host)
+        assert answer.status_code == 401
+        assert "the ID token is not of this login" in answer.text
+        assert "orchestrator" not in browser.cookies
 
 
 def test_who_has_another_group_stays_outside(site: Site, provider: dict[str, str]) -> None:

@@ -75,3 +75,19 @@ def test_a_cookie_that_was_never_given_out_is_nobodys(known: Sessions) -> None:
     assert session(known, cookie) is not None
     known.end(cookie)
     assert session(known, cookie) is None
+
+
+def test_what_goes_on_by_itself_is_no_use_of_a_session(known: Sessions, clock: SimpleNamespace) -> None:
+    cookies = [begun(known), begun(known)]
+    idle, ended = (session(known, each) for each in cookies)
+    assert idle is not None
+    assert ended is not None
+    for _ in range(2):
+        assert known.lasts(idle)
+        assert known.lasts(ended)
+        clock.at += IDLE_SECONDS / 2 - 1
+    known.end(cookies[1])
+    assert not known.lasts(ended)
+    assert known.lasts(idle)
+    clock.at += 2
+    assert not known.lasts(idle)

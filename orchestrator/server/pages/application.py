@@ -26,6 +26,7 @@ from orchestrator.server.pages.live import Live
 from orchestrator.server.pages.login.door import Door
 from orchestrator.server.pages.login.inside import Inside
 from orchestrator.server.pages.rendering import FOLDER, rendered
+from orchestrator.server.pages.sessions import Session
 from orchestrator.server.pages.sources import Sources
 from orchestrator.server.pages.troubles import problem, troubled
 from orchestrator.server.pages.views import approvals, decisions, exposure, home, leases, runs, services, tasks
@@ -73,7 +74,7 @@ def page_routes(sources: Sources, live: Live, inside: Inside | None = None) -> l
         routes=[
             *(inside.routes() if inside is not None else ()),
             *(Route(path, _answering(sources, make), methods=["GET"]) for path, make in PAGES),
-            Route("/live/runs/{run}", _following(live), methods=["GET"]),
+            Route("/live/runs/{run}", _following(live, inside), methods=["GET"]),
             Mount("/static", StaticFiles(directory=FOLDER / "static")),
         ],
         exception_handlers={HTTPException: _elsewhere},
@@ -119,9 +120,13 @@ async def _elsewhere(request: Request, error: Exception) -> Response:
     return problem(status, "There is no such page.", hint)
 
 
-def _following(live: Live) -> Endpoint:
+def _following(live: Live, inside: Inside | None) -> Endpoint:
     async def endpoint(request: Request) -> Response:
-        return live.stream(str(request.path_params["run"]))
+        run = str(request.path_params["run"])
+        if inside is None:
+            return live.stream(run)
+        session: Session = request.scope["orchestrator.session"]  # strangers do not come here
+        return live.stream(run, lambda: inside.door.sessions.lasts(session))
 
     return endpoint
 

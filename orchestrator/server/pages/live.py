@@ -29,6 +29,11 @@ TICK_LOOKS = 5
 ALIVE_SECONDS = 15.0
 """After so long without anything to say a comment is sent, so that a browser that is gone is noticed."""
 
+NOT_ANY_MORE = '<p class="trouble" role="alert">Nobody is logged in here any more: load the page anew.</p>'
+
+OVER = b"event: over\ndata: over\n\n"
+"""The browser closes the stream, and does not come again."""
+
 MOST_STREAMS = 48
 """Streams of a process. Who comes later is asked to come again, and has the page as it was made."""
 
@@ -64,11 +69,11 @@ class Live:
         self._looking: asyncio.Task[None] | None = None
         self._closed = asyncio.Event()
 
-    def stream(self, run_id: str) -> Response:
-        """What happens to a run from now on. 204 where nothing more is to be sent ends it for the browser, too."""
+    def stream(self, run_id: str, may_look: Callable[[], bool] = lambda: True) -> Response:
+        """What happens to a run from now on, for as long as they may look who asked."""
         if self._closed.is_set() or self._streams >= MOST_STREAMS:
             return Response(status_code=503, headers={"Retry-After": "30"})
-        return StreamingResponse(self._events(run_id), media_type="text/event-stream")
+        return StreamingResponse(self._events(run_id, may_look), media_type="text/event-stream")
 
     async def aclose(self) -> None:
         """End all streams."""
@@ -79,17 +84,20 @@ class Live:
             self._looking.cancel()
             await asyncio.wait([self._looking])
 
-    async def _events(self, run_id: str) -> AsyncIterator[bytes]:
+    async def _events(self, run_id: str, may_look: Callable[[], bool]) -> AsyncIterator[bytes]:
         seen = 0
         async with self._watching(run_id) as watched:
             yield b"retry: 2000\n\n"
             while not self._closed.is_set():
                 changed = watched.changed
+                if not may_look():
+                    yield message(NOT_ANY_MORE) + OVER
+                    return
                 if watched.version > seen and watched.part is not None:
                     seen, part = watched.version, watched.part
                     yield message(part.html)
                     if part.over:
-                        yield b"event: over\ndata: over\n\n"
+                        yield OVER
                         return
                     continue
                 try:

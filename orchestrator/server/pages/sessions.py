@@ -35,6 +35,8 @@ class Session:
     roles: frozenset[Role]
     ends: float
     seen: float
+    is_ended: bool = False
+    """By whoever it is of."""
     form_token: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
     """What every form of theirs sends back: no other site knows it."""
 
@@ -76,11 +78,16 @@ class Sessions:
 
     def end(self, cookie: str) -> None:
         """Log out."""
-        self._known.pop(_digest(cookie), None)
+        if session := self._known.pop(_digest(cookie), None):
+            session.is_ended = True
+
+    def lasts(self, session: Session) -> bool:
+        """Whether it does, for what goes on without anybody's doing anything: that is no use of it."""
+        return _lasts(session, self.clock.monotonic())
 
 
 def _lasts(session: Session, now: float) -> bool:
-    return now < session.ends and now - session.seen < IDLE_SECONDS
+    return not session.is_ended and now < session.ends and now - session.seen < IDLE_SECONDS
 
 
 def _digest(cookie: str) -> str:
