@@ -20,6 +20,13 @@ from orchestrator.devstack.authorization.packages import packages
 
 NPM = Path(__file__).with_name("npm")
 
+APPEARANCES: list[dict[str, Any]] = [
+    {"color_scheme": "light", "viewport": {"width": 1180, "height": 760}},
+    {"color_scheme": "dark", "viewport": {"width": 1180, "height": 760}},
+    {"color_scheme": "light", "viewport": {"width": 390, "height": 844}},
+]
+"""In which pages are looked at: light, dark, and on a telephone."""
+
 _LISTEN = """
 window.__violations = [];
 document.addEventListener("securitypolicyviolation", (event) => {
@@ -108,7 +115,7 @@ class Tab:
 
     def check(self) -> None:
         """Nothing was wrong up to now."""
-        assert self.wrong == []
+        assert self.wrong == [], self.wrong
         assert self.violations() == []
 
 
@@ -122,3 +129,10 @@ def tab(browser: Browser, base: str, **options: Any) -> Iterator[Tab]:
         opened.check()
     finally:
         context.close()
+
+
+def fit(seen: Tab) -> None:
+    """No serious barrier, nothing wider than the window, and nothing that the browser has to say."""
+    assert seen.inaccessible() == [], seen.page.url
+    assert seen.too_wide() == 0, seen.page.url
+    seen.check()

@@ -13,7 +13,7 @@ from typing import Any
 from orchestrator.errors import Refused
 from orchestrator.jsontypes import JsonObject
 from orchestrator.secret import Secret
-from orchestrator.vault.fields import section
+from orchestrator.vault.fields import seconds, section
 from orchestrator.vault.session import VaultSession
 
 _LOOKUP = "auth/token/lookup-self"
@@ -36,7 +36,7 @@ class Person:
 
     @property
     def door(self) -> str:
-        """What proved who they are: `vault`, or `slack`."""
+        """What proved who they are: `vault`, `slack` or `oidc`."""
         return self.name.partition(":")[0].partition("-")[0]
 
     @property
@@ -62,8 +62,21 @@ class Person:
         return cls(str(recorded["name"]), tuple(map(str, recorded["claims"])), str(recorded["entity"]))
 
 
+@dataclass(frozen=True, slots=True)
+class Bearer:
+    """Who shows a token, and for how many seconds more it counts; None: until it is revoked."""
+
+    person: Person
+    seconds: int | None
+
+
 async def owner_of(vault: VaultSession, token: Secret, *, deadline: float) -> Person:
     """Whom Vault knows by this token. Raises Refused where it is nobody's; VaultRefused and VaultUnavailable."""
+    return (await bearer_of(vault, token, deadline=deadline)).person
+
+
+async def bearer_of(vault: VaultSession, token: Secret, *, deadline: float) -> Bearer:
+    """The same, with how long the token lasts."""
     data = section(await vault.request("get", _LOOKUP, token=token, deadline=deadline), "data", _LOOKUP)
     found = _person(data)
     if "vault-policy:root" in found.claims:
@@ -72,7 +85,8 @@ async def owner_of(vault: VaultSession, token: Secret, *, deadline: float) -> Pe
         )
     if found.name in ("", "vault:"):
         raise Refused("this Vault token does not say whose it is", by="orchestrator", hint=_HINT)
-    return found
+    ends = data.get("expire_time") is not None  # without an end Vault says a `ttl` of 0, too
+    return Bearer(found, seconds(data, "ttl", _LOOKUP) if ends else None)
 
 
 async def ourselves(vault: VaultSession, *, deadline: float) -> Person:

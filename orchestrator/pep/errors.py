@@ -59,8 +59,12 @@ class ProofRefused(TokenRefused):
 
 
 class IssuerUnreachable(Unreachable):
-    """The issuer's keys or its introspection cannot be had: no token can be judged now, perhaps in `retry_after` s."""
+    """The issuer's keys or its introspection cannot be had: no token can be judged now, perhaps in `retry_after` s.
 
-    def __init__(self, message: str, *, retry_after: int = 1) -> None:
+    `status`: what it answered instead of 200, where it answered.
+    """
+
+    def __init__(self, message: str, *, retry_after: int = 1, status: int | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.status = status

@@ -61,7 +61,7 @@ async def json_object(http: httpx.AsyncClient, request: httpx.Request, *, most_b
             response = await http.send(request, stream=True, follow_redirects=False)
             try:
                 if response.status_code != _STATUS_OK:
-                    raise IssuerUnreachable(f"{where} answered {response.status_code}")
+                    raise IssuerUnreachable(f"{where} answered {response.status_code}", status=response.status_code)
                 if response.headers.get("content-encoding", "identity") != "identity":
                     raise IssuerUnreachable(f"{where} answered in an encoding that was not asked for")
                 body = await _bounded(response, most_bytes)

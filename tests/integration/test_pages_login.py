@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -13,80 +11,16 @@ import httpx
 import pytest
 from bench import Bench
 from fork_server import ForkServer
-from test_serve import Served, served_on
+from page_visitors import PASSWORD, Site, site_on, triggered, waiting_run
 from waiting import wait_for
 
-from orchestrator.clock import SystemClock
-from orchestrator.ledger.opening import open_ledger
-from orchestrator.ledger.states import ApprovalState, RunState
-
-PEOPLE = {"alice": ["page-approver"], "bob": ["page-reader"], "olga": ["page-operator"], "mallory": []}
-LOOK_AT_ONESELF = 'path "auth/token/lookup-self" { capabilities = ["read"] }'
-PASSWORD = "correct horse battery"
-FORM_TOKEN = re.compile(r'name="form_token" value="([\w-]+)"')
-
-
-@dataclass
-class Site:
-    """A process of `serve --ui`, and people with Vault tokens of their own."""
-
-    served: Served
-    tokens: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def base(self) -> str:
-        address = wait_for(
-            lambda: [one["address"] for one in self.served.records() if "address" in one], "the listener"
-        )
-        return f"http://{address[-1]}"
-
-    def browser(self) -> httpx.Client:
-        return httpx.Client(base_url=self.base, trust_env=False, timeout=30)
-
-    def post(self, browser: httpx.Client, path: str, origin: str | None = "", **form: str) -> httpx.Response:
-        headers = {} if origin is None else {"Origin": origin or self.base}
-        return browser.post(path, data=form, headers=headers)
-
-    @contextmanager
-    def logged_in(self, name: str) -> Iterator[httpx.Client]:
-        with self.browser() as browser:
-            answer = self.post(browser, "/ui/login", token=self.tokens[name], then="/ui/runs?state=failed")
-            assert (answer.status_code, answer.headers.get("location")) == (303, "/ui/runs?state=failed"), answer.text
-            yield browser
-
-    def form_token(self, browser: httpx.Client) -> str:
-        found = FORM_TOKEN.search(browser.get("/ui/").text)
-        assert found is not None
-        return found[1]
+from orchestrator.ledger.states import RunState
 
 
 @pytest.fixture
 def site(bench: Bench, children: ForkServer) -> Iterator[Site]:
-    vault = bench.vault
-    vault.sys.enable_auth_method("userpass")
-    try:
-        with served_on(bench, children) as served:
-            found = Site(served)
-            for name, policies in PEOPLE.items():
-                for policy in policies:
-                    vault.sys.create_or_update_policy(
-                        policy, 'path "auth/token/lookup-self" { capabilities = ["read"] }'
-                    )
-                user = {"password": PASSWORD, "token_policies": policies}
-                vault.write_data(f"auth/userpass/users/{name}", data=user)
-                answer = vault.write_data(f"auth/userpass/login/{name}", data={"password": PASSWORD})
-                found.tokens[name] = answer["auth"]["client_token"]
-            served.environment |= {
-                "ORCHESTRATOR_UI_READERS": '["vault-policy:page-reader"]',
-                "ORCHESTRATOR_UI_APPROVERS": '["vault-policy:page-approver"]',
-                "ORCHESTRATOR_UI_OPERATORS": '["vault-policy:page-operator"]',
-            }
-            yield found
-            log = served.log.read_text()
-            assert not [name for name, token in found.tokens.items() if token in log]
-            assert "Traceback" not in log
-    finally:
-        vault.sys.disable_auth_method("userpass")
+    with site_on(bench, children) as site:
+        yield site
 
 
 @pytest.fixture
@@ -140,6 +74,29 @@ def test_who_is_not_named_or_not_known_stays_outside(started: Site, bench: Bench
             assert not token or token == "ü" or token not in answer.text
             assert not browser.cookies
     assert root not in started.served.log.read_text()
+
+
+def test_a_session_lasts_no_longer_than_the_token_behind_it(started: Site, bench: Bench) -> None:
+    vault = bench.vault
+    vault.write_data("auth/userpass/users/bob", data={"token_ttl": "5s", "token_max_ttl": "5s"})
+    brief = vault.write_data("auth/userpass/login/bob", data={"password": PASSWORD})["auth"]
+    with started.browser() as browser:
+        answer = started.post(browser, "/ui/login", token=brief["client_token"])
+        (lasts,) = re.findall(r"Max-Age=(\d+)", answer.headers["set-cookie"])
+        assert 0 < int(lasts) <= 5
+        (cookie,) = browser.cookies.jar
+        shown = {"Cookie": f"{cookie.name}={cookie.value}"}  # also by a browser that keeps a cookie for longer
+        wait_for(lambda: httpx.get(f"{started.base}/ui/", headers=shown, trust_env=False).is_redirect, "the end")
+
+
+def test_a_session_lasts_a_working_day_at_most(started: Site, bench: Bench) -> None:
+    for ttl, lasts in (("32d", 28800), ("1h", 3600)):
+        bench.vault.write_data("auth/userpass/users/bob", data={"token_ttl": ttl, "token_max_ttl": ttl})
+        made = bench.vault.write_data("auth/userpass/login/bob", data={"password": PASSWORD})["auth"]
+        with started.browser() as browser:
+            answer = started.post(browser, "/ui/login", token=made["client_token"])
+            (said,) = re.findall(r"Max-Age=(\d+)", answer.headers["set-cookie"])
+            assert lasts - 60 <= int(said) <= lasts
 
 
 @pytest.mark.parametrize("origin", [None, "https://evil.example", "null", "http://127.0.0.1:1"])
@@ -230,33 +187,6 @@ def test_behind_another_name_cookies_are_for_tls_alone(site: Site) -> None:
         assert cookie.startswith("__Host-orchestrator=")
         assert {"Secure", "HttpOnly", "Path=/"} <= {part.strip() for part in cookie.split(";")}
         assert "Domain" not in cookie
-
-
-POLICY = """package orchestrator
-decision := {"allow": true, "obligations": {"approval": {
-    "approvers": ["vault:userpass-alice", "oidc-groups:Support Leads"], "count": 1}}}
-"""
-
-
-def triggered(site: Site, workflow: str) -> None:
-    """As soon as its schedule is known."""
-    command, environment = site.served.children.command, site.served.environment
-    wait_for(lambda: command("schedules", "trigger", workflow, environment=environment).returncode == 0, "the schedule")
-
-
-def waiting_run(site: Site, begin: Callable[[Site], None] = lambda site: site.served.start("--ui")) -> str:
-    """The request for approval of a run that waits for alice, in a process that is begun so."""
-    policies = site.served.bench.directory / "policies"
-    policies.mkdir()
-    (policies / "p.rego").write_text(POLICY)
-    del site.served.environment["ORCHESTRATOR_POLICY"]
-    site.served.environment["ORCHESTRATOR_POLICY_PATH"] = str(policies)
-    site.served.put("asks", "{ every: 1h }")
-    begin(site)
-    triggered(site, "asks")
-    with open_ledger(site.served.ledger_url, clock=SystemClock()) as ledger:
-        (record,) = wait_for(lambda: ledger.approvals.all(state=ApprovalState.OPEN, run=None, limit=2), "the request")
-    return record.approval_id
 
 
 def test_an_approver_agrees_and_the_run_goes_on(site: Site) -> None:
@@ -421,24 +351,6 @@ def test_people_log_in_by_an_openid_provider(site: Site, provider: dict[str, str
         assert "alice" in browser.get("/ui/", headers=host).text
         replayed = browser.get(back, headers=host)
         assert (replayed.status_code, "was not begun here" in replayed.text) == (401, True), "a state counts once"
-
-
-def test_whom_an_openid_provider_says_to_be_of_a_group_approves_as_one_of_it(
-    site: Site, provider: dict[str, str]
-) -> None:
-    site.served.environment["ORCHESTRATOR_UI_APPROVERS"] = '["oidc-groups:Support Leads"]'
-    path = f"/ui/approvals/{waiting_run(site, begun_with_openid)}"
-    host = {"Host": "localhost:9464"}
-    with site.browser() as browser:
-        away = browser.get("/ui/login/openid", headers=host).headers["location"]
-        assert browser.get(at_the_provider(site, away), headers=host).status_code == 303
-        found = FORM_TOKEN.search(browser.get(path, headers=host).text)
-        assert found is not None
-        form = {"form_token": found[1], "verdict": "approve"}
-        headers = {**host, "Origin": "http://localhost:9464"}
-        assert browser.post(path, data=form, headers=headers).status_code == 303
-        wait_for(lambda: site.served.runs("asks", RunState.SUCCEEDED), "the run to go on")
-        assert f"approve by oidc:{provider['entity']}" in browser.get(path, headers=host).text
 
 
 def test_a_login_at_a_provider_begins_under_the_name_that_it_sends_back_to(

@@ -153,7 +153,7 @@ def test_what_was_dropped_is_said_with_the_first_day_of_each_kind() -> None:
 
 
 def test_a_problem_is_a_page_and_escaped() -> None:
-    text = rendered(Page("problem.html", {"title": "<b>", "message": "<i>", "hint": "<u>"}))
+    text = rendered(Page("problem.html", {"title": "<b>", "message": "<i>", "hint": "<u>", "login": ""}))
     assert "&lt;b&gt;" in text
     assert "<i>" not in text
 

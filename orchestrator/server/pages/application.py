@@ -43,7 +43,8 @@ POLICY = (
 HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    # With `no-referrer` browsers say `Origin: null` of our own forms, too (Fetch, "append a request `Origin` header").
+    "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
@@ -88,15 +89,14 @@ def _answering(sources: Sources, make: Make) -> Endpoint:
         session = request.scope.get("orchestrator.session")
         asked = Asked(request.scope["path"], names, dict(request.query_params), sources.clock.now(), session)
         if any("\0" in name for name in names.values()):
-            return await asyncio.to_thread(
-                troubled, NotThere("Nothing has such a name.", hint="Begin at the overview.")
-            )
+            nothing = NotThere("Nothing has such a name.", hint="Begin at the overview.")
+            return await asyncio.to_thread(troubled, nothing, session)
         try:
             return await asyncio.to_thread(_made, make, sources, asked)
         except Elsewhere as other:
             return RedirectResponse(other.url, 303)
         except Exception as error:  # noqa: BLE001 -- whatever it is, people get a page and no text of it
-            return await asyncio.to_thread(troubled, error)
+            return await asyncio.to_thread(troubled, error, session)
 
     return endpoint
 
@@ -117,7 +117,7 @@ async def _in_threads(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
 async def _elsewhere(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 404)
     hint = "Begin at the overview, or look for an id with the search box."
-    return problem(status, "There is no such page.", hint)
+    return problem(status, "There is no such page.", hint, request.scope.get("orchestrator.session"))
 
 
 def _following(live: Live, inside: Inside | None) -> Endpoint:
@@ -180,7 +180,10 @@ async def _stranger(scope: Scope, receive: Receive, send: Send) -> None:
         then = scope["path"] + (f"?{query}" if query else "")
         answer: Response = RedirectResponse(f"{ROOT}/login?{urlencode({'then': then})}", 303)
     else:
-        answer = problem(401, "Nobody is logged in here.", "Log in, and do it again.")
+        page = scope["path"].removesuffix("/cancel")  # on which the form was
+        answer = problem(
+            401, "Nobody is logged in here any more.", "Nothing was done. Log in, and do it again.", login=page
+        )
     await answer(scope, receive, send)
 
 

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from orchestrator.approvals.people import Person, Unproven, owner_of
+from orchestrator.approvals.people import Person, Unproven, bearer_of
 from orchestrator.errors import OrchestratorError, Refused
 from orchestrator.network.loopback import is_loopback
 from orchestrator.secret import Secret
@@ -116,6 +116,12 @@ class Door:
         values = {"then": ours(then), "openid": self.openid is not None, "problem": problem, "hint": hint}
         return HTMLResponse(rendered(Page("login.html", values)), status)
 
+    def _trouble(self, error: OrchestratorError, then: str = "") -> Response:
+        if isinstance(error, Refused):
+            return self._page(then, error.message, error.hint or "", 401)
+        log.warning("nobody can log in: %s", error.message)
+        return self._page(then, error.message, error.hint or "", 503)
+
     async def _by_token(self, request: Request) -> Response:
         then = ""
         try:
@@ -127,14 +133,15 @@ class Door:
             token = Secret(text)
             self.remember(token)
             try:
-                person = await owner_of(self.vault, token, deadline=self.sessions.clock.monotonic() + SECONDS)
+                bearer = await bearer_of(self.vault, token, deadline=self.sessions.clock.monotonic() + SECONDS)
             except VaultRefused:
                 raise Unproven("Vault does not know this token") from None
-            return self._let_in(person, person.name.partition(":")[2], then)
+            seconds = LONGEST_SECONDS if bearer.seconds is None else bearer.seconds
+            return self._let_in(bearer.person, bearer.person.name.partition(":")[2], then, seconds=seconds)
         except Unmeant as error:
             return self._page("", error.message, error.hint or "", 403)
         except OrchestratorError as error:
-            return self._page(then, error.message, error.hint or "", 401 if isinstance(error, Refused) else 503)
+            return self._trouble(error, then)
 
     async def _sent_away(self, request: Request) -> Response:
         then = request.query_params.get("then", "")
@@ -148,7 +155,7 @@ class Door:
         try:
             url = await self.openid.begin(browser, ours(then))
         except OrchestratorError as error:
-            return self._page(then, error.message, error.hint or "", 503)
+            return self._trouble(error, then)
         answer = RedirectResponse(url, 303)
         self._set(answer, self._pending_cookie, browser, seconds=600)
         return answer
@@ -161,11 +168,11 @@ class Door:
             known = await self.openid.finish(browser, dict(request.query_params))
             answer = self._let_in(known.person, known.shown, known.then)
         except OrchestratorError as error:
-            answer = self._page("", error.message, error.hint or "", 401 if isinstance(error, Refused) else 503)
+            answer = self._trouble(error)
         self._unset(answer, self._pending_cookie)
         return answer
 
-    def _let_in(self, person: Person, shown: str, then: str) -> Response:
+    def _let_in(self, person: Person, shown: str, then: str, *, seconds: float = LONGEST_SECONDS) -> Response:
         roles = self.roles.of(person)
         if not roles:
             log.warning("%s may not read the pages", person.name)
@@ -176,7 +183,8 @@ class Door:
             )
         log.info("%s reads the pages, as %s", person.name, ", ".join(sorted(roles)))
         answer = RedirectResponse(ours(then), 303)
-        self._set(answer, self.cookie, self.sessions.begin(person, shown, roles), seconds=int(LONGEST_SECONDS))
+        cookie = self.sessions.begin(person, shown, roles, seconds=seconds)
+        self._set(answer, self.cookie, cookie, seconds=int(min(seconds, LONGEST_SECONDS)))
         return answer
 
     async def _out(self, request: Request) -> Response:

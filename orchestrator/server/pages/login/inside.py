@@ -79,6 +79,6 @@ def _told(act: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], 
         try:
             return await act(request)
         except Exception as error:  # noqa: BLE001 -- whatever it is, people get a page and no text of it
-            return await asyncio.to_thread(troubled, error)
+            return await asyncio.to_thread(troubled, error, request.scope.get("orchestrator.session"))
 
     return endpoint

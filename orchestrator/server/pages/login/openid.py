@@ -23,7 +23,7 @@ from joserfc.errors import JoseError
 
 from orchestrator.approvals.people import Person, Unproven
 from orchestrator.clock import Clock
-from orchestrator.errors import Unreachable
+from orchestrator.errors import OrchestratorError, Unreachable
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.pep.errors import IssuerUnreachable, TokenRefused
 from orchestrator.pep.fetching import client, confidential, json_object
@@ -130,7 +130,7 @@ class OpenId:
                 found = (await json_object(http, request, most_bytes=MOST_BYTES, seconds=SECONDS)).document
             keys = IssuerKeys.at(jwks_uri(found, self.provider.issuer), clock=self.clock)
         except (IssuerUnreachable, ValueError) as error:
-            raise Unreachable(f"the OpenID provider cannot be used: {error}") from None
+            raise _away(error) from None
         if self._keys is None or self._metadata is None or self._metadata[0].get("jwks_uri") != found.get("jwks_uri"):
             self._keys = keys
         self._metadata = found, now + METADATA_SECONDS
@@ -157,7 +157,7 @@ class OpenId:
         except httpx.InvalidURL as error:
             raise Unreachable("the OpenID provider names no token endpoint") from error
         except IssuerUnreachable as error:
-            raise Unproven(f"the provider gave nothing for its code: {error.message}", hint="begin it again") from None
+            raise _not_exchanged(error) from None
         return answer.document
 
     async def _verified(self, tokens: JsonObject, nonce: str) -> Mapping[str, JsonValue]:
@@ -177,7 +177,7 @@ class OpenId:
         except TokenRefused as error:
             raise Unproven(f"the ID token is not accepted: {error.message}") from None
         except IssuerUnreachable as error:
-            raise Unreachable(f"the OpenID provider's keys cannot be had: {error}") from None
+            raise _away(error) from None
         said: dict[str, Any] = dict(claims.all)
         params = {"nonce": nonce, "client_id": self.provider.client_id}
         try:
@@ -194,6 +194,21 @@ class OpenId:
                 if text := _text(each):
                     found.append(f"oidc-{name}:{text}")
         return Person(f"oidc:{claims['sub']}", tuple(sorted(found)))
+
+
+def _away(error: Exception) -> Unreachable:
+    hint = "try again in a moment, or log in with a Vault token of your own"
+    return Unreachable(f"the OpenID provider cannot be used: {error}", hint=hint)
+
+
+def _not_exchanged(error: IssuerUnreachable) -> OrchestratorError:
+    """Whose fault it is that there is nothing for a code (RFC 6749, 5.2): nobody's, ours, or that of who sent it."""
+    if error.status == 400:
+        return Unproven(f"the provider gave nothing for its code: {error.message}", hint="begin it again")
+    if error.status == 401:
+        hint = "whoever runs this service sets ORCHESTRATOR_UI_OIDC_CLIENT_ID and its _SECRET_FILE"
+        return Unreachable("the OpenID provider does not know this service by its client id and secret", hint=hint)
+    return _away(error)
 
 
 def _endpoint(metadata: Mapping[str, JsonValue], name: str) -> str:

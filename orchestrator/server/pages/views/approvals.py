@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from orchestrator.approvals.votes import Vote
 from orchestrator.errors import UnknownRun, UsageError
 from orchestrator.grants.fields import format_duration
-from orchestrator.ledger.coordination.approvals import ApprovalRecord
+from orchestrator.ledger.coordination.approvals import ApprovalRecord, VoteRecord
 from orchestrator.ledger.states import ApprovalState
 from orchestrator.presentation.approvals import approvers, does, grants_of, member, wanted
 from orchestrator.server.pages.answers import Asked, Elsewhere, NotThere, Page, address
@@ -63,10 +64,19 @@ def show_approval(sources: Sources, asked: Asked) -> Page:
             "approvers": approvers(record),
             "wanted": wanted(record),
             "valid_for": format_duration(valid_for) if isinstance(valid_for, int) else "",
-            "votes": sources.approvals.votes(record.approval_id),
+            "votes": [(each, *_said(each)) for each in sources.approvals.votes(record.approval_id)],
             "said": [each for each in events if each.data.get("approval_id") == record.approval_id],
         },
     )
+
+
+def _said(vote: VoteRecord) -> tuple[str, str]:
+    """By whom, and with which comment: as the statement says, which anybody may have written who can write here."""
+    try:
+        said = Vote.of(vote.statement)
+    except (ValueError, KeyError, TypeError):
+        return vote.voter, ""
+    return said.by.name, said.comment
 
 
 def _can_vote(asked: Asked, record: ApprovalRecord, now: datetime) -> bool:
