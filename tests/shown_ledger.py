@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from bench import Bench
 from desks import AGENT, loaded_task, open_desk
 
 from orchestrator.clock import SystemClock
+from orchestrator.jsontypes import JsonObject
 from orchestrator.ledger.coordination.approvals import ApprovalRecord
 from orchestrator.ledger.events import (
     ApprovalRequested,
@@ -21,9 +23,12 @@ from orchestrator.ledger.events import (
     Decided,
     Event,
     LeaseIssued,
+    LeaseLoginTried,
     LeaseRequested,
     LeaseRevocationFailed,
+    LeaseRevoked,
     LeaseRevoking,
+    LeaseVaultRevoked,
     RunFinished,
     RunStarted,
     StepFinished,
@@ -104,6 +109,8 @@ class Shown:
     waiting: str
     hostile: str
     hostile_lease: str
+    hostile_over: str
+    """A lease that is over, of the same run."""
     hostile_approval: str
     hostile_task: str
     task: str
@@ -148,6 +155,7 @@ async def hostile_rows(ledger_url: str) -> dict[str, Any]:
     """Written through the ledger's own API: whatever comes from outside is hostile."""
     clock = SystemClock()
     run, lease, asked, task = new_run_id(), new_lease_id(), new_approval_id(), new_task_id()
+    ended = new_lease_id()
     now = clock.now()
     scope = {"kind": "secret", "path": HOSTILE, "fields": [HOSTILE], "ttl": 60}
     document = {
@@ -223,6 +231,7 @@ async def hostile_rows(ledger_url: str) -> dict[str, Any]:
         ),
         LeaseRevoking(lease_id=lease, reason=HOSTILE),
         *(LeaseRevocationFailed(lease_id=lease, error=HOSTILE) for _ in range(3)),
+        *over(ended, scope, now),
         AttemptFinished(step=HOSTILE, attempt=1, state=StepState.FAILED, error_kind=HOSTILE, reason=HOSTILE),
         StepFinished(step=HOSTILE, state=StepState.FAILED, reason=HOSTILE, outputs={HOSTILE: HOSTILE}),
         RunFinished(state=RunState.FAILED, exit_code=1, reason=HOSTILE),
@@ -262,4 +271,41 @@ async def hostile_rows(ledger_url: str) -> dict[str, Any]:
         )
     finally:
         await ledger.aclose()
-    return {"hostile": run, "hostile_lease": lease, "hostile_approval": asked, "hostile_task": task}
+    return {
+        "hostile": run,
+        "hostile_lease": lease,
+        "hostile_over": ended,
+        "hostile_approval": asked,
+        "hostile_task": task,
+    }
+
+
+def over(lease: str, scope: JsonObject, now: datetime) -> Sequence[Event]:
+    """The life of a lease of which everybody said that it is gone, in words of somebody hostile."""
+    witness = {
+        "role": HOSTILE,
+        "sessions": 0,
+        "server": {"system": HOSTILE, "address": HOSTILE, "database": HOSTILE},
+        "at": now.isoformat(),
+        "asked_by": HOSTILE,
+        "unknown": {HOSTILE: HOSTILE},
+    }
+    return (
+        LeaseRequested(
+            lease_id=lease,
+            step=HOSTILE,
+            attempt=1,
+            grant=HOSTILE,
+            grant_kind=HOSTILE,
+            resource=HOSTILE,
+            scope=scope,
+            ttl=60,
+            step_key=HOSTILE,
+        ),
+        LeaseIssued(lease_id=lease, ttl=60, expires_at=now, vault_lease_id=HOSTILE, accessor=HOSTILE, subject=HOSTILE),
+        LeaseRevoking(lease_id=lease, reason=HOSTILE),
+        LeaseRevocationFailed(lease_id=lease, error=HOSTILE),
+        LeaseVaultRevoked(lease_id=lease),
+        LeaseLoginTried(lease_id=lease, refused=True, sqlstate=HOSTILE, server=HOSTILE, at=now, reason=HOSTILE),
+        LeaseRevoked(lease_id=lease, confirmed_by="database", witness=witness),
+    )

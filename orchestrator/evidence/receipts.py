@@ -21,8 +21,8 @@ from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.lease_events import LeaseEvent
 from orchestrator.ledger.log.leaf import Leaf
 from orchestrator.ledger.log.reader import LogReader
-from orchestrator.ledger.reading.reader import Reader
 from orchestrator.ledger.storage.codec import EVENT_TYPES, canonical_json, with_values
+from orchestrator.ledger.types import LedgerReader
 
 FORMAT = "credential-orchestrator/receipt/v1"
 SUFFIX = ".receipt.json"
@@ -41,7 +41,7 @@ class ProvenReceipt:
     checkpoint: Checkpoint
 
 
-def receipt(reader: Reader, store: LogReader, lease_id: str, *, values: bool = False) -> JsonObject:
+def receipt(reader: LedgerReader, store: LogReader, lease_id: str, *, values: bool = False) -> JsonObject:
     """The receipt of a lease that is over, by the newest checkpoint; with inputs and outputs only on demand.
 
     Raises UnknownRun for no lease, and where its end is not signed yet; UsageError for one that is open.
@@ -55,10 +55,8 @@ def receipt(reader: Reader, store: LogReader, lease_id: str, *, values: bool = F
             hint=f"`orchestrator leases show {lease_id}` tells what it waits for",
         )
     evidence = RunEvidence.of(store, record.run_id)
-    chain = [
-        json.loads(line)
-        for line in event_lines(reader.stored_events(record.run_id), evidence.leaf.head.seq, values=values)
-    ]
+    events = store.stored_events(record.run_id, last=evidence.leaf.head.seq)
+    chain = [json.loads(line) for line in event_lines(events, values=values)]
     said = summary(chain, lease_id)
     if said["state"] in OPEN:
         raise UnknownRun(

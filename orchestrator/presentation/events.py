@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from typing import TYPE_CHECKING
 
@@ -81,26 +82,46 @@ def _revoked(data: JsonObject, zone: tzinfo | None = None) -> str:
     return f"confirmed by {_by_database(data, zone) or data['confirmed_by']}"
 
 
-def _by_database(data: JsonObject, zone: tzinfo | None) -> str:
-    """What a database said of an absent login, who asked it and when; empty where that is not on record."""
-    witness = data.get("witness")
+@dataclass(frozen=True, slots=True)
+class DatabaseWord:
+    """What a database said of an absent login: which one it is, what it said, who asked, and when by its own clock."""
+
+    where: str
+    said: Sequence[str]
+    asked_by: str
+    at: datetime | None
+
+
+def database_word(witness: JsonValue) -> DatabaseWord | None:
+    """Of `LeaseRevoked.witness`; None where nothing of that is on record."""
     if not isinstance(witness, Mapping) or not witness:
-        return ""
+        return None
     server, unknown = witness.get("server"), witness.get("unknown")
     known, missing = (dict(each) if isinstance(each, Mapping) else {} for each in (server, unknown))
     sessions, others = witness.get("sessions"), witness.get("sessions_of_dropped_roles")
     if others:
         missing["sessions"] = f"{others} of dropped roles, whose ones nothing tells"
-    where = f" {known['database']} at {known['address']}" if known.get("address") else ""
-    system = f" (system {known['system']})" if known.get("system") else ""
+    where = f"{known['database']} at {known['address']}" if known.get("address") else ""
+    system = f"(system {known['system']})" if known.get("system") else ""
     said = (
         f"role {witness['role']}",
         f"{sessions} sessions" if sessions is not None else "",
         *(f"{name} not known ({why})" for name, why in missing.items()),
-        f"asked by {witness['asked_by']}",
-        _clock(datetime.fromisoformat(str(witness["at"])), zone) if witness.get("at") else "",
     )
-    return f"database{where}{system}: {', '.join(filter(None, said))}"
+    return DatabaseWord(
+        " ".join(filter(None, (where, system))),
+        [each for each in said if each],
+        str(witness["asked_by"]),
+        datetime.fromisoformat(str(witness["at"])) if witness.get("at") else None,
+    )
+
+
+def _by_database(data: JsonObject, zone: tzinfo | None) -> str:
+    word = database_word(data.get("witness"))
+    if word is None:
+        return ""
+    said = (*word.said, f"asked by {word.asked_by}", *([_clock(word.at, zone)] if word.at else ()))
+    return f"{' '.join(filter(None, ('database', word.where)))}: {', '.join(said)}"
 
 
 def gone(events: Iterable[EventRecord], zone: tzinfo | None = None) -> list[str]:

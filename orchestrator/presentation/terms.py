@@ -51,6 +51,14 @@ def scope_words(scope: JsonObject) -> str:
     return scope_from_json(scope).describe()
 
 
+def scope_or_json(scope: JsonObject) -> str:
+    """A scope in words; one that this version cannot read, as it was recorded."""
+    try:
+        return scope_words(scope)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return json.dumps(scope, ensure_ascii=False)
+
+
 def inputs_words(inputs: JsonObject) -> str:
     """`limit=5  channel="#support"`: secret inputs were recorded as `***`."""
     return "  ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in inputs.items())

@@ -11,7 +11,8 @@ import typer
 
 from orchestrator.cli import options
 from orchestrator.cli.display.printable import one_line
-from orchestrator.errors import ExitCode, UsageError
+from orchestrator.cli.written import check_place, write
+from orchestrator.errors import ExitCode
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,8 +54,8 @@ def prove(
     """
     from orchestrator.cli.commands.run import request_for
 
-    if html is not None and (html.is_dir() or not html.parent.is_dir()):
-        raise UsageError(f"{html} cannot be written", hint="name a file in a folder that is there")
+    if html is not None:
+        check_place(html)
     request = request_for(file, options.inputs_from(inputs, inputs_file), inputs, None, "prove", placeholders=True)
     proof = _prove(request, tuple(step or ()), tuple(allow_public or ()), before, grace, quiet=as_json)
     if html is not None:
@@ -76,12 +77,7 @@ def prove(
 def _write_page(file: Path, proof: Proof) -> None:
     from orchestrator.proof.page import page
 
-    try:
-        file.write_text(page(proof), encoding="utf-8")
-    except OSError as error:
-        raise UsageError(
-            f"{file} cannot be written: {error.strerror}", hint=f"the proof was made, as {proof.run_id}; make it again"
-        ) from error
+    write(file, page(proof), hint=f"the proof was made, as {proof.run_id}; make it again")
 
 
 def _prove(

@@ -13,6 +13,7 @@ import typer
 
 from orchestrator.cli import options
 from orchestrator.cli.display.printable import clean, one_line
+from orchestrator.cli.written import write
 from orchestrator.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -40,10 +41,7 @@ def schema(
     if output is None:
         sys.stdout.write(text)
         return
-    try:
-        output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{output} cannot be written: {error.strerror}") from error
+    write(output, text)
 
 
 def _schema(what: str) -> Mapping[str, Any]:

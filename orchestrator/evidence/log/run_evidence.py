@@ -38,19 +38,18 @@ class RunEvidence:
         return cls(leaf, proof)
 
 
-def event_lines(events: Iterable[StoredEvent], last: int, *, values: bool) -> Iterator[str]:
-    """The events up to the last one that is proven, as canonical JSON lines; with the values beside them on demand."""
+def event_lines(events: Iterable[StoredEvent], *, values: bool) -> Iterator[str]:
+    """Events as canonical JSON lines; with the values beside them on demand."""
     for event in events:
-        if event.seq <= last:
-            line = {
-                "run": event.run_id,
-                "seq": event.seq,
-                "time": event.time,
-                "kind": event.kind,
-                "data": json.loads(event.data),
-                "digest": event.digest,
-            }
-            yield canonical_json({**line, "kept": json.loads(event.kept)} if values and event.kept else line)
+        line = {
+            "run": event.run_id,
+            "seq": event.seq,
+            "time": event.time,
+            "kind": event.kind,
+            "data": json.loads(event.data),
+            "digest": event.digest,
+        }
+        yield canonical_json({**line, "kept": json.loads(event.kept)} if values and event.kept else line)
 
 
 def verified_events(lines: Iterable[str], leaf: Leaf) -> Sequence[StoredEvent]:

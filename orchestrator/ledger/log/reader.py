@@ -21,7 +21,7 @@ from orchestrator.ledger.events import LogRestarted
 from orchestrator.ledger.faults import ledger_error
 from orchestrator.ledger.log.leaf import Leaf
 from orchestrator.ledger.log.tree import TILE, inclusion, leaf_hash, root
-from orchestrator.ledger.storage.chain import Head
+from orchestrator.ledger.storage.chain import Head, StoredEvent
 from orchestrator.ledger.storage.connect import BEGIN
 from orchestrator.ledger.storage.log_tables import log, log_checkpoint, log_leaf, log_node, log_published
 from orchestrator.ledger.storage.tables import RESTART_WORKFLOW, event, run
@@ -124,6 +124,12 @@ class LogReader:
         with self._connection() as connection:
             row = connection.execute(query.order_by(log_leaf.c.position.desc()).limit(1)).first()
             return None if row is None else (row.position, _leaf(row))
+
+    def stored_events(self, run_id: str, *, last: int) -> Sequence[StoredEvent]:
+        """The history that an entry is of, up to its last event, as the chain has it."""
+        query = select(event).where(event.c.run_id == run_id, event.c.seq <= last).order_by(event.c.seq)
+        with self._connection() as connection:
+            return [StoredEvent(*row) for row in connection.execute(query)]
 
     def inclusion(self, position: int, size: int) -> Sequence[bytes]:
         """The path that proves an entry to be in the tree of so many."""

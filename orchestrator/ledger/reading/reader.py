@@ -32,7 +32,7 @@ from orchestrator.ledger.reading.records import (
 )
 from orchestrator.ledger.states import IdKind, RunState, TaskEnd, TaskState
 from orchestrator.ledger.storage.budgets import calls_by_state, is_idle
-from orchestrator.ledger.storage.chain import Head, StoredEvent, first_break, genesis
+from orchestrator.ledger.storage.chain import Head, first_break, genesis
 from orchestrator.ledger.storage.codec import ValueKind
 from orchestrator.ledger.storage.places import moments, places_held, places_of, waiters
 from orchestrator.ledger.storage.projections import DROPPED
@@ -219,11 +219,6 @@ class Reader:
             )
             records = [event_record(row) for row in rows]
         return [each for each in records if all(each.data.get(name) == value for name, value in wanted.items())]
-
-    def stored_events(self, run_id: str) -> Sequence[StoredEvent]:
-        """As the chain has them: for those who verify it elsewhere."""
-        with self._reading() as connection:
-            return [stored_event(row) for row in connection.execute(*queries.events_of(run_id))]
 
     def runs_with_values(
         self, *, inputs_before: datetime | None, outputs_before: datetime | None

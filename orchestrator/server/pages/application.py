@@ -29,7 +29,17 @@ from orchestrator.server.pages.rendering import FOLDER, rendered
 from orchestrator.server.pages.sessions import Session
 from orchestrator.server.pages.sources import Sources
 from orchestrator.server.pages.troubles import problem, troubled
-from orchestrator.server.pages.views import approvals, decisions, exposure, home, leases, runs, services, tasks
+from orchestrator.server.pages.views import (
+    approvals,
+    decisions,
+    exposure,
+    home,
+    leases,
+    receipts,
+    runs,
+    services,
+    tasks,
+)
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +68,8 @@ PAGES: tuple[tuple[str, Make], ...] = (
     ("/leases", leases.list_leases),
     ("/leases.csv", leases.download_leases),
     ("/leases/{lease}", leases.show_lease),
+    ("/leases/{lease}/receipt", receipts.show_receipt),
+    ("/leases/{lease}/receipt.json", receipts.download_receipt),
     ("/decisions/{run}/{step:path}/{attempt}", decisions.show_decision),
     ("/tasks", tasks.list_tasks),
     ("/tasks/{task}", tasks.show_task),

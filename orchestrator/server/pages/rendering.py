@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from orchestrator.jsontypes import JsonObject, JsonValue, counted
+from orchestrator.jsontypes import JsonValue, counted
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.states import ApprovalState, RunState, StepState, TaskState
-from orchestrator.presentation.terms import LEASE_MARKS, LEASE_WORDS, inputs_words, lasting, scope_words, took
+from orchestrator.presentation.terms import LEASE_MARKS, LEASE_WORDS, inputs_words, lasting, scope_or_json, took
 from orchestrator.server.pages.answers import Page, address
 
 if TYPE_CHECKING:
@@ -124,14 +124,6 @@ def short(digest: str) -> str:
     """The beginning of a digest."""
     algorithm, _, value = digest.partition(":")
     return f"{algorithm}:{value[:12]}" if value else digest[:12]
-
-
-def scope_or_json(scope: JsonObject) -> str:
-    """A scope in words; one that this version cannot read, as it was recorded."""
-    try:
-        return scope_words(scope)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return json.dumps(scope, ensure_ascii=False)
 
 
 @cache

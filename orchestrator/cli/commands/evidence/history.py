@@ -186,7 +186,8 @@ def prove(
     with ledger_reader() as reader:
         run = whole_id(reader, IdKind.TASK, whole_id(reader, IdKind.RUN, run))
         evidence = RunEvidence.of(reader.log, run)
-        lines = list(event_lines(reader.stored_events(run), evidence.leaf.head.seq, values=values))
+        events_of = reader.log.stored_events(run, last=evidence.leaf.head.seq)
+        lines = list(event_lines(events_of, values=values))
     proof, events = directory / f"{_safe(run)}{SUFFIX}", directory / f"{_safe(run)}{EVENTS_SUFFIX}"
     _write(proof, evidence.proof.text())
     _write(events, "".join(f"{line}\n" for line in lines))

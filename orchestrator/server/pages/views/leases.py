@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from urllib.parse import urlencode
 
 from orchestrator.errors import LedgerError, UsageError
 from orchestrator.evidence.export.spreadsheet import END, csv_row
@@ -12,18 +13,27 @@ from orchestrator.ledger.lease import OPEN, LeaseState
 from orchestrator.ledger.states import IdKind
 from orchestrator.ledger.types import LeaseFilter, LeaseRecord
 from orchestrator.presentation.events import gone
-from orchestrator.server.pages.answers import Asked, Download, NotThere, Page
+from orchestrator.presentation.terms import scope_or_json
+from orchestrator.server.pages.answers import Asked, Download, NotThere, Page, address
 from orchestrator.server.pages.drawing.timeline import held_seconds
-from orchestrator.server.pages.rendering import scope_or_json
 from orchestrator.server.pages.sources import Sources
 from orchestrator.server.pages.views.evidence import signed
 from orchestrator.server.pages.views.listing import ROWS, begins_so, listed
+from orchestrator.server.pages.views.receipts import has_receipt
 from orchestrator.server.pages.views.runs import sentence
 
 OPEN_STATES = "open"
 """A choice beside the states: all that are not confirmed gone."""
 
 ROWS_AT_ONCE = 1000
+
+VIEWS: Mapping[str, Mapping[str, str]] = {
+    "Not confirmed gone": {"state": OPEN_STATES},
+    "Being taken back": {"state": LeaseState.REVOKING},
+    "Over, secret still valid": {"state": LeaseState.ENDED},
+    "Last 24 hours": {"since": "24h"},
+}
+"""What people look for most, as the filters of it."""
 
 COLUMNS = (
     "lease", "run", "workflow", "step", "attempt", "grant", "kind", "agent", "resource", "scope", "subject", "state",
@@ -40,12 +50,19 @@ def list_leases(sources: Sources, asked: Asked) -> Page:
             "asked": asked,
             "page": listed(asked, found, lambda lease: lease.lease_id),
             "states": [OPEN_STATES, *LeaseState],
+            "made": _views(asked),
             "workflows": sources.reader.workflows(200),
             "csv": asked.under(f"{asked.path}.csv", before=None),
             "held": held_seconds,
             "now": sources.clock.now(),
         },
     )
+
+
+def _views(asked: Asked) -> Sequence[tuple[str, str, bool]]:
+    """Of each view its name, its address, and whether it is the one that is asked for."""
+    present = {name: value for name, value in asked.given().items() if name != "before"}
+    return [(name, f"{address('leases')}?{urlencode(query)}", query == present) for name, query in VIEWS.items()]
 
 
 def _filter(sources: Sources, asked: Asked) -> LeaseFilter:
@@ -84,6 +101,7 @@ def show_lease(sources: Sources, asked: Asked) -> Page:
         raise begins_so(sources, IdKind.LEASE, "leases", text, missing)
     events = sources.reader.events(lease.run_id, lease_id=lease.lease_id)
     run = sources.reader.run(lease.run_id)
+    found = signed(sources, lease.run_id) if lease.closed_at else None
     return Page(
         "lease.html",
         {
@@ -92,7 +110,8 @@ def show_lease(sources: Sources, asked: Asked) -> Page:
             "task": run.task if run is not None else None,
             "life": [(each, sentence(each, {lease.lease_id: ""})) for each in events],
             "gone": gone(events, UTC),
-            "signed": signed(sources, lease.run_id) if lease.closed_at else None,
+            "signed": found,
+            "has_receipt": has_receipt(lease, events, found),
             "held": held_seconds(lease, sources.clock.now()),
         },
     )
