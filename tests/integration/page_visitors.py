@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -88,9 +88,8 @@ def site_on(bench: Bench, children: ForkServer) -> Iterator[Site]:
 POLICY = """package orchestrator
 import rego.v1
 default decision := {"allow": true}
-decision := {"allow": true, "obligations": {"approval": {"approvers": ["%s"], "count": 1}}} if {
-    input.workflow.name == "asks"
-}
+decision := {"allow": true, "obligations": {"approval": {
+    "approvers": ["vault:userpass-alice", "oidc-groups:Support Leads"], "count": 1}}} if input.workflow.name == "asks"
 """
 
 
@@ -100,15 +99,15 @@ def triggered(site: Site, workflow: str) -> None:
     wait_for(lambda: command("schedules", "trigger", workflow, environment=environment).returncode == 0, "the schedule")
 
 
-def waiting_run(site: Site, approver: str = "vault:userpass-alice", *options: str) -> str:
-    """The request for approval of a run that waits for somebody."""
+def waiting_run(site: Site, begin: Callable[[Site], None] = lambda site: site.served.start("--ui")) -> str:
+    """The request for approval of a run that waits for alice, in a process that is begun so."""
     policies = site.served.bench.directory / "policies"
     policies.mkdir()
-    (policies / "p.rego").write_text(POLICY % approver)
+    (policies / "p.rego").write_text(POLICY)
     del site.served.environment["ORCHESTRATOR_POLICY"]
     site.served.environment["ORCHESTRATOR_POLICY_PATH"] = str(policies)
     site.served.put("asks", "{ every: 1h }")
-    site.served.start("--ui", *options)
+    begin(site)
     triggered(site, "asks")
     with open_ledger(site.served.ledger_url, clock=SystemClock()) as ledger:
         (record,) = wait_for(lambda: ledger.approvals.all(state=ApprovalState.OPEN, run=None, limit=2), "the request")

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from bench import Bench
 from fork_server import ForkServer
-from page_visitors import PASSWORD, Site, site_on, triggered, waiting_run
+from page_visitors import FORM_TOKEN, PASSWORD, Site, site_on, triggered, waiting_run
 from waiting import wait_for
 
 from orchestrator.ledger.states import RunState
@@ -351,6 +351,24 @@ def test_people_log_in_by_an_openid_provider(site: Site, provider: dict[str, str
         assert "alice" in browser.get("/ui/", headers=host).text
         replayed = browser.get(back, headers=host)
         assert (replayed.status_code, "was not begun here" in replayed.text) == (401, True), "a state counts once"
+
+
+def test_whom_an_openid_provider_says_to_be_of_a_group_approves_as_one_of_it(
+    site: Site, provider: dict[str, str]
+) -> None:
+    site.served.environment["ORCHESTRATOR_UI_APPROVERS"] = '["oidc-groups:Support Leads"]'
+    path = f"/ui/approvals/{waiting_run(site, begun_with_openid)}"
+    host = {"Host": "localhost:9464"}
+    with site.browser() as browser:
+        away = browser.get("/ui/login/openid", headers=host).headers["location"]
+        assert browser.get(at_the_provider(site, away), headers=host).status_code == 303
+        found = FORM_TOKEN.search(browser.get(path, headers=host).text)
+        assert found is not None
+        form = {"form_token": found[1], "verdict": "approve"}
+        headers = {**host, "Origin": "http://localhost:9464"}
+        assert browser.post(path, data=form, headers=headers).status_code == 303
+        wait_for(lambda: site.served.runs("asks", RunState.SUCCEEDED), "the run to go on")
+        assert f"approve by oidc:{provider['entity']}" in browser.get(path, headers=host).text
 
 
 def test_a_login_at_a_provider_begins_under_the_name_that_it_sends_back_to(

@@ -191,7 +191,7 @@ def test_a_form_of_somebody_before_is_refused_to_who_is_here_now(browser: Browse
 
 
 def test_the_login_and_all_forms_are_fit_for_everybody_and_every_screen(browser: Browser, site: Site) -> None:
-    approval = f"/ui/approvals/{waiting_run(site)}"
+    approval = f"/ui/approvals/{waiting_run(site, lambda site: site.served.start('--ui', '--drain', '0'))}"
     run = endless_run(site)
     for appearance in APPEARANCES:
         with tab(browser, site.base, **appearance) as seen:

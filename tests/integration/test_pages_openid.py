@@ -21,7 +21,7 @@ from orchestrator.devstack.ports import free_port
 from orchestrator.ledger.states import RunState
 
 ACCOUNTS = {
-    "alice": {"preferred_username": "Alice Liddell", "groups": ["support", "leads"]},
+    "alice": {"preferred_username": "Alice Liddell", "groups": ["support", "Support Leads"]},
     "bob": {"preferred_username": "Bob", "groups": ["support"]},
     "mallory": {"preferred_username": "Mallory", "groups": ["visitors"]},
 }
@@ -56,7 +56,7 @@ class World:
         environment |= {
             "ORCHESTRATOR_UI_URL": self.base,
             "ORCHESTRATOR_UI_READERS": '["oidc-groups:support"]',
-            "ORCHESTRATOR_UI_APPROVERS": '["oidc-groups:leads"]',
+            "ORCHESTRATOR_UI_APPROVERS": '["oidc-groups:Support Leads"]',
             "ORCHESTRATOR_UI_OIDC_ISSUER": self.provider.issuer,
             "ORCHESTRATOR_UI_OIDC_CLIENT_ID": client_id,
             "ORCHESTRATOR_UI_OIDC_SCOPES": '["openid", "profile", "groups"]',
@@ -155,7 +155,7 @@ def test_people_log_in_with_their_browser_and_are_where_they_wanted_to_be(
 
 def test_a_group_of_the_id_token_makes_an_approver(browser: Browser, world: World) -> None:
     world.provider.start()
-    approval = f"/ui/approvals/{waiting_run(world.site, 'oidc-groups:leads', *world.options)}"
+    approval = f"/ui/approvals/{waiting_run(world.site, lambda site: site.served.start('--ui', *world.options))}"
     with tab(browser, world.base) as reader:
         log_in(reader.go(approval), "bob")
         expect(reader.page.get_by_role("banner")).to_contain_text("Bob")
