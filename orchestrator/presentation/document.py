@@ -26,8 +26,7 @@ tr, td, th { border-color: #2b3542 }
 .ok { color: #5fd69a } .bad { color: #ff8a80 } .open { color: #f0b35a } .mute { color: #97a5b5 }
 td::before { color: #97a5b5 } }
 @media print { :root { color-scheme: light } body { margin: 0; max-width: none; font-size: 10pt }
-tr, pre { break-inside: avoid }
-h2, h3 { break-after: avoid } h2 { margin-top: 1.2rem } }
+tr, pre { break-inside: avoid } h2, h3 { break-after: avoid } h2 { margin-top: 1.2rem } }
 """
 
 

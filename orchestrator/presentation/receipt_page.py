@@ -86,10 +86,8 @@ def _facts(facts: Iterable[tuple[str, str]]) -> str:
 
 def _event_rows(receipt: JsonObject) -> Iterator[str]:
     """The lease, and what was decided and said of its step before it."""
-    lease = part(receipt, "lease")
-    of_step = [each for each in _asked(receipt) if each.get("step") == lease.get("step")]
     decided = [part(receipt, "decision")] if receipt.get("decision") else []
-    events = [*decided, *of_step, *parts(receipt, "approvals"), *parts(receipt, "history")]
+    events = [*decided, *_asked(receipt), *parts(receipt, "approvals"), *parts(receipt, "history")]
     for event in sorted(events, key=lambda each: int(str(each["seq"]))):
         kind = str(event["kind"])
         label = kind.removeprefix("lease.").replace(".", " ").replace("_", " ")
@@ -170,7 +168,7 @@ def _code(value: object) -> str:
 
 
 def _asked(receipt: JsonObject) -> Sequence[JsonObject]:
-    """The requests for approval of the run, from its events."""
+    """The requests for approval of the step, from the events of the run."""
     step, asked = part(receipt, "lease").get("step"), []
     for event in parts(receipt, "chain"):
         if event["kind"] == "approval.requested" and part(event, "data").get("step") == step:

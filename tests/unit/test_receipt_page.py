@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from html import unescape
@@ -228,3 +230,19 @@ def test_what_was_asked_is_there_where_values_were_given_out() -> None:
     life = (requested(), ISSUED, REVOKING, revoked("vault"))
     assert json.dumps({"agent": "anna"}, indent=2) in unescape(page_of(STARTED, asked, *life))
     assert "What was asked" not in page_of(STARTED, DECIDED, *life)
+
+
+def test_whatever_is_said_is_text() -> None:
+    hostile = "<script>alert(1)</script>\"'"
+    life = (requested(), ISSUED, REVOKING, tried(False, server=hostile, reason=hostile), revoked("vault"))
+    asked = Decided(**{**event_to_json(DECIDED), "reasons": (hostile,), "input": {hostile: hostile}})  # type: ignore[arg-type]
+    html = page_of(STARTED, asked, voted(hostile), *life, beside=Beside(hostile, f"./{hostile}", hostile))
+    assert "<script" not in html
+    assert "\"'" not in html
+    assert unescape(html).count(hostile) >= 7
+
+
+def test_the_page_needs_nothing_but_what_is_always_installed() -> None:
+    asked = "import sys, orchestrator.presentation.receipt_page; print({'jinja2', 'starlette'} & set(sys.modules))"
+    answer = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert answer.stdout == "set()\n"
