@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -14,7 +16,20 @@ from fork_server import ForkServer
 from page_visitors import FORM_TOKEN, PASSWORD, Site, site_on, triggered, waiting_run
 from waiting import wait_for
 
+from orchestrator.approvals.people import Unproven
+from orchestrator.clock import SystemClock
 from orchestrator.ledger.states import RunState
+from orchestrator.server.pages.login.declared import Provider
+from orchestrator.server.pages.login.openid import OpenId
+
+
+class SteppingClock(SystemClock):
+    """Goes on by what it is told, too."""
+
+    at = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.at
 
 
 @pytest.fixture
@@ -350,7 +365,9 @@ def test_people_log_in_by_an_openid_provider(site: Site, provider: dict[str, str
         assert (answer.status_code, answer.headers.get("location")) == (303, "/ui/leases"), answer.text
         assert "alice" in browser.get("/ui/", headers=host).text
         replayed = browser.get(back, headers=host)
-        assert (replayed.status_code, "was not begun here" in replayed.text) == (401, True), "a state counts once"
+        assert (replayed.status_code, "was not begun in this browser" in replayed.text) == (401, True), (
+            "a state counts once"
+        )
 
 
 def test_whom_an_openid_provider_says_to_be_of_a_group_approves_as_one_of_it(
@@ -369,6 +386,26 @@ def test_whom_an_openid_provider_says_to_be_of_a_group_approves_as_one_of_it(
         assert browser.post(path, data=form, headers=headers).status_code == 303
         wait_for(lambda: site.served.runs("asks", RunState.SUCCEEDED), "the run to go on")
         assert f"approve by oidc:{provider['entity']}" in browser.get(path, headers=host).text
+
+
+def test_whoever_takes_too_long_at_the_provider_begins_again(site: Site, provider: dict[str, str]) -> None:
+    begun_with_openid(site)
+    issuer, client = (site.served.environment[f"ORCHESTRATOR_UI_OIDC_{name}"] for name in ("ISSUER", "CLIENT_ID"))
+    clock = SteppingClock()
+
+    async def came_back(seconds: float, change: Callable[[str], str] = str) -> str:
+        openid = OpenId(Provider(issuer, client), "http://localhost:9464/ui/login/openid/back", clock)
+        begun = await openid.begin("/ui/runs")
+        state = parse_qs(urlsplit(begun.url).query)["state"][0]
+        clock.at += seconds
+        with pytest.raises(Unproven) as outside:
+            await openid.finish(change(begun.cookie), {"state": state, "code": "x"})
+        return outside.value.message
+
+    assert "gave nothing for its code" in asyncio.run(came_back(598))
+    assert "too long ago" in asyncio.run(came_back(600))
+    later = asyncio.run(came_back(600, lambda cookie: re.sub(r"\.\d+\.", ".9999999999.", cookie)))
+    assert "not begun in this browser" in later, "what is in the cookie is ours"
 
 
 def test_a_login_at_a_provider_begins_under_the_name_that_it_sends_back_to(

@@ -208,17 +208,25 @@ def test_a_provider_that_is_away_is_said_to_be_whenever_it_goes(ready: World) ->
 
 def test_a_login_ends_in_the_browser_that_began_it_and_a_code_counts_once(ready: World) -> None:
     with ready.browser() as browser, ready.browser() as other:
-        back = ready.sent_back(ready.begun(browser))
-        ready.stays_outside(other, back, "in another browser")
-        ready.stays_outside(browser, back, "not begun here")
-        location = ready.begun(browser, "/ui/leases")
-        back = ready.sent_back(location)
+        back = ready.sent_back(ready.begun(browser, "/ui/leases"))
+        ready.stays_outside(other, back, "not begun in this browser")
+        ready.begun(other)
+        ready.stays_outside(other, back, "not begun in this browser")
         answer = browser.get(back)
         assert (answer.status_code, answer.headers.get("location")) == (303, "/ui/leases")
         ready.canaries |= set(browser.cookies.values())
         code = parse_qs(urlsplit(back).query)["code"][0]
         ready.stays_outside(other, changed(ready.sent_back(ready.begun(other)), code=code), "gave nothing for its code")
-        ready.stays_outside(other, back, "not begun here")
+        ready.stays_outside(other, back, "not begun in this browser")
+
+
+def test_nobody_pushes_out_the_logins_of_others(ready: World) -> None:
+    with ready.browser() as browser, ready.browser() as stranger:
+        back = ready.sent_back(ready.begun(browser))
+        for _ in range(1001):
+            assert stranger.get("/ui/login/openid").status_code == 303
+        assert browser.get(back).status_code == 303
+        ready.canaries |= set(browser.cookies.values())
 
 
 def changed(url: str, **parameters: str | None) -> str:
@@ -231,7 +239,8 @@ def changed(url: str, **parameters: str | None) -> str:
 CHANGED_ANSWERS: list[tuple[dict[str, str | None], str]] = [
     ({"iss": None}, "of another provider"),
     ({"iss": "https://evil.example"}, "of another provider"),
-    ({"state": "x"}, "not begun here"),
+    ({"state": "x"}, "not begun in this browser"),
+    ({"state": None}, "not begun in this browser"),
     ({"code": None}, "has not let you in"),
     ({"code": "x"}, "gave nothing for its code"),
 ]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import re
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
@@ -23,7 +22,7 @@ from orchestrator.errors import OrchestratorError, Refused
 from orchestrator.network.loopback import is_loopback
 from orchestrator.secret import Secret
 from orchestrator.server.pages.answers import ROOT, Page
-from orchestrator.server.pages.login.openid import OpenId
+from orchestrator.server.pages.login.openid import PENDING_SECONDS, OpenId
 from orchestrator.server.pages.login.roles import Roles
 from orchestrator.server.pages.rendering import rendered
 from orchestrator.server.pages.sessions import LONGEST_SECONDS, Session, Sessions
@@ -74,7 +73,7 @@ class Door:
         return "__Host-orchestrator" if self._secure else "orchestrator"
 
     @property
-    def _pending_cookie(self) -> str:
+    def _begun_cookie(self) -> str:
         return f"{self.cookie}-login"
 
     def session_of(self, cookies: str) -> Session | None:
@@ -151,25 +150,24 @@ class Door:
             # The provider sends them back to one name, and cookies are of one. Once: a proxy may say another to us.
             query = urlencode({"then": ours(then), "moved": "1"})
             return RedirectResponse(f"{self.url}{ROOT}/login/openid?{query}", 303)
-        browser = secrets.token_urlsafe(32)
         try:
-            url = await self.openid.begin(browser, ours(then))
+            begun = await self.openid.begin(ours(then))
         except OrchestratorError as error:
             return self._trouble(error, then)
-        answer = RedirectResponse(url, 303)
-        self._set(answer, self._pending_cookie, browser, seconds=600)
+        answer = RedirectResponse(begun.url, 303)
+        self._set(answer, self._begun_cookie, begun.cookie, seconds=PENDING_SECONDS)
         return answer
 
     async def _come_back(self, request: Request) -> Response:
         if self.openid is None:
             return self._page("", "there is no OpenID provider here", "", 404)
-        browser = _cookie(request.headers.get("cookie", ""), self._pending_cookie)
+        cookie = _cookie(request.headers.get("cookie", ""), self._begun_cookie)
         try:
-            known = await self.openid.finish(browser, dict(request.query_params))
+            known = await self.openid.finish(cookie, dict(request.query_params))
             answer = self._let_in(known.person, known.shown, known.then)
         except OrchestratorError as error:
             answer = self._trouble(error)
-        self._unset(answer, self._pending_cookie)
+        self._unset(answer, self._begun_cookie)
         return answer
 
     def _let_in(self, person: Person, shown: str, then: str, *, seconds: float = LONGEST_SECONDS) -> Response:

@@ -7,7 +7,6 @@ checks those of agents.
 from __future__ import annotations
 
 import base64
-import hashlib
 import hmac
 import secrets
 from collections.abc import Mapping
@@ -31,11 +30,11 @@ from orchestrator.pep.jwt.claims import Expected
 from orchestrator.pep.sources import IssuerKeys, jwks_uri, oidc_metadata, verify_by
 from orchestrator.server.pages.login.declared import Provider
 
-PENDING_SECONDS = 600.0
+PENDING_SECONDS = 600
 """How long somebody may take at the provider."""
 
-MOST_PENDING = 1000
-"""Logins that have begun and not ended; the oldest makes room."""
+LONGEST_THEN = 1000
+"""Characters of an address that is kept in a cookie, which has 4096 at most (RFC 6265, 6.1)."""
 
 SECONDS = 10.0
 MOST_BYTES = 1 << 18
@@ -44,14 +43,15 @@ METADATA_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Pending:
-    """A login that has begun in the browser that has `browser` in a cookie."""
+class Begun:
+    """A login that has begun: where to send the browser, and the cookie that it keeps meanwhile.
 
-    browser: str = field(repr=False)
-    nonce: str = field(repr=False)
-    verifier: str = field(repr=False)
-    then: str
-    until: float
+    Nothing of it is kept here, so that nobody can push out the logins of others. What the provider is sent is derived
+    from the cookie by a key of this process: whoever has only one of both, cookie or answer, has nothing.
+    """
+
+    url: str
+    cookie: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,43 +70,43 @@ class OpenId:
     provider: Provider
     redirect: str
     clock: Clock
-    _pending: dict[str, Pending] = field(default_factory=dict)
+    _key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
     _metadata: tuple[JsonObject, float] | None = None
     _keys: IssuerKeys | None = None
 
-    async def begin(self, browser: str, then: str) -> str:
-        """Where to send a browser. Raises Unreachable where the provider cannot be asked who it is."""
+    async def begin(self, then: str) -> Begun:
+        """For somebody who then wants to see this page. Raises Unreachable where the provider cannot be asked."""
         metadata = await self._described()
-        now = self.clock.monotonic()
-        self._pending = {name: each for name, each in self._pending.items() if each.until > now}
-        while len(self._pending) >= MOST_PENDING:
-            del self._pending[next(iter(self._pending))]
-        state, nonce, verifier = (secrets.token_urlsafe(32) for _ in range(3))
-        self._pending[state] = Pending(_digest(browser), nonce, verifier, then, now + PENDING_SECONDS)
-        return str(
-            prepare_grant_uri(
-                _endpoint(metadata, "authorization_endpoint"),
-                self.provider.client_id,
-                "code",
-                redirect_uri=self.redirect,
-                scope=" ".join(self.provider.scopes),
-                state=state,
-                nonce=nonce,
-                code_challenge=create_s256_code_challenge(verifier),
-                code_challenge_method="S256",
-            )
+        until = int(self.clock.monotonic()) + PENDING_SECONDS
+        page = _url_safe(then.encode() if len(then) <= LONGEST_THEN else b"")
+        cookie = f"{secrets.token_urlsafe(32)}.{until}.{page}"
+        url = prepare_grant_uri(
+            _endpoint(metadata, "authorization_endpoint"),
+            self.provider.client_id,
+            "code",
+            redirect_uri=self.redirect,
+            scope=" ".join(self.provider.scopes),
+            state=self._of("state", cookie),
+            nonce=self._of("nonce", cookie),
+            code_challenge=create_s256_code_challenge(self._of("verifier", cookie)),
+            code_challenge_method="S256",
         )
+        return Begun(str(url), cookie)
 
-    async def finish(self, browser: str, answered: Mapping[str, str]) -> Known:
+    def _of(self, name: str, cookie: str) -> str:
+        """43 characters that only this process knows, and only with this cookie (RFC 7636, 4.1)."""
+        return _url_safe(hmac.digest(self._key, f"{name}:{cookie}".encode(), "sha256"))
+
+    async def finish(self, cookie: str, answered: Mapping[str, str]) -> Known:
         """Who comes back with this query string. Raises Unproven, and Unreachable.
 
-        A state counts once, and only in the browser that it was given to (RFC 9700, 4.7).
+        A state counts in the browser that it was given to alone (RFC 9700, 4.7), and a code once, for its provider.
         """
-        pending = self._pending.pop(answered.get("state", ""), None)
-        if pending is None or pending.until <= self.clock.monotonic():
-            raise Unproven("this login was not begun here, or too long ago", hint="begin it again")
-        if not hmac.compare_digest(pending.browser, _digest(browser)):
-            raise Unproven("this login was begun in another browser", hint="begin it again")
+        if not hmac.compare_digest(answered.get("state", "").encode(), self._of("state", cookie).encode()):
+            raise Unproven("this login was not begun in this browser", hint="begin it again")
+        _, until, page = cookie.split(".")
+        if int(until) <= self.clock.monotonic():
+            raise Unproven("this login was begun too long ago", hint="begin it again")
         metadata = await self._described()
         said_by = answered.get("iss")
         strict = metadata.get("authorization_response_iss_parameter_supported") is True
@@ -115,9 +115,10 @@ class OpenId:
         code = answered.get("code")
         if not code:
             raise Unproven("the provider has not let you in", hint="begin the login again")
-        tokens = await self._exchanged(metadata, code, pending.verifier)
-        claims = await self._verified(tokens, pending.nonce)
-        return Known(self._person(claims), _text(claims.get(self.provider.shown)) or str(claims["sub"]), pending.then)
+        tokens = await self._exchanged(metadata, code, self._of("verifier", cookie))
+        claims = await self._verified(tokens, self._of("nonce", cookie))
+        then = base64.urlsafe_b64decode(page + "=" * (-len(page) % 4)).decode()
+        return Known(self._person(claims), _text(claims.get(self.provider.shown)) or str(claims["sub"]), then)
 
     async def _described(self) -> JsonObject:
         now = self.clock.monotonic()
@@ -224,5 +225,5 @@ def _text(value: JsonValue) -> str:
     return value if isinstance(value, str) and value.isprintable() and len(value) <= 200 else ""
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _url_safe(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
