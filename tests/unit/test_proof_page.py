@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -47,6 +49,15 @@ def test_the_page_says_when_it_was_made_and_for_whom() -> None:
     assert "<code>feedback-assistant</code>" in text
     assert (PROOF.as_json()["agent"], PROOF.as_json()["made"]) == ("feedback-assistant", "2026-03-02T12:05:09+00:00")
     assert "<b>" not in page(replace(PROOF, agent="<b>"))
+
+
+def test_a_browser_may_use_nothing_but_the_style_that_is_in_it() -> None:
+    text = page(PROOF)
+    (style,) = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    (policy,) = re.findall(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">', text)
+    assert policy == f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    assert not re.search(r"<script|<link|<img|\sstyle=|\son\w+=|https?://", text)
 
 
 def test_every_table_has_a_head_with_as_many_names_as_columns() -> None:
