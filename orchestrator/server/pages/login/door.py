@@ -117,7 +117,7 @@ class Door:
 
     def _trouble(self, error: OrchestratorError, then: str = "") -> Response:
         if isinstance(error, Refused):
-            return self._page(then, error.message, error.hint or "", 401)
+            return self._page(then, error.message, error.hint or "", 403 if isinstance(error, Unmeant) else 401)
         log.warning("nobody can log in: %s", error.message)
         return self._page(then, error.message, error.hint or "", 503)
 
@@ -137,8 +137,6 @@ class Door:
                 raise Unproven("Vault does not know this token") from None
             seconds = LONGEST_SECONDS if bearer.seconds is None else bearer.seconds
             return self._let_in(bearer.person, bearer.person.name.partition(":")[2], then, seconds=seconds)
-        except Unmeant as error:
-            return self._page("", error.message, error.hint or "", 403)
         except OrchestratorError as error:
             return self._trouble(error, then)
 
@@ -191,7 +189,7 @@ class Door:
         try:
             await self.form(request, session)
         except Unmeant as error:
-            return self._page("", error.message, error.hint or "", 403)
+            return self._trouble(error)
         self.sessions.end(_cookie(cookies, self.cookie))
         answer = RedirectResponse(f"{ROOT}/login", 303)
         self._unset(answer, self.cookie)
