@@ -6,6 +6,7 @@ import json
 import os
 import pwd
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -341,3 +342,54 @@ def test_a_folder_may_be_named_relative_to_where_we_are(
 def test_ports_are_below_those_of_outgoing_connections() -> None:
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     assert all(1024 < free_port() < lowest for _ in range(50))
+
+
+_DRAW = """
+import os, sys
+from orchestrator.devstack.ports import free_port
+ports = [free_port() for _ in range(20)]
+child = os.fork()
+if child == 0:
+    ports = [free_port() for _ in range(20)]
+print(*ports, flush=True)
+if child:
+    os.waitpid(child, 0)
+    sys.stdin.read()
+"""
+
+
+def test_no_two_processes_are_given_one_port_even_while_nobody_listens() -> None:
+    """Else one's server could take the port on which that of another comes back."""
+    drawing = [
+        subprocess.Popen([sys.executable, "-c", _DRAW], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(8)
+    ]
+    try:
+        drawn = [
+            int(port) for each in drawing if each.stdout for line in range(2) for port in each.stdout.readline().split()
+        ]
+    finally:
+        for each in drawing:
+            each.communicate()
+    assert len(drawn) == len(set(drawn)) == 8 * 2 * 20
+
+
+def test_a_port_that_somebody_listens_on_is_passed_over() -> None:
+    with socket.socket() as taken:
+        port = free_port()
+        taken.bind(("127.0.0.1", port + 1))
+        assert port + 1 not in {free_port() for _ in range(300)}
+
+
+def test_where_all_ports_of_a_process_are_taken_it_is_said() -> None:
+    code = """
+import socket
+from orchestrator.devstack.ports import free_port
+held = []
+while len(held) < 1000:
+    held.append(socket.socket())
+    held[-1].bind(("127.0.0.1", free_port()))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "of 127.0.0.1 is free" in ended.stderr
