@@ -148,17 +148,27 @@ class Scope:
 
     def describe(self) -> str:
         """One line for a terminal: `database support: select (id) on shop.orders, 2m`, or `... as ROLE, 2m`."""
-        what = {
-            "database": f"database {self.connection}{self._opens()}",
-            "secret": f"secret {self.resource} [{', '.join(self.keys)}]",
-            "certificate": f"certificate of {self.resource}{self._with_what()}",
-            "dynamic": f"dynamic {self.resource}{self._with_what()}",
-            "token": f"token for {self.audience} [{' '.join(self.scopes)}]{self._for_what()}",
-            "oauth2": f"token of {self.issuer}{self._for_whom()} [{' '.join(self.scopes)}]{self._for_what()}",
-            "aws": f"{self.role} of {self.issuer}: {self.policy.describe() if self.policy else 'anything'}",
-        }.get(self.kind, f"{self.kind} {self.resource}")
         again = ", issued anew when it cannot be renewed" if self.on_expiry == "reissue" else ""
-        return f"{what}, {format_duration(self.ttl)}{again}"
+        return f"{self._what()}, {format_duration(self.ttl)}{again}"
+
+    def _what(self) -> str:
+        match self.kind:
+            case "database":
+                return f"database {self.connection}{self._opens()}"
+            case "secret":
+                return f"secret {self.resource} [{', '.join(self.keys)}]"
+            case "certificate":
+                return f"certificate of {self.resource}{self._with_what()}"
+            case "dynamic":
+                return f"dynamic {self.resource}{self._with_what()}"
+            case "token":
+                return f"token for {self.audience} [{' '.join(self.scopes)}]{self._for_what()}"
+            case "oauth2":
+                return f"token of {self.issuer}{self._for_whom()} [{' '.join(self.scopes)}]{self._for_what()}"
+            case "aws":
+                return f"{self.role} of {self.issuer}: {self.policy.describe() if self.policy else 'anything'}"
+            case _:
+                return f"{self.kind} {self.resource}"
 
     def _for_whom(self) -> str:
         """The service that it is for, and on whose behalf."""

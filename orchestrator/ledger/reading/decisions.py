@@ -11,9 +11,10 @@ from sqlalchemy import Connection, Row, Select, TextClause, select, tuple_
 from orchestrator.ledger.events import Decided
 from orchestrator.ledger.findings import DecisionRecord
 from orchestrator.ledger.reading.records import event_record
+from orchestrator.ledger.storage.chain import StoredEvent
 from orchestrator.ledger.storage.codec import event_from_json
 from orchestrator.ledger.storage.tables import BY_ITSELF, OF_TASK, event, run
-from orchestrator.ledger.storage.times import text_to_time, time_to_text
+from orchestrator.ledger.storage.times import time_to_text
 from orchestrator.ledger.types import DecisionFilter
 
 RUNS_AT_ONCE = 200
@@ -37,10 +38,11 @@ def decisions(
 def _recorded(connection: Connection, workflows: Mapping[str, str]) -> list[DecisionRecord]:
     """Those of these runs (ids with their workflows), in the order of the runs."""
     found: dict[str, list[DecisionRecord]] = {run_id: [] for run_id in workflows}
-    for row in connection.execute(_events(list(workflows))).mappings() if workflows else ():
-        run_id, decided = row["run_id"], event_from_json(Decided.kind, event_record(row).data)
+    for row in connection.execute(_events(list(workflows))) if workflows else ():
+        said = event_record(StoredEvent._make(row))
+        decided = event_from_json(Decided.kind, said.data)
         assert isinstance(decided, Decided)
-        found[run_id].append(DecisionRecord(run_id, workflows[run_id], row["seq"], text_to_time(row["time"]), decided))
+        found[said.run_id].append(DecisionRecord(said.run_id, workflows[said.run_id], said.seq, said.time, decided))
     return [record for of_run in found.values() for record in of_run]
 
 

@@ -93,7 +93,7 @@ def _examined(
     left = runs.keys() | steps.keys() | leases.keys()
     query = select(event).where(these(event.c.run_id)).order_by(event.c.run_id, event.c.seq)
     with connection.execution_options(yield_per=ROWS_AT_ONCE).execute(query) as stored:
-        events = (StoredEvent(*row) for row in stored)
+        events = (StoredEvent._make(row) for row in stored)
         for run_id, of_run in groupby(events, attrgetter("run_id")):
             left = left - {run_id}
             found, said = _replayed(run_id, of_run, runs.get(run_id))

@@ -27,12 +27,11 @@ from orchestrator.ledger.reading.records import (
     lease_record,
     run_record,
     step_record,
-    stored_event,
     task_record,
 )
 from orchestrator.ledger.states import IdKind, RunState, TaskEnd, TaskState
 from orchestrator.ledger.storage.budgets import calls_by_state, is_idle
-from orchestrator.ledger.storage.chain import Head, first_break, genesis
+from orchestrator.ledger.storage.chain import Head, StoredEvent, first_break, genesis
 from orchestrator.ledger.storage.codec import ValueKind
 from orchestrator.ledger.storage.places import moments, places_held, places_of, waiters
 from orchestrator.ledger.storage.projections import DROPPED
@@ -212,12 +211,8 @@ class Reader:
         """
         wanted = {name: value for name, value in (("lease_id", lease_id), ("step", step)) if value is not None}
         with self._reading() as connection:
-            rows = (
-                connection.execute(*queries.events_of(run_id, kind, after, limit, list(wanted.values())))
-                .mappings()
-                .all()
-            )
-            records = [event_record(row) for row in rows]
+            rows = connection.execute(*queries.events_of(run_id, kind, after, limit, list(wanted.values())))
+            records = [event_record(StoredEvent._make(row)) for row in rows]
         return [each for each in records if all(each.data.get(name) == value for name, value in wanted.items())]
 
     def runs_with_values(
@@ -283,7 +278,7 @@ class Reader:
             head = _head(run_id, run)
             streaming = connection.execution_options(yield_per=ROWS_AT_ONCE)
             with streaming.execute(*queries.events_of(run_id)) as stored:
-                broken = first_break(run_id, (stored_event(row) for row in stored), head)
+                broken = first_break(run_id, map(StoredEvent._make, stored), head)
         if run is None and broken is None:
             raise UnknownRun(
                 f"no run {run_id} is in this ledger", hint="`orchestrator runs list` shows those that are."
@@ -294,10 +289,10 @@ class Reader:
         """The first `most` events of a run, and what `verify` says of it where it has fewer: each is read once."""
         with self._reading(snapshot=True) as connection:
             head = _head(run_id, connection.execute(queries.run_by_id(run_id)).mappings().first())
-            rows = connection.execute(*queries.events_of(run_id, limit=most)).all()
-            events = [event_record(row._mapping) for row in rows if row.seq > 0]  # what has another number is a break
+            stored = [StoredEvent._make(row) for row in connection.execute(*queries.events_of(run_id, limit=most))]
+            events = [event_record(each) for each in stored if each.seq > 0]  # what has another number is a break
             whole = most is None or len(events) < most
-            return events, first_break(run_id, map(stored_event, rows), head) if whole else None
+            return events, first_break(run_id, stored, head, values=False) if whole else None
 
     def examine(self, run_id: str) -> Examined:
         """As `verify`, and whether the tables say of the run what its events say. Raises UnknownRun."""

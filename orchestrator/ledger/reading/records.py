@@ -93,23 +93,11 @@ def lease_record(row: Row[Any]) -> LeaseRecord:
     return LeaseRecord(*values)
 
 
-def stored_event(row: Any) -> StoredEvent:
-    """From a whole row of `event`. A history is many of these, so nothing is looked up by name."""
-    return StoredEvent(*row)
-
-
-def event_record(row: RowMapping) -> EventRecord:
-    """A row of the table `event`. Raises ValueError for one that is not what was recorded."""
-    data, dropped = with_values(json.loads(row["data"]), row["kept"])
-    return EventRecord(
-        run_id=row["run_id"],
-        seq=row["seq"],
-        time=text_to_time(row["time"]),
-        kind=row["kind"],
-        data=data,
-        digest=row["digest"],
-        dropped=dropped,
-    )
+def event_record(stored: StoredEvent) -> EventRecord:
+    """A stored event. Raises ValueError for one that is not what was recorded."""
+    run_id, seq, time, kind, text, digest, kept = stored
+    data, dropped = with_values(_from_json(text), kept)
+    return EventRecord(run_id, seq, text_to_time(time), kind, data, digest, dropped)
 
 
 def _time(text: str | None) -> datetime | None:

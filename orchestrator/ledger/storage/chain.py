@@ -12,15 +12,15 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from orchestrator.ledger.storage.codec import with_values
 
 DOMAIN = b"credential-orchestrator:ledger:run:v1\0"
 
 
-@dataclass(frozen=True, slots=True)
-class StoredEvent:
-    """An event as the database holds it, its fields in the order of the table's columns.
+class StoredEvent(NamedTuple):
+    """An event as the database holds it, its fields in the order of the table's columns: a history is many of these.
 
     `data` is canonical JSON, unless somebody changed it.
     """
@@ -63,28 +63,31 @@ def link(previous: str, *, run_id: str, seq: int, time: str, kind: str, data: st
     return hashlib.sha256(bytes.fromhex(previous) + text.encode()).hexdigest()
 
 
-def first_break(run_id: str, events: Iterable[StoredEvent], head: Head) -> int | None:
-    """The sequence number of the first event, in the order given, that is missing, foreign or changed, or None."""
-    last = genesis(run_id)
+def first_break(run_id: str, events: Iterable[StoredEvent], head: Head, *, values: bool = True) -> int | None:
+    """The sequence number of the first event, in the order given, that is missing, foreign or changed, or None.
+
+    `values`: also of one beside which there are other values than it has digests of, unless these were read before.
+    """
+    begin = genesis(run_id)
+    last, digest = begin.seq, begin.digest
     for event in events:
-        expected = last.seq + 1
-        if event.seq != expected or expected > head.seq or not _is_intact(event, last.digest):
+        expected = last + 1
+        if event.seq != expected or expected > head.seq or not _is_intact(event, digest):
             return expected
-        last = Head(expected, event.digest)
-    if last.seq < head.seq:
-        return last.seq + 1
-    return None if last.digest == head.digest else head.seq
+        if values and not _has_its_values(event):
+            return expected
+        last, digest = expected, event.digest
+    if last < head.seq:
+        return last + 1
+    return None if digest == head.digest else head.seq
 
 
 def _is_intact(event: StoredEvent, previous: str) -> bool:
     """Whether the event's fields give its digest. SQLite stores a value of any type in any column, hence the check."""
-    fields = (event.time, event.kind, event.data, event.digest)
-    return (
-        all(isinstance(text, str) for text in fields)
-        and event.digest
-        == link(previous, run_id=event.run_id, seq=event.seq, time=event.time, kind=event.kind, data=event.data)
-        and _has_its_values(event)
-    )
+    run_id, seq, time, kind, data, digest, _ = event
+    if not (type(time) is type(kind) is type(data) is type(digest) is str):
+        return False
+    return digest == link(previous, run_id=run_id, seq=seq, time=time, kind=kind, data=data)
 
 
 def _has_its_values(event: StoredEvent) -> bool:

@@ -34,15 +34,15 @@ def rebuild(engine: Engine, run_id: str) -> None:
 
 def _replayed(connection: Connection, head: RowMapping) -> RunRows:
     run_id = head["run_id"]
-    stored = connection.execute(*events_of(run_id)).mappings().all()
-    broken = first_break(run_id, (StoredEvent(**row) for row in stored), Head(head["seq"], head["head"]))
+    stored = [StoredEvent._make(row) for row in connection.execute(*events_of(run_id))]
+    broken = first_break(run_id, stored, Head(head["seq"], head["head"]))
     if broken is not None:
         raise LedgerError(
             f"run {run_id} is not rebuilt: its history is broken at event {broken}",
             hint="See `orchestrator runs verify`; restore the ledger from a backup.",
         )
     rows = RunRows()
-    for row in stored:
-        record = event_record(row)
-        rows.merge(project(rows, [(row["time"], event_from_json(record.kind, record.data))]))
+    for each in stored:
+        record = event_record(each)
+        rows.merge(project(rows, [(each.time, event_from_json(record.kind, record.data))]))
     return rows

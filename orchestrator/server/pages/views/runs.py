@@ -25,7 +25,7 @@ from orchestrator.server.pages.views.listing import ROWS, begins_so, listed
 MOST_EVENTS = 400
 """Events of which a timeline is drawn, and below which the chain is looked at for the page unasked."""
 
-EVENTS = 150
+EVENTS = 100
 """Events of one page of the history."""
 
 MOST_LEASES = 1000
