@@ -5,8 +5,14 @@
 The ledger is filled in bulk as in `ledger.py`, over so many days. Then every list is asked for, with filters that are
 common, rare, of the past or unknown and on later pages, and every page of one thing. Counted is the whole time from the
 question to the text of the page, in this process; p50 and p99 are over the questions, each asked once. Exposure is
-measured on its first look, when all days are added up, and after that. The limit is 50 ms, but for that first look, and
-the exit code is 1 where it does not hold. At last the download of all leases, in rows a second.
+measured on its first look, when all days are added up, and after that. Before the pages of one thing are asked for, all
+runs are entered in the log and it is signed, by a key of this process. At last the download of all leases, in rows a
+second.
+
+A question is asked three times in a row, and counts with its shortest time: what is longer is that of the machine,
+which lends the processor to others. Told beside it is the p99 of all first times, and at last what a loop of fixed work
+takes on this machine. The limit is 50 ms for the p99 over the questions, but for the first look at the exposure, and
+the exit code is 1 where it does not hold.
 """
 
 from __future__ import annotations
@@ -14,20 +20,26 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import ledger_rows
-from ledger import databases, percentiles
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from ledger import databases
 from ledger_rows import Filled, fill
 
 from orchestrator.clock import SystemClock
+from orchestrator.evidence.log.checkpoint import Checkpoint
+from orchestrator.evidence.log.note import NoteKey, signed_note
+from orchestrator.jsontypes import JsonObject
 from orchestrator.ledger.coordination.schedules import open_schedules
 from orchestrator.ledger.events import (
     AttemptFinished,
@@ -43,6 +55,8 @@ from orchestrator.ledger.events import (
     StepFinished,
 )
 from orchestrator.ledger.ids import new_lease_id, new_run_id
+from orchestrator.ledger.log.reader import StoredCheckpoint
+from orchestrator.ledger.log.store import LogStore
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LeaseFilter, RunFilter
@@ -53,6 +67,7 @@ from orchestrator.server.pages.rendering import prepare, rendered
 from orchestrator.server.pages.sources import Sources
 
 CEILING = 0.050
+TIMES_EACH = 3
 STEPS = (40, 400)
 """Of the runs whose pages are measured: rows in bulk have no events."""
 
@@ -71,7 +86,7 @@ def opened(url: str, now: object) -> Iterator[tuple[Ledger, Sources]]:
                 approvals=ledger.approvals,
                 runners=ledger.runners,
                 schedules=schedules,
-                clock=clock,  # type: ignore[arg-type] # the time is that of the newest row
+                clock=clock,  # the time is that of the newest row
             ),
         )
 
@@ -82,7 +97,7 @@ async def one_run(ledger: Ledger, steps: int) -> str:
     names = tuple(f"step_{number}" for number in range(steps))
     started = RunStarted(workflow="flow_0", digest="0" * 64, agent="agent-0", trigger="manual", inputs={}, steps=names)
     fence = await ledger.begin_run(run, started)
-    scope = {"kind": "secret", "path": "kv/data/x", "fields": ["a"], "ttl": 60}
+    scope: JsonObject = {"kind": "secret", "path": "kv/data/x", "fields": ["a"], "ttl": 60}
     for name in names:
         lease = new_lease_id()
         events: list[Event] = [
@@ -160,13 +175,27 @@ def lists(filled: Filled, ledger: Ledger, chance: random.Random) -> Iterator[tup
 
 def details(ledger: Ledger) -> Iterator[tuple[str, str, Query]]:
     """The pages of one thing: a name, a path, and the names in it."""
-    for steps in STEPS:
-        run = asyncio.run(one_run(ledger, steps))
+    runs = {steps: asyncio.run(one_run(ledger, steps)) for steps in STEPS}
+    sign(ledger.log)
+    for steps, run in runs.items():
         lease = ledger.leases(LeaseFilter(run=run, limit=1))[0].lease_id
         decision = {"run": run, "step": "step_3", "attempt": "1"}
         yield f"run of {steps} steps", "/runs/{run}", {"run": run}
         yield f"lease of {steps}", "/leases/{lease}", {"lease": lease}
+        yield f"receipt of {steps}", "/leases/{lease}/receipt", {"lease": lease}
         yield f"decision of {steps}", "/decisions/{run}/{step:path}/{attempt}", decision
+
+
+def sign(log: LogStore) -> None:
+    """Enter what has ended, and keep a checkpoint of all of it."""
+    begin = time.perf_counter()
+    while log.enter():
+        pass
+    took, size, private = time.perf_counter() - begin, log.size(), Ed25519PrivateKey.generate()
+    print(f"  log: {size / took:,.0f} runs a second are entered")
+    key = NoteKey(log.origin(), private.public_key().public_bytes_raw())
+    text = Checkpoint(key.name, size, log.root(size)).text()
+    log.keep(StoredCheckpoint(size, signed_note(text, key, private.sign(text.encode())), SystemClock().now()))
 
 
 def made(sources: Sources, path: str, query: Query, names: Query) -> float:
@@ -190,29 +219,52 @@ def measure(name: str, url: str, leases: int, times: int) -> bool:
     chance = random.Random(3)
     prepare()
     with opened(url, filled.newest + timedelta(hours=2)) as (ledger, sources):
-        questions = list(lists(filled, ledger, chance))
-        for what, path, draw in questions:
-            held &= told(what, [made(sources, path, draw(), {}) for _ in range(times)])
+
+        def asked(path: str, names: Query) -> Callable[[Query], float]:
+            return lambda query: made(sources, path, query, names)
+
+        for what, path, draw in list(lists(filled, ledger, chance)):
+            held &= told(what, draw, asked(path, {}), times)
         for what, path, names in details(ledger):
-            held &= told(what, [made(sources, path, {}, names) for _ in range(times)])
+            held &= told(what, dict, asked(path, names), times)
+        exposed = asked("/exposure", {})
         for days in ("30", "365"):
-            print(f"  exposure of {days} days, first look: {made(sources, '/exposure', {'days': days}, {}):.3f} s")
-            held &= told(
-                f"exposure of {days} days", [made(sources, "/exposure", {"days": days}, {}) for _ in range(50)]
-            )
+            print(f"  exposure of {days} days, first look: {exposed({'days': days}):.3f} s")
+            held &= told(f"exposure of {days} days", partial(dict, days=days), exposed, 50)
         begin = time.perf_counter()
         answer = dict(PAGES)["/leases.csv"](sources, Asked("/ui/leases.csv", {}, {}, sources.clock.now()))
         assert isinstance(answer, Download)
         size = sum(len(part) for part in answer.parts)
         took = time.perf_counter() - begin
+        print(f"  {machine()}")
         print(f"  CSV: {filled.leases / took:,.0f} leases a second, {size / 1e6:,.0f} MB")
     return held
 
 
-def told(what: str, seconds: list[float]) -> bool:
-    worst = sorted(seconds)[min(len(seconds) - 1, int(len(seconds) * 0.99))]
-    print(f"  {what:30} {percentiles(seconds)}{'' if worst <= CEILING else '   TOO SLOW'}")
-    return worst <= CEILING
+def told(what: str, draw: Callable[[], Query], ask: Callable[[Query], float], times: int) -> bool:
+    """Whether the limit holds for so many questions."""
+    asked = [[ask(query) for _ in range(TIMES_EACH)] for query in (draw() for _ in range(times))]
+    shortest, first = cuts([min(each) for each in asked]), cuts([each[0] for each in asked])
+    p50, p99, p99_first = (seconds * 1000 for seconds in (shortest[49], shortest[98], first[98]))
+    held = shortest[98] <= CEILING
+    print(f"  {what:30} p50 {p50:6.2f} ms, p99 {p99:6.2f} ms ({p99_first:6.2f}){'' if held else '   TOO SLOW'}")
+    return held
+
+
+def machine() -> str:
+    """The p50 and p99 of always the same work, which takes about as long as the longest pages."""
+    seconds = []
+    for _ in range(500):
+        begin, text = time.perf_counter(), ""
+        for number in range(100_000):
+            text = f"{text[-50:]}{number}"
+        seconds.append(time.perf_counter() - begin)
+    loop = cuts(seconds)
+    return f"a loop of fixed work: p50 {loop[49] * 1000:.2f} ms, p99 {loop[98] * 1000:.2f} ms"
+
+
+def cuts(seconds: list[float]) -> list[float]:
+    return statistics.quantiles(seconds, n=100, method="inclusive")
 
 
 def main() -> int:

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from orchestrator.errors import UnknownRun, UsageError
 from orchestrator.ledger.events import LeaseRequested
-from orchestrator.ledger.findings import DecisionRecord
+from orchestrator.ledger.findings import DecisionFilter, DecisionRecord
 from orchestrator.ledger.reading.id_lookup import whole_id
 from orchestrator.ledger.states import IdKind
-from orchestrator.ledger.types import DecisionFilter, LeaseRecord, LedgerReader
+from orchestrator.ledger.types import LeaseRecord, LedgerReader
 from orchestrator.policy.review.recorded import RecordedDecision
 from orchestrator.policy.types import Question
 from orchestrator.step_names import declared_step

@@ -15,7 +15,7 @@ from orchestrator.errors import EvidenceRejected, UnknownRun, UsageError
 from orchestrator.evidence.log.checkpoint import Checkpoint
 from orchestrator.evidence.log.note import NoteKey
 from orchestrator.evidence.log.proof import Proof
-from orchestrator.evidence.log.run_evidence import RunEvidence, event_lines, verified_events
+from orchestrator.evidence.log.run_evidence import RunEvidence, event_documents, verified_events
 from orchestrator.jsontypes import JsonObject, JsonValue
 from orchestrator.ledger.lease import OPEN
 from orchestrator.ledger.lease_events import LeaseEvent
@@ -56,7 +56,7 @@ def receipt(reader: LedgerReader, store: LogReader, lease_id: str, *, values: bo
         )
     evidence = RunEvidence.of(store, record.run_id)
     events = store.stored_events(record.run_id, last=evidence.leaf.head.seq)
-    chain = [json.loads(line) for line in event_lines(events, values=values)]
+    chain = list(event_documents(events, values=values))
     said = summary(chain, lease_id)
     if said["state"] in OPEN:
         raise UnknownRun(
@@ -91,25 +91,27 @@ def summary(chain: Iterable[Mapping[str, JsonValue]], lease_id: str) -> JsonObje
     """What the events of a run say of one lease. Raises UnknownRun where they know nothing of it."""
     started: Mapping[str, JsonValue] = {}
     run_id: JsonValue = None
-    decisions: dict[tuple[JsonValue, JsonValue], JsonObject] = {}
+    decisions: dict[tuple[JsonValue, JsonValue], Mapping[str, JsonValue]] = {}
     votes: list[JsonObject] = []
     history: list[JsonObject] = []
     for event in chain:
-        kind, data = event["kind"], _opened(event)
+        kind, data = event["kind"], event["data"]
+        assert isinstance(data, dict)
         if kind in ("run.started", "task.opened"):
-            started, run_id = data, event["run"]
+            started, run_id = _opened(event), event["run"]
         elif kind == "decision":
-            decisions[data.get("step"), data.get("attempt")] = _of_event(event, data)
+            decisions[data.get("step"), data.get("attempt")] = event
         elif kind == "approval.voted":
-            votes.append(_of_event(event, data))
+            votes.append(_opened(event))
         elif data.get("lease_id") == lease_id:
-            history.append(_of_event(event, data))
+            history.append(_opened(event))
     if not history or history[0]["kind"] != "lease.requested":
         raise UnknownRun(f"the events know of no lease {lease_id}")
     wanted = history[0]
     issued = next((each for each in history if each["kind"] == "lease.issued"), None)
     last = EVENT_TYPES[str(history[-1]["kind"])]
     assert issubclass(last, LeaseEvent)
+    decision = decisions.get((wanted.get("step"), wanted.get("attempt")))
     return {
         "format": FORMAT,
         "lease": {
@@ -123,21 +125,18 @@ def summary(chain: Iterable[Mapping[str, JsonValue]], lease_id: str) -> JsonObje
         "over_at": history[-1]["time"],
         "held_seconds": None if issued is None else _seconds(str(issued["time"]), str(history[-1]["time"])),
         "run": {"id": run_id, **{name: started.get(name) for name in _OF_RUN}},
-        "decision": decisions.get((wanted.get("step"), wanted.get("attempt"))),
+        "decision": None if decision is None else _opened(decision),
         "approvals": [vote for vote in votes if vote.get("step") == wanted.get("step")],
         "history": history,
     }
 
 
 def _opened(event: Mapping[str, JsonValue]) -> JsonObject:
-    """The data of an event, with the values beside it as far as the receipt has them."""
+    """What an event says, with the values beside it as far as the receipt has them."""
     data = event["data"]
     assert isinstance(data, dict)
-    return with_values(data, canonical_json(event["kept"]) if "kept" in event else None)[0]
-
-
-def _of_event(event: Mapping[str, JsonValue], data: JsonObject) -> JsonObject:
-    return {"seq": event["seq"], "time": event["time"], "kind": event["kind"], **data}
+    said, _ = with_values(data, canonical_json(event["kept"]) if "kept" in event else None)
+    return {"seq": event["seq"], "time": event["time"], "kind": event["kind"], **said}
 
 
 def _seconds(begin: str, end: str) -> float:

@@ -26,6 +26,16 @@ class Exposure:
     longest: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionFilter:
+    """All given parts must match. Times bound the beginning of the runs: `since` is included, `until` is not."""
+
+    run: str | None = None
+    workflow: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class DecisionRecord:
     """A decision of a policy, with the run that it was about. `seq` is its place in the run's chain."""

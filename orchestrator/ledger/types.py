@@ -13,7 +13,7 @@ from orchestrator.ledger.states import IdKind, RunState, StepState, TaskEnd, Tas
 
 if TYPE_CHECKING:
     from orchestrator.ledger.events import Event, LeaseRequested, RunResumed, RunStarted, ValuesDropped
-    from orchestrator.ledger.findings import DecisionRecord, Examined, Exposure
+    from orchestrator.ledger.findings import DecisionFilter, DecisionRecord, Examined, Exposure
     from orchestrator.ledger.places import Blocked, Places, PlacesWanted
     from orchestrator.ledger.task_events import TaskCalled, TaskClosed, TaskOpened
 
@@ -153,16 +153,6 @@ class LeaseFilter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DecisionFilter:
-    """All given parts must match. Times bound the beginning of the runs: `since` is included, `until` is not."""
-
-    run: str | None = None
-    workflow: str | None = None
-    since: datetime | None = None
-    until: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRecord:
     """A task as it stands now. Times are UTC; `idle` in seconds."""
 
@@ -294,6 +284,10 @@ class LedgerReader(Protocol):
 
     def steps(self, run_id: str) -> Sequence[StepRecord]:
         """The steps of a run in declaration order; none of an unknown one."""
+        ...
+
+    def some_steps(self, run_id: str, first: int, most: int) -> tuple[Sequence[StepRecord], int]:
+        """So many of them, after the first ones, and how many there are."""
         ...
 
     def task(self, task_id: str) -> TaskRecord | None:

@@ -25,6 +25,7 @@ from orchestrator.errors import (
     UsageError,
 )
 from orchestrator.ledger.events import Decided, LeaseRequested, RunFinished, RunResumed, RunStarted
+from orchestrator.ledger.findings import DecisionFilter
 from orchestrator.ledger.ids import call_id, new_task_id
 from orchestrator.ledger.location import locate
 from orchestrator.ledger.opening import open_ledger
@@ -32,7 +33,7 @@ from orchestrator.ledger.reading.queries import SWEEP_WORKFLOW
 from orchestrator.ledger.states import RunState, TaskState
 from orchestrator.ledger.storage.connect import connect
 from orchestrator.ledger.task_events import TaskCalled, TaskClosed, TaskOpened
-from orchestrator.ledger.types import CallLimits, DecisionFilter, LeaseFilter
+from orchestrator.ledger.types import CallLimits, LeaseFilter
 from orchestrator.ledger.writing.store import Ledger
 from orchestrator.tasks.closing import close_task, close_what_is_over, cut_off
 from orchestrator.tasks.reach import Reach

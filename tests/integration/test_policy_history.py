@@ -20,9 +20,9 @@ from policy_questions import DENIED, QUERY
 from orchestrator.cli.main import main
 from orchestrator.clock import SystemClock
 from orchestrator.ledger.events import Decided, RunFinished, RunStarted
+from orchestrator.ledger.findings import DecisionFilter
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.states import RunState
-from orchestrator.ledger.types import DecisionFilter
 from orchestrator.policy.engines.rego.engine import RegoEngine
 from orchestrator.policy.types import PolicyRequest, Question, input_digest
 

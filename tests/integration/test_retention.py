@@ -25,8 +25,9 @@ from orchestrator.clock import SystemClock
 from orchestrator.errors import ExitCode
 from orchestrator.evidence.log.verification import Verified, verify
 from orchestrator.evidence.receipts import receipt
+from orchestrator.ledger.findings import DecisionFilter
 from orchestrator.ledger.opening import open_ledger
-from orchestrator.ledger.types import DecisionFilter, EventRecord, LeaseFilter
+from orchestrator.ledger.types import EventRecord, LeaseFilter
 from orchestrator.workflow.loader import load_text
 
 OVER = 1.1

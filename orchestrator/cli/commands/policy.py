@@ -14,7 +14,7 @@ from orchestrator.errors import ExitCode, UsageError
 from orchestrator.jsontypes import counted
 
 if TYPE_CHECKING:
-    from orchestrator.ledger.types import DecisionFilter
+    from orchestrator.ledger.findings import DecisionFilter
     from orchestrator.policy.authoring.checking import CheckedFolder
     from orchestrator.policy.authoring.testing import Outcome, Report
     from orchestrator.policy.engines.rego.problems import PolicyProblem
@@ -270,7 +270,7 @@ def decisions(
 
 def _which(since: str | None, until: str | None, workflow: str | None, run: str | None) -> DecisionFilter:
     from orchestrator.clock import SystemClock
-    from orchestrator.ledger.types import DecisionFilter
+    from orchestrator.ledger.findings import DecisionFilter
     from orchestrator.presentation.moments import parse_moment
 
     now = SystemClock().now()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from orchestrator.errors import EvidenceRejected, UnknownRun
 from orchestrator.evidence.log.proof import Proof
+from orchestrator.jsontypes import JsonObject
 from orchestrator.ledger.log.leaf import Leaf
 from orchestrator.ledger.log.reader import LogReader
 from orchestrator.ledger.storage.chain import Head, StoredEvent, first_break
@@ -40,16 +41,21 @@ class RunEvidence:
 
 def event_lines(events: Iterable[StoredEvent], *, values: bool) -> Iterator[str]:
     """Events as canonical JSON lines; with the values beside them on demand."""
+    return map(canonical_json, event_documents(events, values=values))
+
+
+def event_documents(events: Iterable[StoredEvent], *, values: bool) -> Iterator[JsonObject]:
+    """The same as JSON objects."""
     for event in events:
-        line = {
+        line: JsonObject = {
+            "data": json.loads(event.data),
+            "digest": event.digest,
+            "kind": event.kind,
             "run": event.run_id,
             "seq": event.seq,
             "time": event.time,
-            "kind": event.kind,
-            "data": json.loads(event.data),
-            "digest": event.digest,
         }
-        yield canonical_json({**line, "kept": json.loads(event.kept)} if values and event.kept else line)
+        yield {**line, "kept": json.loads(event.kept)} if values and event.kept else line
 
 
 def verified_events(lines: Iterable[str], leaf: Leaf) -> Sequence[StoredEvent]:

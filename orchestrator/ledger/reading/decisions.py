@@ -9,13 +9,12 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, TextClause, select, tuple_
 
 from orchestrator.ledger.events import Decided
-from orchestrator.ledger.findings import DecisionRecord
+from orchestrator.ledger.findings import DecisionFilter, DecisionRecord
 from orchestrator.ledger.reading.records import event_record
 from orchestrator.ledger.storage.chain import StoredEvent
 from orchestrator.ledger.storage.codec import event_from_json
 from orchestrator.ledger.storage.tables import BY_ITSELF, OF_TASK, event, run
 from orchestrator.ledger.storage.times import time_to_text
-from orchestrator.ledger.types import DecisionFilter
 
 RUNS_AT_ONCE = 200
 

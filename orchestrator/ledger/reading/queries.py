@@ -251,9 +251,20 @@ def waiting_of(agent: str | None) -> CompoundSelect[*tuple[object, ...]]:
     return select(run).where(run.c.run_id.in_(asked), *waits).union(select(run).where(BY_ITSELF, *waits))
 
 
-def steps_of(run_id: str) -> Select[tuple[object, ...]]:
+def declared_steps(run_id: str) -> Select[tuple[str]]:
+    """The names of the steps that a run declared, as JSON."""
+    return select(run.c.steps).where(run.c.run_id == run_id)
+
+
+def step_names(run_id: str) -> Select[tuple[str]]:
     """The steps of a run that have a row, in no order."""
-    return select(step).where(step.c.run_id == run_id)
+    return select(step.c.step).where(step.c.run_id == run_id)
+
+
+def steps_of(run_id: str, names: Collection[str] | None = None) -> Select[tuple[object, ...]]:
+    """The steps of a run that have a row, or these of them, in no order."""
+    of_run = select(step).where(step.c.run_id == run_id)
+    return of_run if names is None else of_run.where(step.c.step.in_(names))
 
 
 def positions_of(run_ids: Collection[str]) -> Select[tuple[str, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 
@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.errors import LedgerError, UnknownRun
 from orchestrator.ledger.faults import ledger_error
-from orchestrator.ledger.findings import DecisionRecord, Examined, Exposure
+from orchestrator.ledger.findings import DecisionFilter, DecisionRecord, Examined, Exposure
 from orchestrator.ledger.lease import OPEN, LeaseState
 from orchestrator.ledger.log.reader import LogReader
 from orchestrator.ledger.places import Places
@@ -37,7 +37,6 @@ from orchestrator.ledger.storage.places import moments, places_held, places_of, 
 from orchestrator.ledger.storage.projections import DROPPED
 from orchestrator.ledger.storage.times import time_to_text
 from orchestrator.ledger.types import (
-    DecisionFilter,
     EventRecord,
     LeaseFilter,
     LeaseRecord,
@@ -145,13 +144,19 @@ class Reader:
 
     def steps(self, run_id: str) -> Sequence[StepRecord]:
         """The steps that were tried or decided, in the order in which the run declared them."""
-        with self._reading() as connection:
-            run = connection.execute(queries.run_by_id(run_id)).mappings().first()
-            rows = connection.execute(queries.steps_of(run_id)).mappings().all()
-            declared = [] if run is None else json.loads(run["steps"])
-            position = {step: number for number, step in enumerate(declared)}
-            ordered = sorted(rows, key=lambda row: (position.get(row["step"], len(position)), row["step"]))
-            return [step_record(row) for row in ordered]
+        with self._reading(snapshot=True) as connection:
+            found = [step_record(row) for row in connection.execute(queries.steps_of(run_id))]
+            place = _places(connection, run_id)
+            return sorted(found, key=lambda each: place(each.step))
+
+    def some_steps(self, run_id: str, first: int, most: int) -> tuple[Sequence[StepRecord], int]:
+        """So many of these steps, after the first ones, and how many there are."""
+        with self._reading(snapshot=True) as connection:
+            place = _places(connection, run_id)
+            names = sorted((str(row.step) for row in connection.execute(queries.step_names(run_id))), key=place)
+            wanted = queries.steps_of(run_id, names[first : first + most])
+            found = [step_record(row) for row in connection.execute(wanted)]
+            return sorted(found, key=lambda each: place(each.step)), len(names)
 
     def lease(self, lease_id: str) -> LeaseRecord | None:
         """The lease, or None."""
@@ -330,3 +335,10 @@ class Reader:
 def _head(run_id: str, run: RowMapping | None) -> Head:
     """Where the chain of a run ends, by its row."""
     return genesis(run_id) if run is None else Head(run["seq"], run["head"])
+
+
+def _places(connection: Connection, run_id: str) -> Callable[[str], tuple[int, str]]:
+    """Where a step stands among those that its run declared; at the end by name, if it did not."""
+    declared = connection.execute(queries.declared_steps(run_id)).first()
+    places = {name: number for number, name in enumerate(json.loads(declared.steps) if declared else ())}
+    return lambda name: (places.get(name, len(places)), name)

@@ -67,18 +67,19 @@ def task_record(row: RowMapping) -> TaskRecord:
     )
 
 
-def step_record(row: RowMapping) -> StepRecord:
-    """A row of the table `step`. Raises ValueError for one that this version did not write."""
+def step_record(row: Row[Any]) -> StepRecord:
+    """From a whole row of `step`, by place as a lease. Raises ValueError for one that this version did not write."""
+    run_id, step, state, attempts, _key, action, started_at, finished_at, reason, outputs = tuple(row)
     return StepRecord(
-        run_id=row["run_id"],
-        step=row["step"],
-        state=StepState(row["state"]),
-        attempts=row["attempts"],
-        action=row["action"],
-        started_at=_time(row["started_at"]),
-        finished_at=_time(row["finished_at"]),
-        reason=row["reason"],
-        outputs=json.loads(row["outputs"]),
+        run_id,
+        step,
+        StepState(state),
+        attempts,
+        action,
+        _time(started_at),
+        _time(finished_at),
+        reason,
+        _from_json(outputs),
     )
 
 

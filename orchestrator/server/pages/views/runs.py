@@ -29,7 +29,7 @@ EVENTS = 100
 """Events of one page of the history."""
 
 MOST_LEASES = 1000
-MOST_STEPS = 100
+MOST_STEPS = ROWS
 """Steps, and leases, of one page."""
 
 SHOWN = 2000
@@ -47,6 +47,8 @@ class Story:
 
     run: RunRecord
     steps: Sequence[StepRecord]
+    """Those of one page; `all_steps` is how many there are."""
+    all_steps: int
     leases: Sequence[LeaseRecord]
     events: Sequence[EventRecord]
     broken: int | None
@@ -55,15 +57,17 @@ class Story:
     now: datetime
 
     @classmethod
-    def read(cls, sources: Sources, run: RunRecord) -> Story:
+    def read(cls, sources: Sources, run: RunRecord, first_step: int = 0) -> Story:
         """Leases in the order in which they were asked for."""
         reader = sources.reader
+        steps, all_steps = reader.some_steps(run.run_id, first_step, MOST_STEPS)
         leases = reader.leases(LeaseFilter(run=run.run_id, limit=MOST_LEASES))
         events, broken = reader.verified(run.run_id, MOST_EVENTS)
         duties = {lease.step_key for lease in leases if lease.grant in DUTIES}
         return cls(
             run=run,
-            steps=reader.steps(run.run_id),
+            steps=steps,
+            all_steps=all_steps,
             leases=sorted(leases, key=lambda lease: (lease.requested_at, lease.lease_id)),
             events=events,
             broken=broken,
@@ -113,12 +117,12 @@ def list_runs(sources: Sources, asked: Asked) -> Page:
 def show_run(sources: Sources, asked: Asked) -> Page:
     """One run."""
     run = run_of(sources, asked.names["run"])
-    story = Story.read(sources, run)
     shown = Shown(
         first=asked.number("events", -1, least=0, most=10**9),
         step=asked.number("steps", 0, least=0, most=10**9),
         checked=asked.flag("check"),
     )
+    story = Story.read(sources, run, shown.step)
     return Page(
         "run.html",
         {
@@ -180,12 +184,12 @@ def _changing(sources: Sources, story: Story, which: Shown) -> Mapping[str, obje
         "inputs": dict(run.inputs),
         "dropped": dropped_of(sources, run.run_id, run.dropped),
         "signed": signed(sources, run.run_id) if run.finished_at else None,
-        "outputs": _outputs(story.steps[which.step : which.step + MOST_STEPS]),
+        "outputs": _outputs(story.steps),
         "live": run.state in (RunState.RUNNING, RunState.WAITING),
-        "steps": story.steps[which.step : which.step + MOST_STEPS],
+        "steps": story.steps,
         "first_step": which.step,
         "steps_of_a_page": MOST_STEPS,
-        "all_steps": len(story.steps),
+        "all_steps": story.all_steps,
         "tries": _tries(found, now),
         "decided": {str(each.data["step"]): each.data["attempt"] for each in story.events if each.kind == "decision"},
         "drawn": timeline_svg(drawn, f"Timeline of run {run.run_id}", _description(story, found)),
