@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import json
 import time
 from collections.abc import Iterator
@@ -11,8 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 import pytest
 from bench import SETUPS, Bench
+from page_server import pages_on
+from signed_ledger import public_keys
 from waiting import wait_for
 
 from orchestrator.approvals.desk import Standing
@@ -21,6 +25,7 @@ from orchestrator.approvals.votes import Verdict
 from orchestrator.assembly import open_services
 from orchestrator.clock import SystemClock
 from orchestrator.errors import ExitCode, OrchestratorError, PolicyDenied, Refused, UsageError
+from orchestrator.evidence.receipts import verified_receipt
 from orchestrator.ledger.coordination.approvals import ApprovalRecord
 from orchestrator.ledger.events import (
     ApprovalEnded,
@@ -160,6 +165,25 @@ class TestWaiting:
         assert [each["by"] for each in second.input["approvals"]] == ["vault:userpass-alice"]
         order = [type(event) for event in bench.events]
         assert order.index(ApprovalVoted) < order.index(AttemptStarted) < order.index(LeaseRequested)
+        bench.assert_nothing_left()
+
+    def test_the_receipt_of_what_was_agreed_to_says_who_has(self, bench: Bench, people: People) -> None:
+        comment = "for <b>ticket</b> 4711"
+        with waiting_run(bench, workflow("agreed"), policy=policy()) as running:
+            says(people, "alice", Verdict.APPROVE, comment=comment)
+            run = running.result(60).run_id
+        (lease,) = [each.lease_id for each in bench.history(run) if each.grant == "db"]
+        with pages_on(bench.config().ledger_url) as base:
+            page = httpx.get(f"{base}/ui/leases/{lease}/receipt", trust_env=False).text
+            document = httpx.get(f"{base}/ui/leases/{lease}/receipt.json", trust_env=False).text
+        with open_ledger(bench.config().ledger_url, clock=SystemClock()) as ledger:
+            proven = verified_receipt(document, public_keys(bench, ledger.log.origin()))
+        (voted,) = of_kind(bench, ApprovalVoted)
+        (vote,) = proven.said["approvals"]  # type: ignore[misc,union-attr]
+        assert (vote["by"], vote["verdict"], vote["comment"]) == ("vault:userpass-alice", "approve", comment)  # type: ignore[index,call-overload]
+        approvals = page.split('aria-labelledby="approvals"')[1].split("</section>")[0]
+        for text in ("1 of vault:userpass-alice", "<strong>approve</strong>", html.escape(comment), voted.signature):
+            assert text in approvals, text
         bench.assert_nothing_left()
 
     def test_each_item_of_a_list_waits_for_itself(self, bench: Bench, people: People) -> None:
