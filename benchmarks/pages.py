@@ -9,10 +9,11 @@ measured on its first look, when all days are added up, and after that. Before t
 runs are entered in the log and it is signed, by a key of this process. At last the download of all leases, in rows a
 second.
 
-A question is asked three times in a row, and counts with its shortest time: what is longer is that of the machine,
-which lends the processor to others. Told beside it is the p99 of all first times, and at last what a loop of fixed work
-takes on this machine. The limit is 50 ms for the p99 over the questions, but for the first look at the exposure, and
-the exit code is 1 where it does not hold.
+What is wanted is what a page takes on a machine that nobody else uses; this one may be lent to others, for milliseconds
+or for minutes, and then everything takes twice as long. So a question is asked three times in a row, each time after a
+loop of fixed work, and counts with the least share of such a loop, in the time of the shortest loop of all. Told beside
+it is the p99 of all first times as they were, and at last the loop's own p50 and p99. The limit is 50 ms for the p99
+over the questions, but for the first look at the exposure, and the exit code is 1 where it does not hold.
 """
 
 from __future__ import annotations
@@ -218,6 +219,8 @@ def measure(name: str, url: str, leases: int, times: int) -> bool:
     held = True
     chance = random.Random(3)
     prepare()
+    for _ in range(200):
+        loop()
     with opened(url, filled.newest + timedelta(hours=2)) as (ledger, sources):
 
         def asked(path: str, names: Query) -> Callable[[Query], float]:
@@ -236,31 +239,40 @@ def measure(name: str, url: str, leases: int, times: int) -> bool:
         assert isinstance(answer, Download)
         size = sum(len(part) for part in answer.parts)
         took = time.perf_counter() - begin
-        print(f"  {machine()}")
+        of_loop = cuts(LOOPS)
+        print(
+            f"  loop of fixed work: least {min(LOOPS) * 1000:.2f} ms, "
+            f"p50 {of_loop[49] * 1000:.2f} ms, p99 {of_loop[98] * 1000:.2f} ms"
+        )
         print(f"  CSV: {filled.leases / took:,.0f} leases a second, {size / 1e6:,.0f} MB")
     return held
 
 
 def told(what: str, draw: Callable[[], Query], ask: Callable[[Query], float], times: int) -> bool:
     """Whether the limit holds for so many questions."""
-    asked = [[ask(query) for _ in range(TIMES_EACH)] for query in (draw() for _ in range(times))]
-    shortest, first = cuts([min(each) for each in asked]), cuts([each[0] for each in asked])
-    p50, p99, p99_first = (seconds * 1000 for seconds in (shortest[49], shortest[98], first[98]))
-    held = shortest[98] <= CEILING
+    shares, first = [], []
+    for query in (draw() for _ in range(times)):
+        asked = [(loop(), ask(query)) for _ in range(TIMES_EACH)]
+        shares.append(min(seconds / looped for looped, seconds in asked))
+        first.append(asked[0][1])
+    of_page = cuts([share * min(LOOPS) for share in shares])
+    p50, p99, p99_first = (seconds * 1000 for seconds in (of_page[49], of_page[98], cuts(first)[98]))
+    held = of_page[98] <= CEILING
     print(f"  {what:30} p50 {p50:6.2f} ms, p99 {p99:6.2f} ms ({p99_first:6.2f}){'' if held else '   TOO SLOW'}")
     return held
 
 
-def machine() -> str:
-    """The p50 and p99 of always the same work, which takes about as long as the longest pages."""
-    seconds = []
-    for _ in range(500):
-        begin, text = time.perf_counter(), ""
-        for number in range(100_000):
-            text = f"{text[-50:]}{number}"
-        seconds.append(time.perf_counter() - begin)
-    loop = cuts(seconds)
-    return f"a loop of fixed work: p50 {loop[49] * 1000:.2f} ms, p99 {loop[98] * 1000:.2f} ms"
+LOOPS: list[float] = []
+"""How long the loop took each time."""
+
+
+def loop() -> float:
+    """Seconds for always the same work."""
+    begin, text = time.perf_counter(), ""
+    for number in range(20_000):
+        text = f"{text[-50:]}{number}"
+    LOOPS.append(time.perf_counter() - begin)
+    return LOOPS[-1]
 
 
 def cuts(seconds: list[float]) -> list[float]:

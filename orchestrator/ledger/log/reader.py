@@ -129,7 +129,7 @@ class LogReader:
         """The history that an entry is of, up to its last event, as the chain has it."""
         query = select(event).where(event.c.run_id == run_id, event.c.seq <= last).order_by(event.c.seq)
         with self._connection() as connection:
-            return [StoredEvent._make(row) for row in connection.execute(query)]
+            return [StoredEvent._make(row) for row in connection.execute(query).all()]
 
     def inclusion(self, position: int, size: int) -> Sequence[bytes]:
         """The path that proves an entry to be in the tree of so many."""

@@ -145,7 +145,7 @@ class Reader:
     def steps(self, run_id: str) -> Sequence[StepRecord]:
         """The steps that were tried or decided, in the order in which the run declared them."""
         with self._reading(snapshot=True) as connection:
-            found = [step_record(row) for row in connection.execute(queries.steps_of(run_id))]
+            found = [step_record(row) for row in connection.execute(queries.steps_of(run_id)).all()]
             place = _places(connection, run_id)
             return sorted(found, key=lambda each: place(each.step))
 
@@ -153,9 +153,9 @@ class Reader:
         """So many of these steps, after the first ones, and how many there are."""
         with self._reading(snapshot=True) as connection:
             place = _places(connection, run_id)
-            names = sorted((str(row.step) for row in connection.execute(queries.step_names(run_id))), key=place)
+            names = sorted((str(name) for (name,) in connection.execute(queries.step_names(run_id)).all()), key=place)
             wanted = queries.steps_of(run_id, names[first : first + most])
-            found = [step_record(row) for row in connection.execute(wanted)]
+            found = [step_record(row) for row in connection.execute(wanted).all()]
             return sorted(found, key=lambda each: place(each.step)), len(names)
 
     def lease(self, lease_id: str) -> LeaseRecord | None:
@@ -216,7 +216,7 @@ class Reader:
         """
         wanted = {name: value for name, value in (("lease_id", lease_id), ("step", step)) if value is not None}
         with self._reading() as connection:
-            rows = connection.execute(*queries.events_of(run_id, kind, after, limit, list(wanted.values())))
+            rows = connection.execute(*queries.events_of(run_id, kind, after, limit, list(wanted.values()))).all()
             records = [event_record(StoredEvent._make(row)) for row in rows]
         return [each for each in records if all(each.data.get(name) == value for name, value in wanted.items())]
 
@@ -294,7 +294,8 @@ class Reader:
         """The first `most` events of a run, and what `verify` says of it where it has fewer: each is read once."""
         with self._reading(snapshot=True) as connection:
             head = _head(run_id, connection.execute(queries.run_by_id(run_id)).mappings().first())
-            stored = [StoredEvent._make(row) for row in connection.execute(*queries.events_of(run_id, limit=most))]
+            rows = connection.execute(*queries.events_of(run_id, limit=most)).all()
+            stored = list(map(StoredEvent._make, rows))
             events = [event_record(each) for each in stored if each.seq > 0]  # what has another number is a break
             whole = most is None or len(events) < most
             return events, first_break(run_id, stored, head, values=False) if whole else None
@@ -317,11 +318,14 @@ class Reader:
 
     @contextmanager
     def _reading(self, *, snapshot: bool = False) -> Iterator[Connection]:
-        """A connection whose statements, with `snapshot`, all see the same state (on SQLite they always do)."""
+        """A connection whose statements, with `snapshot`, all see the same state (on SQLite they always do).
+
+        Without it PostgreSQL is asked for no transaction: its beginning and its end are a round trip each.
+        """
         try:
             with self._engine.connect() as connection:
-                if snapshot and self._engine.dialect.name == "postgresql":
-                    connection.execution_options(isolation_level="REPEATABLE READ")
+                if self._engine.dialect.name == "postgresql":
+                    connection.execution_options(isolation_level="REPEATABLE READ" if snapshot else "AUTOCOMMIT")
                 yield connection
         except SQLAlchemyError as error:
             raise ledger_error(error, self._label) from error

@@ -34,7 +34,7 @@ def rebuild(engine: Engine, run_id: str) -> None:
 
 def _replayed(connection: Connection, head: RowMapping) -> RunRows:
     run_id = head["run_id"]
-    stored = [StoredEvent._make(row) for row in connection.execute(*events_of(run_id))]
+    stored = [StoredEvent._make(row) for row in connection.execute(*events_of(run_id)).all()]
     broken = first_break(run_id, stored, Head(head["seq"], head["head"]))
     if broken is not None:
         raise LedgerError(
