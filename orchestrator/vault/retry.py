@@ -46,8 +46,7 @@ async def retrying(
 ) -> T:
     """Call until it succeeds, is refused, would outlast `deadline` (monotonic seconds), or `stop` is set.
 
-    Raises the last error. A call that runs is never interrupted from here, and none is begun that would not be over in
-    time if it took as long as the longest before it: whoever interrupts it at the deadline would hide that error.
+    Raises the last error. A call that runs is never interrupted from here.
     """
     begun = clock.monotonic()
     try:
@@ -69,11 +68,8 @@ async def _again(
 ) -> T:
     """What follows when the first call has failed: only then is there something to decide."""
 
-    longest = clock.monotonic() - begun
-
     def exhausted(state: RetryCallState) -> bool:
-        over = clock.monotonic() + state.upcoming_sleep + longest
-        return (stop is not None and stop.is_set()) or over >= deadline
+        return (stop is not None and stop.is_set()) or clock.monotonic() + state.upcoming_sleep >= deadline
 
     async def pause(seconds: float) -> None:
         if stop is None:
@@ -105,9 +101,5 @@ async def _again(
         with attempt:
             if attempt.retry_state.attempt_number == 1:
                 raise failed
-            start = clock.monotonic()
-            try:
-                return await call()
-            finally:
-                longest = max(longest, clock.monotonic() - start)
+            return await call()
     raise AssertionError("unreachable: the last error is raised again")

@@ -219,7 +219,7 @@ def test_an_issuer_that_is_busy_is_asked_again(oauth_bench: OAuth) -> None:
 
 def test_an_issuer_that_is_away_fails_the_step_and_nothing_may_exist(oauth_bench: OAuth) -> None:
     oauth_bench.declare("basic", discovery=None, token_endpoint="http://127.0.0.1:9/token")
-    outcome = oauth_bench.run(BASIC, timeout="5s")
+    outcome = oauth_bench.run(BASIC, timeout="6s")
     assert outcome.exit_code is ExitCode.UNREACHABLE
     assert "did not accept a connection" in failure(outcome)
     assert lease_of(oauth_bench, outcome).state is LeaseState.FAILED

@@ -26,9 +26,6 @@ class Ticking:
         self._passed += self._seconds
         return self._passed
 
-    def pass_by(self, seconds: float) -> None:
-        self._passed += seconds
-
 
 def failing(times: int) -> Callable[[], Awaitable[str]]:
     left = [True] * times
@@ -56,22 +53,6 @@ async def test_a_short_stumble_is_not_worth_a_word(caplog: pytest.LogCaptureFixt
 async def test_after_the_deadline_the_last_error_is_raised() -> None:
     with pytest.raises(VaultUnavailable, match="sealed"):
         await retrying(failing(100), clock=Ticking(1.0), deadline=5.0, repeatable=False)
-
-
-async def test_no_try_is_begun_that_would_outlast_the_deadline_if_it_took_as_long_as_the_last() -> None:
-    """Whoever ends it at the deadline would not be told why it was tried again."""
-    clock = Ticking(0.0)
-    calls = 0
-
-    async def call() -> str:
-        nonlocal calls
-        calls += 1
-        clock.pass_by(4.0 if calls == 2 else 0.5)
-        raise VaultUnavailable("Vault is sealed", outcome=Outcome.NOT_DONE, path="a/b", status=503)
-
-    with pytest.raises(VaultUnavailable, match="sealed"):
-        await retrying(call, clock=clock, deadline=8.0, repeatable=False)
-    assert (calls, clock.monotonic()) == (2, 4.5)
 
 
 def busy(seconds: float | None) -> VaultUnavailable:
