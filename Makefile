@@ -72,7 +72,7 @@ COMPILE = $(TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.11 
 
 lock: $(TOOLS)/.installed
 	$(COMPILE) $(LOCK)/build.in -o $(LOCK)/build.txt
-	$(COMPILE) --extra serve pyproject.toml -o $(LOCK)/runtime.txt
+	$(COMPILE) --extra serve --extra ui pyproject.toml -o $(LOCK)/runtime.txt
 	$(COMPILE) --extra dev --extra dev-stack -c $(LOCK)/runtime.txt pyproject.toml -o $(LOCK)/dev.txt
 	$(COMPILE) $(LOCK)/tools.in -o $(LOCK)/tools.txt
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from orchestrator.doctor.machine import PACKAGES
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCKS = {path.stem: path for path in sorted((ROOT / "requirements").glob("*.txt"))}
-EXTRAS = {"runtime": {"serve"}, "dev": {"dev", "dev-stack"}}
+EXTRAS = {"runtime": {"serve", "ui"}, "dev": {"dev", "dev-stack"}}
 HINT = "dependencies and locks differ: `make lock`"
 
 
@@ -109,3 +112,17 @@ def test_nothing_is_installed_past_the_locks() -> None:
                 assert "--require-hashes" in command or "--no-deps" in command, command
     assert {"runtime", "build"} <= {name for name in LOCKS if f"{name}.txt" in (ROOT / "Dockerfile").read_text()}
     assert "!requirements" in (ROOT / ".dockerignore").read_text().splitlines()
+
+
+@pytest.mark.parametrize("extra", sorted(PACKAGES))
+def test_the_doctor_knows_what_an_extra_brings(extra: str) -> None:
+    """Both sides by the name of what is installed; a namespace such as `opentelemetry` is of many."""
+    of_package = packages_distributions()
+    known = {canonicalize_name(name) for each in PACKAGES[extra] for name in of_package[each.partition(".")[0]]}
+    brought = {canonicalize_name(Requirement(text).name) for text in PROJECT["project"]["optional-dependencies"][extra]}
+    assert brought <= known, "the doctor would not say that it is missing"
+    assert known <= brought or "." in "".join(PACKAGES[extra]), "the doctor would ask for what the extra does not bring"
+
+
+def test_the_doctor_knows_every_extra_but_those_of_developers() -> None:
+    assert set(PROJECT["project"]["optional-dependencies"]) - set(PACKAGES) == {"dev", "docs"}
