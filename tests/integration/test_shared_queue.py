@@ -202,7 +202,7 @@ def test_a_run_that_is_cancelled_while_it_waits_never_begins(crew: Crew) -> None
     with shared(crew.ledger_url) as queue:
         put(queue, crew.loaded("wanted"))
     wait_for(lambda: crew.done() == ["wanted "], "the other run", 30)
-    assert crew.states() == {}
+    wait_for(lambda: crew.states() == {}, "the queue to be empty", 30)
 
 
 def test_a_run_that_nobody_can_begin_is_dead_and_is_begun_by_a_retry_when_that_is_mended(crew: Crew) -> None:
