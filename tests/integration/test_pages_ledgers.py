@@ -44,7 +44,7 @@ from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LeaseFilter, RunFilter
 from orchestrator.server.pages.answers import Asked as Question
 from orchestrator.server.pages.views.leases import download_leases
-from orchestrator.server.pages.views.runs import EVENTS, MOST_EVENTS, MOST_STEPS, SHOWN
+from orchestrator.server.pages.views.runs import EVENTS, MOST_EVENTS, MOST_LEASES, MOST_STEPS, SHOWN
 
 LISTS = (
     "/ui/",
@@ -240,7 +240,7 @@ async def long_run(ledger_url: str, steps: int) -> tuple[str, str]:
     return run, lease
 
 
-@pytest.mark.parametrize("steps", [110, 400])
+@pytest.mark.parametrize("steps", [110, 400, 1100])
 def test_a_run_of_many_steps_has_a_page_of_bounded_size(setup: Setup, steps: int) -> None:
     run, lease = asyncio.run(long_run(setup.ledger_url, steps))
     with asked(setup) as pages:
@@ -250,8 +250,9 @@ def test_a_run_of_many_steps_has_a_page_of_bounded_size(setup: Setup, steps: int
         assert text.count(" characters more") == MOST_STEPS
         assert "step_0000" * (SHOWN // 9 + 1) not in text
         assert counted(steps * 8 + 2, "event") in text
-        assert f"Later steps of {steps} steps" in text
-        assert f"{steps - MOST_STEPS} leases more" in text
+        assert f"Later steps of {counted(steps, 'step')}" in text
+        assert f"{min(steps, MOST_LEASES) - MOST_STEPS} leases more" in text
+        assert ("the newest 1,000 are drawn" in text) is (steps > MOST_LEASES)
         later = pages.get(f"/ui/runs/{run}?steps={(steps - 1) // MOST_STEPS * MOST_STEPS}")
         assert f"step_{steps - 1:04} exec" in later
         assert "Later steps" not in later

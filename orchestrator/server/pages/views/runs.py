@@ -29,6 +29,8 @@ EVENTS = 100
 """Events of one page of the history."""
 
 MOST_LEASES = 1000
+"""The newest, of which the timeline is drawn and the first are listed."""
+
 MOST_STEPS = ROWS
 """Steps, and leases, of one page."""
 
@@ -196,6 +198,7 @@ def _changing(sources: Sources, story: Story, which: Shown) -> Mapping[str, obje
         "timeline": drawn,
         "events_drawn": 0 if whole else len(story.events),
         "leases": story.shown[:MOST_STEPS],
+        "leases_read": len(story.leases) if len(story.leases) == MOST_LEASES else 0,
         "leases_left": max(0, len(story.shown) - MOST_STEPS),
         "own": len(story.own),
         "history": _said(run, shown, story.leases),
