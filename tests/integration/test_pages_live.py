@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 from bench import Bench
@@ -35,7 +36,7 @@ def test_a_run_is_followed_while_it_goes_on_and_the_page_stands_still_at_its_end
     served.start("--ui", "--ui-without-login")
     assert served.get("/ui/").status_code == 200
     base = str(served.get("/ui/").url).removesuffix("/ui/")
-    served.children.command("schedules", "trigger", "slow", environment=served.environment).check_returncode()
+    trigger(served)
     (run,) = wait_for(lambda: served.runs("slow", RunState.RUNNING), "the run")
     with tab(browser, base) as seen, tab(browser, base) as other:
         other.page.route("**/hx-sse.min.js", after_a_second)
@@ -52,6 +53,12 @@ def test_a_run_is_followed_while_it_goes_on_and_the_page_stands_still_at_its_end
     assert served.stop() == 0
 
 
+def trigger(served: Served) -> None:
+    """The listener is there before the schedules are."""
+    command = partial(served.children.command, "schedules", "trigger", "slow", environment=served.environment)
+    wait_for(lambda: command().returncode == 0, "the schedule")
+
+
 def after_a_second(route: Route) -> None:
     """As over a slow line: a script comes well after the one before it."""
     time.sleep(1)
@@ -62,7 +69,7 @@ def test_a_process_that_ends_lets_go_of_the_browsers_that_follow(served: Served,
     served.put("slow", "{ every: 1h }", "SELECT pg_sleep(60)")
     served.start("--ui", "--ui-without-login", "--drain", "0")
     base = str(served.get("/ui/").url).removesuffix("/ui/")
-    served.children.command("schedules", "trigger", "slow", environment=served.environment).check_returncode()
+    trigger(served)
     (run,) = wait_for(lambda: served.runs("slow", RunState.RUNNING), "the run")
     context = browser.new_context()
     page = context.new_page()
