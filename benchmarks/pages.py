@@ -4,7 +4,7 @@
 
 The ledger is filled in bulk as in `ledger.py`, over so many days. Then every list is asked for, with filters that are
 common, rare, of the past or unknown and on later pages, and every page of one thing. Counted is the whole time from the
-question to the text of the page, in this process; p50 and p99 are over the questions, each asked once. Exposure is
+question to the text of the page, in this process; p50 and p99 are over the questions. Exposure is
 measured on its first look, when all days are added up, and after that. Before the pages of one thing are asked for, all
 runs are entered in the log and it is signed, by a key of this process. At last the download of all leases, in rows a
 second.

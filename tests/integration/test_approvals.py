@@ -179,8 +179,8 @@ class TestWaiting:
         with open_ledger(bench.config().ledger_url, clock=SystemClock()) as ledger:
             proven = verified_receipt(document, public_keys(bench, ledger.log.origin()))
         (voted,) = of_kind(bench, ApprovalVoted)
-        (vote,) = proven.said["approvals"]  # type: ignore[misc,union-attr]
-        assert (vote["by"], vote["verdict"], vote["comment"]) == ("vault:userpass-alice", "approve", comment)  # type: ignore[index,call-overload]
+        (vote,) = proven.said["approvals"]
+        assert (vote["by"], vote["verdict"], vote["comment"]) == ("vault:userpass-alice", "approve", comment)
         approvals = page.split('aria-labelledby="approvals"')[1].split("</section>")[0]
         for text in ("1 of vault:userpass-alice", "<strong>approve</strong>", html.escape(comment), voted.signature):
             assert text in approvals, text
