@@ -337,6 +337,10 @@ class LedgerReader(Protocol):
         """What is held of connections, by leases that are not over by this time, and the attempts that wait."""
         ...
 
+    def revoking_leases(self, most: int) -> Sequence[LeaseRecord]:
+        """What is being taken back: first what was tried in vain most often, then what has taken longest."""
+        ...
+
     def open_lease_counts(self) -> Mapping[LeaseState, int]:
         """How many leases are in each open state, 0 where there is none."""
         ...

@@ -384,6 +384,10 @@ def test_what_is_open_is_found_and_counted_without_a_look_at_what_is_closed(fill
     assert filled.cost(lambda reader, _: reader.leases_of_ended_runs()) < filled.most
     assert filled.cost(lambda reader, _: reader.leases_of_ended_runs(dead=["busy"])) < filled.most
     assert filled.cost(lambda reader, _: reader.open_lease_counts()) < filled.most
+    assert filled.cost(lambda reader, _: reader.revoking_leases(10)) < filled.most
+    revoking = filled.reader.revoking_leases(OPEN_RUNS)
+    assert len(revoking) == OPEN_RUNS // 2
+    assert {each.state for each in revoking} == {LeaseState.REVOKING}
     assert filled.reader.open_lease_counts() == {
         LeaseState.ISSUED: OPEN_RUNS // 2,
         LeaseState.REQUESTED: 0,

@@ -14,7 +14,19 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
-from sqlalchemy import BindParameter, ColumnElement, RowMapping, Select, Text, bindparam, func, or_, select, tuple_
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Integer,
+    RowMapping,
+    Select,
+    Text,
+    bindparam,
+    func,
+    or_,
+    select,
+    tuple_,
+)
 
 from orchestrator.ledger.lease import FINAL, OPEN, LeaseState
 from orchestrator.ledger.reading.newest_first import (
@@ -209,6 +221,14 @@ def leases_of_ended_runs(dead: Collection[str]) -> Select[tuple[object, ...]]:
         over = or_(over, driver.in_(sorted(dead)))
     # Asked row by row: a join might read all runs, of which few have open leases.
     return select(lease).where(IS_OPEN, over).order_by(lease.c.requested_at.desc(), lease.c.lease_id.desc())
+
+
+@cache
+def revoking_leases() -> Select[tuple[object, ...]]:
+    """The first `most` of those that are being taken back: after most tries in vain, then the longest."""
+    wanted = select(lease).where(IS_OPEN, lease.c.state == LeaseState.REVOKING.value)
+    hardest = (lease.c.failed_tries.desc(), lease.c.revoking_since, lease.c.lease_id)
+    return wanted.order_by(*hardest).limit(bindparam("most", type_=Integer()))
 
 
 def open_leases_by_state() -> Select[tuple[object, ...]]:

@@ -193,6 +193,13 @@ class Reader:
             held = connection.execute(places_held(connection.dialect.name), moments(now)).mappings().all()
             return places_of(map(dict, held), map(dict, connection.execute(waiters()).mappings()))
 
+    def revoking_leases(self, most: int) -> Sequence[LeaseRecord]:
+        """At most so many of the leases that are being taken back: first what was tried in vain most often, then what
+        has taken longest. Reads what is open and nothing else."""
+        with self._reading() as connection:
+            rows = connection.execute(lease_queries.revoking_leases(), {"most": most}).all()
+            return [lease_record(row) for row in rows]
+
     def open_lease_counts(self) -> Mapping[LeaseState, int]:
         """How many leases are in each open state. Reads what is open and nothing else."""
         with self._reading() as connection:

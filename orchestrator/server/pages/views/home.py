@@ -8,13 +8,14 @@ from orchestrator.ledger.ids import LOGIN_PREFIX, step_key_of
 from orchestrator.ledger.lease import LeaseState
 from orchestrator.ledger.reading.id_lookup import beginnings
 from orchestrator.ledger.states import ApprovalState, IdKind, RunState
-from orchestrator.ledger.types import LeaseFilter, LeaseRecord, RunFilter
+from orchestrator.ledger.types import LeaseFilter, RunFilter
 from orchestrator.presentation.approvals import wanted
 from orchestrator.server.pages.answers import Asked, Elsewhere, Page, address
 from orchestrator.server.pages.sources import Sources
+from orchestrator.server.pages.views.listing import ROWS
 
 SHOWN = 15
-"""Rows of each part."""
+"""Rows of each part; of what is being taken back, and of what cannot be, there are `ROWS` together."""
 
 TRIES = 3
 """After so many failed tries a lease stands among those that do not go."""
@@ -28,28 +29,26 @@ Found = tuple[str, str, str]
 def home(sources: Sources, asked: Asked) -> Page:
     """The overview."""
     reader, now = sources.reader, sources.clock.now()
-    revoking = reader.leases(LeaseFilter(states=frozenset({LeaseState.REVOKING}), limit=200))
+    revoking, counts = reader.revoking_leases(ROWS), reader.open_lease_counts()
     waiting = reader.newest_runs(RunFilter(state=RunState.WAITING, everything=True, limit=SHOWN + 1))
+    approvals = sources.approvals.all(state=ApprovalState.OPEN, limit=SHOWN + 1)
     return Page(
         "home.html",
         {
             "asked": asked,
-            "stuck": [lease for lease in revoking if is_stuck(lease)],
-            "revoking": [lease for lease in revoking if not is_stuck(lease)][:SHOWN],
+            "stuck": [lease for lease in revoking if lease.failed_tries >= TRIES],
+            "revoking": [lease for lease in revoking if lease.failed_tries < TRIES],
+            "revoking_more": max(0, counts[LeaseState.REVOKING] - len(revoking)),
             "waiting": waiting[:SHOWN],
             "waiting_more": len(waiting) > SHOWN,
-            "approvals": sources.approvals.all(state=ApprovalState.OPEN, limit=SHOWN),
+            "approvals": approvals[:SHOWN],
+            "approvals_more": len(approvals) > SHOWN,
             "wanted": wanted,
             "runs": reader.newest_runs(RunFilter(limit=SHOWN)),
-            "counts": reader.open_lease_counts(),
+            "counts": counts,
             "now": now,
         },
     )
-
-
-def is_stuck(lease: LeaseRecord) -> bool:
-    """Whether taking it back has failed again and again, or Vault has given it up."""
-    return lease.failed_tries >= TRIES or lease.reason.startswith("Vault has given up")
 
 
 def search(sources: Sources, asked: Asked) -> Page:

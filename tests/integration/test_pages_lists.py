@@ -1,0 +1,243 @@
+"""Lists of pages, whole: every row is on one page of them, what matters most is first, and what is left out is said."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urljoin
+
+import httpx
+import pytest
+from bench import Setup
+from page_server import pages_on
+
+from orchestrator.clock import SystemClock
+from orchestrator.ledger.coordination.approvals import ApprovalRecord
+from orchestrator.ledger.events import (
+    Event,
+    LeaseIssued,
+    LeaseRequested,
+    LeaseRevocationFailed,
+    LeaseRevoked,
+    LeaseRevoking,
+    RunFinished,
+    RunStarted,
+)
+from orchestrator.ledger.ids import new_approval_id, new_lease_id, new_run_id, new_task_id
+from orchestrator.ledger.opening import open_ledger
+from orchestrator.ledger.states import RunState
+from orchestrator.ledger.task_events import TaskOpened
+from orchestrator.ledger.writing.store import Ledger
+from orchestrator.server.pages.views.home import SHOWN, TRIES
+from orchestrator.server.pages.views.listing import ROWS
+
+DIGEST = "sha256:" + "0" * 64
+SCOPE: dict[str, Any] = {"kind": "secret", "path": "kv/data/x", "fields": ["a"], "ttl": 60}
+CLOCK = SystemClock()
+
+
+async def with_ledger(setup: Setup, write: Callable[[Ledger], Any]) -> Any:
+    ledger = open_ledger(setup.ledger_url, clock=CLOCK)
+    try:
+        return await write(ledger)
+    finally:
+        await ledger.aclose()
+
+
+async def begun(ledger: Ledger, workflow: str = "many") -> tuple[str, int]:
+    run = new_run_id()
+    started = RunStarted(workflow=workflow, digest=DIGEST, agent="a", trigger="manual", inputs={}, steps=("one",))
+    return run, await ledger.begin_run(run, started)
+
+
+def requested(lease: str, grant: str = "db") -> LeaseRequested:
+    return LeaseRequested(
+        lease_id=lease,
+        step="one",
+        attempt=1,
+        grant=grant,
+        grant_kind="secret",
+        resource="kv/data/x",
+        scope=SCOPE,
+        ttl=60,
+    )
+
+
+def issued(lease: str) -> LeaseIssued:
+    return LeaseIssued(lease_id=lease, ttl=60, expires_at=CLOCK.now() + timedelta(seconds=60))
+
+
+async def leases(ledger: Ledger, count: int) -> list[str]:
+    run, fence = await begun(ledger)
+    ids = [new_lease_id() for _ in range(count)]
+    await ledger.append(run, fence, [requested(each) for each in ids])
+    return ids
+
+
+async def runs(ledger: Ledger, count: int) -> list[str]:
+    return [(await begun(ledger))[0] for _ in range(count)]
+
+
+async def tasks(ledger: Ledger, count: int) -> list[str]:
+    ids = [new_task_id() for _ in range(count)]
+    for each in ids:
+        opened = TaskOpened(
+            task=each,
+            workflow="desk",
+            digest=DIGEST,
+            agent="a",
+            inputs={},
+            context={},
+            tools=("read",),
+            deadline=CLOCK.now() + timedelta(hours=1),
+            idle=None,
+            caller={},
+            reason="",
+        )
+        await ledger.begin_run(each, opened)
+    return ids
+
+
+async def approvals(ledger: Ledger, count: int) -> list[str]:
+    run, _ = await begun(ledger)
+    now, ids = CLOCK.now(), [new_approval_id() for _ in range(count)]
+    for number, each in enumerate(ids):
+        ledger.approvals.ask(
+            ApprovalRecord(
+                approval_id=each,
+                run_id=run,
+                workflow="many",
+                step=f"step_{number}",
+                subject="s",
+                question={},
+                demand={"approvers": ["vault:alice"], "count": 1, "valid_for": 60},
+                asked_by={"name": "a"},
+                asked_at=now,
+                expires_at=now + timedelta(hours=1),
+            )
+        )
+    return ids
+
+
+def walked(address: str) -> Iterator[str]:
+    """The table of each page of a list, from the newest to the oldest."""
+    while address:
+        answer = httpx.get(address, trust_env=False, timeout=60)
+        assert answer.status_code == 200
+        yield answer.text
+        older = re.search(r'<a href="([^"]*)" rel="next">', answer.text)
+        address = urljoin(address, older[1]) if older else ""
+
+
+@pytest.mark.parametrize("kind", [runs, leases, tasks, approvals])
+@pytest.mark.parametrize("count", [ROWS, 2 * ROWS + 1])
+def test_a_list_leads_from_page_to_page_to_every_row(
+    setup: Setup, kind: Callable[[Ledger, int], Any], count: int
+) -> None:
+    """A page that is full has one after it only where there is a row for it."""
+    ids = asyncio.run(with_ledger(setup, lambda ledger: kind(ledger, count)))
+    with pages_on(setup.ledger_url) as base:
+        seen = [
+            re.findall(rf'href="/ui/{kind.__name__}/([^"/?]+)"', page) for page in walked(f"{base}/ui/{kind.__name__}")
+        ]
+        newest = httpx.get(f"{base}/ui/{kind.__name__}?before={ids[-1]}", trust_env=False).text
+    seen = [list(dict.fromkeys(each)) for each in seen]
+    assert [len(each) for each in seen] == [min(ROWS, count - first) for first in range(0, count, ROWS)]
+    assert sorted(row for page in seen for row in page) == sorted(ids)
+    assert f'href="/ui/{kind.__name__}">Newest</a>' in newest
+
+
+async def being_taken_back(ledger: Ledger, tries: dict[str, int]) -> dict[str, str]:
+    """A lease for each name that was tried in vain so often; the first of them is the oldest."""
+    run, fence = await begun(ledger)
+    ids = {name: new_lease_id() for name in tries}
+    for name, failed in tries.items():
+        lease = ids[name]
+        events: list[Event] = [requested(lease, name), issued(lease), LeaseRevoking(lease_id=lease, reason="over")]
+        events += [LeaseRevocationFailed(lease_id=lease, error="Vault is sealed")] * failed
+        await ledger.append(run, fence, events)
+    await ledger.append(run, fence, [RunFinished(state=RunState.FAILED, exit_code=1, reason="sealed")])
+    return ids
+
+
+def parts(page: str) -> dict[str, list[str]]:
+    """The leases under each heading of the overview."""
+    sections = re.findall(r"<h2 id=[^>]*>([^<]*)</h2>(.*?)</section>", page, re.DOTALL)
+    return {name: re.findall(r'href="/ui/leases/([^"]+)"', part) for name, part in sections}
+
+
+def test_what_does_not_go_is_first_however_much_came_after_it(setup: Setup) -> None:
+    tries = {"oldest": TRIES + 1, "young": 0, "tried": TRIES - 1, "stuck": TRIES}
+    tries |= {f"later_{number}": 0 for number in range(3 * ROWS)}
+    ids = asyncio.run(with_ledger(setup, lambda ledger: being_taken_back(ledger, tries)))
+    with pages_on(setup.ledger_url) as base:
+        page = httpx.get(f"{base}/ui/", trust_env=False).text
+    found = parts(page)
+    assert found["Cannot be taken back"] == [ids["oldest"], ids["stuck"]]
+    assert found["Being taken back"][:3] == [ids["tried"], ids["young"], ids["later_0"]]
+    assert len(found["Being taken back"]) == ROWS - 2
+    assert f'<a href="/ui/leases?state=revoking">{len(tries) - ROWS} leases more</a>' in page
+
+
+def test_nothing_is_said_to_be_gone_that_is_not(setup: Setup) -> None:
+    gone = "every lease that ended is confirmed gone"
+    with pages_on(setup.ledger_url) as base:
+
+        def overview() -> str:
+            return httpx.get(f"{base}/ui/", trust_env=False).text
+
+        assert gone in overview()
+        asyncio.run(with_ledger(setup, lambda ledger: being_taken_back(ledger, {"stuck": TRIES})))
+        page = overview()
+        assert gone not in page
+        assert "Nothing else." in page
+        names = {f"stuck_{number}": TRIES for number in range(ROWS)}
+        asyncio.run(with_ledger(setup, lambda ledger: being_taken_back(ledger, names)))
+        page = overview()
+        assert gone not in page
+        assert "Nothing else." not in page
+        assert ">1 lease more</a>" in page
+
+
+@pytest.mark.parametrize("count", [SHOWN, SHOWN + 1])
+def test_the_overview_says_that_more_is_asked_for_than_it_shows(setup: Setup, count: int) -> None:
+    asyncio.run(with_ledger(setup, lambda ledger: approvals(ledger, count)))
+    with pages_on(setup.ledger_url) as base:
+        page = httpx.get(f"{base}/ui/", trust_env=False).text
+    assert len(set(re.findall(r'href="/ui/approvals/([^"]+)"', page))) == SHOWN
+    assert ('href="/ui/approvals?state=open">All requests' in page) is (count > SHOWN)
+
+
+async def held(ledger: Ledger, workflow: str) -> None:
+    run, fence = await begun(ledger, workflow)
+    lease = new_lease_id()
+    await ledger.append(run, fence, [requested(lease), issued(lease)])
+    await asyncio.sleep(0.2 if workflow == "short" else 1.0)
+    over: list[Event] = [
+        LeaseRevoking(lease_id=lease, reason="over"),
+        LeaseRevoked(lease_id=lease, confirmed_by="vault"),
+    ]
+    await ledger.append(run, fence, over)
+
+
+def test_exposure_draws_each_share_of_the_most(setup: Setup) -> None:
+    for workflow in ("short", "long"):
+        asyncio.run(with_ledger(setup, lambda ledger, name=workflow: held(ledger, name)))
+    with pages_on(setup.ledger_url) as base:
+        page = httpx.get(f"{base}/ui/exposure?days=2", trust_env=False).text
+    widths = [float(each) for each in re.findall(r'<rect class="lease" width="([\d.]+)%" height="10"/>', page)]
+    names = re.findall(r'<tr><td><a href="[^"]*">([^<]*)</a>', page)
+    assert names == ["long", "short"]
+    assert widths[0] == 100
+    assert 15 < widths[1] < 60
+
+
+@pytest.mark.parametrize("query", ["since=2026-03-09&until=2026-03-02", "since=2020-01-01&until=2026-01-01"])
+def test_a_range_of_no_day_or_of_years_is_refused(setup: Setup, query: str) -> None:
+    with pages_on(setup.ledger_url) as base:
+        answer = httpx.get(f"{base}/ui/exposure?{query}", trust_env=False)
+    assert answer.status_code == 400
+    assert "the range must have a day at least" in answer.text
