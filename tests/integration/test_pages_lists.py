@@ -26,13 +26,15 @@ from orchestrator.ledger.events import (
     RunFinished,
     RunStarted,
 )
-from orchestrator.ledger.ids import new_approval_id, new_lease_id, new_run_id, new_task_id
+from orchestrator.ledger.ids import call_id, new_approval_id, new_lease_id, new_run_id, new_task_id
 from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.states import RunState
-from orchestrator.ledger.task_events import TaskOpened
+from orchestrator.ledger.task_events import TaskCalled, TaskOpened
+from orchestrator.ledger.types import CallLimits
 from orchestrator.ledger.writing.store import Ledger
 from orchestrator.server.pages.views.home import SHOWN, TRIES
 from orchestrator.server.pages.views.listing import ROWS
+from orchestrator.server.pages.views.tasks import MOST_CALLS
 
 DIGEST = "sha256:" + "0" * 64
 SCOPE: dict[str, Any] = {"kind": "secret", "path": "kv/data/x", "fields": ["a"], "ttl": 60}
@@ -209,6 +211,49 @@ def test_the_overview_says_that_more_is_asked_for_than_it_shows(setup: Setup, co
         page = httpx.get(f"{base}/ui/", trust_env=False).text
     assert len(set(re.findall(r'href="/ui/approvals/([^"]+)"', page))) == SHOWN
     assert ('href="/ui/approvals?state=open">All requests' in page) is (count > SHOWN)
+
+
+@pytest.mark.parametrize("count", [SHOWN - 1, SHOWN + 5])
+def test_a_search_that_finds_more_than_it_shows_says_so(setup: Setup, count: int) -> None:
+    ids = asyncio.run(with_ledger(setup, lambda ledger: runs(ledger, count)))
+    with pages_on(setup.ledger_url) as base:
+        page = httpx.get(f"{base}/ui/search?q={ids[0][:8]}", trust_env=False).text
+    found = re.findall(r'<li><span class="kind">run</span> <a class="id" href="/ui/runs/([^"]+)"', page)
+    assert found == sorted(ids)[:SHOWN]
+    assert (f"not more than {SHOWN} are shown" in page) is (count > SHOWN)
+
+
+def test_a_workflow_is_found_whatever_its_name(setup: Setup) -> None:
+    name = "a&agent=b#c d"
+    run, _ = asyncio.run(with_ledger(setup, lambda ledger: begun(ledger, name)))
+    with pages_on(setup.ledger_url) as base:
+        answer = httpx.get(f"{base}/ui/search", params={"q": name}, trust_env=False, follow_redirects=True)
+    assert answer.url.params["workflow"] == name
+    assert f"/ui/runs/{run}" in answer.text
+
+
+async def called(ledger: Ledger, count: int) -> str:
+    (task,) = await tasks(ledger, 1)
+    for number in range(count):
+        call = call_id(task, str(number))
+        event = TaskCalled(call=call, tool="read", arguments_digest=DIGEST)
+        started = RunStarted(
+            workflow="desk", digest=DIGEST, agent="a", trigger="call", inputs={}, steps=("read",), task=task, call={}
+        )
+        await ledger.begin_call(event, task, started, CallLimits(), "runner")
+        await ledger.append(call, 1, [RunFinished(state=RunState.SUCCEEDED, exit_code=0)])
+    return task
+
+
+@pytest.mark.parametrize("count", [MOST_CALLS - 1, MOST_CALLS + 2])
+def test_a_task_of_many_calls_says_what_it_leaves_out(setup: Setup, count: int) -> None:
+    task = asyncio.run(with_ledger(setup, lambda ledger: called(ledger, count)))
+    with pages_on(setup.ledger_url) as base:
+        page = httpx.get(f"{base}/ui/tasks/{task}", trust_env=False).text
+    assert len(re.findall(r'<a class="id" href="/ui/runs/', page)) == min(count, MOST_CALLS)
+    assert ("2 calls came before." in page) is (count > MOST_CALLS)
+    assert ("3 events came before." in page) is (count > MOST_CALLS)
+    assert page.count("came before") == (2 if count > MOST_CALLS else 0)
 
 
 async def held(ledger: Ledger, workflow: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from urllib.parse import urlencode
 
 from orchestrator.ledger.ids import LOGIN_PREFIX, step_key_of
 from orchestrator.ledger.lease import LeaseState
@@ -59,7 +60,7 @@ def search(sources: Sources, asked: Asked) -> Page:
         raise Elsewhere(found[0][2])
     return Page(
         "search.html",
-        {"asked": asked, "text": text or "", "found": found[: SHOWN * 4]},
+        {"asked": asked, "text": text or "", "found": found, "most": SHOWN if len(found) >= SHOWN else 0},
         200 if found or not text else 404,
     )
 
@@ -77,7 +78,7 @@ def _found(sources: Sources, text: str) -> Iterator[Found]:
         for each in reader.ids(kind, starts, SHOWN) if starts else ():
             yield kind.value, each, address(path, each)
     if text in reader.workflows(1000):
-        yield "workflow", text, f"{address('runs')}?workflow={text}"
+        yield "workflow", text, f"{address('runs')}?{urlencode({'workflow': text})}"
 
 
 def _by_names(sources: Sources, text: str) -> Iterator[Found]:

@@ -14,6 +14,7 @@ from orchestrator.server.pages.views.listing import ROWS, begins_so, listed
 from orchestrator.server.pages.views.runs import sentence
 
 MOST_CALLS = 300
+"""Calls, and events, that the page of a task shows: the newest."""
 
 
 def list_tasks(sources: Sources, asked: Asked) -> Page:
@@ -53,6 +54,7 @@ def show_task(sources: Sources, asked: Asked) -> Page:
             "why": str(story.opened.get("reason") or ""),
             "closed_by": str(closed[-1].data.get("by", "")) if closed else "",
             "history": [(each, sentence(each, {})) for each in story.events[-MOST_CALLS:]],
+            "history_left": max(0, len(story.events) - MOST_CALLS),
             "late": task.state is TaskState.OPEN and task.deadline <= sources.clock.now(),
         },
     )
