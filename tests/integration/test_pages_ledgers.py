@@ -43,6 +43,7 @@ from orchestrator.ledger.opening import open_ledger
 from orchestrator.ledger.states import RunState, StepState
 from orchestrator.ledger.types import LeaseFilter, RunFilter
 from orchestrator.server.pages.answers import Asked as Question
+from orchestrator.server.pages.views import receipts
 from orchestrator.server.pages.views.leases import download_leases
 from orchestrator.server.pages.views.runs import EVENTS, MOST_EVENTS, MOST_LEASES, MOST_STEPS, SHOWN
 
@@ -171,6 +172,28 @@ def test_a_lease_says_who_confirmed_what_and_that_its_history_is_signed(bench: B
         asyncio.run(dropped(setup, outputs=1))
         assert f"up to event {found[1].head.seq} only" in pages.get(f"/ui/runs/{run}")
         assert "only" not in pages.get(f"/ui/leases/{lease.lease_id}"), "the lease was over before"
+
+
+def test_a_receipt_that_is_too_long_for_a_page_is_left_to_the_command_line(
+    bench: Bench, setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = carried_out(bench, setup)
+    with open_ledger(setup.ledger_url, clock=SystemClock()) as ledger:
+        (lease,) = [each for each in ledger.leases(LeaseFilter(run=run)) if each.grant == "db"]
+        events = len(ledger.events(run))
+    page = f"/ui/leases/{lease.lease_id}"
+    with asked(setup) as pages:
+        monkeypatch.setattr(receipts, "MOST_EVENTS", events)
+        pages.get(page)
+        assert f'href="{page}/receipt"' in pages.html
+        assert lease.lease_id in pages.get(f"{page}/receipt")
+        monkeypatch.setattr(receipts, "MOST_EVENTS", events - 1)
+        assert f"orchestrator leases receipt {lease.lease_id}" in pages.get(page)
+        assert f'href="{page}/receipt"' not in pages.html
+        for kind in ("receipt", "receipt.json"):
+            text = pages.get(f"{page}/{kind}", 400)
+            assert f"has more than {events - 1} events" in text
+            assert f"`orchestrator leases receipt {lease.lease_id}` makes it" in text
 
 
 def test_a_run_that_is_in_no_checkpoint_yet_says_so(bench: Bench, setup: Setup) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import csv
+import io
 import re
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urljoin
 
@@ -33,6 +35,7 @@ from orchestrator.ledger.task_events import TaskCalled, TaskOpened
 from orchestrator.ledger.types import CallLimits
 from orchestrator.ledger.writing.store import Ledger
 from orchestrator.server.pages.views.home import SHOWN, TRIES
+from orchestrator.server.pages.views.leases import ROWS_AT_ONCE
 from orchestrator.server.pages.views.listing import ROWS
 from orchestrator.server.pages.views.tasks import MOST_CALLS
 
@@ -70,6 +73,10 @@ def requested(lease: str, grant: str = "db") -> LeaseRequested:
 
 def issued(lease: str) -> LeaseIssued:
     return LeaseIssued(lease_id=lease, ttl=60, expires_at=CLOCK.now() + timedelta(seconds=60))
+
+
+def over(lease: str) -> list[Event]:
+    return [LeaseRevoking(lease_id=lease, reason="over"), LeaseRevoked(lease_id=lease, confirmed_by="vault")]
 
 
 async def leases(ledger: Ledger, count: int) -> list[str]:
@@ -150,6 +157,55 @@ def test_a_list_leads_from_page_to_page_to_every_row(
     assert [len(each) for each in seen] == [min(ROWS, count - first) for first in range(0, count, ROWS)]
     assert sorted(row for page in seen for row in page) == sorted(ids)
     assert f'href="/ui/{kind.__name__}">Newest</a>' in newest
+
+
+def downloaded(base: str, **query: str) -> list[dict[str, str]]:
+    """The rows of the table of leases, which said that it is whole."""
+    answer = httpx.get(f"{base}/ui/leases.csv", params=query, trust_env=False, timeout=60)
+    *rows, end = csv.reader(io.StringIO(answer.text))
+    assert end[:2] == ["#end", f"leases={len(rows) - 1}"]
+    return [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+
+
+@pytest.mark.parametrize("count", [ROWS_AT_ONCE, ROWS_AT_ONCE + 1])
+def test_a_download_is_of_every_lease_however_many_are_read_at_once(setup: Setup, count: int) -> None:
+    ids = asyncio.run(with_ledger(setup, lambda ledger: leases(ledger, count)))
+    with pages_on(setup.ledger_url) as base:
+        for query in ({}, {"workflow": "many"}, {"state": "open"}, {"step": "one", "until": "2100-01-01"}):
+            assert sorted(row["lease"] for row in downloaded(base, **query)) == sorted(ids), query
+
+
+async def of_each_kind(ledger: Ledger) -> list[str]:
+    """A lease that was never issued, one that is held, and one that was."""
+    run, fence = await begun(ledger)
+    ids = [new_lease_id() for _ in range(3)]
+    await ledger.append(run, fence, [*map(requested, ids), *map(issued, ids[1:])])
+    await asyncio.sleep(0.3)
+    await ledger.append(run, fence, over(ids[2]))
+    await asyncio.sleep(0.3)
+    return ids
+
+
+def test_a_download_says_for_how_long_each_lease_was_held(setup: Setup) -> None:
+    ids = asyncio.run(with_ledger(setup, of_each_kind))
+    with pages_on(setup.ledger_url) as base:
+        rows = {row["lease"]: row for row in downloaded(base)}
+    never, still, was = (rows[each] for each in ids)
+    assert (never["issued"], never["held_seconds"], never["closed"]) == ("", "", "")
+    assert float(still["held_seconds"]) >= 0.6
+    assert still["closed"] == ""
+    issued_at, closed_at = (datetime.fromisoformat(was[each]) for each in ("issued", "closed"))
+    assert 0.3 <= float(was["held_seconds"]) == pytest.approx((closed_at - issued_at).total_seconds(), abs=0.002)
+    assert float(was["held_seconds"]) < float(still["held_seconds"])
+
+
+def test_a_view_is_still_that_view_on_its_second_page(setup: Setup) -> None:
+    ids = asyncio.run(with_ledger(setup, lambda ledger: leases(ledger, 2)))
+    with pages_on(setup.ledger_url) as base:
+        page = httpx.get(f"{base}/ui/leases?state=open&before={ids[1]}", trust_env=False).text
+        other = httpx.get(f"{base}/ui/leases?state=open&agent=a&before={ids[1]}", trust_env=False).text
+    assert re.findall(r'aria-current="true">([^<]*)</a></li>', page) == ["Not confirmed gone"]
+    assert re.findall(r'aria-current="true">([^<]*)</a></li>', other) == []
 
 
 async def being_taken_back(ledger: Ledger, tries: dict[str, int]) -> dict[str, str]:
@@ -261,11 +317,7 @@ async def held(ledger: Ledger, workflow: str) -> None:
     lease = new_lease_id()
     await ledger.append(run, fence, [requested(lease), issued(lease)])
     await asyncio.sleep(0.2 if workflow == "short" else 1.0)
-    over: list[Event] = [
-        LeaseRevoking(lease_id=lease, reason="over"),
-        LeaseRevoked(lease_id=lease, confirmed_by="vault"),
-    ]
-    await ledger.append(run, fence, over)
+    await ledger.append(run, fence, over(lease))
 
 
 def test_exposure_draws_each_share_of_the_most(setup: Setup) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta, timezone
 from itertools import pairwise
 from typing import Any
@@ -15,8 +16,9 @@ from orchestrator.errors import UsageError
 from orchestrator.jsontypes import JsonObject
 from orchestrator.ledger.findings import Exposure
 from orchestrator.ledger.lease import LeaseState
+from orchestrator.ledger.log.reader import StoredCheckpoint
 from orchestrator.ledger.states import RunState
-from orchestrator.ledger.types import EventRecord
+from orchestrator.ledger.types import EventRecord, LeaseRecord
 from orchestrator.server.pages.answers import Asked, Page, address
 from orchestrator.server.pages.days import By, Day, Days
 from orchestrator.server.pages.drawing.svg import bar_svg, columns_svg, timeline_svg
@@ -24,11 +26,42 @@ from orchestrator.server.pages.drawing.timeline import Bar, Dot, Row, Timeline
 from orchestrator.server.pages.drawing.timescale import MOST_CUTS, WIDTH, timescale
 from orchestrator.server.pages.live import message
 from orchestrator.server.pages.rendering import link_markup, prepare, rendered, state_markup
-from orchestrator.server.pages.views.evidence import dropped_in
+from orchestrator.server.pages.views.evidence import Signed, dropped_in
 from orchestrator.server.pages.views.exposure import lines_of
+from orchestrator.server.pages.views.receipts import MOST_EVENTS, has_receipt
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
 MOMENTS = st.lists(st.integers(0, 10**13).map(lambda each: each / 1e6), min_size=1, max_size=40)
+
+
+LEASE = LeaseRecord(
+    lease_id="lease_1",
+    run_id="run_1",
+    workflow="w",
+    agent="a",
+    step="s",
+    attempt=1,
+    step_key="k",
+    grant="db",
+    grant_kind="database",
+    resource="database/creds/x",
+    scope={},
+    state=LeaseState.REVOKED,
+    ttl=60,
+    requested_at=NOW,
+    issued_at=NOW,
+    expires_at=NOW,
+    closed_at=NOW,
+    vault_lease_id="",
+    accessor="",
+    subject="",
+    reason="",
+)
+SIGNED = StoredCheckpoint(size=3, note="", at=NOW)
+
+
+def signed_up_to(seq: int) -> Signed:
+    return Signed(SIGNED, 1, seq)
 
 
 def asked(path: str = "/ui/runs", **query: str) -> Asked:
@@ -194,3 +227,27 @@ def test_a_day_that_is_over_is_added_up_once_and_one_with_something_open_each_ti
     for _ in range(2):
         days.of(still, date(2026, 2, 28), NOW)  # type: ignore[arg-type]
     assert len(still.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("closed", "last", "found", "has"),
+    [
+        (True, 7, signed_up_to(7), True),
+        (True, 7, signed_up_to(9), True),
+        (True, 7, signed_up_to(MOST_EVENTS), True),
+        (True, 7, signed_up_to(MOST_EVENTS + 1), False),
+        (True, 7, signed_up_to(6), False),
+        (True, 7, replace(signed_up_to(7), fits=False), False),
+        (True, 7, Signed(SIGNED), False),
+        (True, 7, None, False),
+        (True, 0, signed_up_to(7), False),
+        (False, 7, signed_up_to(7), False),
+    ],
+)
+def test_there_is_a_receipt_of_what_is_over_and_signed_to_its_end(
+    closed: bool, last: int, found: Signed | None, has: bool
+) -> None:
+    """A lease that ended after its run's entry is over, and what says so is not signed yet."""
+    lease = replace(LEASE, closed_at=NOW if closed else None)
+    life = [EventRecord("run_1", seq, NOW, "lease.requested", {}, "") for seq in range(3, last + 1)]
+    assert has_receipt(lease, life, found) is has
