@@ -216,6 +216,25 @@ def test_a_page_says_where_the_entry_of_the_log_is_another_event(bench: Bench, s
         assert "is NOT the one that was entered" in pages.get(f"/ui/runs/{run}")
 
 
+def test_a_history_that_was_changed_is_said_to_be_broken_and_from_where(bench: Bench, setup: Setup) -> None:
+    run = carried_out(bench, setup)
+    task = asyncio.run(hostile_rows(setup.ledger_url))["hostile_task"]
+    places = {f"/ui/runs/{run}": (run, 3), f"/ui/tasks/{task}": (task, 2)}
+    guard = "update" if setup.ledger_url.startswith("sqlite") else "change ON event"
+    with asked(setup) as pages:
+        for path in places:
+            assert "hash chain whole" in pages.get(path)
+        with open_ledger(setup.ledger_url, clock=SystemClock()) as ledger, ledger._engine.begin() as connection:
+            connection.exec_driver_sql(f"DROP TRIGGER event_refuses_{guard}")
+            for history, seq in places.values():
+                changed = f"time = '2020-01-01T00:00:00.000000Z' WHERE run_id = '{history}' AND seq = {seq}"
+                assert connection.exec_driver_sql(f"UPDATE event SET {changed}").rowcount == 1
+        for path, (_, seq) in places.items():
+            text = pages.get(path)
+            assert f"BROKEN from event {seq} on" in text
+            assert "hash chain whole" not in text
+
+
 async def long_run(ledger_url: str, steps: int) -> tuple[str, str]:
     """A run of so many steps, each decided, with a lease and an output; and the id of one of its leases."""
     ledger, clock = open_ledger(ledger_url, clock=SystemClock()), SystemClock()

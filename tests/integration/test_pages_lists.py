@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
+import json
 import re
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
@@ -13,8 +14,9 @@ from urllib.parse import urljoin
 
 import httpx
 import pytest
-from bench import Setup
-from page_server import pages_on
+from bench import Bench, Setup
+from page_server import pages_on, sources_on
+from shown_ledger import ASKED, POLICY, REFUSED
 
 from orchestrator.clock import SystemClock
 from orchestrator.ledger.coordination.approvals import ApprovalRecord
@@ -34,9 +36,12 @@ from orchestrator.ledger.states import RunState
 from orchestrator.ledger.task_events import TaskCalled, TaskOpened
 from orchestrator.ledger.types import CallLimits
 from orchestrator.ledger.writing.store import Ledger
+from orchestrator.policy.engines.rego.engine import PolicySource, RegoEngine
 from orchestrator.server.pages.views.home import SHOWN, TRIES
 from orchestrator.server.pages.views.leases import ROWS_AT_ONCE
 from orchestrator.server.pages.views.listing import ROWS
+from orchestrator.server.pages.views.runs import changing_part
+from orchestrator.server.pages.views.services import SILENT
 from orchestrator.server.pages.views.tasks import MOST_CALLS
 
 DIGEST = "sha256:" + "0" * 64
@@ -310,6 +315,61 @@ def test_a_task_of_many_calls_says_what_it_leaves_out(setup: Setup, count: int) 
     assert ("2 calls came before." in page) is (count > MOST_CALLS)
     assert ("3 events came before." in page) is (count > MOST_CALLS)
     assert page.count("came before") == (2 if count > MOST_CALLS else 0)
+
+
+async def processes(ledger: Ledger) -> list[str]:
+    """One that lives and drives twelve runs, one that is silent, one that is gone, and one that says nothing."""
+    now = CLOCK.now()
+    said = json.dumps({"role": "worker", "host": "build-7", "pid": 4711, "max_runs": 20})
+    for name, at in (("lives", now), ("silent", now - SILENT - timedelta(seconds=1)), ("gone", now)):
+        ledger.runners.register(name, said, at)
+    ledger.runners.register("wordless", "[]", now)
+    ledger.runners.retire("gone", clean=False)
+    ids = []
+    for _ in range(12):
+        run = new_run_id()
+        assert ledger.runners.own(run, "lives", digest=DIGEST, text=None)
+        started = RunStarted(workflow="many", digest=DIGEST, agent="a", trigger="manual", inputs={}, steps=("one",))
+        await ledger.begin_run(run, started)
+        ids.append(run)
+    return ids
+
+
+def test_processes_are_shown_with_whether_they_live_and_what_they_drive(setup: Setup) -> None:
+    ids = asyncio.run(with_ledger(setup, processes))
+    with pages_on(setup.ledger_url) as base:
+        page = httpx.get(f"{base}/ui/workers", trust_env=False).text
+    rows = {}
+    for row in re.findall(r"<tr>(<td>.*?)</tr>", page, re.DOTALL):
+        state, name, role, host, pid, _, runs_of = re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL)
+        rows[name] = re.sub("<[^>]*>", "", state).split()[-1], role, host, pid, runs_of
+    whole = ("worker", "build-7", "4711")
+    assert {name: row[0] for name, row in rows.items()} == {
+        "lives": "alive",
+        "silent": "silent",
+        "gone": "gone",
+        "wordless": "alive",
+    }
+    assert all(rows[name][1:4] == whole for name in ("lives", "silent", "gone"))
+    assert rows["wordless"][1:4] == ("", "", "")
+    assert re.findall(r'href="/ui/runs/([^"]+)"', rows["lives"][4]) == sorted(ids)[:10]
+    assert "and 2 more" in rows["lives"][4]
+
+
+def test_a_run_is_followed_until_it_is_over_also_while_it_waits(bench: Bench) -> None:
+    policy = RegoEngine.from_sources([PolicySource("test.rego", POLICY)])
+    ledger_url = bench.config().ledger_url
+    going, _ = asyncio.run(with_ledger(Setup(ledger_url), begun))
+    waits = bench.run(ASKED, policy=policy, parks=True)
+    refused = bench.run(REFUSED, policy=policy)
+    assert (waits.state, refused.state) == (RunState.WAITING, RunState.REFUSED)
+    with sources_on(ledger_url) as sources, pages_on(ledger_url) as base:
+        for run, goes_on in ((going, True), (waits.run_id, True), (refused.run_id, False)):
+            part = changing_part(sources, run)
+            assert part is not None
+            assert part.over is not goes_on
+            page = httpx.get(f"{base}/ui/runs/{run}", trust_env=False).text
+            assert (f'hx-sse:connect="/ui/live/runs/{run}"' in page) is goes_on
 
 
 async def held(ledger: Ledger, workflow: str) -> None:

@@ -154,7 +154,12 @@ def changing_part(sources: Sources, run_id: str) -> Part | None:
         return None
     story = Story.read(sources, run)
     html = rendered(Page("run_part.html", _changing(sources, story, Shown())))
-    return Part(html, over=run.state is not RunState.RUNNING and run.state is not RunState.WAITING)
+    return Part(html, over=not _goes_on(run))
+
+
+def _goes_on(run: RunRecord) -> bool:
+    """Whether its page can change: of a run that waits, too."""
+    return run.state in (RunState.RUNNING, RunState.WAITING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +192,7 @@ def _changing(sources: Sources, story: Story, which: Shown) -> Mapping[str, obje
         "dropped": dropped_of(sources, run.run_id, run.dropped),
         "signed": signed(sources, run.run_id) if run.finished_at else None,
         "outputs": _outputs(story.steps),
-        "live": run.state in (RunState.RUNNING, RunState.WAITING),
+        "live": _goes_on(run),
         "steps": story.steps,
         "first_step": which.step,
         "steps_of_a_page": MOST_STEPS,
