@@ -235,6 +235,34 @@ def test_a_history_that_was_changed_is_said_to_be_broken_and_from_where(bench: B
             assert "hash chain whole" not in text
 
 
+def test_a_task_says_by_whom_it_was_closed_and_a_step_what_it_held(setup: Setup) -> None:
+    """A step of a run that nothing was issued to held nothing: that is not the same as for no time."""
+    hostile = asyncio.run(hostile_rows(setup.ledger_url))
+    run, _ = asyncio.run(long_run(setup.ledger_url, 1))
+    bare = asyncio.run(bare_run(setup.ledger_url))
+    with asked(setup) as pages:
+        assert re.search(rf"closed [\d: -]+ by {re.escape(HOSTILE)}", pages.get(f"/ui/tasks/{hostile['hostile_task']}"))
+        assert re.search(r"step_0000 exec 1 decision \S+ \S+ \d+%", pages.get(f"/ui/runs/{run}"))
+        assert re.search(r"\bone exec 1 \S+ – – ", pages.get(f"/ui/runs/{bare}"))
+
+
+async def bare_run(ledger_url: str) -> str:
+    """A run of one step that was given nothing."""
+    ledger, run = open_ledger(ledger_url, clock=SystemClock()), new_run_id()
+    started = RunStarted(workflow="bare", digest="0" * 64, agent="a", trigger="manual", inputs={}, steps=("one",))
+    try:
+        fence = await ledger.begin_run(run, started)
+        begun = AttemptStarted(step="one", attempt=1, step_key="one-k", action="exec", timeout=60)
+        await ledger.append(run, fence, [begun])
+        await asyncio.sleep(0.02)
+        ended = AttemptFinished(step="one", attempt=1, state=StepState.SUCCEEDED)
+        await ledger.append(run, fence, [ended, StepFinished(step="one", state=StepState.SUCCEEDED)])
+        await ledger.append(run, fence, [RunFinished(state=RunState.SUCCEEDED, exit_code=0)])
+    finally:
+        await ledger.aclose()
+    return run
+
+
 async def long_run(ledger_url: str, steps: int) -> tuple[str, str]:
     """A run of so many steps, each decided, with a lease and an output; and the id of one of its leases."""
     ledger, clock = open_ledger(ledger_url, clock=SystemClock()), SystemClock()

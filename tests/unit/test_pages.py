@@ -115,6 +115,7 @@ def test_a_query_is_kept_and_changed() -> None:
         lambda: asked(workflow="a\0b").text("workflow"),
         lambda: asked(days="-1").number("days", 1, least=1, most=9),
         lambda: asked(days="99").number("days", 1, least=1, most=9),
+        lambda: asked(days="9" * 500).number("days", 1, least=1, most=9),
         lambda: asked(days="٣").number("days", 1, least=1, most=9),
     ],
 )

@@ -79,7 +79,7 @@ class Asked:
         value = self.text(name)
         if value is None:
             return default
-        if not value.isascii() or not value.isdigit() or len(value) > 12 or not least <= int(value) <= most:
+        if not value.isascii() or not value.isdigit() or not least <= int(value) <= most:
             raise UsageError(f"`{name}` cannot be {value!r}", hint=f"a whole number from {least} to {most}")
         return int(value)
 
